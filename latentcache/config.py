@@ -1,0 +1,324 @@
+"""The configuration file: pydantic models, loading, overrides, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from latentcache.errors import ConfigError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+Positive = Annotated[int, Field(gt=0)]
+#: Roles that a column of a corpus table can have.
+COLUMN_ROLES = ("video", "image", "caption", "key", "frames", "fps", "height", "width")
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusConfig(Section):
+    """Where the sources are."""
+
+    source: str = Field(
+        description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
+        "package://NAME/FOLDER reads a folder of an installed package."
+    )
+    columns: dict[str, str] = Field(
+        default_factory=lambda: {"video": "video", "caption": "caption"},
+        description="For tables: which column holds what, role -> column. Roles: "
+        + ", ".join(COLUMN_ROLES)
+        + ". Paths are relative to the table. frames, fps, height and width are trusted, not probed.",
+    )
+    keep: list[str] = Field(
+        default_factory=list,
+        description="Columns of the table that are carried into the sample table and the batches.",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="fsspec options of the corpus; never stored."
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str]) -> dict[str, str]:
+        for role in columns:
+            if role not in COLUMN_ROLES:
+                raise ValueError(
+                    f"unknown role {role!r}.{did_you_mean(role, COLUMN_ROLES)} "
+                    f"Roles: {', '.join(COLUMN_ROLES)}"
+                )
+        if not {"video", "image"} & columns.keys():
+            raise ValueError("needs a role `video` or `image`: the column of the paths")
+        return columns
+
+
+class BucketsConfig(Section):
+    """Sizes by aspect ratio at about one area."""
+
+    area: Positive = Field(description="Pixels of a frame, about; such as 345600 for 480x720.")
+    multiple: Positive = Field(description="Heights and widths are multiples of this.")
+    aspect_ratios: list[float | str] = Field(
+        min_length=1, description="Width over height: numbers, or text such as '16:9'."
+    )
+
+    @field_validator("aspect_ratios")
+    @classmethod
+    def _parse_ratios(cls, ratios: list[float | str]) -> list[float | str]:
+        for ratio in ratios:
+            aspect_ratio(ratio)
+        return ratios
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) of every aspect ratio, in the order of the configuration."""
+        sizes = []
+        for ratio in map(aspect_ratio, self.aspect_ratios):
+            exact = ((self.area / ratio) ** 0.5, (self.area * ratio) ** 0.5)
+            height, width = (max(1, round(x / self.multiple)) * self.multiple for x in exact)
+            sizes.append((height, width))
+        return list(dict.fromkeys(sizes))
+
+
+def aspect_ratio(ratio: float | str) -> float:
+    """Return width over height of `1.78` or `16:9`; raises ValueError."""
+    parts = str(ratio).split(":")
+    try:
+        width, height = (float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0)
+    except ValueError:
+        width = height = 0.0
+    if len(parts) > 2 or width <= 0 or height <= 0:
+        raise ValueError(f"{ratio!r} is not an aspect ratio; write 1.78 or '16:9'")
+    return width / height
+
+
+class ClipsConfig(Section):
+    """Which frames of a source become clips, and at what size."""
+
+    frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
+        description="Frames a clip; or a list: the longest one that fits the source is used."
+    )
+    fps: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Frames are sampled at this rate, each the nearest in presentation time; "
+        "omitted: every frame, at the source's own rate.",
+    )
+    select: str = Field(
+        default="first", description="first | all | uniform:K | random:K (K clips a source)."
+    )
+    stride: Positive | None = Field(
+        default=None,
+        description="For select: all. Sampled frames from one clip's start to the next's; "
+        "omitted: clips follow each other without overlap.",
+    )
+    size: tuple[Positive, Positive] | None = Field(
+        default=None, description="[height, width] of every clip. Give this or `buckets`."
+    )
+    buckets: BucketsConfig | None = Field(
+        default=None, description="Sizes by aspect ratio; a source goes to the nearest one."
+    )
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic",
+        description="Resize filter, always antialiased; the shorter side is fitted, then cropped.",
+    )
+    too_short: Literal["record", "shorten"] = Field(
+        default="record",
+        description="A source with fewer frames than a clip: record it as failed, or shorten its "
+        "clip to the longest number of frames that the encoder takes.",
+    )
+    seed: int = Field(default=0, description="For select: random:K.")
+
+    @field_validator("select")
+    @classmethod
+    def _parse_select(cls, select: str) -> str:
+        if not re.fullmatch(r"first|all|(uniform|random):[1-9]\d*", select):
+            raise ValueError(f"{select!r} is not one of: first, all, uniform:K, random:K (K >= 1)")
+        return select
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.size is None) == (self.buckets is None):
+            raise ValueError(
+                "give exactly one of `size: [height, width]` and `buckets: {area, multiple, "
+                "aspect_ratios}`: the size of the pixels changes every latent, so it has no default"
+            )
+        if self.stride is not None and self.select != "all":
+            raise ValueError("`stride` is for `select: all`; remove it or change `select`")
+        return self
+
+    @property
+    def frame_counts(self) -> list[int]:
+        """The numbers of frames that were asked for, longest first."""
+        frames = [self.frames] if isinstance(self.frames, int) else self.frames
+        return sorted(set(frames), reverse=True)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) that clips can have."""
+        return [self.size] if self.size else self.buckets.sizes() if self.buckets else []
+
+
+class CompressionConfig(Section):
+    """How shard objects are compressed; the latents' values do not depend on it."""
+
+    codec: Literal["zstd", "none"] = Field(
+        default="zstd", description="zstd (after a byte shuffle), or none."
+    )
+    level: Annotated[int, Field(ge=1, le=9)] = Field(default=5, description="1 fast .. 9 small.")
+
+
+class CacheConfig(Section):
+    """Where the cache goes and how it is stored."""
+
+    url: str = Field(min_length=1, description="Folder of the cache; any fsspec URL.")
+    format: Literal["zarr", "parquet"] = Field(default="zarr", description="Shard format.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        default="bfloat16", description="Of the stored latents."
+    )
+    shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
+        default=64, description="Clips a shard: the unit of retry, and one storage object."
+    )
+    compression: CompressionConfig = Field(default_factory=CompressionConfig)
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="fsspec options of the cache; never stored."
+    )
+
+
+class RunConfig(Section):
+    """How the work is run; the latents' values do not depend on it."""
+
+    runner: Literal["ray", "local"] = Field(
+        default="ray", description="ray: one actor a GPU; local: everything in this process."
+    )
+    ray_address: str | None = Field(
+        default=None, description="Address of a running Ray cluster; omitted: start one locally."
+    )
+    workers: Positive | Literal["auto"] = Field(
+        default="auto", description="Actors; auto: one a GPU, or one where there is no GPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the encoder runs; auto: the GPU that Ray assigned, or cpu."
+    )
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="A shard is tried this many times more before it is recorded as failed."
+    )
+    decode_timeout_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="A clip that takes longer to decode is recorded as failed."
+    )
+    decode_processes: Positive | Literal["auto"] = Field(
+        default="auto", description="Decoding processes a worker; auto: its share of the CPUs."
+    )
+    decode_ahead_bytes: Positive = Field(
+        default=1 << 30, description="Decoded pixels that a worker holds at most (at least two clips)."
+    )
+    snapshot_interval_s: Annotated[float, Field(gt=0)] = Field(
+        default=60.0, description="The snapshot is published this often while the run goes on."
+    )
+
+
+class Config(Section):
+    """One configuration file."""
+
+    corpus: CorpusConfig
+    clips: ClipsConfig
+    encoder: dict[str, Any] = Field(
+        description="`kind` names the encoder; the rest is the encoder's own configuration."
+    )
+    cache: CacheConfig
+    run: RunConfig = Field(default_factory=RunConfig)
+
+    @field_validator("encoder")
+    @classmethod
+    def _has_kind(cls, encoder: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(encoder.get("kind"), str):
+            raise ValueError("needs a `kind`, such as `kind: diffusers_video`")
+        return encoder
+
+    def without_secrets(self) -> dict[str, Any]:
+        """Return the JSON values that may be stored: everything but storage options."""
+        data = self.model_dump(mode="json")
+        del data["corpus"]["storage_options"], data["cache"]["storage_options"]
+        return data
+
+
+def validate(model: type[Model], data: Any, where: str) -> Model:
+    """Validate `data`; raises ConfigError with one line a problem, naming the nearest known key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = [_problem(model, problem) for problem in error.errors()]
+        raise ConfigError("\n".join([f"{where}:", *dict.fromkeys(lines)])) from None
+
+
+def _problem(model: type[BaseModel], problem: Any) -> str:
+    path = [str(p) for p in problem["loc"] if not str(p).startswith(("function-", "list[", "int"))]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        return (
+            f"  {key}: unknown key.{did_you_mean(path[-1], known)} Known here: {', '.join(known)}"
+        )
+    if problem["type"] == "missing":
+        return f"  {key}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+    return f"  {key or 'config'}: {message}{got}"
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        inner = next((t for t in options if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return `data` with `dotted.key=value` overrides; values are YAML. Raises ConfigError."""
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{override!r} is not an override; write section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{override!r}: the value is not YAML: {error}") from None
+        data = _set(data, key.split("."), value, override)
+    return data
+
+
+def _set(data: dict[str, Any], path: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+    head, *rest = path
+    if not rest:
+        return {**data, head: value}
+    inner = data.get(head)
+    if inner is not None and not isinstance(inner, dict):
+        raise ConfigError(f"{override!r}: {head!r} is a value, not a section")
+    return {**data, head: _set(inner or {}, rest, value, override)}
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply overrides, validate. Raises ConfigError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {path!r}: {error}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
+    return validate(Config, apply_overrides(data, overrides), path)
+
+
+def load_stored_config(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read the configuration that a cache stores, with overrides. Raises ConfigError."""
+    return validate(Config, apply_overrides(dict(data), overrides), "the cache's configuration")

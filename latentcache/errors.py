@@ -1,0 +1,78 @@
+"""What can go wrong, for whom.
+
+LatentCacheError            anything this package raises on purpose
+├── ConfigError             the config file or the command line (exit status 2)
+│   └── GeometryError       frames or sizes that the encoder cannot take
+├── CorpusError             the table of sources (exit status 2)
+├── StorageError            object storage: unknown scheme, no access, disk full
+├── CacheError              what is on storage is not a usable cache
+│   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
+│   └── CorruptionError     bytes that fail their CRC32C, or are missing where a table says ok
+├── EncoderError            an encoder cannot be built or broke its contract
+├── ShardError              a shard failed as a whole; it is retried
+└── ClipError               one clip failed; it is recorded with its reason and skipped
+
+Messages say what was wrong, what was got, the consequence and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LatentCacheError(Exception):
+    """Base of every error that latentcache raises on purpose."""
+
+
+class ConfigError(LatentCacheError, ValueError):
+    """The configuration or the command line is wrong."""
+
+
+class GeometryError(ConfigError):
+    """A number of frames or a size that the encoder cannot take."""
+
+
+class CorpusError(LatentCacheError, ValueError):
+    """The table of sources is empty, unreadable or lacks a column."""
+
+
+class StorageError(LatentCacheError, OSError):
+    """Object storage refused: unknown scheme, missing package, no access, no room."""
+
+
+class CacheError(LatentCacheError, ValueError):
+    """What is on storage is not a cache that this version can use."""
+
+
+class RecipeMismatchError(CacheError):
+    """The recipe, a source or the weights differ from what the cache was made with."""
+
+
+class CorruptionError(CacheError):
+    """Stored bytes are missing or fail their checksum."""
+
+
+class EncoderError(LatentCacheError, RuntimeError):
+    """An encoder cannot be built, or did not return what its spec says."""
+
+
+class ShardError(LatentCacheError, RuntimeError):
+    """A shard failed as a whole."""
+
+
+class ClipError(LatentCacheError, ValueError):
+    """One clip failed; `reason` is one of `records.REASONS`, the message is for people."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?`, or an empty string where nothing known is near `word`."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

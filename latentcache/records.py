@@ -1,0 +1,307 @@
+"""Frozen records that travel between the steps, validated at construction. No I/O.
+
+Axes: B batch, T pixel frames, H W pixels, C latent channels; t h w are the latent's. Ranges are half-open.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from latentcache.errors import ConfigError, GeometryError
+
+FORMAT_VERSION = 1
+
+Stored = Literal["moments", "mean", "sample", "ids"]
+Exactness = Literal["exact", "prefix_exact", "approximate"]
+ShardFormat = Literal["zarr", "parquet"]
+
+#: Why a clip failed, in the words that a summary prints.
+REASONS: Mapping[str, str] = {
+    "missing": "the file is not there",
+    "unreadable": "no decoder can open the file",
+    "no_video": "the file has no video stream or no frames",
+    "truncated": "the stream ends before the clip does",
+    "corrupt": "the decoder met damaged data",
+    "too_short": "the source has fewer frames than the shortest clip that was asked for",
+    "illegal_frames": "the encoder cannot take a single frame, and this is an image",
+    "source_changed": "the file is not the one that was planned",
+    "decode_timeout": "decoding took longer than run.decode_timeout_s",
+    "decoder_crashed": "the decoding process died",
+    "non_finite": "the encoder returned NaN or infinity",
+    "shard_failed": "the whole shard failed more often than run.max_retries allows",
+}
+
+#: Bytes of one element, by the name that cache.json and Zarr use.
+ITEM_BYTES: Mapping[str, int] = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameRule:
+    """Which numbers of pixel frames an encoder takes: T % multiple in remainders, T >= minimum."""
+
+    multiple: int = 1
+    remainders: tuple[int, ...] = (0,)
+    minimum: int = 1
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or not all(0 <= r < self.multiple for r in self.remainders):
+            raise ConfigError(f"not a frame rule: {self}")
+
+    def is_legal(self, frames: int) -> bool:
+        """Tell whether the encoder takes `frames` pixel frames."""
+        return frames >= self.minimum and frames % self.multiple in self.remainders
+
+    def longest(self, at_most: int) -> int | None:
+        """Return the largest legal number of frames <= at_most, or None."""
+        lowest = max(self.minimum, at_most - self.multiple)
+        return next((n for n in range(at_most, lowest - 1, -1) if self.is_legal(n)), None)
+
+    def shortest(self, at_least: int) -> int:
+        """Return the smallest legal number of frames >= at_least."""
+        start = max(self.minimum, at_least)
+        return next(n for n in range(start, start + self.multiple + 1) if self.is_legal(n))
+
+    def describe(self) -> str:
+        """Return the rule in words, such as `4k+1`."""
+        if self.multiple == 1:
+            return f"any number from {self.minimum}"
+        forms = [f"{self.multiple}k+{r}" if r else f"{self.multiple}k" for r in self.remainders]
+        return " or ".join(forms) + (f", at least {self.minimum}" if self.minimum > 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normaliser:
+    """How a trainer turns raw latents into what its model sees: (z - shift) * scale, by channel.
+
+    kind: `none`; `scale` (one value); `shift_scale` (one value each); `channel` (one value a channel).
+    """
+
+    kind: Literal["none", "scale", "shift_scale", "channel"] = "none"
+    shift: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if not self.shift or not self.scale or any(s == 0 for s in self.scale):
+            raise ConfigError(f"not a normaliser: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """What the latents of a cache are: written into cache.json, and all that a reader needs to know.
+
+    encoder: kind in the config; model_class: the class that ran. channels: C of one latent, without
+    the log-variance that `moments` store beside the mean. stride: pixels per latent along T, H, W.
+    dtype: of the stored array. compute_dtype: of the encoder. pixel_range: what the encoder was fed.
+    weights_sha256: over the weight files; None where the encoder has no weights.
+    """
+
+    encoder: str
+    model_class: str
+    channels: int
+    stride: tuple[int, int, int]
+    frame_rule: FrameRule
+    stored: Stored
+    dtype: str
+    compute_dtype: str = "float32"
+    normaliser: Normaliser = field(default_factory=Normaliser)
+    pixel_range: tuple[float, float] = (-1.0, 1.0)
+    exactness: Exactness = "exact"
+    weights_sha256: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            raise ConfigError(f"unknown stored dtype {self.dtype!r}; known: {', '.join(ITEM_BYTES)}")
+        if self.channels < 1 or min(self.stride) < 1:
+            raise ConfigError(f"not a latent spec: channels {self.channels}, stride {self.stride}")
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of the stored array: mean and logvar for moments, else the latent's own."""
+        return 2 * self.channels if self.stored == "moments" else self.channels
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Return the shape of one stored sample, [C, t, h, w], for a clip of T x H x W pixels.
+
+        Raises GeometryError where the encoder cannot take the clip.
+        """
+        self.check_frames(frames)
+        self.check_size(height, width)
+        st, sh, sw = self.stride
+        return (self.stored_channels, -(-frames // st), height // sh, width // sw)
+
+    def check_frames(self, frames: int) -> None:
+        """Raise GeometryError, naming the nearest legal numbers, where `frames` is not legal."""
+        if self.frame_rule.is_legal(frames):
+            return
+        below, above = self.frame_rule.longest(frames), self.frame_rule.shortest(frames)
+        near = f"{below} or {above}" if below else str(above)
+        raise GeometryError(
+            f"{self.model_class} takes {self.frame_rule.describe()} frames a clip, not {frames}: "
+            f"it would drop or regroup the rest in silence. Set clips.frames to {near}."
+        )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise GeometryError, naming the nearest legal sizes, where H or W is off the stride."""
+        _, sh, sw = self.stride
+        if height % sh == 0 and width % sw == 0 and height >= sh and width >= sw:
+            return
+        near = [max(sh, round(height / sh) * sh), max(sw, round(width / sw) * sw)]
+        raise GeometryError(
+            f"{self.model_class} reduces height by {sh} and width by {sw}; {height}x{width} is not "
+            f"a multiple, and the border would be cut in silence. Use {near[0]}x{near[1]}."
+        )
+
+    def pixel_frames(self, t: int, frames: int) -> tuple[int, int]:
+        """Return the half-open range of pixel frames that latent frame `t` of a clip covers."""
+        st = self.stride[0]
+        if not 0 <= t < -(-frames // st):
+            raise IndexError(f"a clip of {frames} frames has {-(-frames // st)} latent frames, no {t}")
+        alone = (frames - 1) % st + 1  # 1 where the first frame stands alone, st where groups are even
+        return (0, alone) if t == 0 else (alone + st * (t - 1), alone + st * t)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatentSpec:
+        """Read what `to_json` wrote."""
+        rule, normaliser = dict(data["frame_rule"]), dict(data["normaliser"])
+        return cls(
+            **{
+                **data,
+                "stride": tuple(data["stride"]),
+                "pixel_range": tuple(data["pixel_range"]),
+                "frame_rule": FrameRule(**{**rule, "remainders": tuple(rule["remainders"])}),
+                "normaliser": Normaliser(
+                    kind=normaliser["kind"],
+                    shift=tuple(normaliser["shift"]),
+                    scale=tuple(normaliser["scale"]),
+                ),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Bucket:
+    """Pixel shape T x H x W; every clip of a bucket gives a latent of one shape."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """`TxHxW`, the folder name in a cache."""
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, name: str) -> Bucket:
+        """Read a name such as `81x480x832`; raises ConfigError."""
+        parts = name.split("x")
+        if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+            raise ConfigError(f"{name!r} is not a bucket; buckets are named FRAMESxHEIGHTxWIDTH")
+        return cls(frames=int(parts[0]), height=int(parts[1]), width=int(parts[2]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One sample to make: `frames` sampled frames of a source from sampled frame `start` on.
+
+    source: the name of the source in the corpus; url: where it is; identity: its content's digest.
+    fps: sampling rate; None samples every frame. height, width: of the bucket it is cropped to.
+    """
+
+    key: str
+    source: str
+    url: str
+    kind: Literal["video", "image"]
+    identity: str
+    start: int
+    frames: int
+    fps: float | None
+    height: int
+    width: int
+    caption: str | None = None
+    keep: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The unit of work, of retry and of commit: the clips of rows 0..n of one storage object."""
+
+    bucket: Bucket
+    index: int
+    clips: Sequence[Clip]
+
+    @property
+    def name(self) -> str:
+        """`bucket/index`, for messages."""
+        return f"{self.bucket.name}/{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkRef:
+    """Where one clip's bytes are in its shard object, and their CRC32C (Castagnoli)."""
+
+    offset: int
+    length: int
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipResult:
+    """What became of a clip. `reason` is None where it is ok."""
+
+    reason: str | None = None
+    message: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    source_height: int | None = None
+    source_width: int | None = None
+    decoder: str | None = None
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.reason is not None and self.reason not in REASONS:
+            raise ConfigError(f"unknown reason {self.reason!r}")
+
+    @property
+    def ok(self) -> bool:
+        """Whether the clip's latent is stored."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What a finished shard tells its driver; becomes a row of the snapshot.
+
+    Times are seconds: decode_s summed over decoding processes, encode_s and wait_s of the encoder's
+    thread (busy, and waiting for pixels), write_s of compression and upload.
+    """
+
+    bucket: str
+    shard: int
+    num_clips: int
+    num_ok: int
+    num_frames: int
+    stored_bytes: int
+    raw_bytes: int
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    failures: Sequence[tuple[str, str, str]] = ()
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    wait_s: float = 0.0
+    write_s: float = 0.0
