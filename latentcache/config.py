@@ -31,11 +31,12 @@ class CorpusConfig(Section):
         description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
         "package://NAME/FOLDER reads a folder of an installed package."
     )
-    columns: dict[str, str] = Field(
-        default_factory=lambda: {"video": "video", "caption": "caption"},
+    columns: dict[str, str] | None = Field(
+        default=None,
         description="For tables: which column holds what, role -> column. Roles: "
         + ", ".join(COLUMN_ROLES)
-        + ". Paths are relative to the table. frames, fps, height and width are trusted, not probed.",
+        + ". Paths are relative to the table. frames, fps, height and width are trusted, not probed. "
+        "Omitted: `video` is the path and `caption`, if there is one, the caption.",
     )
     keep: list[str] = Field(
         default_factory=list,
@@ -47,14 +48,14 @@ class CorpusConfig(Section):
 
     @field_validator("columns")
     @classmethod
-    def _known_roles(cls, columns: dict[str, str]) -> dict[str, str]:
-        for role in columns:
+    def _known_roles(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        for role in columns or ():
             if role not in COLUMN_ROLES:
                 raise ValueError(
                     f"unknown role {role!r}.{did_you_mean(role, COLUMN_ROLES)} "
                     f"Roles: {', '.join(COLUMN_ROLES)}"
                 )
-        if not {"video", "image"} & columns.keys():
+        if columns is not None and not {"video", "image"} & columns.keys():
             raise ValueError("needs a role `video` or `image`: the column of the paths")
         return columns
 

@@ -15,6 +15,31 @@ INDEX = "index.parquet"
 #: Sources that could not be planned are rows of tables in this folder, beside the buckets' folders.
 REJECTED = "rejected"
 
+#: One row a source. name: unique, the path as the corpus gives it (or its `key` column). frames, fps,
+#: height and width are null where they must be probed. Columns of `corpus.keep` follow.
+SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("frames", pa.int64()),
+        pa.field("fps", pa.float64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+#: What probing adds to a source. duration_s runs from the first frame's presentation time to the end of
+#: the last one's; reason and message are set where the source cannot be used.
+PROBE_SCHEMA = pa.schema(
+    [
+        pa.field("duration_s", pa.float64()),
+        pa.field("identity", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
 #: One row a clip, in row order: `shard` and `row` say where its latent goes.
 PLAN_SCHEMA = pa.schema(
     [
