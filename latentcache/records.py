@@ -253,8 +253,9 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRef:
-    """Where one clip's bytes are in its shard object, and their CRC32C (Castagnoli)."""
+    """Where the bytes of row `row` are in its shard object, and their CRC32C (Castagnoli)."""
 
+    row: int
     offset: int
     length: int
     crc32c: int

@@ -1,0 +1,208 @@
+"""What the jobs share: exit statuses, one message an error, the progress bar, the summary."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from latentcache.driver import Run, Summary
+from latentcache.errors import (
+    CacheError,
+    ConfigError,
+    CorpusError,
+    CorruptionError,
+    EncoderError,
+    LatentCacheError,
+    StorageError,
+)
+from latentcache.prepare import Prepared
+from latentcache.records import REASONS, ShardReport
+from latentcache.runners.work import GaveUp, Progress, Retried, Task
+from latentcache.storage import redact
+
+OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+#: Seconds between lines of progress where the output is not a terminal.
+LINE_INTERVAL_S = 10.0
+NAMED_FAILURES = 10
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that knows the exit statuses."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and how it is used."""
+        print(f"{self.prog}: {message}\n{self.format_usage().strip()}", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
+
+
+def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
+    """Run a job; what it raises becomes one message and an exit status."""
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return job(args)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return OTHER
+    except CorruptionError as error:
+        return _fail(error, OTHER)
+    except (ConfigError, CorpusError, CacheError, StorageError) as error:
+        return _fail(error, WRONG_INPUT)
+    except LatentCacheError as error:
+        return _fail(error, OTHER)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """Make SIGTERM, as preemption sends it, the same as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def _fail(error: LatentCacheError, status: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return status
+
+
+def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse `--storage-option key=value` pairs; values are YAML. Raises ConfigError."""
+    from latentcache.config import apply_overrides
+
+    return apply_overrides({}, pairs)
+
+
+def encode(prepared: Prepared, tasks: Sequence[Task], *, skipped: int) -> int:
+    """Run the tasks with a progress bar, print the summary, and return the exit status.
+
+    skipped: clips of shards that were committed before.
+    """
+    run = Run(prepared, tasks)
+    url = redact(prepared.storage.url)
+    if not tasks:
+        print(f"\nNothing to encode: all {skipped} clips are committed.")
+    total = sum(_num_clips(prepared, task) for task in tasks)
+    try:
+        with closing(run.events()) as events, _Bar(total) as bar:
+            for event in events:
+                bar.show(event)
+    except (KeyboardInterrupt, EncoderError, StorageError, ConfigError) as error:
+        stopped = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Stopped"
+        print(
+            f"\n{stopped}. {run.summary.shards} of {len(tasks)} shards were committed and are safe; "
+            f"those in flight will be encoded again.\nGo on with:  latentcache resume {shlex.quote(url)}",
+            file=sys.stderr,
+        )
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED
+        raise
+    if tasks:
+        _print_summary(run.summary, skipped)
+    return _finish(run.summary, prepared, url)
+
+
+def _num_clips(prepared: Prepared, task: Task) -> int:
+    bucket = next(b for b in prepared.manifest.buckets if b.name == task.bucket)
+    rows = prepared.manifest.shard_clips
+    return min(rows, bucket.num_clips - task.index * rows)
+
+
+class _Bar:
+    """tqdm on a terminal, a line now and then elsewhere. Counts clips that are done, in flight or not."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._committed = 0
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, unit="clip", dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: object) -> None:
+        """Take an event in and show it."""
+        if isinstance(event, ShardReport):
+            self._committed += event.num_clips
+            for key, _, message in event.failures:
+                self._say(f"failed: {key}: {message}")
+        elif isinstance(event, Retried | GaveUp):
+            verb = "will be retried" if isinstance(event, Retried) else "given up"
+            self._say(f"shard {event.task.name} {verb} (attempt {event.task.attempts}): {event.task.error}")
+        done = event.clips_done if isinstance(event, Progress) else 0
+        self._done = min(self._total, max(self._done, done, self._committed))
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._done - self._bar.n)
+        elif time.monotonic() - self._printed > LINE_INTERVAL_S:
+            self._printed = time.monotonic()
+            rate = self._done / (self._printed - self._started)
+            eta = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
+            print(f"{self._done}/{self._total} clips, {rate:.2f} clips/s{eta}", flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _print_summary(summary: Summary, skipped: int) -> None:
+    wall_s = max(summary.wall_s, 1e-9)
+    busy_s = wall_s * max(1, summary.workers)
+    before = f" ({skipped} more were there before)" if skipped else ""
+    print(f"\nclips    {summary.clips_ok} ok, {summary.clips_failed} failed{before}")
+    print(f"shards   {summary.shards} written, {summary.shards_failed} failed, {summary.retries} retries")
+    if summary.stored_bytes:
+        ratio = summary.stored_bytes / summary.raw_bytes
+        print(
+            f"bytes    {human_bytes(summary.stored_bytes)} stored, {ratio:.2f} of "
+            f"{human_bytes(summary.raw_bytes)} raw"
+        )
+    print(
+        f"speed    {summary.clips_ok / wall_s:.2f} clips/s, {summary.frames / wall_s:.0f} pixel frames/s, "
+        f"{wall_s:.1f} s"
+    )
+    print(
+        f"time     encode {summary.encode_s:.1f} s ({summary.encode_s / busy_s:.0%} of the run), "
+        f"waiting for pixels {summary.wait_s:.1f} s, write {summary.write_s:.1f} s, "
+        f"decode {summary.decode_s:.1f} s in all processes"
+    )
+
+
+def _finish(summary: Summary, prepared: Prepared, url: str) -> int:
+    if summary.reasons or summary.shards_failed:
+        print("\nfailed:")
+        for reason, count in summary.reasons.most_common():
+            print(f"  {count:>6} x {reason}: {REASONS[reason]}")
+        for key, _, message in summary.failures[:NAMED_FAILURES]:
+            print(f"    {key}: {message}")
+        if len(summary.failures) > NAMED_FAILURES:
+            print("    ... all of them: cache.table() where status is 'failed'")
+        print(f"\nTry them again:  latentcache resume {shlex.quote(url)} --retry-failed")
+    print(f"\nNext:  latentcache stream {shlex.quote(url)}")
+    return SOME_FAILED if summary.clips_failed or summary.shards_failed else OK
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in words, such as `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,0 +1,46 @@
+"""Finish a cache: encode the shards that are missing, and with --retry-failed the clips that failed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from latentcache.index import build_index
+from latentcache.prepare import check_sources, failed_shards, missing_shards, reopen_cache
+
+from .cli import Parser, encode, run_job, storage_options
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache resume", description=__doc__)
+    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="run.* settings, or where things are"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="encode failed clips again, too")
+    parser.add_argument(
+        "--skip-changed", action="store_true", help="record clips of changed sources as failed"
+    )
+    parser.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="fsspec option"
+    )
+    return run_job(resume, parser)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Check that everything still matches, and encode what is left; returns the exit status."""
+    prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    tasks = missing_shards(prepared.storage, prepared.manifest)
+    committed = build_index(prepared.storage)
+    if args.retry_failed:
+        tasks += failed_shards(committed)
+    if not args.skip_changed:
+        check_sources(prepared, tasks)
+    shards = sum(bucket.num_shards for bucket in prepared.manifest.buckets)
+    print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")
+    return encode(prepared, tasks, skipped=sum(committed["num_clips"].to_pylist()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

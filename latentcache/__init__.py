@@ -1,0 +1,59 @@
+"""latentcache: VAE latents of video and image corpora, computed once and streamed into training.
+
+The read half is here: `open_cache` and `LatentLoader`. The jobs write: `latentcache precompute`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from latentcache.errors import (
+    CacheError,
+    ClipError,
+    ConfigError,
+    CorpusError,
+    CorruptionError,
+    EncoderError,
+    GeometryError,
+    LatentCacheError,
+    RecipeMismatchError,
+    ShardError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from latentcache.cache import Cache, open_cache
+    from latentcache.loader import LatentLoader
+
+__version__ = "0.1.0"
+__all__ = [
+    "Cache",
+    "CacheError",
+    "ClipError",
+    "ConfigError",
+    "CorpusError",
+    "CorruptionError",
+    "EncoderError",
+    "GeometryError",
+    "LatentCacheError",
+    "LatentLoader",
+    "RecipeMismatchError",
+    "ShardError",
+    "StorageError",
+    "__version__",
+    "open_cache",
+]
+
+# At first use: zarr-python imports this package for its data type, and need not wait for torch.
+_LAZY = {"Cache": "cache", "open_cache": "cache", "LatentLoader": "loader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,137 @@
+"""Commit: the shard object first, its sample table last. The table's existence is the commit."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from latentcache.interfaces import Array, ArrayLayout, Format
+from latentcache.records import ITEM_BYTES, ChunkRef, Clip, ClipResult, Shard, ShardReport
+from latentcache.storage import Storage
+from latentcache.tables import SAMPLE_SCHEMA, sample_path, to_parquet
+
+#: Failures that a report names one by one; the sample table has them all.
+NAMED_FAILURES = 20
+
+
+def commit_shard(
+    storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
+    shard: Shard,
+    rows: Sequence[Array | None],
+    results: Sequence[ClipResult],
+    kept: Sequence[pa.Field],
+) -> ShardReport:
+    """Compress and write one shard, then its sample table. Idempotent: the same rows, the same objects.
+
+    rows: one array of the layout's shape a clip, None where it failed.
+    """
+    started = time.perf_counter()
+    encoded = shard_format.encode_shard(layout, shard.index, rows)
+    storage.write(encoded.path, encoded.data)
+    _write_table(storage, shard, results, encoded.chunks, kept)
+    return _report(layout, shard, results, encoded.chunks, time.perf_counter() - started)
+
+
+def commit_failed_shard(
+    storage: Storage, layout: ArrayLayout, shard: Shard, message: str, kept: Sequence[pa.Field]
+) -> ShardReport:
+    """Record a shard that failed as a whole: every clip is failed, and there is no shard object."""
+    results = [ClipResult(reason="shard_failed", message=message)] * len(shard.clips)
+    chunks = [None] * len(shard.clips)
+    _write_table(storage, shard, results, chunks, kept)
+    return _report(layout, shard, results, chunks, 0.0)
+
+
+def _write_table(
+    storage: Storage,
+    shard: Shard,
+    results: Sequence[ClipResult],
+    chunks: Sequence[ChunkRef | None],
+    kept: Sequence[pa.Field],
+) -> None:
+    table = sample_table(shard, results, chunks, kept)
+    storage.write(sample_path(shard.bucket.name, shard.index), to_parquet(table))
+
+
+def sample_table(
+    shard: Shard,
+    results: Sequence[ClipResult],
+    chunks: Sequence[ChunkRef | None],
+    kept: Sequence[pa.Field],
+) -> pa.Table:
+    """Return the rows of a shard: SAMPLE_SCHEMA and the kept columns."""
+    rows = [
+        _row(shard, row, clip, result, chunk)
+        for row, (clip, result, chunk) in enumerate(zip(shard.clips, results, chunks, strict=True))
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*SAMPLE_SCHEMA, *kept]))
+
+
+def _row(
+    shard: Shard, row: int, clip: Clip, result: ClipResult, chunk: ChunkRef | None
+) -> dict[str, Any]:
+    return {
+        "key": clip.key,
+        "source": clip.source,
+        "bucket": shard.bucket.name,
+        "shard": shard.index,
+        "row": row,
+        "status": "ok" if result.ok else "failed",
+        "reason": result.reason,
+        "message": result.message,
+        "caption": clip.caption,
+        "start": clip.start,
+        "frames": clip.frames,
+        "fps": clip.fps,
+        "start_s": result.start_s,
+        "end_s": result.end_s,
+        "height": clip.height,
+        "width": clip.width,
+        "source_height": result.source_height,
+        "source_width": result.source_width,
+        "decoder": result.decoder,
+        "offset": chunk.offset if chunk else None,
+        "length": chunk.length if chunk else None,
+        "crc32c": chunk.crc32c if chunk else None,
+        "decode_s": result.decode_s,
+        "encode_s": result.encode_s,
+        **clip.keep,
+    }
+
+
+def _report(
+    layout: ArrayLayout,
+    shard: Shard,
+    results: Sequence[ClipResult],
+    chunks: Sequence[ChunkRef | None],
+    write_s: float,
+) -> ShardReport:
+    num_ok = sum(result.ok for result in results)
+    elements = 1
+    for size in layout.shape:
+        elements *= size
+    failed = [
+        (clip.key, result.reason, result.message or "")
+        for clip, result in zip(shard.clips, results, strict=True)
+        if result.reason is not None
+    ]
+    return ShardReport(
+        bucket=shard.bucket.name,
+        shard=shard.index,
+        num_clips=len(results),
+        num_ok=num_ok,
+        num_frames=num_ok * shard.bucket.frames,
+        stored_bytes=sum(chunk.length for chunk in chunks if chunk),
+        raw_bytes=num_ok * elements * ITEM_BYTES[layout.dtype],
+        reasons=Counter(reason for _, reason, _ in failed),
+        failures=failed[:NAMED_FAILURES],
+        decode_s=sum(result.decode_s for result in results),
+        encode_s=sum(result.encode_s for result in results),
+        write_s=write_s,
+    )

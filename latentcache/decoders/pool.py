@@ -1,0 +1,286 @@
+"""DecodePool: clips in, pixels in shared buffers out, by processes that are killed when they hang."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from latentcache.decoders.frames import Frame
+from latentcache.errors import ClipError, ShardError
+from latentcache.records import Clip
+
+#: A process may take this long to import what it needs.
+START_UP_S = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedClip:
+    """Pixels uint8 [T, H, W, 3] in a shared buffer, valid until `release`, and facts of the clip."""
+
+    pixels: Frame
+    start_s: float
+    end_s: float
+    source_height: int
+    source_width: int
+    decoder: str
+    decode_s: float
+    buffer: Buffer
+    pool: DecodePool
+
+    def release(self) -> None:
+        """Give the buffer back; `pixels` must not be used after."""
+        self.pool.give_back(self.buffer)
+
+
+class Buffer:
+    """Anonymous shared memory that grows to the largest clip; it goes with the last process."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.fd = _anonymous_file()
+        self._map: mmap.mmap | None = None
+
+    def view(self, shape: tuple[int, ...]) -> Frame:
+        """Return the buffer as uint8 pixels of `shape`, larger than before where needed."""
+        count = int(np.prod(shape))
+        if self._map is None or len(self._map) < count:
+            os.ftruncate(self.fd, count)
+            self._map = mmap.mmap(self.fd, count)
+        return np.frombuffer(self._map, dtype=np.uint8, count=count).reshape(shape)
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("latentcache-pixels")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class DecodePool:
+    """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
+
+    Requests are served in the order in which they were submitted, and a request takes its buffer before
+    the next one does: a consumer that takes results in the order of submission never waits for ever.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_processes: int,
+        num_buffers: int,
+        timeout_s: float,
+        interpolation: str = "bicubic",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._interpolation = interpolation
+        self._options = dict(storage_options or {})
+        self._buffers = [Buffer(index) for index in range(num_buffers)]
+        self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
+        for buffer in self._buffers:
+            self._free.put(buffer)
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self._take = threading.Lock()
+        self._closing = False
+        self._lanes = [
+            threading.Thread(target=self._serve, name=f"decode-{n}", daemon=True)
+            for n in range(num_processes)
+        ]
+        for lane in self._lanes:
+            lane.start()
+
+    def decode(self, clip: Clip) -> Future[DecodedClip]:
+        """Decode a clip; the future raises ClipError where the clip, its decoder or its time fails."""
+        return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
+
+    def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
+        """Find frames, duration_s, fps, height, width and identity of a source, or its identity alone."""
+        message = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
+        return self._submit(_Request(message=message, clip=None))
+
+    def _submit(self, request: _Request) -> Future[Any]:
+        self._requests.put(request)
+        return request.future
+
+    def give_back(self, buffer: Buffer) -> None:
+        """Return a buffer to the pool."""
+        self._free.put(buffer)
+
+    def close(self) -> None:
+        """Stop the processes; requests that have not been served are cancelled."""
+        self._closing = True
+        for _ in self._lanes:
+            self._free.put(None)
+            self._requests.put(None)
+        for lane in self._lanes:
+            lane.join()
+        for buffer in self._buffers:
+            os.close(buffer.fd)
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        process = _Process([buffer.fd for buffer in self._buffers], self._options)
+        try:
+            while (work := self._next()) is not None:
+                self._work(process, *work)
+        finally:
+            process.kill()
+
+    def _next(self) -> tuple[_Request, Buffer] | None:
+        """Take a buffer, then a request; the lock keeps the order of requests the order of buffers."""
+        with self._take:
+            buffer = self._free.get()
+            request = self._requests.get() if buffer else None
+            if self._closing or buffer is None or request is None:
+                if request is not None:
+                    request.future.cancel()
+                return None
+            return request, buffer
+
+    def _work(self, process: _Process, request: _Request, buffer: Buffer) -> None:
+        if not request.future.set_running_or_notify_cancel():
+            self.give_back(buffer)
+            return
+        try:
+            if request.clip is None:
+                request.future.set_result(process.ask(request.message, self._timeout_s))
+                self.give_back(buffer)
+            else:
+                request.future.set_result(self._decoded(process, request, buffer))
+        except BaseException as error:  # noqa: BLE001 whatever it is, the one who waits must see it
+            self.give_back(buffer)
+            request.future.set_exception(error)
+
+    def _decoded(self, process: _Process, request: _Request, buffer: Buffer) -> DecodedClip:
+        clip = request.clip
+        assert clip is not None
+        pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
+        answer = _ask_persistently(
+            process, {**request.message, "buffer": buffer.index}, self._timeout_s
+        )
+        return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
+
+
+def _ask_persistently(
+    process: _Process, message: Mapping[str, Any], timeout_s: float
+) -> dict[str, Any]:
+    """Ask again where the process was lost: it may have been killed for no fault of the clip.
+
+    The last attempt is without decord, which hangs and crashes on some damaged files.
+    """
+    attempts = [False, False, True]
+    while True:
+        without_decord = attempts.pop(0)
+        try:
+            return process.ask({**message, "without_decord": without_decord}, timeout_s)
+        except ClipError as error:
+            if error.reason == "decode_timeout":
+                del attempts[:-1]
+            elif error.reason != "decoder_crashed":
+                raise
+            if not attempts:
+                raise
+
+
+class _Request:
+    def __init__(self, *, message: dict[str, Any], clip: Clip | None) -> None:
+        self.message = message
+        self.clip = clip
+        self.future: Future[Any] = Future()
+
+
+def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
+    fields = ("url", "kind", "identity", "start", "frames", "fps", "height", "width")
+    message = {name: getattr(clip, name) for name in fields}
+    return {"op": "decode", "interpolation": interpolation, **message}
+
+
+class _Process:
+    """One decoding process, started on the first question and again after it was lost."""
+
+    def __init__(self, buffer_fds: Sequence[int], options: Mapping[str, Any]) -> None:
+        self._buffer_fds = buffer_fds
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
+
+    def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request and wait for its answer; raises ClipError where there is none in time."""
+        pipe = self._pipe or self._start()
+        try:
+            pipe.send_bytes(json.dumps(message).encode())
+            if not pipe.poll(timeout_s):
+                self.kill()
+                raise ClipError(
+                    "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"
+                )
+            answer: dict[str, Any] = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
+        if "reason" in answer:
+            raise ClipError(answer["reason"], answer["message"])
+        return answer
+
+    def _start(self) -> Connection:
+        ours, theirs = Pipe()
+        with theirs:
+            fds = [theirs.fileno(), *self._buffer_fds]
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "latentcache.decoders.process", *map(str, fds)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=fds,
+            )
+        self._pipe = ours
+        try:
+            ours.send_bytes(json.dumps(self._options).encode())
+            if not ours.poll(START_UP_S):
+                self.kill()
+                raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")
+            ours.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise ShardError(f"a decoding process cannot start: it {self._cause()}") from error
+        return ours
+
+    def _cause(self) -> str:
+        """Wait for the process that went away and say how it ended."""
+        code = self._process.wait(timeout=10) if self._process else 0
+        self.kill()
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        self._stderr.seek(0)
+        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        return f"ended with exit status {code}" + (f": {last[0]}" if last else "")
+
+    def kill(self) -> None:
+        """Kill the process, if there is one; the next question starts another."""
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)
+        self._pipe = self._process = None

@@ -1,0 +1,142 @@
+"""The decoding process: answers one request at a time over a pipe, pixels go through shared memory.
+
+Started by `pool` as `python -m latentcache.decoders.process PIPE_FD BUFFER_FD...`; messages are JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from latentcache.decoders import decord, pyav
+from latentcache.decoders.frames import Frame, fit_frame, select_frames
+from latentcache.decoders.source import Reader, Source, identify_url
+from latentcache.errors import ClipError, LatentCacheError
+
+PR_SET_PDEATHSIG = 1
+#: Sent once when everything is imported, so that a broken installation is not blamed on a clip.
+READY = b"ready"
+
+
+class Buffers:
+    """The shared buffers, mapped again only when the parent has resized one."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds = fds
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def view(self, index: int, shape: tuple[int, ...]) -> Frame:
+        """Return buffer `index` as uint8 pixels of `shape`."""
+        size = os.fstat(self._fds[index]).st_size
+        if index not in self._maps or len(self._maps[index]) != size:
+            self._maps[index] = mmap.mmap(self._fds[index], size)
+        count = int(np.prod(shape))
+        return np.frombuffer(self._maps[index], dtype=np.uint8, count=count).reshape(shape)
+
+
+class Worker:
+    """Answers requests; keeps the last source open, for the next clip is often of the same one."""
+
+    def __init__(self, buffers: Buffers, options: Mapping[str, Any]) -> None:
+        self._buffers = buffers
+        self._options = options
+        self._source: Source | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do one request; a ClipError becomes an answer with `reason` and `message`."""
+        try:
+            return self._probe(request) if request["op"] == "probe" else self._decode(request)
+        except ClipError as error:
+            return {"reason": error.reason, "message": str(error)}
+        except (LatentCacheError, OSError) as error:
+            return {"reason": "unreadable", "message": str(error)}
+
+    def _open(self, request: Mapping[str, Any]) -> Source:
+        if self._source is None or self._source.url != request["url"]:
+            if self._source is not None:
+                self._source.close()
+            self._source = None
+            self._source = Source(request["url"], request["kind"], self._options)
+        return self._source
+
+    def _probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["identity_only"]:
+            return {"identity": identify_url(request["url"], self._options)}
+        source = self._open(request)
+        if request["kind"] == "image":
+            height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
+            info = {"frames": 1, "duration_s": 0.0, "fps": None, "height": height, "width": width}
+        else:
+            info = vars(pyav.probe(source.path))
+        return {**info, "identity": source.identity}
+
+    def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        started = time.perf_counter()
+        source = self._open(request)
+        if source.identity != request["identity"]:
+            raise ClipError(
+                "source_changed", f"{request['url']} is not the file that was planned: its bytes differ"
+            )
+        shape = (request["frames"], request["height"], request["width"], 3)
+        out = self._buffers.view(request["buffer"], shape)
+        try:
+            answer = decode_clip(source.reader(request["without_decord"]), request, out)
+        except (ClipError, *decord.Error):
+            if source.reader().name != decord.NAME:
+                raise
+            answer = decode_clip(source.reader(without_decord=True), request, out)
+        return {**answer, "decode_s": time.perf_counter() - started}
+
+
+def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
+    """Write a clip's frames into `out` [T, H, W, 3] and return its presentation times."""
+    indices = select_frames(
+        reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
+    )
+    frames = reader.frames(indices)
+    row, shape = 0, (0, 0)
+    for index in np.unique(indices).tolist():
+        frame = next(frames, None)
+        if frame is None:
+            raise ClipError("truncated", f"the stream ends before frame {index}")
+        first, shape = row, frame.shape[:2]
+        fit_frame(frame, out[first], request["interpolation"])
+        row += int((indices == index).sum())
+        out[first + 1 : row] = out[first]
+    last = int(indices[-1])
+    ends_s = np.append(reader.times_s[1:], reader.end_s)
+    return {
+        "start_s": float(reader.times_s[indices[0]]),
+        "end_s": float(ends_s[last]),
+        "source_height": shape[0],
+        "source_width": shape[1],
+        "decoder": reader.name,
+    }
+
+
+def main() -> None:
+    """Serve requests until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when decoding stops
+    with contextlib.suppress(OSError, AttributeError):  # Linux: die with the parent, even if it is killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    pipe_fd, *buffer_fds = map(int, sys.argv[1:])
+    with contextlib.suppress(EOFError, BrokenPipeError), Connection(pipe_fd) as pipe:
+        worker = Worker(Buffers(buffer_fds), json.loads(pipe.recv_bytes()))
+        pipe.send_bytes(READY)
+        while True:
+            pipe.send_bytes(json.dumps(worker.answer(json.loads(pipe.recv_bytes()))).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Encoders: pixels to latents. One module a kind, imported when a configuration names it.
+
+A module outside this package that exposes the same names (see `interfaces.EncoderModule`) is named
+by its dotted path: `kind: my_package.my_encoder`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from latentcache.config import validate
+from latentcache.errors import ConfigError, did_you_mean
+from latentcache.interfaces import EncoderModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """Where a kind is implemented, and the package beyond latentcache's own that it runs on."""
+
+    module: str
+    package: str | None = None
+    extra: str | None = None
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "dct": _Kind(module="latentcache.encoders.dct"),
+    "diffusers_video": _Kind(
+        module="latentcache.encoders.diffusers_video", package="diffusers", extra="diffusers"
+    ),
+}
+#: The kinds that come with this package.
+KINDS = tuple(_KINDS)
+_EXPOSED = ("Config", "describe", "identity", "build")
+
+
+def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
+    """Return the module and the validated configuration of the config's `encoder` section.
+
+    Loads no model. Raises ConfigError for an unknown kind, a missing package or a wrong key.
+    """
+    name = raw.get("kind")
+    if not isinstance(name, str):
+        raise ConfigError(f"encoder.kind: required; one of: {', '.join(KINDS)}")
+    module = _builtin(name, _KINDS[name]) if name in _KINDS else _external(name)
+    return module, validate(module.Config, dict(raw), "encoder")
+
+
+def _builtin(name: str, kind: _Kind) -> EncoderModule:
+    if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+        raise ConfigError(
+            f"encoder.kind {name!r} runs on the package {kind.package!r}, which is not installed. "
+            f"Run: pip install 'latentcache[{kind.extra}]'"
+        )
+    return cast(EncoderModule, importlib.import_module(kind.module))
+
+
+def _external(name: str) -> EncoderModule:
+    if "." not in name:
+        raise ConfigError(
+            f"encoder.kind: unknown kind {name!r}.{did_you_mean(name, KINDS)} Kinds: "
+            f"{', '.join(KINDS)}; or the dotted name of a module that can be imported."
+        )
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # found, but it lacks a package of its own: that message is the better one
+        raise ConfigError(
+            f"encoder.kind: there is no module {name!r} to import. Install the package that holds "
+            f"it, or use one of: {', '.join(KINDS)}."
+        ) from None
+    absent = [exposed for exposed in _EXPOSED if not hasattr(module, exposed)]
+    if absent:
+        raise ConfigError(
+            f"encoder.kind: the module {name!r} is not an encoder: it exposes no "
+            f"{', '.join(absent)}. See latentcache.interfaces.EncoderModule."
+        )
+    return cast(EncoderModule, module)

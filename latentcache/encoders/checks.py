@@ -1,0 +1,45 @@
+"""What every encoder checks of its input and of its own output."""
+
+from __future__ import annotations
+
+import torch
+
+from latentcache.errors import EncoderError
+from latentcache.records import LatentSpec
+
+
+def check_pixels(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, int, int]:
+    """Return the latent's (t, h, w) for a batch of pixels.
+
+    Raises EncoderError where it is not uint8 [B, T, H, W, 3], and GeometryError where the encoder
+    cannot take its T, H or W.
+    """
+    shape = tuple(pixels_BTHWC.shape)
+    if pixels_BTHWC.dtype != torch.uint8 or len(shape) != 5 or shape[-1] != 3:
+        raise EncoderError(
+            f"{spec.model_class} encodes uint8 pixels [B, T, H, W, 3], "
+            f"not {pixels_BTHWC.dtype} {list(shape)}"
+        )
+    _, t, h, w = spec.latent_shape(*shape[1:4])
+    return t, h, w
+
+
+def check_latents(spec: LatentSpec, latents_BCthw: torch.Tensor) -> None:
+    """Raise EncoderError where the batch is not latents [B, C, t, h, w] of this encoder."""
+    shape = tuple(latents_BCthw.shape)
+    if len(shape) == 5 and shape[1] == spec.channels:
+        return
+    hint = " These are moments: decode their mean." if shape[1:2] == (2 * spec.channels,) else ""
+    raise EncoderError(
+        f"{spec.model_class} decodes latents [B, {spec.channels}, t, h, w], not {list(shape)}.{hint}"
+    )
+
+
+def check_encoded(spec: LatentSpec, encoded: torch.Tensor, expected: tuple[int, ...]) -> None:
+    """Raise EncoderError where an encoder did not return what its spec says."""
+    if tuple(encoded.shape) != expected:
+        raise EncoderError(
+            f"{spec.model_class} returned {list(encoded.shape)} where its spec says "
+            f"{list(expected)}: stored, they would be read as something else. The model's config "
+            "and its weights disagree, or this version of its package behaves differently."
+        )

@@ -1,0 +1,242 @@
+"""Parquet: one file a shard, one row group a clip, for plain pyarrow. Failed rows are absent.
+
+Columns: `latents`, a fixed-size list of the stored type (bfloat16 as two little-endian bytes), and
+`row`. The sample's shape and dtype are in the schema's metadata. Byte stream split, then zstd:
+0.58 to 0.61 of real bfloat16 latents, decoding at 0.5 GB/s a core; nullable lists decode at 0.37,
+a plain binary column at 1.0 with a ratio of 0.68 to 0.74 (pyarrow 26).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latentcache.formats.dtypes import numpy_dtype
+from latentcache.formats.ranges import check_rows, damaged, read_chunks
+from latentcache.interfaces import Array, ArrayLayout, EncodedShard
+from latentcache.records import ChunkRef
+from latentcache.storage import Storage
+
+#: The footer of a file of 64 clips takes 12 kB; one request reads it unless a shard is far larger.
+FOOTER_GUESS_BYTES = 1 << 16
+#: Footers kept in memory; one of 64 row groups takes about 100 kB once parsed.
+MAX_FOOTERS = 256
+MAGIC = b"PAR1"
+
+
+class ParquetFormat:
+    """Files `latents/BUCKET/SHARD.parquet`. Keeps the footers of the files that were read last."""
+
+    def __init__(self, max_footers: int = MAX_FOOTERS) -> None:
+        self._footers: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
+        self._max_footers = max_footers
+        self._lock = threading.Lock()
+
+    def prepare(self, storage: Storage, layouts: Sequence[ArrayLayout]) -> None:
+        """Do nothing: the files describe themselves."""
+
+    def encode_shard(
+        self, layout: ArrayLayout, index: int, rows: Sequence[Array | None]
+    ) -> EncodedShard:
+        """Write one row group a clip; where all failed, the file has none."""
+        check_rows(layout, index, rows, numpy_dtype(layout.dtype))
+        schema, buffer = _schema(layout), io.BytesIO()
+        with pq.ParquetWriter(buffer, schema, **_writer_options(layout)) as writer:
+            for row, array in enumerate(rows):
+                if array is not None:
+                    columns = [_to_arrow(layout, array), pa.array([row], pa.int32())]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        data = buffer.getvalue()
+        stored = [row for row, array in enumerate(rows) if array is not None]
+        chunks: list[ChunkRef | None] = [None] * len(rows)
+        footer = pq.read_metadata(pa.BufferReader(data))
+        for group, row in enumerate(stored):
+            offset, length = _extent(footer.row_group(group))
+            crc = google_crc32c.value(data[offset : offset + length])
+            chunks[row] = ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
+        return EncodedShard(_path(layout, index), data, chunks)
+
+    def read(
+        self,
+        storage: Storage,
+        layout: ArrayLayout,
+        index: int,
+        chunks: Sequence[ChunkRef],
+        out: Sequence[Array],
+    ) -> None:
+        """Read the row groups of `chunks` in one request a run, after the footer's at first."""
+        path = _path(layout, index)
+        blocks = read_chunks(storage, layout, index, path, chunks)
+        for chunk, block, array in zip(chunks, blocks, out, strict=True):
+            footer = self._footer(storage, layout, index, path, chunk)
+            try:
+                _decode(layout, footer, chunk, block, array)
+            except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+                self._forget(storage, path)
+                what = f"its row group cannot be read ({error})"
+                raise damaged(layout, index, chunk.row, path, what) from error
+
+    def _footer(
+        self, storage: Storage, layout: ArrayLayout, index: int, path: str, chunk: ChunkRef
+    ) -> pq.FileMetaData:
+        key = (storage.url, path)
+        with self._lock:
+            if key in self._footers:
+                self._footers.move_to_end(key)
+                footer = self._footers[key]
+                if _find(footer, chunk) is not None:  # else the file was written anew since
+                    return footer
+        try:
+            footer = _read_footer(storage, path)
+        except (FileNotFoundError, pa.ArrowException, OSError, ValueError) as error:
+            what = f"its footer cannot be read ({error})"
+            raise damaged(layout, index, chunk.row, path, what) from error
+        with self._lock:
+            self._footers[key] = footer
+            while len(self._footers) > self._max_footers:
+                self._footers.popitem(last=False)
+        return footer
+
+    def _forget(self, storage: Storage, path: str) -> None:
+        with self._lock:
+            self._footers.pop((storage.url, path), None)
+
+
+@functools.cache
+def build() -> ParquetFormat:
+    """Return the format, one for the process, so that its footers are shared."""
+    return ParquetFormat()
+
+
+def _path(layout: ArrayLayout, index: int) -> str:
+    return f"latents/{layout.bucket.name}/{index:06d}.parquet"
+
+
+def _value_type(layout: ArrayLayout) -> pa.DataType:
+    return pa.binary(2) if layout.dtype == "bfloat16" else pa.from_numpy_dtype(layout.dtype)
+
+
+def _schema(layout: ArrayLayout) -> pa.Schema:
+    value = pa.field("element", _value_type(layout), nullable=False)
+    latents = pa.list_(value, int(np.prod(layout.shape)))
+    return pa.schema(
+        [
+            pa.field("latents", latents, nullable=False),
+            pa.field("row", pa.int32(), nullable=False),
+        ],
+        metadata={"dtype": layout.dtype, "shape": json.dumps(layout.shape)},
+    )
+
+
+def _writer_options(layout: ArrayLayout) -> dict[str, Any]:
+    compression: dict[str, Any] = {"compression": "NONE"}
+    if layout.codec == "zstd":
+        compression = {"compression": "zstd", "compression_level": layout.level}
+    return {
+        **compression,
+        "use_dictionary": False,
+        "write_statistics": False,
+        "column_encoding": {"latents.list.element": "BYTE_STREAM_SPLIT", "row": "PLAIN"},
+        "data_page_size": 2**31 - 1,  # one page a clip
+    }
+
+
+def _to_arrow(layout: ArrayLayout, array: Array) -> pa.Array:
+    flat, type_ = np.ascontiguousarray(array).reshape(-1), _schema(layout).field("latents").type
+    buffer = pa.py_buffer(flat.view(np.uint8))
+    values = pa.Array.from_buffers(type_.value_type, flat.size, [None, buffer])
+    return pa.FixedSizeListArray.from_arrays(values, type=type_)
+
+
+def _extent(group: Any) -> tuple[int, int]:
+    """Return offset and length of a row group, whose columns follow each other."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    start = min(c.data_page_offset for c in columns)
+    return start, sum(c.total_compressed_size for c in columns)
+
+
+def _find(footer: pq.FileMetaData, chunk: ChunkRef) -> int | None:
+    """Return the number of the row group that lies where `chunk` says, or None."""
+    low, high = 0, footer.num_row_groups
+    while low < high:
+        middle = (low + high) // 2
+        offset, length = _extent(footer.row_group(middle))
+        if offset == chunk.offset:
+            return middle if length == chunk.length else None
+        low, high = (middle + 1, high) if offset < chunk.offset else (low, middle)
+    return None
+
+
+def _read_footer(storage: Storage, path: str) -> pq.FileMetaData:
+    size = storage.size(path)
+    tail = _read_tail(storage, path, size, FOOTER_GUESS_BYTES)
+    if len(tail) < 8 or tail[-4:] != MAGIC:
+        raise ValueError("the file does not end as a Parquet file does")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed > len(tail):
+        tail = _read_tail(storage, path, size, needed)
+    return pq.read_metadata(pa.BufferReader(MAGIC + tail[-needed:]))
+
+
+def _read_tail(storage: Storage, path: str, size: int, length: int) -> bytes:
+    start = max(0, size - length)
+    return storage.read_ranges(path, [(start, size - start)])[0]
+
+
+def _decode(
+    layout: ArrayLayout, footer: pq.FileMetaData, chunk: ChunkRef, block: memoryview, out: Array
+) -> None:
+    group = _find(footer, chunk)
+    if group is None:
+        raise ValueError("the footer has no row group there")
+    source = pa.PythonFile(_Window(chunk.offset, block), mode="r")
+    table = pq.ParquetFile(source, metadata=footer).read_row_group(
+        group, columns=["latents"], use_threads=False
+    )
+    column = table.column("latents").combine_chunks()
+    if column.type != _schema(layout).field("latents").type or len(column) != 1:
+        raise ValueError(f"it holds {len(column)} rows of {column.type}")
+    values = column.flatten()
+    size, width = len(values), out.dtype.itemsize
+    bits = np.frombuffer(values.buffers()[1], np.uint8, size * width, values.offset * width)
+    out.view(np.uint8).reshape(-1)[:] = bits
+
+
+class _Window(io.RawIOBase):
+    """A file of which only the bytes from `start` on are there, for a reader that stays in them."""
+
+    def __init__(self, start: int, data: memoryview) -> None:
+        super().__init__()
+        self._start, self._data, self._position = start, data, start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        end = self._start + len(self._data)
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, end)
+        return self._position
+
+    def read(self, size: int = -1) -> Any:
+        start = self._position - self._start
+        if start < 0:
+            raise ValueError(f"bytes before {self._start} are not in the window")
+        view = self._data[start:] if size < 0 else self._data[start : start + size]
+        self._position += len(view)
+        return view

@@ -1,0 +1,242 @@
+"""ShardWorker: everything one GPU does. Decode, encode and write overlap; memory is bounded.
+
+Several threads call `encode_shard` at once, one a shard: while the first writes, the second encodes and
+the third's clips are being decoded. They take turns at the encoder in the order in which they came, and
+decoding serves them in that order too, so that none waits for a buffer that a later one holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from latentcache import encoders, formats, posterior
+from latentcache.commit import commit_shard
+from latentcache.config import RunConfig
+from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.errors import ClipError
+from latentcache.formats.dtypes import as_numpy, numpy_dtype, torch_dtype
+from latentcache.interfaces import Array, Encoder
+from latentcache.manifest import Manifest
+from latentcache.records import Bucket, ChunkRef, Clip, ClipResult, LatentSpec, Shard, ShardReport
+from latentcache.storage import Storage
+from latentcache.tables import from_parquet, sample_path
+
+Encoded = tuple[Array, ClipResult]
+CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(ChunkRef))
+RESULT_FIELDS = tuple(f.name for f in dataclasses.fields(ClipResult))
+
+#: Shards that a worker has in hand at once: one being written, one encoded, one decoded ahead.
+SHARDS_IN_HAND = 3
+
+#: Decoding processes keep this many more buffers than there are processes, if memory allows: one is
+#: being encoded, and one is ready.
+SPARE_BUFFERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """All that a worker needs, as plain data that travels to any node.
+
+    num_cpus: CPUs that this worker may use.
+    """
+
+    manifest: Manifest
+    storage: Storage
+    run: RunConfig
+    encoder: Mapping[str, Any]
+    interpolation: str
+    kept: Sequence[pa.Field] = ()
+    corpus_options: Mapping[str, Any] = field(default_factory=dict)
+    num_cpus: int = 1
+
+
+class ShardWorker:
+    """Encodes shards; thread-safe. Raises ClipError for nobody: a bad clip is recorded in its row."""
+
+    def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
+        self._spec = spec
+        self._layouts = spec.manifest.layouts()
+        self._format = formats.get(spec.manifest.format)
+        self._encoder = _build_encoder(spec, device)
+        self._pool = _build_pool(spec)
+        self._submitting = threading.Lock()
+        self._turns = _Turns()
+        self._clips_done = itertools.count()
+        self._num_done = 0
+
+    @property
+    def clips_done(self) -> int:
+        """Clips encoded or failed since the start, committed or not; for a progress bar."""
+        return self._num_done
+
+    def encode_shard(self, shard: Shard, *, retry_failed: bool = False) -> ShardReport:
+        """Decode, encode, write and commit one shard.
+
+        retry_failed: the shard is committed; its ok rows are kept as they are, bit for bit, the failed
+        ones are encoded, and its sample table is replaced.
+        """
+        previous = self._read_committed(shard) if retry_failed else {}
+        with self._submitting:
+            turn = self._turns.draw()
+            futures = [
+                None if row in previous else self._pool.decode(clip)
+                for row, clip in enumerate(shard.clips)
+            ]
+        try:
+            with self._turns.take(turn):
+                rows, results, wait_s = self._encode_clips(shard, futures, previous)
+        finally:
+            _abandon(futures)
+        if retry_failed:
+            self._spec.storage.delete(sample_path(shard.bucket.name, shard.index))
+        layout = self._layouts[shard.bucket.name]
+        report = commit_shard(
+            self._spec.storage, self._format, layout, shard, rows, results, self._spec.kept
+        )
+        return dataclasses.replace(report, wait_s=wait_s)
+
+    def close(self) -> None:
+        """Stop the decoding processes."""
+        self._pool.close()
+
+    def _encode_clips(
+        self, shard: Shard, futures: list[Future[DecodedClip] | None], previous: Mapping[int, Encoded]
+    ) -> tuple[list[Array | None], list[ClipResult], float]:
+        rows: list[Array | None] = []
+        results = []
+        wait_s = 0.0
+        for index, clip in enumerate(shard.clips):
+            future = futures[index]
+            waiting = time.perf_counter()
+            try:
+                if future is None:
+                    row, result = previous[index]
+                else:
+                    decoded = future.result()
+                    futures[index] = None
+                    wait_s += time.perf_counter() - waiting
+                    row, result = self._encode_clip(clip, decoded)
+            except ClipError as error:
+                row, result = None, ClipResult(reason=error.reason, message=str(error))
+            rows.append(row)
+            results.append(result)
+            self._num_done = next(self._clips_done) + 1
+        return rows, results, wait_s
+
+    def _encode_clip(self, clip: Clip, decoded: DecodedClip) -> Encoded:
+        started = time.perf_counter()
+        try:
+            encoded = self._encoder.encode(torch.from_numpy(decoded.pixels)[None])
+        finally:
+            decoded.release()
+        row = to_stored(encoded, clip.key, self._spec.manifest.spec)
+        return row, ClipResult(
+            start_s=decoded.start_s,
+            end_s=decoded.end_s,
+            source_height=decoded.source_height,
+            source_width=decoded.source_width,
+            decoder=decoded.decoder,
+            decode_s=decoded.decode_s,
+            encode_s=time.perf_counter() - started,
+        )
+
+    def _read_committed(self, shard: Shard) -> dict[int, Encoded]:
+        """Read the ok rows of a committed shard (none if it is not committed); raises CorruptionError."""
+        storage, layout = self._spec.storage, self._layouts[shard.bucket.name]
+        try:
+            table = from_parquet(storage.read(sample_path(shard.bucket.name, shard.index)))
+        except FileNotFoundError:
+            return {}
+        ok = [row for row in table.to_pylist() if row["status"] == "ok"]
+        chunks = [ChunkRef(**{name: row[name] for name in CHUNK_FIELDS}) for row in ok]
+        arrays = [np.empty(layout.shape, dtype=numpy_dtype(layout.dtype)) for _ in ok]
+        if ok:
+            self._format.read(storage, layout, shard.index, chunks, arrays)
+        return {
+            row["row"]: (array, ClipResult(**{name: row[name] for name in RESULT_FIELDS}))
+            for row, array in zip(ok, arrays, strict=True)
+        }
+
+
+def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
+    """Turn one encoded clip [1, ...] into the array that is stored.
+
+    Raises ClipError("non_finite") where a value is not finite in the stored dtype.
+    """
+    stored = posterior.reduce(encoded, spec.stored, [key])[0]
+    stored = stored.to(torch_dtype(spec.dtype)).cpu()
+    if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+        bad = int((~torch.isfinite(stored)).sum())
+        raise ClipError(
+            "non_finite", f"{bad} of {stored.numel()} latent values are not finite as {spec.dtype}"
+        )
+    return as_numpy(stored.contiguous())
+
+
+def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
+    module, config = encoders.resolve(spec.encoder)
+    return module.build(config, spec=spec.manifest.spec, device=device)
+
+
+def _build_pool(spec: WorkerSpec) -> DecodePool:
+    processes = spec.run.decode_processes
+    num_processes = spec.num_cpus if processes == "auto" else processes
+    buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
+    clip_bytes = max(3 * b.frames * b.height * b.width for b in buckets)
+    affordable = spec.run.decode_ahead_bytes // clip_bytes
+    return DecodePool(
+        num_processes=num_processes,
+        num_buffers=max(2, min(num_processes + SPARE_BUFFERS, affordable)),
+        timeout_s=spec.run.decode_timeout_s,
+        interpolation=spec.interpolation,
+        storage_options=spec.corpus_options,
+    )
+
+
+def _abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
+    """Cancel what is not decoded yet, and release what is."""
+    for future in futures:
+        if future is not None and not future.cancel():
+            future.add_done_callback(_release)
+
+
+def _release(future: Future[DecodedClip]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().release()
+
+
+class _Turns:
+    """Takes threads in the order in which they drew their turns."""
+
+    def __init__(self) -> None:
+        self._drawn = itertools.count()
+        self._serving = 0
+        self._changed = threading.Condition()
+
+    def draw(self) -> int:
+        """Return the next turn; it must be taken."""
+        return next(self._drawn)
+
+    @contextmanager
+    def take(self, turn: int) -> Iterator[None]:
+        """Wait for the turn, and pass it on at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._serving == turn)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._serving += 1
+                self._changed.notify_all()

@@ -1,0 +1,309 @@
+"""From a configuration to a planned cache, and from a cache back to what is left to do.
+
+Everything a user can get wrong is found here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache import encoders, formats
+from latentcache.config import Config, load_stored_config
+from latentcache.corpus import Corpus, read_corpus
+from latentcache.decoders.pool import DecodePool
+from latentcache.decoders.source import identify_url
+from latentcache.errors import CacheError, ClipError, CorpusError, RecipeMismatchError
+from latentcache.manifest import BucketInfo, Manifest, fingerprint, read_manifest, recipe_difference
+from latentcache.plan import Plan, check_geometry, make_plan, to_shard
+from latentcache.probe import probe_sources
+from latentcache.records import REASONS, Bucket, LatentSpec, Shard
+from latentcache.runners.local import num_cpus
+from latentcache.runners.work import Task
+from latentcache.storage import Storage, redact
+from latentcache.tables import (
+    CACHE_JSON,
+    PLAN_SCHEMA,
+    REJECTED,
+    from_parquet,
+    plan_path,
+    sample_path,
+    samples_folder,
+    shard_of_sample_file,
+    to_parquet,
+)
+
+RECIPE_VERSION = 1
+#: Clips that an error names before it says how many more there are.
+NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A planned run: what `precompute` and `resume` both work from."""
+
+    config: Config
+    manifest: Manifest
+    storage: Storage
+    kept: tuple[pa.Field, ...]
+
+
+def resolve_encoder(config: Config) -> tuple[LatentSpec, Mapping[str, Any]]:
+    """Return the encoder's spec and its part of the recipe, without loading it. Raises ConfigError."""
+    module, encoder_config = encoders.resolve(config.encoder)
+    spec = module.describe(encoder_config, dtype=config.cache.dtype)
+    return spec, module.identity(encoder_config)
+
+
+def plan_corpus(
+    config: Config,
+    spec: LatentSpec,
+    on_sources: Callable[[Corpus], object] = lambda _: None,
+    on_probed: Callable[[], object] = lambda: None,
+) -> Plan:
+    """Read, probe and plan the corpus. Raises CorpusError, GeometryError."""
+    check_geometry(config.clips, spec)
+    corpus = read_corpus(config.corpus)
+    on_sources(corpus)
+    processes = config.run.decode_processes
+    with DecodePool(
+        num_processes=num_cpus() if processes == "auto" else processes,
+        num_buffers=num_cpus() if processes == "auto" else processes,
+        timeout_s=config.run.decode_timeout_s,
+        storage_options=config.corpus.storage_options,
+    ) as pool:
+        sources = probe_sources(corpus.table, pool, on_probed)
+    plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
+    if not plan.num_clips:
+        raise CorpusError(_nothing_to_encode(config, plan))
+    return plan
+
+
+def _nothing_to_encode(config: Config, plan: Plan) -> str:
+    reasons = Counter(plan.rejected["reason"].to_pylist())
+    lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
+    examples = plan.rejected.slice(0, NAMED).to_pylist()
+    lines += [f"  {row['source']}: {row['message']}" for row in examples]
+    head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
+    return "\n".join([head, *lines])
+
+
+def make_manifest(
+    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any], plan: Plan
+) -> Manifest:
+    """Return the cache.json of a plan."""
+    recipe = {
+        "version": RECIPE_VERSION,
+        "clips": config.clips.model_dump(mode="json"),
+        "decoder": {"family": "ffmpeg", "frames": "presentation order", "rotation": "applied"},
+        "resize": "antialiased, cover, centre crop",
+        "encoder": dict(encoder_identity),
+        "stored": spec.stored,
+        "dtype": spec.dtype,
+    }
+    digest = plan.digest()
+    buckets = tuple(
+        BucketInfo(
+            name=bucket.name,
+            num_clips=table.num_rows,
+            num_shards=-(-table.num_rows // config.cache.shard_clips),
+            shape=spec.latent_shape(bucket.frames, bucket.height, bucket.width),
+        )
+        for bucket, table in sorted(plan.buckets.items())
+    )
+    return Manifest(
+        fingerprint=fingerprint(recipe, digest),
+        recipe=recipe,
+        plan_sha256=digest,
+        spec=spec,
+        format=config.cache.format,
+        compression=config.cache.compression.model_dump(),
+        shard_clips=config.cache.shard_clips,
+        buckets=buckets,
+        config=config.without_secrets(),
+    )
+
+
+def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
+    """Write the plan and its cache.json, or check that the cache that is there has the same ones.
+
+    cache.json is written last: without it there is no cache, and planning starts again.
+    Raises RecipeMismatchError, CacheError, StorageError.
+    """
+    storage = Storage(config.cache.url, config.cache.storage_options)
+    kept = _kept_fields(next(iter(plan.buckets.values())).schema)
+    if storage.exists(CACHE_JSON):
+        _check_same(storage, read_manifest(storage), manifest, plan)
+    else:
+        _check_unused(storage)
+        for bucket, table in plan.buckets.items():
+            storage.write(plan_path(bucket.name), to_parquet(table))
+        formats.get(manifest.format).prepare(storage, list(manifest.layouts().values()))
+        if plan.rejected.num_rows:
+            storage.write(sample_path(REJECTED, 0), to_parquet(plan.rejected))
+        storage.write(CACHE_JSON, manifest.to_bytes())
+    return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
+
+
+def _kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
+    return tuple(field for field in schema if field.name not in PLAN_SCHEMA.names)
+
+
+def _check_unused(storage: Storage) -> None:
+    """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
+    foreign = set(storage.list("")) - {"zarr.json"}
+    if foreign:
+        raise CacheError(
+            f"{redact(storage.url)} is not empty and is no cache: it holds {', '.join(sorted(foreign)[:3])}. "
+            "Nothing was written. Give cache.url a folder of its own."
+        )
+
+
+def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> None:
+    lines = recipe_difference(old.recipe, new.recipe)
+    for name in ("format", "compression", "shard_clips"):
+        before, now = getattr(old, name), getattr(new, name)
+        lines += recipe_difference({f"cache.{name}": before}, {f"cache.{name}": now})
+    if not lines and old.plan_sha256 != new.plan_sha256:
+        lines = _plan_difference(storage, old, plan)
+    if lines:
+        raise RecipeMismatchError(
+            f"{redact(storage.url)} was made with another recipe; continuing would mix two kinds of "
+            "latents. Nothing was changed. The difference:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nTo finish that cache: latentcache resume "
+            + f"{redact(storage.url)}. For the new recipe: give cache.url another folder."
+        )
+
+
+def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
+    before: dict[str, str] = {}
+    for bucket in old.buckets:
+        table = from_parquet(storage.read(plan_path(bucket.name)), ["source", "identity"])
+        before.update(zip(*table.to_pydict().values(), strict=True))
+    now: dict[str, str] = {}
+    for table in plan.buckets.values():
+        now.update(zip(table["source"].to_pylist(), table["identity"].to_pylist(), strict=True))
+    kinds = {
+        "new in the corpus": sorted(now.keys() - before.keys()),
+        "gone from the corpus": sorted(before.keys() - now.keys()),
+        "changed": sorted(n for n in now.keys() & before.keys() if now[n] != before[n]),
+    }
+    lines = [f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names]
+    return lines or ["the same sources give other clips, captions or kept columns"]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def reopen_cache(
+    url: str, storage_options: Mapping[str, Any], overrides: Sequence[str] = ()
+) -> Prepared:
+    """Return the run that a cache was planned for. Raises CacheError, RecipeMismatchError, ConfigError.
+
+    overrides: for `run.*` and for where things are, such as encoder.model; the recipe cannot change.
+    """
+    storage = Storage(url, storage_options)
+    manifest = read_manifest(storage)
+    config = load_stored_config(manifest.config, overrides)
+    spec, identity = resolve_encoder(config)
+    lines = recipe_difference(manifest.recipe["encoder"], identity)
+    lines += recipe_difference(
+        {"clips": manifest.recipe["clips"], "dtype": manifest.recipe["dtype"]},
+        {"clips": config.clips.model_dump(mode="json"), "dtype": spec.dtype},
+    )
+    if lines:
+        raise RecipeMismatchError(
+            f"{redact(url)} cannot be resumed: what is installed or given is not what its recipe "
+            "says, and the new latents would differ from the old. Nothing was changed. The difference:\n"
+            + "\n".join(f"  {line}" for line in lines)
+        )
+    schema = read_plan(storage, manifest.buckets[0].name).schema
+    return Prepared(config=config, manifest=manifest, storage=storage, kept=_kept_fields(schema))
+
+
+def read_plan(storage: Storage, bucket: str) -> pa.Table:
+    """Read a bucket's plan."""
+    try:
+        return from_parquet(storage.read(plan_path(bucket)))
+    except FileNotFoundError:
+        raise CacheError(
+            f"{redact(storage.url)}/{plan_path(bucket)} is missing, so what is left to do is unknown. "
+            "Restore it, or make a new cache from the configuration."
+        ) from None
+
+
+class ShardLoader:
+    """Reads shards from the plans of a cache; each plan once. Not for several threads."""
+
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self._storage = storage
+        self._rows = manifest.shard_clips
+        self._plans: dict[str, pa.Table] = {}
+
+    def table(self, task: Task) -> pa.Table:
+        """Return the plan's rows of a task's shard."""
+        if task.bucket not in self._plans:
+            self._plans[task.bucket] = read_plan(self._storage, task.bucket)
+        return self._plans[task.bucket].slice(task.index * self._rows, self._rows)
+
+    def __call__(self, task: Task) -> Shard:
+        return to_shard(self.table(task), Bucket.parse(task.bucket), task.index)
+
+
+def missing_shards(storage: Storage, manifest: Manifest) -> list[Task]:
+    """Return the shards without a sample table, in order."""
+    tasks = []
+    for bucket in manifest.buckets:
+        names = storage.list(samples_folder(bucket.name))
+        done = {shard_of_sample_file(name) for name in names}
+        tasks += [
+            Task(bucket=bucket.name, index=index)
+            for index in range(bucket.num_shards)
+            if index not in done
+        ]
+    return tasks
+
+
+def failed_shards(index: pa.Table) -> list[Task]:
+    """Return the committed shards that have failed clips, to be retried."""
+    failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
+    return [
+        Task(bucket=row["bucket"], index=row["shard"], retry_failed=True) for row in failed.to_pylist()
+    ]
+
+
+def check_sources(prepared: Prepared, tasks: Iterable[Task]) -> None:
+    """Refuse where a source of these shards is gone or is not the file that was planned."""
+    loader = ShardLoader(prepared.storage, prepared.manifest)
+    expected: dict[str, str] = {}
+    for task in tasks:
+        table = loader.table(task)
+        expected.update(zip(table["url"].to_pylist(), table["identity"].to_pylist(), strict=True))
+    options = prepared.config.corpus.storage_options
+
+    def changed(item: tuple[str, str]) -> str | None:
+        try:
+            found = identify_url(item[0], options)
+        except ClipError as error:
+            return str(error)
+        return None if found == item[1] else f"{item[0]}: {item[1]} in the plan, {found} now"
+
+    with ThreadPoolExecutor(16) as pool:
+        lines = [line for line in pool.map(changed, expected.items()) if line]
+    if lines:
+        more = [f"  and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+        raise RecipeMismatchError(
+            f"{redact(prepared.storage.url)} cannot be resumed: {len(lines)} of {len(expected)} source "
+            "files are not the ones that were planned (size and digest differ). Nothing was changed.\n"
+            + "\n".join([*(f"  {line}" for line in lines[:NAMED]), *more])
+            + "\nRestore them; or add --skip-changed to record their clips as failed."
+        )

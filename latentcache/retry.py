@@ -1,0 +1,115 @@
+"""Tries again what failed for a passing reason: a reset connection, a time-out, throttling."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+#: Five tries wait about 8 s together; file systems try again by themselves too, so more would only
+#: delay the message about what is really down.
+TRIES = 5
+FIRST_WAIT_S = 0.5
+BUDGET_S = 30.0
+
+_PERMANENT = (
+    FileNotFoundError,
+    PermissionError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+_TRANSIENT_ERRNO = {
+    errno.EAGAIN,
+    errno.EBUSY,  # s3fs: SlowDown, ServiceUnavailable
+    errno.ECONNABORTED,
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    getattr(errno, "EREMOTEIO", errno.EIO),  # s3fs: InternalError
+}
+_TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_TRANSIENT_CODES = {
+    "BandwidthLimitExceeded",
+    "InternalError",
+    "PriorRequestNotComplete",
+    "RequestLimitExceeded",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+}
+#: Of the HTTP libraries under fsspec's file systems; by name, since none of them need be installed.
+_TRANSIENT_CLASSES = {
+    "ClientConnectionError",
+    "ClientPayloadError",
+    "HTTPClientError",
+    "IncompleteRead",
+    "ResponseParserError",
+    "ResponseStreamingError",
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same request may succeed in a moment."""
+    if isinstance(error, _PERMANENT):
+        return False
+    return any(_is_transient_alone(e) for e in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(5):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__
+
+
+def _is_transient_alone(error: BaseException) -> bool:
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO:
+        return True
+    if _TRANSIENT_CLASSES & {c.__name__ for c in type(error).__mro__}:
+        return True
+    response: Any = getattr(error, "response", None)
+    response = response if isinstance(response, dict) else {}
+    if response.get("Error", {}).get("Code") in _TRANSIENT_CODES:
+        return True
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    known = (status, *(getattr(error, name, None) for name in ("status", "status_code", "code")))
+    return any(isinstance(s, int) and s in _TRANSIENT_STATUS for s in known)
+
+
+def call(
+    function: Callable[[], T],
+    *,
+    tries: int = TRIES,
+    budget_s: float = BUDGET_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Call `function`, again after a transient failure, with exponential waits and jitter.
+
+    The last error is raised as it is, with a note on how often and for how long it was tried.
+    """
+    start = clock()
+    for attempt in range(1, tries + 1):
+        try:
+            return function()
+        except Exception as error:
+            wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            spent_s = clock() - start
+            if not is_transient(error) or attempt == tries or spent_s + wait_s > budget_s:
+                if attempt > 1:
+                    error.add_note(f"tried {attempt} times over {spent_s:.0f} s")
+                raise
+            sleep(wait_s)
+    raise AssertionError("unreachable: the last try returns or raises")

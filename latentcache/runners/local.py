@@ -1,0 +1,62 @@
+"""The local runner: one worker in this process, for debugging and small corpora."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import torch
+
+from latentcache.errors import LatentCacheError
+from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from latentcache.records import ShardReport
+from latentcache.runners.work import GaveUp, LoadShard, Progress, Retried, Task, WorkQueue
+
+PROGRESS_INTERVAL_S = 1.0
+Event = ShardReport | GaveUp | Retried | Progress
+
+
+def num_cpus() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
+    """Encode every shard of `work`, yielding events as they come."""
+    device = "cuda" if spec.run.device != "cpu" and torch.cuda.is_available() else "cpu"
+    worker = ShardWorker(spec, torch.device(device))
+    running: dict[Future[ShardReport], Task] = {}
+    pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
+    try:
+        while work or running:
+            _fill(worker, work, load_shard, pool, running)
+            done, _ = wait(running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _outcome(future, running.pop(future), work)
+            yield Progress(clips_done=worker.clips_done, workers=1)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        worker.close()
+
+
+def _fill(
+    worker: ShardWorker,
+    work: WorkQueue,
+    load_shard: LoadShard,
+    pool: ThreadPoolExecutor,
+    running: dict[Future[ShardReport], Task],
+) -> None:
+    while len(running) < SHARDS_IN_HAND and not any(task.attempts for task in running.values()):
+        task = work.take(alone=not running)
+        if task is None:
+            return
+        shard = load_shard(task)
+        running[pool.submit(worker.encode_shard, shard, retry_failed=task.retry_failed)] = task
+
+
+def _outcome(future: Future[ShardReport], task: Task, work: WorkQueue) -> ShardReport | GaveUp | Retried:
+    try:
+        return future.result()
+    except (LatentCacheError, OSError, RuntimeError, ValueError) as error:
+        return work.failed(task, f"{type(error).__name__}: {error}")

@@ -1,0 +1,206 @@
+"""Readers of .csv, .jsonl and .parquet files: the wanted columns, as Arrow.
+
+Columns with a role come as strings from CSV and JSON lines (`corpus_tables` parses numbers, naming
+the row); columns of `keep` in the type that Arrow infers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, NoReturn, cast
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from latentcache.errors import CorpusError, did_you_mean
+
+#: Rows of JSON lines that are Python objects at one time.
+JSON_ROWS = 1 << 16
+#: A value longer than a block cannot be parsed; Arrow's own 1 MiB is short for some captions.
+CSV_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Columns to read. where: the table, for messages. text: those read as strings in any case."""
+
+    where: str
+    required: Sequence[str]
+    optional: Sequence[str]
+    text: frozenset[str]
+
+    def choose(self, have: Sequence[str]) -> list[str]:
+        """Return the columns to read out of those that the table has; raises CorpusError."""
+        for name in self.required:
+            if name not in have:
+                raise CorpusError(
+                    f"{self.where} has no column {name!r}.{did_you_mean(name, have)} It has: "
+                    f"{', '.join(map(repr, have)) or 'none'}. Name the columns in corpus.columns, "
+                    "such as columns: {video: path, caption: text}."
+                )
+        chosen = list(dict.fromkeys([*self.required, *(c for c in self.optional if c in have)]))
+        for name in chosen:
+            if have.count(name) > 1:
+                raise CorpusError(
+                    f"{self.where} has {have.count(name)} columns {name!r}; rename one."
+                )
+        return chosen
+
+
+def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
+    """Read columns of a CSV file with a header: RFC 4180 quotes, UTF-8 with or without its mark."""
+    columns = wanted.choose(_csv_header(file, wanted.where))
+    try:
+        try:
+            return _parse_csv(file, columns, wanted, use_threads=True)
+        except pa.ArrowInvalid:  # the serial reader is slower, but names the row
+            return _parse_csv(file, columns, wanted, use_threads=False)
+    except pa.ArrowInvalid as error:
+        raise CorpusError(
+            f"{wanted.where} is not a CSV file in UTF-8 that can be read: {error}. Correct that "
+            "row; values with commas, quotes or line breaks belong in double quotes."
+        ) from None
+
+
+def _csv_header(file: IO[bytes], where: str) -> list[str]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    try:
+        return next(csv.reader(text), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(
+            f"{where} has no CSV header in UTF-8: {error}. Save it as UTF-8."
+        ) from None
+    finally:
+        text.detach()
+
+
+def _parse_csv(file: IO[bytes], columns: list[str], wanted: Wanted, use_threads: bool) -> pa.Table:
+    file.seek(0)
+    return pyarrow.csv.read_csv(
+        pa.PythonFile(file, mode="r"),
+        read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=CSV_BLOCK_BYTES),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=columns,
+            column_types={c: pa.string() for c in columns if c in wanted.text},
+        ),
+    )
+
+
+def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
+    """Read columns of a Parquet file, in the types that they have there."""
+    try:
+        parquet = pq.ParquetFile(file)
+        columns = wanted.choose(parquet.schema_arrow.names)
+        return parquet.read(columns=columns).select(columns).replace_schema_metadata(None)
+    except (pa.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"{wanted.where} is not a Parquet file that can be read: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
+    """Read columns of JSON lines; a column that a line does not have is null there."""
+    names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
+    have: dict[str, None] = {}
+    batches: list[pa.Table] = []
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    with io.BufferedReader(cast(io.RawIOBase, file), 1 << 20) as lines:
+        for number, line in enumerate(lines, 1):
+            if row := _json_row(line, f"{wanted.where}: line {number}"):
+                have.update(dict.fromkeys(row))
+                rows.append((number, row))
+            if len(rows) == JSON_ROWS:
+                batches.append(_json_batch(rows, names, wanted))
+                rows = []
+    batches.append(_json_batch(rows, names, wanted))
+    columns = wanted.choose(list(have)) if have else list(names)
+    try:
+        return pa.concat_tables(batches, promote_options="permissive").select(columns)
+    except pa.ArrowException as error:
+        raise CorpusError(
+            f"{wanted.where}: a column of corpus.keep changes its type: {error}. "
+            "Make every value of a column a number, or every value a text."
+        ) from None
+
+
+def _json_row(line: bytes, where: str) -> dict[str, Any] | None:
+    line = line.removeprefix(b"\xef\xbb\xbf").strip()
+    if not line:
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(f"{where} is not JSON: {error}. Every line is one object.") from None
+    if not isinstance(row, dict):
+        raise CorpusError(
+            f"{where} is a {type(row).__name__}, not an object. Write one object a line, such as "
+            '{"video": "a.mp4", "caption": "a dog runs"}.'
+        )
+    return row
+
+
+def _json_batch(
+    rows: Sequence[tuple[int, Mapping[str, Any]]], names: Sequence[str], wanted: Wanted
+) -> pa.Table:
+    columns = {}
+    for name in names:
+        try:
+            if name in wanted.text:
+                values = [_json_text(row.get(name)) for _, row in rows]
+                columns[name] = pa.array(values, pa.string())
+            else:
+                columns[name] = pa.array([row.get(name) for _, row in rows])
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            _fail_json(rows, name, wanted)
+    return pa.table(columns)
+
+
+def _json_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (int, float)):
+        return json.dumps(value)
+    raise TypeError
+
+
+def _fail_json(
+    rows: Sequence[tuple[int, Mapping[str, Any]]], name: str, wanted: Wanted
+) -> NoReturn:
+    """Raise CorpusError for the first line whose value does not go with the ones before it."""
+    kind: pa.DataType = pa.null()
+    for number, row in rows:
+        value = row.get(name)
+        try:
+            if name in wanted.text:
+                pa.array([_json_text(value)], pa.string())
+                continue
+            here = pa.array([value]).type
+            kind = (
+                pa.unify_schemas(
+                    [pa.schema([("x", kind)]), pa.schema([("x", here)])],
+                    promote_options="permissive",
+                )
+                .field(0)
+                .type
+            )
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            expected = "text" if name in wanted.text else f"what the lines before hold ({kind})"
+            raise CorpusError(
+                f"{wanted.where}: line {number}: column {name!r} is {ascii(value)[:200]}, not "
+                f"{expected}. "
+                "Make every value of the column the same type."
+            ) from None
+    raise CorpusError(f"{wanted.where}: the values of column {name!r} are of several types.")
+
+
+READERS: Mapping[str, Callable[[IO[bytes], Wanted], pa.Table]] = {
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+}

@@ -1,0 +1,207 @@
+"""Small valid caches of random latents, written through the real formats and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from latentcache import formats
+from latentcache.formats.dtypes import numpy_dtype
+from latentcache.index import build_index, publish
+from latentcache.interfaces import Array, ArrayLayout
+from latentcache.manifest import BucketInfo, Manifest, fingerprint
+from latentcache.records import Bucket, FrameRule, LatentSpec, Normaliser
+from latentcache.storage import Storage
+from latentcache.tables import CACHE_JSON, REJECTED, SAMPLE_SCHEMA, sample_path, to_parquet
+
+#: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.
+BUCKETS = {"1x32x48": 5, "5x32x32": 11}
+KEEP = [pa.field("score", pa.float64())]
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """What was written. arrays: key -> sample, for ok clips, in the order of the cache."""
+
+    storage: Storage
+    manifest: Manifest
+    arrays: Mapping[str, Array]
+    failed: Sequence[str]
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+
+def make_spec(dtype: str = "bfloat16", stored: str = "mean", channels: int = 4) -> LatentSpec:
+    shift = tuple(0.1 * c for c in range(channels))
+    scale = tuple(1 + 0.5 * c for c in range(channels))
+    ids = stored == "ids"
+    return LatentSpec(
+        encoder="synthetic",
+        model_class="Synthetic",
+        channels=1 if ids else channels,
+        stride=(4, 8, 8),
+        frame_rule=FrameRule(multiple=4, remainders=(1,)),
+        stored=stored,
+        dtype=dtype,
+        normaliser=Normaliser() if ids else Normaliser(kind="channel", shift=shift, scale=scale),
+    )
+
+
+def sample_shape(spec: LatentSpec, bucket: str) -> tuple[int, ...]:
+    b = Bucket.parse(bucket)
+    shape = spec.latent_shape(b.frames, b.height, b.width)
+    return shape[1:] if spec.stored == "ids" else shape
+
+
+def random_sample(layout: ArrayLayout, rng: np.random.Generator) -> Array:
+    if layout.dtype.startswith("uint"):
+        high = np.iinfo(layout.dtype).max
+        return rng.integers(0, high, layout.shape, layout.dtype, endpoint=True)
+    return rng.normal(size=layout.shape).astype(numpy_dtype(layout.dtype))
+
+
+def make_manifest(
+    *,
+    spec: LatentSpec,
+    buckets: Mapping[str, int],
+    format: str = "zarr",  # noqa: A002
+    codec: str = "zstd",
+    shard_clips: int = 4,
+) -> Manifest:
+    recipe = {"encoder": {"kind": "synthetic", "dtype": spec.dtype}, "stored": spec.stored}
+    return Manifest(
+        fingerprint=fingerprint(recipe, "0" * 64),
+        recipe=recipe,
+        plan_sha256="0" * 64,
+        spec=spec,
+        format=format,
+        compression={"codec": codec, "level": 5},
+        shard_clips=shard_clips,
+        buckets=tuple(
+            BucketInfo(
+                name=name,
+                num_clips=num,
+                num_shards=-(-num // shard_clips),
+                shape=sample_shape(spec, name),
+            )
+            for name, num in buckets.items()
+        ),
+        config={},
+    )
+
+
+def write_cache(
+    url: str,
+    *,
+    format: str = "zarr",  # noqa: A002
+    dtype: str = "bfloat16",
+    codec: str = "zstd",
+    stored: str = "mean",
+    channels: int = 4,
+    buckets: Mapping[str, int] = BUCKETS,
+    shard_clips: int = 4,
+    failed: Iterable[tuple[str, int]] = (),
+    rejected: int = 0,
+    seed: int = 0,
+    published: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> Synthetic:
+    """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed."""
+    storage = Storage(str(url), options)
+    spec = make_spec(dtype, stored, channels)
+    manifest = make_manifest(
+        spec=spec, buckets=buckets, format=format, codec=codec, shard_clips=shard_clips
+    )
+    storage.write(CACHE_JSON, manifest.to_bytes())
+    layouts = manifest.layouts()
+    formats.get(format).prepare(storage, list(layouts.values()))
+    rng, bad = np.random.default_rng(seed), set(failed)
+    arrays: dict[str, Array] = {}
+    for name in sorted(buckets):
+        layout = layouts[name]
+        for shard in range(-(-layout.num_rows // shard_clips)):
+            first = shard * shard_clips
+            places = range(first, min(first + shard_clips, layout.num_rows))
+            rows = [None if (name, i) in bad else random_sample(layout, rng) for i in places]
+            write_shard(storage, format, layout, shard, rows)
+            arrays.update(
+                {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
+            )
+    if rejected:
+        _write_rejected(storage, rejected)
+    if published:
+        publish(storage, build_index(storage))
+    return Synthetic(storage, manifest, arrays, [_key(*place) for place in sorted(bad)])
+
+
+def write_shard(
+    storage: Storage,
+    format: str,  # noqa: A002
+    layout: ArrayLayout,
+    shard: int,
+    rows: Sequence[Array | None],
+) -> None:
+    """Commit one shard as the pipeline does: the object, then its sample table."""
+    encoded = formats.get(format).encode_shard(layout, shard, rows)
+    storage.write(encoded.path, encoded.data)
+    first, bucket = shard * layout.shard_rows, layout.bucket
+    table = [
+        {
+            "key": _key(bucket.name, first + row),
+            "source": f"{bucket.name}/{first + row}.mp4",
+            "bucket": bucket.name,
+            "shard": shard,
+            "row": row,
+            "status": "ok" if chunk else "failed",
+            "reason": None if chunk else "corrupt",
+            "message": None if chunk else "the decoder met damaged data",
+            "caption": None if row % 3 == 2 else f"caption of {first + row}",
+            "start": 0,
+            "frames": bucket.frames,
+            "fps": 8.0,
+            "start_s": 0.0 if chunk else None,
+            "end_s": bucket.frames / 8 if chunk else None,
+            "height": bucket.height,
+            "width": bucket.width,
+            "source_height": 480,
+            "source_width": 640,
+            "decoder": "synthetic",
+            "offset": chunk.offset if chunk else None,
+            "length": chunk.length if chunk else None,
+            "crc32c": chunk.crc32c if chunk else None,
+            "decode_s": 0.0,
+            "encode_s": 0.0,
+            "score": float(first + row),
+        }
+        for row, chunk in enumerate(encoded.chunks)
+    ]
+    schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
+    storage.write(
+        sample_path(bucket.name, shard), to_parquet(pa.Table.from_pylist(table, schema=schema))
+    )
+
+
+def _write_rejected(storage: Storage, num: int) -> None:
+    table = [
+        {
+            "key": f"rejected-{i}",
+            "source": f"bad/{i}.mp4",
+            "row": i,
+            "status": "failed",
+            "reason": "unreadable",
+            "message": "no decoder can open the file",
+        }
+        for i in range(num)
+    ]
+    schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
+    storage.write(sample_path(REJECTED, 0), to_parquet(pa.Table.from_pylist(table, schema=schema)))
+
+
+def _key(bucket: str, position: int) -> str:
+    return f"{bucket}-{position:04d}"
