@@ -23,7 +23,7 @@ from latentcache.errors import (
     LatentCacheError,
     StorageError,
 )
-from latentcache.prepare import Prepared
+from latentcache.prepare import Prepared, num_rejected
 from latentcache.records import REASONS, ShardReport
 from latentcache.runners.work import GaveUp, Progress, Retried, Task
 from latentcache.storage import redact
@@ -105,7 +105,15 @@ def encode(prepared: Prepared, tasks: Sequence[Task], *, skipped: int) -> int:
         raise
     if tasks:
         _print_summary(run.summary, skipped)
-    return _finish(run.summary, prepared, url)
+    _print_failures(run.summary)
+    rejected = num_rejected(prepared.storage)
+    clips = sum(run.published["num_clips"].to_pylist())
+    failed = clips - sum(run.published["num_ok"].to_pylist())
+    print(f"\ncache    {clips - failed} clips ok, {failed} failed, {rejected} sources rejected")
+    if failed:
+        print(f"Try the failed ones again:  latentcache resume {shlex.quote(url)} --retry-failed")
+    print(f"Next:  latentcache stream {shlex.quote(url)}")
+    return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
 
 
 def _num_clips(prepared: Prepared, task: Task) -> int:
@@ -185,18 +193,19 @@ def _print_summary(summary: Summary, skipped: int) -> None:
     )
 
 
-def _finish(summary: Summary, prepared: Prepared, url: str) -> int:
-    if summary.reasons or summary.shards_failed:
-        print("\nfailed:")
-        for reason, count in summary.reasons.most_common():
-            print(f"  {count:>6} x {reason}: {REASONS[reason]}")
-        for key, _, message in summary.failures[:NAMED_FAILURES]:
+def _print_failures(summary: Summary) -> None:
+    if not summary.reasons and not summary.shard_errors:
+        return
+    print("\nfailed:")
+    for reason, count in summary.reasons.most_common():
+        print(f"  {count:>6} x {reason}: {REASONS[reason]}")
+    for name, error in list(summary.shard_errors.items())[:NAMED_FAILURES]:
+        print(f"    shard {name}: {error}")
+    for key, reason, message in summary.failures[:NAMED_FAILURES]:
+        if reason != "shard_failed":
             print(f"    {key}: {message}")
-        if len(summary.failures) > NAMED_FAILURES:
-            print("    ... all of them: cache.table() where status is 'failed'")
-        print(f"\nTry them again:  latentcache resume {shlex.quote(url)} --retry-failed")
-    print(f"\nNext:  latentcache stream {shlex.quote(url)}")
-    return SOME_FAILED if summary.clips_failed or summary.shards_failed else OK
+    if len(summary.failures) > NAMED_FAILURES:
+        print("    ... all of them: cache.table() where status is 'failed'")
 
 
 def human_bytes(count: float) -> str:

@@ -24,7 +24,7 @@ from latentcache.prepare import (
 from latentcache.records import ITEM_BYTES, REASONS
 from latentcache.storage import Storage, redact
 
-from .cli import SOME_FAILED, Parser, encode, human_bytes, run_job
+from .cli import Parser, encode, human_bytes, run_job
 
 
 def main() -> int:
@@ -56,8 +56,7 @@ def precompute(args: argparse.Namespace) -> int:
         for bucket in manifest.buckets
         if bucket.name == task.bucket
     )
-    status = encode(prepared, tasks, skipped=skipped)
-    return SOME_FAILED if status == 0 and plan.rejected.num_rows else status
+    return encode(prepared, tasks, skipped=skipped)
 
 
 class _ProbeBar:

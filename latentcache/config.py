@@ -1,16 +1,26 @@
-"""The configuration file: pydantic models, loading, overrides, and errors that name the nearest key."""
+"""The configuration file: pydantic models, loading, overrides, errors that name the nearest key."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from latentcache.errors import ConfigError, did_you_mean
+from latentcache.urls import has_password
+from latentcache.yaml_text import parse_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
@@ -24,10 +34,24 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _without_password(url: str) -> str:
+    """Refuse `scheme://user:password@host`: the cache stores its configuration, URLs included."""
+    if has_password(url):
+        raise ValueError(
+            "the URL carries a password, which the cache would store. Remove it, and give "
+            "credentials in storage_options or in the environment"
+        )
+    return url
+
+
+Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class CorpusConfig(Section):
     """Where the sources are."""
 
-    source: str = Field(
+    source: Url = Field(
         description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
         "package://NAME/FOLDER reads a folder of an installed package."
     )
@@ -35,8 +59,8 @@ class CorpusConfig(Section):
         default=None,
         description="For tables: which column holds what, role -> column. Roles: "
         + ", ".join(COLUMN_ROLES)
-        + ". Paths are relative to the table. frames, fps, height and width are trusted, not probed. "
-        "Omitted: `video` is the path and `caption`, if there is one, the caption.",
+        + ". Paths are relative to the table. frames, fps, height and width are trusted, not "
+        "probed. Omitted: `video` is the path and `caption`, if there is one, the caption.",
     )
     keep: list[str] = Field(
         default_factory=list,
@@ -93,7 +117,7 @@ def aspect_ratio(ratio: float | str) -> float:
         width, height = (float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0)
     except ValueError:
         width = height = 0.0
-    if len(parts) > 2 or width <= 0 or height <= 0:
+    if len(parts) > 2 or not (0 < width < math.inf and 0 < height < math.inf):
         raise ValueError(f"{ratio!r} is not an aspect ratio; write 1.78 or '16:9'")
     return width / height
 
@@ -104,7 +128,7 @@ class ClipsConfig(Section):
     frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
         description="Frames a clip; or a list: the longest one that fits the source is used."
     )
-    fps: Annotated[float, Field(gt=0)] | None = Field(
+    fps: PositiveFloat | None = Field(
         default=None,
         description="Frames are sampled at this rate, each the nearest in presentation time; "
         "omitted: every frame, at the source's own rate.",
@@ -159,7 +183,7 @@ class ClipsConfig(Section):
         return sorted(set(frames), reverse=True)
 
     def sizes(self) -> list[tuple[int, int]]:
-        """The (height, width) that clips can have."""
+        """Return the (height, width) that clips can have."""
         return [self.size] if self.size else self.buckets.sizes() if self.buckets else []
 
 
@@ -175,7 +199,7 @@ class CompressionConfig(Section):
 class CacheConfig(Section):
     """Where the cache goes and how it is stored."""
 
-    url: str = Field(min_length=1, description="Folder of the cache; any fsspec URL.")
+    url: Url = Field(description="Folder of the cache; any fsspec URL.")
     format: Literal["zarr", "parquet"] = Field(default="zarr", description="Shard format.")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         default="bfloat16", description="Of the stored latents."
@@ -202,21 +226,24 @@ class RunConfig(Section):
         default="auto", description="Actors; auto: one a GPU, or one where there is no GPU."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where the encoder runs; auto: the GPU that Ray assigned, or cpu."
+        default="auto",
+        description="Where the encoder runs; auto: the GPU that Ray assigned, or cpu.",
     )
     max_retries: Annotated[int, Field(ge=0)] = Field(
-        default=3, description="A shard is tried this many times more before it is recorded as failed."
+        default=3,
+        description="A shard is tried this many times more before it is recorded as failed.",
     )
-    decode_timeout_s: Annotated[float, Field(gt=0)] = Field(
+    decode_timeout_s: PositiveFloat = Field(
         default=60.0, description="A clip that takes longer to decode is recorded as failed."
     )
     decode_processes: Positive | Literal["auto"] = Field(
         default="auto", description="Decoding processes a worker; auto: its share of the CPUs."
     )
     decode_ahead_bytes: Positive = Field(
-        default=1 << 30, description="Decoded pixels that a worker holds at most (at least two clips)."
+        default=1 << 30,
+        description="Decoded pixels that a worker holds at most (at least two clips).",
     )
-    snapshot_interval_s: Annotated[float, Field(gt=0)] = Field(
+    snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often while the run goes on."
     )
 
@@ -236,13 +263,13 @@ class Config(Section):
     @classmethod
     def _has_kind(cls, encoder: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(encoder.get("kind"), str):
-            raise ValueError("needs a `kind`, such as `kind: diffusers_video`")
+            raise ValueError("needs a `kind`, such as `kind: dct`")  # noqa: TRY004 - for pydantic
         return encoder
 
     def without_secrets(self) -> dict[str, Any]:
-        """Return the JSON values that may be stored: everything but storage options."""
+        """Return what a cache stores: no storage options, and no URL, for a cache can be moved."""
         data = self.model_dump(mode="json")
-        del data["corpus"]["storage_options"], data["cache"]["storage_options"]
+        del data["corpus"]["storage_options"], data["cache"]["storage_options"], data["cache"]["url"]
         return data
 
 
@@ -251,23 +278,52 @@ def validate(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_problem(model, problem) for problem in error.errors()]
-        raise ConfigError("\n".join([f"{where}:", *dict.fromkeys(lines)])) from None
+        problems: dict[tuple[str, ...], list[Any]] = {}
+        for problem in error.errors():
+            path = _path_in(data, problem["loc"], is_missing=problem["type"] == "missing")
+            problems.setdefault(path, []).append(problem)
+        # Of a union's members, those that took the value for something else failed further out.
+        outer = {path[:i] for path in problems for i in range(len(path))}
+        lines = [_line(model, path, p) for path, p in problems.items() if path not in outer]
+        raise ConfigError("\n".join([f"{where}:", *lines])) from None
 
 
-def _problem(model: type[BaseModel], problem: Any) -> str:
-    path = [str(p) for p in problem["loc"] if not str(p).startswith(("function-", "list[", "int"))]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
+def _path_in(data: Any, loc: Sequence[str | int], is_missing: bool) -> tuple[str, ...]:
+    """Return the keys of an error's location, without the names of a union's members among them."""
+    path: list[str] = []
+    for i, part in enumerate(loc):
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            if not (is_missing and i == len(loc) - 1):
+                continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _line(model: type[BaseModel], path: Sequence[str], problems: Sequence[Any]) -> str:
+    key = ".".join(path) or "config"
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
-        return (
-            f"  {key}: unknown key.{did_you_mean(path[-1], known)} Known here: {', '.join(known)}"
-        )
-    if problem["type"] == "missing":
+        near = did_you_mean(path[-1], known)
+        return f"  {key}: unknown key.{near} Known here: {', '.join(known)}"
+    if first["type"] == "missing":
         return f"  {key}: required, but not given"
-    message = problem["msg"].removeprefix("Value error, ")
-    got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
-    return f"  {key or 'config'}: {message}{got}"
+    text = " or ".join(dict.fromkeys(_message(p["msg"]) for p in problems))
+    if text.startswith("should be "):
+        text = "should be " + text.removeprefix("should be ").replace(" or should be ", " or ")
+    quiet = first["type"] == "value_error" or "storage_options" in path  # these may be secrets
+    return f"  {key}: {text}" + ("" if quiet else f"; got {repr(first['input'])[:100]}")
+
+
+def _message(message: str) -> str:
+    """Return pydantic's message in words for people who write YAML."""
+    message = re.sub(r"^(Value error, |Input |(List|Tuple|String) (?=should))", "", message)
+    message = re.sub(r"a valid dictionary.*", "a section with keys", message)
+    message = re.sub(r"a valid integer.*", "a whole number", message)
+    message = re.sub(r"valid (?=number|list|tuple|string)", "", message)
+    return re.sub(r" after validation|, unable to parse.*", "", message)
 
 
 def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -288,8 +344,8 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{override!r} is not an override; write section.key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = parse_yaml(text)
+        except ConfigError as error:
             raise ConfigError(f"{override!r}: the value is not YAML: {error}") from None
         data = _set(data, key.split("."), value, override)
     return data
@@ -301,7 +357,7 @@ def _set(data: dict[str, Any], path: Sequence[str], value: Any, override: str) -
         return {**data, head: value}
     inner = data.get(head)
     if inner is not None and not isinstance(inner, dict):
-        raise ConfigError(f"{override!r}: {head!r} is a value, not a section")
+        raise ConfigError(f"{override!r}: {head!r} is a value, {inner!r}, not a section with keys")
     return {**data, head: _set(inner or {}, rest, value, override)}
 
 
@@ -312,14 +368,22 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file {path!r}: {error}") from None
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = parse_yaml(text)
+    except ConfigError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
     return validate(Config, apply_overrides(data, overrides), path)
 
 
-def load_stored_config(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Read the configuration that a cache stores, with overrides. Raises ConfigError."""
-    return validate(Config, apply_overrides(dict(data), overrides), "the cache's configuration")
+def load_stored_config(
+    data: Mapping[str, Any],
+    *,
+    url: str,
+    storage_options: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+) -> Config:
+    """Read the configuration of the cache at `url`, with overrides. Raises ConfigError."""
+    cache = {**data["cache"], "url": url, "storage_options": dict(storage_options)}
+    changed = apply_overrides({**data, "cache": cache}, overrides)
+    return validate(Config, changed, "the cache's configuration")

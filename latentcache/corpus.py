@@ -41,8 +41,8 @@ _SUFFIXES_SHOWN = 10
 class Corpus:
     """The table of sources.
 
-    table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a directory
-    or glob were neither media nor captions, by suffix; `hidden` where a name starts with a dot.
+    table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
+    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`.
     """
 
     table: pa.Table

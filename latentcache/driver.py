@@ -60,10 +60,11 @@ class Summary:
 
 
 class Run:
-    """One run over the shards of a planned cache."""
+    """One run over the shards of a planned cache. published: the snapshot that it left."""
 
     def __init__(self, prepared: Prepared, tasks: Sequence[Task]) -> None:
         self.summary = Summary()
+        self.published = INDEX_SCHEMA.empty_table()
         self._prepared = prepared
         self._tasks = tasks
         self._snapshot = _Snapshot(prepared, tasks)
@@ -81,7 +82,7 @@ class Run:
                 yield from self._encode()
         finally:
             self.summary.wall_s = time.perf_counter() - started
-            self._snapshot.publish_all()
+            self.published = self._snapshot.publish_all()
 
     def _encode(self) -> Iterator[Event]:
         config = self._prepared.config
@@ -150,9 +151,11 @@ class _Snapshot:
         if time.monotonic() - self._published > self._interval_s:
             self._publish()
 
-    def publish_all(self) -> None:
-        """Publish everything that is committed, by this run or by another."""
-        publish(self._storage, build_index(self._storage, self._table()))
+    def publish_all(self) -> pa.Table:
+        """Publish everything that is committed, by this run or by another, and return it."""
+        table = build_index(self._storage, self._table())
+        publish(self._storage, table)
+        return table
 
     def _table(self) -> pa.Table:
         rows = sorted(self._rows, key=lambda row: (row["bucket"], row["shard"]))

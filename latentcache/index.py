@@ -53,15 +53,15 @@ def read_index(storage: Storage) -> pa.Table:
         data = storage.read(INDEX)
     except FileNotFoundError:
         raise CacheError(
-            f"{url}: the cache has no snapshot yet ({INDEX}): its run has not committed any shard, "
+            f"{url}: the cache has no snapshot yet ({INDEX}): its run has committed no shard, "
             f"or was killed before it could publish. Let it go on, or run: latentcache resume {url}"
         ) from None
     try:
         return from_parquet(data).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise CorruptionError(
-            f"{url}/{INDEX} cannot be read ({error}). It holds nothing that the sample tables do not: "
-            f"run `latentcache resume {url}` to write it anew."
+            f"{url}/{INDEX} cannot be read ({error}). It holds nothing that the sample tables do "
+            f"not: run `latentcache resume {url}` to write it anew."
         ) from error
 
 
@@ -73,7 +73,7 @@ def _committed(storage: Storage, bucket: str) -> list[int]:
 
 
 def _summarise(storage: Storage, bucket: str, shard: int) -> dict[str, Any]:
-    """Return a shard's row. stored_bytes: of its clips' chunks, without the shard object's index."""
+    """Return a shard's row. stored_bytes: of its clips' chunks alone."""
     path = sample_path(bucket, shard)
     try:
         table = from_parquet(storage.read(path), columns=["status", "length"])

@@ -50,8 +50,9 @@ def reduce(
 ) -> torch.Tensor:
     """Return what is stored of an encoder's output for the clips `keys`.
 
-    encoded: moments [B, 2C, t, h, w]; or, where the encoder has no posterior, latents [B, C, t, h, w],
-    which `channels` (the spec's) tells apart. A `sample` is seeded from the clip's key alone.
+    encoded: moments [B, 2C, t, h, w]; or, where the encoder has no posterior, latents
+    [B, C, t, h, w], which `channels` (the spec's) tells apart. A `sample` is seeded from the clip's
+    key alone.
     """
     if store in ("moments", "ids"):
         return encoded
@@ -82,15 +83,13 @@ def unnormalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     return (latents.to(torch.float32) / scale + shift).to(latents.dtype)
 
 
-def _by_channel(
-    latents: torch.Tensor, normaliser: Normaliser
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_channel(latents: torch.Tensor, normaliser: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
     channels = latents.shape[-4]
     for values in (normaliser.shift, normaliser.scale):
         if len(values) not in (1, channels):
             raise ValueError(
-                f"the normaliser has {len(values)} values and the latents {list(latents.shape)} have "
-                f"{channels} channels: take the mean of moments, and the cache's own normaliser"
+                f"the normaliser has {len(values)} values and the latents {list(latents.shape)} "
+                f"have {channels} channels: take the mean of moments, and the cache's normaliser"
             )
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=latents.device).view(-1, 1, 1, 1)

@@ -213,7 +213,9 @@ def reopen_cache(
     """
     storage = Storage(url, storage_options)
     manifest = read_manifest(storage)
-    config = load_stored_config(manifest.config, overrides)
+    config = load_stored_config(
+        manifest.config, url=url, storage_options=storage_options, overrides=overrides
+    )
     spec, identity = resolve_encoder(config)
     lines = recipe_difference(manifest.recipe["encoder"], identity)
     lines += recipe_difference(
@@ -279,6 +281,14 @@ def failed_shards(index: pa.Table) -> list[Task]:
     return [
         Task(bucket=row["bucket"], index=row["shard"], retry_failed=True) for row in failed.to_pylist()
     ]
+
+
+def num_rejected(storage: Storage) -> int:
+    """Return how many sources the plan could not use."""
+    try:
+        return from_parquet(storage.read(sample_path(REJECTED, 0)), ["key"]).num_rows
+    except FileNotFoundError:
+        return 0
 
 
 def check_sources(prepared: Prepared, tasks: Iterable[Task]) -> None:

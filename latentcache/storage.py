@@ -21,6 +21,20 @@ from latentcache import retry
 from latentcache.errors import ConfigError, StorageError, did_you_mean
 from latentcache.urls import has_magic, is_url, join, redact, scheme_of
 
+__all__ = [
+    "Storage",
+    "find_files",
+    "glob_files",
+    "is_directory",
+    "is_file",
+    "join",
+    "open_filesystem",
+    "open_source",
+    "read_many",
+    "redact",
+    "resolve_package_url",
+]
+
 T = TypeVar("T")
 
 #: Where a scheme's file system is packaged, for the message that names it.
@@ -196,8 +210,11 @@ class Storage:
                 self._do("write", path, _replace_file, self.local_path(path), data)
             else:
                 self._do("write", path, self._open()[0].pipe_file, self._full(path), data)
-        except FileNotFoundError as error:  # an object store says so where there is no such bucket
-            raise _failure("write", join(self.url, path), self._options, error) from None
+        except FileNotFoundError:
+            raise StorageError(
+                f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
+                "Create it first, or correct the URL."
+            ) from None
 
     def read(self, path: str) -> bytes:
         """Read an object. Raises FileNotFoundError."""

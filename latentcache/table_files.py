@@ -72,9 +72,7 @@ def _csv_header(file: IO[bytes], where: str) -> list[str]:
     try:
         return next(csv.reader(text), [])
     except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(
-            f"{where} has no CSV header in UTF-8: {error}. Save it as UTF-8."
-        ) from None
+        raise CorpusError(f"{where} is not a CSV file in UTF-8: {error}.") from None
     finally:
         text.detach()
 

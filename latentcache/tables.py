@@ -88,8 +88,8 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("encode_s", pa.float64()),
     ]
 )
-#: Columns that differ between two runs of the same plan.
-TIMING_COLUMNS = ("decode_s", "encode_s")
+#: Facts of the run, not of the data: they may differ between two runs of the same plan.
+RUN_COLUMNS = ("decoder", "decode_s", "encode_s")
 
 #: The snapshot: one row a committed shard.
 INDEX_SCHEMA = pa.schema(

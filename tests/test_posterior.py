@@ -138,7 +138,7 @@ def test_normalise_computes_in_float32() -> None:
 
 
 def test_moments_are_not_normalised_by_mistake() -> None:
-    with pytest.raises(ValueError, match="2 values and the latents .* 4 channels: take the mean"):
+    with pytest.raises(ValueError, match=r"2 values and the latents .* 4 channels: take the mean"):
         posterior.normalise(moments(), CHANNEL)
 
 

@@ -87,6 +87,7 @@ class DecodePool:
         timeout_s: float,
         interpolation: str = "bicubic",
         storage_options: Mapping[str, Any] | None = None,
+        program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
         self._interpolation = interpolation
@@ -98,9 +99,11 @@ class DecodePool:
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._take = threading.Lock()
         self._closing = False
+        fds = [buffer.fd for buffer in self._buffers]
+        self._processes = [_Process(program, fds, self._options) for _ in range(num_processes)]
         self._lanes = [
-            threading.Thread(target=self._serve, name=f"decode-{n}", daemon=True)
-            for n in range(num_processes)
+            threading.Thread(target=self._serve, args=(process,), name="decode", daemon=True)
+            for process in self._processes
         ]
         for lane in self._lanes:
             lane.start()
@@ -123,13 +126,20 @@ class DecodePool:
         self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop the processes; requests that have not been served are cancelled."""
+        """Stop the processes at once; requests that have not been served fail or are cancelled."""
         self._closing = True
+        for process in self._processes:
+            process.stop()
         for _ in self._lanes:
             self._free.put(None)
             self._requests.put(None)
         for lane in self._lanes:
             lane.join()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                request = self._requests.get_nowait()
+                if request is not None:
+                    request.future.cancel()
         for buffer in self._buffers:
             os.close(buffer.fd)
 
@@ -139,13 +149,12 @@ class DecodePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self) -> None:
-        process = _Process([buffer.fd for buffer in self._buffers], self._options)
+    def _serve(self, process: _Process) -> None:
         try:
             while (work := self._next()) is not None:
                 self._work(process, *work)
         finally:
-            process.kill()
+            process.close()
 
     def _next(self) -> tuple[_Request, Buffer] | None:
         """Take a buffer, then a request; the lock keeps the order of requests the order of buffers."""
@@ -219,11 +228,13 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
 class _Process:
     """One decoding process, started on the first question and again after it was lost."""
 
-    def __init__(self, buffer_fds: Sequence[int], options: Mapping[str, Any]) -> None:
+    def __init__(self, program: str, buffer_fds: Sequence[int], options: Mapping[str, Any]) -> None:
+        self._program = program
         self._buffer_fds = buffer_fds
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._stopped = False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
 
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -244,11 +255,13 @@ class _Process:
         return answer
 
     def _start(self) -> Connection:
+        if self._stopped:
+            raise ShardError("the decoding pool was closed")
         ours, theirs = Pipe()
         with theirs:
             fds = [theirs.fileno(), *self._buffer_fds]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "latentcache.decoders.process", *map(str, fds)],
+                [sys.executable, "-m", self._program, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -284,3 +297,14 @@ class _Process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=10)
         self._pipe = self._process = None
+
+    def stop(self) -> None:
+        """End the process for good, from another thread: the one that waits for it sees it gone."""
+        self._stopped = True
+        if (process := self._process) is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """Kill the process, and forget what it said."""
+        self.kill()
+        self._stderr.close()

@@ -31,7 +31,8 @@ def check_latents(spec: LatentSpec, latents_BCthw: torch.Tensor) -> None:
         return
     hint = " These are moments: decode their mean." if shape[1:2] == (2 * spec.channels,) else ""
     raise EncoderError(
-        f"{spec.model_class} decodes latents [B, {spec.channels}, t, h, w], not {list(shape)}.{hint}"
+        f"{spec.model_class} decodes latents [B, {spec.channels}, t, h, w], "
+        f"not {list(shape)}.{hint}"
     )
 
 

@@ -85,16 +85,16 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Diffuser
     files, video_class = _locate(config)
     if files.weights_sha256() != spec.weights_sha256:
         raise EncoderError(
-            f"the weights in {files.folder} have the SHA-256 {files.weights_sha256()}, and the cache is "
-            f"made with {spec.weights_sha256}: latents of two models would be mixed. Put the same "
-            "weights on every machine; for a hub id set encoder.revision to a commit."
+            f"the weights in {files.folder} have the SHA-256 {files.weights_sha256()}, and the "
+            f"cache is made with {spec.weights_sha256}: latents of two models would be mixed. Put "
+            "the same weights on every machine; for a hub id set encoder.revision to a commit."
         )
     vae = _load(files, video_class.name, getattr(torch, config.dtype))
     for name, value in video_class.attributes.items():
         if not hasattr(vae, name):
             raise EncoderError(
-                f"{video_class.name} of diffusers {_packages()['diffusers']} has no attribute {name}, "
-                "so its chunking is not known to be what the recipe says. "
+                f"{video_class.name} of diffusers {_packages()['diffusers']} has no attribute "
+                f"{name}, so its chunking is not known to be what the recipe says. "
                 "Run: pip install 'latentcache[diffusers]'"
             )
         setattr(vae, name, value)
@@ -106,8 +106,8 @@ def _locate(config: Config) -> tuple[ModelFiles, VideoClass]:
     name = str(files.config.get("_class_name"))
     if name not in VIDEO_CLASSES:
         raise ConfigError(
-            f"encoder.model: {config.model!r} is a {name}, which kind diffusers_video does not know, so "
-            f"its frame rule is not known either.{did_you_mean(name, VIDEO_CLASSES)} "
+            f"encoder.model: {config.model!r} is of class {name}, which kind diffusers_video does "
+            f"not know, nor what it does to frames.{did_you_mean(name, VIDEO_CLASSES)} "
             f"Known classes: {', '.join(VIDEO_CLASSES)}."
         )
     return files, VIDEO_CLASSES[name]
@@ -145,7 +145,7 @@ def _packages() -> Mapping[str, str]:
 
 
 def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
-    """Load a model for inference; one with weights missing would be random there, so it is refused."""
+    """Load a model for inference. Raises EncoderError, also where tensors would stay random."""
     try:
         vae, info = _model_class(class_name).from_pretrained(
             str(files.folder),
@@ -163,10 +163,10 @@ def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
         ) from error
     if info["missing_keys"]:
         raise EncoderError(
-            f"{class_name} in {files.folder}: the weights lack {len(info['missing_keys'])} tensors that "
-            f"config.json asks for, such as {info['missing_keys'][0]}; they would stay random, and the "
-            "latents be nonsense. config.json and the weights are of different models: download the "
-            "model again."
+            f"{class_name} in {files.folder}: the weights lack {len(info['missing_keys'])} tensors "
+            f"that config.json asks for, such as {info['missing_keys'][0]}; they would stay "
+            "random, and the latents be nonsense. The files are of different models: "
+            "download the model again."
         )
     return vae.eval().requires_grad_(False)
 
@@ -187,12 +187,12 @@ class DiffusersVideoEncoder:
 
     @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to moments [B, 2C, t, h, w], bit for bit those of the diffusers model."""
+        """Encode uint8 pixels to moments [B, 2C, t, h, w], the diffusers model's bit for bit."""
         thw = check_pixels(self.spec, pixels_BTHWC)
         pixels = self._to_model_range(pixels_BTHWC)
         with self._model() as vae:
             posterior = vae.encode(pixels).latent_dist
-        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        moments: torch.Tensor = torch.cat([posterior.mean, posterior.logvar], dim=1)
         check_encoded(self.spec, moments, (len(pixels), 2 * self.spec.channels, *thw))
         return moments
 
@@ -202,20 +202,21 @@ class DiffusersVideoEncoder:
         check_latents(self.spec, latents_BCthw)
         latents = latents_BCthw.to(self._device, self._dtype)
         with self._model() as vae:
-            pixels_BCTHW = vae.decode(latents).sample
+            values_BCTHW = vae.decode(latents).sample
         # VideoProcessor's arithmetic: to [0, 1] in the model's dtype, to levels in float32.
-        levels = (pixels_BCTHW * 0.5 + 0.5).clamp(0, 1).float().mul_(255).round_()
-        return levels.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().cpu()
+        levels = (values_BCTHW * 0.5 + 0.5).clamp(0, 1).float().mul_(255).round_()
+        pixels: torch.Tensor = levels.to(torch.uint8).permute(0, 2, 3, 4, 1)
+        return pixels.contiguous().cpu()
 
     def _to_model_range(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Return contiguous [B, 3, T, H, W] in [-1, 1]: 2 * (x / 255) - 1 in float32, then rounded."""
-        pixels = pixels_BTHWC.to(self._device, non_blocking=True).permute(0, 4, 1, 2, 3).contiguous()
-        values = pixels.to(torch.float32)
+        """Return contiguous [B, 3, T, H, W] in [-1, 1]: 2 * (x / 255) - 1 in float32."""
+        pixels = pixels_BTHWC.to(self._device)  # blocking: callers reuse their buffers
+        values = pixels.permute(0, 4, 1, 2, 3).contiguous().to(torch.float32)
         return values.div_(self._white).mul_(2.0).sub_(1.0).to(self._dtype)
 
     @contextlib.contextmanager
     def _model(self) -> Iterator[Any]:
-        """Lend the model: deterministic kernels, true float32, and no state left behind by an error."""
+        """Lend the model: deterministic kernels, true float32, no state left behind by an error."""
         cuda = self._device.type == "cuda"
         flags = (
             torch.backends.cudnn.flags(

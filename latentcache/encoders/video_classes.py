@@ -1,7 +1,7 @@
 """What the video autoencoders of diffusers do, one record a class, read from their code.
 
-A further class of the `encode(x).latent_dist` kind is one more record in `VIDEO_CLASSES`, and a tiny
-model of it in the contract suite.
+A further class of the `encode(x).latent_dist` kind is one more record in `VIDEO_CLASSES`, and a
+tiny model of it in the contract suite.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _wan_stride(settings: Settings) -> tuple[int, int, int]:
     temporal = 2 ** sum(settings("temperal_downsample")[:stages])
     if temporal != 4:
         raise ConfigError(
-            f"encoder.model: this AutoencoderKLWan reduces time by {temporal}, but the class always "
-            "encodes frames in groups of 4, so its latents would be cut wrongly. Models of Wan 2.1 "
-            "and 2.2 reduce time by 4."
+            f"encoder.model: this AutoencoderKLWan reduces time by {temporal}, but the class "
+            "encodes frames in groups of 4 whatever its config says, so its latents would be cut "
+            "wrongly. Models of Wan 2.1 and 2.2 reduce time by 4."
         )
     spatial = int(2**stages * (settings("patch_size") or 1))
     return (temporal, spatial, spatial)
@@ -60,8 +60,9 @@ def _wan_normaliser(settings: Settings) -> Normaliser:
     mean, std, channels = settings("latents_mean"), settings("latents_std"), settings("z_dim")
     if len(mean) != channels or len(std) != channels:
         raise ConfigError(
-            f"encoder.model: config.json has {channels} channels (z_dim) but {len(mean)} latents_mean "
-            f"and {len(std)} latents_std, so its latents could not be normalised. Correct config.json."
+            f"encoder.model: config.json has {channels} channels (z_dim) but {len(mean)} "
+            f"latents_mean and {len(std)} latents_std, so its latents could not be normalised. "
+            "Correct config.json."
         )
     scale = (1.0 / torch.tensor(std, dtype=torch.float32)).tolist()
     return Normaliser(kind="channel", shift=tuple(map(float, mean)), scale=tuple(scale))
@@ -95,9 +96,9 @@ VIDEO_CLASSES: Mapping[str, VideoClass] = {
             reset="clear_cache",
         ),
         VideoClass(
-            # Frames go in batches of 8, and T % 8 more into the first one. GroupNorm sees a batch, so
-            # any other T than 1, 8k and 8k+1 would be normalised over batches it was not trained on;
-            # and 8k and 8k+1 are grouped differently, so that a prefix is exact between 8k+1 alone.
+            # Frames go in batches of 8, and T % 8 more into the first one. GroupNorm sees a batch,
+            # so any T but 1, 8k and 8k+1 would be normalised over batches that training had not;
+            # and 8k and 8k+1 are grouped differently: a prefix is exact only from 8k+1 to 8k+1.
             name="AutoencoderKLCogVideoX",
             frame_rule=FrameRule(multiple=8, remainders=(0, 1)),
             exactness="exact",

@@ -1,4 +1,4 @@
-"""Find a diffusers model, in a folder or on the Hugging Face hub, and hash its weights. Loads nothing."""
+"""Find a diffusers model, in a folder or on the hub, and hash its weights. Loads nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.errors import ConfigError
-from latentcache.storage import redact
+from latentcache.urls import redact
 
 CONFIG = "config.json"
 #: Whole files first; an index names the files that the weights are split over.
@@ -27,7 +27,7 @@ _INDEX_SUFFIX = ".index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model on the local disk: its folder, its config.json and the files of its weights, sorted."""
+    """A model on the local disk: its folder, its config.json and its weights' files, sorted."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -39,7 +39,7 @@ class ModelFiles:
         return all(path.suffix == ".safetensors" for path in self.weights)
 
     def weights_sha256(self) -> str:
-        """Return the SHA-256 of the weights: of the file, or of the list of several files' digests."""
+        """Return the SHA-256 of the file, or of the list of the digests of several files."""
         digests = [_file_sha256(path) for path in self.weights]
         return digests[0] if len(digests) == 1 else _sha256("\n".join(digests).encode())
 
@@ -58,14 +58,14 @@ def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFile
     if root.is_dir():
         if revision is not None:
             raise ConfigError(
-                f"encoder.revision is for models on the hub, and encoder.model {model!r} is a local "
-                "folder: remove encoder.revision."
+                f"encoder.revision is for models on the hub, and encoder.model {model!r} is a "
+                "local folder: remove encoder.revision."
             )
         return _read_folder(root / (subfolder or ""), subfolder)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ConfigError(
-            f"encoder.model: there is no folder {model!r}. Give a folder that holds {CONFIG}, or an "
-            "id on the Hugging Face hub such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+            f"encoder.model: there is no folder {model!r}. Give a folder that holds {CONFIG}, or "
+            "an id on the Hugging Face hub such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return _read_folder(_download(model, subfolder, revision), subfolder)
 
@@ -147,10 +147,10 @@ def _no_config(where: str, subfolder: str | None) -> ConfigError:
 def _unreachable(model: str, name: str, error: Exception | None) -> ConfigError:
     reason = (redact(str(error)).strip().splitlines() or [""])[0]
     return ConfigError(
-        f"encoder.model: {name} of {model!r} is neither in the local Hugging Face cache nor to be had "
-        f"from the hub ({type(error).__name__}: {reason}). It is read as a hub id, since there is no "
-        "such folder. Check the id and the network, log in with `hf auth login` where the model is "
-        "gated, or download it and set encoder.model to the folder."
+        f"encoder.model: {name} of {model!r} is neither in the local Hugging Face cache nor to be "
+        f"had from the hub ({type(error).__name__}: {reason}). It is read as a hub id, since there "
+        "is no such folder. Check the id and the network, log in with `hf auth login` where the "
+        "model is gated, or download it and set encoder.model to the folder."
     )
 
 

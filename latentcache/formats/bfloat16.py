@@ -1,6 +1,7 @@
 """The Zarr data type `bfloat16` for zarr-python, under the name that tensorstore and zarrs use.
 
-zarr-python finds it through its entry point `zarr.data_type`: a plain `zarr.open` reads a cache.
+zarr-python imports this module through entry points (see pyproject.toml), so that a plain
+`zarr.open` reads a cache.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import ml_dtypes
 import numpy as np
+from zarr.core.buffer.cpu import Buffer
 from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import DataTypeValidationError, ZDType, data_type_registry
+
+__all__ = ["BFloat16", "Buffer"]
 
 _NATIVE: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 _NO_V2 = "bfloat16 is a data type of Zarr v3; Zarr v2 has no name for it"

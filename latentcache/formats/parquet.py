@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 from latentcache.formats.dtypes import numpy_dtype
 from latentcache.formats.ranges import check_rows, damaged, read_chunks
 from latentcache.interfaces import Array, ArrayLayout, EncodedShard
+from latentcache.lru import Lru
 from latentcache.records import ChunkRef
 from latentcache.storage import Storage
 
@@ -38,9 +37,7 @@ class ParquetFormat:
     """Files `latents/BUCKET/SHARD.parquet`. Keeps the footers of the files that were read last."""
 
     def __init__(self, max_footers: int = MAX_FOOTERS) -> None:
-        self._footers: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
-        self._max_footers = max_footers
-        self._lock = threading.Lock()
+        self._footers: Lru[tuple[str, str], pq.FileMetaData] = Lru(max_footers)
 
     def prepare(self, storage: Storage, layouts: Sequence[ArrayLayout]) -> None:
         """Do nothing: the files describe themselves."""
@@ -82,7 +79,6 @@ class ParquetFormat:
             try:
                 _decode(layout, footer, chunk, block, array)
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-                self._forget(storage, path)
                 what = f"its row group cannot be read ({error})"
                 raise damaged(layout, index, chunk.row, path, what) from error
 
@@ -90,26 +86,16 @@ class ParquetFormat:
         self, storage: Storage, layout: ArrayLayout, index: int, path: str, chunk: ChunkRef
     ) -> pq.FileMetaData:
         key = (storage.url, path)
-        with self._lock:
-            if key in self._footers:
-                self._footers.move_to_end(key)
-                footer = self._footers[key]
-                if _find(footer, chunk) is not None:  # else the file was written anew since
-                    return footer
+        footer = self._footers.get(key)
+        if footer is not None and _find(footer, chunk) is not None:
+            return footer  # else the file was not read yet, or was written anew since
         try:
             footer = _read_footer(storage, path)
         except (FileNotFoundError, pa.ArrowException, OSError, ValueError) as error:
             what = f"its footer cannot be read ({error})"
             raise damaged(layout, index, chunk.row, path, what) from error
-        with self._lock:
-            self._footers[key] = footer
-            while len(self._footers) > self._max_footers:
-                self._footers.popitem(last=False)
+        self._footers.put(key, footer)
         return footer
-
-    def _forget(self, storage: Storage, path: str) -> None:
-        with self._lock:
-            self._footers.pop((storage.url, path), None)
 
 
 @functools.cache

@@ -60,7 +60,7 @@ class ZarrFormat:
                 chunks.append(None)
                 continue
             payload = _compress(layout, array)
-            crc = google_crc32c.value(payload)
+            crc = _crc(payload)
             parts += [payload, crc.to_bytes(CRC_BYTES, "little")]
             chunks.append(ChunkRef(row=row, offset=position, length=len(payload), crc32c=crc))
             position += len(payload) + CRC_BYTES
@@ -126,7 +126,7 @@ def _compress(layout: ArrayLayout, array: Array) -> bytes:
     # A view as unsigned integers, because blosc takes the width of its shuffle from the items.
     words = np.ascontiguousarray(array).reshape(-1).view(f"<u{ITEM_BYTES[layout.dtype]}")
     if layout.codec == "none":
-        return words.tobytes()
+        return bytes(words.tobytes())
     return bytes(numcodecs.blosc.compress(words, b"zstd", layout.level))
 
 
@@ -147,4 +147,8 @@ def _shard_index(num_rows: int, chunks: Sequence[ChunkRef | None]) -> bytes:
         if chunk is not None:
             table[row] = chunk.offset, chunk.length + CRC_BYTES
     data = table.tobytes()
-    return data + google_crc32c.value(data).to_bytes(CRC_BYTES, "little")
+    return data + _crc(data).to_bytes(CRC_BYTES, "little")
+
+
+def _crc(data: bytes) -> int:
+    return int(google_crc32c.value(data))

@@ -86,7 +86,9 @@ class Built:
     spec: LatentSpec
     encoder: Any
 
-    def pixels(self, frames: int, *, batch: int = 1, rows: int = 2, columns: int = 3) -> torch.Tensor:
+    def pixels(
+        self, frames: int, *, batch: int = 1, rows: int = 2, columns: int = 3
+    ) -> torch.Tensor:
         _, sh, sw = self.spec.stride
         generator = torch.Generator().manual_seed(frames)
         shape = (batch, frames, rows * sh, columns * sw, 3)

@@ -100,6 +100,14 @@ def test_decoding_what_was_decoded_changes_little(encoder: DCTEncoder) -> None:
     assert (once.int() - twice.int()).abs().max() <= 1
 
 
+def test_motion_within_the_first_frame_is_ignored(encoder: DCTEncoder) -> None:
+    latents = torch.zeros(1, 16, 2, 1, 1)
+    latents[:, dct.KEPT.index((0, 1, 0, 0))] = 5
+    first, *others = encoder.decode(latents)[0].float().mean((1, 2, 3)).tolist()
+    assert first == pytest.approx(128, abs=1)
+    assert others[0] > 140 > 115 > others[-1]
+
+
 def test_pieces_do_not_show(encoder: DCTEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = noise(1, 5, 64, 16, 3)
     whole = encoder.encode(pixels)

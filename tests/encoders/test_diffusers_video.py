@@ -73,9 +73,7 @@ def video_processor() -> Any:
 
 def pixels(frames: int, batch: int = 1, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(frames)
-    return torch.randint(
-        0, 256, (batch, frames, *size, 3), dtype=torch.uint8, generator=generator
-    )
+    return torch.randint(0, 256, (batch, frames, *size, 3), dtype=torch.uint8, generator=generator)
 
 
 @pytest.fixture(params=list(SAVERS))
@@ -127,7 +125,7 @@ def test_decoded_pixels_are_the_pipelines(kind: str, model: Path) -> None:
     encoder, vae = built(model), reference(model)
     mean, _ = posterior.split(encoder.encode(pixels(LEGAL[kind][1], batch=2)))
     with torch.no_grad():
-        sample = vae.decode(mean.clone()).sample * 4  # past [-1, 1] somewhere, so that it is clamped
+        sample = vae.decode(mean.clone()).sample * 4  # past [-1, 1] somewhere: clamped
         encoder._vae.decode = lambda z: type(vae.decode(z))(sample=sample)
     expected = video_processor().postprocess_video(sample, output_type="np")
     assert np.array_equal(encoder.decode(mean).numpy(), (expected * 255).round().astype(np.uint8))
@@ -283,48 +281,50 @@ def test_weights_that_lack_tensors_are_refused(tmp_path: Path) -> None:
     tensors = load_file(path)
     del tensors["quant_conv.bias"]
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(EncoderError, match="lack 1 tensors .* quant_conv.bias.*stay random"):
+    with pytest.raises(EncoderError, match=r"lack 1 tensors .* quant_conv.bias.*stay random"):
         built(model)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     model = save_wan(tmp_path)
     (model / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(EncoderError, match="cannot be loaded.*download it again"):
+    with pytest.raises(EncoderError, match=r"cannot be loaded.*download it again"):
         built(model)
 
 
 def test_unsupported_class_names_the_supported_ones(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLMochi"}')
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(ConfigError, match="is a AutoencoderKLMochi.*AutoencoderKLWan, Autoenc"):
+    with pytest.raises(
+        ConfigError, match=r"is of class AutoencoderKLMochi.*AutoencoderKLWan, Autoenc"
+    ):
         described(tmp_path)
 
 
 def test_wan_that_does_not_reduce_time_by_4_is_refused(tmp_path: Path) -> None:
     model = save_wan(tmp_path, temperal_downsample=[False, False, True])
-    with pytest.raises(ConfigError, match="reduces time by 2, but the class always"):
+    with pytest.raises(ConfigError, match="reduces time by 2, but the class encodes"):
         described(model)
 
 
 def test_normaliser_of_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     model = save_wan(tmp_path, z_dim=4)
-    with pytest.raises(ConfigError, match="has 4 channels .* but 16 latents_mean"):
+    with pytest.raises(ConfigError, match=r"has 4 channels .* but 16 latents_mean"):
         described(model)
 
 
 def test_pipeline_folder_without_subfolder_says_which(tmp_path: Path) -> None:
     save_wan(tmp_path / "vae")
-    with pytest.raises(ConfigError, match="holds no config.json.*set encoder.subfolder: vae"):
+    with pytest.raises(ConfigError, match=r"holds no config.json.*set encoder.subfolder: vae"):
         described(tmp_path)
-    with pytest.raises(ConfigError, match="Correct encoder.subfolder, which is 'vea'"):
+    with pytest.raises(ConfigError, match=r"Correct encoder.subfolder, which is 'vea'"):
         described(tmp_path, subfolder="vea")
     assert described(tmp_path, subfolder="vae").channels == 16
 
 
 def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (save_wan(tmp_path) / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="holds no diffusion_pytorch_model.safetensors"):
+    with pytest.raises(ConfigError, match=r"holds no diffusion_pytorch_model.safetensors"):
         described(tmp_path)
 
 
@@ -334,7 +334,7 @@ def test_path_that_is_not_there_is_refused_without_asking_the_hub(tmp_path: Path
 
 
 def test_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="remove encoder.revision"):
+    with pytest.raises(ConfigError, match=r"remove encoder.revision"):
         described(save_wan(tmp_path), revision="main")
 
 
@@ -358,7 +358,7 @@ def test_hub_id_is_fetched_and_read_as_a_folder(
         ("someone/some-wan", "config.json", "vae", "abc"),
         ("someone/some-wan", "diffusion_pytorch_model.safetensors", "vae", "abc"),
     ]
-    with pytest.raises(ConfigError, match="someone/some-wan holds no config.json.*subfolder: vae"):
+    with pytest.raises(ConfigError, match=r"someone/some-wan holds no config.json.*subfolder: vae"):
         described("someone/some-wan")
 
 
@@ -367,5 +367,5 @@ def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
         raise LocalEntryNotFoundError("offline mode is on")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    with pytest.raises(ConfigError, match="offline mode is on.*set encoder.model to the folder"):
+    with pytest.raises(ConfigError, match=r"offline mode is on.*set encoder.model to the folder"):
         described("someone/some-wan")

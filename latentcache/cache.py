@@ -1,0 +1,342 @@
+"""A cache to read: what its latents are, samples by number and by key, and its table of clips."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latentcache import formats
+from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
+from latentcache.formats.dtypes import as_numpy, torch_dtype
+from latentcache.index import read_index
+from latentcache.interfaces import Array
+from latentcache.lru import Lru
+from latentcache.manifest import Manifest, read_manifest
+from latentcache.records import ChunkRef, LatentSpec
+from latentcache.storage import Storage
+from latentcache.tables import (
+    REJECTED,
+    SAMPLE_SCHEMA,
+    from_parquet,
+    sample_path,
+    samples_folder,
+    shard_of_sample_file,
+)
+from latentcache.urls import redact
+
+#: Sample tables kept in memory: of 64 clips with captions, one takes some 50 kB.
+MAX_TABLES = 1024
+#: Sample tables read at a time when all are wanted.
+NUM_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBucket:
+    """What is committed of a bucket. shape: of one stored sample; num_clips: ok and failed."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_ok: int
+    num_clips: int
+    num_shards: int
+    stored_bytes: int
+
+
+class ShardRows:
+    """The ok rows of one sample table, numbered from 0 in row order."""
+
+    def __init__(self, bucket: str, shard: int, table: pa.Table) -> None:
+        self.bucket, self.shard = bucket, shard
+        self._table = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
+        places = [self._table[name].to_pylist() for name in ("row", "offset", "length", "crc32c")]
+        self.chunks = [
+            ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
+            for row, offset, length, crc in zip(*places, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the columns that were carried over from the corpus."""
+        return [name for name in self._table.column_names if name not in SAMPLE_SCHEMA.names]
+
+    def column(self, name: str, positions: Sequence[int]) -> list[Any]:
+        """Return a column's values at ok rows."""
+        values: list[Any] = self._table[name].take(pa.array(positions, pa.int64())).to_pylist()
+        return values
+
+
+def open_cache(
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    expect: Mapping[str, Any] | None = None,
+) -> Cache:
+    """Open the published snapshot of a cache.
+
+    expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
+    what your model was built for. Raises CacheError where there is no cache, nothing is committed
+    yet, or an expectation is not met.
+    """
+    storage = Storage(str(url), storage_options)
+    manifest = read_manifest(storage)
+    check_expectations(redact(storage.url), manifest.spec, expect or {})
+    return Cache(storage, manifest, read_index(storage))
+
+
+def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
+    """Raise CacheError where the spec differs from `expect`, and ConfigError for unknown fields."""
+    actual = spec.to_json()
+    for name in expect:
+        if name not in actual:
+            raise ConfigError(
+                f"expect: a latent spec has no {name!r}.{did_you_mean(name, actual)} "
+                f"It has: {', '.join(actual)}"
+            )
+    wrong = [name for name in expect if _plain(expect[name]) != _plain(actual[name])]
+    if wrong:
+        wanted = ", ".join(f"{name} {_plain(expect[name])}" for name in expect)
+        raise CacheError(
+            f"{url} does not hold the expected latents; what differs: {', '.join(wrong)}.\n"
+            f"  expected: {wanted}\n"
+            f"  in the cache: {', '.join(f'{name} {_plain(actual[name])}' for name in expect)} "
+            f"({describe(spec)})\n"
+            "A model that wants other latents would fail at its first layer or, worse, train on "
+            "them; the classic case is pixels with 3 channels reaching a model that wants 16. Open "
+            "the cache that was made with your model's encoder, or change what is expected."
+        )
+
+
+def describe(spec: LatentSpec) -> str:
+    """Return a latent spec in a few words."""
+    stride = "x".join(map(str, spec.stride))
+    return (
+        f"{spec.model_class}, {spec.channels} channels, stride {stride} in T x H x W, "
+        f"{spec.stored} in {spec.dtype}"
+    )
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=list)
+
+
+class Cache:
+    """A published snapshot. Clips that failed have no number: len() and cache[i] are of ok ones.
+
+    They are ordered by bucket, shard and row. Sample tables are read when they are needed, and the
+    last `MAX_TABLES` kept. Safe to use from several threads, after a fork and when pickled.
+    """
+
+    def __init__(self, storage: Storage, manifest: Manifest, index: pa.Table) -> None:
+        self.storage, self.manifest, self._index = storage, manifest, index
+        self._format = formats.get(manifest.format)
+        self._layouts = manifest.layouts()
+        self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
+        unknown = sorted(set(index["bucket"].unique().to_pylist()) - self._layouts.keys())
+        if unknown:
+            raise CacheError(
+                f"{redact(storage.url)}: the snapshot lists buckets that cache.json does not have: "
+                f"{', '.join(unknown)}. The two are of different caches; resume to write it anew."
+            )
+        self._places = index.select(["bucket", "shard"]).to_pydict()
+        num_ok = index["num_ok"].to_numpy()
+        self._ends = np.cumsum(num_ok, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Storage, Manifest, pa.Table]]:
+        return type(self), (self.storage, self.manifest, self._index)
+
+    def __repr__(self) -> str:
+        return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"
+
+    @property
+    def spec(self) -> LatentSpec:
+        """What the latents are."""
+        return self.manifest.spec
+
+    @functools.cached_property
+    def buckets(self) -> Mapping[str, CacheBucket]:
+        """What is committed of every bucket of the plan, by name, in the order of the samples."""
+        sums = self._index.group_by("bucket").aggregate(
+            [("shard", "count")] + [(n, "sum") for n in ("num_ok", "num_clips", "stored_bytes")]
+        )
+        found = {row["bucket"]: row for row in sums.to_pylist()}
+        infos = [
+            CacheBucket(
+                name=name,
+                shape=self._layouts[name].shape,
+                num_ok=found.get(name, {}).get("num_ok_sum", 0),
+                num_clips=found.get(name, {}).get("num_clips_sum", 0),
+                num_shards=found.get(name, {}).get("shard_count", 0),
+                stored_bytes=found.get(name, {}).get("stored_bytes_sum", 0),
+            )
+            for name in sorted(self._layouts)
+        ]
+        return {info.name: info for info in infos}
+
+    @functools.cached_property
+    def snapshot(self) -> str:
+        """SHA-256 of what the order of samples follows from: bucket, shard, ok clips of rows."""
+        digest = hashlib.sha256(json.dumps(self._places["bucket"]).encode())
+        for column in ("shard", "num_ok"):
+            digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def shards(self, bucket: str) -> tuple[Array, Array]:
+        """Return (shard, num_ok) of a bucket's committed shards, int64 arrays in storage order."""
+        table = self._index.filter(pc.equal(self._index["bucket"], bucket))
+        return table["shard"].to_numpy(), table["num_ok"].to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([operator.index(index)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several samples, reading each shard's in as few requests as their places allow."""
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for n, index in enumerate(indices):
+            place, position = self._locate(index)
+            groups.setdefault(place, []).append((n, position))
+        samples: dict[int, dict[str, Any]] = {}
+        for place, wanted in groups.items():
+            found = self._samples(place, [position for _, position in wanted])
+            samples.update(zip((n for n, _ in wanted), found, strict=True))
+        return [samples[n] for n in range(len(indices))]
+
+    def sample(self, key: str) -> dict[str, Any]:
+        """Return the ok clip with that key. Raises KeyError.
+
+        The first call reads the keys of every sample table and keeps them (about 50 bytes a clip);
+        every call then scans them, some milliseconds a million clips.
+        """
+        position = pc.index(self._keys, pa.scalar(key, pa.string())).as_py()
+        if position < 0:
+            raise KeyError(
+                f"no clip that is ok has the key {key!r}; cache.table() lists all clips, with the "
+                "reasons of those that failed"
+            )
+        return self[position]
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row a clip, ok and failed, and one a rejected source; or some of the columns.
+
+        Reads every sample table. Columns are those of `tables.SAMPLE_SCHEMA` and those kept from
+        the corpus. Raises CacheError for any other.
+        """
+        files = map(shard_of_sample_file, self.storage.list(samples_folder(REJECTED)))
+        rejected = sorted(number for number in files if number is not None)
+        places = [*self._all_places(), *((REJECTED, number) for number in rejected)]
+        tables = self._read_tables(places)
+        table = pa.concat_tables(tables, promote_options="default") if tables else _EMPTY
+        for name in columns or ():
+            if name not in table.column_names:
+                raise CacheError(
+                    f"the cache's table has no column {name!r}."
+                    f"{did_you_mean(name, table.column_names)} It has: "
+                    f"{', '.join(table.column_names)}"
+                )
+        return table if columns is None else table.select(list(columns))
+
+    def rows(self, bucket: str, shard: int) -> ShardRows:
+        """Return the ok rows of a shard, from memory where they were read lately."""
+        rows = self._tables.get((bucket, shard))
+        if rows is None:
+            rows = ShardRows(bucket, shard, self._read_table(bucket, shard))
+            self._tables.put((bucket, shard), rows)
+        return rows
+
+    def read(
+        self, bucket: str, shard: int, positions: Sequence[int], out: Sequence[torch.Tensor]
+    ) -> None:
+        """Read samples of a shard, by their position among its ok rows, into CPU tensors.
+
+        Raises CorruptionError, naming the clip.
+        """
+        rows, layout = self.rows(bucket, shard), self._layouts[bucket]
+        if positions and max(positions) >= len(rows):
+            raise CacheError(
+                f"{redact(self.storage.url)}: shard {bucket}/{shard} has {len(rows)} ok clips, "
+                "fewer than when the cache was opened: it was encoded again. Open the cache anew."
+            )
+        chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
+        try:
+            self._format.read(self.storage, layout, shard, chunks, arrays)
+        except CorruptionError:
+            # One by one, to learn which clip it is; none of them, if the next read is sound.
+            for position, chunk, array in zip(positions, chunks, arrays, strict=True):
+                try:
+                    self._format.read(self.storage, layout, shard, [chunk], [array])
+                except CorruptionError as error:
+                    key = rows.column("key", [position])[0]
+                    raise CorruptionError(f"clip {key!r}: {error}") from error
+
+    def empty(self, bucket: str, num_samples: int) -> torch.Tensor:
+        """Return an uninitialised CPU tensor [num_samples, *shape] in the stored dtype."""
+        return torch.empty(
+            (num_samples, *self._layouts[bucket].shape), dtype=torch_dtype(self.spec.dtype)
+        )
+
+    def _samples(self, place: int, positions: Sequence[int]) -> list[dict[str, Any]]:
+        bucket, shard = self._places["bucket"][place], self._places["shard"][place]
+        latents = [self.empty(bucket, 1)[0] for _ in positions]
+        self.read(bucket, shard, positions, latents)
+        rows = self.rows(bucket, shard)
+        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *rows.kept]
+        columns = [latents, *(rows.column(name, positions) for name in names)]
+        return [
+            dict(zip(["latents", *names], values, strict=True))
+            for values in zip(*columns, strict=True)
+        ]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the row of the snapshot and the position among its ok rows of sample `index`."""
+        positive = index + len(self) if index < 0 else index
+        if not 0 <= positive < len(self):
+            raise IndexError(f"sample {index} of a cache of {len(self)}")
+        place = int(np.searchsorted(self._ends, positive, side="right"))
+        before = int(self._ends[place - 1]) if place else 0
+        return place, positive - before
+
+    def _all_places(self) -> list[tuple[str, int]]:
+        return list(zip(self._places["bucket"], self._places["shard"], strict=True))
+
+    @functools.cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        tables = self._read_tables(self._all_places(), columns=["key", "status"])
+        keys = [table.filter(pc.equal(table["status"], "ok"))["key"] for table in tables]
+        return pa.chunked_array([c for key in keys for c in key.chunks], type=pa.string())
+
+    def _read_tables(
+        self, places: Iterable[tuple[str, int]], columns: list[str] | None = None
+    ) -> list[pa.Table]:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            return list(pool.map(lambda at: self._read_table(at[0], at[1], columns), places))
+
+    def _read_table(self, bucket: str, shard: int, columns: list[str] | None = None) -> pa.Table:
+        path = sample_path(bucket, shard)
+        try:
+            return from_parquet(self.storage.read(path), columns)
+        except FileNotFoundError:
+            what = "is missing, although the snapshot lists it"
+        except (pa.ArrowException, OSError, ValueError) as error:
+            what = f"cannot be read ({error})"
+        url = redact(self.storage.url)
+        raise CorruptionError(
+            f"{url}/{path} {what}. Encode the shard again: latentcache resume {url}"
+        )
+
+
+_EMPTY = SAMPLE_SCHEMA.empty_table()

@@ -1,0 +1,52 @@
+"""A bounded map that forgets what was used longest ago, for threads and safe after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Any, Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """At most `max_items` items. Pickles empty; a forked process starts with an empty one, too."""
+
+    def __init__(self, max_items: int) -> None:
+        self._max_items = max_items
+        self._fresh()
+
+    def __reduce__(self) -> tuple[type[Lru[Any, Any]], tuple[int]]:
+        return type(self), (self._max_items,)
+
+    def _fresh(self) -> None:
+        self._items: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def _after_fork(self) -> None:
+        if self._pid != os.getpid():  # the parent's threads may have held the lock: it never opens
+            self._fresh()
+
+    def get(self, key: K) -> V | None:
+        """Return the value, which becomes the one used last, or None."""
+        self._after_fork()
+        with self._lock:
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key]
+
+    def put(self, key: K, value: V) -> None:
+        """Keep the value, in the place of the one used longest ago where the map is full."""
+        self._after_fork()
+        with self._lock:
+            self._items[key] = value
+            self._items.move_to_end(key)
+            while len(self._items) > self._max_items:
+                self._items.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._items)

@@ -1,0 +1,130 @@
+"""Kills drivers, actors and decoding processes of real runs, and checks that nothing is lost.
+
+`python -m tests.chaos --seed 1 --minutes 10` runs it for as long as you like; the tests run it for a few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from tests.caches import assert_same_cache, committed, make_config, make_corpus, run_job, start_job
+
+#: How a victim's command line is known. Ray names an actor's process after its class.
+VICTIMS = {"actor": "ray::EncodeActor", "decoder": "latentcache.decoders.process"}
+RUN_LIMIT_S = 240.0
+
+
+def wait_for_commits(process: subprocess.Popen[str], cache: Path, count: int) -> bool:
+    """Wait until `count` shards are committed; False where the run ended before."""
+    while process.poll() is None:
+        if len(committed(cache)) >= count:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> bool:
+    """kill -9 the driver, or one of its actors or decoding processes; False where there is none."""
+    if victim == "driver":
+        process.kill()
+        process.wait()
+        return True
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    found = []
+    for child in family:
+        try:
+            if VICTIMS[victim] in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # gone, or a zombie
+            continue
+    if not found:
+        return False
+    try:
+        rng.choice(found).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All that the driver has started; empty where it is gone."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def run_with_kills(
+    config: Path, cache: Path, rng: random.Random, victims: list[str], total: int
+) -> Counter[str]:
+    """Run to the end through one kill a victim; checks that no committed shard is written again."""
+    kills: Counter[str] = Counter()
+    before: dict[str, tuple[int, int]] = {}
+    job: tuple[str, Path] = ("precompute", config)
+    plan = list(victims)
+    while True:
+        process = start_job(*job)
+        orphans: list[psutil.Process] = []
+        while plan:
+            done = len(committed(cache))
+            goal = rng.randint(min(done + 1, total), min(done + 4, total))
+            if not wait_for_commits(process, cache, goal):
+                break
+            time.sleep(rng.random() * 0.05)
+            orphans = family_of(process)
+            if kill(process, plan[0], rng):
+                kills[plan.pop(0)] += 1
+            if process.poll() is not None:
+                break
+        out, err = process.communicate(timeout=RUN_LIMIT_S)
+        psutil.wait_procs(orphans if process.returncode == -9 else [], timeout=30)
+        now = committed(cache)
+        rewritten = {name for name, facts in before.items() if now[name] != facts}
+        assert not rewritten, f"committed shards were encoded again: {rewritten}"
+        if process.returncode != -9:
+            assert process.returncode == 3, f"{process.returncode}\n{out}\n{err}"
+            return kills
+        before = now
+        job = ("resume", cache) if (cache / "cache.json").exists() else job
+
+
+def main() -> None:
+    """Kill for a while, and say how often."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--runner", choices=("ray", "local"), default="ray")
+    args = parser.parse_args()
+    rng, kills, rounds = random.Random(args.seed), Counter[str](), 0
+    folder = Path(tempfile.mkdtemp(prefix="latentcache-chaos-"))
+    corpus = make_corpus(folder / "corpus", 12, frames=41)
+    clean = folder / "clean"
+    run_job("precompute", make_config(folder, corpus, str(clean)), status=3)
+    ends = time.monotonic() + 60 * args.minutes
+    while time.monotonic() < ends:
+        cache = folder / f"cache{rounds}"
+        config = make_config(folder, corpus, str(cache), run={"runner": args.runner})
+        names = ["driver", "decoder"] + (["actor"] if args.runner == "ray" else [])
+        victims = rng.choices(names, k=rng.randint(2, 5))
+        kills += run_with_kills(config, cache, rng, victims, len(committed(clean)))
+        assert_same_cache(cache, clean)
+        shutil.rmtree(cache)
+        rounds += 1
+        print(f"round {rounds}: {', '.join(f'{n} x {v}' for v, n in sorted(kills.items()))}", flush=True)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,412 @@
+"""What every shard format promises: the bits that went in come out, or an error names the clip."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorstore
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentcache import formats
+from latentcache.errors import ConfigError, CorruptionError
+from latentcache.formats.dtypes import numpy_dtype
+from latentcache.interfaces import Array, ArrayLayout, EncodedShard
+from latentcache.records import Bucket, ChunkRef
+from latentcache.storage import Storage
+from tests.synthetic import random_sample
+
+FORMATS = ("zarr", "parquet")
+DTYPES = ("bfloat16", "float16", "float32", "uint16")
+CASES = [
+    pytest.param(*c, id="-".join(c)) for c in itertools.product(FORMATS, DTYPES, ("zstd", "none"))
+]
+BUCKET = Bucket(frames=5, height=32, width=48)
+#: -0.0, infinities, the smallest and largest subnormals, quiet and signalling NaN with payloads.
+HARD_BITS = {
+    "bfloat16": [0x8000, 0x7F80, 0xFF80, 0x0001, 0x807F, 0x7FC0, 0xFFC1, 0x7F81, 0x7FFF],
+    "float16": [0x8000, 0x7C00, 0xFC00, 0x0001, 0x83FF, 0x7E00, 0xFE01, 0x7C01, 0x7FFF],
+    "float32": [1 << 31, 0x7F800000, 0xFF800000, 1, 0x807FFFFF, 0x7FC00000, 0xFFC00001, 0x7F800001],
+    "uint16": [0, 1, 0x7FFF, 0x8000, 0xFFFF],
+}
+
+
+def make_layout(dtype: str = "bfloat16", codec: str = "zstd", num_rows: int = 7) -> ArrayLayout:
+    shape = (2, 4, 6) if dtype == "uint16" else (3, 2, 4, 6)
+    return ArrayLayout(
+        bucket=BUCKET, shape=shape, dtype=dtype, num_rows=num_rows, shard_rows=4, codec=codec
+    )
+
+
+def make_rows(layout: ArrayLayout, num: int, failed: Sequence[int] = ()) -> list[Array | None]:
+    rng = np.random.default_rng(num)
+    return [None if i in failed else random_sample(layout, rng) for i in range(num)]
+
+
+def bits(array: Array) -> Array:
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def write(
+    name: str, storage: Storage, layout: ArrayLayout, shards: Sequence[Sequence[Array | None]]
+) -> list[EncodedShard]:
+    member = formats.get(name)
+    member.prepare(storage, [layout])
+    encoded = [member.encode_shard(layout, i, rows) for i, rows in enumerate(shards)]
+    for shard in encoded:
+        storage.write(shard.path, shard.data)
+    return encoded
+
+
+def read(name: str, storage: Storage, layout: ArrayLayout, index: int, chunks: Any) -> list[Array]:
+    out = [np.full(layout.shape, 7, numpy_dtype(layout.dtype)) for _ in chunks]
+    formats.get(name).read(storage, layout, index, chunks, out)
+    return out
+
+
+def check(
+    name: str,
+    storage: Storage,
+    layout: ArrayLayout,
+    shards: Sequence[Sequence[Array | None]],
+    encoded: Sequence[EncodedShard],
+) -> None:
+    for index, (rows, shard) in enumerate(zip(shards, encoded, strict=True)):
+        assert [c is None for c in shard.chunks] == [r is None for r in rows]
+        assert all(c is None or c.row == row for row, c in enumerate(shard.chunks))
+        chunks = [chunk for chunk in shard.chunks if chunk]
+        expected = [row for row in rows if row is not None]
+        for out, row in zip(read(name, storage, layout, index, chunks), expected, strict=True):
+            np.testing.assert_array_equal(bits(out), bits(row))
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}")
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_the_same_bits_come_back_without_the_failed_rows(
+    name: str, dtype: str, codec: str, storage: Storage
+) -> None:
+    layout = make_layout(dtype, codec)
+    shards = [make_rows(layout, 4, failed=[1]), make_rows(layout, 3, failed=[0, 2])]
+    check(name, storage, layout, shards, write(name, storage, layout, shards))
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_hard_bits_survive(name: str, dtype: str, codec: str, tmp_path: Path) -> None:
+    layout = make_layout(dtype, codec)
+    rows: list[Array | None] = [
+        np.resize(np.array(HARD_BITS[dtype], f"u{numpy_dtype(dtype).itemsize}"), layout.shape).view(
+            numpy_dtype(dtype)
+        )
+    ]
+    for value in HARD_BITS[dtype][:3]:  # a clip of one value: of zeros, which a fill value is like
+        rows.append(
+            bits(np.zeros(layout.shape, numpy_dtype(dtype))) + np.array(value, bits(rows[0]).dtype)
+        )
+    rows[1:] = [row.view(numpy_dtype(dtype)) for row in rows[1:]]
+    storage = Storage(str(tmp_path))
+    check(name, storage, layout, [rows], write(name, storage, layout, [rows]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=25, deadline=None)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from(DTYPES),
+    codec=st.sampled_from(["zstd", "none"]),
+    shape=st.lists(st.integers(1, 5), min_size=3, max_size=4),
+    failed=st.sets(st.integers(0, 3)),
+)
+def test_any_shape_and_any_bits(
+    name: str, data: Any, dtype: str, codec: str, shape: list[int], failed: set[int]
+) -> None:
+    layout = ArrayLayout(
+        bucket=BUCKET, shape=tuple(shape), dtype=dtype, num_rows=4, shard_rows=4, codec=codec
+    )
+    size = int(np.prod(shape)) * numpy_dtype(dtype).itemsize
+    rows: list[Array | None] = [
+        None
+        if row in failed
+        else np.frombuffer(
+            data.draw(st.binary(min_size=size, max_size=size)), numpy_dtype(dtype)
+        ).reshape(shape)
+        for row in range(4)
+    ]
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    check(name, storage, layout, [rows], write(name, storage, layout, [rows]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_shard_in_which_all_clips_failed_is_an_object_too(name: str, storage: Storage) -> None:
+    layout = make_layout()
+    (encoded,) = write(name, storage, layout, [[None] * 4])
+    assert list(encoded.chunks) == [None] * 4
+    assert storage.read(encoded.path) == encoded.data
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_the_same_rows_give_the_same_bytes(name: str, dtype: str, codec: str) -> None:
+    layout = make_layout(dtype, codec)
+    rows, member = make_rows(layout, 4, failed=[2]), formats.get(name)
+    first = member.encode_shard(layout, 0, rows)
+    with ThreadPoolExecutor(1) as pool:  # not the main thread
+        again = pool.submit(
+            member.encode_shard, layout, 0, [r if r is None else r.copy() for r in rows]
+        )
+    assert again.result() == first
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_that_are_not_contiguous_are_stored_as_they_look(name: str, storage: Storage) -> None:
+    layout = make_layout("float32", num_rows=1)
+    rows: list[Array | None] = [random_sample(layout, np.random.default_rng(0)).T.copy().T]
+    check(name, storage, layout, [rows], write(name, storage, layout, [rows]))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_another_number_shape_or_dtype_are_refused(name: str) -> None:
+    layout, member = make_layout(), formats.get(name)
+    with pytest.raises(ValueError, match="shard 5x32x48/1 has 3 rows, not 4"):
+        member.encode_shard(layout, 1, make_rows(layout, 4))
+    with pytest.raises(
+        ValueError, match=r"row 0: the cache stores bfloat16 \[3, 2, 4, 6\], not float32"
+    ):
+        member.encode_shard(layout, 0, [np.zeros(layout.shape, np.float32), None, None, None])
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_flipped_bit_anywhere_in_a_chunk_is_found(name: str, codec: str, tmp_path: Path) -> None:
+    layout, storage = make_layout(codec=codec), Storage(str(tmp_path))
+    (encoded,) = write(name, storage, layout, [make_rows(layout, 4, failed=[0])])
+    chunk = encoded.chunks[2]
+    assert chunk
+    for offset in range(chunk.offset, chunk.offset + chunk.length, 7):
+        data = bytearray(encoded.data)
+        data[offset] ^= 1 << (offset % 8)
+        storage.write(encoded.path, bytes(data))
+        with pytest.raises(CorruptionError, match=r"shard 5x32x48/0, row 2: .* fail their CRC32C"):
+            read(name, storage, layout, 0, [encoded.chunks[1], chunk])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_missing_object_is_found(name: str, storage: Storage) -> None:
+    layout = make_layout()
+    encoded = formats.get(name).encode_shard(layout, 0, make_rows(layout, 4))
+    with pytest.raises(CorruptionError, match="shard 5x32x48/0, row 1: the object is missing"):
+        read(name, storage, layout, 0, [encoded.chunks[1]])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_truncated_object_is_found(name: str, storage: Storage) -> None:
+    layout = make_layout()
+    (encoded,) = write(name, storage, layout, [make_rows(layout, 4)])
+    last = encoded.chunks[3]
+    assert last
+    for end in (last.offset + last.length - 1, last.offset, 1, 0):
+        storage.write(encoded.path, encoded.data[:end])
+        with pytest.raises(CorruptionError, match=r"row 3: the object ends \d+ bytes early"):
+            read(name, storage, layout, 0, [last])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_sound_bytes_that_are_no_sample_are_found(name: str, tmp_path: Path) -> None:
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    (encoded,) = write(name, storage, layout, [make_rows(layout, 4)])
+    import google_crc32c
+
+    wrong = ChunkRef(row=0, offset=8, length=40, crc32c=google_crc32c.value(encoded.data[8:48]))
+    with pytest.raises(CorruptionError, match=r"row 0: .*(do not decompress|cannot be read)"):
+        read(name, storage, layout, 0, [wrong])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_threads_read_at_once_in_any_order(name: str, storage: Storage) -> None:
+    layout = make_layout(num_rows=40)
+    shards = [make_rows(layout, 4, failed=[i % 4]) for i in range(10)]
+    encoded = write(name, storage, layout, shards)
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for index in rng.permutation(10):
+            rows = rng.permutation([r for r in range(4) if shards[index][r] is not None])
+            out = read(name, storage, layout, int(index), [encoded[index].chunks[r] for r in rows])
+            for array, row in zip(out, rows, strict=True):
+                expected = shards[index][row]
+                assert expected is not None
+                np.testing.assert_array_equal(bits(array), bits(expected))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(16)))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_neighbouring_chunks_are_one_request(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    (encoded,) = write(name, storage, layout, [make_rows(layout, 4)])
+    read(name, storage, layout, 0, encoded.chunks)  # whatever a format reads once a file
+    requests: list[int] = []
+    original = Storage.read_ranges
+
+    def counting(self: Storage, path: str, ranges: Any) -> list[bytes]:
+        requests.append(len(ranges))
+        return original(self, path, ranges)
+
+    monkeypatch.setattr(Storage, "read_ranges", counting)
+    read(name, storage, layout, 0, [encoded.chunks[i] for i in (2, 0, 1)])
+    read(name, storage, layout, 0, [encoded.chunks[i] for i in (3, 0)])
+    assert requests == [1, 2]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_prepare_can_be_repeated(name: str, storage: Storage) -> None:
+    layouts = [make_layout()]
+    formats.get(name).prepare(storage, layouts)
+    before = {path: storage.read(path) for path in ("zarr.json",) if storage.exists(path)}
+    formats.get(name).prepare(storage, layouts)
+    assert before == {path: storage.read(path) for path in before}
+
+
+def test_an_unknown_format_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown shard format 'zar'\. Did you mean 'zarr'"):
+        formats.get("zar")
+
+
+# What plain readers see.
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zarr_python_and_tensorstore_read_the_arrays(
+    dtype: str, codec: str, tmp_path: Path
+) -> None:
+    layout, storage = make_layout(dtype, codec), Storage(str(tmp_path))
+    shards = [make_rows(layout, 4, failed=[1]), make_rows(layout, 3)]
+    write("zarr", storage, layout, shards)
+    array = zarr.open(str(tmp_path), mode="r")[f"latents/{BUCKET.name}"]
+    assert (array.shape, array.dtype) == ((7, *layout.shape), numpy_dtype(dtype))
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": f"{tmp_path}/latents/{BUCKET.name}"},
+    }
+    other = tensorstore.open(spec, open=True).result()
+    for i, row in enumerate(itertools.chain(*shards)):
+        for value in (np.asarray(array[i]), other[i].read().result()):
+            if row is not None:
+                np.testing.assert_array_equal(bits(value), bits(row))
+            elif dtype == "uint16":
+                assert (value == 0).all()
+            else:
+                assert np.isnan(value.astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_shard_objects_are_those_that_zarr_python_writes(
+    dtype: str, codec: str, tmp_path: Path
+) -> None:
+    layout, storage = make_layout(dtype, codec), Storage(str(tmp_path / "ours"))
+    shards = [make_rows(layout, 4), make_rows(layout, 3)]
+    encoded = write("zarr", storage, layout, shards)
+    theirs = Storage(str(tmp_path / "theirs"))
+    formats.get("zarr").prepare(theirs, [layout])
+    array = zarr.open(theirs.url)[f"latents/{BUCKET.name}"]
+    array[:4], array[4:] = np.stack(shards[0]), np.stack(shards[1])
+    assert [theirs.read(e.path) for e in encoded] == [e.data for e in encoded]
+
+
+def test_a_process_that_imports_zarr_alone_reads_bfloat16(tmp_path: Path) -> None:
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    rows = make_rows(layout, 4)
+    write("zarr", storage, layout, [rows])
+    code = (
+        "import sys, zarr\n"
+        f"sample = zarr.open({str(tmp_path)!r})['latents/{BUCKET.name}'][2]\n"
+        "assert 'torch' not in sys.modules\n"
+        "print(sample.dtype, sample.tobytes().hex())"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert rows[2] is not None
+    assert result.stdout.split() == ["bfloat16", rows[2].tobytes().hex()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pyarrow_reads_the_files(dtype: str, tmp_path: Path) -> None:
+    layout, storage = make_layout(dtype), Storage(str(tmp_path))
+    rows = make_rows(layout, 4, failed=[1])
+    (encoded,) = write("parquet", storage, layout, [rows])
+    table = pq.read_table(tmp_path / encoded.path)
+    assert table["row"].to_pylist() == [0, 2, 3]
+    metadata = {k: v.decode() for k, v in table.schema.metadata.items()}
+    assert metadata[b"dtype"] == dtype
+    shape = json.loads(metadata[b"shape"])
+    values = table["latents"].combine_chunks().flatten()
+    assert values.type == (pa.binary(2) if dtype == "bfloat16" else pa.from_numpy_dtype(dtype))
+    found = np.frombuffer(values.buffers()[1], numpy_dtype(dtype)).reshape(3, *shape)
+    expected = np.stack([row for row in rows if row is not None])
+    np.testing.assert_array_equal(bits(found), bits(expected))
+    assert pq.read_metadata(tmp_path / encoded.path).num_row_groups == 3
+
+
+def test_a_parquet_footer_is_read_once_a_file_and_again_where_the_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentcache.formats import parquet
+
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    shards = [make_rows(layout, 4), make_rows(layout, 3)]
+    encoded = write("parquet", storage, layout, shards)
+    member = parquet.ParquetFormat(max_footers=1)
+    footers: list[str] = []
+    original = parquet._read_footer
+
+    def counting(storage: Storage, path: str) -> Any:
+        footers.append(path)
+        return original(storage, path)
+
+    monkeypatch.setattr(parquet, "_read_footer", counting)
+    out = [np.empty(layout.shape, numpy_dtype(layout.dtype))]
+    for index in (0, 0, 1, 1, 0):
+        member.read(storage, layout, index, [encoded[index].chunks[2]], out)
+    assert footers == [encoded[i].path for i in (0, 1, 0)]
+    again = member.encode_shard(layout, 0, [shards[0][1], None, shards[0][3], None])
+    storage.write(again.path, again.data)
+    member.read(storage, layout, 0, [again.chunks[2]], out)
+    assert shards[0][3] is not None
+    np.testing.assert_array_equal(bits(out[0]), bits(shards[0][3]))
+
+
+@pytest.mark.parametrize("damage", ["tail", "magic", "length"])
+def test_a_damaged_parquet_footer_is_found(damage: str, tmp_path: Path) -> None:
+    from latentcache.formats import parquet
+
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    (encoded,) = write("parquet", storage, layout, [make_rows(layout, 4)])
+    data = bytearray(encoded.data)
+    if damage == "tail":
+        del data[-3:]
+    else:
+        data[-1 if damage == "magic" else -8] ^= 0x55
+    storage.write(encoded.path, bytes(data))
+    out = [np.empty(layout.shape, numpy_dtype(layout.dtype))]
+    with pytest.raises(CorruptionError, match="shard 5x32x48/0, row 0: its footer cannot be read"):
+        parquet.ParquetFormat().read(storage, layout, 0, [encoded.chunks[0]], out)
