@@ -25,7 +25,10 @@ def main() -> int:
     if name in ("-h", "--help"):
         print(usage)
         return 0
-    print(f"latentcache: there is no job {name!r}.{did_you_mean(name, JOBS)}\n{usage}", file=sys.stderr)
+    print(
+        f"latentcache: there is no job {name!r}.{did_you_mean(name, JOBS)}\n{usage}",
+        file=sys.stderr,
+    )
     return 2
 
 

@@ -149,7 +149,9 @@ class _Bar:
                 self._say(f"failed: {key}: {message}")
         elif isinstance(event, Retried | GaveUp):
             verb = "will be retried" if isinstance(event, Retried) else "given up"
-            self._say(f"shard {event.task.name} {verb} (attempt {event.task.attempts}): {event.task.error}")
+            self._say(
+                f"shard {event.task.name} {verb} (attempt {event.task.attempts}): {event.task.error}"
+            )
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._draw()
@@ -175,7 +177,9 @@ def _print_summary(summary: Summary, skipped: int) -> None:
     busy_s = wall_s * max(1, summary.workers)
     before = f" ({skipped} more were there before)" if skipped else ""
     print(f"\nclips    {summary.clips_ok} ok, {summary.clips_failed} failed{before}")
-    print(f"shards   {summary.shards} written, {summary.shards_failed} failed, {summary.retries} retries")
+    print(
+        f"shards   {summary.shards} written, {summary.shards_failed} failed, {summary.retries} retries"
+    )
     if summary.stored_bytes:
         ratio = summary.stored_bytes / summary.raw_bytes
         print(

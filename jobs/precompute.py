@@ -31,7 +31,9 @@ def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache precompute", description=__doc__)
     parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change the config"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     return run_job(precompute, parser)
 
@@ -39,7 +41,9 @@ def main() -> int:
 def precompute(args: argparse.Namespace) -> int:
     """Plan and encode; returns the exit status."""
     config = load_config(args.config, args.overrides)
-    Storage(config.cache.url, config.cache.storage_options)  # a wrong scheme is found before the work
+    Storage(
+        config.cache.url, config.cache.storage_options
+    )  # a wrong scheme is found before the work
     spec, identity = resolve_encoder(config)
     with _ProbeBar() as bar:
         plan = plan_corpus(config, spec, bar.start, bar.step)
@@ -75,12 +79,16 @@ class _ProbeBar:
     def start(self, corpus: Corpus) -> None:
         """Say what the corpus holds."""
         kinds = Counter(corpus.table["kind"].to_pylist())
-        found = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items()))
+        found = ", ".join(
+            f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items())
+        )
         ignored = ", ".join(f"{count} {suffix}" for suffix, count in sorted(corpus.ignored.items()))
         print(f"corpus   {found}" + (f"; ignored: {ignored}" if ignored else ""), flush=True)
         total = corpus.table.num_rows
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, unit="file", desc="probing", dynamic_ncols=True, leave=False)
+            self._bar = tqdm(
+                total=total, unit="file", desc="probing", dynamic_ncols=True, leave=False
+            )
 
     def step(self) -> None:
         """Count one probed source."""
@@ -90,7 +98,9 @@ class _ProbeBar:
 
 def _print_plan(config: Config, manifest: Manifest, plan: Plan) -> None:
     spec = manifest.spec
-    print(f"encoder  {spec.model_class}, {spec.channels} channels, stores {spec.stored} as {spec.dtype}")
+    print(
+        f"encoder  {spec.model_class}, {spec.channels} channels, stores {spec.stored} as {spec.dtype}"
+    )
     print(f"cache    {redact(config.cache.url)} ({manifest.format}, {manifest.fingerprint[:12]})")
     print(f"\n{'bucket':<16}{'clips':>10}{'shards':>9}  {'latent':<22}{'raw bytes':>12}")
     total = 0
@@ -114,7 +124,9 @@ def _print_rejected(plan: Plan) -> None:
     for row in plan.rejected.slice(0, 5).to_pylist():
         print(f"  {row['source']}: {row['message']}")
     if plan.rejected.num_rows:
-        print("Rejected sources are rows of the cache's table, with their reasons; there is no latent.")
+        print(
+            "Rejected sources are rows of the cache's table, with their reasons; there is no latent."
+        )
 
 
 if __name__ == "__main__":

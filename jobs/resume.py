@@ -16,9 +16,14 @@ def main() -> int:
     parser = Parser(prog="latentcache resume", description=__doc__)
     parser.add_argument("cache", metavar="CACHE_URL")
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="run.* settings, or where things are"
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="run.* settings, or where things are",
     )
-    parser.add_argument("--retry-failed", action="store_true", help="encode failed clips again, too")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="encode failed clips again, too"
+    )
     parser.add_argument(
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )

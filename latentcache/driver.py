@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -70,7 +71,7 @@ class Run:
         self._snapshot = _Snapshot(prepared, tasks)
         self._loader = ShardLoader(prepared.storage, prepared.manifest)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Run, yielding events as they come; the snapshot is published as it goes and at the end.
 
         Closing the iterator (or an interrupt inside it) stops the workers; shards in flight are lost,
@@ -84,12 +85,9 @@ class Run:
             self.summary.wall_s = time.perf_counter() - started
             self.published = self._snapshot.publish_all()
 
-    def _encode(self) -> Iterator[Event]:
+    def _encode(self) -> Generator[Event, None, None]:
         config = self._prepared.config
-        if config.run.runner == "ray":
-            from latentcache.runners import ray as runner
-        else:
-            from latentcache.runners import local as runner
+        runner = importlib.import_module(f"latentcache.runners.{config.run.runner}")
         work = WorkQueue(self._tasks, max_retries=config.run.max_retries)
         with closing(runner.run(self._worker_spec(), work, self._loader)) as events:
             for event in events:
@@ -139,7 +137,11 @@ class _Snapshot:
         self._interval_s = prepared.config.run.snapshot_interval_s
         self._published = time.monotonic()
         again = {(task.bucket, task.index) for task in tasks}
-        rows = [row for row in _known(prepared).to_pylist() if (row["bucket"], row["shard"]) not in again]
+        rows = [
+            row
+            for row in _known(prepared).to_pylist()
+            if (row["bucket"], row["shard"]) not in again
+        ]
         self._rows = rows
         if any(task.retry_failed for task in tasks):
             self._publish()  # from now on nobody reads a shard that is about to be replaced

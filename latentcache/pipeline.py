@@ -112,7 +112,10 @@ class ShardWorker:
         self._pool.close()
 
     def _encode_clips(
-        self, shard: Shard, futures: list[Future[DecodedClip] | None], previous: Mapping[int, Encoded]
+        self,
+        shard: Shard,
+        futures: list[Future[DecodedClip] | None],
+        previous: Mapping[int, Encoded],
     ) -> tuple[list[Array | None], list[ClipResult], float]:
         rows: list[Array | None] = []
         results = []
@@ -175,7 +178,7 @@ def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
 
     Raises ClipError("non_finite") where a value is not finite in the stored dtype.
     """
-    stored = posterior.reduce(encoded, spec.stored, [key])[0]
+    stored = posterior.reduce(encoded, spec.stored, [key], channels=spec.channels)[0]
     stored = stored.to(torch_dtype(spec.dtype)).cpu()
     if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
         bad = int((~torch.isfinite(stored)).sum())

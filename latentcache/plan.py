@@ -61,9 +61,7 @@ def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
         spec.check_size(height, width)
 
 
-def make_plan(
-    sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_clips: int
-) -> Plan:
+def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_clips: int) -> Plan:
     """Plan a probed corpus: SOURCE_SCHEMA, PROBE_SCHEMA and kept columns, one row a source.
 
     Clips keep the order of the sources; every `shard_clips` clips of a bucket are a shard.

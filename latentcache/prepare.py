@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from latentcache import encoders, formats
 from latentcache.config import Config, load_stored_config
 from latentcache.corpus import Corpus, read_corpus
+from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
-from latentcache.decoders.source import identify_url
 from latentcache.errors import CacheError, ClipError, CorpusError, RecipeMismatchError
 from latentcache.manifest import BucketInfo, Manifest, fingerprint, read_manifest, recipe_difference
 from latentcache.plan import Plan, check_geometry, make_plan, to_shard
@@ -160,8 +160,8 @@ def _check_unused(storage: Storage) -> None:
     foreign = set(storage.list("")) - {"zarr.json"}
     if foreign:
         raise CacheError(
-            f"{redact(storage.url)} is not empty and is no cache: it holds {', '.join(sorted(foreign)[:3])}. "
-            "Nothing was written. Give cache.url a folder of its own."
+            f"{redact(storage.url)} is not empty and is no cache: it holds "
+            f"{', '.join(sorted(foreign)[:3])}. Nothing was written. Give cache.url a folder of its own."
         )
 
 
@@ -195,7 +195,9 @@ def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
         "gone from the corpus": sorted(before.keys() - now.keys()),
         "changed": sorted(n for n in now.keys() & before.keys() if now[n] != before[n]),
     }
-    lines = [f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names]
+    lines = [
+        f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names
+    ]
     return lines or ["the same sources give other clips, captions or kept columns"]
 
 
@@ -258,6 +260,7 @@ class ShardLoader:
         return self._plans[task.bucket].slice(task.index * self._rows, self._rows)
 
     def __call__(self, task: Task) -> Shard:
+        """Return a task's shard with its clips."""
         return to_shard(self.table(task), Bucket.parse(task.bucket), task.index)
 
 
@@ -279,14 +282,15 @@ def failed_shards(index: pa.Table) -> list[Task]:
     """Return the committed shards that have failed clips, to be retried."""
     failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
     return [
-        Task(bucket=row["bucket"], index=row["shard"], retry_failed=True) for row in failed.to_pylist()
+        Task(bucket=row["bucket"], index=row["shard"], retry_failed=True)
+        for row in failed.to_pylist()
     ]
 
 
 def num_rejected(storage: Storage) -> int:
     """Return how many sources the plan could not use."""
     try:
-        return from_parquet(storage.read(sample_path(REJECTED, 0)), ["key"]).num_rows
+        return int(from_parquet(storage.read(sample_path(REJECTED, 0)), ["key"]).num_rows)
     except FileNotFoundError:
         return 0
 

@@ -28,7 +28,9 @@ def probe_sources(
     pending: list[tuple[dict[str, Any], Any]] = []
     for batch in sources.select(SOURCE_SCHEMA.names).to_batches(max_chunksize=WINDOW):
         for row in batch.to_pylist():
-            pending.append((row, pool.probe(row["url"], row["kind"], identity_only=is_trusted(row))))
+            pending.append(
+                (row, pool.probe(row["url"], row["kind"], identity_only=is_trusted(row)))
+            )
             if len(pending) > WINDOW:
                 _collect(*pending.pop(0), columns)
                 on_probed()

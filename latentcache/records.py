@@ -121,7 +121,9 @@ class LatentSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
-            raise ConfigError(f"unknown stored dtype {self.dtype!r}; known: {', '.join(ITEM_BYTES)}")
+            raise ConfigError(
+                f"unknown stored dtype {self.dtype!r}; known: {', '.join(ITEM_BYTES)}"
+            )
         if self.channels < 1 or min(self.stride) < 1:
             raise ConfigError(f"not a latent spec: channels {self.channels}, stride {self.stride}")
 
@@ -166,8 +168,12 @@ class LatentSpec:
         """Return the half-open range of pixel frames that latent frame `t` of a clip covers."""
         st = self.stride[0]
         if not 0 <= t < -(-frames // st):
-            raise IndexError(f"a clip of {frames} frames has {-(-frames // st)} latent frames, no {t}")
-        alone = (frames - 1) % st + 1  # 1 where the first frame stands alone, st where groups are even
+            raise IndexError(
+                f"a clip of {frames} frames has {-(-frames // st)} latent frames, no {t}"
+            )
+        alone = (
+            frames - 1
+        ) % st + 1  # 1 where the first frame stands alone, st where groups are even
         return (0, alone) if t == 0 else (alone + st * (t - 1), alone + st * t)
 
     def to_json(self) -> dict[str, Any]:

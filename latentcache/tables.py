@@ -1,4 +1,4 @@
-"""Arrow schemas and paths of a cache's tables: plan, samples, snapshot. The write and the read half meet here."""
+"""Arrow schemas and paths of a cache's tables: plan, samples, snapshot. Both halves meet here."""
 
 from __future__ import annotations
 

@@ -53,7 +53,12 @@ def start_job(job: str, *args: object, cwd: Path = ROOT) -> subprocess.Popen[str
     """Start `python -m jobs.JOB`."""
     command = [sys.executable, "-m", f"jobs.{job}", *map(str, args)]
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
 
 

@@ -122,7 +122,10 @@ def main() -> None:
         assert_same_cache(cache, clean)
         shutil.rmtree(cache)
         rounds += 1
-        print(f"round {rounds}: {', '.join(f'{n} x {v}' for v, n in sorted(kills.items()))}", flush=True)
+        print(
+            f"round {rounds}: {', '.join(f'{n} x {v}' for v, n in sorted(kills.items()))}",
+            flush=True,
+        )
     shutil.rmtree(folder)
 
 

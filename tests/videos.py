@@ -12,7 +12,9 @@ import pytest
 
 from latentcache.decoders.frames import Frame
 
-SHARED = Path(os.environ.get("LATENTCACHE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(
+    os.environ.get("LATENTCACHE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
+)
 SHARED_VIDEOS = SHARED / "videos"
 needs_shared_videos = pytest.mark.skipif(
     not SHARED_VIDEOS.is_dir(), reason=f"no real test videos at {SHARED_VIDEOS}"
@@ -25,8 +27,12 @@ def moving_pattern(frames: int, height: int, width: int, seed: int = 0) -> Frame
     t, y, x = np.meshgrid(
         np.arange(frames) / 8, np.arange(height) / 16, np.arange(width) / 16, indexing="ij"
     )
-    planes = [np.sin(x + a + t) + np.sin(y * b + c - t) * np.cos(x * 0.3 + d) for a, b, c, d in phase]
-    return np.stack([(127.5 + 60 * plane).clip(0, 255) for plane in planes], axis=-1).astype(np.uint8)
+    planes = [
+        np.sin(x + a + t) + np.sin(y * b + c - t) * np.cos(x * 0.3 + d) for a, b, c, d in phase
+    ]
+    return np.stack([(127.5 + 60 * plane).clip(0, 255) for plane in planes], axis=-1).astype(
+        np.uint8
+    )
 
 
 def write_video(

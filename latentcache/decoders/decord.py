@@ -14,7 +14,7 @@ NAME = "decord"
 decord.logging.set_level(decord.logging.QUIET)
 
 #: What decord raises for files that it cannot open or decode.
-Error = (decord.DECORDError, RuntimeError)
+Error: tuple[type[Exception], ...] = (decord.DECORDError, RuntimeError)
 
 
 class Reader:

@@ -42,12 +42,13 @@ def select_frames(
     if fps is None:
         return steps
     wanted_s = times_s[0] + steps / fps
-    after = np.searchsorted(times_s, wanted_s).clip(1, max(1, len(times_s) - 1))
-    before = after - 1
     if len(times_s) == 1:
         return np.zeros(frames, dtype=np.int64)
+    after = np.searchsorted(times_s, wanted_s).clip(1, len(times_s) - 1)
+    before = after - 1
     nearer_before = wanted_s - times_s[before] <= times_s[after] - wanted_s + TIME_TOLERANCE_S
-    return np.where(nearer_before, before, after).astype(np.int64)
+    nearest: npt.NDArray[np.int64] = np.where(nearer_before, before, after)
+    return nearest
 
 
 def cover_and_crop(

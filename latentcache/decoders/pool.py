@@ -245,7 +245,8 @@ class _Process:
             if not pipe.poll(timeout_s):
                 self.kill()
                 raise ClipError(
-                    "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"
+                    "decode_timeout",
+                    f"no answer from the decoder after {timeout_s:g} s; it was killed",
                 )
             answer: dict[str, Any] = json.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:
@@ -260,7 +261,7 @@ class _Process:
         ours, theirs = Pipe()
         with theirs:
             fds = [theirs.fileno(), *self._buffer_fds]
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 our own program
                 [sys.executable, "-m", self._program, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -21,7 +21,8 @@ import numpy as np
 
 from latentcache.decoders import decord, pyav
 from latentcache.decoders.frames import Frame, fit_frame, select_frames
-from latentcache.decoders.source import Reader, Source, identify_url
+from latentcache.decoders.identity import identify_url
+from latentcache.decoders.source import Reader, Source
 from latentcache.errors import ClipError, LatentCacheError
 
 PR_SET_PDEATHSIG = 1
@@ -86,7 +87,8 @@ class Worker:
         source = self._open(request)
         if source.identity != request["identity"]:
             raise ClipError(
-                "source_changed", f"{request['url']} is not the file that was planned: its bytes differ"
+                "source_changed",
+                f"{request['url']} is not the file that was planned: its bytes differ",
             )
         shape = (request["frames"], request["height"], request["width"], 3)
         out = self._buffers.view(request["buffer"], shape)
@@ -128,7 +130,9 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
 def main() -> None:
     """Serve requests until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when decoding stops
-    with contextlib.suppress(OSError, AttributeError):  # Linux: die with the parent, even if it is killed
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Linux: die with the parent, even if it is killed
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe_fd, *buffer_fds = map(int, sys.argv[1:])
     with contextlib.suppress(EOFError, BrokenPipeError), Connection(pipe_fd) as pipe:

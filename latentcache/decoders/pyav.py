@@ -87,7 +87,7 @@ def read_times(path: str) -> tuple[npt.NDArray[np.float64], float]:
         pts, last_duration = _packet_times(container, stream)
     if not len(pts):
         raise ClipError("no_video", "the video stream has no frames")
-    times_s = pts * base
+    times_s = pts.astype(np.float64) * base
     return times_s, float(times_s[-1]) + (last_duration * base if last_duration else 1.0 / rate)
 
 

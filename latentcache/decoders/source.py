@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from latentcache.decoders import decord, image, pyav
-from latentcache.decoders.frames import Frame
-from latentcache.errors import ClipError, StorageError
+from latentcache.decoders.identity import identify
+from latentcache.errors import ClipError
 from latentcache.storage import open_filesystem, open_source
-
-#: Three blocks of this size, with the file's size, identify its content: a container's index (every
-#: frame's size) is at one end of the file, so that no other encoding of the video has the same digest.
-IDENTITY_BLOCK_BYTES = 1 << 16
 
 
 class Reader(Protocol):
@@ -33,27 +28,6 @@ class Reader(Protocol):
     def frames(self, indices: npt.NDArray[np.int64]) -> Any:
         """Yield the frames [h, w, 3] uint8 at ascending indices, each distinct one once."""
         ...
-
-
-def identify(file: IO[bytes]) -> str:
-    """Return the identity of an open file: its size and the digest of its head, middle and tail."""
-    size = file.seek(0, 2)
-    digest = hashlib.blake2b(digest_size=16)
-    for offset in (0, max(0, size // 2), max(0, size - IDENTITY_BLOCK_BYTES)):
-        file.seek(offset)
-        digest.update(file.read(IDENTITY_BLOCK_BYTES))
-    return f"{size}-{digest.hexdigest()}"
-
-
-def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return the identity of the file at a URL; raises ClipError("missing")."""
-    try:
-        with open_source(url, options) as file:
-            return identify(file)
-    except FileNotFoundError:
-        raise ClipError("missing", f"no such file: {url}") from None
-    except StorageError as error:
-        raise ClipError("unreadable", str(error)) from error
 
 
 class Source:
@@ -99,7 +73,7 @@ class Source:
             return image.Reader(self.path)
         times_s, end_s = pyav.read_times(self.path)
         if not without_decord and pyav.suits_decord(self.path):
-            with contextlib.suppress(decord.Error):  # PyAV says what is wrong, if anything is
+            with contextlib.suppress(*decord.Error):  # PyAV says what is wrong, if anything is
                 return decord.Reader(self.path, times_s, end_s)
         return pyav.Reader(self.path, times_s, end_s)
 
@@ -108,4 +82,3 @@ class Source:
         self._reader = None
         if self._temporary is not None:
             self._temporary.close()
-

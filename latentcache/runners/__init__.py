@@ -1,1 +1,1 @@
-"""Runners: hand shards to workers and yield what becomes of them. `ray` for machines, `local` for one process."""
+"""Runners: hand shards to workers and yield what becomes of them. `ray`, or `local` for one process."""

@@ -55,7 +55,9 @@ def _fill(
         running[pool.submit(worker.encode_shard, shard, retry_failed=task.retry_failed)] = task
 
 
-def _outcome(future: Future[ShardReport], task: Task, work: WorkQueue) -> ShardReport | GaveUp | Retried:
+def _outcome(
+    future: Future[ShardReport], task: Task, work: WorkQueue
+) -> ShardReport | GaveUp | Retried:
     try:
         return future.result()
     except (LatentCacheError, OSError, RuntimeError, ValueError) as error:

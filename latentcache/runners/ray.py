@@ -212,7 +212,9 @@ class _Runner:
         self._polled = time.monotonic()
         up = [slot for slot in self._slots if slot.is_up]
         references = {slot.actor.clips_done.remote(): slot for slot in up}
-        answered, _ = ray.wait(list(references), num_returns=len(up), timeout=0.2) if up else ([], [])
+        answered, _ = (
+            ray.wait(list(references), num_returns=len(up), timeout=0.2) if up else ([], [])
+        )
         for reference in answered:
             try:
                 references[reference].clips_done = ray.get(reference, timeout=1)

@@ -44,7 +44,9 @@ def test_times_that_do_not_start_at_zero_count_from_the_first_frame() -> None:
 
 
 def test_a_source_that_ends_early_is_truncated() -> None:
-    with pytest.raises(ClipError, match="needs sampled frames 2 to 7, and the file has 6") as caught:
+    with pytest.raises(
+        ClipError, match="needs sampled frames 2 to 7, and the file has 6"
+    ) as caught:
         select_frames(np.arange(6) / 6, 1.0, 2, 5, None)
     assert caught.value.reason == "truncated"
 
@@ -86,7 +88,9 @@ def test_a_frame_of_the_right_size_is_copied_bit_for_bit() -> None:
     ("interpolation", "pillow"),
     [("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)],
 )
-def test_resizing_is_antialiased_as_pillow_does(interpolation: str, pillow: Image.Resampling) -> None:
+def test_resizing_is_antialiased_as_pillow_does(
+    interpolation: str, pillow: Image.Resampling
+) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (160, 240, 3), dtype=np.uint8)
     out = np.empty((40, 60, 3), np.uint8)
     fit_frame(frame, out, interpolation)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
-from latentcache.decoders.source import identify_url
 from latentcache.errors import ClipError, ShardError
 from latentcache.records import Clip
 from tests.videos import (
@@ -68,7 +68,9 @@ def test_real_videos_are_ok_and_equal_pyav_or_have_a_reason(pool: DecodePool, na
 
 
 @needs_shared_videos
-@pytest.mark.parametrize("name", ["ivvae_720p.mp4", "screen_vfr_vp9.webm", "av1.mkv", "pancake_vfr.mkv"])
+@pytest.mark.parametrize(
+    "name", ["ivvae_720p.mp4", "screen_vfr_vp9.webm", "av1.mkv", "pancake_vfr.mkv"]
+)
 @pytest.mark.parametrize("fps", [None, 7.0])
 def test_clips_from_the_middle_equal_the_same_frames_of_a_full_decode(
     pool: DecodePool, name: str, fps: float | None
@@ -221,8 +223,12 @@ def test_where_decord_hangs_pyav_decodes(sleeper: DecodePool, tmp_path: Path) ->
 def test_a_broken_installation_is_no_fault_of_a_clip(tmp_path: Path) -> None:
     path = write(tmp_path, "fine.mp4")
     with (
-        DecodePool(num_processes=1, num_buffers=2, timeout_s=5, program="tests.no_such_module") as pool,
-        pytest.raises(ShardError, match="cannot start: it ended with exit status 1: .*no_such_module"),
+        DecodePool(
+            num_processes=1, num_buffers=2, timeout_s=5, program="tests.no_such_module"
+        ) as pool,
+        pytest.raises(
+            ShardError, match=r"cannot start: it ended with exit status 1: .*no_such_module"
+        ),
     ):
         pool.decode(make_clip(path, (5, 32, 32))).result()
 
@@ -241,7 +247,9 @@ def test_buffers_bound_what_is_decoded_ahead(tmp_path: Path) -> None:
 def test_closing_stops_the_processes_and_cancels_what_waits(tmp_path: Path) -> None:
     path = write(tmp_path, "hang.mp4")
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    pool = DecodePool(num_processes=1, num_buffers=1, timeout_s=999, program="tests.decoders.sleeper")
+    pool = DecodePool(
+        num_processes=1, num_buffers=1, timeout_s=999, program="tests.decoders.sleeper"
+    )
     futures = [pool.decode(make_clip(path, (5, 32, 32))) for _ in range(3)]
     while not {p.pid for p in psutil.Process().children(recursive=True)} - before:
         time.sleep(0.05)
