@@ -201,8 +201,10 @@ class CacheConfig(Section):
 
     url: Url = Field(description="Folder of the cache; any fsspec URL.")
     format: Literal["zarr", "parquet"] = Field(default="zarr", description="Shard format.")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field(
-        default="bfloat16", description="Of the stored latents."
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        default=None,
+        description="Of the stored latents; omitted: bfloat16. Not for discrete tokenizers, whose ids are "
+        "stored in the smallest unsigned type that holds the codebook.",
     )
     shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
         default=64, description="Clips a shard: the unit of retry, and one storage object."
@@ -269,7 +271,8 @@ class Config(Section):
     def without_secrets(self) -> dict[str, Any]:
         """Return what a cache stores: no storage options, and no URL, for a cache can be moved."""
         data = self.model_dump(mode="json")
-        del data["corpus"]["storage_options"], data["cache"]["storage_options"], data["cache"]["url"]
+        del data["corpus"]["storage_options"]
+        del data["cache"]["storage_options"], data["cache"]["url"]
         return data
 
 

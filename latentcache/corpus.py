@@ -118,7 +118,7 @@ def _from_files(
                 "or .parquet table as the source."
             )
     shown = [n for n in found if not is_hidden(n) or is_hidden(config.source)]
-    media = sorted(n for n in shown if _suffix(n) in VIDEOS + IMAGES)
+    media = [n for n in shown if _suffix(n) in VIDEOS + IMAGES]
     _check_names(config.source, media)
     stems = {posixpath.splitext(n)[0]: n for n in sorted(texts) if _suffix(n) == "txt"}
     captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}

@@ -105,7 +105,7 @@ class _Rows:
                 f"{self.where}: column {self.roles[role]!r} (role {role}) holds {given.type}, not "
                 "text. Name a column of text in corpus.columns."
             )
-        column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+        column = _null_where(pc.equal(column, ""), column)
         if required:
             self.refuse(pc.is_null(column), role, "is empty: every source needs one")
         return column
@@ -138,8 +138,13 @@ class _Rows:
         if not is_url(folder):
             folder = f"{Path(folder).expanduser().absolute()}".rstrip("/") + "/"
         absolute = pc.match_substring_regex(path, _ABSOLUTE)
-        plain = pc.replace_substring_regex(path, r"^(\./)+", "")
-        url = pc.if_else(absolute, path, pc.binary_join_element_wise(folder, plain, ""))
+        if pc.any(pc.starts_with(path, "./")).as_py():
+            url = pc.replace_substring_regex(path, r"^(\./)+", "")
+            url = pc.binary_join_element_wise(folder, url, "")
+        else:
+            url = pc.binary_join_element_wise(folder, path, "")
+        if pc.any(absolute).as_py():
+            url = pc.if_else(absolute, path, url)
         if not is_url(folder):
             return url
         # A local file system resolves `..` by itself; an object store takes it for a name.
@@ -155,7 +160,7 @@ class _Rows:
         if role not in self.roles:
             return pa.chunked_array([pa.nulls(self.data.num_rows, kind)])
         column = self._floats(role)
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+        column = _null_where(pc.is_nan(column), column)
         good = pc.and_(pc.greater(column, 0), pc.less(column, 2.0**31))
         if role == "fps":
             self.refuse(pc.invert(good), role, f"is not a number above 0. {_PROBED}")
@@ -170,7 +175,7 @@ class _Rows:
         if _is_text(given.type):
             column = given.cast(pa.string())
             column = pc.utf8_trim_whitespace(column)
-            column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+            column = _null_where(pc.equal(column, ""), column)
         elif pa.types.is_boolean(given.type) or pa.types.is_nested(given.type):
             raise CorpusError(
                 f"{self.where}: column {self.roles[role]!r} (role {role}) holds {given.type}, not "
@@ -210,6 +215,13 @@ def _cast(values: Any, kind: pa.DataType) -> Any:
         return values.cast(kind)
     except pa.ArrowException:
         return None
+
+
+def _null_where(mask: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with nulls where `mask` is true: the column itself, no copy, if nowhere."""
+    if not pc.any(mask).as_py():
+        return column
+    return pc.if_else(mask, pa.scalar(None, column.type), column)
 
 
 def _replace(column: pa.ChunkedArray, mask: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:

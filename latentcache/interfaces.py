@@ -48,7 +48,9 @@ class EncoderModule(Protocol):
     Config: type[BaseModel]
 
     def describe(self, config: Any, *, dtype: str) -> LatentSpec:
-        """Return the spec without loading weights into memory; `dtype` is the stored one.
+        """Return the spec without loading weights into memory.
+
+        dtype: of stored latents; discrete tokenizers take that of their IdSpec instead.
 
         Raises ConfigError or EncoderError with what to do.
         """

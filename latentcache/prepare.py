@@ -19,7 +19,7 @@ from latentcache.config import Config, load_stored_config
 from latentcache.corpus import Corpus, read_corpus
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import CacheError, ClipError, CorpusError, RecipeMismatchError
+from latentcache.errors import CacheError, ClipError, ConfigError, CorpusError, RecipeMismatchError
 from latentcache.manifest import BucketInfo, Manifest, fingerprint, read_manifest, recipe_difference
 from latentcache.plan import Plan, check_geometry, make_plan, to_shard
 from latentcache.probe import probe_sources
@@ -40,6 +40,7 @@ from latentcache.tables import (
 )
 
 RECIPE_VERSION = 1
+DEFAULT_DTYPE = "bfloat16"
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
 
@@ -57,7 +58,12 @@ class Prepared:
 def resolve_encoder(config: Config) -> tuple[LatentSpec, Mapping[str, Any]]:
     """Return the encoder's spec and its part of the recipe, without loading it. Raises ConfigError."""
     module, encoder_config = encoders.resolve(config.encoder)
-    spec = module.describe(encoder_config, dtype=config.cache.dtype)
+    spec = module.describe(encoder_config, dtype=config.cache.dtype or DEFAULT_DTYPE)
+    if spec.ids is not None and config.cache.dtype is not None:
+        raise ConfigError(
+            f"cache.dtype is {config.cache.dtype}, and {spec.model_class} gives ids, which are stored as "
+            f"{spec.dtype}: remove cache.dtype"
+        )
     return spec, module.identity(encoder_config)
 
 

@@ -96,13 +96,36 @@ class Normaliser:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdSpec:
+    """What the ids of a discrete tokenizer mean.
+
+    bit_order: of lookup-free quantisers, whose id is its code's signs: which end channel 0 is on.
+    special: names of ids that no pixel gives, such as a mask, and their values. scales: side lengths of
+    multi-scale ids, which are stored one scale after the other, [sum of squares]; else ids are [t, h, w].
+    """
+
+    codebook_size: int
+    bit_order: Literal["none", "lsb_first", "msb_first"] = "none"
+    special: Mapping[str, int] = field(default_factory=dict)
+    scales: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> str:
+        """The smallest unsigned type that holds the codebook."""
+        return next(
+            d for d in ("uint8", "uint16", "uint32") if self.codebook_size <= 256 ** ITEM_BYTES[d]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentSpec:
     """What the latents of a cache are: written into cache.json, and all that a reader needs to know.
 
     encoder: kind in the config; model_class: the class that ran. channels: C of one latent, without
     the log-variance that `moments` store beside the mean. stride: pixels per latent along T, H, W.
     dtype: of the stored array. compute_dtype: of the encoder. pixel_range: what the encoder was fed.
-    weights_sha256: over the weight files; None where the encoder has no weights.
+    weights_sha256: over the weight files; None where the encoder has no weights. ids: for discrete
+    tokenizers, whose `channels` is 1. fixed_size: (height, width) where the encoder takes only one.
     """
 
     encoder: str
@@ -117,6 +140,8 @@ class LatentSpec:
     pixel_range: tuple[float, float] = (-1.0, 1.0)
     exactness: Exactness = "exact"
     weights_sha256: str | None = None
+    ids: IdSpec | None = None
+    fixed_size: tuple[int, int] | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +151,8 @@ class LatentSpec:
             )
         if self.channels < 1 or min(self.stride) < 1:
             raise ConfigError(f"not a latent spec: channels {self.channels}, stride {self.stride}")
+        if (self.stored == "ids") != (self.ids is not None):
+            raise ConfigError("a spec says what its ids mean if, and only if, ids are stored")
 
     @property
     def stored_channels(self) -> int:
@@ -133,14 +160,19 @@ class LatentSpec:
         return 2 * self.channels if self.stored == "moments" else self.channels
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Return the shape of one stored sample, [C, t, h, w], for a clip of T x H x W pixels.
+        """Return the shape of one stored sample for a clip of T x H x W pixels.
+
+        [C, t, h, w]; [t, h, w] for ids, or [n] for multi-scale ids.
 
         Raises GeometryError where the encoder cannot take the clip.
         """
         self.check_frames(frames)
         self.check_size(height, width)
         st, sh, sw = self.stride
-        return (self.stored_channels, -(-frames // st), height // sh, width // sw)
+        grid = (-(-frames // st), height // sh, width // sw)
+        if self.ids is None:
+            return (self.stored_channels, *grid)
+        return (sum(side * side for side in self.ids.scales),) if self.ids.scales else grid
 
     def check_frames(self, frames: int) -> None:
         """Raise GeometryError, naming the nearest legal numbers, where `frames` is not legal."""
@@ -156,6 +188,13 @@ class LatentSpec:
     def check_size(self, height: int, width: int) -> None:
         """Raise GeometryError, naming the nearest legal sizes, where H or W is off the stride."""
         _, sh, sw = self.stride
+        if self.fixed_size is not None:
+            if (height, width) == self.fixed_size:
+                return
+            raise GeometryError(
+                f"{self.model_class} takes {self.fixed_size[0]}x{self.fixed_size[1]} pixels alone, not "
+                f"{height}x{width}. Set clips.size to [{self.fixed_size[0]}, {self.fixed_size[1]}]."
+            )
         if height % sh == 0 and width % sw == 0 and height >= sh and width >= sw:
             return
         near = [max(sh, round(height / sh) * sh), max(sw, round(width / sw) * sw)]
@@ -184,11 +223,14 @@ class LatentSpec:
     def from_json(cls, data: Mapping[str, Any]) -> LatentSpec:
         """Read what `to_json` wrote."""
         rule, normaliser = dict(data["frame_rule"]), dict(data["normaliser"])
+        ids, fixed_size = data["ids"], data["fixed_size"]
         return cls(
             **{
                 **data,
                 "stride": tuple(data["stride"]),
                 "pixel_range": tuple(data["pixel_range"]),
+                "ids": ids and IdSpec(**{**ids, "scales": tuple(ids["scales"])}),
+                "fixed_size": fixed_size and tuple(fixed_size),
                 "frame_rule": FrameRule(**{**rule, "remainders": tuple(rule["remainders"])}),
                 "normaliser": Normaliser(
                     kind=normaliser["kind"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -79,13 +79,24 @@ def _is_transient_alone(error: BaseException) -> bool:
         return True
     if _TRANSIENT_CLASSES & {c.__name__ for c in type(error).__mro__}:
         return True
-    response: Any = getattr(error, "response", None)
-    response = response if isinstance(response, dict) else {}
-    if response.get("Error", {}).get("Code") in _TRANSIENT_CODES:
-        return True
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    code = _response(error).get("Error", {}).get("Code")
+    return code in _TRANSIENT_CODES or _status_alone(error) in _TRANSIENT_STATUS
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status behind an error of any file system, or None."""
+    return next((s for e in _causes(error) if (s := _status_alone(e)) is not None), None)
+
+
+def _response(error: BaseException) -> Mapping[str, Any]:
+    response = getattr(error, "response", None)  # as botocore's errors have it
+    return response if isinstance(response, dict) else {}
+
+
+def _status_alone(error: BaseException) -> int | None:
+    status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     known = (status, *(getattr(error, name, None) for name in ("status", "status_code", "code")))
-    return any(isinstance(s, int) and s in _TRANSIENT_STATUS for s in known)
+    return next((s for s in known if isinstance(s, int)), None)
 
 
 def call(

@@ -53,6 +53,7 @@ PACKAGES = {
 #: Their fsspec file systems remember listings; other machines write too, so they must not.
 _REMEMBERS_LISTINGS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 TEMPORARY_SUFFIX = ".tmp"
+RANGE_NOT_SATISFIABLE = 416
 #: Of a file system's own message in ours; some servers answer with a page of HTML.
 MESSAGE_CHARACTERS = 500
 
@@ -227,18 +228,15 @@ class Storage:
         """
         if self.is_local:
             return self._do("read", path, _pread_all, self.local_path(path), ranges)
-        full, fs = self._full(path), self._open()[0]
-        if len(ranges) == 1:
-            start, length = ranges[0]
-            return [self._do("read", path, fs.cat_file, full, start=start, end=start + length)]
+        fs, full = self._open()[0], self._full(path)
         starts = [start for start, _ in ranges]
         ends = [start + length for start, length in ranges]
-        return cast(
-            "list[bytes]",
-            self._do(
-                "read", path, fs.cat_ranges, [full] * len(ranges), starts, ends, on_error="raise"
-            ),
-        )
+
+        def read() -> list[bytes]:
+            got = fs.cat_ranges([full] * len(ranges), starts, ends, on_error="return")
+            return [_bytes_or_raise(g) for g in got]
+
+        return self._do("read", path, read)
 
     def exists(self, path: str) -> bool:
         """Tell whether an object is there; a refusal is an error, not a no."""
@@ -299,6 +297,15 @@ def _replace_file(path: Path, data: bytes) -> None:
         os.fsync(folder)  # or a power cut could keep a later rename and lose this one
     finally:
         os.close(folder)
+
+
+def _bytes_or_raise(got: bytes | BaseException) -> bytes:
+    """Return what was read; nothing where a store refuses a range that starts past the end."""
+    if isinstance(got, BaseException):
+        if retry.http_status(got) != RANGE_NOT_SATISFIABLE:
+            raise got
+        return b""
+    return got
 
 
 def _pread_all(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:

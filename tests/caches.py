@@ -33,13 +33,13 @@ def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
     return folder
 
 
-def make_config(folder: Path, corpus: Path, cache: str, **sections: Mapping[str, Any]) -> Path:
+def make_config(folder: Path, corpus: Path, cache_url: str, /, **sections: Mapping[str, Any]) -> Path:
     """Write a configuration for the weightless encoder; `sections` change it."""
     config: dict[str, dict[str, Any]] = {
         "corpus": {"source": str(corpus)},
         "clips": {"frames": 5, "select": "all", "size": [64, 96]},
         "encoder": {"kind": "dct", "store": "mean"},
-        "cache": {"url": cache, "shard_clips": 3},
+        "cache": {"url": cache_url, "shard_clips": 3},
         "run": {"runner": "local", "decode_processes": 1},
     }
     for name, changes in sections.items():

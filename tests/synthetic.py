@@ -14,7 +14,7 @@ from latentcache.formats.dtypes import numpy_dtype
 from latentcache.index import build_index, publish
 from latentcache.interfaces import Array, ArrayLayout
 from latentcache.manifest import BucketInfo, Manifest, fingerprint
-from latentcache.records import Bucket, FrameRule, LatentSpec, Normaliser
+from latentcache.records import Bucket, FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.storage import Storage
 from latentcache.tables import CACHE_JSON, REJECTED, SAMPLE_SCHEMA, sample_path, to_parquet
 
@@ -49,14 +49,14 @@ def make_spec(dtype: str = "bfloat16", stored: str = "mean", channels: int = 4) 
         frame_rule=FrameRule(multiple=4, remainders=(1,)),
         stored=stored,
         dtype=dtype,
+        ids=IdSpec(codebook_size=1 << 16) if ids else None,
         normaliser=Normaliser() if ids else Normaliser(kind="channel", shift=shift, scale=scale),
     )
 
 
 def sample_shape(spec: LatentSpec, bucket: str) -> tuple[int, ...]:
     b = Bucket.parse(bucket)
-    shape = spec.latent_shape(b.frames, b.height, b.width)
-    return shape[1:] if spec.stored == "ids" else shape
+    return spec.latent_shape(b.frames, b.height, b.width)
 
 
 def random_sample(layout: ArrayLayout, rng: np.random.Generator) -> Array:

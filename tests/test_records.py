@@ -17,6 +17,7 @@ from latentcache.records import (
     Bucket,
     ClipResult,
     FrameRule,
+    IdSpec,
     LatentSpec,
     Normaliser,
     Shard,
@@ -141,6 +142,7 @@ def test_the_first_frame_stands_alone_where_one_is_left_over(
 def test_the_latent_shape_counts_the_log_variance_of_moments() -> None:
     assert make_spec().latent_shape(81, 480, 832) == (32, 21, 60, 104)
     assert make_spec(stored="mean").latent_shape(81, 480, 832) == (16, 21, 60, 104)
+    assert make_spec(stride=(4, 16, 8)).latent_shape(1, 64, 64) == (32, 1, 4, 8)
     assert make_spec(stored="mean", stride=(1, 8, 8), frame_rule=FrameRule()).latent_shape(
         1, 8, 16
     ) == (16, 1, 1, 2)
@@ -166,17 +168,22 @@ def test_an_illegal_size_names_a_legal_one_near(height: int, width: int) -> None
 @given(
     rule=rules(),
     dtype=st.sampled_from(sorted(ITEM_BYTES)),
+    size=st.none() | st.just((256, 256)),
     stored=st.sampled_from(["moments", "mean", "sample", "ids"]),
     weights=st.none() | st.text("0123456789abcdef", min_size=64, max_size=64),
     scale=st.lists(st.floats(0.01, 10), min_size=1, max_size=16),
 )
 def test_a_spec_survives_json(
-    rule: FrameRule, dtype: str, stored: Any, weights: str | None, scale: list[float]
+    rule: FrameRule, dtype: str, stored: Any, weights: str | None, scale: list[float], size: Any
 ) -> None:
     spec = make_spec(
         frame_rule=rule,
         dtype=dtype,
         stored=stored,
+        fixed_size=size,
+        ids=IdSpec(codebook_size=8, special={"mask": 8}, scales=(1, 2))
+        if stored == "ids"
+        else None,
         weights_sha256=weights,
         normaliser=Normaliser(kind="channel", shift=(0.5,), scale=tuple(scale)),
         packages={"torch": "2.9"},
@@ -197,6 +204,36 @@ def test_a_spec_survives_json(
 def test_what_is_no_spec_is_refused(changes: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         make_spec(**changes)
+
+
+@pytest.mark.parametrize(
+    ("scales", "shape"), [((), (3, 4, 8)), ((1, 2, 4), (21,))], ids=["grid", "scales"]
+)
+def test_ids_have_no_channels(scales: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    ids = IdSpec(codebook_size=1 << 16, scales=scales)
+    spec = make_spec(stored="ids", dtype=ids.dtype, channels=1, ids=ids)
+    assert spec.latent_shape(9, 32, 64) == shape
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(256, "uint8"), (257, "uint16"), (1 << 16, "uint16"), ((1 << 16) + 1, "uint32")],
+)
+def test_ids_are_stored_in_the_smallest_type_that_holds_them(size: int, dtype: str) -> None:
+    assert IdSpec(codebook_size=size).dtype == dtype
+
+
+def test_ids_and_their_meaning_come_together() -> None:
+    for changes in ({"stored": "ids"}, {"ids": IdSpec(codebook_size=8)}):
+        with pytest.raises(ConfigError, match="if, and only if, ids are stored"):
+            make_spec(**changes)
+
+
+def test_an_encoder_of_one_size_takes_no_other() -> None:
+    spec = make_spec(fixed_size=(256, 256))
+    spec.check_size(256, 256)
+    with pytest.raises(GeometryError, match=r"takes 256x256 pixels alone, not 256x512\. Set clips"):
+        spec.check_size(256, 512)
 
 
 @pytest.mark.parametrize("fields", [{"scale": (1.0, 0.0)}, {"shift": ()}, {"scale": ()}])

@@ -30,6 +30,10 @@ PR_SET_PDEATHSIG = 1
 READY = b"ready"
 
 
+#: After these another decoder may do better.
+DECODING_ERRORS: tuple[type[Exception], ...] = (ClipError, *decord.Error)
+
+
 class Buffers:
     """The shared buffers, mapped again only when the parent has resized one."""
 
@@ -94,7 +98,7 @@ class Worker:
         out = self._buffers.view(request["buffer"], shape)
         try:
             answer = decode_clip(source.reader(request["without_decord"]), request, out)
-        except (ClipError, *decord.Error):
+        except DECODING_ERRORS:
             if source.reader().name != decord.NAME:
                 raise
             answer = decode_clip(source.reader(without_decord=True), request, out)

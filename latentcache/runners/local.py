@@ -36,8 +36,8 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
                 yield _outcome(future, running.pop(future), work)
             yield Progress(clips_done=worker.clips_done, workers=1)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        worker.close()
+        worker.close()  # a shard whose clips are not decoded fails at once; one that is written is finished
+        pool.shutdown(cancel_futures=True)
 
 
 def _fill(

@@ -1,0 +1,73 @@
+"""Read a cache as a trainer would: samples/s, MB/s, and the time that a training step would wait."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+
+from latentcache.cache import open_cache
+from latentcache.errors import ConfigError
+from latentcache.loader import LatentLoader
+from latentcache.storage import redact
+
+from .cli import OK, Parser, run_job, storage_options
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache stream", description=__doc__)
+    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_argument("--batch-size", type=int, default=8, help="clips a batch (8)")
+    parser.add_argument("--steps", type=int, help="stop after this many batches")
+    parser.add_argument("--epochs", type=int, default=1, help="times over the whole cache (1)")
+    parser.add_argument("--threads", type=int, default=4, help="threads that read and decompress (4)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-shuffle", action="store_true")
+    parser.add_argument("--device", help="where batches go, such as cuda (the CPU)")
+    parser.add_argument(
+        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="fsspec option"
+    )
+    return run_job(stream, parser)
+
+
+def stream(args: argparse.Namespace) -> int:
+    """Stream and measure; returns the exit status."""
+    if args.epochs < 1 or (args.steps is not None and args.steps < 1):
+        raise ConfigError("--epochs and --steps are at least 1")
+    cache = open_cache(args.cache, storage_options(args.storage_option))
+    spec = cache.spec
+    print(
+        f"cache    {redact(args.cache)}: {len(cache)} clips, {spec.model_class}, {spec.channels} "
+        f"channels, {spec.stored} as {spec.dtype}"
+    )
+    loader = LatentLoader(
+        cache,
+        batch_size=args.batch_size,
+        shuffle=not args.no_shuffle,
+        seed=args.seed,
+        num_threads=args.threads,
+        device=args.device,
+    )
+    started = time.perf_counter()
+    steps = 0
+    shapes: dict[str, tuple[int, ...]] = {}
+    batches = itertools.chain.from_iterable(loader for _ in range(args.epochs))
+    for batch in itertools.islice(batches, args.steps):
+        shapes.setdefault(batch["bucket"], tuple(batch["latents"].shape))
+        steps += 1
+    wall_s = time.perf_counter() - started
+    for bucket, shape in sorted(shapes.items()):
+        print(f"bucket   {bucket}: batches of latents {list(shape)}")
+    stats = loader.stats
+    print(
+        f"streamed {steps} batches, {stats.num_samples} samples in {wall_s:.2f} s: "
+        f"{stats.num_samples / wall_s:.0f} samples/s, {stats.num_bytes / wall_s / 1e6:.0f} MB/s of latents; "
+        f"waited {stats.wait_s:.2f} s for data"
+    )
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

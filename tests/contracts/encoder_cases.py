@@ -1,0 +1,54 @@
+"""The cases of the encoders' contract suite: each family has its own `encoder_cases_<family>.py`.
+
+Such a file holds a tuple `CASES`; it is found by its name, and no other file need change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tests.contracts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """An encoder: how to configure it in a folder, and legal and illegal numbers of frames.
+
+    kind: that of the section that `raw` returns. raw: writes what the encoder needs into a folder
+    and returns the config's `encoder` section.
+    frames: legal ones, ascending, at least two. illegal_frames: with the nearest legal ones, as the
+    message says them; empty where any number is legal. grids: clips' sizes in latents, (h, w); of an
+    encoder with a `fixed_size` they are not used.
+    rounding: convolutions block their sums by the shape of the whole input, so that a clip in a
+    batch is the clip alone, and a prefix the same prefix of more, up to a few units in the last
+    place (latents are about 1 here); 0 where each clip and group is computed on its own. Of ids it
+    is the share that may differ: those near a tie.
+    decodes: whether it can; else what the message of its EncoderError says, as a pattern.
+    is_network: whether it is made of torch modules, one of whose calls can be made to fail.
+    """
+
+    name: str
+    kind: str
+    raw: Callable[[Path], dict[str, Any]]
+    frames: tuple[int, ...]
+    illegal_frames: Mapping[int, str] = field(default_factory=dict)
+    grids: tuple[tuple[int, int], ...] = ((2, 3), (1, 2), (3, 2))
+    rounding: float = 1e-5
+    decodes: bool | str = True
+    is_network: bool = True
+
+
+def all_cases() -> list[Case]:
+    """Return the cases of every family, by file and then in order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(tests.contracts.__path__))
+    families = [name for name in names if name.startswith("encoder_cases_")]
+    return [
+        case
+        for family in families
+        for case in importlib.import_module(f"tests.contracts.{family}").CASES
+    ]
