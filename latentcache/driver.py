@@ -17,8 +17,7 @@ from latentcache.index import build_index, publish, read_index
 from latentcache.pipeline import WorkerSpec
 from latentcache.prepare import Prepared, ShardLoader
 from latentcache.records import ShardReport
-from latentcache.runners.local import Event
-from latentcache.runners.work import GaveUp, Progress, Retried, Task, WorkQueue
+from latentcache.runners.work import Event, GaveUp, Progress, Retried, Task, WorkQueue
 from latentcache.tables import INDEX_SCHEMA, sample_path
 
 

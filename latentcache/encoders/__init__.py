@@ -33,6 +33,7 @@ _KINDS: Mapping[str, _Kind] = {
     "diffusers_video": _Kind(
         module="latentcache.encoders.diffusers_video", package="diffusers", extra="diffusers"
     ),
+    "videogpt": _Kind(module="latentcache.encoders.videogpt"),
 }
 #: The kinds that come with this package.
 KINDS = tuple(_KINDS)

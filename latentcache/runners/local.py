@@ -11,10 +11,18 @@ import torch
 from latentcache.errors import LatentCacheError
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.records import ShardReport
-from latentcache.runners.work import GaveUp, LoadShard, Progress, Retried, Task, WorkQueue
+from latentcache.runners.work import (
+    Event,
+    GaveUp,
+    LoadShard,
+    Progress,
+    Retried,
+    Started,
+    Task,
+    WorkQueue,
+)
 
 PROGRESS_INTERVAL_S = 1.0
-Event = ShardReport | GaveUp | Retried | Progress
 
 
 def num_cpus() -> int:
@@ -29,6 +37,7 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     running: dict[Future[ShardReport], Task] = {}
     pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
     try:
+        yield Started(worker=0, gpus=())
         while work or running:
             _fill(worker, work, load_shard, pool, running)
             done, _ = wait(running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)

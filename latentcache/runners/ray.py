@@ -17,8 +17,8 @@ from latentcache.config import RunConfig
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.records import Shard, ShardReport
-from latentcache.runners.local import Event, num_cpus
-from latentcache.runners.work import LoadShard, Progress, Task, WorkQueue
+from latentcache.runners.local import num_cpus
+from latentcache.runners.work import Event, LoadShard, Progress, Started, Task, WorkQueue
 
 PROGRESS_INTERVAL_S = 1.0
 #: Only reports travel through Ray's object store; this is near the smallest that Ray accepts.
@@ -53,7 +53,7 @@ def _device(run: RunConfig) -> str:
     return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """One place for an actor. in_hand: what it is working on, by the reference of the result."""
 
@@ -179,7 +179,7 @@ class _Runner:
 
     def _settle(self, slot: _Slot, reference: Any) -> Iterator[Event]:
         if reference is slot.ready:
-            self._settle_start(slot)
+            yield from self._settle_start(slot)
             return
         task = slot.in_hand.pop(reference, None)
         if task is None:
@@ -195,11 +195,12 @@ class _Runner:
                 yield self._work.failed(each, f"its worker died: {_first_line(error)}")
             self._start(slot)
 
-    def _settle_start(self, slot: _Slot) -> None:
+    def _settle_start(self, slot: _Slot) -> Iterator[Event]:
         reference, slot.ready = slot.ready, None
         try:
-            ray.get(reference)
+            gpus = tuple(map(str, ray.get(reference)))
             slot.is_up = True
+            yield Started(worker=self._slots.index(slot), gpus=gpus)
         except RayError as error:
             slot.failed_starts += 1
             if slot.failed_starts >= self._max_starts:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from latentcache.records import Shard
+from latentcache.records import Shard, ShardReport
 
 
 @dataclass(kw_only=True)
@@ -40,12 +40,22 @@ class Retried:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Started:
+    """A worker is up. gpus: those that it was assigned."""
+
+    worker: int
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Clips done since the start of the run, committed or not, and workers that are up."""
 
     clips_done: int
     workers: int
 
+
+Event = ShardReport | GaveUp | Retried | Started | Progress
 
 #: Reads the clips of a task's shard.
 LoadShard = Callable[[Task], Shard]

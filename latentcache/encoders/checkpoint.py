@@ -1,0 +1,201 @@
+"""Checkpoints that are one file: read without running code, checked tensor by tensor, hashed."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentcache.encoders.weights import ModelFiles
+from latentcache.errors import ConfigError, EncoderError
+from latentcache.records import LatentSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+#: How files begin: a zip (torch.save since 1.6), and a pickle of protocol 2 (before it).
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
+#: What broken files make the unpickler and the zip reader raise.
+_BROKEN = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
+#: Tensors that an error names before it says how many more there are.
+_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A file of tensors by name: PyTorch's (.pth, .pt) or safetensors. `key`: names it in messages."""
+
+    key: str
+    path: Path
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file."""
+        files = ModelFiles(folder=self.path.parent, config={}, weights=(self.path,))
+        return files.weights_sha256()
+
+    def shapes(self) -> Shapes:
+        """Return the tensors' shapes by name, without reading their values where it can be helped."""
+        return {name: tuple(tensor.shape) for name, tensor in self._read(mmap=True).items()}
+
+    def load_into(
+        self, model: nn.Module, *, dtype: torch.dtype, device: torch.device, name: str
+    ) -> nn.Module:
+        """Return `model`, made on the meta device, with this file's tensors: frozen, in eval mode.
+
+        Raises EncoderError where they are not the model's, one for one.
+        """
+        tensors = self._read(mmap=False)
+        self.check_shapes({key: tuple(t.shape) for key, t in tensors.items()}, model, name)
+        model.load_state_dict(tensors, strict=True, assign=True)
+        return model.to(device, dtype).eval().requires_grad_(False)
+
+    def check_shapes(self, found: Shapes, model: nn.Module, name: str) -> None:
+        """Raise EncoderError unless the file's tensors are those of `model`, by name and shape."""
+        expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        problems = [
+            _few("lacks", expected.keys() - found.keys()),
+            _few("has, and should not have,", found.keys() - expected.keys()),
+            _few(
+                "has in another shape",
+                (
+                    f"{key} ({list(found[key])}, not {list(expected[key])})"
+                    for key in expected.keys() & found.keys()
+                    if found[key] != expected[key]
+                ),
+            ),
+        ]
+        told = [problem for problem in problems if problem]
+        if told:
+            raise EncoderError(
+                f"{self.key}: {self.path} is no checkpoint of {name}: of its tensors it "
+                f"{'; it '.join(told)}. Loaded anyway, the rest would stay random and the latents be "
+                "nonsense. Give the file as it was published, and the variant that it is of."
+            )
+
+    def check_unchanged(self, spec: LatentSpec) -> None:
+        """Raise EncoderError where the file is not the one that the cache is made with.
+
+        A worker may see another file at the same path than the planner did.
+        """
+        found = self.sha256()
+        if found != spec.weights_sha256:
+            raise EncoderError(
+                f"{self.key}: {self.path} has the SHA-256 {found}, and the cache is made with "
+                f"{spec.weights_sha256}: latents of two models would be mixed. Put the same file "
+                "on every machine."
+            )
+
+    def _read(self, *, mmap: bool) -> dict[str, torch.Tensor]:
+        with self.path.open("rb") as file:
+            head = file.read(512)
+        if head[8:9] == b"{" and not head.startswith((_ZIP, _PICKLE)):
+            return self._read_safetensors()
+        if not head.startswith((_ZIP, _PICKLE)):
+            raise self._not_a_checkpoint(head)
+        try:
+            loaded = torch.load(
+                self.path,
+                map_location="cpu",
+                weights_only=True,
+                mmap=mmap and head.startswith(_ZIP),
+            )
+        except _BROKEN as error:
+            raise self._unreadable(error) from None
+        return self._tensors(loaded)
+
+    def _read_safetensors(self) -> dict[str, torch.Tensor]:
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError:
+            raise ConfigError(
+                f"{self.key}: {self.path} is a safetensors file, and the package is not installed. "
+                "Run: pip install safetensors"
+            ) from None
+        try:
+            return load_file(self.path)
+        except (SafetensorError, *_BROKEN) as error:
+            raise self._unreadable(error) from None
+
+    def _tensors(self, loaded: Any) -> dict[str, torch.Tensor]:
+        """Return what was loaded, if it is floating-point tensors by name and nothing else."""
+        if not isinstance(loaded, Mapping):
+            raise ConfigError(
+                f"{self.key}: {self.path} holds a {type(loaded).__name__}, not tensors by name. "
+                "Save the model's state_dict()."
+            )
+        others = [
+            str(name)
+            for name, value in loaded.items()
+            if not (isinstance(value, torch.Tensor) and value.is_floating_point())
+        ]
+        if others or not loaded:
+            raise ConfigError(
+                f"{self.key}: {self.path} holds {_few('', others) or 'nothing'} beside "
+                "floating-point tensors by name. Training checkpoints keep the weights under one "
+                "of their keys: save that part alone, with torch.save."
+            )
+        return dict(loaded)
+
+    def _not_a_checkpoint(self, head: bytes) -> ConfigError:
+        start = head.lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+            what, fix = "a web page, saved under this name", "Download the raw file, not its page."
+        elif start.startswith(b"version https://git-lfs"):
+            what, fix = "a pointer of Git LFS, not the file itself", "Run: git lfs pull"
+        else:
+            what, fix = (
+                "neither a PyTorch file nor safetensors",
+                "Download the checkpoint again, whole.",
+            )
+        return ConfigError(f"{self.key}: {self.path} is {what}. {fix}")
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        code = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
+        advice = (
+            "It holds more than tensors, such as a whole model or code, which is not loaded, since "
+            "unpickling it can run any code. Save its state_dict() alone."
+            if code
+            else "The file is damaged or cut short: download it again."
+        )
+        return ConfigError(
+            f"{self.key}: {self.path} cannot be read ({type(error).__name__}: {reason}). {advice}"
+        )
+
+
+def locate(path: str, key: str) -> Checkpoint:
+    """Return the checkpoint at a local path. Raises ConfigError where there is no file."""
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise ConfigError(
+            f"{key}: there is no file {path!r} on this machine. Give the path of the checkpoint, "
+            "downloaded to every machine that encodes."
+        )
+    return Checkpoint(key=key, path=found)
+
+
+def _few(verb: str, names: Iterable[str]) -> str:
+    """Return `verb a, b and 3 more`, or nothing where there are no names."""
+    ordered = sorted(names)
+    if not ordered:
+        return ""
+    rest = len(ordered) - _NAMED
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"{verb} {', '.join(ordered[:_NAMED])}{more}".strip()

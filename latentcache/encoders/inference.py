@@ -1,0 +1,38 @@
+"""How encoders with networks of our own run: the same bits each time, and pixels in and out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def exact_kernels(device: torch.device) -> Iterator[None]:
+    """Run without autograd; on CUDA with deterministic convolutions and true float32 (no TF32)."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        if device.type == "cuda":
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                )
+            )
+        yield
+
+
+def to_values(pixels_BTHWC: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Return contiguous [B, T, 3, H, W] on the device of `levels`: what the model is fed for each level.
+
+    levels: [256], in the model's dtype, made on the CPU: a table is the same on every device, where
+    CUDA divides by a number by multiplying with its reciprocal.
+    """
+    pixels_BTCHW = pixels_BTHWC.to(levels.device).permute(0, 1, 4, 2, 3).contiguous()
+    return levels[pixels_BTCHW.int()]
+
+
+def to_pixels(values_BTCHW: torch.Tensor) -> torch.Tensor:
+    """Return uint8 pixels [B, T, H, W, 3] on the CPU of values in [0, 1]: clamped, then rounded."""
+    levels = values_BTCHW.float().clamp(0, 1).mul_(255).round_()
+    return levels.to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().cpu()

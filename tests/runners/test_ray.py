@@ -1,0 +1,125 @@
+"""Real Ray: two nodes' worth of pretended GPUs, actors that die, shards that kill them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+import latentcache
+from latentcache.config import load_config
+from latentcache.driver import Run
+from latentcache.errors import ConfigError, EncoderError
+from latentcache.prepare import (
+    Prepared,
+    create_cache,
+    make_manifest,
+    missing_shards,
+    plan_corpus,
+    resolve_encoder,
+)
+from latentcache.runners.work import Event, Retried, Started
+from tests.caches import make_config
+from tests.videos import moving_pattern, write_video
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for index in range(10):
+        write_video(folder / f"v{index}.mp4", moving_pattern(5, 64, 96, seed=index))
+    for name, value in (("black", 0), ("white", 255)):
+        write_video(folder / f"{name}.mp4", np.full((5, 64, 96, 3), value, np.uint8))
+    return folder
+
+
+def prepare(config_path: Path) -> Prepared:
+    config = load_config(str(config_path))
+    spec, identity = resolve_encoder(config)
+    plan = plan_corpus(config, spec)
+    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+
+
+def run(prepared: Prepared) -> tuple[Run, list[Event]]:
+    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    return run, list(run.events())
+
+
+def test_workers_are_on_different_gpus_and_share_the_shards(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        cache={"shard_clips": 1},
+        run={"runner": "ray", "ray_address": cluster},
+    )
+    result, events = run(prepare(config))
+    gpus = {event.worker: event.gpus for event in events if isinstance(event, Started)}
+    assert sorted(gpus) == [0, 1]
+    assert sorted(gpus.values()) == [("0",), ("1",)]
+    assert result.summary.shards == 12
+    assert len(latentcache.open_cache(str(tmp_path / "cache"))) == 12
+
+
+def test_a_shard_that_kills_its_worker_costs_that_shard_only(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.runners.deadly"},
+        cache={"shard_clips": 2},
+        run={"runner": "ray", "ray_address": cluster, "max_retries": 2},
+    )
+    result, events = run(prepare(config))
+    assert any(isinstance(event, Retried) for event in events)
+    assert result.summary.shards_failed == 2
+    table = latentcache.open_cache(str(tmp_path / "cache")).table().to_pylist()
+    reasons = {row["source"]: row["reason"] for row in table}
+    messages = {row["source"]: row["message"] for row in table}
+    assert reasons["black.mp4"] == "shard_failed"
+    assert "its worker died" in messages["black.mp4"]
+    assert "white is too much" in messages["white.mp4"]
+    ok = [name for name, reason in reasons.items() if reason is None]
+    assert len(ok) == 12 - 2 * 2
+
+
+def test_workers_that_cannot_start_stop_the_run_with_the_cause(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        run={"runner": "ray", "ray_address": cluster, "device": "cuda", "max_retries": 1},
+    )
+    with pytest.raises(EncoderError, match="could not start, 2 times: .*torch sees no GPU"):
+        run(prepare(config))
+
+
+def test_more_workers_than_gpus_are_refused(cluster: str, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        run={"runner": "ray", "ray_address": cluster, "workers": 3},
+    )
+    with pytest.raises(ConfigError, match=r"the cluster has 2 GPUs.*run\.workers=2"):
+        run(prepare(config))

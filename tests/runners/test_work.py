@@ -1,0 +1,38 @@
+"""The work queue: order, retries, and failed shards that are tried alone."""
+
+from __future__ import annotations
+
+from latentcache.runners.work import GaveUp, Retried, Task, WorkQueue
+
+
+def tasks(count: int) -> list[Task]:
+    return [Task(bucket="b", index=index) for index in range(count)]
+
+
+def test_tasks_come_in_order_and_end() -> None:
+    work = WorkQueue(tasks(3), max_retries=1)
+    taken = [work.take(alone=True) for _ in range(4)]
+    assert [task.index if task else None for task in taken] == [0, 1, 2, None]
+    assert len(work) == 0
+
+
+def test_a_failed_task_goes_only_to_a_worker_without_another() -> None:
+    work = WorkQueue(tasks(2), max_retries=1)
+    first = work.take(alone=True)
+    assert first is not None
+    assert work.failed(first, "boom") == Retried(task=first)
+    assert (first.attempts, first.error) == (1, "boom")
+    busy = work.take(alone=False)
+    assert busy is not None
+    assert busy.index == 1
+    assert work.take(alone=False) is None
+    assert len(work) == 1
+    assert work.take(alone=True) is first
+
+
+def test_retries_are_bounded() -> None:
+    work = WorkQueue(tasks(1), max_retries=2)
+    outcomes = []
+    while (task := work.take(alone=True)) is not None:
+        outcomes.append(type(work.failed(task, "boom")))
+    assert outcomes == [Retried, Retried, GaveUp]
