@@ -277,7 +277,7 @@ class _Transform:
                 latents = posteriors.sample(mean, logvar, seeds)
             else:
                 latents = mean
-        if self._normalise and self._spec.stored != "ids" and self._spec.normaliser.kind != "none":
+        if self._normalise and self._spec.normaliser.kind != "none":
             latents = posteriors.normalise(latents.float(), self._spec.normaliser)
         return latents.to(self._dtype).contiguous()
 

@@ -71,7 +71,7 @@ def normalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """
     if normaliser.kind == "none":
         return latents
-    shift, scale = _by_channel(latents, normaliser)
+    shift, scale = _values(latents, normaliser)
     return ((latents.to(torch.float32) - shift) * scale).to(latents.dtype)
 
 
@@ -79,20 +79,34 @@ def unnormalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """Return latents / scale + shift: the inverse of `normalise`, up to rounding."""
     if normaliser.kind == "none":
         return latents
-    shift, scale = _by_channel(latents, normaliser)
+    shift, scale = _values(latents, normaliser)
     return (latents.to(torch.float32) / scale + shift).to(latents.dtype)
 
 
-def _by_channel(latents: torch.Tensor, normaliser: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
-    channels = latents.shape[-4]
-    for values in (normaliser.shift, normaliser.scale):
+def _values(latents: torch.Tensor, normaliser: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return shift and scale, in shapes that broadcast to the latents."""
+    channels, frames = latents.shape[-4:-2]
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=latents.device)
+        for values in (normaliser.shift, normaliser.scale)
+    )
+    if normaliser.kind == "channel_frame":
+        return _of_frames(shift, channels, frames), _of_frames(scale, channels, frames)
+    for values in (shift, scale):
         if len(values) not in (1, channels):
             raise ValueError(
                 f"the normaliser has {len(values)} values and the latents {list(latents.shape)} "
                 f"have {channels} channels: take the mean of moments, and the cache's normaliser"
             )
-    shift, scale = (
-        torch.tensor(values, dtype=torch.float32, device=latents.device).view(-1, 1, 1, 1)
-        for values in (normaliser.shift, normaliser.scale)
-    )
-    return shift, scale
+    return shift.view(-1, 1, 1, 1), scale.view(-1, 1, 1, 1)
+
+
+def _of_frames(values: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
+    """Return [C, t, 1, 1] of the values of all channels and latent frames: the first t."""
+    if len(values) % channels or len(values) < channels * frames:
+        raise ValueError(
+            f"the normaliser has {len(values)} values and the latents {channels} channels and "
+            f"{frames} latent frames, which it lacks values for: take the mean of moments, the "
+            "cache's normaliser, and no more latent frames than it has"
+        )
+    return values.view(channels, -1, 1, 1)[:, :frames]

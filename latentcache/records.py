@@ -47,11 +47,15 @@ ITEM_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FrameRule:
-    """Which numbers of pixel frames an encoder takes: T % multiple in remainders, T >= minimum."""
+    """Which numbers of pixel frames an encoder takes: T % multiple in remainders, minimum <= T <= maximum.
+
+    Also, where sizes have a rule beyond the stride, which numbers of rows or columns.
+    """
 
     multiple: int = 1
     remainders: tuple[int, ...] = (0,)
     minimum: int = 1
+    maximum: int | None = None
 
     def __post_init__(self) -> None:
         if self.multiple < 1 or not all(0 <= r < self.multiple for r in self.remainders):
@@ -59,34 +63,51 @@ class FrameRule:
 
     def is_legal(self, frames: int) -> bool:
         """Tell whether the encoder takes `frames` pixel frames."""
+        if self.maximum is not None and frames > self.maximum:
+            return False
         return frames >= self.minimum and frames % self.multiple in self.remainders
 
     def longest(self, at_most: int) -> int | None:
         """Return the largest legal number of frames <= at_most, or None."""
+        if self.maximum is not None:
+            at_most = min(at_most, self.maximum)
         lowest = max(self.minimum, at_most - self.multiple)
         return next((n for n in range(at_most, lowest - 1, -1) if self.is_legal(n)), None)
 
-    def shortest(self, at_least: int) -> int:
-        """Return the smallest legal number of frames >= at_least."""
+    def shortest(self, at_least: int) -> int | None:
+        """Return the smallest legal number of frames >= at_least, or None: there is none past maximum."""
         start = max(self.minimum, at_least)
-        return next(n for n in range(start, start + self.multiple + 1) if self.is_legal(n))
+        return next((n for n in range(start, start + self.multiple + 1) if self.is_legal(n)), None)
+
+    def nearest(self, frames: int) -> list[int]:
+        """Return the legal numbers next to `frames`, below and above, where there are any."""
+        near = [self.longest(frames), self.shortest(frames)]
+        return [n for n in near if n is not None]
 
     def describe(self) -> str:
         """Return the rule in words, such as `4k+1`."""
+        end = f", at most {self.maximum}" if self.maximum is not None else ""
         if self.multiple == 1:
-            return f"any number from {self.minimum}"
+            return f"any number from {self.minimum}{end}"
         forms = [f"{self.multiple}k+{r}" if r else f"{self.multiple}k" for r in self.remainders]
-        return " or ".join(forms) + (f", at least {self.minimum}" if self.minimum > 1 else "")
+        start = f", at least {self.minimum}" if self.minimum > 1 else ""
+        return " or ".join(forms) + start + end
+
+
+def _frame_rule(data: Mapping[str, Any]) -> FrameRule:
+    return FrameRule(**{**data, "remainders": tuple(data["remainders"])})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normaliser:
-    """How a trainer turns raw latents into what its model sees: (z - shift) * scale, by channel.
+    """How a trainer turns raw latents into what its model sees: (z - shift) * scale, elementwise.
 
-    kind: `none`; `scale` (one value); `shift_scale` (one value each); `channel` (one value a channel).
+    kind: `none`; `scale` (one value); `shift_scale` (one value each); `channel` (one value a channel);
+    `channel_frame` (one value a channel and latent frame, those of a channel in a row: as many latent
+    frames, from the clip's first on, as can be normalised).
     """
 
-    kind: Literal["none", "scale", "shift_scale", "channel"] = "none"
+    kind: Literal["none", "scale", "shift_scale", "channel", "channel_frame"] = "none"
     shift: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
 
@@ -126,6 +147,7 @@ class LatentSpec:
     dtype: of the stored array. compute_dtype: of the encoder. pixel_range: what the encoder was fed.
     weights_sha256: over the weight files; None where the encoder has no weights. ids: for discrete
     tokenizers, whose `channels` is 1. fixed_size: (height, width) where the encoder takes only one.
+    size_rules: of height and of width, where being a multiple of the stride is not enough.
     """
 
     encoder: str
@@ -142,6 +164,7 @@ class LatentSpec:
     weights_sha256: str | None = None
     ids: IdSpec | None = None
     fixed_size: tuple[int, int] | None = None
+    size_rules: tuple[FrameRule, FrameRule] | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -178,8 +201,7 @@ class LatentSpec:
         """Raise GeometryError, naming the nearest legal numbers, where `frames` is not legal."""
         if self.frame_rule.is_legal(frames):
             return
-        below, above = self.frame_rule.longest(frames), self.frame_rule.shortest(frames)
-        near = f"{below} or {above}" if below else str(above)
+        near = " or ".join(map(str, self.frame_rule.nearest(frames)))
         raise GeometryError(
             f"{self.model_class} takes {self.frame_rule.describe()} frames a clip, not {frames}: "
             f"it would drop or regroup the rest in silence. Set clips.frames to {near}."
@@ -195,6 +217,8 @@ class LatentSpec:
                 f"{self.model_class} takes {self.fixed_size[0]}x{self.fixed_size[1]} pixels alone, not "
                 f"{height}x{width}. Set clips.size to [{self.fixed_size[0]}, {self.fixed_size[1]}]."
             )
+        if self.size_rules is not None:
+            self._check_size_rules(self.size_rules, height, width)
         if height % sh == 0 and width % sw == 0 and height >= sh and width >= sw:
             return
         near = [max(sh, round(height / sh) * sh), max(sw, round(width / sw) * sw)]
@@ -202,6 +226,17 @@ class LatentSpec:
             f"{self.model_class} reduces height by {sh} and width by {sw}; {height}x{width} is not "
             f"a multiple, and the border would be cut in silence. Use {near[0]}x{near[1]}."
         )
+
+    def _check_size_rules(
+        self, rules: tuple[FrameRule, FrameRule], height: int, width: int
+    ) -> None:
+        for axis, rule, got in zip(("height", "width"), rules, (height, width), strict=True):
+            if not rule.is_legal(got):
+                raise GeometryError(
+                    f"{self.model_class} takes a {axis} of {rule.describe()} pixels, not {got}: it "
+                    "would leave the rest out in silence. "
+                    f"Use a {axis} of {' or '.join(map(str, rule.nearest(got)))}."
+                )
 
     def pixel_frames(self, t: int, frames: int) -> tuple[int, int]:
         """Return the half-open range of pixel frames that latent frame `t` of a clip covers."""
@@ -222,8 +257,8 @@ class LatentSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatentSpec:
         """Read what `to_json` wrote."""
-        rule, normaliser = dict(data["frame_rule"]), dict(data["normaliser"])
-        ids, fixed_size = data["ids"], data["fixed_size"]
+        normaliser = dict(data["normaliser"])
+        ids, fixed_size, size_rules = data["ids"], data["fixed_size"], data["size_rules"]
         return cls(
             **{
                 **data,
@@ -231,7 +266,8 @@ class LatentSpec:
                 "pixel_range": tuple(data["pixel_range"]),
                 "ids": ids and IdSpec(**{**ids, "scales": tuple(ids["scales"])}),
                 "fixed_size": fixed_size and tuple(fixed_size),
-                "frame_rule": FrameRule(**{**rule, "remainders": tuple(rule["remainders"])}),
+                "size_rules": size_rules and tuple(map(_frame_rule, size_rules)),
+                "frame_rule": _frame_rule(data["frame_rule"]),
                 "normaliser": Normaliser(
                     kind=normaliser["kind"],
                     shift=tuple(normaliser["shift"]),

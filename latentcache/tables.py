@@ -134,5 +134,10 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> by
 
 
 def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read what `to_parquet` wrote, or some of its columns."""
-    return pq.read_table(pa.BufferReader(data), columns=columns)
+    """Read what `to_parquet` wrote, or some of its columns.
+
+    In this thread alone: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
+    them while the interpreter shuts down, and then aborts the process.
+    """
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(columns=columns, use_threads=False)

@@ -38,17 +38,7 @@ def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> boo
         process.kill()
         process.wait()
         return True
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return False
-    found = []
-    for child in family:
-        try:
-            if VICTIMS[victim] in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:  # gone, or a zombie
-            continue
+    found = family_of(process, VICTIMS[victim])
     if not found:
         return False
     try:
@@ -58,12 +48,20 @@ def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> boo
     return True
 
 
-def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All that the driver has started; empty where it is gone."""
+def family_of(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+    """The processes that the driver has started and whose command line holds one of `names`."""
     try:
-        return psutil.Process(process.pid).children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+    found = []
+    for child in family:
+        try:
+            if any(name in " ".join(child.cmdline()) for name in names):
+                found.append(child)
+        except psutil.Error:  # gone, or a zombie
+            continue
+    return found
 
 
 def run_with_kills(
@@ -83,13 +81,15 @@ def run_with_kills(
             if not wait_for_commits(process, cache, goal):
                 break
             time.sleep(rng.random() * 0.05)
-            orphans = family_of(process)
+            orphans = family_of(process, *VICTIMS.values())
             if kill(process, plan[0], rng):
                 kills[plan.pop(0)] += 1
             if process.poll() is not None:
                 break
         out, err = process.communicate(timeout=RUN_LIMIT_S)
-        psutil.wait_procs(orphans if process.returncode == -9 else [], timeout=30)
+        if process.returncode == -9:
+            _, alive = psutil.wait_procs(orphans, timeout=30)
+            assert not alive, f"outlived their driver: {alive}"
         now = committed(cache)
         rewritten = {name for name, facts in before.items() if now[name] != facts}
         assert not rewritten, f"committed shards were encoded again: {rewritten}"

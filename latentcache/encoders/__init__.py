@@ -30,10 +30,20 @@ class _Kind:
 
 _KINDS: Mapping[str, _Kind] = {
     "dct": _Kind(module="latentcache.encoders.dct"),
+    "diffusers_image": _Kind(
+        module="latentcache.encoders.diffusers_image", package="diffusers", extra="diffusers"
+    ),
     "diffusers_video": _Kind(
         module="latentcache.encoders.diffusers_video", package="diffusers", extra="diffusers"
     ),
+    "ivvae": _Kind(module="latentcache.encoders.ivvae"),
+    "taehv": _Kind(module="latentcache.encoders.taehv"),
+    "taesd": _Kind(module="latentcache.encoders.taesd"),
     "videogpt": _Kind(module="latentcache.encoders.videogpt"),
+    "open_magvit2": _Kind(module="latentcache.encoders.open_magvit2"),
+    "cosmos_tokenizer": _Kind(module="latentcache.encoders.cosmos_tokenizer"),
+    "vqgan": _Kind(module="latentcache.encoders.vqgan"),
+    "var": _Kind(module="latentcache.encoders.var"),
 }
 #: The kinds that come with this package.
 KINDS = tuple(_KINDS)

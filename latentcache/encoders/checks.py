@@ -20,7 +20,7 @@ def check_pixels(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, int
             f"{spec.model_class} encodes uint8 pixels [B, T, H, W, 3], "
             f"not {pixels_BTHWC.dtype} {list(shape)}"
         )
-    _, t, h, w = spec.latent_shape(*shape[1:4])
+    *_, t, h, w = spec.latent_shape(*shape[1:4])
     return t, h, w
 
 

@@ -56,7 +56,7 @@ def _by_frame(
 ) -> torch.Tensor:
     """Apply an image function to every frame."""
     frames = x_BCTHW.transpose(1, 2).flatten(0, 1)
-    return function(frames).unflatten(0, (len(x_BCTHW), -1)).transpose(1, 2)
+    return torch.unflatten(function(frames), 0, (len(x_BCTHW), -1)).transpose(1, 2)
 
 
 class GroupConv3d(nn.Conv3d):
@@ -120,7 +120,7 @@ class HalvesNorm(nn.Module):
         self._scale = math.sqrt(half)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        unit = F.normalize(x.unflatten(1, (2, -1)), dim=2).flatten(1, 2)
+        unit = F.normalize(torch.unflatten(x, 1, (2, -1)), dim=2).flatten(1, 2)
         return unit * self._scale * self.gamma
 
 
@@ -157,8 +157,8 @@ class Residual(nn.Module):
 
     def forward(self, x: torch.Tensor, carry: Carry) -> torch.Tensor:
         h = self.residual["2"](F.silu(self.residual["0"](x)), carry)
-        h = self.residual["6"](F.silu(self.residual["3"](h)), carry)
-        return h + (x if self.shortcut is None else self.shortcut(x))
+        out: torch.Tensor = self.residual["6"](F.silu(self.residual["3"](h)), carry)
+        return out + (x if self.shortcut is None else self.shortcut(x))
 
 
 def _conv(half: int, out_half: int, *, is_flat: bool) -> nn.Module:
@@ -232,13 +232,13 @@ class Up(nn.Module):
         keyframe, temporal = x.chunk(2, dim=1)
         if self.time_conv is not None and not carry.is_first:
             keyframe = keyframe.repeat_interleave(2, dim=2)
-            earlier_later = self.time_conv(temporal).unflatten(1, (2, -1))
-            temporal = earlier_later.transpose(1, 2).transpose(2, 3).flatten(2, 3)
-        doubled = [
-            _by_frame(lambda frames, conv=convs["1"]: conv(_double_size(frames)), values)
+            twice = torch.unflatten(self.time_conv(temporal), 1, (2, -1))  # earlier, later frame
+            temporal = twice.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+        keyframe, temporal = (
+            _by_frame(convs["1"], _by_frame(_double_size, values))
             for values, convs in ((keyframe, self.resample_2d), (temporal, self.resample_3d))
-        ]
-        return torch.cat(doubled, dim=1)
+        )
+        return torch.cat([keyframe, temporal], dim=1)
 
 
 def _double_size(x_NCHW: torch.Tensor) -> torch.Tensor:

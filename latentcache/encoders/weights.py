@@ -1,16 +1,20 @@
-"""Find a diffusers model, in a folder or on the hub, and hash its weights. Loads nothing."""
+"""Find a diffusers model, in a folder or on the hub; hash its weights, and read single tensors of them."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latentcache.errors import ConfigError
+import torch
+from safetensors import SafetensorError, safe_open
+
+from latentcache.errors import ConfigError, EncoderError
 from latentcache.urls import redact
 
 CONFIG = "config.json"
@@ -47,6 +51,34 @@ class ModelFiles:
         """Return the SHA-256 of what config.json says of the model, not of where it came from."""
         content = {key: value for key, value in self.config.items() if not key.startswith("_")}
         return _sha256(json.dumps(content, sort_keys=True).encode())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor of the weights, and nothing else of them. Raises ConfigError."""
+        for path in self.weights:
+            found = _read_tensor(path, name)
+            if found is not None:
+                return found
+        raise ConfigError(
+            f"encoder.model: the weights in {self.folder} hold no {name}, which the latents are "
+            "normalised with. Download the model whole, or save it with save_pretrained."
+        )
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor | None:
+    """Return a tensor of a file, or None. Raises EncoderError where the file is damaged."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 - no dict
+        tensors: dict[str, torch.Tensor] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise EncoderError(
+            f"the weights in {path} cannot be read: {type(error).__name__}: {error} "
+            "Download the model again."
+        ) from error
+    return tensors.get(name)
 
 
 def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFiles:

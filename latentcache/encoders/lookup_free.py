@@ -1,0 +1,35 @@
+"""Lookup-free quantisation (MAGVIT-v2, Yu et al. 2023, arXiv:2310.05737): an id is the signs of a code's channels.
+
+Both open implementations map a positive channel to a 1, and differ in where channel 0 goes. The same code of three
+channels (+, -, -) is
+
+    lsb_first   0b001 = 1   Open-MAGVIT2: channel i is worth 2**i
+    msb_first   0b100 = 4   magvit2-pytorch and vector-quantize-pytorch: channel i is worth 2**(bits - 1 - i)
+
+so that ids of one, read as the other's, are other codes, all of them valid. `records.IdSpec.bit_order` says which.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+BitOrder = Literal["lsb_first", "msb_first"]
+
+
+def _worth(bits: int, order: BitOrder, device: torch.device) -> torch.Tensor:
+    """Return int64 [bits], what a positive channel adds to the id."""
+    exponents = torch.arange(bits, device=device)
+    return 1 << (exponents if order == "lsb_first" else exponents.flip(0))
+
+
+def bits_to_ids(codes: torch.Tensor, order: BitOrder) -> torch.Tensor:
+    """Return int64 ids [...] of codes [..., bits]: numbers above 0 are ones, and so are True."""
+    positive = codes if codes.dtype == torch.bool else codes > 0
+    return (positive * _worth(codes.shape[-1], order, codes.device)).sum(-1)
+
+
+def ids_to_bits(ids: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:
+    """Return bool [..., bits], True where the channel is positive, of ids [...] of any integer type."""
+    return (ids.long().unsqueeze(-1) & _worth(bits, order, ids.device)) != 0
