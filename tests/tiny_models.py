@@ -87,7 +87,7 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
             "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
             "spatio_temporal_scaling": (True, True, True, True),
             "layers_per_block": (1, 1, 1, 1, 1),
-            "decoder_block_out_channels": (8, 8, 8),
+            "decoder_block_out_channels": (8, 16, 32),
             "decoder_layers_per_block": (1, 1, 1, 1),
             "decoder_spatio_temporal_scaling": (True, True, True),
             "decoder_inject_noise": (True, False, False, False),
@@ -199,6 +199,7 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
             "latent_channels": 4,
             "num_vq_embeddings": 300,
             "norm_type": "spatial",
+            "block_out_channels": (32, 32, 32, 32),  # spatial norm has 32 groups
             "down_block_types": ("DownEncoderBlock2D",) * 3 + ("AttnDownEncoderBlock2D",),
             "up_block_types": ("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3,
         },
@@ -218,6 +219,7 @@ def save(name: str, folder: str | Path, *, seed: int = 0, **changes: Any) -> Pat
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = getattr(diffusers, class_name)(**{**settings, **changes})
+        vae.requires_grad_(False)
         for key, buffer in vae.named_buffers():
             if key in ("latents_mean", "bn.running_mean"):
                 buffer.copy_(torch.randn(buffer.shape) / 10)
@@ -225,6 +227,8 @@ def save(name: str, folder: str | Path, *, seed: int = 0, **changes: Any) -> Pat
                 buffer.copy_(torch.rand(buffer.shape) + 0.5)
         if class_name == "VQModel":
             torch.nn.init.normal_(vae.quantize.embedding.weight, std=0.3)
+        elif settings.get("regularizer") == "fsq":
+            vae.encoder.conv_out.conv.weight.mul_(20)
     vae.save_pretrained(str(folder))
     return Path(folder)
 

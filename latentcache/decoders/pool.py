@@ -256,8 +256,6 @@ class _Process:
         return answer
 
     def _start(self) -> Connection:
-        if self._stopped:
-            raise ShardError("the decoding pool was closed")
         ours, theirs = Pipe()
         with theirs:
             fds = [theirs.fileno(), *self._buffer_fds]
@@ -269,6 +267,9 @@ class _Process:
                 pass_fds=fds,
             )
         self._pipe = ours
+        if self._stopped:  # looked at after the process is known to `stop`, so that one of both ends it
+            self.kill()
+            raise ShardError("the decoding pool was closed")
         try:
             ours.send_bytes(json.dumps(self._options).encode())
             if not ours.poll(START_UP_S):

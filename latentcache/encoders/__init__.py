@@ -1,13 +1,15 @@
 """Encoders: pixels to latents. One module a kind, imported when a configuration names it.
 
 A module outside this package that exposes the same names (see `interfaces.EncoderModule`) is named
-by its dotted path: `kind: my_package.my_encoder`.
+by its path, `kind: my_package.my_encoder`; `kind: my_package.my_encoder:name` names an object in it
+that exposes them, or a function that takes the place of `build`. See docs/encoder-plugins.md.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -41,6 +43,9 @@ _KINDS: Mapping[str, _Kind] = {
     "taesd": _Kind(module="latentcache.encoders.taesd"),
     "videogpt": _Kind(module="latentcache.encoders.videogpt"),
     "open_magvit2": _Kind(module="latentcache.encoders.open_magvit2"),
+    "magvit2": _Kind(
+        module="latentcache.encoders.magvit2", package="magvit2_pytorch", extra="magvit2"
+    ),
     "cosmos_tokenizer": _Kind(module="latentcache.encoders.cosmos_tokenizer"),
     "vqgan": _Kind(module="latentcache.encoders.vqgan"),
     "var": _Kind(module="latentcache.encoders.var"),
@@ -72,24 +77,53 @@ def _builtin(name: str, kind: _Kind) -> EncoderModule:
 
 
 def _external(name: str) -> EncoderModule:
-    if "." not in name:
+    path, colon, attribute = name.partition(":")
+    if "." not in path and not colon:
         raise ConfigError(
             f"encoder.kind: unknown kind {name!r}.{did_you_mean(name, KINDS)} Kinds: "
             f"{', '.join(KINDS)}; or the dotted name of a module that can be imported."
         )
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # found, but it lacks a package of its own: that message is the better one
-        raise ConfigError(
-            f"encoder.kind: there is no module {name!r} to import. Install the package that holds "
-            f"it, or use one of: {', '.join(KINDS)}."
-        ) from None
-    absent = [exposed for exposed in _EXPOSED if not hasattr(module, exposed)]
+    encoder = _import(path)
+    if colon:
+        encoder = _attribute(encoder, path, attribute)
+    absent = [exposed for exposed in _EXPOSED if not hasattr(encoder, exposed)]
     if absent:
+        what = f"{attribute!r} of the module {path!r}" if colon else f"the module {path!r}"
         raise ConfigError(
-            f"encoder.kind: the module {name!r} is not an encoder: it exposes no "
-            f"{', '.join(absent)}. See latentcache.interfaces.EncoderModule."
+            f"encoder.kind: {what} is not an encoder: it exposes no {', '.join(absent)}. "
+            "See latentcache.interfaces.EncoderModule."
         )
-    return cast(EncoderModule, module)
+    return cast(EncoderModule, encoder)
+
+
+def _import(path: str) -> Any:
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # found, but it lacks a package of its own: that message is the better one
+    except (ImportError, ValueError, TypeError) as error:
+        if isinstance(error, ImportError) and error.name is not None:
+            raise
+        raise ConfigError(
+            f"encoder.kind: {path!r} is not the name of a module: {error}. Write it as in an import "
+            "statement, such as my_package.my_encoder."
+        ) from None
+    raise ConfigError(
+        f"encoder.kind: there is no module {path!r} to import. Install the package that holds "
+        f"it, or use one of: {', '.join(KINDS)}."
+    )
+
+
+def _attribute(module: Any, path: str, attribute: str) -> Any:
+    """Return the encoder that a module holds under a name, or the module with that as its `build`."""
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise ConfigError(
+            f"encoder.kind: the module {path!r} has no {attribute!r}."
+            f"{did_you_mean(attribute, vars(module))}"
+        )
+    if not callable(found) or any(hasattr(found, exposed) for exposed in _EXPOSED):
+        return found
+    others = {exposed: getattr(module, exposed) for exposed in _EXPOSED if hasattr(module, exposed)}
+    return types.SimpleNamespace(**{**others, "build": found})

@@ -36,6 +36,27 @@ def check_latents(spec: LatentSpec, latents_BCthw: torch.Tensor) -> None:
     )
 
 
+def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
+    """Return a batch of ids as int64. Raises EncoderError where they are not ids of this encoder."""
+    what = spec.ids
+    assert what is not None
+    axes = "[B, n] of all scales" if what.scales else "[B, t, h, w]"
+    of_scales = (sum(side * side for side in what.scales),) if what.scales else ids.shape[1:2]
+    axes_fit = ids.ndim == (2 if what.scales else 4) and ids.shape[1:2] == of_scales
+    if not axes_fit or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise EncoderError(
+            f"{spec.model_class} decodes whole numbers {axes}, not {ids.dtype} {list(ids.shape)}"
+        )
+    low, high = torch.aminmax(ids.long())
+    if low < 0 or high >= what.codebook_size:
+        raise EncoderError(
+            f"{spec.model_class} has the codes 0 to {what.codebook_size - 1}, and ids go from "
+            f"{int(low)} to {int(high)}. Take special ids out before decoding; ids that an encoder "
+            "gave are from another model than the spec's."
+        )
+    return ids.long()
+
+
 def check_encoded(spec: LatentSpec, encoded: torch.Tensor, expected: tuple[int, ...]) -> None:
     """Raise EncoderError where an encoder did not return what its spec says."""
     if tuple(encoded.shape) != expected:

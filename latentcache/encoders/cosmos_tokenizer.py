@@ -1,9 +1,10 @@
-"""NVIDIA's Cosmos tokenizers from their TorchScript files: DV gives ids, CV gives 16 channels without posterior.
+"""NVIDIA's Cosmos tokenizers from their TorchScript files: DV gives ids, CV 16 plain channels.
 
-A clip of 1 + kT frames goes through `encoder.jit` whole, as `CausalVideoTokenizer.encode` of the published package
-does. Its `forward` instead cuts a video into independent windows of 17 frames, pads each in time with copies of its
-ends, and pads frames with black to multiples of 16; none of that happens here, so that longer clips have other latents
-than `forward` would give: those of a causal model over the whole clip.
+A clip of 1 + kT frames goes through `encoder.jit` whole, as `CausalVideoTokenizer.encode` of the
+published package does. Its `forward` instead cuts a video into independent windows of 17 frames,
+pads each in time with copies of its ends, and pads frames with black to multiples of 16; none of
+that happens here, so that longer clips have other latents than `forward` would give: those of a
+causal model over the whole clip.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ import torch
 from pydantic import Field
 
 from latentcache.config import Section
-from latentcache.encoders import torch_files
+from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents
 from latentcache.encoders.discrete import (
     check_clip,
     check_ids,
     check_range,
-    deterministic,
-    to_pixels,
-    to_values,
+    pixels_of,
 )
+from latentcache.encoders.inference import exact_kernels, to_values
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.records import FrameRule, IdSpec, LatentSpec
 
@@ -77,7 +77,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
         dtype=ids.dtype if ids else dtype,
         compute_dtype=config.dtype,
         exactness="prefix_exact",
-        weights_sha256=torch_files.sha256(_folder(config) / ENCODER),
+        weights_sha256=_encoder_file(config).sha256(),
         ids=ids,
     )
 
@@ -89,7 +89,7 @@ def identity(config: Config) -> Mapping[str, Any]:
         "kind": config.kind,
         "model_class": f"Cosmos {variant}",
         "revision": 1,
-        "weights_sha256": torch_files.sha256(_folder(config) / ENCODER),
+        "weights_sha256": _encoder_file(config).sha256(),
         "dtype": config.dtype,
         "window": None,
     }
@@ -97,41 +97,36 @@ def identity(config: Config) -> Mapping[str, Any]:
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
     """Load the encoder, and the decoder where there is one. Raises ConfigError and EncoderError."""
-    folder = _folder(config)
-    torch_files.check_unchanged(folder / ENCODER, spec.weights_sha256)
+    file = _encoder_file(config)
+    file.check_unchanged(spec)
     dtype: torch.dtype = getattr(torch, config.dtype)
     if device.type == "cpu" and dtype != torch.float32:
         raise ConfigError(
             f"encoder.dtype is {config.dtype}, and torch cannot pool frames in it on a CPU, as these "
             "models do. Set encoder.dtype to float32, or run on a GPU."
         )
-    decoder = folder / DECODER
+    decoder = file.path.with_name(DECODER)
     return CosmosEncoder(
-        _load(folder / ENCODER, device, dtype),
+        _load(file.path, device, dtype),
         _load(decoder, device, dtype) if decoder.is_file() else None,
         spec,
         device,
     )
 
 
-def _folder(config: Config) -> Path:
-    folder = Path(config.model).expanduser()
-    if not (folder / ENCODER).is_file():
-        raise ConfigError(
-            f"encoder.model: there is no file {ENCODER} in {config.model!r}. Download the folder, such "
-            "as nvidia/Cosmos-0.1-Tokenizer-DV8x16x16, and give the path that it has on every machine."
-        )
-    return folder
+def _encoder_file(config: Config) -> Checkpoint:
+    return locate(str(Path(config.model) / ENCODER), "encoder.model")
 
 
 def _variant(config: Config) -> tuple[str, tuple[int, int, int]]:
     """Return the variant and its stride. Raises ConfigError where nothing names it, or two names differ."""
-    found = _VARIANT.search(_folder(config).resolve().name)
+    folder = Path(config.model).expanduser().resolve().name
+    found = _VARIANT.search(folder)
     named = found.group() if found else None
     variant = config.variant or named
     if variant is None:
         raise ConfigError(
-            f"encoder.variant: the folder's name, {_folder(config).name!r}, does not say which "
+            f"encoder.variant: the folder's name, {folder!r}, does not say which "
             "tokenizer this is, and the files do not either; a wrong stride would be stored with every "
             "latent. Set encoder.variant, such as DV8x16x16."
         )
@@ -168,20 +163,19 @@ class CosmosEncoder:
         self._device = device
         self._levels = LEVELS.to(device, getattr(torch, spec.compute_dtype))
 
-    @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to int64 ids [B, t, h, w], or to latents [B, 16, t, h, w]."""
         expected = check_clip(self.spec, pixels_BTHWC)
-        with deterministic(self._device):
-            outputs = self._encoder(to_values(pixels_BTHWC, self._levels))
+        with exact_kernels(self._device):
+            values_BTCHW = to_values(pixels_BTHWC, self._levels)
+            outputs = self._encoder(values_BTCHW.transpose(1, 2).contiguous())
         # DV: ids, codes, loss. CV: latents and numbers that only training uses; or the latents alone.
         encoded: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
         check_encoded(self.spec, encoded, (len(pixels_BTHWC), *expected))
         if self.spec.ids is None:
             return encoded
-        return check_range(self.spec, self.spec.ids, encoded.long())
+        return check_range(self.spec, encoded.long())
 
-    @torch.inference_mode()
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode ids or latents to uint8 pixels [B, T, H, W, 3] on the CPU."""
         if self._decoder is None:
@@ -195,6 +189,5 @@ class CosmosEncoder:
         else:
             check_latents(self.spec, latents_BCthw)
             given = latents_BCthw.to(self._device, self._levels.dtype)
-        with deterministic(self._device):
-            values = self._decoder(given)
-        return to_pixels(values, self.spec.pixel_range)
+        with exact_kernels(self._device):
+            return pixels_of(self._decoder(given), self.spec.pixel_range)

@@ -18,9 +18,9 @@ import torch
 from pydantic import Field
 
 from latentcache.config import Section
-from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
+from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers_facts import ModelClass, ModelFacts, Settings
-from latentcache.encoders.discrete import check_ids
+from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.weights import ModelFiles, locate
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 from latentcache.records import LatentSpec, Normaliser, Stored
@@ -295,7 +295,13 @@ class DiffusersEncoder:
         thw = check_pixels(self.spec, pixels_BTHWC)
         pixels = self._to_model_range(pixels_BTHWC)
         with self._model() as vae:
-            encoded = self._class.encode(vae, pixels, self.spec.stored)
+            try:
+                encoded = self._class.encode(vae, pixels, self.spec.stored)
+            except NotImplementedError as error:  # torch's, for a dtype that a device lacks
+                raise EncoderError(
+                    f"{self.spec.model_class} cannot compute in {self.spec.compute_dtype} on "
+                    f"{self._device}: {error}. Set encoder.dtype: float32, or use a GPU."
+                ) from error
         channels = () if self.spec.ids is not None else (self._encoded_channels,)
         check_encoded(self.spec, encoded, (len(pixels), *channels, *thw))
         return encoded
@@ -328,16 +334,8 @@ class DiffusersEncoder:
     @contextlib.contextmanager
     def _model(self) -> Iterator[Any]:
         """Lend the model: deterministic kernels, true float32, no state left behind by an error."""
-        cuda = self._device.type == "cuda"
-        flags = (
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-            )
-            if cuda
-            else contextlib.nullcontext()
-        )
         try:
-            with flags:
+            with exact_kernels(self._device):
                 yield self._vae
         finally:
             if self._class.reset is not None:

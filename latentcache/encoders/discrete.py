@@ -1,30 +1,30 @@
 """What the discrete tokenizers share: uint8 pixels to ids, and ids to uint8 pixels.
 
-They compute in float32 alone: a code near a tie is another one in a lower precision, and an id that differs is
-wrong by more than rounding. Ids leave as int64; the pipeline stores them in the type that the spec names.
+They compute in float32 alone: a code near a tie is another one in a lower precision, and an id that
+differs is wrong by more than rounding. Ids leave as int64; the pipeline stores them in the type
+that the spec names.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.errors import EncoderError
-from latentcache.records import IdSpec, LatentSpec
+from latentcache.records import LatentSpec
 
 #: Frames that an image network takes at once: 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
 FRAMES_AT_ONCE = 16
-#: Codes are compared for this many positions at once: 16,384 codes need 512 MiB of distances.
+#: Positions that are compared with the codebook at once: 16,384 codes need 512 MiB of distances.
 _ROWS_AT_ONCE = 1 << 13
 
 
 class Tokenizer(Protocol):
-    """A network between pixel values [B, 3, T, H, W] and ids [B, t, h, w], or [B, n] of multi-scale ids."""
+    """A network between pixel values [B, 3, T, H, W] and ids [B, t, h, w], or [B, n] of many scales."""
 
     def to_ids(self, values_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return int64 ids."""
@@ -38,8 +38,8 @@ class Tokenizer(Protocol):
 class DiscreteEncoder:
     """An `interfaces.Encoder` around a tokenizer on its device.
 
-    levels: float32 [256], what the tokenizer is fed for each of the 256 levels of a pixel, as the published code
-    computes it: a table is the same on every device, where a division is not.
+    levels: float32 [256], what the tokenizer is fed for each level of a pixel, computed as the
+    published code does.
     """
 
     def __init__(
@@ -50,67 +50,62 @@ class DiscreteEncoder:
         self._device = device
         self._levels = levels.to(device)
 
-    @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to int64 ids [B, t, h, w], or [B, n] where they have several scales."""
         expected = check_clip(self.spec, pixels_BTHWC)
-        with deterministic(self._device):
-            ids = self._tokenizer.to_ids(to_values(pixels_BTHWC, self._levels))
-        check_encoded(self.spec, ids, (len(pixels_BTHWC), *expected))
-        return ids.long()
+        with exact_kernels(self._device):
+            values_BTCHW = to_values(pixels_BTHWC, self._levels)
+            ids = self._tokenizer.to_ids(values_BTCHW.transpose(1, 2).contiguous())
+            check_encoded(self.spec, ids, (len(pixels_BTHWC), *expected))
+            return check_range(self.spec, ids)
 
-    @torch.inference_mode()
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode ids, of any integer type, to uint8 pixels [B, T, H, W, 3] on the CPU."""
-        ids = check_ids(self.spec, latents_BCthw).to(self._device)
-        with deterministic(self._device):
-            values = self._tokenizer.to_values(ids)
-        return to_pixels(values, self.spec.pixel_range)
+        ids = check_ids(self.spec, latents_BCthw)
+        with exact_kernels(self._device):
+            values_BCTHW = self._tokenizer.to_values(ids.to(self._device))
+            return pixels_of(values_BCTHW, self.spec.pixel_range)
 
 
 def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of one clip's ids. Raises EncoderError and GeometryError, as `check_pixels` does."""
-    check_pixels(dataclasses.replace(spec, stored="mean", ids=None), pixels_BTHWC)
+    """Return the shape of one clip's latent. Raises EncoderError and GeometryError as `check_pixels`."""
+    check_pixels(
+        replace(spec, stored="mean", ids=None), pixels_BTHWC
+    )  # which returns (t, h, w) alone
     return spec.latent_shape(*pixels_BTHWC.shape[1:4])
 
 
 def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
     """Return a batch of ids as int64. Raises EncoderError where they are not ids of this encoder."""
-    what = spec.ids
-    assert what is not None
-    axes = "[B, n] of all scales" if what.scales else "[B, t, h, w]"
-    of_scales = (sum(side * side for side in what.scales),) if what.scales else ids.shape[1:2]
-    axes_fit = ids.ndim == (2 if what.scales else 4) and ids.shape[1:2] == of_scales
-    if not axes_fit or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+    assert spec.ids is not None
+    scales = spec.ids.scales
+    number = sum(side * side for side in scales)
+    fits = ids.ndim == 2 and ids.shape[1] == number if scales else ids.ndim == 4
+    if not fits or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        axes = f"[B, {number}]" if scales else "[B, t, h, w]"
         raise EncoderError(
             f"{spec.model_class} decodes whole numbers {axes}, not {ids.dtype} {list(ids.shape)}"
         )
-    return check_range(spec, what, ids.long())
+    return check_range(spec, ids.long())
 
 
-def check_range(spec: LatentSpec, what: IdSpec, ids: torch.Tensor) -> torch.Tensor:
+def check_range(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
     """Return int64 ids. Raises EncoderError where one is outside the codebook."""
-    low, high = torch.aminmax(ids)
-    if low < 0 or high >= what.codebook_size:
+    assert spec.ids is not None
+    low, high = (int(extreme) for extreme in torch.aminmax(ids))
+    if low < 0 or high >= spec.ids.codebook_size:
         raise EncoderError(
-            f"{spec.model_class} has the codes 0 to {what.codebook_size - 1}, and ids go from "
-            f"{int(low)} to {int(high)}. Take special ids out before decoding; ids that an encoder "
-            "gave are from another model than the spec's."
+            f"{spec.model_class} has the codes 0 to {spec.ids.codebook_size - 1}, and these ids go "
+            f"from {low} to {high}. Take special ids, such as masks, out before decoding; where the "
+            "encoder gave them, its weights are of another model than the spec's."
         )
     return ids
 
 
-def to_values(pixels_BTHWC: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return contiguous values [B, 3, T, H, W] on the device of `levels`, a table of 256."""
-    pixels_BCTHW = pixels_BTHWC.to(levels.device).permute(0, 4, 1, 2, 3).contiguous()
-    return levels[pixels_BCTHW.int()]
-
-
-def to_pixels(values_BCTHW: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
-    """Return uint8 pixels [B, T, H, W, 3] on the CPU, clamped to the range and rounded."""
+def pixels_of(values_BCTHW: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
+    """Return uint8 pixels [B, T, H, W, 3] on the CPU of values in the tokenizer's range."""
     low, high = pixel_range
-    levels = ((values_BCTHW.float() - low) / (high - low)).clamp_(0, 1).mul_(255).round_()
-    return levels.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().cpu()
+    return to_pixels(((values_BCTHW.float() - low) / (high - low)).transpose(1, 2))
 
 
 def nearest_code(vectors_NC: torch.Tensor, codebook_KC: torch.Tensor) -> torch.Tensor:
@@ -120,18 +115,6 @@ def nearest_code(vectors_NC: torch.Tensor, codebook_KC: torch.Tensor) -> torch.T
         (rows.square().sum(1, keepdim=True) + squares)
         .addmm_(rows, codebook_KC.T, alpha=-2)
         .argmin(1)
-        for rows in vectors_NC.split(_ROWS_AT_ONCE)
+        for rows in torch.split(vectors_NC, _ROWS_AT_ONCE)
     ]
     return torch.cat(indices)
-
-
-@contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Run CUDA's convolutions deterministically and in true float32; nothing to do on a CPU."""
-    if device.type != "cuda":
-        yield
-        return
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        yield

@@ -1,12 +1,13 @@
-"""Lookup-free quantisation (MAGVIT-v2, Yu et al. 2023, arXiv:2310.05737): an id is the signs of a code's channels.
+"""Lookup-free quantisation (MAGVIT-v2, arXiv:2310.05737): an id is the signs of a code's channels.
 
-Both open implementations map a positive channel to a 1, and differ in where channel 0 goes. The same code of three
-channels (+, -, -) is
+Both open implementations map a positive channel to a 1, and differ in where channel 0 goes. The
+same code of three channels (+, -, -) is
 
     lsb_first   0b001 = 1   Open-MAGVIT2: channel i is worth 2**i
-    msb_first   0b100 = 4   magvit2-pytorch and vector-quantize-pytorch: channel i is worth 2**(bits - 1 - i)
+    msb_first   0b100 = 4   magvit2-pytorch, vector-quantize-pytorch: channel i is worth 2**(bits - 1 - i)
 
-so that ids of one, read as the other's, are other codes, all of them valid. `records.IdSpec.bit_order` says which.
+so that ids of one, read as the other's, are other codes, all of them valid.
+`records.IdSpec.bit_order` says which.
 """
 
 from __future__ import annotations

@@ -1,22 +1,25 @@
 """Open-MAGVIT2's video tokenizer: 18-bit ids [t, h, w], channel 0 in the lowest bit, from its `.ckpt` file.
 
-It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible and change the
-statistics of its normalisation, so that they are not what the published results are of.
+It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible
+and change the statistics of its normalisation, so that they are not what the published results are
+of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from latentcache.config import Section
-from latentcache.encoders import torch_files
+from latentcache.encoders import trainer_checkpoint
+from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.discrete import DiscreteEncoder
 from latentcache.encoders.open_magvit2_model import OpenMagvit2, Shape
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 from latentcache.errors import ConfigError
 from latentcache.records import FrameRule, IdSpec, LatentSpec
 
@@ -31,7 +34,9 @@ class Config(Section):
     """The encoder `open_magvit2`. It computes in float32."""
 
     kind: Literal["open_magvit2"]
-    checkpoint: str = Field(min_length=1, description="Path of the .ckpt file, such as video_128_262144.ckpt.")
+    checkpoint: str = Field(
+        min_length=1, description="Path of the .ckpt file, such as video_128_262144.ckpt."
+    )
     weights: Literal["averaged", "last"] = Field(
         description="averaged: the moving average that its evaluation uses; last: those of the last "
         "step. A file that was made for inference may hold one of them alone."
@@ -40,8 +45,8 @@ class Config(Section):
 
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors."""
-    path = torch_files.find(config.checkpoint)
-    shape = Shape.of(_select(config, torch_files.read(path, only_shapes=True)))
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    shape = Shape.of(_select(config, trainer_checkpoint.read(file, only_shapes=True)))
     ids = IdSpec(codebook_size=1 << shape.bits, bit_order="lsb_first")
     return LatentSpec(
         encoder=config.kind,
@@ -52,48 +57,48 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
         stored="ids",
         dtype=ids.dtype,
         exactness="exact",
-        weights_sha256=torch_files.sha256(path),
+        weights_sha256=file.sha256(),
         ids=ids,
     )
 
 
 def identity(config: Config) -> Mapping[str, Any]:
     """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
-    path = torch_files.find(config.checkpoint)
+    file = locate(config.checkpoint, "encoder.checkpoint")
     return {
         "kind": config.kind,
         "model_class": MODEL_CLASS,
         "revision": 1,
-        "weights_sha256": torch_files.sha256(path),
+        "weights_sha256": file.sha256(),
         "weights": config.weights,
     }
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
-    path = torch_files.find(config.checkpoint)
-    torch_files.check_unchanged(path, spec.weights_sha256)
-    file = _select(config, torch_files.read(path))
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = _select(config, trainer_checkpoint.read(file))
     with torch.device("meta"):
-        network = OpenMagvit2(Shape.of(file))
-    torch_files.load_into(network, file)
+        network = OpenMagvit2(Shape.of(loaded))
+    trainer_checkpoint.load_into(network, loaded)
     return DiscreteEncoder(network.to(device), spec, device, LEVELS)
 
 
-def _select(config: Config, file: TorchFile) -> TorchFile:
+def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     """Return encoder and decoder as they last were, or as averaged. Raises ConfigError."""
-    last = file.select(*_PARTS)
+    last = loaded.select(*_PARTS)
     if config.weights == "last" or not last.tensors:
         return last
     # The average names its tensors as the model does, without the dots.
     averages = {
-        name: file.tensors.get(_AVERAGED + name.replace(".", "")) for name in last.tensors
+        name: loaded.tensors.get(_AVERAGED + name.replace(".", "")) for name in last.tensors
     }
     absent = [name for name, tensor in averages.items() if tensor is None]
     if absent:
         raise ConfigError(
-            f"encoder.weights is averaged, and {file.path.name} holds no average of "
+            f"encoder.weights is averaged, and {loaded.file.path.name} holds no average of "
             f"{len(absent)} tensors, such as {absent[0]}. Set encoder.weights to last."
         )
     tensors = {name: tensor for name, tensor in averages.items() if tensor is not None}
-    return TorchFile(path=file.path, tensors=tensors, settings=file.settings)
+    return replace(loaded, tensors=tensors)

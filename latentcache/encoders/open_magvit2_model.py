@@ -1,19 +1,20 @@
 """The video tokenizer of Open-MAGVIT2 (Luo et al. 2024, arXiv:2409.04410), by its parameter names.
 
-Convolutions see no later frame, but every GroupNorm takes its statistics over all frames of the clip, so that a
-prefix of a clip has other codes than the clip.
+Convolutions see no later frame, but every GroupNorm takes its statistics over all frames of the
+clip, so that a prefix of a clip has other codes than the clip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from latentcache.encoders.lookup_free import bits_to_ids, ids_to_bits
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 
 _GROUPS, _EPSILON = 32, 1e-6
 _Steps = tuple[int, int, int]
@@ -42,17 +43,17 @@ class Shape:
         return (frames, pixels, pixels)
 
     @classmethod
-    def of(cls, file: TorchFile) -> Shape:
+    def of(cls, loaded: TrainerCheckpoint) -> Shape:
         """Read the architecture off a checkpoint. Raises EncoderError where it is of another kind."""
-        stem = file.shape("encoder.conv_in.conv_1.weight")[0]
-        levels = range(file.count("encoder.down.{}."))
+        stem = loaded.shape("encoder.conv_in.conv_1.weight")[0]
+        levels = range(loaded.count("encoder.down.{}."))
         return cls(
             stem=stem,
             widths=tuple(
-                file.shape(f"encoder.down.{i}.block.0.conv1.conv_1.weight")[0] for i in levels
+                loaded.shape(f"encoder.down.{i}.block.0.conv1.conv_1.weight")[0] for i in levels
             ),
-            blocks=file.count("encoder.down.0.block.{}."),
-            bits=file.shape("encoder.conv_out.conv_1.weight")[0],
+            blocks=loaded.count("encoder.down.0.block.{}."),
+            bits=loaded.shape("encoder.conv_out.conv_1.weight")[0],
         )
 
 
@@ -78,7 +79,7 @@ class CausalConv(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return [B, outputs, T / stride rounded up, ...]."""
-        result: torch.Tensor = self.conv_1(F.pad(x_BCTHW, self._pad))
+        result: torch.Tensor = self.conv_1(functional.pad(x_BCTHW, self._pad))
         return result
 
 
@@ -97,8 +98,8 @@ class Residual(nn.Module):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return [B, outputs, T, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x_BCTHW)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(functional.silu(self.norm1(x_BCTHW)))
+        h = self.conv2(functional.silu(self.norm2(h)))
         result: torch.Tensor = self.nin_shortcut(x_BCTHW) + h
         return result
 
@@ -115,7 +116,7 @@ class Upsample(nn.Module):
         """Return [B, C, 1 + (T - 1) * step, 2H, 2W]."""
         folded = self.conv1(x_BCTHW).unflatten(1, (*self._step, -1))  # [B, t, h, w, C, T, H, W]
         interleaved = folded.permute(0, 4, 5, 1, 6, 2, 7, 3)
-        larger = interleaved.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        larger: torch.Tensor = interleaved.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         if self._step[0] == 1:
             return larger
         # Of the first two frames, both made of the first latent, the first is kept.
@@ -146,7 +147,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * blocks
-        self.block = nn.ModuleList(Residual(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(Residual(*pair) for pair in pairwise(widths))
         self.downsample: nn.Module | None = None
         self.upsample: nn.Module | None = None
 
@@ -180,7 +181,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x_BCTHW)
         for module in (*self.down, *self.mid_block):
             h = module(h)
-        result: torch.Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(h)))
         return result
 
 
@@ -211,7 +212,7 @@ class Decoder(nn.Module):
             h = block(h)
         for adaptive, level in reversed(list(zip(self.adaptive, self.up, strict=True))):
             h = level(adaptive(h, codes_BCthw))
-        result: torch.Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(h)))
         return result
 
 

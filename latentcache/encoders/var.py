@@ -1,24 +1,27 @@
 """The multi-scale tokenizer of VAR (Tian et al. 2024, arXiv:2404.02905): 680 ids [n] of a 256x256 image.
 
-Ids are stored scale after scale, each in raster order. `VARTokenizer.teacher_input` gives what a VAR transformer is
-fed with them, [679, 32] for the published ten scales.
+Ids are stored scale after scale, each in raster order. `VAREncoder.teacher_input` gives what a VAR
+transformer is fed with them, [679, 32] for the published ten scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import nn
+from torch.nn import functional
 
 from latentcache.config import Positive, Section
-from latentcache.encoders import torch_files
-from latentcache.encoders.discrete import DiscreteEncoder, nearest_code
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders import trainer_checkpoint
+from latentcache.encoders.checkpoint import locate
+from latentcache.encoders.discrete import DiscreteEncoder, check_ids, nearest_code
+from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 from latentcache.encoders.vqgan_layers import Autoencoder, Shape
 from latentcache.errors import ConfigError
 from latentcache.records import FrameRule, IdSpec, LatentSpec
@@ -26,10 +29,8 @@ from latentcache.records import FrameRule, IdSpec, LatentSpec
 MODEL_CLASS = "VAR VQVAE"
 #: x / 255 in float32, then doubled, then less one, as its data set has it.
 LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0) * 2 - 1
-#: How far `Phi` goes from its input to its convolution; not a tensor, and the same in all published weights.
+#: How far `Phi` goes from its input to its convolution; no tensor, and the same in all published weights.
 PHI_RATIO = 0.5
-#: The ids have no axis of time, so a clip is one frame. No clip is as long as the next legal length.
-_ONE_FRAME = FrameRule(multiple=1 << 16, remainders=(1,))
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 #: Counts how often training used each code; has one row a scale of the training.
 _HITS = "quantize.ema_vocab_hit_SV"
@@ -55,22 +56,22 @@ class Config(Section):
 
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors."""
-    path = torch_files.find(config.checkpoint)
-    file = _select(torch_files.read(path, only_shapes=True))
-    stride = Shape.of(file).stride
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    loaded = _select(trainer_checkpoint.read(file, only_shapes=True))
+    stride = Shape.of(loaded).stride
     side = stride * config.scales[-1]
-    codes, _ = file.shape("quantize.embedding.weight")
+    codes, _ = loaded.shape("quantize.embedding.weight")
     ids = IdSpec(codebook_size=codes, scales=tuple(config.scales))
     return LatentSpec(
         encoder=config.kind,
         model_class=MODEL_CLASS,
         channels=1,
         stride=(1, stride, stride),
-        frame_rule=_ONE_FRAME,
+        frame_rule=FrameRule(maximum=1),  # its ids have no axis of time
         stored="ids",
         dtype=ids.dtype,
         exactness="exact",
-        weights_sha256=torch_files.sha256(path),
+        weights_sha256=file.sha256(),
         ids=ids,
         fixed_size=(side, side),
     )
@@ -78,47 +79,42 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
 
 def identity(config: Config) -> Mapping[str, Any]:
     """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
-    path = torch_files.find(config.checkpoint)
+    file = locate(config.checkpoint, "encoder.checkpoint")
     return {
         "kind": config.kind,
         "model_class": MODEL_CLASS,
         "revision": 1,
-        "weights_sha256": torch_files.sha256(path),
+        "weights_sha256": file.sha256(),
         "scales": list(config.scales),
     }
 
 
-def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> VAREncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
-    path = torch_files.find(config.checkpoint)
-    torch_files.check_unchanged(path, spec.weights_sha256)
-    return DiscreteEncoder(load(config).to(device), spec, device, LEVELS)
-
-
-def load(config: Config) -> VARTokenizer:
-    """Return the network, on the CPU."""
-    file = _select(torch_files.read(torch_files.find(config.checkpoint)))
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = _select(trainer_checkpoint.read(file))
     with torch.device("meta"):
         network = VARTokenizer(
-            Shape.of(file),
+            Shape.of(loaded),
             config.scales,
-            codes=file.shape("quantize.embedding.weight")[0],
-            phis=file.count("quantize.quant_resi.qresi_ls.{}."),
+            codes=loaded.shape("quantize.embedding.weight")[0],
+            phis=loaded.count("quantize.quant_resi.qresi_ls.{}."),
         )
-    torch_files.load_into(network, file)
-    return network
+    trainer_checkpoint.load_into(network, loaded)
+    return VAREncoder(network.to(device), spec, device, LEVELS)
 
 
-def _select(file: TorchFile) -> TorchFile:
-    file.shape("quantize.embedding.weight")
-    if not file.count("quantize.quant_resi.qresi_ls.{}."):
+def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
+    loaded.shape("quantize.embedding.weight")
+    if not loaded.count("quantize.quant_resi.qresi_ls.{}."):
         raise ConfigError(
-            f"encoder.checkpoint: {file.path.name} has no quantize.quant_resi.qresi_ls: its scales "
+            f"encoder.checkpoint: {loaded.file.path.name} has no quantize.quant_resi.qresi_ls: its scales "
             "share one convolution or have one each, and the kind var knows the published way alone, "
             "which shares four between all scales."
         )
-    kept = {name: t for name, t in file.select(*_PARTS).tensors.items() if name != _HITS}
-    return TorchFile(path=file.path, tensors=kept, settings=file.settings)
+    kept = {name: t for name, t in loaded.select(*_PARTS).tensors.items() if name != _HITS}
+    return replace(loaded, tensors=kept)
 
 
 class Phi(nn.Conv2d):
@@ -160,7 +156,9 @@ class Quantiser(nn.Module):
         rest = latents_BChw.clone()
         ids = []
         for i, side in enumerate(self.scales):
-            shrunk = rest if i == self._last else F.interpolate(rest, (side, side), mode="area")
+            shrunk = (
+                rest if i == self._last else functional.interpolate(rest, (side, side), mode="area")
+            )
             vectors = shrunk.permute(0, 2, 3, 1).flatten(0, -2)
             ids.append(nearest_code(vectors, self.embedding.weight).view(len(rest), -1))
             rest -= self._part(i, ids[-1])
@@ -181,7 +179,7 @@ class Quantiser(nn.Module):
         for i, ids in enumerate(self._by_scale(ids_Bn)[:-1]):
             total = self._part(i, ids) + total.to(ids.device)
             side = self.scales[i + 1]
-            inputs.append(F.interpolate(total, (side, side), mode="area").flatten(2))
+            inputs.append(functional.interpolate(total, (side, side), mode="area").flatten(2))
         return torch.cat(inputs, dim=2).transpose(1, 2)
 
     @property
@@ -189,14 +187,14 @@ class Quantiser(nn.Module):
         return len(self.scales) - 1
 
     def _by_scale(self, ids_Bn: torch.Tensor) -> Sequence[torch.Tensor]:
-        return ids_Bn.split([side * side for side in self.scales], dim=1)
+        return torch.split(ids_Bn, [side * side for side in self.scales], dim=1)
 
     def _part(self, i: int, ids_Bn: torch.Tensor) -> torch.Tensor:
         """Return what scale `i` adds to the latents, [B, C, h, w] at the last scale's sides."""
         side, full = self.scales[i], self.scales[-1]
         codes_BChw = self.embedding(ids_Bn).unflatten(1, (side, side)).permute(0, 3, 1, 2)
         if i < self._last:
-            codes_BChw = F.interpolate(codes_BChw, (full, full), mode="bicubic")
+            codes_BChw = functional.interpolate(codes_BChw, (full, full), mode="bicubic")
         part: torch.Tensor = self.quant_resi.of(i / self._last)(codes_BChw.contiguous())
         return part
 
@@ -216,6 +214,15 @@ class VARTokenizer(Autoencoder):
         """Return pixel values [B, 3, 1, H, W]."""
         return self.to_images(self.quantize.to_latents(ids)).unsqueeze(2)
 
+
+class VAREncoder(DiscreteEncoder):
+    """A `DiscreteEncoder` that can also make a VAR transformer's input of stored ids."""
+
+    _tokenizer: VARTokenizer
+
     def teacher_input(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the transformer's input for int64 ids [B, n]: float32 [B, n - 1, code channels]."""
-        return self.quantize.teacher_input(ids)
+        """Return the input for ids [B, n] of any integer type: float32 [B, n - 1, code channels]."""
+        with exact_kernels(self._device):
+            return self._tokenizer.quantize.teacher_input(
+                check_ids(self.spec, ids).to(self._device)
+            )

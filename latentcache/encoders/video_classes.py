@@ -111,12 +111,14 @@ def _hunyuan(settings: Settings) -> ModelFacts:
 
 
 def _hunyuan15(settings: Settings) -> ModelFacts:
+    """Read a HunyuanVideo 1.5, one clip at a time: its attention's mask does not fit a batch."""
     return ModelFacts(
         channels=int(settings("latent_channels")),
         stride=_ratios(settings),
         frame_rule=grouped(_ratios(settings)[0]),
         exactness="prefix_exact",
         normaliser=scaled(settings("scaling_factor")),
+        attributes=UNTILED_ALONE,
     )
 
 

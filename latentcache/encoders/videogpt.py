@@ -1,7 +1,8 @@
 """VideoGPT's VQ-VAE: ids [t, h, w] from its `.ckpt` files, such as `ucf101_stride4x4x4`.
 
-Its attention sees the whole clip in both directions of time, so any other length or chunking gives other ids: a
-clip is encoded whole. Normalisation uses the running statistics, and the codebook stays as it was trained.
+Its attention sees the whole clip in both directions of time, so any other length or chunking gives
+other ids: a clip is encoded whole. Normalisation uses the running statistics, and the codebook
+stays as it was trained.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import torch
 from pydantic import Field
 
 from latentcache.config import Positive, Section
-from latentcache.encoders import torch_files
+from latentcache.encoders import trainer_checkpoint
+from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.discrete import DiscreteEncoder
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 from latentcache.encoders.videogpt_model import VQVAE, Shape
 from latentcache.errors import ConfigError
 from latentcache.records import FrameRule, IdSpec, LatentSpec
@@ -39,8 +41,8 @@ class Config(Section):
 
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors and the trainer's settings."""
-    path = torch_files.find(config.checkpoint)
-    shape = _shape(config, torch_files.read(path, only_shapes=True))
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    shape = _shape(config, trainer_checkpoint.read(file, only_shapes=True))
     ids = IdSpec(codebook_size=shape.codes)
     return LatentSpec(
         encoder=config.kind,
@@ -52,54 +54,49 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
         dtype=ids.dtype,
         pixel_range=(-0.5, 0.5),
         exactness="exact",
-        weights_sha256=torch_files.sha256(path),
+        weights_sha256=file.sha256(),
         ids=ids,
     )
 
 
 def identity(config: Config) -> Mapping[str, Any]:
     """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
-    path = torch_files.find(config.checkpoint)
+    file = locate(config.checkpoint, "encoder.checkpoint")
     return {
         "kind": config.kind,
         "model_class": MODEL_CLASS,
         "revision": 1,
-        "weights_sha256": torch_files.sha256(path),
-        "stride": list(_shape(config, torch_files.read(path, only_shapes=True)).stride),
+        "weights_sha256": file.sha256(),
+        "stride": list(_shape(config, trainer_checkpoint.read(file, only_shapes=True)).stride),
     }
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
-    path = torch_files.find(config.checkpoint)
-    torch_files.check_unchanged(path, spec.weights_sha256)
-    return DiscreteEncoder(load(config, path).to(device), spec, device, LEVELS)
-
-
-def load(config: Config, path: Any) -> VQVAE:
-    """Return the network, on the CPU."""
-    file = torch_files.read(path)
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = trainer_checkpoint.read(file)
     with torch.device("meta"):
-        network = VQVAE(_shape(config, file))
-    torch_files.load_into(network, file)
-    return network
+        network = VQVAE(_shape(config, loaded))
+    trainer_checkpoint.load_into(network, loaded)
+    return DiscreteEncoder(network.to(device), spec, device, LEVELS)
 
 
-def _shape(config: Config, file: TorchFile) -> Shape:
-    codes, code_channels = file.shape("codebook.embeddings")
+def _shape(config: Config, loaded: TrainerCheckpoint) -> Shape:
+    codes, code_channels = loaded.shape("codebook.embeddings")
     shape = Shape(
-        hidden=file.shape("encoder.conv_last.conv.weight")[0],
+        hidden=loaded.shape("encoder.conv_last.conv.weight")[0],
         # The last entry of the stack is a BatchNorm, without blocks of its own.
-        blocks=file.count("encoder.res_stack.{}.block."),
+        blocks=loaded.count("encoder.res_stack.{}.block."),
         codes=codes,
         code_channels=code_channels,
-        stride=_stride(config, file.settings.get("downsample")),
+        stride=_stride(config, loaded.settings.get("downsample")),
     )
-    if len(shape.steps) != file.count("encoder.convs.{}."):
+    if len(shape.steps) != loaded.count("encoder.convs.{}."):
         raise ConfigError(
             f"encoder.stride: {list(shape.stride)} needs {len(shape.steps)} downsampling convolutions, "
-            f"and {file.path.name} has {file.count('encoder.convs.{}.')}: the ids would be of other "
-            "places. Set encoder.stride to what the model was trained with."
+            f"and {loaded.file.path.name} has {loaded.count('encoder.convs.{}.')}: the ids would be of "
+            "other places. Set encoder.stride to what the model was trained with."
         )
     return shape
 

@@ -5,18 +5,19 @@ Axes: B batch, C channels, T H W as the network has reduced them; L positions al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from latentcache.encoders.discrete import nearest_code
 
 #: Attention heads of every block; the published model has no setting for it.
 HEADS = 2
 _KERNEL = 4
+#: Along T, H, W.
+Steps = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class Shape:
     blocks: int
     codes: int
     code_channels: int
-    stride: tuple[int, int, int]
+    stride: Steps
 
     @property
-    def steps(self) -> list[tuple[int, int, int]]:
+    def steps(self) -> list[Steps]:
         """Strides of the downsampling convolutions: every axis that still is to be halved, is."""
         halvings = [size.bit_length() - 1 for size in self.stride]
         return [
@@ -42,14 +43,16 @@ class Shape:
 class SamePad(nn.Module):
     """Zero padding such that a convolution divides each axis by its stride; the odd one goes in front."""
 
-    def __init__(self, kernel: int, stride: Sequence[int]) -> None:
+    def __init__(self, kernel: int, stride: Steps) -> None:
         super().__init__()
-        totals = [kernel - step for step in reversed(stride)]  # F.pad begins with the last axis
+        totals = [
+            kernel - step for step in reversed(stride)
+        ]  # functional.pad begins with the last axis
         self._pad = [side for total in totals for side in (total - total // 2, total // 2)]
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the padded input."""
-        return F.pad(x_BCTHW, self._pad)
+        return functional.pad(x_BCTHW, self._pad)
 
 
 class Conv(nn.Module):
@@ -60,13 +63,13 @@ class Conv(nn.Module):
         inputs: int,
         outputs: int,
         kernel: int,
-        stride: Sequence[int] = (1, 1, 1),
+        stride: Steps = (1, 1, 1),
         *,
         bias: bool = True,
     ) -> None:
         super().__init__()
         self.pad = SamePad(kernel, stride)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=tuple(stride), bias=bias)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=stride, bias=bias)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return [B, outputs, T / stride, ...]."""
@@ -77,11 +80,11 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
     """A transposed 3-D convolution that multiplies each axis by its stride."""
 
-    def __init__(self, inputs: int, outputs: int, stride: Sequence[int]) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: Steps) -> None:
         super().__init__()
         self.pad = SamePad(_KERNEL, stride)
         self.convt = nn.ConvTranspose3d(
-            inputs, outputs, _KERNEL, stride=tuple(stride), padding=_KERNEL - 1
+            inputs, outputs, _KERNEL, stride=stride, padding=_KERNEL - 1
         )
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -126,7 +129,7 @@ class AxialBlock(nn.Module):
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the same shape."""
         x_BTHWC = x_BCTHW.movedim(1, -1).contiguous()
-        mixed = self.attn_w(x_BTHWC) + self.attn_h(x_BTHWC) + self.attn_t(x_BTHWC)
+        mixed: torch.Tensor = self.attn_w(x_BTHWC) + self.attn_h(x_BTHWC) + self.attn_t(x_BTHWC)
         return mixed.movedim(-1, 1).contiguous()
 
 
@@ -236,6 +239,8 @@ class VQVAE(nn.Module):
 
     def to_values(self, ids: torch.Tensor) -> torch.Tensor:
         """Return pixel values [B, 3, T, H, W]."""
-        codes_BCthw = F.embedding(ids, self.codebook.embeddings).movedim(-1, 1).contiguous()
+        codes_BCthw = (
+            functional.embedding(ids, self.codebook.embeddings).movedim(-1, 1).contiguous()
+        )
         values: torch.Tensor = self.decoder(self.post_vq_conv(codes_BCthw))
         return values

@@ -1,7 +1,7 @@
 """VQGAN ids of every frame, [T, h, w], from `.ckpt` files of taming-transformers and latent-diffusion.
 
-What TECO and the reproductions of Genie train on: 16x16 ids of a 256x256 frame for a VQGAN of stride 16. Frames
-do not see one another, so any cut in time is exact.
+What TECO and the reproductions of Genie train on: 16x16 ids of a 256x256 frame for a VQGAN of
+stride 16. Frames do not see one another, so any cut in time is exact.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
+from torch.nn import functional
 
 from latentcache.config import Section
-from latentcache.encoders import torch_files
+from latentcache.encoders import trainer_checkpoint
+from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.discrete import FRAMES_AT_ONCE, DiscreteEncoder, nearest_code
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 from latentcache.encoders.vqgan_layers import Autoencoder, Shape
 from latentcache.errors import ConfigError
 from latentcache.records import FrameRule, IdSpec, LatentSpec
@@ -41,10 +42,10 @@ class Config(Section):
 
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors."""
-    path = torch_files.find(config.checkpoint)
-    file = _select(torch_files.read(path, only_shapes=True))
-    stride = Shape.of(file).stride
-    ids = IdSpec(codebook_size=file.shape("quantize.embedding.weight")[0])
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    loaded = _select(trainer_checkpoint.read(file, only_shapes=True))
+    stride = Shape.of(loaded).stride
+    ids = IdSpec(codebook_size=loaded.shape("quantize.embedding.weight")[0])
     return LatentSpec(
         encoder=config.kind,
         model_class=MODEL_CLASS,
@@ -54,47 +55,47 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
         stored="ids",
         dtype=ids.dtype,
         exactness="prefix_exact",
-        weights_sha256=torch_files.sha256(path),
+        weights_sha256=file.sha256(),
         ids=ids,
     )
 
 
 def identity(config: Config) -> Mapping[str, Any]:
     """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
-    path = torch_files.find(config.checkpoint)
+    file = locate(config.checkpoint, "encoder.checkpoint")
     return {
         "kind": config.kind,
         "model_class": MODEL_CLASS,
         "revision": 1,
-        "weights_sha256": torch_files.sha256(path),
+        "weights_sha256": file.sha256(),
     }
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
-    path = torch_files.find(config.checkpoint)
-    torch_files.check_unchanged(path, spec.weights_sha256)
-    file = _select(torch_files.read(path))
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = _select(trainer_checkpoint.read(file))
     with torch.device("meta"):
-        network = VQGAN(Shape.of(file), *file.shape("quantize.embedding.weight"))
-    torch_files.load_into(network, file)
+        network = VQGAN(Shape.of(loaded), *loaded.shape("quantize.embedding.weight"))
+    trainer_checkpoint.load_into(network, loaded)
     return DiscreteEncoder(network.to(device), spec, device, LEVELS)
 
 
-def _select(file: TorchFile) -> TorchFile:
+def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     """Leave out the discriminator, the loss and averages of the codebook. Raises ConfigError."""
     unknown = {
         "quantize.proj.weight": "draws its ids with Gumbel noise, so that they differ from call to call",
         "quantize.used": "renumbers its ids by a table that is not part of the checkpoint's architecture",
     }
     for name, what in unknown.items():
-        if name in file.tensors:
+        if name in loaded.tensors:
             raise ConfigError(
-                f"encoder.checkpoint: {file.path.name} has the tensor {name}: its quantiser {what}. "
+                f"encoder.checkpoint: {loaded.file.path.name} has the tensor {name}: its quantiser {what}. "
                 "The kind vqgan takes the nearest code of a codebook. Write a module of your own for "
                 "it and name that in encoder.kind."
             )
-    return file.select(*_PARTS)
+    return loaded.select(*_PARTS)
 
 
 class Quantiser(nn.Module):
@@ -115,8 +116,8 @@ class VQGAN(Autoencoder):
     def to_ids(self, values_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return int64 ids [B, T, h, w]."""
         frames_NCHW = values_BCTHW.transpose(1, 2).flatten(0, 1)
-        ids_Nhw = torch.cat([self._frame_ids(x) for x in frames_NCHW.split(FRAMES_AT_ONCE)])
-        return ids_Nhw.unflatten(0, (len(values_BCTHW), -1))
+        ids_Nhw = torch.cat([self._frame_ids(x) for x in torch.split(frames_NCHW, FRAMES_AT_ONCE)])
+        return ids_Nhw.view(len(values_BCTHW), -1, *ids_Nhw.shape[1:])
 
     def _frame_ids(self, frames_NCHW: torch.Tensor) -> torch.Tensor:
         latents_NhwC = self.to_latents(frames_NCHW).movedim(1, -1)
@@ -125,6 +126,11 @@ class VQGAN(Autoencoder):
 
     def to_values(self, ids: torch.Tensor) -> torch.Tensor:
         """Return pixel values [B, 3, T, H, W] of ids [B, T, h, w]."""
-        codes_NChw = F.embedding(ids.flatten(0, 1), self.quantize.embedding.weight).movedim(-1, 1)
-        images = [self.to_images(codes.contiguous()) for codes in codes_NChw.split(FRAMES_AT_ONCE)]
-        return torch.cat(images).unflatten(0, (len(ids), -1)).transpose(1, 2)
+        codes_NChw = functional.embedding(
+            ids.flatten(0, 1), self.quantize.embedding.weight
+        ).movedim(-1, 1)
+        images = [
+            self.to_images(codes.contiguous()) for codes in torch.split(codes_NChw, FRAMES_AT_ONCE)
+        ]
+        images_NCHW = torch.cat(images)
+        return images_NCHW.view(len(ids), -1, *images_NCHW.shape[1:]).transpose(1, 2)

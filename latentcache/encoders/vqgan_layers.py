@@ -1,18 +1,20 @@
-"""The image autoencoder of taming-transformers (Esser et al. 2021, arXiv:2012.09841), by its parameter names.
+"""The image autoencoder of taming-transformers (arXiv:2012.09841), by its parameter names.
 
-VQGANs and VAR's tokenizer share it. All of its architecture can be read from the tensors of a checkpoint: `Shape`.
+VQGANs and VAR's tokenizer share it. All of its architecture can be read from the tensors of a
+checkpoint: `Shape`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
-from latentcache.encoders.torch_files import TorchFile
+from latentcache.encoders.trainer_checkpoint import TrainerCheckpoint
 
 _GROUPS, _EPSILON = 32, 1e-6
 
@@ -42,20 +44,20 @@ class Shape:
         return 1 << (len(self.widths) - 1)
 
     @classmethod
-    def of(cls, file: TorchFile) -> Shape:
+    def of(cls, loaded: TrainerCheckpoint) -> Shape:
         """Read the architecture off a checkpoint. Raises EncoderError where it is of another kind."""
-        stem = file.shape("encoder.conv_in.weight")[0]
-        levels = range(file.count("encoder.down.{}."))
-        code_channels, latent_channels, quant_kernel, _ = file.shape("quant_conv.weight")
+        stem = loaded.shape("encoder.conv_in.weight")[0]
+        levels = range(loaded.count("encoder.down.{}."))
+        code_channels, latent_channels, quant_kernel, _ = loaded.shape("quant_conv.weight")
         return cls(
             stem=stem,
-            widths=tuple(
-                file.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels
+            widths=tuple(loaded.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels),
+            blocks=loaded.count("encoder.down.0.block.{}."),
+            encoder_attention=tuple(
+                loaded.count(f"encoder.down.{i}.attn.{{}}.") > 0 for i in levels
             ),
-            blocks=file.count("encoder.down.0.block.{}."),
-            encoder_attention=tuple(file.count(f"encoder.down.{i}.attn.{{}}.") > 0 for i in levels),
-            decoder_attention=tuple(file.count(f"decoder.up.{i}.attn.{{}}.") > 0 for i in levels),
-            fused="encoder.mid.attn_1.qkv.weight" in file.tensors,
+            decoder_attention=tuple(loaded.count(f"decoder.up.{i}.attn.{{}}.") > 0 for i in levels),
+            fused="encoder.mid.attn_1.qkv.weight" in loaded.tensors,
             latent_channels=latent_channels,
             code_channels=code_channels,
             quant_kernel=quant_kernel,
@@ -79,8 +81,8 @@ class Residual(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return [B, outputs, H, W]."""
-        h = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(functional.silu(self.norm1(x_BCHW)))
+        h = self.conv2(functional.silu(self.norm2(h)))
         result: torch.Tensor = self.nin_shortcut(x_BCHW) + h
         return result
 
@@ -109,7 +111,7 @@ class Attention(nn.Module):
 
 
 class Resize(nn.Module):
-    """A convolution that halves height and width (padded right and below), or one after doubling them."""
+    """A convolution that halves height and width (padded right and below), or that follows doubling."""
 
     def __init__(self, channels: int, *, up: bool) -> None:
         super().__init__()
@@ -118,7 +120,11 @@ class Resize(nn.Module):
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
         """Return [B, C, 2H, 2W] or [B, C, H / 2, W / 2]."""
-        x = F.interpolate(x_BCHW, scale_factor=2.0) if self._up else F.pad(x_BCHW, (0, 1, 0, 1))
+        x = (
+            functional.interpolate(x_BCHW, scale_factor=2.0)
+            if self._up
+            else functional.pad(x_BCHW, (0, 1, 0, 1))
+        )
         result: torch.Tensor = self.conv(x)
         return result
 
@@ -146,7 +152,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * blocks
-        self.block = nn.ModuleList(Residual(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(Residual(*pair) for pair in pairwise(widths))
         self.attn = nn.ModuleList(
             Attention(outputs, fused=fused) for _ in range(blocks if attends else 0)
         )
@@ -195,7 +201,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x_BCHW)
         for level in self.down:
             h = level(h)
-        result: torch.Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(self.mid(h))))
         return result
 
 
@@ -227,7 +233,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z_BChw))
         for level in reversed(list(self.up)):
             h = level(h)
-        result: torch.Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        result: torch.Tensor = self.conv_out(functional.silu(self.norm_out(h)))
         return result
 
 

@@ -29,6 +29,7 @@ class Case:
     place (latents are about 1 here); 0 where each clip and group is computed on its own. Of ids it
     is the share that may differ: those near a tie.
     decodes: whether it can; else what the message of its EncoderError says, as a pattern.
+    undecoded: frames at a clip's end that `decode` does not give back.
     is_network: whether it is made of torch modules, one of whose calls can be made to fail.
     """
 
@@ -40,6 +41,7 @@ class Case:
     grids: tuple[tuple[int, int], ...] = ((2, 3), (1, 2), (3, 2))
     rounding: float = 1e-5
     decodes: bool | str = True
+    undecoded: int = 0
     is_network: bool = True
 
 

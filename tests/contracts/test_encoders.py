@@ -53,6 +53,15 @@ class Built:
         return bool((a - b).abs().max() > self.case.rounding)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny models spend their time between threads, where there are several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     case: Case = request.param
@@ -164,18 +173,22 @@ def test_prefixes_are_exact_if_and_only_if_declared(built: Built) -> None:
 
 
 def test_latent_frames_depend_on_no_later_pixels_than_the_spec_says(built: Built) -> None:
-    """A changed last frame must not reach latents whose pixel frames all come before it."""
+    """Of the last two latent frames: the first and the last frame that each covers reach none before it."""
     if built.spec.exactness != "prefix_exact" or (built.spec.ids and built.spec.ids.scales):
         pytest.skip("is not causal from one latent frame to the next")
     frames = built.case.frames[-1]
     pixels = built.pixels(frames)
-    changed = pixels.clone()
-    changed[:, -1] = 255 - changed[:, -1]
-    before, after = (built.latents(built.encoder.encode(x)) for x in (pixels, changed))
+    before = built.latents(built.encoder.encode(pixels))
     time = before.ndim - 3
-    steps = range(before.shape[time])
-    touched = [t for t in steps if not torch.equal(before.select(time, t), after.select(time, t))]
-    assert touched == [t for t in steps if frames - 1 in range(*built.spec.pixel_frames(t, frames))]
+    last = before.shape[time] - 1
+    for t in {last, max(0, last - 1)}:
+        start, stop = built.spec.pixel_frames(t, frames)
+        for frame in {start, stop - 1}:
+            changed = pixels.clone()
+            changed[:, frame] = 255 - changed[:, frame]
+            after = built.latents(built.encoder.encode(changed))
+            touched = (before != after).movedim(time, 0).flatten(1).any(1).nonzero()
+            assert int(touched[0]) == t
 
 
 def test_pixel_frames_of_the_latents_are_the_clip_in_order(built: Built) -> None:
@@ -197,13 +210,15 @@ def test_illegal_frames_are_refused_with_the_nearest_legal_ones(built: Built) ->
 
 
 def test_sizes_off_the_stride_are_refused_with_the_nearest_legal_ones(built: Built) -> None:
-    _, sh, sw = built.spec.stride
-    height, width = built.spec.fixed_size or (2 * sh, 3 * sw)
-    frames = built.case.frames[0]
-    pixels = torch.zeros(1, frames, height, width + 1, 3, dtype=torch.uint8)
-    nearest = rf"\[{height}, {width}\]" if built.spec.fixed_size else f"{height}x{width}"
-    with pytest.raises(GeometryError, match=rf"(Use|clips.size to) {nearest}\."):
-        built.encoder.encode(pixels)
+    pixels = built.pixels(built.case.frames[0])
+    height, width = pixels.shape[2:4]
+    nearest = f"Use {height}x{width}"
+    if built.spec.fixed_size is not None:
+        nearest = rf"clips.size to \[{height}, {width}\]"
+    if built.spec.size_rules is not None:
+        nearest = f"Use a width of {width}"
+    with pytest.raises(GeometryError, match=rf"{nearest}[. ]"):
+        built.encoder.encode(torch.cat([pixels, pixels[:, :, :, :1]], dim=3))
 
 
 @pytest.mark.parametrize("wrong", ["dtype", "axes", "colours"])
@@ -223,7 +238,7 @@ def test_decode_gives_the_pixels_back_in_shape_and_dtype(built: Built) -> None:
                 built.encoder.decode(latents)
             continue
         decoded = built.encoder.decode(latents)
-        assert decoded.shape == pixels.shape
+        assert decoded.shape == pixels[:, : frames - built.case.undecoded].shape
         assert decoded.dtype == torch.uint8
         assert decoded.device == CPU
 

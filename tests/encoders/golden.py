@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 DATA = Path(__file__).parents[1] / "data"
@@ -41,6 +42,16 @@ def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a model, each by the formula of its name and shape."""
     return {name: weight(name, tuple(t.shape)) for name, t in model.state_dict().items()}
+
+
+def save(model: nn.Module, path: Path) -> Path:
+    """Write a model's tensors by the formula as torch.save does, or as safetensors by the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(state_dict(model), path)
+    else:
+        torch.save(state_dict(model), path)
+    return path
 
 
 def pixels(name: str, *shape: int) -> torch.Tensor:

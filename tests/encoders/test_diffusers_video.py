@@ -1,134 +1,20 @@
 from __future__ import annotations
 
-import functools
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import numpy as np
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from PIL import Image
 
 from latentcache import posterior
-from latentcache.encoders import resolve
-from latentcache.encoders.diffusers_video import DiffusersVideoEncoder
-from latentcache.errors import ConfigError, EncoderError
-from tests.tiny_models import save_cogvideox, save_wan, save_wan22
-
-CPU = torch.device("cpu")
-SAVERS: dict[str, Callable[..., Path]] = {
-    "wan": save_wan,
-    "wan22": save_wan22,
-    "cogvideox": save_cogvideox,
-}
-LEGAL = {"wan": (1, 5, 17), "wan22": (1, 5), "cogvideox": (1, 8, 9, 16, 17)}
+from latentcache.encoders import diffusers_kvae
+from latentcache.errors import ConfigError, EncoderError, GeometryError
+from tests.encoders.diffusers_tools import built, described, pixels, reference
+from tests.tiny_models import save, save_cogvideox, save_wan, save_wan22
 
 
-def section(model: Path | str, **changes: Any) -> dict[str, Any]:
-    return {
-        "kind": "diffusers_video",
-        "model": str(model),
-        "dtype": "float32",
-        "store": "moments",
-        **changes,
-    }
-
-
-def built(model: Path | str, **changes: Any) -> DiffusersVideoEncoder:
-    module, config = resolve(section(model, **changes))
-    spec = module.describe(config, dtype="float32")
-    encoder = module.build(config, spec=spec, device=CPU)
-    assert isinstance(encoder, DiffusersVideoEncoder)
-    return encoder
-
-
-def described(model: Path | str, **changes: Any) -> Any:
-    module, config = resolve(section(model, **changes))
-    return module.describe(config, dtype="float32")
-
-
-def identity(model: Path | str, **changes: Any) -> dict[str, Any]:
-    module, config = resolve(section(model, **changes))
-    return dict(module.identity(config))
-
-
-def reference(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the model as a user of diffusers loads it, with diffusers' own defaults."""
-    import diffusers
-
-    name = json.loads((model / "config.json").read_text())["_class_name"]
-    return getattr(diffusers, name).from_pretrained(str(model), torch_dtype=dtype)
-
-
-def video_processor() -> Any:
-    from diffusers.video_processor import VideoProcessor
-
-    return VideoProcessor(vae_scale_factor=8)
-
-
-def pixels(frames: int, batch: int = 1, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(frames)
-    return torch.randint(0, 256, (batch, frames, *size, 3), dtype=torch.uint8, generator=generator)
-
-
-@pytest.fixture(params=list(SAVERS))
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def model(kind: str, tmp_path: Path) -> Path:
-    return SAVERS[kind](tmp_path / "model")
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_moments_are_the_models_bit_for_bit(kind: str, model: Path, batch: int) -> None:
-    """The model is fed by diffusers' own processor; 48x64 is past where its tiling would begin."""
-    encoder, vae = built(model), reference(model)
-    for frames in LEGAL[kind]:
-        clip = pixels(frames, batch=batch, size=(48, 64))
-        x = video_processor().preprocess_video(list((clip.float() / 255).numpy()))
-        if batch > 1:  # [B, T, C, H, W] in memory: other kernels, which round otherwise
-            x = x.contiguous()
-        with torch.no_grad():
-            dist = vae.encode(x).latent_dist
-        mean, logvar = posterior.split(encoder.encode(clip))
-        assert torch.equal(mean, dist.mean)
-        assert torch.equal(logvar, dist.logvar)
-
-
-def test_moments_are_the_models_in_bfloat16_too(model: Path) -> None:
-    encoder, vae = built(model, dtype="bfloat16"), reference(model, torch.bfloat16)
-    clip = pixels(9)
-    x = video_processor().preprocess_video(list((clip.float() / 255).numpy()))
-    with torch.no_grad():
-        dist = vae.encode(x.to(torch.bfloat16)).latent_dist
-    moments = encoder.encode(clip)
-    assert moments.dtype == torch.bfloat16
-    assert torch.equal(moments, torch.cat([dist.mean, dist.logvar], dim=1))
-
-
-def test_every_pixel_level_is_fed_as_diffusers_does(tmp_path: Path) -> None:
-    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    expected = video_processor().preprocess([Image.fromarray(levels)])[0]
-    encoder = built(save_wan(tmp_path))
-    fed = encoder._to_model_range(torch.from_numpy(levels)[None, None])
-    assert torch.equal(fed[0, :, 0], expected)
-
-
-def test_decoded_pixels_are_the_pipelines(kind: str, model: Path) -> None:
-    encoder, vae = built(model), reference(model)
-    mean, _ = posterior.split(encoder.encode(pixels(LEGAL[kind][1], batch=2)))
-    with torch.no_grad():
-        sample = vae.decode(mean.clone()).sample * 4  # past [-1, 1] somewhere: clamped
-        encoder._vae.decode = lambda z: type(vae.decode(z))(sample=sample)
-    expected = video_processor().postprocess_video(sample, output_type="np")
-    assert np.array_equal(encoder.decode(mean).numpy(), (expected * 255).round().astype(np.uint8))
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_wan_normalises_as_the_wan_pipeline_does(tmp_path: Path) -> None:
@@ -149,31 +35,6 @@ def test_cogvideox_multiplies_video_latents_by_its_factor(tmp_path: Path, invert
     model = save_cogvideox(tmp_path, scaling_factor=0.7, invert_scale_latents=invert)
     z = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(posterior.normalise(z, described(model).normaliser), z * 0.7)
-
-
-@pytest.mark.parametrize(
-    ("kind", "stride", "channels", "exactness"),
-    [
-        ("wan", (4, 8, 8), 16, "prefix_exact"),
-        ("wan22", (4, 16, 16), 48, "prefix_exact"),
-        ("cogvideox", (4, 8, 8), 16, "exact"),
-    ],
-)
-def test_spec_comes_from_the_models_config(
-    model: Path, stride: tuple[int, ...], channels: int, exactness: str
-) -> None:
-    spec = described(model)
-    assert (spec.stride, spec.channels, spec.exactness) == (stride, channels, exactness)
-    assert spec.stored_channels == 2 * channels
-    assert spec.compute_dtype == "float32"
-
-
-def test_key_missing_in_config_json_is_the_classes_default(tmp_path: Path) -> None:
-    model = save_cogvideox(tmp_path)
-    data = json.loads((model / "config.json").read_text())
-    del data["scaling_factor"]
-    (model / "config.json").write_text(json.dumps(data))
-    assert described(model).normaliser.scale == (1.15258426,)
 
 
 def test_cogvideox_prefix_is_exact_between_8k_plus_1_alone(tmp_path: Path) -> None:
@@ -199,108 +60,6 @@ def test_error_inside_wan_clears_its_feature_cache(
     assert all(entry is None for entry in encoder._vae._enc_feat_map)
 
 
-def test_chunking_and_tiling_are_set_whatever_the_defaults(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from diffusers import AutoencoderKLCogVideoX
-
-    original = AutoencoderKLCogVideoX.__init__
-
-    @functools.wraps(original)
-    def tiled(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        self.use_tiling = self.use_slicing = True
-        self.num_sample_frames_batch_size = 16
-
-    model = save_cogvideox(tmp_path)
-    monkeypatch.setattr(AutoencoderKLCogVideoX, "__init__", tiled)
-    vae = built(model)._vae
-    assert (vae.use_tiling, vae.use_slicing, vae.num_sample_frames_batch_size) == (False, False, 8)
-    assert identity(model)["attributes"]["use_tiling"] is False
-    assert not vae.training
-    assert not any(parameter.requires_grad for parameter in vae.parameters())
-
-
-def test_model_that_breaks_its_spec_is_caught(tmp_path: Path) -> None:
-    encoder = built(save_wan(tmp_path))
-    encoder._vae.use_tiling = True  # a tile stride that leaves half of the latent out
-    encoder._vae.tile_sample_min_height = encoder._vae.tile_sample_min_width = 16
-    encoder._vae.tile_sample_stride_height = encoder._vae.tile_sample_stride_width = 32
-    with pytest.raises(EncoderError, match=r"returned .* where its spec says \[1, 32, 1, 4, 6\]"):
-        encoder.encode(pixels(1))
-
-
-def test_identity_follows_weights_dtype_and_store_but_not_the_folder(
-    kind: str, model: Path, tmp_path: Path
-) -> None:
-    before = identity(model)
-    shutil.copytree(model, tmp_path / "other" / "vae")
-    assert identity(tmp_path / "other", subfolder="vae") == before
-    assert identity(model, dtype="bfloat16") != before
-    assert identity(model, store="mean") != before
-    SAVERS[kind](model, seed=1)
-    after = identity(model)
-    assert {key for key in after if after[key] != before[key]} == {"weights_sha256"}
-
-
-def test_identity_follows_the_models_config_but_not_where_it_came_from(tmp_path: Path) -> None:
-    model = save_cogvideox(tmp_path)
-    before = identity(model)
-    path = model / "config.json"
-    data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "_name_or_path": "x", "_diffusers_version": "0"}, indent=4))
-    assert identity(model) == before
-    path.write_text(json.dumps({**data, "norm_eps": 0.1}))
-    assert identity(model)["model_config_sha256"] != before["model_config_sha256"]
-
-
-def test_weights_in_several_files_are_loaded_and_hashed(tmp_path: Path) -> None:
-    model = save_wan(tmp_path / "whole")
-    reference(model).save_pretrained(str(tmp_path / "split"), max_shard_size="20KB")
-    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 1
-    clip = pixels(5)
-    assert torch.equal(built(tmp_path / "split").encode(clip), built(model).encode(clip))
-    next((tmp_path / "split").glob("*-00002-of-*")).unlink()
-    with pytest.raises(ConfigError, match="the download is incomplete"):
-        described(tmp_path / "split")
-
-
-def test_weights_that_differ_from_the_specs_are_refused(tmp_path: Path) -> None:
-    module, config = resolve(section(save_wan(tmp_path)))
-    spec = module.describe(config, dtype="float32")
-    save_wan(tmp_path, seed=1)
-    with pytest.raises(EncoderError, match="latents of two models would be mixed"):
-        module.build(config, spec=spec, device=CPU)
-
-
-def test_weights_that_lack_tensors_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = save_wan(tmp_path)
-    path = str(model / "diffusion_pytorch_model.safetensors")
-    tensors = load_file(path)
-    del tensors["quant_conv.bias"]
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(EncoderError, match=r"lack 1 tensors .* quant_conv.bias.*stay random"):
-        built(model)
-
-
-def test_damaged_weights_are_refused(tmp_path: Path) -> None:
-    model = save_wan(tmp_path)
-    (model / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(EncoderError, match=r"cannot be loaded.*download it again"):
-        built(model)
-
-
-def test_unsupported_class_names_the_supported_ones(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKLMochi"}')
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    with pytest.raises(
-        ConfigError, match=r"is of class AutoencoderKLMochi.*AutoencoderKLWan, Autoenc"
-    ):
-        described(tmp_path)
-
-
 def test_wan_that_does_not_reduce_time_by_4_is_refused(tmp_path: Path) -> None:
     model = save_wan(tmp_path, temperal_downsample=[False, False, True])
     with pytest.raises(ConfigError, match="reduces time by 2, but the class encodes"):
@@ -309,63 +68,199 @@ def test_wan_that_does_not_reduce_time_by_4_is_refused(tmp_path: Path) -> None:
 
 def test_normaliser_of_another_number_of_channels_is_refused(tmp_path: Path) -> None:
     model = save_wan(tmp_path, z_dim=4)
-    with pytest.raises(ConfigError, match=r"has 4 channels .* but 16 latents_mean"):
+    with pytest.raises(ConfigError, match=r"has 4 channels but 16 latents_mean"):
         described(model)
 
 
-def test_pipeline_folder_without_subfolder_says_which(tmp_path: Path) -> None:
-    save_wan(tmp_path / "vae")
-    with pytest.raises(ConfigError, match=r"holds no config.json.*set encoder.subfolder: vae"):
-        described(tmp_path)
-    with pytest.raises(ConfigError, match=r"Correct encoder.subfolder, which is 'vea'"):
-        described(tmp_path, subfolder="vea")
-    assert described(tmp_path, subfolder="vae").channels == 16
+@pytest.mark.parametrize("name", ["ltx", "ltx2"])
+def test_ltx_normalises_with_the_buffers_of_its_weights(name: str, tmp_path: Path) -> None:
+    """As `_normalize_latents` of its pipelines, whose two steps round once more."""
+    model = save(name, tmp_path)
+    vae, z = reference(model), noise(2, 8, 3, 2, 2)
+    mean, std = (t.view(1, -1, 1, 1, 1) for t in (vae.latents_mean, vae.latents_std))
+    normaliser = described(model).normaliser
+    assert normaliser.kind == "channel"
+    assert len(set(normaliser.shift)) == 8
+    expected = (z - mean) * vae.config.scaling_factor / std
+    torch.testing.assert_close(posterior.normalise(z, normaliser), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_folder_without_weights_is_refused(tmp_path: Path) -> None:
-    (save_wan(tmp_path) / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"holds no diffusion_pytorch_model.safetensors"):
-        described(tmp_path)
+def test_mochi_normalises_by_channel_as_its_pipeline_undoes(tmp_path: Path) -> None:
+    model = save("mochi", tmp_path, scaling_factor=2.0)
+    config, z = reference(model).config, noise(2, 12, 3, 2, 2)
+    mean, std = (
+        torch.tensor(v).view(1, 12, 1, 1, 1) for v in (config.latents_mean, config.latents_std)
+    )
+    undone = posterior.unnormalise(z, described(model).normaliser)
+    torch.testing.assert_close(undone, z * std / config.scaling_factor + mean)
 
 
-def test_path_that_is_not_there_is_refused_without_asking_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no folder"):
-        described(tmp_path / "nothing")
+@pytest.mark.parametrize("frames", [1, 2, 16])
+def test_cosmos_normalises_by_channel_and_latent_frame(frames: int, tmp_path: Path) -> None:
+    """As `prepare_latents` of CosmosVideoToWorldPipeline, with its scheduler's sigma_data."""
+    from diffusers import EDMEulerScheduler
+
+    sigma_data = EDMEulerScheduler().config.sigma_data
+    model = save("cosmos", tmp_path)
+    config, z = reference(model).config, noise(2, 16, frames, 2, 2)
+    mean, std = (
+        torch.tensor(values).view(1, config.latent_channels, -1, 1, 1)[:, :, : z.size(2)]
+        for values in (config.latents_mean, config.latents_std)
+    )
+    normaliser = described(model, "cosmos").normaliser
+    assert normaliser.kind == "channel_frame"
+    expected = (z - mean) * sigma_data / std
+    torch.testing.assert_close(posterior.normalise(z, normaliser), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_revision_of_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"remove encoder.revision"):
-        described(save_wan(tmp_path), revision="main")
+def test_cosmos_without_statistics_is_scaled_alone_and_takes_any_length(tmp_path: Path) -> None:
+    spec = described(save("cosmos", tmp_path, latents_mean=None, latents_std=None), "cosmos")
+    assert (spec.normaliser.kind, spec.normaliser.scale) == ("scale", (0.5,))
+    assert spec.frame_rule.is_legal(129)
 
 
-def test_hub_id_is_fetched_and_read_as_a_folder(
+@pytest.mark.parametrize(
+    ("name", "factor"), [("hunyuan", 0.476986), ("hunyuan15", 1.03682), ("allegro", 0.13)]
+)
+def test_scaled_classes_multiply_by_their_factor(name: str, factor: float, tmp_path: Path) -> None:
+    spec = described(save(name, tmp_path))
+    assert (spec.normaliser.kind, spec.normaliser.scale) == ("scale", (factor,))
+
+
+@pytest.mark.parametrize("name", ["vidtok", "kvae"])
+def test_classes_without_a_factor_are_not_normalised(name: str, tmp_path: Path) -> None:
+    assert described(save(name, tmp_path), name).normaliser.kind == "none"
+
+
+def test_ltx_that_is_not_causal_declares_no_exact_prefixes(tmp_path: Path) -> None:
+    model = save("ltx", tmp_path, encoder_causal=False)
+    assert described(model).exactness == "exact"
+    encoder, clip = built(model), pixels(17, size=(64, 96))
+    prefix = encoder.encode(clip[:, :9])
+    assert (encoder.encode(clip)[:, :, :2] - prefix).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "cogvideox", "kvae"])
+def test_convolutions_are_causal_to_the_frame_where_group_norm_alone_is_not(
+    name: str, tmp_path: Path
+) -> None:
+    """So `pixel_frames` is true to the frame, but for the statistics of GroupNorm."""
+    encoder = built(save(name, tmp_path), name)
+    for module in encoder._vae.encoder.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.forward = lambda x: x
+    clip = pixels(17)
+    before = encoder.encode(clip)
+    for t in range(before.shape[2]):
+        start, stop = encoder.spec.pixel_frames(t, 17)
+        for frame in {start, stop - 1}:
+            changed = clip.clone()
+            changed[:, frame] = 255 - changed[:, frame]
+            difference = (encoder.encode(changed) - before).abs().amax(dim=(0, 1, 3, 4))
+            assert int(difference.nonzero()[0]) == t
+
+
+def test_allegro_takes_what_its_tiles_cover_alone(tmp_path: Path) -> None:
+    spec = described(save("allegro", tmp_path))
+    assert spec.frame_rule.describe() == "16k+8, at least 24"
+    spec.check_size(128 + 8 * 3, 128 + 48 * 2)
+    with pytest.raises(
+        GeometryError, match=r"height of 8k, at least 128 pixels, not 120.*Use a height of 128"
+    ):
+        spec.check_size(120, 128)
+    with pytest.raises(
+        GeometryError, match=r"not 160: it would leave the rest out.*of 128 or 176\."
+    ):
+        spec.check_size(128, 160)
+
+
+def test_published_allegro_takes_its_published_size(tmp_path: Path) -> None:
+    spec = described(save("allegro", tmp_path, sample_size=320))
+    spec.check_frames(88)
+    spec.check_size(720, 1280)
+    with pytest.raises(GeometryError, match="Use a height of 320 or 520"):
+        spec.check_size(480, 1280)
+
+
+def test_allegro_with_tiles_smaller_than_their_overlaps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tiles of 64 pixels"):
+        described(save("allegro", tmp_path, sample_size=64))
+
+
+def test_cosmos_longer_than_its_statistics_is_refused(tmp_path: Path) -> None:
+    spec = described(save("cosmos", tmp_path), "cosmos")
+    with pytest.raises(GeometryError, match=r"8k\+1, at most 121 frames a clip, not 129.*to 121\."):
+        spec.check_frames(129)
+
+
+@pytest.mark.parametrize("name", ["wan", "qwenimage", "magvit"])
+def test_class_that_encodes_groups_of_4_with_another_stride_is_refused(
+    name: str, tmp_path: Path
+) -> None:
+    other: dict[str, Any] = {"temperal_downsample": [False, False, True]}
+    if name == "magvit":
+        other = {
+            "down_block_types": ["SpatialDownBlock3D"] * 2 + ["SpatialTemporalDownBlock3D"] * 2
+        }
+    with pytest.raises(ConfigError, match="reduces time by 2, but the class encodes"):
+        described(save(name, tmp_path, **other))
+
+
+def test_kvae_refuses_inputs_that_it_would_split_at_the_wrong_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-
-    def fetch(repo: str, name: str, *, subfolder: str | None, revision: str | None) -> str:
-        asked.append((repo, name, subfolder, revision))
-        path = tmp_path / (subfolder or "") / name
-        if not path.exists():
-            raise EntryNotFoundError(f"404: {name}")
-        return str(path)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    local = save_wan(tmp_path / "vae")
-    spec = described("someone/some-wan", subfolder="vae", revision="abc")
-    assert spec.weights_sha256 == described(local).weights_sha256
-    assert asked == [
-        ("someone/some-wan", "config.json", "vae", "abc"),
-        ("someone/some-wan", "diffusion_pytorch_model.safetensors", "vae", "abc"),
-    ]
-    with pytest.raises(ConfigError, match=r"someone/some-wan holds no config.json.*subfolder: vae"):
-        described("someone/some-wan")
+    encoder = built(save("kvae", tmp_path), "kvae")
+    clip = pixels(17)
+    before = encoder.encode(clip)
+    monkeypatch.setattr(diffusers_kvae, "SPLIT_BYTES", 10_000)
+    with pytest.raises(GeometryError, match=r"at the wrong frame.*Use a smaller clips.size"):
+        encoder.encode(clip)
+    monkeypatch.undo()
+    assert torch.equal(encoder.encode(clip), before)
 
 
-def test_hub_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(*_: Any, **__: Any) -> str:
-        raise LocalEntryNotFoundError("offline mode is on")
+def test_vidtok_is_fed_as_its_own_forward_feeds_it(tmp_path: Path) -> None:
+    vae = reference(save("vidtok", tmp_path / "kl"))
+    clip = pixels(5)
+    x = built(tmp_path / "kl")._to_model_range(clip)
+    with torch.no_grad():
+        mode = vae(x, sample_posterior=False, encoder_mode=True)
+    assert torch.equal(posterior.split(built(tmp_path / "kl").encode(clip))[0], mode)
+    vae = reference(save("vidtok_fsq", tmp_path / "fsq"))
+    with torch.no_grad():
+        _, ids = vae(x, encoder_mode=True)
+    assert torch.equal(built(tmp_path / "fsq", "vidtok_fsq").encode(clip), ids)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    with pytest.raises(ConfigError, match=r"offline mode is on.*set encoder.model to the folder"):
-        described("someone/some-wan")
+
+def test_vidtok_ids_are_fsq_codes_of_8_levels_lowest_channel_first(tmp_path: Path) -> None:
+    model = save("vidtok_fsq", tmp_path)
+    encoder, vae = built(model, "vidtok_fsq"), reference(model)
+    assert encoder.spec.ids is not None
+    assert encoder.spec.ids.codebook_size == 8**4
+    assert encoder.spec.dtype == "uint16"
+    clip = pixels(5)
+    x = encoder._to_model_range(clip)
+    with torch.no_grad():
+        codes, _ = vae(x, encoder_mode=True)
+    levels = (codes * 4 + 4).round().long()
+    ids = sum(levels[:, c] * 8**c for c in range(4))
+    assert torch.equal(encoder.encode(clip).long(), ids)
+
+
+def test_ids_outside_the_codebook_are_refused_by_decode(tmp_path: Path) -> None:
+    encoder = built(save("vidtok_fsq", tmp_path), "vidtok_fsq")
+    with pytest.raises(EncoderError, match=r"codes 0 to 4095, and ids go from 0 to 4096"):
+        encoder.decode(torch.tensor([0, 4096]).view(1, 2, 1, 1))
+    with pytest.raises(
+        EncoderError, match=r"decodes whole numbers \[B, t, h, w\], not torch.float32"
+    ):
+        encoder.decode(torch.zeros(1, 1, 2, 2))
+
+
+def test_ltx_with_noise_in_its_decoder_decodes_the_same_each_time(tmp_path: Path) -> None:
+    encoder = built(save("ltx095", tmp_path))
+    mean, _ = posterior.split(encoder.encode(pixels(9, size=(64, 96))))
+    before = torch.get_rng_state()
+    first = encoder.decode(mean)
+    assert torch.equal(encoder.decode(mean), first)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,11 +1,12 @@
 """Numbers that the published code of a tokenizer gave, and the weights that it gave them with.
 
-Each `tests/data/<name>.npz` was made once by running the authors' own code, unchanged, on a CPU in float32 and
-eval mode: its model was built small, its state dict filled by `weights` below, and its own encode and decode
-were called on `pixels` below, after its own conversion to the model's range. The files hold
+Each `tests/data/<name>.npz` was made once by running the authors' own code, unchanged, on a CPU in
+float32 and eval mode: its model was built small, its state dict filled by `weights` below, and its
+own encode and decode were called on `pixels` below, after its own conversion to the model's range.
+The files hold
 
-names, shapes: of the published state dict, so that a test builds a checkpoint as the authors' trainer writes it
-ids: what its encode gave; latents: what came before the quantiser; decoded: what its decode of the ids gave
+names, shapes: of the published state dict, so that a test builds a checkpoint as the trainer writes it
+ids: what its encode gave; latents: what was quantised; decoded: its decode of the first clip
 settings: hyper-parameters, as JSON
 
     videogpt       github.com/wilson1yan/VideoGPT       videogpt.vqvae.VQVAE
@@ -63,7 +64,7 @@ def pixels(batch: int, frames: int, height: int, width: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Golden:
+class Published:
     """One file: the published state dict and what the published code gave. Arrays as torch tensors."""
 
     tensors: Mapping[str, torch.Tensor]
@@ -74,7 +75,7 @@ class Golden:
     decoded: torch.Tensor
 
     @classmethod
-    def load(cls, name: str) -> Golden:
+    def load(cls, name: str) -> Published:
         with np.load(DATA / f"{name}.npz") as file:
             settings = json.loads(str(file["settings"]))
             return cls(
