@@ -1,19 +1,17 @@
 """ShardWorker: everything one GPU does. Decode, encode and write overlap; memory is bounded.
 
 Several threads call `encode_shard` at once, one a shard: while the first writes, the second encodes and
-the third's clips are being decoded. They take turns at the encoder in the order in which they came, and
-decoding serves them in that order too, so that none waits for a buffer that a later one holds.
+the third's clips are being decoded. One thread does all the encoding, in the order in which the shards
+came, and decoding serves them in that order too, so that none waits for a buffer that a later one holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +61,10 @@ class WorkerSpec:
 
 
 class ShardWorker:
-    """Encodes shards; thread-safe. Raises ClipError for nobody: a bad clip is recorded in its row."""
+    """Encodes shards; thread-safe. A bad clip is recorded in its row, anything else fails its shard.
+
+    clips_done: encoded or failed since the start, committed or not; for a progress bar.
+    """
 
     def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
         self._spec = spec
@@ -72,14 +73,10 @@ class ShardWorker:
         self._encoder = _build_encoder(spec, device)
         self._pool = _build_pool(spec)
         self._submitting = threading.Lock()
-        self._turns = _Turns()
-        self._clips_done = itertools.count()
-        self._num_done = 0
-
-    @property
-    def clips_done(self) -> int:
-        """Clips encoded or failed since the start, committed or not; for a progress bar."""
-        return self._num_done
+        # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
+        # each other's way.
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self.clips_done = 0
 
     def encode_shard(self, shard: Shard, *, retry_failed: bool = False) -> ShardReport:
         """Decode, encode, write and commit one shard.
@@ -89,16 +86,12 @@ class ShardWorker:
         """
         previous = self._read_committed(shard) if retry_failed else {}
         with self._submitting:
-            turn = self._turns.draw()
             futures = [
                 None if row in previous else self._pool.decode(clip)
                 for row, clip in enumerate(shard.clips)
             ]
-        try:
-            with self._turns.take(turn):
-                rows, results, wait_s = self._encode_clips(shard, futures, previous)
-        finally:
-            _abandon(futures)
+            encoding = self._encoding.submit(self._encode_clips, shard, futures, previous)
+        rows, results, wait_s = encoding.result()
         if retry_failed:
             self._spec.storage.delete(sample_path(shard.bucket.name, shard.index))
         layout = self._layouts[shard.bucket.name]
@@ -108,8 +101,9 @@ class ShardWorker:
         return dataclasses.replace(report, wait_s=wait_s)
 
     def close(self) -> None:
-        """Stop the decoding processes."""
+        """Stop the decoding processes, and the encoder's thread with them."""
         self._pool.close()
+        self._encoding.shutdown(cancel_futures=True)
 
     def _encode_clips(
         self,
@@ -117,25 +111,29 @@ class ShardWorker:
         futures: list[Future[DecodedClip] | None],
         previous: Mapping[int, Encoded],
     ) -> tuple[list[Array | None], list[ClipResult], float]:
+        """Return the rows, what became of each clip, and the time spent waiting for pixels."""
         rows: list[Array | None] = []
         results = []
         wait_s = 0.0
-        for index, clip in enumerate(shard.clips):
-            future = futures[index]
-            waiting = time.perf_counter()
-            try:
-                if future is None:
-                    row, result = previous[index]
-                else:
-                    decoded = future.result()
-                    futures[index] = None
-                    wait_s += time.perf_counter() - waiting
-                    row, result = self._encode_clip(clip, decoded)
-            except ClipError as error:
-                row, result = None, ClipResult(reason=error.reason, message=str(error))
-            rows.append(row)
-            results.append(result)
-            self._num_done = next(self._clips_done) + 1
+        try:
+            for index, clip in enumerate(shard.clips):
+                waiting = time.perf_counter()
+                row: Array | None = None
+                try:
+                    if (future := futures[index]) is None:
+                        row, result = previous[index]
+                    else:
+                        decoded = future.result()
+                        futures[index] = None
+                        wait_s += time.perf_counter() - waiting
+                        row, result = self._encode_clip(clip, decoded)
+                except ClipError as error:
+                    result = ClipResult(reason=error.reason, message=str(error))
+                rows.append(row)
+                results.append(result)
+                self.clips_done += 1
+        finally:
+            _abandon(futures)
         return rows, results, wait_s
 
     def _encode_clip(self, clip: Clip, decoded: DecodedClip) -> Encoded:
@@ -218,28 +216,3 @@ def _abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
 def _release(future: Future[DecodedClip]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().release()
-
-
-class _Turns:
-    """Takes threads in the order in which they drew their turns."""
-
-    def __init__(self) -> None:
-        self._drawn = itertools.count()
-        self._serving = 0
-        self._changed = threading.Condition()
-
-    def draw(self) -> int:
-        """Return the next turn; it must be taken."""
-        return next(self._drawn)
-
-    @contextmanager
-    def take(self, turn: int) -> Iterator[None]:
-        """Wait for the turn, and pass it on at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._serving == turn)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._serving += 1
-                self._changed.notify_all()

@@ -25,9 +25,11 @@ class Callback:
         raise AssertionError("code that a checkpoint names was run")
 
 
-def save_videogpt(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Save a VQ-VAE of stride 4x4x4 and 64 codes as Lightning does; return the encoder section."""
-    published = Published.load("videogpt")
+def save_videogpt(
+    folder: Path, *, name: str = "videogpt", **changes: Any
+) -> dict[str, Any]:
+    """Save a VQ-VAE of 64 codes as Lightning does, of stride 4x4x4; return the encoder section."""
+    published = Published.load(name)
     arguments = argparse.Namespace(downsample=published.settings["downsample"], n_codes=64)
     contents = {
         "epoch": 3,

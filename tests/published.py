@@ -9,7 +9,7 @@ names, shapes: of the published state dict, so that a test builds a checkpoint a
 ids: what its encode gave; latents: what was quantised; decoded: its decode of the first clip
 settings: hyper-parameters, as JSON
 
-    videogpt       github.com/wilson1yan/VideoGPT       videogpt.vqvae.VQVAE
+    videogpt       github.com/wilson1yan/VideoGPT       videogpt.vqvae.VQVAE, of two strides
     vqgan          github.com/CompVis/taming-transformers  taming.models.vqgan.VQModel (its parts)
     var            github.com/FoundationVision/VAR      models.vqvae.VQVAE
     open_magvit2   github.com/TencentARC/SEED-Voken     src.Open_MAGVIT2: its video Encoder, Decoder and LFQ

@@ -137,6 +137,31 @@ def test_normalise_computes_in_float32() -> None:
     assert posterior.normalise(latents, by_two).flatten().tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_values_of_channels_and_latent_frames_are_used_from_the_first_on(frames: int) -> None:
+    shift, scale = (torch.tensor(v) for v in ([[0.0, 1, 2], [3, 4, 5]], [[1.0, 2, 4], [8, 16, 32]]))
+    normaliser = Normaliser(
+        kind="channel_frame",
+        shift=tuple(shift.flatten().tolist()),
+        scale=tuple(scale.flatten().tolist()),
+    )
+    z = torch.randn(2, 2, frames, 2, 3, generator=torch.Generator().manual_seed(0))
+    normalised = posterior.normalise(z, normaliser)
+    for c in range(2):
+        for t in range(frames):
+            assert torch.equal(normalised[:, c, t], (z[:, c, t] - shift[c, t]) * scale[c, t])
+    assert torch.equal(posterior.normalise(z[0], normaliser), normalised[0])
+    torch.testing.assert_close(posterior.unnormalise(normalised, normaliser), z)
+
+
+def test_more_latent_frames_than_the_normaliser_has_are_refused() -> None:
+    normaliser = Normaliser(kind="channel_frame", shift=(0.0,) * 6, scale=(2.0,) * 6)
+    with pytest.raises(ValueError, match="2 channels and 4 latent frames, which it lacks"):
+        posterior.normalise(torch.zeros(1, 2, 4, 1, 1), normaliser)
+    with pytest.raises(ValueError, match="take the mean of moments"):
+        posterior.normalise(torch.zeros(1, 4, 3, 1, 1), normaliser)
+
+
 def test_moments_are_not_normalised_by_mistake() -> None:
     with pytest.raises(ValueError, match=r"2 values and the latents .* 4 channels: take the mean"):
         posterior.normalise(moments(), CHANNEL)

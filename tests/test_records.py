@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from typing import Any
@@ -97,6 +98,26 @@ def test_rules_are_described_in_the_words_of_the_field() -> None:
     assert COGVIDEOX.describe() == "8k or 8k+1"
     assert FrameRule(minimum=2).describe() == "any number from 2"
     assert FrameRule(multiple=17, minimum=17).describe() == "17k, at least 17"
+
+
+@given(rules(), st.integers(0, 200), st.integers(1, 200))
+def test_a_rule_with_a_maximum_takes_what_is_legal_up_to_it(
+    rule: FrameRule, maximum: int, frames: int
+) -> None:
+    bounded = dataclasses.replace(rule, maximum=maximum)
+    legal = [n for n in range(maximum + 1) if rule.is_legal(n)]
+    assert [n for n in range(220) if bounded.is_legal(n)] == legal
+    assert bounded.longest(frames) == max((n for n in legal if n <= frames), default=None)
+    assert bounded.shortest(frames) == min((n for n in legal if n >= frames), default=None)
+    near = {bounded.longest(frames), bounded.shortest(frames)} - {None}
+    assert set(bounded.nearest(frames)) == near
+
+
+def test_a_rule_with_a_maximum_says_so() -> None:
+    rule = FrameRule(multiple=8, remainders=(1,), maximum=121)
+    assert rule.describe() == "8k+1, at most 121"
+    with pytest.raises(GeometryError, match=r"at most 121 frames a clip, not 129.*to 121\."):
+        make_spec(stride=(8, 8, 8), frame_rule=rule).check_frames(129)
 
 
 @pytest.mark.parametrize("fields", [{"multiple": 0}, {"multiple": 4, "remainders": (4,)}])
@@ -227,6 +248,20 @@ def test_ids_and_their_meaning_come_together() -> None:
     for changes in ({"stored": "ids"}, {"ids": IdSpec(codebook_size=8)}):
         with pytest.raises(ConfigError, match="if, and only if, ids are stored"):
             make_spec(**changes)
+
+
+def test_a_size_rule_beyond_the_stride_is_held_by_height_and_width() -> None:
+    rules = (
+        FrameRule(multiple=200, remainders=(120,), minimum=320),
+        FrameRule(multiple=240, remainders=(80,), minimum=320),
+    )
+    spec = make_spec(size_rules=rules)
+    assert spec.latent_shape(81, 720, 1280) == (32, 21, 90, 160)
+    with pytest.raises(GeometryError, match=r"not 480: it would.*Use a height of 320 or 520\."):
+        spec.check_size(480, 1280)
+    with pytest.raises(GeometryError, match=r"a width of 240k\+80, at least 320 pixels, not 832"):
+        spec.check_size(720, 832)
+    assert LatentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_an_encoder_of_one_size_takes_no_other() -> None:

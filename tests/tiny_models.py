@@ -210,8 +210,8 @@ TINY: Mapping[str, tuple[str, dict[str, Any]]] = {
 def save(name: str, folder: str | Path, *, seed: int = 0, **changes: Any) -> Path:
     """Save the model `name` of `TINY` and return its folder.
 
-    Buffers that the latents are normalised with get values, and codes are spread as latents are:
-    as made, they are zeros and ones, and so near zero that one code is the nearest to everything.
+    Buffers that the latents are normalised with and LTX's noise get values, and codes are spread as
+    latents are: as made, they are zeros and ones, and so near zero that one code is nearest to all.
     """
     import diffusers
 
@@ -225,6 +225,9 @@ def save(name: str, folder: str | Path, *, seed: int = 0, **changes: Any) -> Pat
                 buffer.copy_(torch.randn(buffer.shape) / 10)
             elif key in ("latents_std", "bn.running_var"):
                 buffer.copy_(torch.rand(buffer.shape) + 0.5)
+        for key, parameter in vae.named_parameters():
+            if "per_channel_scale" in key:  # of the noise in LTX's decoder
+                parameter.fill_(2.0)
         if class_name == "VQModel":
             torch.nn.init.normal_(vae.quantize.embedding.weight, std=0.3)
         elif settings.get("regularizer") == "fsq":

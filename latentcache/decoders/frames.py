@@ -75,7 +75,6 @@ def fit_frame(frame: Frame, out: Frame, interpolation: str) -> None:
 def _resize(frame: Frame, size: tuple[int, int], interpolation: str) -> Any:
     import torch  # imported on first use: a decoding process that never resizes starts faster
 
-    torch.set_num_threads(1)  # decoding processes are the parallelism
     pixels_BCHW = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(
         pixels_BCHW, size=size, mode=interpolation, antialias=True, align_corners=False

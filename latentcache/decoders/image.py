@@ -24,7 +24,7 @@ class Reader:
         self.times_s = np.zeros(1)
         try:
             with Image.open(path) as image:
-                self._pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                self._pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
         except FileNotFoundError as error:
             raise ClipError("missing", f"no such file: {path}") from error
         except (UnidentifiedImageError, Image.DecompressionBombError) as error:

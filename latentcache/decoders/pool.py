@@ -265,6 +265,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=fds,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
             )
         self._pipe = ours
         if self._stopped:  # looked at after the process is known to `stop`, so that one of both ends it

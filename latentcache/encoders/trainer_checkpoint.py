@@ -20,6 +20,18 @@ from latentcache.errors import EncoderError
 
 #: Where trainers keep the state dict; a file without any of them is one itself.
 _STATE_KEYS = ("state_dict", "model_state_dict")
+#: What files that are damaged, or hold more than data, make the reader raise.
+_BROKEN = (
+    pickle.UnpicklingError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
 
 
 class _Inert(dict[Any, Any]):
@@ -76,12 +88,16 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
     try:
         with torch.serialization.safe_globals(_stand_ins(file.path)):
             contents = torch.load(file.path, map_location=where, weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if not isinstance(contents, Mapping):
+            raise TypeError(f"it holds a {type(contents).__name__}, not tensors by name")
+    except _BROKEN as error:
+        # What torch refused, and not its advice to read the file in a way that runs code.
+        reasons = [part for part in str(error).split("\n\n") if "weights_only" not in part]
         raise EncoderError(
-            f"{file.key}: {file.path} cannot be read as weights alone: "
-            f"{' '.join(str(error).split())[:300]} If you trust it, load it where it was made and "
-            "save its state dict again: torch.save({'state_dict': ...}, path)."
-        ) from error
+            f"{file.key}: {file.path} cannot be read as weights alone ({type(error).__name__}: "
+            f"{' '.join(' '.join(reasons).split())[:300]}). If you trust it, load it where it was "
+            "made and save its state dict again: torch.save({'state_dict': ...}, path)."
+        ) from None
     state = next((contents[key] for key in _STATE_KEYS if key in contents), contents)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return TrainerCheckpoint(file=file, tensors=tensors, settings=_settings(contents))

@@ -162,6 +162,24 @@ def _encoded(name: str, vae: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([dist.mean, dist.logvar], dim=1)
 
 
+@torch.no_grad()
+def expected_pixels(name: str, vae: Any, z: torch.Tensor) -> torch.Tensor:
+    """Return what a user of diffusers gets of the latents or ids of one clip: [1, 3, T, H, W]."""
+    if name == "svd":
+        frames = vae.decode(z[0].transpose(0, 1), num_frames=z.shape[2]).sample
+        return frames.transpose(0, 1)[None]
+    if name == "allegro":
+        vae.enable_tiling()
+        return vae.decode(z).sample.transpose(1, 2)
+    if name == "hunyuan":
+        vae.use_framewise_decoding = False
+    if name.startswith("vidtok"):
+        return vae.decode(z, decode_from_indices=name == "vidtok_fsq")
+    if name in IMAGE:
+        return torch.stack([vae.decode(z[:, :, t]).sample for t in range(z.shape[2])], dim=2)
+    return vae.decode(z).sample
+
+
 def flux2_patchify(latents: torch.Tensor) -> torch.Tensor:
     """Copy `Flux2Pipeline._patchify_latents`, which cannot be imported without transformers."""
     batch_size, num_channels_latents, height, width = latents.shape

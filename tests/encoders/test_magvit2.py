@@ -55,5 +55,5 @@ def test_settings_of_another_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"Give the settings that it was trained with"):
         module.build(config, spec=spec, device=CPU)
     module, config = resolve({**raw, "settings": {"image_size": 32}})
-    with pytest.raises(ConfigError, match="settings.codebook_size: required"):
+    with pytest.raises(ConfigError, match=r"settings\.codebook_size: required"):
         module.describe(config, dtype="bfloat16")

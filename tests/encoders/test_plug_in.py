@@ -1,4 +1,4 @@
-"""Encoders outside the project. That the page's example keeps an encoder's promises, the contract suite shows."""
+"""Encoders outside the project; the contract suite has the page's example as a case."""
 
 from __future__ import annotations
 

@@ -1,0 +1,250 @@
+"""What the pipeline costs beside the work itself, as ratios within one run, alternating.
+
+`python benchmarks/overhead.py decode`  the pipeline with a free encoder against decord alone
+`python benchmarks/overhead.py encode`  the pipeline with a heavy Wan VAE against encoding alone
+`python benchmarks/overhead.py stream`  samples/s of the loader against bare reading and decompression
+
+`--videos FOLDER` gives your own clips; without it the benchmark makes some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the jobs set it; see jobs/__init__.py
+
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import decord
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from latentcache import formats, open_cache
+from latentcache.config import Config
+from latentcache.formats.dtypes import numpy_dtype
+from latentcache.loader import LatentLoader
+from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from latentcache.prepare import (
+    Prepared,
+    ShardLoader,
+    create_cache,
+    make_manifest,
+    plan_corpus,
+    resolve_encoder,
+)
+from latentcache.records import ChunkRef
+from latentcache.runners.work import Task
+from latentcache.tables import from_parquet, sample_path
+from tests.synthetic import write_cache
+from tests.tiny_models import save_wan
+from tests.videos import moving_pattern, write_video
+
+ROUNDS = 5
+
+
+def machine() -> str:
+    """The machine, in a line."""
+    model = "unknown CPU"
+    if Path("/proc/cpuinfo").exists():
+        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        model = names[0].partition(": ")[2] if names else model
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def alternate(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float, float]:
+    """Run both in turn; returns the median of each, and the median of their ratios pair by pair."""
+    one(), other()  # warm up
+    pairs = [(one(), other()) for _ in range(ROUNDS)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def some_videos(folder: Path, given: str | None, count: int = 5) -> list[Path]:
+    """The files to decode: the user's, or made ones of 49 frames of 480x720."""
+    if given:
+        return sorted(Path(given).glob("*.mp4"))
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for index in range(count):
+        pixels = moving_pattern(49, 480, 720, seed=index).astype(np.int16)
+        pixels += noise.integers(-6, 7, pixels.shape, dtype=np.int16)
+        write_video(folder / f"{index}.mp4", pixels.clip(0, 255).astype(np.uint8), fps=8)
+    return sorted(folder.glob("*.mp4"))
+
+
+def prepare(
+    folder: Path, videos: list[Path], repeat: int, **changes: dict[str, object]
+) -> Prepared:
+    """Plan a cache of every video `repeat` times."""
+    table = folder / "corpus.csv"
+    table.write_text("video\n" + "\n".join(str(path) for path in videos * repeat) + "\n")
+    raw: dict[str, dict[str, object]] = {
+        "corpus": {"source": str(table)},
+        "clips": {"frames": 49, "size": [480, 720]},
+        "encoder": {"kind": "dct", "store": "mean"},
+        "cache": {"url": str(folder / "cache"), "shard_clips": 8},
+        "run": {"runner": "local", "decode_processes": 1},
+    }
+    config = Config.model_validate({k: {**v, **changes.get(k, {})} for k, v in raw.items()})
+    spec, identity = resolve_encoder(config)
+    plan = plan_corpus(config, spec)
+    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+
+
+def worker_of(prepared: Prepared) -> ShardWorker:
+    """A worker on the CPU, warmed up by nothing yet."""
+    config = prepared.config
+    spec = WorkerSpec(
+        manifest=prepared.manifest,
+        storage=prepared.storage,
+        run=config.run,
+        encoder=config.encoder,
+        interpolation=config.clips.interpolation,
+    )
+    return ShardWorker(replace(spec, num_cpus=1), torch.device("cpu"))
+
+
+def encode_all(prepared: Prepared, worker: ShardWorker) -> float:
+    """Encode and write every shard; returns pixel frames a second."""
+    load = ShardLoader(prepared.storage, prepared.manifest)
+    (bucket,) = prepared.manifest.buckets
+    shards = [load(Task(bucket=bucket.name, index=i)) for i in range(bucket.num_shards)]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(SHARDS_IN_HAND) as pool:
+        frames = sum(report.num_frames for report in pool.map(worker.encode_shard, shards))
+    return frames / (time.perf_counter() - started)
+
+
+def decode_alone(videos: list[Path], repeat: int, *, batch: bool) -> float:
+    """Decode with decord alone, one thread; returns pixel frames a second."""
+    started = time.perf_counter()
+    frames = 0
+    for path in videos * repeat:
+        reader = decord.VideoReader(str(path), num_threads=1)
+        if batch:
+            frames += len(reader.get_batch(range(49)).asnumpy())
+        else:
+            frames += sum(1 for _ in range(49) if reader.next().asnumpy() is not None)
+    return frames / (time.perf_counter() - started)
+
+
+def bench_decode(folder: Path, args: argparse.Namespace) -> None:
+    """Pipeline frames/s with `dct` against decord's own, one decoding process or thread each."""
+    videos = some_videos(folder / "videos", args.videos)
+    repeat = max(1, 40 // len(videos))
+    prepared = prepare(folder, videos, repeat)
+    worker = worker_of(prepared)
+    for name, batch in (("get_batch", True), ("next", False)):
+        ours, decords, ratio = alternate(
+            lambda: encode_all(prepared, worker),
+            lambda batch=batch: decode_alone(videos, repeat, batch=batch),  # type: ignore[misc]
+        )
+        print(f"pipeline {ours:.0f} frames/s, decord {name} {decords:.0f} frames/s: {ratio:.2f}")
+    worker.close()
+
+
+def bench_encode(folder: Path, args: argparse.Namespace) -> None:
+    """Wall time of the pipeline against encoding alone, with a full-size Wan VAE of random weights."""
+    videos = some_videos(folder / "videos", args.videos)[:3]
+    model = save_wan(folder / "wan", base_dim=96, num_res_blocks=2, z_dim=16)
+    encoder = {
+        "kind": "diffusers_video",
+        "model": str(model),
+        "dtype": "float32",
+        "store": "moments",
+    }
+    clips = {"frames": 5, "size": [128, 192]}
+    prepared = prepare(folder, videos, 1, encoder=encoder, clips=clips)
+    worker = worker_of(prepared)
+    pixels = torch.randint(0, 256, (1, 5, 128, 192, 3), dtype=torch.uint8)
+
+    def alone() -> float:
+        started = time.perf_counter()
+        for _ in videos:
+            worker._encoder.encode(pixels)
+        return time.perf_counter() - started
+
+    def pipeline() -> float:
+        return 5 * len(videos) / encode_all(prepared, worker)
+
+    ours, encoding, ratio = alternate(pipeline, alone)
+    print(f"pipeline {ours:.2f} s, encoding alone {encoding:.2f} s: {ratio:.3f}")
+    worker.close()
+
+
+def bench_stream(folder: Path, args: argparse.Namespace) -> None:
+    """Samples/s of the loader against reading and decompressing the same chunks, as many threads."""
+    synthetic = write_cache(
+        str(folder / "cache"), channels=16, buckets={"49x480x720": 128}, shard_clips=32
+    )
+    cache = open_cache(synthetic.url)
+    loader = LatentLoader(cache, batch_size=8, num_threads=args.threads)
+
+    def stream() -> float:
+        started = time.perf_counter()
+        samples = sum(len(batch["key"]) for batch in loader)
+        return samples / (time.perf_counter() - started)
+
+    ours, bare, ratio = alternate(stream, lambda: read_bare(cache, args.threads))
+    size = np.prod(cache.manifest.buckets[0].shape) * 2 / 1e6
+    print(
+        f"{args.threads} threads, {size:.2f} MB a sample: loader {ours:.0f} samples/s, bare reading "
+        f"and decompression {bare:.0f} samples/s: {ratio:.2f}"
+    )
+
+
+def read_bare(cache: object, threads: int) -> float:
+    """Read and decompress every chunk, nothing else; returns samples a second."""
+    storage, manifest = cache.storage, cache.manifest  # type: ignore[attr-defined]
+    shard_format = formats.get(manifest.format)
+    ((bucket, layout),) = manifest.layouts().items()
+    jobs = []
+    for shard in range(manifest.buckets[0].num_shards):
+        table = from_parquet(storage.read(sample_path(bucket, shard)))
+        for row in table.to_pylist():
+            names = ("row", "offset", "length", "crc32c")
+            jobs.append((shard, ChunkRef(**{name: row[name] for name in names})))
+    buffers = [np.empty(layout.shape, numpy_dtype(layout.dtype)) for _ in range(threads)]
+
+    def read(lane: int) -> None:
+        for shard, chunk in jobs[lane::threads]:
+            shard_format.read(storage, layout, shard, [chunk], [buffers[lane]])
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, range(threads)))
+    return len(jobs) / (time.perf_counter() - started)
+
+
+BENCHMARKS = {"decode": bench_decode, "encode": bench_encode, "stream": bench_stream}
+
+
+def main() -> None:
+    """Run the benchmarks that were named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", choices=BENCHMARKS)
+    parser.add_argument("--videos", help="folder of .mp4 files of 49 frames or more, 480x720")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    print(machine())
+    for name in args.names:
+        with tempfile.TemporaryDirectory(prefix="latentcache-") as folder:
+            print(f"{name}: ", end="", flush=True)
+            BENCHMARKS[name](Path(folder), args)
+
+
+if __name__ == "__main__":
+    main()
