@@ -188,7 +188,7 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         )
     print(
         f"speed    {summary.clips_ok / wall_s:.2f} clips/s, {summary.frames / wall_s:.0f} pixel frames/s, "
-        f"{wall_s:.1f} s"
+        f"{wall_s:.1f} s after {summary.start_s:.1f} s of starting up"
     )
     print(
         f"time     encode {summary.encode_s:.1f} s ({summary.encode_s / busy_s:.0%} of the run), "

@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=8, help="clips a batch (8)")
     parser.add_argument("--steps", type=int, help="stop after this many batches")
     parser.add_argument("--epochs", type=int, default=1, help="times over the whole cache (1)")
-    parser.add_argument("--threads", type=int, default=4, help="threads that read and decompress (4)")
+    parser.add_argument(
+        "--threads", type=int, default=4, help="threads that read and decompress (4)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-shuffle", action="store_true")
     parser.add_argument("--device", help="where batches go, such as cuda (the CPU)")
@@ -63,8 +65,8 @@ def stream(args: argparse.Namespace) -> int:
     stats = loader.stats
     print(
         f"streamed {steps} batches, {stats.num_samples} samples in {wall_s:.2f} s: "
-        f"{stats.num_samples / wall_s:.0f} samples/s, {stats.num_bytes / wall_s / 1e6:.0f} MB/s of latents; "
-        f"waited {stats.wait_s:.2f} s for data"
+        f"{stats.num_samples / wall_s:.0f} samples/s, {stats.num_bytes / wall_s / 1e6:.0f} MB/s of "
+        f"latents; waited {stats.wait_s:.2f} s for data"
     )
     return OK
 

@@ -17,13 +17,16 @@ from latentcache.index import build_index, publish, read_index
 from latentcache.pipeline import WorkerSpec
 from latentcache.prepare import Prepared, ShardLoader
 from latentcache.records import ShardReport
-from latentcache.runners.work import Event, GaveUp, Progress, Retried, Task, WorkQueue
+from latentcache.runners.work import Event, GaveUp, Progress, Retried, Started, Task, WorkQueue
 from latentcache.tables import INDEX_SCHEMA, sample_path
 
 
 @dataclass
 class Summary:
-    """What a run did. Times as in ShardReport, summed over shards; wall_s is the run's own."""
+    """What a run did. Times as in ShardReport, summed over shards.
+
+    start_s: until the first worker was up; wall_s: from then to the end.
+    """
 
     shards: int = 0
     shards_failed: int = 0
@@ -38,6 +41,7 @@ class Summary:
     encode_s: float = 0.0
     wait_s: float = 0.0
     write_s: float = 0.0
+    start_s: float = 0.0
     wall_s: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
@@ -65,6 +69,7 @@ class Run:
     def __init__(self, prepared: Prepared, tasks: Sequence[Task]) -> None:
         self.summary = Summary()
         self.published = INDEX_SCHEMA.empty_table()
+        self._started = 0.0
         self._prepared = prepared
         self._tasks = tasks
         self._snapshot = _Snapshot(prepared, tasks)
@@ -76,12 +81,12 @@ class Run:
         Closing the iterator (or an interrupt inside it) stops the workers; shards in flight are lost,
         committed ones are in the snapshot.
         """
-        started = time.perf_counter()
+        self._started = time.perf_counter()
         try:
             if self._tasks:
                 yield from self._encode()
         finally:
-            self.summary.wall_s = time.perf_counter() - started
+            self.summary.wall_s = time.perf_counter() - self._started - self.summary.start_s
             self.published = self._snapshot.publish_all()
 
     def _encode(self) -> Generator[Event, None, None]:
@@ -112,6 +117,9 @@ class Run:
         if isinstance(event, ShardReport):
             self.summary.add(event)
             self._snapshot.add(event)
+        elif isinstance(event, Started) and not self.summary.workers:
+            self.summary.start_s = time.perf_counter() - self._started
+            self.summary.workers = 1
         elif isinstance(event, Retried):
             self.summary.retries += 1
         elif isinstance(event, Progress):

@@ -225,10 +225,11 @@ def reopen_cache(
         manifest.config, url=url, storage_options=storage_options, overrides=overrides
     )
     spec, identity = resolve_encoder(config)
-    lines = recipe_difference(manifest.recipe["encoder"], identity)
-    lines += recipe_difference(
-        {"clips": manifest.recipe["clips"], "dtype": manifest.recipe["dtype"]},
-        {"clips": config.clips.model_dump(mode="json"), "dtype": spec.dtype},
+    parts = ("encoder", "clips", "dtype")
+    clips = config.clips.model_dump(mode="json")
+    lines = recipe_difference(
+        {part: manifest.recipe[part] for part in parts},
+        {"encoder": identity, "clips": clips, "dtype": spec.dtype},
     )
     if lines:
         raise RecipeMismatchError(

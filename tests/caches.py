@@ -33,7 +33,9 @@ def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
     return folder
 
 
-def make_config(folder: Path, corpus: Path, cache_url: str, /, **sections: Mapping[str, Any]) -> Path:
+def make_config(
+    folder: Path, corpus: Path, cache_url: str, /, **sections: Mapping[str, Any]
+) -> Path:
     """Write a configuration for the weightless encoder; `sections` change it."""
     config: dict[str, dict[str, Any]] = {
         "corpus": {"source": str(corpus)},

@@ -25,9 +25,7 @@ class Callback:
         raise AssertionError("code that a checkpoint names was run")
 
 
-def save_videogpt(
-    folder: Path, *, name: str = "videogpt", **changes: Any
-) -> dict[str, Any]:
+def save_videogpt(folder: Path, *, name: str = "videogpt", **changes: Any) -> dict[str, Any]:
     """Save a VQ-VAE of 64 codes as Lightning does, of stride 4x4x4; return the encoder section."""
     published = Published.load(name)
     arguments = argparse.Namespace(downsample=published.settings["downsample"], n_codes=64)

@@ -98,7 +98,10 @@ def test_running_again_encodes_nothing(corpus: Path, clean: Path) -> None:
 
 def test_both_formats_hold_the_same_latents(corpus: Path, clean: Path, tmp_path: Path) -> None:
     config = make_config(
-        tmp_path, corpus, str(tmp_path / "p"), cache={"format": "parquet", "url": str(tmp_path / "p")}
+        tmp_path,
+        corpus,
+        str(tmp_path / "p"),
+        cache={"format": "parquet", "url": str(tmp_path / "p")},
     )
     run_job("precompute", config, status=3)
     zarr, parquet = latentcache.open_cache(str(clean)), latentcache.open_cache(str(tmp_path / "p"))
@@ -270,7 +273,9 @@ def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(tmp_path: P
     assert "Traceback" not in err
     kept = committed(cache)
     shards = [name for name in kept if "5x64x96" in name]
-    assert len(latentcache.open_cache(str(cache))) == 3 * len(shards) + (len(kept) - len(shards) - 1)
+    assert len(latentcache.open_cache(str(cache))) == 3 * len(shards) + (
+        len(kept) - len(shards) - 1
+    )
     run_job("resume", cache, status=3)
     assert len(latentcache.open_cache(str(cache))) == 12 * 16 + 1
     assert {name: facts for name, facts in committed(cache).items() if name in kept} == kept
@@ -297,7 +302,9 @@ def test_secrets_reach_no_file_of_the_cache_and_no_output(corpus: Path, tmp_path
     assert secret not in out + err
     holding = [p for p in cache.rglob("*") if p.is_file() and secret.encode() in p.read_bytes()]
     assert not holding
-    assert "storage_options" not in json.loads((cache / "cache.json").read_text())["config"]["cache"]
+    assert (
+        "storage_options" not in json.loads((cache / "cache.json").read_text())["config"]["cache"]
+    )
 
 
 def test_tables_of_a_finished_cache_are_readable_by_plain_pyarrow(clean: Path) -> None:

@@ -37,7 +37,9 @@ def source(name: str, frames: int | None = 50, **facts: Any) -> dict[str, Any]:
 
 
 def table(*rows: dict[str, Any], keep: tuple[pa.Field, ...] = ()) -> pa.Table:
-    return pa.Table.from_pylist(list(rows), schema=pa.schema([*SOURCE_SCHEMA, *PROBE_SCHEMA, *keep]))
+    return pa.Table.from_pylist(
+        list(rows), schema=pa.schema([*SOURCE_SCHEMA, *PROBE_SCHEMA, *keep])
+    )
 
 
 def clips(**changes: Any) -> ClipsConfig:
@@ -132,7 +134,9 @@ def test_images_are_one_frame_clips() -> None:
 
 
 def test_images_are_refused_where_one_frame_is_illegal() -> None:
-    spec = LatentSpec(**{**vars(SPEC), "frame_rule": FrameRule(multiple=8, remainders=(1,), minimum=9)})
+    spec = LatentSpec(
+        **{**vars(SPEC), "frame_rule": FrameRule(multiple=8, remainders=(1,), minimum=9)}
+    )
     image = source("i.png", 1, kind="image", fps=None, duration_s=0.0)
     result = make_plan(table(image), clips(), spec, shard_clips=4)
     assert result.rejected["reason"].to_pylist() == ["illegal_frames"]

@@ -268,7 +268,9 @@ class _Process:
                 env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
             )
         self._pipe = ours
-        if self._stopped:  # looked at after the process is known to `stop`, so that one of both ends it
+        if (
+            self._stopped
+        ):  # looked at after the process is known to `stop`, so that one of both ends it
             self.kill()
             raise ShardError("the decoding pool was closed")
         try:

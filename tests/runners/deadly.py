@@ -15,6 +15,7 @@ from latentcache.errors import EncoderError
 from latentcache.interfaces import Encoder
 from latentcache.records import LatentSpec
 
+
 class Config(Section):
     kind: str
     store: str = "mean"

@@ -110,7 +110,7 @@ def test_workers_that_cannot_start_stop_the_run_with_the_cause(
         str(tmp_path / "cache"),
         run={"runner": "ray", "ray_address": cluster, "device": "cuda", "max_retries": 1},
     )
-    with pytest.raises(EncoderError, match="could not start, 2 times: .*torch sees no GPU"):
+    with pytest.raises(EncoderError, match=r"could not start, 2 times: .*torch sees no GPU"):
         run(prepare(config))
 
 
