@@ -5,10 +5,11 @@ Axes: B batch, C channels, t h w of the latent.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -17,6 +18,7 @@ from latentcache import posterior as posteriors
 from latentcache.cache import Cache, ShardRows, open_cache
 from latentcache.errors import CacheError, ConfigError
 from latentcache.formats.dtypes import torch_dtype
+from latentcache.memory import Recycler
 from latentcache.prefetch import Waiting, read_ahead
 from latentcache.samplers.pool import Batch, BucketShards, Order, num_steps, stripe
 
@@ -102,6 +104,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self.stats = LoaderStats()
         self._transform = _Transform(self.cache, posterior, normalise, dtype, seed)
         self._plan = _Plan(self.cache)
+        self._memory = Recycler(prefetch_bytes)
         # Shared memory, so that set_epoch reaches the persistent workers of a DataLoader.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         # Of all ranks: the (epoch, batch) at which the next iteration starts, if not at 0; the batch
@@ -152,7 +155,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             worker=worker.id if worker else 0,
             num_workers=worker.num_workers if worker else 1,
         )
-        jobs = (_ReadBatch(self._plan, batch, epoch, self._transform) for batch in batches)
+        jobs = (
+            _ReadBatch(self._plan, batch, epoch, self._transform, self._memory) for batch in batches
+        )
         return self._iterate(jobs, epoch, advance=worker is None)
 
     def _iterate(
@@ -236,6 +241,7 @@ class _Plan:
         self.names = [info.name for info in cache.buckets.values() if info.num_ok]
         found = [cache.shards(name) for name in self.names]
         self._numbers = [numbers for numbers, _ in found]
+        self.shapes = [cache.buckets[name].shape for name in self.names]
         self.sample_bytes = [cache.empty(name, 1).nbytes for name in self.names]
         self.shards = [
             BucketShards(num_samples=num_ok, sample_bytes=size)
@@ -253,7 +259,7 @@ class _Plan:
 
 
 class _Transform:
-    """What is done to the latents of a batch after reading. Thread-safe."""
+    """What is done to a sample's latents after reading. Thread-safe."""
 
     def __init__(
         self,
@@ -264,35 +270,67 @@ class _Transform:
         seed: int,
     ) -> None:
         self._spec = cache.spec
-        self._posterior, self._normalise, self._seed = posterior, normalise, seed
-        self._dtype = dtype or torch_dtype(cache.spec.dtype)
+        self._posterior, self._seed = posterior, seed
+        self._normalise = normalise and cache.spec.normaliser.kind != "none"
+        self._scratch = threading.local()
+        self.dtype = dtype or torch_dtype(cache.spec.dtype)
+        #: Whether samples have the stored shape and dtype, and can be read where they will stay.
+        self.in_place = not self._has_moments and self.dtype == torch_dtype(cache.spec.dtype)
 
-    def __call__(self, stored: torch.Tensor, keys: Sequence[str], epoch: int) -> torch.Tensor:
-        """Return latents [B, C, t, h, w] of what is stored; computed in float32, then cast once."""
-        latents = stored
-        if self._spec.stored == "moments":
-            mean, logvar = posteriors.split(stored)
-            if self._posterior == "sample":
-                seeds = [posteriors.sample_seed(self._seed, epoch, key) for key in keys]
-                latents = posteriors.sample(mean, logvar, seeds)
-            else:
-                latents = mean
-        if self._normalise and self._spec.normaliser.kind != "none":
-            latents = posteriors.normalise(latents.float(), self._spec.normaliser)
-        return latents.to(self._dtype).contiguous()
+    @property
+    def _has_moments(self) -> bool:
+        return self._spec.stored == "moments"
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a sample: [C, t, h, w] where [2C, t, h, w] is stored, else the same."""
+        return (stored[0] // 2, *stored[1:]) if self._has_moments else stored
+
+    def __call__(self, stored: torch.Tensor, out: torch.Tensor, key: str, epoch: int) -> None:
+        """Write one sample's latents to `out`, perhaps `stored` itself; computed in float32."""
+        latents = self._draw(stored, key, epoch) if self._has_moments else stored
+        if self._normalise:
+            scratch = self._scratch_like(out)
+            scratch.copy_(latents)
+            latents = posteriors.normalise_(scratch, self._spec.normaliser)
+        if latents is not out:
+            out.copy_(latents)
+
+    def _draw(self, moments: torch.Tensor, key: str, epoch: int) -> torch.Tensor:
+        mean, logvar = posteriors.split(moments)
+        if self._posterior == "mode":
+            return mean
+        seed = posteriors.sample_seed(self._seed, epoch, key)
+        return posteriors.sample(mean[None], logvar[None], [seed])[0]
+
+    def _scratch_like(self, out: torch.Tensor) -> torch.Tensor:
+        """Return this thread's float32 scratch of that shape: fresh memory costs more than the sums."""
+        scratch = getattr(self._scratch, "tensor", None)
+        if scratch is None or scratch.shape != out.shape:
+            scratch = self._scratch.tensor = torch.empty(out.shape, dtype=torch.float32)
+        return cast(torch.Tensor, scratch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_scratch": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _scratch=threading.local())
 
 
 class _ReadBatch:
     """A batch to read: one part a shard, straight into the rows of one tensor."""
 
-    def __init__(self, plan: _Plan, batch: Batch, epoch: int, transform: _Transform) -> None:
+    def __init__(
+        self, plan: _Plan, batch: Batch, epoch: int, transform: _Transform, memory: Recycler
+    ) -> None:
         self._plan, self._batch, self._epoch, self._transform = plan, batch, epoch, transform
+        self._memory = memory
         self.num_bytes = len(batch.rows) * plan.sample_bytes[batch.bucket]
         self._name = plan.names[batch.bucket]
         self._found: list[tuple[ShardRows, list[int], list[int]]] = []
 
     def parts(self) -> Sequence[Callable[[], None]]:
-        self._tensor = self._plan.cache.empty(self._name, len(self._batch.rows))
+        shape = self._transform.shape(self._plan.shapes[self._batch.bucket])
+        self._latents = self._memory.empty((len(self._batch.rows), *shape), self._transform.dtype)
         return [
             _Part(self, shard, rows, where)
             for shard, (rows, where) in self._plan.places(self._batch).items()
@@ -300,8 +338,14 @@ class _ReadBatch:
 
     def read(self, shard: int, rows: list[int], where: list[int]) -> None:
         cache = self._plan.cache
-        cache.read(self._name, shard, rows, [self._tensor[n] for n in where])
-        self._found.append((cache.rows(self._name, shard), rows, where))
+        out = [self._latents[n] for n in where]
+        stored = out if self._transform.in_place else list(cache.empty(self._name, len(rows)))
+        cache.read(self._name, shard, rows, stored)
+        table = cache.rows(self._name, shard)
+        keys = table.column("key", rows)
+        for source, target, key in zip(stored, out, keys, strict=True):
+            self._transform(source, target, key, self._epoch)
+        self._found.append((table, rows, where))
 
     def finish(self) -> tuple[dict[str, Any], int]:
         names = ["key", "caption", *self._found[0][0].kept]
@@ -310,8 +354,7 @@ class _ReadBatch:
             for name in names:
                 for n, value in zip(where, table.column(name, rows), strict=True):
                     columns[name][n] = value
-        latents = self._transform(self._tensor, columns["key"], self._epoch)
-        return {"latents": latents, **columns, "bucket": self._name}, self.num_bytes
+        return {"latents": self._latents, **columns, "bucket": self._name}, self.num_bytes
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,12 @@ def normalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     return ((latents.to(torch.float32) - shift) * scale).to(latents.dtype)
 
 
+def normalise_(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
+    """Do the same to float32 latents in place, and return them."""
+    shift, scale = _values(latents, normaliser)
+    return latents.sub_(shift).mul_(scale)
+
+
 def unnormalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """Return latents / scale + shift: the inverse of `normalise`, up to rounding."""
     if normaliser.kind == "none":

@@ -1,0 +1,68 @@
+"""Memory for batches: in huge pages where there are any, and used again once a batch is let go of.
+
+A fresh page costs a fault when it is first written: on some machines more than decompressing into it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import threading
+import weakref
+from collections import defaultdict
+
+import numpy as np
+import torch
+
+#: Smaller tensors come from torch's own allocator.
+LEAST_MAPPED_BYTES = 1 << 20
+
+
+class Recycler:
+    """Hands out CPU tensors, and keeps the memory of those that are gone for the next ones.
+
+    max_free_bytes bounds what is kept beside the tensors in use. Thread-safe. After a fork the child
+    has its own copy of everything; a pickled one starts empty.
+    """
+
+    def __init__(self, max_free_bytes: int) -> None:
+        self._max_free_bytes = max_free_bytes
+        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
+        self._free_bytes = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Recycler], tuple[int]]:
+        return type(self), (self._max_free_bytes,)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return an uninitialised contiguous tensor; its memory comes back when nobody holds it."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes < LEAST_MAPPED_BYTES:
+            return torch.empty(shape, dtype=dtype)
+        memory = self._take(num_bytes)
+        array = np.frombuffer(memory, dtype=np.uint8)  # lives as long as a tensor made from it
+        weakref.finalize(array, self._give_back, memory).atexit = False
+        return torch.from_numpy(array).view(dtype).view(shape)
+
+    def _take(self, num_bytes: int) -> mmap.mmap:
+        with self._lock:
+            if self._free[num_bytes]:
+                self._free_bytes -= num_bytes
+                return self._free[num_bytes].pop()
+        return _map(num_bytes)
+
+    def _give_back(self, memory: mmap.mmap) -> None:
+        with self._lock:
+            if self._free_bytes + len(memory) <= self._max_free_bytes:
+                self._free_bytes += len(memory)
+                self._free[len(memory)].append(memory)
+
+
+def _map(num_bytes: int) -> mmap.mmap:
+    """Map private memory: shared, a forked child would write into its parent's batches."""
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
