@@ -24,12 +24,16 @@ MAX_SAMPLE_BYTES = 2**31 - 17
 
 @dataclass(frozen=True, kw_only=True)
 class BucketInfo:
-    """A bucket of the plan. `shape` is one stored sample's; `num_clips` counts failed clips too."""
+    """A bucket of the plan. `shape` is one stored sample's; `num_clips` counts failed clips too.
+
+    pixel_frames: for each latent frame the half-open range of the clip's frames that it stands for.
+    """
 
     name: str
     num_clips: int
     num_shards: int
     shape: tuple[int, ...]
+    pixel_frames: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
             num_clips=bucket["num_clips"],
             num_shards=bucket["num_shards"],
             shape=tuple(bucket["shape"]),
+            pixel_frames=tuple((start, end) for start, end in bucket.get("pixel_frames", ())),
         )
         for bucket in content["buckets"]
     ]

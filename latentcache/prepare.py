@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -64,7 +65,8 @@ def resolve_encoder(config: Config) -> tuple[LatentSpec, Mapping[str, Any]]:
             f"cache.dtype is {config.cache.dtype}, and {spec.model_class} gives ids, which are stored as "
             f"{spec.dtype}: remove cache.dtype"
         )
-    return spec, module.identity(encoder_config)
+    packages = {**spec.packages, "torch": version("torch")}
+    return replace(spec, packages=packages), module.identity(encoder_config)
 
 
 def plan_corpus(
@@ -120,6 +122,10 @@ def make_manifest(
             num_clips=table.num_rows,
             num_shards=-(-table.num_rows // config.cache.shard_clips),
             shape=spec.latent_shape(bucket.frames, bucket.height, bucket.width),
+            pixel_frames=tuple(
+                spec.pixel_frames(t, bucket.frames)
+                for t in range(-(-bucket.frames // spec.stride[0]))
+            ),
         )
         for bucket, table in sorted(plan.buckets.items())
     )

@@ -257,15 +257,20 @@ def test_resume_without_a_cache_says_so(tmp_path: Path) -> None:
     assert "latentcache precompute" in err
 
 
-def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("runner", "signal_number"), [("local", signal.SIGINT), ("ray", signal.SIGTERM)]
+)
+def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(
+    tmp_path: Path, runner: str, signal_number: signal.Signals
+) -> None:
     corpus = make_corpus(tmp_path / "corpus", 12, frames=81)
     cache = tmp_path / "cache"
-    config = make_config(tmp_path, corpus, str(cache))
+    config = make_config(tmp_path, corpus, str(cache), run={"runner": runner})
     process = start_job("precompute", config)
     while len(committed(cache)) < 3:
         assert process.poll() is None
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal_number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, (out, err)
     assert "shards were committed and are safe" in err
@@ -311,3 +316,10 @@ def test_tables_of_a_finished_cache_are_readable_by_plain_pyarrow(clean: Path) -
     tables = read_tables(clean)
     samples = [table for name, table in tables.items() if name.startswith("samples/")]
     assert sum(table.num_rows for table in samples) == 15
+
+
+def test_the_cache_says_which_frames_each_latent_frame_stands_for(clean: Path) -> None:
+    manifest = json.loads((clean / "cache.json").read_text())
+    frames = {bucket["name"]: bucket["pixel_frames"] for bucket in manifest["buckets"]}
+    assert frames == {"1x64x96": [[0, 1]], "5x64x96": [[0, 1], [1, 5]]}
+    assert manifest["spec"]["packages"]["torch"] == torch.__version__

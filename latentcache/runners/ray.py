@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,13 +92,28 @@ def connect(address: str | None) -> bool:
     """
     if ray.is_initialized():
         return False
+    with _own_sigterm():
+        _connect(address)
+    return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's SIGTERM handler: Ray puts one in its place that ends the driver at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None and "RAY_ADDRESS" not in os.environ:
         local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
-        return True
+        return
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -103,7 +121,6 @@ def connect(address: str | None) -> bool:
             f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}. Start one with "
             "`ray start --head`, or leave run.ray_address out to run on this machine."
         ) from error
-    return True
 
 
 def num_workers(run_config: RunConfig) -> tuple[int, int]:
