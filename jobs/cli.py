@@ -195,6 +195,11 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         f"waiting for pixels {summary.wait_s:.1f} s, write {summary.write_s:.1f} s, "
         f"decode {summary.decode_s:.1f} s in all processes"
     )
+    if errors := summary.tiling_errors:
+        print(
+            f"tiling   error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "
+            f"{len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation)"
+        )
 
 
 def _print_failures(summary: Summary) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import operator
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -144,6 +146,8 @@ class Cache:
         self._format = formats.get(manifest.format)
         self._layouts = manifest.layouts()
         self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
+        self._decoder: Any = None
+        self._decoding = threading.Lock()
         unknown = sorted(set(index["bucket"].unique().to_pylist()) - self._layouts.keys())
         if unknown:
             raise CacheError(
@@ -229,6 +233,32 @@ class Cache:
                 "reasons of those that failed"
             )
         return self[position]
+
+    def decode(
+        self,
+        key: str,
+        *,
+        encoder: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+    ) -> torch.Tensor:
+        """Return what the ok clip with that key decodes to: uint8 [T, H, W, 3] on the CPU.
+
+        encoder: changes to the configuration that the cache was made with, such as where the model is
+        here: {"model": "models/wan"}. device: omitted, the GPU if there is one. The model stays loaded
+        for further calls; calls from several threads take turns. Some encoders give fewer frames than
+        they took.
+
+        Raises KeyError, as `sample`; RecipeMismatchError where the model is another than the cache's;
+        EncoderError where the encoder cannot decode; ConfigError where it is not found or not installed.
+        """
+        latents = self.sample(key)["latents"]
+        decoding = importlib.import_module("latentcache.decoding")  # encoders: not for a trainer
+        with self._decoding:
+            if self._decoder is None or not self._decoder.is_for(encoder, device):
+                self._decoder = None  # lets go of the memory first
+                self._decoder = decoding.Decoder(self.manifest, encoder, device)
+            pixels: torch.Tensor = self._decoder.decode(latents)
+        return pixels
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row a clip, ok and failed, and one a rejected source; or some of the columns.

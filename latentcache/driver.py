@@ -46,6 +46,7 @@ class Summary:
     reasons: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     shard_errors: dict[str, str] = field(default_factory=dict)
+    tiling_errors: list[float] = field(default_factory=list)
 
     def add(self, report: ShardReport) -> None:
         """Count a finished shard."""
@@ -61,6 +62,7 @@ class Summary:
         self.write_s += report.write_s
         self.reasons.update(report.reasons)
         self.failures.extend(report.failures)
+        self.tiling_errors.extend(report.tiling_errors)
 
 
 class Run:

@@ -23,11 +23,13 @@ from latentcache import encoders, formats, posterior
 from latentcache.commit import commit_shard
 from latentcache.config import RunConfig
 from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.encoders import memory
+from latentcache.encoders.tiled import tiling_error
 from latentcache.errors import ClipError
 from latentcache.formats.dtypes import as_numpy, numpy_dtype, torch_dtype
 from latentcache.interfaces import Array, Encoder
 from latentcache.manifest import Manifest
-from latentcache.records import Bucket, ChunkRef, Clip, ClipResult, LatentSpec, Shard, ShardReport
+from latentcache.records import Bucket, ChunkRef, ClipResult, LatentSpec, Shard, ShardReport
 from latentcache.storage import Storage
 from latentcache.tables import from_parquet, sample_path
 
@@ -116,17 +118,17 @@ class ShardWorker:
         results = []
         wait_s = 0.0
         try:
-            for index, clip in enumerate(shard.clips):
+            for index, future in enumerate(futures):
                 waiting = time.perf_counter()
                 row: Array | None = None
                 try:
-                    if (future := futures[index]) is None:
+                    if future is None:
                         row, result = previous[index]
                     else:
                         decoded = future.result()
                         futures[index] = None
                         wait_s += time.perf_counter() - waiting
-                        row, result = self._encode_clip(clip, decoded)
+                        row, result = self._encode_clip(shard, index, decoded)
                 except ClipError as error:
                     result = ClipResult(reason=error.reason, message=str(error))
                 rows.append(row)
@@ -136,19 +138,22 @@ class ShardWorker:
             _abandon(futures)
         return rows, results, wait_s
 
-    def _encode_clip(self, clip: Clip, decoded: DecodedClip) -> Encoded:
+    def _encode_clip(self, shard: Shard, index: int, decoded: DecodedClip) -> Encoded:
         started = time.perf_counter()
+        pixels = torch.from_numpy(decoded.pixels)[None]
         try:
-            encoded = self._encoder.encode(torch.from_numpy(decoded.pixels)[None])
+            encoded = memory.encode(self._encoder, pixels)
+            row = to_stored(encoded, shard.clips[index].key, self._spec.manifest.spec)
+            error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=index)
         finally:
             decoded.release()
-        row = to_stored(encoded, clip.key, self._spec.manifest.spec)
         return row, ClipResult(
             start_s=decoded.start_s,
             end_s=decoded.end_s,
             source_height=decoded.source_height,
             source_width=decoded.source_width,
             decoder=decoded.decoder,
+            tiling_error=error,
             decode_s=decoded.decode_s,
             encode_s=time.perf_counter() - started,
         )
@@ -165,10 +170,12 @@ class ShardWorker:
         arrays = [np.empty(layout.shape, dtype=numpy_dtype(layout.dtype)) for _ in ok]
         if ok:
             self._format.read(storage, layout, shard.index, chunks, arrays)
-        return {
-            row["row"]: (array, ClipResult(**{name: row[name] for name in RESULT_FIELDS}))
-            for row, array in zip(ok, arrays, strict=True)
-        }
+        return {row["row"]: (array, _result(row)) for row, array in zip(ok, arrays, strict=True)}
+
+
+def _result(row: Mapping[str, Any]) -> ClipResult:
+    """Read what became of a clip; tables of older versions lack some columns."""
+    return ClipResult(**{name: row[name] for name in RESULT_FIELDS if name in row})
 
 
 def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:

@@ -347,7 +347,10 @@ class ChunkRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """What became of a clip. `reason` is None where it is ok."""
+    """What became of a clip. `reason` is None where it is ok.
+
+    tiling_error: of clips that were encoded untiled, too; see `encoders.tiled.tiling_error`.
+    """
 
     reason: str | None = None
     message: str | None = None
@@ -356,6 +359,7 @@ class ClipResult:
     source_height: int | None = None
     source_width: int | None = None
     decoder: str | None = None
+    tiling_error: float | None = None
     decode_s: float = 0.0
     encode_s: float = 0.0
 
@@ -374,7 +378,8 @@ class ShardReport:
     """What a finished shard tells its driver; becomes a row of the snapshot.
 
     Times are seconds: decode_s summed over decoding processes, encode_s and wait_s of the encoder's
-    thread (busy, and waiting for pixels), write_s of compression and upload.
+    thread (busy, and waiting for pixels), write_s of compression and upload. tiling_errors: of the clips
+    that have one.
     """
 
     bucket: str
@@ -386,6 +391,7 @@ class ShardReport:
     raw_bytes: int
     reasons: Mapping[str, int] = field(default_factory=dict)
     failures: Sequence[tuple[str, str, str]] = ()
+    tiling_errors: Sequence[float] = ()
     decode_s: float = 0.0
     encode_s: float = 0.0
     wait_s: float = 0.0

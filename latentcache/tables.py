@@ -59,7 +59,8 @@ PLAN_SCHEMA = pa.schema(
 
 #: One row a clip, ok or failed; columns of `corpus.keep` follow. offset, length and crc32c locate the
 #: clip's bytes in its shard object and are null where it failed. start_s and end_s are the presentation
-#: times of the clip's first frame and of the end of its last.
+#: times of the clip's first frame and of the end of its last. tiling_error is set for a few clips of caches
+#: that were tiled: see encoders.tiled.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -81,6 +82,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("source_height", pa.int32()),
         pa.field("source_width", pa.int32()),
         pa.field("decoder", pa.string()),
+        pa.field("tiling_error", pa.float64()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("crc32c", pa.uint32()),

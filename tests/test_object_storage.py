@@ -11,7 +11,7 @@ import yaml
 import latentcache
 from latentcache.storage import Storage
 from tests.caches import make_config, make_corpus, run_job
-from tests.s3 import SECRET, S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 
 
 @pytest.mark.parametrize("shard_format", ["zarr", "parquet"])

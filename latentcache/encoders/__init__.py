@@ -17,6 +17,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from latentcache.config import validate
+from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.interfaces import EncoderModule
 
@@ -58,13 +59,19 @@ _EXPOSED = ("Config", "describe", "identity", "build")
 def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
     """Return the module and the validated configuration of the config's `encoder` section.
 
+    A key `tiling`, which any encoder takes, puts the module over tiles: see `encoders.tiled`.
     Loads no model. Raises ConfigError for an unknown kind, a missing package or a wrong key.
     """
+    raw = dict(raw)
+    section = raw.pop("tiling", None)
     name = raw.get("kind")
     if not isinstance(name, str):
         raise ConfigError(f"encoder.kind: required; one of: {', '.join(KINDS)}")
     module = _builtin(name, _KINDS[name]) if name in _KINDS else _external(name)
-    return module, validate(module.Config, dict(raw), "encoder")
+    config = validate(module.Config, raw, "encoder")
+    if section is None:
+        return module, config
+    return TiledModule(module, validate(Tiling, section, "encoder.tiling")), config
 
 
 def _builtin(name: str, kind: _Kind) -> EncoderModule:

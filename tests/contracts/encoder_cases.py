@@ -7,12 +7,31 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import tests.contracts
+
+Raw = Callable[[Path], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A published model, which is a row of the table in docs/encoders.md.
+
+    raw: as that of a case, but writes no more than `describe` reads, with the sizes as published:
+    names and shapes of tensors, and no weights. chunking, tested, decodes: where not as the case has it.
+    """
+
+    name: str
+    raw: Raw
+    chunking: str = ""
+    tested: str = ""
+    decodes: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +50,13 @@ class Case:
     decodes: whether it can; else what the message of its EncoderError says, as a pattern.
     undecoded: frames at a clip's end that `decode` does not give back.
     is_network: whether it is made of torch modules, one of whose calls can be made to fail.
+    models: the published ones that the case stands for. chunking: in what pieces a clip goes through
+    them. tested: what their latents are compared with, and with which weights.
     """
 
     name: str
     kind: str
-    raw: Callable[[Path], dict[str, Any]]
+    raw: Raw
     frames: tuple[int, ...]
     illegal_frames: Mapping[int, str] = field(default_factory=dict)
     grids: tuple[tuple[int, int], ...] = ((2, 3), (1, 2), (3, 2))
@@ -43,6 +64,16 @@ class Case:
     decodes: bool | str = True
     undecoded: int = 0
     is_network: bool = True
+    models: tuple[Model, ...] = ()
+    chunking: str = ""
+    tested: str = ""
+
+
+def hollow(path: Path, shapes: Mapping[str, Sequence[int]], **others: Any) -> str:
+    """Write a PyTorch file of tensors of full shapes and next to no bytes: one zero, repeated."""
+    state = {name: torch.zeros(()).expand(tuple(shape)) for name, shape in shapes.items()}
+    torch.save({"state_dict": state, **others} if others else state, path)
+    return str(path)
 
 
 def all_cases() -> list[Case]:

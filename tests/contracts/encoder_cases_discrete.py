@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import argparse
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.contracts.encoder_cases import Case
+from latentcache.config import load_config
+from tests.contracts.encoder_cases import Case, Model, hollow
 from tests.discrete_models import (
     save_cosmos,
     save_magvit2,
@@ -14,6 +18,7 @@ from tests.discrete_models import (
     save_videogpt,
     save_vqgan,
 )
+from tests.published import Published
 
 
 def _magvit2(folder: Path) -> dict[str, Any]:
@@ -21,6 +26,71 @@ def _magvit2(folder: Path) -> dict[str, Any]:
     return save_magvit2(folder)
 
 
+def _checkpoint(
+    kind: str, changes: Mapping[str, Sequence[int]], folder: Path, **others: Any
+) -> dict[str, Any]:
+    """Write the tiny model's tensors hollow, with the shapes that tell the published model."""
+    tensors = Published.load(kind).tensors
+    shapes = {**{name: tensor.shape for name, tensor in tensors.items()}, **changes}
+    return {"kind": kind, "checkpoint": hollow(folder / "model.ckpt", shapes, epoch=0, **others)}
+
+
+def _videogpt(stride: tuple[int, int, int], folder: Path) -> dict[str, Any]:
+    arguments = {"args": argparse.Namespace(downsample=stride)}
+    return _checkpoint(
+        "videogpt", {"codebook.embeddings": (2048, 256)}, folder, hyper_parameters=arguments
+    )
+
+
+def _vqgan(codes: int, folder: Path) -> dict[str, Any]:
+    """Five levels, as ch_mult [1, 1, 2, 2, 4] of taming-transformers' vqgan_imagenet_f16 makes."""
+    levels = {
+        f"encoder.down.{i}.block.0.conv1.weight": (128 * m, 128, 3, 3)
+        for i, m in enumerate((1, 1, 2, 2, 4))
+    }
+    return _checkpoint("vqgan", {**levels, "quantize.embedding.weight": (codes, 256)}, folder)
+
+
+def _var(scales: list[int], folder: Path) -> dict[str, Any]:
+    """4,096 codes of 32 channels, as vae_ch160v4096z32.pth has by its name."""
+    raw = _checkpoint("var", {"quantize.embedding.weight": (4096, 32)}, folder)
+    return {**raw, "scales": scales}
+
+
+def _open_magvit2(folder: Path) -> dict[str, Any]:
+    """18 bits, as video_128_262144.ckpt has by its name."""
+    bits = {"encoder.conv_out.conv_1.weight": (18, 512, 1, 1, 1)}
+    return {**_checkpoint("open_magvit2", bits, folder), "weights": "last"}
+
+
+def _cosmos(variant: str, folder: Path) -> dict[str, Any]:
+    """The folder's name alone tells a Cosmos tokenizer, and its file is hashed."""
+    model = folder / f"Cosmos-0.1-Tokenizer-{variant}"
+    model.mkdir()
+    (model / "encoder.jit").write_bytes(b"")
+    return {"kind": "cosmos_tokenizer", "model": str(model), "dtype": "float32"}
+
+
+def _magvit2_example(folder: Path) -> dict[str, Any]:
+    """Nothing is published: the settings of configs/magvit2.yaml."""
+    raw = load_config(str(CONFIGS / "magvit2.yaml")).encoder
+    return {**raw, "checkpoint": hollow(folder / "magvit2.pt", {})}
+
+
+def _cosmos_models(letters: str) -> tuple[Model, ...]:
+    variants = (f"{letters}{stride}" for stride in ("4x8x8", "8x8x8", "8x16x16"))
+    return tuple(
+        Model(name=f"Cosmos 0.1 {name}", raw=functools.partial(_cosmos, name)) for name in variants
+    )
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STAND_IN = "stand-ins for NVIDIA's files, bit for bit; neither their code nor their weights"
+PUBLISHED_CODE = "ids of the published code, a tiny model; random weights"
+VAR_SCALES = {
+    "VAR, 256x256": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+    "VAR, 512x512": [1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
+}
 #: The share of ids that may be near a tie.
 TIES = 0.01
 CASES = (
@@ -32,6 +102,22 @@ CASES = (
         illegal_frames={1: "4", 6: "4 or 8", 17: "16 or 20"},
         grids=((4, 6), (2, 3), (3, 2)),
         rounding=TIES,
+        models=(
+            Model(
+                name="VideoGPT ucf101 and kinetics, stride 4x4x4",
+                raw=functools.partial(_videogpt, (4, 4, 4)),
+            ),
+            Model(
+                name="VideoGPT kinetics, stride 2x4x4", raw=functools.partial(_videogpt, (2, 4, 4))
+            ),
+            Model(
+                name="VideoGPT bair, stride 4x2x2",
+                raw=functools.partial(_videogpt, (4, 2, 2)),
+                tested="as stride 4x4x4 and 2x4x4 are, and not itself",
+            ),
+        ),
+        chunking="whole",
+        tested=PUBLISHED_CODE,
     ),
     Case(
         name="vqgan",
@@ -40,6 +126,12 @@ CASES = (
         frames=(1, 2, 5, 17),
         grids=((4, 6), (2, 3), (3, 2)),
         rounding=TIES,
+        models=tuple(
+            Model(name=f"VQGAN f16, {codes:,} codes", raw=functools.partial(_vqgan, codes))
+            for codes in (1024, 16384)
+        ),
+        chunking="frame by frame, up to 16 at once",
+        tested=PUBLISHED_CODE,
     ),
     Case(
         name="var",
@@ -48,6 +140,12 @@ CASES = (
         frames=(1, 1),
         illegal_frames={2: "1", 17: "1"},
         rounding=TIES,
+        models=tuple(
+            Model(name=name, raw=functools.partial(_var, scales))
+            for name, scales in VAR_SCALES.items()
+        ),
+        chunking="whole",
+        tested=PUBLISHED_CODE + ", four scales",
     ),
     Case(
         name="open_magvit2",
@@ -56,6 +154,9 @@ CASES = (
         frames=(1, 5, 17),
         illegal_frames={2: "1 or 5", 16: "13 or 17"},
         rounding=TIES,
+        models=(Model(name="Open-MAGVIT2 video", raw=_open_magvit2),),
+        chunking="whole",
+        tested=PUBLISHED_CODE,
     ),
     Case(
         name="cosmos_dv",
@@ -65,6 +166,9 @@ CASES = (
         illegal_frames={2: "1 or 5", 16: "13 or 17", 34: "33 or 37"},
         rounding=TIES,
         is_network=False,  # TorchScript's inner modules call no hooks
+        models=_cosmos_models("DV"),
+        chunking="whole",
+        tested=STAND_IN,
     ),
     Case(
         name="cosmos_cv",
@@ -73,6 +177,9 @@ CASES = (
         frames=(1, 5, 17),
         illegal_frames={2: "1 or 5", 16: "13 or 17"},
         is_network=False,
+        models=_cosmos_models("CV"),
+        chunking="whole",
+        tested=STAND_IN,
     ),
     Case(
         name="magvit2",
@@ -80,5 +187,8 @@ CASES = (
         raw=_magvit2,
         frames=(1, 3, 9),
         rounding=TIES,
+        models=(Model(name="magvit2-pytorch, configs/magvit2.yaml", raw=_magvit2_example),),
+        chunking="whole",
+        tested="the package's own ids, where it is installed; random weights",
     ),
 )

@@ -1,0 +1,264 @@
+"""Any encoder, over overlapping tiles: the encoder's own on each, stitched in latent space.
+
+`encoders.resolve` puts this around the encoder where the configuration has a section `encoder.tiling`.
+See docs/tiling.md for what it changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, Field
+
+from latentcache import tiling
+from latentcache.config import Positive, Section
+from latentcache.encoders import memory
+from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.errors import ConfigError, GeometryError
+from latentcache.interfaces import Encoder, EncoderModule
+from latentcache.records import FrameRule, LatentSpec
+from latentcache.tiling import Edge, Span, Spans
+
+log = logging.getLogger(__name__)
+
+#: Changes of how tiles are cut and blended are counted here, and are part of the recipe.
+REVISION = 1
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Tiling(Section):
+    """The section `encoder.tiling`, of any encoder."""
+
+    tile: tuple[Positive, Positive] = Field(description="[height, width] of a tile, in pixels.")
+    overlap: tuple[NotNegative, NotNegative] = Field(
+        description="[height, width] that neighbours share, in pixels; blended from one to the other."
+    )
+    frames: Positive | None = Field(
+        default=None,
+        description="Frames of a tile, for encoders that are not prefix_exact; omitted: all of a clip.",
+    )
+    frame_overlap: NotNegative | None = Field(
+        default=None, description="Frames that a tile shares with the one before it; with `frames`."
+    )
+    edge: Edge = Field(
+        default="shift",
+        description="The last tile of a row: `shift` moves it back to the border, so that every tile is "
+        "whole; `cut` takes what is left, as diffusers does.",
+    )
+    batch: Positive = Field(
+        default=1,
+        description="Tiles of a clip that are encoded at once, at most: halved where a GPU has no memory "
+        "for them. Most encoders round otherwise in another batch, in the last bits.",
+    )
+    measure: NotNegative = Field(
+        default=3,
+        description="Clips of each bucket that are encoded untiled as well, for the column tiling_error. "
+        "No part of the recipe; 0 where a CPU's memory is too small for them.",
+    )
+
+
+class TiledModule:
+    """An `interfaces.EncoderModule` around another one; its configuration is the other's."""
+
+    def __init__(self, module: EncoderModule, section: Tiling) -> None:
+        self.Config: type[BaseModel] = module.Config
+        self._module = module
+        self._tiling = section
+
+    def describe(self, config: Any, *, dtype: str) -> LatentSpec:
+        """Return the other's spec as it holds of tiles. Raises ConfigError where they do not fit it."""
+        return tiled_spec(self._module.describe(config, dtype=dtype), self._tiling)
+
+    def identity(self, config: Any) -> Mapping[str, Any]:
+        """Return the encoder's part of the recipe: the other's, and the tiles."""
+        tiles = self._tiling.model_dump(mode="json", exclude={"measure"})
+        return {**self._module.identity(config), "tiling": {"revision": REVISION, **tiles}}
+
+    def build(self, config: Any, *, spec: LatentSpec, device: torch.device) -> TiledEncoder:
+        """Build the other one and put it over tiles."""
+        return TiledEncoder(
+            self._module.build(config, spec=spec, device=device), spec, self._tiling
+        )
+
+
+class TiledEncoder:
+    """See the module. A clip that is no larger than a tile is encoded whole.
+
+    Batches hold tiles of one clip, of one shape, in order: the clips around it change nothing. Where the
+    GPU has no memory for a batch, this and all later ones are halved, and a warning is logged.
+    """
+
+    def __init__(self, untiled: Encoder, spec: LatentSpec, section: Tiling) -> None:
+        self.spec = spec
+        self.untiled = untiled
+        self.tiling = section
+        self._batch = section.batch
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels to what the encoder gives, of its shape and dtype.
+
+        Raises EncoderError where the GPU has no memory for one tile.
+        """
+        check_pixels(self.spec, pixels_BTHWC)
+        return torch.cat([self._encode_clip(clip) for clip in torch.split(pixels_BTHWC, 1)])
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode as the encoder does, untiled."""
+        return self.untiled.decode(latents_BCthw)
+
+    def is_whole(self, frames: int, height: int, width: int) -> bool:
+        """Tell whether a clip is no larger than a tile."""
+        fits = height <= self.tiling.tile[0] and width <= self.tiling.tile[1]
+        return fits and frames <= (self.tiling.frames or frames)
+
+    def spans(self, frames: int, height: int, width: int) -> Spans:
+        """Return the tiles of a clip of T x H x W pixels."""
+        section, (st, sh, sw) = self.tiling, self.spec.stride
+        (tile_h, tile_w), (over_h, over_w) = section.tile, section.overlap
+        if height <= tile_h and width <= tile_w:  # cut in time alone
+            tile_h, tile_w, over_h, over_w = height, width, 0, 0
+        over_time = [Span(0, frames, 0, -(-frames // st))]
+        if section.frames is not None and frames > section.frames:
+            overlap = section.frame_overlap or 0
+            over_time = tiling.frame_spans(
+                frames, section.frames, overlap, stride=st, edge=section.edge
+            )
+        return (
+            over_time,
+            tiling.spans(height, tile_h, over_h, stride=sh, edge=section.edge),
+            tiling.spans(width, tile_w, over_w, stride=sw, edge=section.edge),
+        )
+
+    def _encode_clip(self, clip_BTHWC: torch.Tensor) -> torch.Tensor:
+        size = clip_BTHWC.shape[1:4]
+        if self.is_whole(*size):
+            return memory.encode(self.untiled, clip_BTHWC)
+        of = self.spans(*size)
+        tiles = tiling.cut_out(clip_BTHWC, of)
+        encoded: dict[int, torch.Tensor] = {}
+        for numbers in tiling.batches(tiles):
+            while numbers:
+                now = numbers[: self._batch]
+                encode = memory.try_encode if len(now) > 1 else memory.encode
+                latents = encode(self.untiled, torch.cat([tiles[n] for n in now]))
+                if latents is None:
+                    self._halve_batch(len(now))
+                    continue
+                encoded.update(zip(now, torch.split(latents, 1), strict=True))
+                numbers = numbers[len(now) :]
+        stitched = tiling.stitch([encoded[n] for n in range(len(tiles))], of)
+        shape = self.spec.latent_shape(*size)[1:]
+        check_encoded(self.spec, stitched, (1, stitched.shape[1], *shape))
+        return stitched
+
+    def _halve_batch(self, number: int) -> None:
+        self._batch = number // 2
+        log.warning(
+            "%s has no GPU memory for %d tiles at once; from now on %d are encoded at once, which may "
+            "change latents in their last bits",
+            self.spec.model_class,
+            number,
+            self._batch,
+        )
+
+
+def tiling_error(
+    encoder: Encoder, pixels_BTHWC: torch.Tensor, encoded: torch.Tensor, *, shard: int, row: int
+) -> float | None:
+    """Return by how much a clip's tiled latents differ from the untiled ones, if it is a sampled clip.
+
+    Sampled are the first `tiling.measure` rows of shard 0 of each bucket. The error is the root mean
+    square of the difference of the means (of the posterior, before they are rounded to the stored dtype),
+    over the untiled latent's standard deviation: the root mean square of its difference from each
+    channel's own mean. 0 where the clip is no larger than a tile; None where the untiled clip does not
+    fit into the GPU's memory, or is the same everywhere.
+    """
+    if not isinstance(encoder, TiledEncoder) or shard or row >= encoder.tiling.measure:
+        return None
+    if encoder.is_whole(*pixels_BTHWC.shape[1:4]):
+        return 0.0
+    untiled = memory.try_encode(encoder.untiled, pixels_BTHWC)
+    if untiled is None:
+        return None
+    channels = encoder.spec.channels
+    expected, got = untiled[:, :channels].double(), encoded[:, :channels].double()
+    spread = expected - expected.mean((-3, -2, -1), keepdim=True)
+    error = math.sqrt((got - expected).square().mean() / spread.square().mean())
+    return error if math.isfinite(error) else None
+
+
+def tiled_spec(spec: LatentSpec, section: Tiling) -> LatentSpec:
+    """Return an encoder's spec as it holds of tiles. Raises ConfigError where the tiles do not fit it."""
+    why_not = memory.why_untileable(spec)
+    if why_not is not None:
+        raise ConfigError(f"encoder.tiling: {why_not}. Remove encoder.tiling.")
+    for axis in (0, 1):
+        _check_size(spec, section, axis)
+    rule = spec.frame_rule
+    if section.frames is None:
+        if section.frame_overlap is not None:
+            raise ConfigError("encoder.tiling.frame_overlap: goes with encoder.tiling.frames")
+    else:
+        rule = _checked_frames(spec, section.frames, section.frame_overlap, section.edge)
+    return dataclasses.replace(spec, exactness="approximate", frame_rule=rule)
+
+
+def _check_size(spec: LatentSpec, section: Tiling, axis: int) -> None:
+    name, stride = ("height", "width")[axis], spec.stride[1 + axis]
+    tile, overlap = section.tile[axis], section.overlap[axis]
+    for key, size in (("tile", tile), ("overlap", overlap)):
+        if size % stride:
+            legal = FrameRule(multiple=stride, minimum=stride if key == "tile" else 0)
+            raise GeometryError(
+                f"encoder.tiling.{key}: {spec.model_class} reduces {name} by {stride}, and {size} is no "
+                f"multiple of it: latents of neighbours would not lie on each other. "
+                f"Use {' or '.join(map(str, legal.nearest(size)))}."
+            )
+    if overlap >= tile:
+        raise GeometryError(
+            f"encoder.tiling.overlap: a {name} of {overlap} pixels is not less than the tile's {tile}. "
+            f"Use {tile // 4 // stride * stride}, a quarter of it, as diffusers does."
+        )
+
+
+def _checked_frames(spec: LatentSpec, frames: int, overlap: int | None, edge: Edge) -> FrameRule:
+    """Return which numbers of frames tiles in time can be put over; raises where these cannot be."""
+    rule, stride, name = spec.frame_rule, spec.stride[0], spec.model_class
+    if spec.exactness == "prefix_exact":
+        raise ConfigError(
+            f"encoder.tiling.frames: {name} is causal (prefix_exact): its latents depend on no later "
+            "frames, and blended tiles of frames would. Remove frames and frame_overlap: tile height and "
+            "width, or shorten clips."
+        )
+    if overlap is None:
+        raise ConfigError("encoder.tiling.frame_overlap: required with encoder.tiling.frames")
+    if not rule.is_legal(frames):
+        raise GeometryError(
+            f"encoder.tiling.frames: {name} takes {rule.describe()} frames, not {frames}. "
+            f"Use {' or '.join(map(str, rule.nearest(frames)))}."
+        )
+    remainder = frames % stride
+    legal = FrameRule(multiple=stride, remainders=(remainder,), minimum=0, maximum=frames - stride)
+    if not legal.is_legal(overlap):
+        near = " or ".join(map(str, legal.nearest(overlap))) or "larger frames"
+        raise GeometryError(
+            f"encoder.tiling.frame_overlap: tiles of {frames} frames of {name} can share "
+            f"{legal.describe()} frames, not {overlap}: each must begin with a latent. Use {near}."
+        )
+    if edge == "cut" and ((frames - overlap) % rule.multiple or rule.minimum > 1):
+        raise GeometryError(
+            f"encoder.tiling.edge: cut could leave a tile of a number of frames that {name} does not take. "
+            "Use shift."
+        )
+    multiple = math.lcm(rule.multiple, stride)
+    remainders = tuple(
+        n
+        for n in range(multiple)
+        if n % rule.multiple in rule.remainders and n % stride == remainder
+    )
+    return dataclasses.replace(rule, multiple=multiple, remainders=remainders)
