@@ -144,7 +144,8 @@ class LatentSpec:
 
     encoder: kind in the config; model_class: the class that ran. channels: C of one latent, without
     the log-variance that `moments` store beside the mean. stride: pixels per latent along T, H, W.
-    dtype: of the stored array. compute_dtype: of the encoder. pixel_range: what the encoder was fed.
+    dtype: of the stored array. compute_dtype: of the encoder. pixel_range, pixel_layout: what the model
+    was fed, RGB; BCHW is a frame at a time.
     weights_sha256: over the weight files; None where the encoder has no weights. ids: for discrete
     tokenizers, whose `channels` is 1. fixed_size: (height, width) where the encoder takes only one.
     size_rules: of height and of width, where being a multiple of the stride is not enough.
@@ -160,6 +161,7 @@ class LatentSpec:
     compute_dtype: str = "float32"
     normaliser: Normaliser = field(default_factory=Normaliser)
     pixel_range: tuple[float, float] = (-1.0, 1.0)
+    pixel_layout: Literal["BCTHW", "BTCHW", "BCHW"] = "BCTHW"
     exactness: Exactness = "exact"
     weights_sha256: str | None = None
     ids: IdSpec | None = None

@@ -106,6 +106,7 @@ def describe(located: Located, config: ModelSection, kind: str, dtype: str) -> L
         compute_dtype=config.dtype,
         normaliser=facts.normaliser if ids is None else Normaliser(),
         pixel_range=located.pixel_range,
+        pixel_layout="BCHW" if facts.stride[0] == 1 else "BCTHW",
         exactness=facts.exactness,
         weights_sha256=located.files.weights_sha256(),
         ids=ids,

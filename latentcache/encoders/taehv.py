@@ -111,6 +111,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
         dtype=dtype,
         compute_dtype=config.dtype,
         pixel_range=(0.0, 1.0),
+        pixel_layout="BTCHW",
         exactness="prefix_exact",
         weights_sha256=checkpoint.sha256(),
     )

@@ -86,6 +86,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
         model_class=f"TAESD {name}",
         channels=variant.channels,
         stride=(1, variant.stride, variant.stride),
+        pixel_layout="BCHW",
         frame_rule=FrameRule(),
         stored=config.store,
         dtype=dtype,

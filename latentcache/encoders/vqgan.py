@@ -51,6 +51,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
         model_class=MODEL_CLASS,
         channels=1,
         stride=(1, stride, stride),
+        pixel_layout="BCHW",
         frame_rule=FrameRule(),
         stored="ids",
         dtype=ids.dtype,
