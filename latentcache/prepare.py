@@ -157,8 +157,7 @@ def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
         for bucket, table in plan.buckets.items():
             storage.write(plan_path(bucket.name), to_parquet(table))
         formats.get(manifest.format).prepare(storage, list(manifest.layouts().values()))
-        if plan.rejected.num_rows:
-            storage.write(sample_path(REJECTED, 0), to_parquet(plan.rejected))
+        storage.write(sample_path(REJECTED, 0), to_parquet(plan.rejected))
         storage.write(CACHE_JSON, manifest.to_bytes())
     return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
 
