@@ -79,13 +79,12 @@ def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     return apply_overrides({}, pairs)
 
 
-def encode(prepared: Prepared, tasks: Sequence[Task], *, skipped: int) -> int:
-    """Run the tasks with a progress bar, print the summary, and return the exit status.
-
-    skipped: clips of shards that were committed before.
-    """
+def encode(prepared: Prepared, tasks: Sequence[Task]) -> int:
+    """Run the tasks with a progress bar, print the summary, and return the exit status."""
     run = Run(prepared, tasks)
     url = redact(prepared.storage.url)
+    missing = sum(_num_clips(prepared, task) for task in tasks if not task.retry_failed)
+    skipped = sum(bucket.num_clips for bucket in prepared.manifest.buckets) - missing
     if not tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
     total = sum(_num_clips(prepared, task) for task in tasks)

@@ -41,9 +41,8 @@ def main() -> int:
 def precompute(args: argparse.Namespace) -> int:
     """Plan and encode; returns the exit status."""
     config = load_config(args.config, args.overrides)
-    Storage(
-        config.cache.url, config.cache.storage_options
-    )  # a wrong scheme is found before the work
+    # A wrong scheme is found before the work.
+    Storage(config.cache.url, config.cache.storage_options)
     spec, identity = resolve_encoder(config)
     with _ProbeBar() as bar:
         plan = plan_corpus(config, spec, bar.start, bar.step)
@@ -53,14 +52,7 @@ def precompute(args: argparse.Namespace) -> int:
         print("\nDry run: nothing was written.")
         return 0
     prepared = create_cache(config, manifest, plan)
-    tasks = missing_shards(prepared.storage, manifest)
-    skipped = plan.num_clips - sum(
-        min(manifest.shard_clips, bucket.num_clips - task.index * manifest.shard_clips)
-        for task in tasks
-        for bucket in manifest.buckets
-        if bucket.name == task.bucket
-    )
-    return encode(prepared, tasks, skipped=skipped)
+    return encode(prepared, missing_shards(prepared.storage, manifest))
 
 
 class _ProbeBar:

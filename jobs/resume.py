@@ -44,7 +44,7 @@ def resume(args: argparse.Namespace) -> int:
         check_sources(prepared, tasks)
     shards = sum(bucket.num_shards for bucket in prepared.manifest.buckets)
     print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")
-    return encode(prepared, tasks, skipped=sum(committed["num_clips"].to_pylist()))
+    return encode(prepared, tasks)
 
 
 if __name__ == "__main__":
