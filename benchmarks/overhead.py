@@ -2,7 +2,6 @@
 
 `python benchmarks/overhead.py decode`  the pipeline with a free encoder against decord alone
 `python benchmarks/overhead.py encode`  the pipeline with a heavy Wan VAE against encoding alone
-`python benchmarks/overhead.py stream`  samples/s of the loader against bare reading and decompression
 
 `--videos FOLDER` gives your own clips; without it the benchmark makes some.
 """
@@ -14,7 +13,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the jobs set it; see jobs/__init__.py
 
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,10 +28,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from latentcache import formats, open_cache
+from benchmarks.machine import machine
 from latentcache.config import Config
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.loader import LatentLoader
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.prepare import (
     Prepared,
@@ -43,23 +39,12 @@ from latentcache.prepare import (
     plan_corpus,
     resolve_encoder,
 )
-from latentcache.records import ChunkRef
 from latentcache.runners.work import Task
-from latentcache.tables import from_parquet, sample_path
-from tests.synthetic import write_cache
+from latentcache.tables import sample_path
 from tests.tiny_models import save_wan
 from tests.videos import moving_pattern, write_video
 
 ROUNDS = 5
-
-
-def machine() -> str:
-    """The machine, in a line."""
-    model = "unknown CPU"
-    if Path("/proc/cpuinfo").exists():
-        names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-        model = names[0].partition(": ")[2] if names else model
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
 def alternate(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float, float]:
@@ -120,6 +105,8 @@ def encode_all(prepared: Prepared, worker: ShardWorker) -> float:
     load = ShardLoader(prepared.storage, prepared.manifest)
     (bucket,) = prepared.manifest.buckets
     shards = [load(Task(bucket=bucket.name, index=i)) for i in range(bucket.num_shards)]
+    for shard in shards:  # committed by the run before, it would be left as it is
+        prepared.storage.delete(sample_path(bucket.name, shard.index))
     started = time.perf_counter()
     with ThreadPoolExecutor(SHARDS_IN_HAND) as pool:
         frames = sum(report.num_frames for report in pool.map(worker.encode_shard, shards))
@@ -183,51 +170,7 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
     worker.close()
 
 
-def bench_stream(folder: Path, args: argparse.Namespace) -> None:
-    """Samples/s of the loader against reading and decompressing the same chunks, as many threads."""
-    synthetic = write_cache(
-        str(folder / "cache"), channels=16, buckets={"49x480x720": 128}, shard_clips=32
-    )
-    cache = open_cache(synthetic.url)
-    loader = LatentLoader(cache, batch_size=8, num_threads=args.threads)
-
-    def stream() -> float:
-        started = time.perf_counter()
-        samples = sum(len(batch["key"]) for batch in loader)
-        return samples / (time.perf_counter() - started)
-
-    ours, bare, ratio = alternate(stream, lambda: read_bare(cache, args.threads))
-    size = np.prod(cache.manifest.buckets[0].shape) * 2 / 1e6
-    print(
-        f"{args.threads} threads, {size:.2f} MB a sample: loader {ours:.0f} samples/s, bare reading "
-        f"and decompression {bare:.0f} samples/s: {ratio:.2f}"
-    )
-
-
-def read_bare(cache: object, threads: int) -> float:
-    """Read and decompress every chunk, nothing else; returns samples a second."""
-    storage, manifest = cache.storage, cache.manifest  # type: ignore[attr-defined]
-    shard_format = formats.get(manifest.format)
-    ((bucket, layout),) = manifest.layouts().items()
-    jobs = []
-    for shard in range(manifest.buckets[0].num_shards):
-        table = from_parquet(storage.read(sample_path(bucket, shard)))
-        for row in table.to_pylist():
-            names = ("row", "offset", "length", "crc32c")
-            jobs.append((shard, ChunkRef(**{name: row[name] for name in names})))
-    buffers = [np.empty(layout.shape, numpy_dtype(layout.dtype)) for _ in range(threads)]
-
-    def read(lane: int) -> None:
-        for shard, chunk in jobs[lane::threads]:
-            shard_format.read(storage, layout, shard, [chunk], [buffers[lane]])
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(read, range(threads)))
-    return len(jobs) / (time.perf_counter() - started)
-
-
-BENCHMARKS = {"decode": bench_decode, "encode": bench_encode, "stream": bench_stream}
+BENCHMARKS = {"decode": bench_decode, "encode": bench_encode}
 
 
 def main() -> None:
@@ -237,7 +180,6 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="+", choices=BENCHMARKS)
     parser.add_argument("--videos", help="folder of .mp4 files of 49 frames or more, 480x720")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     print(machine())
     for name in args.names:

@@ -9,8 +9,15 @@ from latentcache.errors import did_you_mean
 
 JOBS = {
     "precompute": "encode a corpus into a cache, from a config file",
+    "estimate": "say what precompute would take in time, memory, bytes and money",
     "resume": "finish a cache that was interrupted, or retry what failed",
+    "status": "say how far a cache is, from anywhere, while its run goes on or after",
+    "verify": "check every byte of a cache, and mark what is damaged",
+    "clean": "remove what interrupted writes and older plans left in a cache",
     "stream": "read a cache as a trainer would, and measure it",
+    "report": "show a cache on one page: progress, failures, decoded clips, latents",
+    "preview": "write decoded clips as videos and pictures, beside their sources",
+    "train-example": "train a small diffusion transformer on a cache",
 }
 
 
@@ -19,8 +26,8 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
-        return int(importlib.import_module(f"{__package__}.{name}").main())
-    known = "\n".join(f"  latentcache {job:<12}{what}" for job, what in JOBS.items())
+        return int(importlib.import_module(f"{__package__}.{name.replace('-', '_')}").main())
+    known = "\n".join(f"  latentcache {job:<15}{what}" for job, what in JOBS.items())
     usage = f"usage: latentcache JOB ...\n\n{known}\n\n`latentcache JOB --help` says more."
     if name in ("-h", "--help"):
         print(usage)

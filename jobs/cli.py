@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -19,23 +21,41 @@ from latentcache.errors import (
     ConfigError,
     CorpusError,
     CorruptionError,
-    EncoderError,
     LatentCacheError,
     StorageError,
 )
-from latentcache.prepare import Prepared, num_rejected
+from latentcache.prepare import Prepared, num_clips, num_rejected
+from latentcache.quality import psnr_in_words
 from latentcache.records import REASONS, ShardReport
 from latentcache.runners.work import GaveUp, Progress, Retried, Task
 from latentcache.storage import redact
+from latentcache.units import human_bytes as human_bytes
 
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 #: Seconds between lines of progress where the output is not a terminal.
 LINE_INTERVAL_S = 10.0
+#: A run without any worker for as long says so: loading a large model takes less, losing a cluster more.
+NO_WORKER_S = 120.0
 NAMED_FAILURES = 10
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that knows the exit statuses."""
+    """An argument parser that knows the exit statuses, and what every job takes."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_argument("-v", "--verbose", action="store_true", help="log details to stderr")
+
+    def add_cache(self) -> None:
+        """Add the cache as the next argument, and the options of its storage."""
+        self.add_argument("cache", metavar="CACHE_URL")
+        self.add_argument(
+            "--storage-option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="fsspec option",
+        )
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and how it is used."""
@@ -45,8 +65,10 @@ class Parser(argparse.ArgumentParser):
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     """Run a job; what it raises becomes one message and an exit status."""
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
+    if args.verbose:
+        _log_to_stderr()
     try:
         return job(args)
     except KeyboardInterrupt:
@@ -62,6 +84,15 @@ def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
         return _fail(error, OTHER)
 
 
+def _log_to_stderr() -> None:
+    """Show what latentcache logs in this process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("latentcache")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
 def _interrupt(*_: object) -> NoReturn:
     """Make SIGTERM, as preemption sends it, the same as Ctrl-C."""
     raise KeyboardInterrupt
@@ -74,34 +105,41 @@ def _fail(error: LatentCacheError, status: int) -> int:
 
 def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse `--storage-option key=value` pairs; values are YAML. Raises ConfigError."""
-    from latentcache.config import apply_overrides
+    from latentcache.config_files import apply_overrides
 
     return apply_overrides({}, pairs)
+
+
+def made_folder(folder: Path, advice: str) -> Path:
+    """Return a folder of the user's, made if need be. Raises ConfigError, ending in `advice`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error.strerror}. {advice}") from None
+    return folder
 
 
 def encode(prepared: Prepared, tasks: Sequence[Task]) -> int:
     """Run the tasks with a progress bar, print the summary, and return the exit status."""
     run = Run(prepared, tasks)
     url = redact(prepared.storage.url)
-    missing = sum(_num_clips(prepared, task) for task in tasks if not task.retry_failed)
-    skipped = sum(bucket.num_clips for bucket in prepared.manifest.buckets) - missing
+    manifest = prepared.manifest
+    missing = sum(num_clips(manifest, task) for task in tasks if not task.retry_failed)
+    skipped = sum(bucket.num_clips for bucket in manifest.buckets) - missing
     if not tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
-    total = sum(_num_clips(prepared, task) for task in tasks)
+    total = sum(num_clips(manifest, task) for task in tasks)
     try:
         with closing(run.events()) as events, _Bar(total) as bar:
             for event in events:
                 bar.show(event)
-    except (KeyboardInterrupt, EncoderError, StorageError, ConfigError) as error:
-        stopped = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Stopped"
-        print(
-            f"\n{stopped}. {run.summary.shards} of {len(tasks)} shards were committed and are safe; "
-            f"those in flight will be encoded again.\nGo on with:  latentcache resume {shlex.quote(url)}",
-            file=sys.stderr,
-        )
-        if isinstance(error, KeyboardInterrupt):
-            return INTERRUPTED
-        raise
+    except KeyboardInterrupt:
+        print("\nInterrupted. " + _how_to_go_on(run.summary, len(tasks), url), file=sys.stderr)
+        return INTERRUPTED
+    except LatentCacheError as error:
+        _fail(error, OTHER)
+        print("Stopped. " + _how_to_go_on(run.summary, len(tasks), url), file=sys.stderr)
+        return WRONG_INPUT if isinstance(error, ConfigError) else OTHER
     if tasks:
         _print_summary(run.summary, skipped)
     _print_failures(run.summary)
@@ -115,10 +153,11 @@ def encode(prepared: Prepared, tasks: Sequence[Task]) -> int:
     return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
 
 
-def _num_clips(prepared: Prepared, task: Task) -> int:
-    bucket = next(b for b in prepared.manifest.buckets if b.name == task.bucket)
-    rows = prepared.manifest.shard_clips
-    return min(rows, bucket.num_clips - task.index * rows)
+def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:
+    return (
+        f"{summary.shards} of {num_tasks} shards were committed and are safe; those in flight will be "
+        f"encoded again.\nGo on with:  latentcache resume {shlex.quote(url)}"
+    )
 
 
 class _Bar:
@@ -128,7 +167,8 @@ class _Bar:
         self._total = total
         self._committed = 0
         self._done = 0
-        self._started = self._printed = time.monotonic()
+        self._started = self._printed = self._last_up = time.monotonic()
+        self._warnings: set[str] = set()
         self._bar: Any = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, unit="clip", dynamic_ncols=True, smoothing=0.1)
@@ -151,6 +191,10 @@ class _Bar:
             self._say(
                 f"shard {event.task.name} {verb} (attempt {event.task.attempts}): {event.task.error}"
             )
+        elif isinstance(event, Progress):
+            self._look_at_workers(event.workers)
+            for warning in event.warnings:
+                self._warn(warning)
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._draw()
@@ -164,6 +208,18 @@ class _Bar:
             eta = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
             print(f"{self._done}/{self._total} clips, {rate:.2f} clips/s{eta}", flush=True)
 
+    def _look_at_workers(self, workers: int) -> None:
+        if workers:
+            self._last_up = time.monotonic()
+        elif time.monotonic() - self._last_up > NO_WORKER_S:
+            self._warn("no worker is up; the run waits until the cluster has a place for one")
+
+    def _warn(self, text: str) -> None:
+        """Say it once: every worker warns for itself."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._say(f"warning: {text}")
+
     def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
@@ -176,8 +232,10 @@ def _print_summary(summary: Summary, skipped: int) -> None:
     busy_s = wall_s * max(1, summary.workers)
     before = f" ({skipped} more were there before)" if skipped else ""
     print(f"\nclips    {summary.clips_ok} ok, {summary.clips_failed} failed{before}")
+    elsewhere = f", {summary.shards_elsewhere} by another run" if summary.shards_elsewhere else ""
     print(
-        f"shards   {summary.shards} written, {summary.shards_failed} failed, {summary.retries} retries"
+        f"shards   {summary.shards} written{elsewhere}, {summary.shards_failed} failed, "
+        f"{summary.retries} retries"
     )
     if summary.stored_bytes:
         ratio = summary.stored_bytes / summary.raw_bytes
@@ -199,6 +257,8 @@ def _print_summary(summary: Summary, skipped: int) -> None:
             f"tiling   error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "
             f"{len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation)"
         )
+    if summary.psnrs_db:
+        print(f"quality  {psnr_in_words(summary.psnrs_db)}")
 
 
 def _print_failures(summary: Summary) -> None:
@@ -214,12 +274,3 @@ def _print_failures(summary: Summary) -> None:
             print(f"    {key}: {message}")
     if len(summary.failures) > NAMED_FAILURES:
         print("    ... all of them: cache.table() where status is 'failed'")
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes in words, such as `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

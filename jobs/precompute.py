@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from latentcache.config import Config, load_config
+from latentcache.config import Config
+from latentcache.config_files import load_config
 from latentcache.corpus import Corpus
 from latentcache.manifest import Manifest
 from latentcache.plan import Plan

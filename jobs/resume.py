@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from latentcache.index import build_index
+from latentcache.index import current_index
 from latentcache.prepare import check_sources, failed_shards, missing_shards, reopen_cache
 
 from .cli import Parser, encode, run_job, storage_options
@@ -14,7 +14,7 @@ from .cli import Parser, encode, run_job, storage_options
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache resume", description=__doc__)
-    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_cache()
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -27,9 +27,6 @@ def main() -> int:
     parser.add_argument(
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )
-    parser.add_argument(
-        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="fsspec option"
-    )
     return run_job(resume, parser)
 
 
@@ -37,7 +34,7 @@ def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
     tasks = missing_shards(prepared.storage, prepared.manifest)
-    committed = build_index(prepared.storage)
+    committed = current_index(prepared.storage)
     if args.retry_failed:
         tasks += failed_shards(committed)
     if not args.skip_changed:

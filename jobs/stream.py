@@ -7,6 +7,8 @@ import itertools
 import sys
 import time
 
+import torch
+
 from latentcache.cache import open_cache
 from latentcache.errors import ConfigError
 from latentcache.loader import LatentLoader
@@ -18,18 +20,19 @@ from .cli import OK, Parser, run_job, storage_options
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache stream", description=__doc__)
-    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_cache()
     parser.add_argument("--batch-size", type=int, default=8, help="clips a batch (8)")
     parser.add_argument("--steps", type=int, help="stop after this many batches")
     parser.add_argument("--epochs", type=int, default=1, help="times over the whole cache (1)")
     parser.add_argument(
-        "--threads", type=int, default=4, help="threads that read and decompress (4)"
+        "--threads", type=int, help="threads that read and decompress (4, of a remote cache 16)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-shuffle", action="store_true")
     parser.add_argument("--device", help="where batches go, such as cuda (the CPU)")
+    parser.add_argument("--no-check", action="store_true", help="leave out the CRC32C of clips")
     parser.add_argument(
-        "--storage-option", action="append", default=[], metavar="KEY=VALUE", help="fsspec option"
+        "--disk-cache", metavar="FOLDER", help="keep what is read of a remote cache on a local disk"
     )
     return run_job(stream, parser)
 
@@ -38,7 +41,7 @@ def stream(args: argparse.Namespace) -> int:
     """Stream and measure; returns the exit status."""
     if args.epochs < 1 or (args.steps is not None and args.steps < 1):
         raise ConfigError("--epochs and --steps are at least 1")
-    cache = open_cache(args.cache, storage_options(args.storage_option))
+    cache = open_cache(args.cache, storage_options(args.storage_option), disk_cache=args.disk_cache)
     spec = cache.spec
     print(
         f"cache    {redact(args.cache)}: {len(cache)} clips, {spec.model_class}, {spec.channels} "
@@ -51,6 +54,7 @@ def stream(args: argparse.Namespace) -> int:
         seed=args.seed,
         num_threads=args.threads,
         device=args.device,
+        check=not args.no_check,
     )
     started = time.perf_counter()
     steps = 0
@@ -59,6 +63,8 @@ def stream(args: argparse.Namespace) -> int:
     for batch in itertools.islice(batches, args.steps):
         shapes.setdefault(batch["bucket"], tuple(batch["latents"].shape))
         steps += 1
+    if loader.device.type == "cuda":
+        torch.cuda.synchronize(loader.device)
     wall_s = time.perf_counter() - started
     for bucket, shape in sorted(shapes.items()):
         print(f"bucket   {bucket}: batches of latents {list(shape)}")

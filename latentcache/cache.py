@@ -8,9 +8,10 @@ import importlib
 import json
 import operator
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache import formats
+from latentcache import formats, shard_set
+from latentcache.disk_cache import DiskCache
 from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
 from latentcache.formats.dtypes import as_numpy, torch_dtype
-from latentcache.index import read_index
+from latentcache.index import check_index, read_index
 from latentcache.interfaces import Array
 from latentcache.lru import Lru
 from latentcache.manifest import Manifest, read_manifest
-from latentcache.records import ChunkRef, LatentSpec
+from latentcache.objects import damaged, read_table
+from latentcache.records import LatentSpec
+from latentcache.shard_rows import ShardRows
+from latentcache.shard_set import Bits
 from latentcache.storage import Storage
 from latentcache.tables import (
     REJECTED,
     SAMPLE_SCHEMA,
-    from_parquet,
+    check_samples,
     sample_path,
     samples_folder,
     shard_of_sample_file,
@@ -41,6 +46,8 @@ from latentcache.urls import redact
 MAX_TABLES = 1024
 #: Sample tables read at a time when all are wanted.
 NUM_THREADS = 16
+#: Sample tables that are asked for at a time by a scan, which lets go of each after its turn.
+NUM_QUEUED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,38 +62,18 @@ class CacheBucket:
     stored_bytes: int
 
 
-class ShardRows:
-    """The ok rows of one sample table, numbered from 0 in row order."""
-
-    def __init__(self, bucket: str, shard: int, table: pa.Table) -> None:
-        self.bucket, self.shard = bucket, shard
-        self._table = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
-        places = [self._table[name].to_pylist() for name in ("row", "offset", "length", "crc32c")]
-        self.chunks = [
-            ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
-            for row, offset, length, crc in zip(*places, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    @property
-    def kept(self) -> list[str]:
-        """Names of the columns that were carried over from the corpus."""
-        return [name for name in self._table.column_names if name not in SAMPLE_SCHEMA.names]
-
-    def column(self, name: str, positions: Sequence[int]) -> list[Any]:
-        """Return a column's values at ok rows."""
-        values: list[Any] = self._table[name].take(pa.array(positions, pa.int64())).to_pylist()
-        return values
-
-
 def open_cache(
     url: str,
     storage_options: Mapping[str, Any] | None = None,
     expect: Mapping[str, Any] | None = None,
+    *,
+    disk_cache: str | Path | None = None,
+    disk_cache_bytes: int = 200 << 30,
 ) -> Cache:
     """Open the published snapshot of a cache.
+
+    disk_cache: a folder on a local disk that keeps what is read of a remote cache, at most
+    disk_cache_bytes, for all processes that name it; of a local cache it keeps nothing.
 
     expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
     what your model was built for. Raises CacheError where there is no cache, nothing is committed
@@ -95,7 +82,10 @@ def open_cache(
     storage = Storage(str(url), storage_options)
     manifest = read_manifest(storage)
     check_expectations(redact(storage.url), manifest.spec, expect or {})
-    return Cache(storage, manifest, read_index(storage))
+    disk = None
+    if disk_cache is not None and not storage.is_local:
+        disk = DiskCache(disk_cache, disk_cache_bytes, manifest.fingerprint)
+    return Cache(storage, manifest, read_index(storage), disk)
 
 
 def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
@@ -141,25 +131,32 @@ class Cache:
     last `MAX_TABLES` kept. Safe to use from several threads, after a fork and when pickled.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest, index: pa.Table) -> None:
-        self.storage, self.manifest, self._index = storage, manifest, index
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        index: pa.Table,
+        disk: DiskCache | None = None,
+    ) -> None:
+        self.storage, self.manifest, self._index, self._disk = storage, manifest, index, disk
         self._format = formats.get(manifest.format)
         self._layouts = manifest.layouts()
         self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
         self._decoder: Any = None
         self._decoding = threading.Lock()
-        unknown = sorted(set(index["bucket"].unique().to_pylist()) - self._layouts.keys())
-        if unknown:
+        try:
+            check_index(index, manifest)
+        except ValueError as error:
             raise CacheError(
-                f"{redact(storage.url)}: the snapshot lists buckets that cache.json does not have: "
-                f"{', '.join(unknown)}. The two are of different caches; resume to write it anew."
-            )
+                f"{redact(storage.url)}: the snapshot does not fit: {error}. The two are of different "
+                "caches; resume to write it anew."
+            ) from None
         self._places = index.select(["bucket", "shard"]).to_pydict()
         num_ok = index["num_ok"].to_numpy()
         self._ends = np.cumsum(num_ok, dtype=np.int64)
 
-    def __reduce__(self) -> tuple[type[Cache], tuple[Storage, Manifest, pa.Table]]:
-        return type(self), (self.storage, self.manifest, self._index)
+    def __reduce__(self) -> tuple[type[Cache], tuple[Any, ...]]:
+        return type(self), (self.storage, self.manifest, self._index, self._disk)
 
     def __repr__(self) -> str:
         return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"
@@ -197,6 +194,32 @@ class Cache:
             digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
+    @functools.cached_property
+    def shard_bits(self) -> Bits:
+        """Which shards of the plan are in this snapshot: what `at` takes."""
+        return shard_set.to_bits(self.manifest.buckets, self._index)
+
+    def newest(self) -> Cache:
+        """Open the snapshot that is published now; the same cache where it is this one."""
+        cache = Cache(self.storage, self.manifest, read_index(self.storage), self._disk)
+        return self if cache.snapshot == self.snapshot else cache
+
+    def at(self, shard_bits: Bits, snapshot: str) -> Cache:
+        """Return an earlier or a later snapshot, by its shards and its digest.
+
+        Raises CacheError where its shards are no longer as they were, or not published yet.
+        """
+        for cache in (self, self.newest()):
+            rows = shard_set.rows_of(self.manifest.buckets, cache._index, shard_bits)
+            found = rows and Cache(self.storage, self.manifest, rows, self._disk)
+            if found and found.snapshot == snapshot:
+                return found
+        raise CacheError(
+            f"{redact(self.storage.url)}: snapshot {snapshot[:12]} cannot be read any more: some of "
+            "its shards are not published, or have been encoded again and hold other clips, so its "
+            "order of samples is gone. Start an epoch anew on the snapshot that there is."
+        )
+
     def shards(self, bucket: str) -> tuple[Array, Array]:
         """Return (shard, num_ok) of a bucket's committed shards, int64 arrays in storage order."""
         table = self._index.filter(pc.equal(self._index["bucket"], bucket))
@@ -215,8 +238,10 @@ class Cache:
             place, position = self._locate(index)
             groups.setdefault(place, []).append((n, position))
         samples: dict[int, dict[str, Any]] = {}
-        for place, wanted in groups.items():
-            found = self._samples(place, [position for _, position in wanted])
+        positions = [[position for _, position in wanted] for wanted in groups.values()]
+        for wanted, found in zip(
+            groups.values(), self._of_shards(list(groups), positions), strict=True
+        ):
             samples.update(zip((n for n, _ in wanted), found, strict=True))
         return [samples[n] for n in range(len(indices))]
 
@@ -280,20 +305,41 @@ class Cache:
                 )
         return table if columns is None else table.select(list(columns))
 
+    @functools.cached_property
+    def column_names(self) -> list[str]:
+        """Columns of the sample tables: those of every cache, and those kept from the corpus."""
+        names = SAMPLE_SCHEMA.names
+        for bucket, shard in self._all_places()[:1]:
+            names = self._read_table(bucket, shard).column_names
+        return list(names)
+
+    def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
+        """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""
+        places = self._all_places()
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for start in range(0, len(places), NUM_QUEUED):
+                some = places[start : start + NUM_QUEUED]
+                tables = pool.map(lambda at: self._read_table(at[0], at[1], columns), some)
+                yield from zip(some, tables, strict=True)
+
     def rows(self, bucket: str, shard: int) -> ShardRows:
         """Return the ok rows of a shard, from memory where they were read lately."""
-        rows = self._tables.get((bucket, shard))
-        if rows is None:
-            rows = ShardRows(bucket, shard, self._read_table(bucket, shard))
-            self._tables.put((bucket, shard), rows)
-        return rows
+        return self._tables.get_or_make(
+            (bucket, shard), lambda: ShardRows(bucket, shard, self._read_table(bucket, shard))
+        )
 
     def read(
-        self, bucket: str, shard: int, positions: Sequence[int], out: Sequence[torch.Tensor]
+        self,
+        bucket: str,
+        shard: int,
+        positions: Sequence[int],
+        out: Sequence[torch.Tensor],
+        *,
+        check: bool = True,
     ) -> None:
         """Read samples of a shard, by their position among its ok rows, into CPU tensors.
 
-        Raises CorruptionError, naming the clip.
+        check: compare their CRC32C. Raises CorruptionError, naming the clip.
         """
         rows, layout = self.rows(bucket, shard), self._layouts[bucket]
         if positions and max(positions) >= len(rows):
@@ -303,7 +349,9 @@ class Cache:
             )
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:
-            self._format.read(self.storage, layout, shard, chunks, arrays)
+            self._format.read(
+                self.storage, layout, shard, chunks, arrays, check=check, disk=self._disk
+            )
         except CorruptionError:
             # One by one, to learn which clip it is; none of them, if the next read is sound.
             for position, chunk, array in zip(positions, chunks, arrays, strict=True):
@@ -318,6 +366,14 @@ class Cache:
         return torch.empty(
             (num_samples, *self._layouts[bucket].shape), dtype=torch_dtype(self.spec.dtype)
         )
+
+    def _of_shards(
+        self, places: Sequence[int], positions: Sequence[Sequence[int]]
+    ) -> Iterable[list[dict[str, Any]]]:
+        if len(places) == 1 or self.storage.is_local:
+            return list(map(self._samples, places, positions))
+        with ThreadPoolExecutor(min(NUM_THREADS, len(places))) as pool:
+            return list(pool.map(self._samples, places, positions))
 
     def _samples(self, place: int, positions: Sequence[int]) -> list[dict[str, Any]]:
         bucket, shard = self._places["bucket"][place], self._places["shard"][place]
@@ -358,15 +414,16 @@ class Cache:
     def _read_table(self, bucket: str, shard: int, columns: list[str] | None = None) -> pa.Table:
         path = sample_path(bucket, shard)
         try:
-            return from_parquet(self.storage.read(path), columns)
+            table = read_table(self.storage, path, columns)
         except FileNotFoundError:
-            what = "is missing, although the snapshot lists it"
-        except (pa.ArrowException, OSError, ValueError) as error:
-            what = f"cannot be read ({error})"
-        url = redact(self.storage.url)
-        raise CorruptionError(
-            f"{url}/{path} {what}. Encode the shard again: latentcache resume {url}"
-        )
+            raise damaged(
+                self.storage, path, "is missing, although the snapshot lists it"
+            ) from None
+        try:
+            check_samples(table, columns)
+        except ValueError as error:
+            raise damaged(self.storage, path, f"is no sample table ({error})") from error
+        return table
 
 
 _EMPTY = SAMPLE_SCHEMA.empty_table()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from latentcache.index import summarise
 from latentcache.interfaces import Array, ArrayLayout, Format
 from latentcache.records import ITEM_BYTES, ChunkRef, Clip, ClipResult, Shard, ShardReport
 from latentcache.storage import Storage
-from latentcache.tables import SAMPLE_SCHEMA, sample_path, to_parquet
+from latentcache.tables import SAMPLE_SCHEMA, sample_path, shard_facts, to_parquet
 
 #: Failures that a report names one by one; the sample table has them all.
 NAMED_FAILURES = 20
@@ -26,26 +27,39 @@ def commit_shard(
     rows: Sequence[Array | None],
     results: Sequence[ClipResult],
     kept: Sequence[pa.Field],
+    fingerprint: str,
 ) -> ShardReport:
     """Compress and write one shard, then its sample table. Idempotent: the same rows, the same objects.
 
-    rows: one array of the layout's shape a clip, None where it failed.
+    rows: one array of the layout's shape a clip, None where it failed. fingerprint: of the recipe.
     """
     started = time.perf_counter()
     encoded = shard_format.encode_shard(layout, shard.index, rows)
     storage.write(encoded.path, encoded.data)
-    _write_table(storage, shard, results, encoded.chunks, kept)
+    facts = shard_facts(fingerprint, encoded.data)
+    _write_table(storage, shard, results, encoded.chunks, kept, facts)
     return _report(layout, shard, results, encoded.chunks, time.perf_counter() - started)
 
 
 def commit_failed_shard(
-    storage: Storage, layout: ArrayLayout, shard: Shard, message: str, kept: Sequence[pa.Field]
+    storage: Storage,
+    layout: ArrayLayout,
+    shard: Shard,
+    message: str,
+    kept: Sequence[pa.Field],
+    fingerprint: str,
 ) -> ShardReport:
     """Record a shard that failed as a whole: every clip is failed, and there is no shard object."""
     results = [ClipResult(reason="shard_failed", message=message)] * len(shard.clips)
     chunks = [None] * len(shard.clips)
-    _write_table(storage, shard, results, chunks, kept)
+    _write_table(storage, shard, results, chunks, kept, shard_facts(fingerprint, None))
     return _report(layout, shard, results, chunks, 0.0)
+
+
+def report_committed(shard: Shard, table: pa.Table) -> ShardReport:
+    """Report a shard that another run has committed; `table` is its sample table."""
+    facts = summarise(table, shard.bucket.name, shard.index)
+    return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
 
 
 def _write_table(
@@ -54,9 +68,10 @@ def _write_table(
     results: Sequence[ClipResult],
     chunks: Sequence[ChunkRef | None],
     kept: Sequence[pa.Field],
+    facts: Mapping[str, Any],
 ) -> None:
     table = sample_table(shard, results, chunks, kept)
-    storage.write(sample_path(shard.bucket.name, shard.index), to_parquet(table))
+    storage.write(sample_path(shard.bucket.name, shard.index), to_parquet(table, facts))
 
 
 def sample_table(
@@ -97,6 +112,7 @@ def _row(
         "source_width": result.source_width,
         "decoder": result.decoder,
         "tiling_error": result.tiling_error,
+        "psnr": result.psnr,
         "offset": chunk.offset if chunk else None,
         "length": chunk.length if chunk else None,
         "crc32c": chunk.crc32c if chunk else None,
@@ -133,6 +149,7 @@ def _report(
         reasons=Counter(reason for _, reason, _ in failed),
         failures=failed[:NAMED_FAILURES],
         tiling_errors=[r.tiling_error for r in results if r.tiling_error is not None],
+        psnrs_db=[r.psnr for r in results if r.psnr is not None],
         decode_s=sum(result.decode_s for result in results),
         encode_s=sum(result.encode_s for result in results),
         write_s=write_s,

@@ -1,28 +1,23 @@
-"""The configuration file: pydantic models, loading, overrides, errors that name the nearest key."""
+"""The configuration: one pydantic model a section. `config_files` reads them."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from latentcache.errors import ConfigError, did_you_mean
+from latentcache.errors import did_you_mean
 from latentcache.urls import has_password
-from latentcache.yaml_text import parse_yaml
 
-Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
 #: Roles that a column of a corpus table can have.
 COLUMN_ROLES = ("video", "image", "caption", "key", "frames", "fps", "height", "width")
@@ -65,6 +60,11 @@ class CorpusConfig(Section):
     keep: list[str] = Field(
         default_factory=list,
         description="Columns of the table that are carried into the sample table and the batches.",
+    )
+    max_pixels: Positive = Field(
+        default=1 << 26,
+        description="A source whose frames have more pixels than this is recorded as failed before "
+        "one is decoded. The default is 8192x8192.",
     )
     storage_options: dict[str, Any] = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
@@ -235,11 +235,24 @@ class RunConfig(Section):
         default=3,
         description="A shard is tried this many times more before it is recorded as failed.",
     )
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="The run stops where more than this part of its clips failed, or no shard can be "
+        "encoded at all; 1: it never does.",
+    )
+    judged_clips: Positive = Field(
+        default=100, description="Clips that are done before max_failed_fraction is looked at."
+    )
     decode_timeout_s: PositiveFloat = Field(
         default=60.0, description="A clip that takes longer to decode is recorded as failed."
     )
     decode_processes: Positive | Literal["auto"] = Field(
         default="auto", description="Decoding processes a worker; auto: its share of the CPUs."
+    )
+    decode_memory_bytes: Annotated[int, Field(ge=1 << 29)] = Field(
+        default=4 << 30,
+        description="Memory that a decoding process may take for itself (on Linux); a clip that needs "
+        "more is recorded as failed.",
     )
     decode_ahead_bytes: Positive = Field(
         default=1 << 30,
@@ -247,6 +260,27 @@ class RunConfig(Section):
     )
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often while the run goes on."
+    )
+
+
+class QualityConfig(Section):
+    """Clips that a run decodes and compares with their sources as it goes; it changes no latents."""
+
+    every: Annotated[int, Field(ge=0)] = Field(
+        default=256,
+        description="One clip in this many of each bucket, from the first one on, is decoded and compared, "
+        "for the column psnr of the sample table; 0: none, also not the first ones.",
+    )
+    judged_clips: Positive = Field(
+        default=3,
+        description="Clips that each worker compares first of all, whichever they are, and before "
+        "min_psnr is looked at.",
+    )
+    min_psnr: PositiveFloat | None = Field(
+        default=None,
+        description="In dB: the run stops where the median of the latest clips that a worker compared is "
+        "lower, or has red and blue exchanged. null: it never does, and warns below 20 dB. 20 suits most "
+        "trained models.",
     )
 
 
@@ -260,6 +294,7 @@ class Config(Section):
     )
     cache: CacheConfig
     run: RunConfig = Field(default_factory=RunConfig)
+    quality: QualityConfig = Field(default_factory=QualityConfig)
 
     @field_validator("encoder")
     @classmethod
@@ -274,119 +309,3 @@ class Config(Section):
         del data["corpus"]["storage_options"]
         del data["cache"]["storage_options"], data["cache"]["url"]
         return data
-
-
-def validate(model: type[Model], data: Any, where: str) -> Model:
-    """Validate `data`; raises ConfigError with one line a problem, naming the nearest known key."""
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        problems: dict[tuple[str, ...], list[Any]] = {}
-        for problem in error.errors():
-            path = _path_in(data, problem["loc"], is_missing=problem["type"] == "missing")
-            problems.setdefault(path, []).append(problem)
-        # Of a union's members, those that took the value for something else failed further out.
-        outer = {path[:i] for path in problems for i in range(len(path))}
-        lines = [_line(model, path, p) for path, p in problems.items() if path not in outer]
-        raise ConfigError("\n".join([f"{where}:", *lines])) from None
-
-
-def _path_in(data: Any, loc: Sequence[str | int], is_missing: bool) -> tuple[str, ...]:
-    """Return the keys of an error's location, without the names of a union's members among them."""
-    path: list[str] = []
-    for i, part in enumerate(loc):
-        try:
-            data = data[part]
-        except (KeyError, IndexError, TypeError):
-            if not (is_missing and i == len(loc) - 1):
-                continue
-        path.append(str(part))
-    return tuple(path)
-
-
-def _line(model: type[BaseModel], path: Sequence[str], problems: Sequence[Any]) -> str:
-    key = ".".join(path) or "config"
-    first = problems[0]
-    if first["type"] == "extra_forbidden":
-        known = _keys_at(model, path[:-1])
-        near = did_you_mean(path[-1], known)
-        return f"  {key}: unknown key.{near} Known here: {', '.join(known)}"
-    if first["type"] == "missing":
-        return f"  {key}: required, but not given"
-    text = " or ".join(dict.fromkeys(_message(p["msg"]) for p in problems))
-    if text.startswith("should be "):
-        text = "should be " + text.removeprefix("should be ").replace(" or should be ", " or ")
-    quiet = first["type"] == "value_error" or "storage_options" in path  # these may be secrets
-    return f"  {key}: {text}" + ("" if quiet else f"; got {repr(first['input'])[:100]}")
-
-
-def _message(message: str) -> str:
-    """Return pydantic's message in words for people who write YAML."""
-    message = re.sub(r"^(Value error, |Input |(List|Tuple|String) (?=should))", "", message)
-    message = re.sub(r"a valid dictionary.*", "a section with keys", message)
-    message = re.sub(r"a valid integer.*", "a whole number", message)
-    message = re.sub(r"valid (?=number|list|tuple|string)", "", message)
-    return re.sub(r" after validation|, unable to parse.*", "", message)
-
-
-def _keys_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(part)
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        inner = next((t for t in options if isinstance(t, type) and issubclass(t, BaseModel)), None)
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `data` with `dotted.key=value` overrides; values are YAML. Raises ConfigError."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError(f"{override!r} is not an override; write section.key=value")
-        try:
-            value = parse_yaml(text)
-        except ConfigError as error:
-            raise ConfigError(f"{override!r}: the value is not YAML: {error}") from None
-        data = _set(data, key.split("."), value, override)
-    return data
-
-
-def _set(data: dict[str, Any], path: Sequence[str], value: Any, override: str) -> dict[str, Any]:
-    head, *rest = path
-    if not rest:
-        return {**data, head: value}
-    inner = data.get(head)
-    if inner is not None and not isinstance(inner, dict):
-        raise ConfigError(f"{override!r}: {head!r} is a value, {inner!r}, not a section with keys")
-    return {**data, head: _set(inner or {}, rest, value, override)}
-
-
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply overrides, validate. Raises ConfigError."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the config file {path!r}: {error}") from None
-    try:
-        data = parse_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
-    return validate(Config, apply_overrides(data, overrides), path)
-
-
-def load_stored_config(
-    data: Mapping[str, Any],
-    *,
-    url: str,
-    storage_options: Mapping[str, Any],
-    overrides: Sequence[str] = (),
-) -> Config:
-    """Read the configuration of the cache at `url`, with overrides. Raises ConfigError."""
-    cache = {**data["cache"], "url": url, "storage_options": dict(storage_options)}
-    changed = apply_overrides({**data, "cache": cache}, overrides)
-    return validate(Config, changed, "the cache's configuration")

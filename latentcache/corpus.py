@@ -14,7 +14,7 @@ import pyarrow as pa
 from latentcache.config import CorpusConfig
 from latentcache.corpus_tables import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.errors import ConfigError, CorpusError, StorageError
-from latentcache.storage import (
+from latentcache.source_files import (
     find_files,
     glob_files,
     is_directory,
@@ -191,9 +191,20 @@ def _read_captions(
     for i in range(0, len(names), _CAPTIONS_AT_ONCE):
         some = names[i : i + _CAPTIONS_AT_ONCE]
         urls = [join(root, captions[n]) for n in some]
-        data = read_many(urls, config.storage_options)
+        data = _read_texts(urls, config.storage_options)
         texts.update((n, _caption(u, d)) for n, u, d in zip(some, urls, data, strict=True))
     return texts
+
+
+def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[bytes]:
+    try:
+        return read_many(urls, options)
+    except FileNotFoundError:
+        gone = next((url for url in urls if not is_file(url, options)), urls[0])
+        raise CorpusError(
+            f"the caption file {redact(gone)} cannot be read: it was removed meanwhile, or is a link to "
+            "what is not there. Restore it, or remove it."
+        ) from None
 
 
 def _caption(url: str, data: bytes) -> str | None:

@@ -14,7 +14,7 @@ from latentcache import encoders, posterior
 from latentcache.errors import EncoderError, RecipeMismatchError
 from latentcache.interfaces import Encoder
 from latentcache.manifest import Manifest, recipe_difference
-from latentcache.records import LatentSpec
+from latentcache.records import LatentSpec, Stored
 
 #: What decides latents, and not which model they are of: it may differ where they are decoded.
 _ENCODING_ONLY = ("dtype", "packages", "tiling")
@@ -42,9 +42,14 @@ class Decoder:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode one stored sample, as stored, to uint8 [T, H, W, 3] on the CPU."""
-        if self._stored == "moments":
-            latents = posterior.split(latents)[0]
-        return self._encoder.decode(latents[None])[0]
+        return decode_stored(self._encoder, latents, self._stored)
+
+
+def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """Decode one sample, as it is stored, to uint8 [T, H, W, 3] on the CPU; of moments the mean."""
+    if stored == "moments":
+        latents = posterior.split(latents)[0]
+    return encoder.decode(latents[None])[0]
 
 
 def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:

@@ -5,11 +5,13 @@ LatentCacheError            anything this package raises on purpose
 │   └── GeometryError       frames or sizes that the encoder cannot take
 ├── CorpusError             the table of sources (exit status 2)
 ├── StorageError            object storage: unknown scheme, no access, disk full
+│   └── UnreachableError    it did not answer, however often it was tried
 ├── CacheError              what is on storage is not a usable cache
 │   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
 │   └── CorruptionError     bytes that fail their CRC32C, or are missing where a table says ok
 ├── EncoderError            an encoder cannot be built or broke its contract
 ├── ShardError              a shard failed as a whole; it is retried
+├── RunStoppedError         a run stopped itself: nearly everything failed, or decodes to something else
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
 Messages say what was wrong, what was got, the consequence and the fix.
@@ -41,6 +43,10 @@ class StorageError(LatentCacheError, OSError):
     """Object storage refused: unknown scheme, missing package, no access, no room."""
 
 
+class UnreachableError(StorageError):
+    """Object storage did not answer, or was too busy, for as long as it was tried."""
+
+
 class CacheError(LatentCacheError, ValueError):
     """What is on storage is not a cache that this version can use."""
 
@@ -59,6 +65,10 @@ class EncoderError(LatentCacheError, RuntimeError):
 
 class ShardError(LatentCacheError, RuntimeError):
     """A shard failed as a whole."""
+
+
+class RunStoppedError(LatentCacheError, RuntimeError):
+    """A run stopped itself, because nearly everything failed or decodes to something else."""
 
 
 class ClipError(LatentCacheError, ValueError):

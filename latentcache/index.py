@@ -5,16 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.errors import CacheError, CorruptionError
-from latentcache.manifest import read_manifest
+from latentcache.errors import CacheError
+from latentcache.manifest import Manifest, read_manifest
+from latentcache.objects import damaged, read_table
 from latentcache.storage import Storage
 from latentcache.tables import (
     INDEX,
     INDEX_SCHEMA,
-    from_parquet,
     sample_path,
     samples_folder,
     shard_of_sample_file,
@@ -34,11 +35,27 @@ def build_index(storage: Storage, known: pa.Table | None = None) -> pa.Table:
     """
     buckets = sorted(bucket.name for bucket in read_manifest(storage).buckets)
     found = [(bucket, shard) for bucket in buckets for shard in _committed(storage, bucket)]
-    rows = {} if known is None else {(r["bucket"], r["shard"]): r for r in known.to_pylist()}
+    rows: dict[tuple[str, int], dict[str, Any] | None] = {}
+    if known is not None:
+        rows = {(row["bucket"], row["shard"]): row for row in known.to_pylist()}
     unknown = [place for place in found if place not in rows]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         rows.update(pool.map(lambda place: (place, _summarise(storage, *place)), unknown))
-    return pa.Table.from_pylist([rows[place] for place in found], schema=INDEX_SCHEMA)
+    there = [row for place in found if (row := rows[place]) is not None]
+    return pa.Table.from_pylist(there, schema=INDEX_SCHEMA)
+
+
+def current_index(storage: Storage) -> pa.Table:
+    """Return what is committed now, reading only the tables that the published snapshot lacks."""
+    return build_index(storage, known_index(storage))
+
+
+def known_index(storage: Storage) -> pa.Table:
+    """Read the published snapshot; an empty one where there is none yet, or it is damaged."""
+    try:
+        return read_index(storage)
+    except CacheError:
+        return INDEX_SCHEMA.empty_table()
 
 
 def publish(storage: Storage, table: pa.Table) -> None:
@@ -50,19 +67,56 @@ def read_index(storage: Storage) -> pa.Table:
     """Read the published snapshot. Raises CacheError where there is none yet."""
     url = redact(storage.url)
     try:
-        data = storage.read(INDEX)
+        table = read_table(storage, INDEX)
     except FileNotFoundError:
         raise CacheError(
             f"{url}: the cache has no snapshot yet ({INDEX}): its run has committed no shard, "
             f"or was killed before it could publish. Let it go on, or run: latentcache resume {url}"
         ) from None
     try:
-        return from_parquet(data).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise CorruptionError(
-            f"{url}/{INDEX} cannot be read ({error}). It holds nothing that the sample tables do "
-            f"not: run `latentcache resume {url}` to write it anew."
-        ) from error
+        return _checked(table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA))
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise damaged(storage, INDEX, f"cannot be read ({error})") from error
+
+
+def summarise(table: pa.Table, bucket: str, shard: int) -> dict[str, Any]:
+    """Return the row of a shard whose sample table this is. stored_bytes: of its clips' chunks alone."""
+    return {
+        "bucket": bucket,
+        "shard": shard,
+        "num_clips": len(table),
+        "num_ok": pc.sum(pc.equal(table["status"], "ok")).as_py() or 0,
+        "stored_bytes": pc.sum(table["length"]).as_py() or 0,
+    }
+
+
+def check_index(table: pa.Table, manifest: Manifest) -> None:
+    """Raise ValueError where a snapshot lists shards that the cache does not have."""
+    num_shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
+    names = table["bucket"].combine_chunks().dictionary_encode()
+    unknown = sorted(set(names.dictionary.to_pylist()) - num_shards.keys())
+    if unknown:
+        raise ValueError(f"it lists buckets that cache.json does not have: {', '.join(unknown)}")
+    shards, buckets = table["shard"].to_numpy(), names.indices.to_numpy()
+    limits = np.array([num_shards[name] for name in names.dictionary.to_pylist()], np.int64)
+    if table.num_rows and (shards >= limits[buckets]).any():
+        raise ValueError("it lists shards that cache.json does not have")
+    if (table["num_clips"].to_numpy() > manifest.shard_clips).any():
+        raise ValueError("it has shards of more clips than cache.json says")
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """Return the snapshot where its numbers are possible, and its shards are in order."""
+    num_ok, num_clips, shard, stored_bytes = (
+        table[name].to_numpy() for name in ("num_ok", "num_clips", "shard", "stored_bytes")
+    )
+    if ((num_ok < 0) | (num_ok > num_clips) | (shard < 0) | (stored_bytes < 0)).any():
+        raise ValueError("it has counts that cannot be")
+    bucket = table["bucket"]
+    same = pc.equal(bucket.slice(1), bucket.slice(0, max(0, len(bucket) - 1))).to_numpy()
+    if (same & (np.diff(shard) <= 0)).any():
+        raise ValueError("its shards are not in order, or twice in it")
+    return table
 
 
 def _committed(storage: Storage, bucket: str) -> list[int]:
@@ -72,20 +126,11 @@ def _committed(storage: Storage, bucket: str) -> list[int]:
     return sorted(shard for shard in shards if shard is not None)
 
 
-def _summarise(storage: Storage, bucket: str, shard: int) -> dict[str, Any]:
-    """Return a shard's row. stored_bytes: of its clips' chunks alone."""
+def _summarise(storage: Storage, bucket: str, shard: int) -> dict[str, Any] | None:
+    """Return a shard's row; None where another run is just replacing it."""
     path = sample_path(bucket, shard)
     try:
-        table = from_parquet(storage.read(path), columns=["status", "length"])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptionError(
-            f"{redact(storage.url)}/{path} cannot be read ({error}), so what it committed is "
-            "unknown. Delete it and resume, to encode the shard again."
-        ) from error
-    return {
-        "bucket": bucket,
-        "shard": shard,
-        "num_clips": len(table),
-        "num_ok": pc.sum(pc.equal(table["status"], "ok")).as_py() or 0,
-        "stored_bytes": pc.sum(table["length"]).as_py() or 0,
-    }
+        table = read_table(storage, path, ["status", "length"])
+    except FileNotFoundError:
+        return None
+    return summarise(table, bucket, shard)

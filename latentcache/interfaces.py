@@ -14,6 +14,7 @@ from latentcache.records import Bucket, ChunkRef, LatentSpec
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from latentcache.disk_cache import DiskCache
     from latentcache.storage import Storage
 
 Array = npt.NDArray[Any]
@@ -88,10 +89,10 @@ class ArrayLayout:
 
 
 class Format(Protocol):
-    """A shard format. Pure but for `prepare` and `read`; safe to use from several threads."""
+    """A shard format. Pure but for `read`; safe to use from several threads."""
 
-    def prepare(self, storage: Storage, layouts: Sequence[ArrayLayout]) -> None:
-        """Write the metadata objects of a new cache, if the format has any. Idempotent."""
+    def metadata(self, layouts: Sequence[ArrayLayout]) -> Mapping[str, bytes]:
+        """Return the metadata objects of a cache by path, sealed, in the order to write them."""
         ...
 
     def encode_shard(
@@ -110,9 +111,24 @@ class Format(Protocol):
         index: int,
         chunks: Sequence[ChunkRef],
         out: Sequence[Array],
+        *,
+        check: bool = True,
+        disk: DiskCache | None = None,
     ) -> None:
         """Read, check and decompress chunks of one shard object into `out`, arrays of the layout's shape.
 
-        Raises CorruptionError where bytes are missing, fail their CRC32C or do not decompress.
+        check: compare their CRC32C. disk: where chunks of remote objects are kept. Raises
+        CorruptionError where bytes are missing, fail their CRC32C or do not decompress.
+        """
+        ...
+
+    def path(self, layout: ArrayLayout, index: int) -> str:
+        """Return the path of shard `index` in the cache."""
+        ...
+
+    def decode(self, layout: ArrayLayout, data: bytes, chunk: ChunkRef, out: Array) -> None:
+        """Decompress one chunk of a whole shard object, without a look at its CRC32C, into `out`.
+
+        Raises ValueError where it is not one sample of the layout.
         """
         ...

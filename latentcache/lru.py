@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
@@ -23,6 +24,7 @@ class Lru(Generic[K, V]):
 
     def _fresh(self) -> None:
         self._items: OrderedDict[K, V] = OrderedDict()
+        self._making: dict[K, threading.Lock] = {}
         self._lock = threading.Lock()
         self._pid = os.getpid()
 
@@ -38,6 +40,22 @@ class Lru(Generic[K, V]):
                 return None
             self._items.move_to_end(key)
             return self._items[key]
+
+    def get_or_make(self, key: K, make: Callable[[], V]) -> V:
+        """Return the value; where there is none, one thread makes it and the others wait for it."""
+        if (value := self.get(key)) is not None:
+            return value
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        try:
+            with making:
+                if (value := self.get(key)) is None:
+                    value = make()
+                    self.put(key, value)
+                return value
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
 
     def put(self, key: K, value: V) -> None:
         """Keep the value, in the place of the one used longest ago where the map is full."""

@@ -10,8 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from latentcache.errors import CacheError
+import pydantic
+
+from latentcache import seal
+from latentcache.errors import CacheError, CorruptionError
 from latentcache.interfaces import ArrayLayout
+from latentcache.objects import read_bounded
 from latentcache.records import FORMAT_VERSION, ITEM_BYTES, Bucket, LatentSpec, ShardFormat
 from latentcache.storage import Storage
 from latentcache.tables import CACHE_JSON
@@ -20,6 +24,13 @@ from latentcache.urls import redact
 CREATED_BY = "latentcache 0.1.0"
 #: The largest buffer that blosc compresses; a larger sample cannot have been written.
 MAX_SAMPLE_BYTES = 2**31 - 17
+#: With 21 latent frames, the JSON text of a bucket is 1 kB: this is enough for thousands of them.
+MAX_MANIFEST_BYTES = 1 << 24
+#: Beyond what a cache can have, and small enough for sums in 64 bits and lists of all shards.
+MAX_COUNT, MAX_SHARD_CLIPS, MAX_SHARDS = 1 << 40, 1 << 20, 10_000_000
+MAX_LEVEL = 22
+#: Frame rules are tried one number after the other; those of real encoders go up to 32.
+MAX_MULTIPLE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,20 +79,19 @@ class Manifest:
         }
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text; the same manifest gives the same bytes."""
+        """Return the JSON text, sealed; the same manifest gives the same bytes."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["spec"] = self.spec.to_json()
         data["buckets"] = [dataclasses.asdict(bucket) for bucket in self.buckets]
-        return json.dumps(data, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n"
+        return seal_json(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = CACHE_JSON) -> Manifest:
-        """Read what `to_bytes` wrote. Raises CacheError, naming `where`."""
+        """Read what `to_bytes` wrote. Raises CacheError, naming `where`; CorruptionError if it changed."""
         try:
-            content = json.loads(data)
-            version = content["format_version"]
+            version = _load(data)["format_version"]
             too_new = version > FORMAT_VERSION
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CacheError(f"{where} is not the cache.json of a cache: {_short(error)}") from None
         if too_new:
             raise CacheError(
@@ -89,16 +99,35 @@ class Manifest:
                 f"{FORMAT_VERSION} and would misread it. Run: pip install -U latentcache"
             )
         try:
-            return _checked(_parse(content))
-        except (ValueError, TypeError, KeyError) as error:
+            seal.check(data)
+        except ValueError as error:
+            raise CorruptionError(
+                f"{where} is not as it was written: {error}. A changed digit in it would give other "
+                "latents without a word, so nothing is read. Restore it from a copy; it is written "
+                "once, and never changes."
+            ) from None
+        try:
+            return _checked(_ADAPTER.validate_json(data, strict=True))
+        except pydantic.ValidationError as error:
+            raise CacheError(f"{where} is damaged: {_first(error)}") from None
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise CacheError(f"{where} is damaged: {_short(error)}") from None
+
+
+_ADAPTER = pydantic.TypeAdapter(Manifest)
+
+
+def seal_json(data: Mapping[str, Any]) -> bytes:
+    """Return JSON text that carries its own CRC32C."""
+    text = json.dumps({**data, seal.KEY: seal.EMPTY}, indent=2, sort_keys=True, allow_nan=False)
+    return seal.seal(text.encode() + b"\n")
 
 
 def read_manifest(storage: Storage) -> Manifest:
     """Read a cache's manifest. Raises CacheError where there is no cache, or not one to use."""
     url = redact(storage.url)
     try:
-        data = storage.read(CACHE_JSON)
+        data = read_bounded(storage, CACHE_JSON, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise CacheError(
             f"{url}: there is no cache here (no {CACHE_JSON}). Check the URL, or make the cache: "
@@ -142,46 +171,74 @@ def _canonical(data: Any) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _parse(content: Mapping[str, Any]) -> Manifest:
-    known = {field.name: content[field.name] for field in dataclasses.fields(Manifest)}
-    buckets = [
-        BucketInfo(
-            name=bucket["name"],
-            num_clips=bucket["num_clips"],
-            num_shards=bucket["num_shards"],
-            shape=tuple(bucket["shape"]),
-            pixel_frames=tuple((start, end) for start, end in bucket.get("pixel_frames", ())),
-        )
-        for bucket in content["buckets"]
-    ]
-    spec = LatentSpec.from_json(content["spec"])
-    return Manifest(**{**known, "buckets": tuple(buckets), "spec": spec})
+def _load(data: bytes) -> Any:
+    return json.loads(data, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _checked(manifest: Manifest) -> Manifest:
     """Return the manifest where sizes and names make sense; raises ValueError otherwise."""
     if manifest.format not in get_args(ShardFormat):
         raise ValueError(f"unknown format {manifest.format!r}; a newer latentcache may know it")
-    if manifest.compression["codec"] not in ("zstd", "none"):
-        raise ValueError(f"unknown codec {manifest.compression['codec']!r}")
-    _positive("shard_clips", manifest.shard_clips)
-    _positive("compression.level", manifest.compression["level"])
+    if manifest.compression.get("codec") not in ("zstd", "none"):
+        raise ValueError(f"unknown codec {manifest.compression.get('codec')!r}")
+    _positive("shard_clips", MAX_SHARD_CLIPS, manifest.shard_clips)
+    _positive("compression.level", MAX_LEVEL, manifest.compression.get("level"))
+    _check_spec(manifest.spec)
+    names = [bucket.name for bucket in manifest.buckets]
+    if not names or len(set(names)) < len(names):
+        raise ValueError("it has no bucket, or one twice")
     for bucket in manifest.buckets:
-        Bucket.parse(bucket.name)
-        _positive(f"bucket {bucket.name}", bucket.num_clips, bucket.num_shards, *bucket.shape)
-        if math.prod(bucket.shape) * ITEM_BYTES[manifest.spec.dtype] > MAX_SAMPLE_BYTES:
-            raise ValueError(f"bucket {bucket.name}: no sample is as large as {bucket.shape}")
-        if bucket.num_shards != -(-bucket.num_clips // manifest.shard_clips):
-            raise ValueError(
-                f"bucket {bucket.name}: {bucket.num_shards} shards of {manifest.shard_clips} do "
-                f"not hold {bucket.num_clips} clips"
-            )
+        _check_bucket(manifest, bucket)
+    if sum(bucket.num_shards for bucket in manifest.buckets) > MAX_SHARDS:
+        raise ValueError(f"no cache has more than {MAX_SHARDS} shards")
     return manifest
 
 
-def _positive(what: str, *values: Any) -> None:
-    if not all(type(value) is int and value > 0 for value in values):
-        raise ValueError(f"{what}: {values} are not positive whole numbers")
+def _check_bucket(manifest: Manifest, bucket: BucketInfo) -> None:
+    pixels = Bucket.parse(bucket.name)
+    if pixels.name != bucket.name:
+        raise ValueError(f"{bucket.name!r} is not a bucket's name, which is {pixels.name}")
+    _positive(f"bucket {bucket.name}", MAX_COUNT, bucket.num_clips, bucket.num_shards)
+    _positive(f"bucket {bucket.name}", MAX_COUNT, *bucket.shape)
+    spec = manifest.spec
+    if math.prod(bucket.shape) * ITEM_BYTES[spec.dtype] > MAX_SAMPLE_BYTES:
+        raise ValueError(f"bucket {bucket.name}: no sample is as large as {bucket.shape}")
+    if bucket.num_shards != -(-bucket.num_clips // manifest.shard_clips):
+        raise ValueError(
+            f"bucket {bucket.name}: {bucket.num_shards} shards of {manifest.shard_clips} do "
+            f"not hold {bucket.num_clips} clips"
+        )
+    expected = spec.latent_shape(pixels.frames, pixels.height, pixels.width)
+    if bucket.shape != expected:
+        raise ValueError(f"bucket {bucket.name}: its latents are {expected}, not {bucket.shape}")
+
+
+def _check_spec(spec: LatentSpec) -> None:
+    """Raise ValueError for numbers that no encoder has, which loops and tensors would follow."""
+    rules = (spec.frame_rule, *(spec.size_rules or ()))
+    if any(rule.multiple > MAX_MULTIPLE or len(rule.remainders) > MAX_MULTIPLE for rule in rules):
+        raise ValueError(f"a frame rule of a multiple above {MAX_MULTIPLE}")
+    scales = spec.ids.scales if spec.ids else ()
+    _positive("spec", MAX_COUNT, spec.channels, *spec.stride, *scales)
+    normaliser = spec.normaliser
+    if not all(map(math.isfinite, (*normaliser.shift, *normaliser.scale, *spec.pixel_range))):
+        raise ValueError("the normaliser or the pixel range is not finite")
+
+
+def _positive(what: str, at_most: int, *values: Any) -> None:
+    if not all(type(value) is int and 0 < value <= at_most for value in values):
+        raise ValueError(f"{what}: {values} are not positive whole numbers up to {at_most}")
+
+
+def _first(error: pydantic.ValidationError) -> str:
+    """Return what is wrong first, in one line."""
+    details = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, details["loc"]))
+    return f"{place}: {details['msg']}" if place else details["msg"]
 
 
 def _short(error: Exception) -> str:

@@ -20,18 +20,20 @@ import pyarrow as pa
 import torch
 
 from latentcache import encoders, formats, posterior
-from latentcache.commit import commit_shard
-from latentcache.config import RunConfig
+from latentcache.commit import commit_shard, report_committed
+from latentcache.config import QualityConfig, RunConfig
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import memory
 from latentcache.encoders.tiled import tiling_error
 from latentcache.errors import ClipError
 from latentcache.formats.dtypes import as_numpy, numpy_dtype, torch_dtype
+from latentcache.gate import Gate
 from latentcache.interfaces import Array, Encoder
 from latentcache.manifest import Manifest
+from latentcache.objects import read_table
 from latentcache.records import Bucket, ChunkRef, ClipResult, LatentSpec, Shard, ShardReport
 from latentcache.storage import Storage
-from latentcache.tables import from_parquet, sample_path
+from latentcache.tables import sample_path
 
 Encoded = tuple[Array, ClipResult]
 CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(ChunkRef))
@@ -49,7 +51,7 @@ SPARE_BUFFERS = 2
 class WorkerSpec:
     """All that a worker needs, as plain data that travels to any node.
 
-    num_cpus: CPUs that this worker may use.
+    num_cpus: CPUs that this worker may use. quality: clips that it decodes and compares; none unless given.
     """
 
     manifest: Manifest
@@ -59,11 +61,16 @@ class WorkerSpec:
     interpolation: str
     kept: Sequence[pa.Field] = ()
     corpus_options: Mapping[str, Any] = field(default_factory=dict)
+    max_pixels: int | None = None
     num_cpus: int = 1
+    quality: QualityConfig = field(default_factory=lambda: QualityConfig(every=0))
 
 
 class ShardWorker:
     """Encodes shards; thread-safe. A bad clip is recorded in its row, anything else fails its shard.
+
+    A StorageError is of the cache's storage: sources are read by the decoding processes, and what goes
+    wrong there is their clip's.
 
     clips_done: encoded or failed since the start, committed or not; for a progress bar.
     """
@@ -73,6 +80,7 @@ class ShardWorker:
         self._layouts = spec.manifest.layouts()
         self._format = formats.get(spec.manifest.format)
         self._encoder = _build_encoder(spec, device)
+        self.gate = Gate(self._encoder, spec.quality)
         self._pool = _build_pool(spec)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
@@ -81,12 +89,16 @@ class ShardWorker:
         self.clips_done = 0
 
     def encode_shard(self, shard: Shard, *, retry_failed: bool = False) -> ShardReport:
-        """Decode, encode, write and commit one shard.
+        """Decode, encode, write and commit one shard; nothing is written where another run was faster.
 
         retry_failed: the shard is committed; its ok rows are kept as they are, bit for bit, the failed
         ones are encoded, and its sample table is replaced.
         """
-        previous = self._read_committed(shard) if retry_failed else {}
+        table = self._read_committed(shard)
+        if _is_finished(table, retry_failed):
+            self.clips_done += len(shard.clips)
+            return report_committed(shard, table)
+        previous = self._read_ok(shard, table) if table is not None else {}
         with self._submitting:
             futures = [
                 None if row in previous else self._pool.decode(clip)
@@ -94,11 +106,21 @@ class ShardWorker:
             ]
             encoding = self._encoding.submit(self._encode_clips, shard, futures, previous)
         rows, results, wait_s = encoding.result()
+        table = self._read_committed(shard)
+        if _is_finished(table, retry_failed):
+            return report_committed(shard, table)
         if retry_failed:
             self._spec.storage.delete(sample_path(shard.bucket.name, shard.index))
         layout = self._layouts[shard.bucket.name]
         report = commit_shard(
-            self._spec.storage, self._format, layout, shard, rows, results, self._spec.kept
+            self._spec.storage,
+            self._format,
+            layout,
+            shard,
+            rows,
+            results,
+            self._spec.kept,
+            self._spec.manifest.fingerprint,
         )
         return dataclasses.replace(report, wait_s=wait_s)
 
@@ -138,39 +160,57 @@ class ShardWorker:
             _abandon(futures)
         return rows, results, wait_s
 
-    def _encode_clip(self, shard: Shard, index: int, decoded: DecodedClip) -> Encoded:
-        started = time.perf_counter()
+    def _encode_clip(
+        self, shard: Shard, index: int, decoded: DecodedClip
+    ) -> tuple[Array | None, ClipResult]:
+        started, compared_s = time.perf_counter(), self.gate.busy_s
         pixels = torch.from_numpy(decoded.pixels)[None]
+        row = error = psnr = failure = None
         try:
             encoded = memory.encode(self._encoder, pixels)
             row = to_stored(encoded, shard.clips[index].key, self._spec.manifest.spec)
             error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=index)
+            number = shard.index * self._spec.manifest.shard_clips + index
+            psnr = self.gate.look(row, pixels[0], key=shard.clips[index].key, number=number)
+        except ClipError as clip_error:
+            failure = clip_error
         finally:
             decoded.release()
         return row, ClipResult(
+            reason=failure.reason if failure else None,
+            message=str(failure) if failure else None,
             start_s=decoded.start_s,
             end_s=decoded.end_s,
             source_height=decoded.source_height,
             source_width=decoded.source_width,
             decoder=decoded.decoder,
             tiling_error=error,
+            psnr=psnr,
             decode_s=decoded.decode_s,
-            encode_s=time.perf_counter() - started,
+            encode_s=time.perf_counter() - started - (self.gate.busy_s - compared_s),
         )
 
-    def _read_committed(self, shard: Shard) -> dict[int, Encoded]:
-        """Read the ok rows of a committed shard (none if it is not committed); raises CorruptionError."""
-        storage, layout = self._spec.storage, self._layouts[shard.bucket.name]
+    def _read_committed(self, shard: Shard) -> pa.Table | None:
+        """Read a shard's sample table; None where it is not committed."""
         try:
-            table = from_parquet(storage.read(sample_path(shard.bucket.name, shard.index)))
+            return read_table(self._spec.storage, sample_path(shard.bucket.name, shard.index))
         except FileNotFoundError:
-            return {}
+            return None
+
+    def _read_ok(self, shard: Shard, table: pa.Table) -> dict[int, Encoded]:
+        """Read the ok rows of a committed shard; raises CorruptionError."""
+        storage, layout = self._spec.storage, self._layouts[shard.bucket.name]
         ok = [row for row in table.to_pylist() if row["status"] == "ok"]
         chunks = [ChunkRef(**{name: row[name] for name in CHUNK_FIELDS}) for row in ok]
         arrays = [np.empty(layout.shape, dtype=numpy_dtype(layout.dtype)) for _ in ok]
         if ok:
             self._format.read(storage, layout, shard.index, chunks, arrays)
         return {row["row"]: (array, _result(row)) for row, array in zip(ok, arrays, strict=True)}
+
+
+def _is_finished(table: pa.Table | None, retry_failed: bool) -> bool:
+    """Tell whether a committed shard needs nothing more."""
+    return table is not None and not (retry_failed and "failed" in table["status"].to_pylist())
 
 
 def _result(row: Mapping[str, Any]) -> ClipResult:
@@ -210,6 +250,8 @@ def _build_pool(spec: WorkerSpec) -> DecodePool:
         timeout_s=spec.run.decode_timeout_s,
         interpolation=spec.interpolation,
         storage_options=spec.corpus_options,
+        max_pixels=spec.max_pixels,
+        memory_bytes=spec.run.decode_memory_bytes,
     )
 
 

@@ -40,9 +40,25 @@ def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> to
         raise ValueError(f"{len(mean)} posteriors need as many seeds, not {len(seeds)}")
     noise = torch.empty(mean.shape, dtype=torch.float32)
     for row, seed in zip(noise, seeds, strict=True):
-        row.normal_(generator=torch.Generator().manual_seed(seed))
-    std = torch.exp(0.5 * logvar.to(torch.float32))
-    return mean.to(torch.float32) + std * noise.to(mean.device)
+        draw_(row, seed)
+    drawn = torch.empty(mean.shape, dtype=torch.float32, device=mean.device)
+    return sample_into(drawn, mean, logvar, noise.to(mean.device))
+
+
+def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:
+    """Fill a contiguous float32 tensor on the CPU with noise that is a function of the seed."""
+    return noise.normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def sample_into(
+    out: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Write mean + exp(logvar / 2) * noise to `out`, and return it.
+
+    out, noise: float32, on the moments' device. The noise is used up: fresh memory costs more than sums.
+    """
+    out.copy_(logvar).mul_(0.5).exp_().mul_(noise)
+    return out.add_(noise.copy_(mean))
 
 
 def reduce(
@@ -71,26 +87,22 @@ def normalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """
     if normaliser.kind == "none":
         return latents
-    shift, scale = _values(latents, normaliser)
+    shift, scale = shift_and_scale(latents, normaliser)
     return ((latents.to(torch.float32) - shift) * scale).to(latents.dtype)
-
-
-def normalise_(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
-    """Do the same to float32 latents in place, and return them."""
-    shift, scale = _values(latents, normaliser)
-    return latents.sub_(shift).mul_(scale)
 
 
 def unnormalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """Return latents / scale + shift: the inverse of `normalise`, up to rounding."""
     if normaliser.kind == "none":
         return latents
-    shift, scale = _values(latents, normaliser)
+    shift, scale = shift_and_scale(latents, normaliser)
     return (latents.to(torch.float32) / scale + shift).to(latents.dtype)
 
 
-def _values(latents: torch.Tensor, normaliser: Normaliser) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return shift and scale, in shapes that broadcast to the latents."""
+def shift_and_scale(
+    latents: torch.Tensor, normaliser: Normaliser
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normaliser's shift and scale on the latents' device, in shapes that broadcast to them."""
     channels, frames = latents.shape[-4:-2]
     shift, scale = (
         torch.tensor(values, dtype=torch.float32, device=latents.device)

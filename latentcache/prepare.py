@@ -6,7 +6,7 @@ Everything a user can get wrong is found here, before a model is loaded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,13 +15,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache import encoders, formats
-from latentcache.config import Config, load_stored_config
+from latentcache import encoders, formats, seal
+from latentcache.config import Config
+from latentcache.config_files import load_stored_config
 from latentcache.corpus import Corpus, read_corpus
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import CacheError, ClipError, ConfigError, CorpusError, RecipeMismatchError
+from latentcache.errors import (
+    CacheError,
+    ClipError,
+    ConfigError,
+    CorpusError,
+    CorruptionError,
+    RecipeMismatchError,
+)
 from latentcache.manifest import BucketInfo, Manifest, fingerprint, read_manifest, recipe_difference
+from latentcache.objects import advice, damaged, read_bounded, read_table
 from latentcache.plan import Plan, check_geometry, make_plan, to_shard
 from latentcache.probe import probe_sources
 from latentcache.records import REASONS, Bucket, LatentSpec, Shard
@@ -32,7 +41,7 @@ from latentcache.tables import (
     CACHE_JSON,
     PLAN_SCHEMA,
     REJECTED,
-    from_parquet,
+    check_plan,
     plan_path,
     sample_path,
     samples_folder,
@@ -85,6 +94,8 @@ def plan_corpus(
         num_buffers=num_cpus() if processes == "auto" else processes,
         timeout_s=config.run.decode_timeout_s,
         storage_options=config.corpus.storage_options,
+        max_pixels=config.corpus.max_pixels,
+        memory_bytes=config.run.decode_memory_bytes,
     ) as pool:
         sources = probe_sources(corpus.table, pool, on_probed)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
@@ -150,25 +161,44 @@ def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
     """
     storage = Storage(config.cache.url, config.cache.storage_options)
     kept = _kept_fields(next(iter(plan.buckets.values())).schema)
+    # Listed first, or what another run makes of the folder meanwhile would look foreign.
+    found = storage.list("")
     if storage.exists(CACHE_JSON):
         _check_same(storage, read_manifest(storage), manifest, plan)
+        _mend(storage, manifest, plan)
     else:
-        _check_unused(storage)
-        for bucket, table in plan.buckets.items():
-            storage.write(plan_path(bucket.name), to_parquet(table))
-        formats.get(manifest.format).prepare(storage, list(manifest.layouts().values()))
-        storage.write(sample_path(REJECTED, 0), to_parquet(plan.rejected))
+        _check_unused(storage, found)
+        for path, data in _planned(manifest, plan):
+            storage.write(path, data)
         storage.write(CACHE_JSON, manifest.to_bytes())
     return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
+
+
+def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:
+    """Yield path and bytes of everything that a plan writes but cache.json."""
+    for bucket, table in plan.buckets.items():
+        yield plan_path(bucket.name), to_parquet(table)
+    layouts = list(manifest.layouts().values())
+    yield from formats.get(manifest.format).metadata(layouts).items()
+    yield sample_path(REJECTED, 0), to_parquet(plan.rejected)
+
+
+def _mend(storage: Storage, manifest: Manifest, plan: Plan) -> None:
+    """Write anew what the plan wrote and is gone or damaged; its digest is that of cache.json."""
+    for path, data in _planned(manifest, plan):
+        try:
+            seal.check(read_bounded(storage, path))
+        except (FileNotFoundError, ValueError):
+            storage.write(path, data)
 
 
 def _kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
     return tuple(field for field in schema if field.name not in PLAN_SCHEMA.names)
 
 
-def _check_unused(storage: Storage) -> None:
+def _check_unused(storage: Storage, found: Iterable[str]) -> None:
     """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
-    foreign = set(storage.list("")) - {"zarr.json"}
+    foreign = set(found) - {"zarr.json"}
     if foreign:
         raise CacheError(
             f"{redact(storage.url)} is not empty and is no cache: it holds "
@@ -196,7 +226,7 @@ def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> N
 def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
     before: dict[str, str] = {}
     for bucket in old.buckets:
-        table = from_parquet(storage.read(plan_path(bucket.name)), ["source", "identity"])
+        table = read_plan(storage, bucket.name).select(["source", "identity"])
         before.update(zip(*table.to_pydict().values(), strict=True))
     now: dict[str, str] = {}
     for table in plan.buckets.values():
@@ -247,14 +277,21 @@ def reopen_cache(
 
 
 def read_plan(storage: Storage, bucket: str) -> pa.Table:
-    """Read a bucket's plan."""
+    """Read a bucket's plan. Raises CacheError where it is missing, CorruptionError where damaged."""
+    path = plan_path(bucket)
     try:
-        return from_parquet(storage.read(plan_path(bucket)))
+        table = read_table(storage, path)
+        check_plan(table)
     except FileNotFoundError:
         raise CacheError(
-            f"{redact(storage.url)}/{plan_path(bucket)} is missing, so what is left to do is unknown. "
-            "Restore it, or make a new cache from the configuration."
+            f"{redact(storage.url)}/{path} is missing, so what is left to do is unknown. "
+            + advice(redact(storage.url), path)
         ) from None
+    except CorruptionError:
+        raise
+    except ValueError as error:
+        raise damaged(storage, path, f"is no plan ({error})") from error
+    return table
 
 
 class ShardLoader:
@@ -290,6 +327,12 @@ def missing_shards(storage: Storage, manifest: Manifest) -> list[Task]:
     return tasks
 
 
+def num_clips(manifest: Manifest, task: Task) -> int:
+    """Return how many clips a task's shard has."""
+    bucket = next(b for b in manifest.buckets if b.name == task.bucket)
+    return min(manifest.shard_clips, bucket.num_clips - task.index * manifest.shard_clips)
+
+
 def failed_shards(index: pa.Table) -> list[Task]:
     """Return the committed shards that have failed clips, to be retried."""
     failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
@@ -302,7 +345,7 @@ def failed_shards(index: pa.Table) -> list[Task]:
 def num_rejected(storage: Storage) -> int:
     """Return how many sources the plan could not use."""
     try:
-        return int(from_parquet(storage.read(sample_path(REJECTED, 0)), ["key"]).num_rows)
+        return int(read_table(storage, sample_path(REJECTED, 0), ["key"]).num_rows)
     except FileNotFoundError:
         return 0
 

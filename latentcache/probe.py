@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, CorpusError
 from latentcache.tables import PROBE_SCHEMA, SOURCE_SCHEMA
 
 #: What a table of sources must already say for the files' headers to be left unread.
@@ -22,7 +22,8 @@ def probe_sources(
 ) -> pa.Table:
     """Return `sources` with missing facts filled in and the columns of PROBE_SCHEMA added.
 
-    A source that cannot be used gets a reason and a message; nothing raises for it.
+    A source that cannot be used gets a reason and a message; nothing raises for it. Raises CorpusError
+    where the sources' storage does not answer: a plan must not lose them for that.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _FILLED}
     pending: list[tuple[dict[str, Any], Any]] = []
@@ -52,6 +53,8 @@ def _collect(row: Mapping[str, Any], future: Any, columns: Mapping[str, list[Any
     try:
         found = {**future.result(), "reason": None, "message": None}
     except ClipError as error:
+        if error.reason == "unreachable":
+            raise CorpusError(f"the corpus cannot be read: {error}") from error
         found = {"reason": error.reason, "message": str(error)}
     facts = {**found, **{name: row[name] for name in TRUSTED["video"] if row[name] is not None}}
     if row["kind"] == "image":

@@ -21,14 +21,18 @@ ShardFormat = Literal["zarr", "parquet"]
 #: Why a clip failed, in the words that a summary prints.
 REASONS: Mapping[str, str] = {
     "missing": "the file is not there",
+    "unreachable": "the storage of the file did not answer, however often it was tried",
     "unreadable": "no decoder can open the file",
     "no_video": "the file has no video stream or no frames",
+    "no_timestamps": "the file does not say when its frames are shown",
+    "too_large": "a frame has more pixels than corpus.max_pixels allows",
     "truncated": "the stream ends before the clip does",
     "corrupt": "the decoder met damaged data",
     "too_short": "the source has fewer frames than the shortest clip that was asked for",
     "illegal_frames": "the encoder cannot take a single frame, and this is an image",
     "source_changed": "the file is not the one that was planned",
     "decode_timeout": "decoding took longer than run.decode_timeout_s",
+    "out_of_memory": "decoding needs more memory than run.decode_memory_bytes allows",
     "decoder_crashed": "the decoding process died",
     "non_finite": "the encoder returned NaN or infinity",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
@@ -351,7 +355,8 @@ class ChunkRef:
 class ClipResult:
     """What became of a clip. `reason` is None where it is ok.
 
-    tiling_error: of clips that were encoded untiled, too; see `encoders.tiled.tiling_error`.
+    tiling_error: of clips that were encoded untiled, too; see `encoders.tiled.tiling_error`. psnr: of
+    clips that were decoded, too, in dB against the pixels that were encoded; see `gate`.
     """
 
     reason: str | None = None
@@ -362,6 +367,7 @@ class ClipResult:
     source_width: int | None = None
     decoder: str | None = None
     tiling_error: float | None = None
+    psnr: float | None = None
     decode_s: float = 0.0
     encode_s: float = 0.0
 
@@ -380,8 +386,9 @@ class ShardReport:
     """What a finished shard tells its driver; becomes a row of the snapshot.
 
     Times are seconds: decode_s summed over decoding processes, encode_s and wait_s of the encoder's
-    thread (busy, and waiting for pixels), write_s of compression and upload. tiling_errors: of the clips
-    that have one.
+    thread (busy, and waiting for pixels), write_s of compression and upload. tiling_errors, psnrs_db: of
+    the clips that have one. committed_before: another run was faster, and nothing was written. worker:
+    the name of the one that encoded it, empty where none could.
     """
 
     bucket: str
@@ -391,10 +398,13 @@ class ShardReport:
     num_frames: int
     stored_bytes: int
     raw_bytes: int
+    committed_before: bool = False
     reasons: Mapping[str, int] = field(default_factory=dict)
     failures: Sequence[tuple[str, str, str]] = ()
     tiling_errors: Sequence[float] = ()
+    psnrs_db: Sequence[float] = ()
     decode_s: float = 0.0
     encode_s: float = 0.0
     wait_s: float = 0.0
     write_s: float = 0.0
+    worker: str = ""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-#: Five tries wait about 8 s together; file systems try again by themselves too, so more would only
-#: delay the message about what is really down.
-TRIES = 5
+#: Six tries wait about 16 s together, for stores throttle for seconds; more would only delay the message
+#: about what is really down. A try that itself takes long (a server that does not answer) uses up the
+#: budget, after which there is no other.
+TRIES = 6
 FIRST_WAIT_S = 0.5
 BUDGET_S = 30.0
 
@@ -50,6 +54,7 @@ _TRANSIENT_CODES = {
 _TRANSIENT_CLASSES = {
     "ClientConnectionError",
     "ClientPayloadError",
+    "ConnectionError",  # botocore's, which is not the built-in one
     "HTTPClientError",
     "IncompleteRead",
     "ResponseParserError",
@@ -122,5 +127,6 @@ def call(
                 if attempt > 1:
                     error.add_note(f"tried {attempt} times over {spent_s:.0f} s")
                 raise
+            log.info("trying again in %.1f s, after %s", wait_s, type(error).__name__)
             sleep(wait_s)
     raise AssertionError("unreachable: the last try returns or raises")

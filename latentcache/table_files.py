@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, NoReturn, cast
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from latentcache.errors import CorpusError, did_you_mean
+from latentcache.errors import CorpusError, StorageError, did_you_mean
 
 #: Rows of JSON lines that are Python objects at one time.
 JSON_ROWS = 1 << 16
@@ -55,6 +56,7 @@ class Wanted:
 def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
     """Read columns of a CSV file with a header: RFC 4180 quotes, UTF-8 with or without its mark."""
     columns = wanted.choose(_csv_header(file, wanted.where))
+    _check_quotes(file, wanted.where)
     try:
         try:
             return _parse_csv(file, columns, wanted, use_threads=True)
@@ -68,12 +70,42 @@ def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
 
 
 def _csv_header(file: IO[bytes], where: str) -> list[str]:
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     try:
-        return next(csv.reader(text), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CorpusError(f"{where} is not a CSV file in UTF-8: {error}.") from None
+        header = next(csv.reader(text), [])
+        ",".join(header).encode()
+    except (UnicodeEncodeError, csv.Error) as error:
+        raise CorpusError(
+            f"{where} is not a CSV file in UTF-8: its header cannot be read ({error}). Save it as UTF-8."
+        ) from None
+    else:
+        return header
     finally:
+        text.detach()
+
+
+def _check_quotes(file: IO[bytes], where: str) -> None:
+    """Raise CorpusError where a quote is never closed: the rows after it would be part of one value."""
+    file.seek(0)
+    num_quotes = sum(block.count(b'"') for block in iter(lambda: file.read(1 << 20), b""))
+    if num_quotes % 2 == 0:
+        return
+    file.seek(0)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+    limit = csv.field_size_limit(sys.maxsize)
+    rows = csv.reader(text, strict=True)
+    line = 0
+    try:
+        for _ in rows:
+            line = rows.line_num
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise CorpusError(
+                f"{where}: a quote that is opened in the row of line {line + 1} is never closed, so that "
+                "all rows from there on would be one value. Close it, or double it."
+            ) from None
+    finally:
+        csv.field_size_limit(limit)
         text.detach()
 
 
@@ -96,6 +128,8 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
         parquet = pq.ParquetFile(file)
         columns = wanted.choose(parquet.schema_arrow.names)
         return parquet.read(columns=columns).select(columns).replace_schema_metadata(None)
+    except StorageError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
             f"{wanted.where} is not a Parquet file that can be read: {str(error).splitlines()[0]}"

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from latentcache import seal
+from latentcache.parquet_bounds import footer_bytes, measure, read_row_groups
 
 CACHE_JSON = "cache.json"
 INDEX = "index.parquet"
 #: Sources that could not be planned are rows of tables in this folder, beside the buckets' folders.
 REJECTED = "rejected"
+
+#: A table may take this much memory, and MAX_GROWTH times the bytes of its file more: plans of long and
+#: repetitive paths and captions take 5 to 30 times theirs.
+BASE_BYTES = 1 << 28
+MAX_GROWTH = 64
+#: Rows decoded at a time, fewer where a repeated value is large.
+BATCH_ROWS = 1 << 20
+#: Of one value in a list, at least.
+VALUE_BYTES = 8
 
 #: One row a source. name: unique, the path as the corpus gives it (or its `key` column). frames, fps,
 #: height and width are null where they must be probed. Columns of `corpus.keep` follow.
@@ -60,7 +74,7 @@ PLAN_SCHEMA = pa.schema(
 #: One row a clip, ok or failed; columns of `corpus.keep` follow. offset, length and crc32c locate the
 #: clip's bytes in its shard object and are null where it failed. start_s and end_s are the presentation
 #: times of the clip's first frame and of the end of its last. tiling_error is set for a few clips of caches
-#: that were tiled: see encoders.tiled.
+#: that were tiled: see encoders.tiled. psnr is set for the clips that were decoded and compared: see gate.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -83,6 +97,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("source_width", pa.int32()),
         pa.field("decoder", pa.string()),
         pa.field("tiling_error", pa.float64()),
+        pa.field("psnr", pa.float64()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("crc32c", pa.uint32()),
@@ -90,8 +105,17 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("encode_s", pa.float64()),
     ]
 )
+#: Metadata of a file that is none of its table: Arrow's schema, and the seal.
+_NOT_OURS = (b"ARROW:schema", seal.KEY.encode())
+#: Columns that tables of older versions lack.
+_ADDED = {"tiling_error", "psnr"}
+#: What every ok row has.
+_PLACED = ("key", "row", "offset", "length", "crc32c")
 #: Facts of the run, not of the data: they may differ between two runs of the same plan.
 RUN_COLUMNS = ("decoder", "decode_s", "encode_s")
+
+#: Key of the file's metadata where a sample table says of which cache and which shard object it is.
+SHARD_FACTS = "latentcache.shard"
 
 #: The snapshot: one row a committed shard.
 INDEX_SCHEMA = pa.schema(
@@ -126,20 +150,106 @@ def shard_of_sample_file(name: str) -> int | None:
     return int(stem) if dot and suffix == "parquet" and stem.isdigit() else None
 
 
+def shard_facts(fingerprint: str, data: bytes | None) -> dict[str, Any]:
+    """Return the metadata of a sample table: the cache's recipe, size and CRC32C of the shard object.
+
+    data: the object, None where all clips failed and there is none.
+    """
+    stored = (
+        None if data is None else {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
+    )
+    return {SHARD_FACTS: {"fingerprint": fingerprint, "object": stored}}
+
+
 def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """Serialise a table, zstd-compressed; the same table gives the same bytes."""
-    if metadata is not None:
-        table = table.replace_schema_metadata({k: json.dumps(v) for k, v in metadata.items()})
+    """Serialise a table, zstd-compressed and sealed; the same table gives the same bytes."""
+    texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
+    schema = table.schema.remove_metadata()
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        writer.write_table(table.replace_schema_metadata())
+        writer.add_key_value_metadata({**texts, seal.KEY: seal.EMPTY})
+    return seal.seal(buffer.getvalue())
 
 
 def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
-    """Read what `to_parquet` wrote, or some of its columns.
+    """Read what `to_parquet` wrote, or some of its columns, with its metadata.
+
+    Raises ValueError where the bytes are not those that were written, or would take far more memory
+    than they do themselves.
 
     In this thread alone: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
     them while the interpreter shuts down, and then aborts the process.
     """
+    seal.check(data)
+    try:
+        return _decode(data, columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
+def check_plan(table: pa.Table) -> None:
+    """Raise ValueError where a plan lacks a column, or has one of another type or with nulls."""
+    _check_types(table, PLAN_SCHEMA)
+    for field in PLAN_SCHEMA:
+        if field.name not in table.column_names:
+            raise ValueError(f"it has no column {field.name}")
+        if not field.nullable and table[field.name].null_count:
+            raise ValueError(f"its column {field.name} has nulls")
+
+
+def _check_types(table: pa.Table, schema: pa.Schema) -> None:
+    for field in schema:
+        if field.name in table.column_names and table.schema.field(field.name).type != field.type:
+            raise ValueError(f"{field.name} is {table.schema.field(field.name).type}")
+
+
+def check_samples(table: pa.Table, columns: Collection[str] | None = None) -> None:
+    """Raise ValueError where this is no sample table, or ok rows of it have no place.
+
+    columns: those that were read, where it was not all.
+    """
+    if len({*table.column_names}) < len(table.column_names):
+        raise ValueError("it has a column twice")
+    _check_types(table, SAMPLE_SCHEMA)
+    wanted = {*SAMPLE_SCHEMA.names} - _ADDED if columns is None else {*columns}
+    if missing := sorted(wanted.intersection(SAMPLE_SCHEMA.names) - {*table.column_names}):
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if "status" in table.column_names:
+        ok = table.filter(pc.equal(table["status"], "ok"))
+        empty = [name for name in ok.column_names if name in _PLACED and ok[name].null_count]
+        if empty:
+            raise ValueError(f"rows that are ok have no {', '.join(empty)}")
+
+
+def _decode(data: bytes, columns: list[str] | None) -> pa.Table:
+    """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
+    limit = BASE_BYTES + MAX_GROWTH * len(data)
+    groups = read_row_groups(data[-footer_bytes(data, len(data)) :])
+    wanted = [c for g in groups for c in g.columns if columns is None or c.path[0] in columns]
+    pages = measure(data, wanted)
+    _check_size(pages.num_bytes + VALUE_BYTES * pages.list_values, limit)
+    batch_rows = max(1, min(BATCH_ROWS, BASE_BYTES // max(1, pages.dictionary_bytes)))
+    batches: list[pa.RecordBatch] = []
+    num_bytes = 0
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        return file.read(columns=columns, use_threads=False)
+        for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
+            batch.validate(full=True)  # such as text that is no UTF-8
+            batches.append(batch)
+            num_bytes += batch.nbytes
+            _check_size(num_bytes, limit)
+        known = file.schema_arrow.names
+        names = known if columns is None else [name for name in columns if name in known]
+        kept = [
+            file.schema_arrow.field(name) for name in names
+        ]  # in the order of the batches' columns
+        texts = {k: v for k, v in file.metadata.metadata.items() if k not in _NOT_OURS}
+    table = pa.Table.from_batches(batches, pa.schema(kept)).replace_schema_metadata(texts or None)
+    if table.num_rows != sum(group.num_rows for group in groups):
+        raise ValueError(f"it has {table.num_rows} rows, and its footer says another number")
+    return table
+
+
+def _check_size(num_bytes: int, limit: int) -> None:
+    if num_bytes > limit:
+        raise ValueError(f"it would take more than {limit} bytes of memory, which no table does")

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from latentcache.tables import RUN_COLUMNS
+from jobs import precompute, resume, stream, train_example, verify
+from latentcache import seal
+from latentcache.events import is_log
+from latentcache.tables import RUN_COLUMNS, from_parquet
 from tests.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[1]
+MAINS = {
+    "precompute": precompute.main,
+    "resume": resume.main,
+    "stream": stream.main,
+    "train_example": train_example.main,
+    "verify": verify.main,
+}
 
 
 def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
@@ -45,7 +58,7 @@ def make_config(
         "run": {"runner": "local", "decode_processes": 1},
     }
     for name, changes in sections.items():
-        config[name] = {**config[name], **changes}
+        config[name] = {**config.get(name, {}), **changes}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -73,38 +86,69 @@ def run_job(job: str, *args: object, status: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def read_objects(cache: Path) -> dict[str, bytes]:
-    """Every finished object of a cache but its tables: path -> bytes. cache.json without `config`."""
-    objects = {}
-    for path in cache.rglob("*"):
-        name = str(path.relative_to(cache))
-        is_table = path.suffix == ".parquet" and not name.startswith("latents/")
-        if path.is_file() and not path.name.endswith(".tmp") and not is_table:
-            objects[name] = path.read_bytes()
-    manifest = {**json.loads(objects["cache.json"]), "config": None}
+def run_inline(job: str, *args: object) -> tuple[int, str]:
+    """Run a job in this process; returns its exit status and all that it printed."""
+    printed = io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", [job, *map(str, args)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        status = MAINS[job]()
+    signal.signal(signal.SIGTERM, handler)
+    return status, printed.getvalue()
+
+
+def read_files(cache: Path) -> dict[str, bytes]:
+    """Every finished object of a cache but its logs: path in it -> bytes."""
+    paths = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return without_logs({str(path.relative_to(cache)): path.read_bytes() for path in paths})
+
+
+def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What is of the data, and not of the run."""
+    return {name: data for name, data in files.items() if not is_log(name)}
+
+
+def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The objects of a cache but its tables. cache.json without `config`."""
+    objects = {name: data for name, data in files.items() if not is_table(name)}
+    manifest = {**json.loads(objects["cache.json"]), "config": None, seal.KEY: None}
     return {**objects, "cache.json": json.dumps(manifest).encode()}
 
 
-def read_tables(cache: Path) -> dict[str, pa.Table]:
-    """Every table of a cache, without the facts of the run: path -> table."""
+def tables_of(files: Mapping[str, bytes]) -> dict[str, pa.Table]:
+    """The tables of a cache, without the facts of the run."""
     tables = {}
-    for path in sorted(cache.rglob("*.parquet")):
-        if path.relative_to(cache).parts[0] != "latents":
-            table = pq.read_table(path, partitioning=None)
-            tables[str(path.relative_to(cache))] = table.drop_columns(
-                [name for name in RUN_COLUMNS if name in table.column_names]
-            )
+    for name in sorted(filter(is_table, files)):
+        table = from_parquet(files[name])
+        tables[name] = table.drop_columns([c for c in RUN_COLUMNS if c in table.column_names])
     return tables
+
+
+def read_tables(cache: Path) -> dict[str, pa.Table]:
+    """The tables of a cache in a folder, without the facts of the run."""
+    return tables_of(read_files(cache))
+
+
+def is_table(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith("latents/")
 
 
 def assert_same_cache(got: Path, expected: Path) -> None:
     """Two caches hold the same objects, bit for bit, and the same tables but for facts of the run."""
-    got_objects, expected_objects = read_objects(got), read_objects(expected)
-    assert got_objects.keys() == expected_objects.keys()
+    assert_same_files(read_files(got), read_files(expected))
+
+
+def assert_same_files(got: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
+    """As `assert_same_cache`, of caches anywhere: path in the cache -> bytes."""
+    got, expected = without_logs(got), without_logs(expected)
+    assert got.keys() == expected.keys()
+    got_objects, expected_objects = objects_of(got), objects_of(expected)
     different = [name for name, data in expected_objects.items() if got_objects[name] != data]
     assert not different, different
-    got_tables, expected_tables = read_tables(got), read_tables(expected)
-    assert got_tables.keys() == expected_tables.keys()
+    got_tables, expected_tables = tables_of(got), tables_of(expected)
     for name, table in expected_tables.items():
         assert got_tables[name].equals(table), name
 

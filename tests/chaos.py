@@ -1,4 +1,4 @@
-"""Kills drivers, actors and decoding processes of real runs, and checks that nothing is lost.
+"""Kills drivers, actors, decoding processes and machines of real runs, and checks that nothing is lost.
 
 `python -m tests.chaos --seed 1 --minutes 10` runs it for as long as you like; the tests run it for a few.
 """
@@ -13,13 +13,22 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
+from ray.cluster_utils import Cluster
 
 from tests.caches import assert_same_cache, committed, make_config, make_corpus, run_job, start_job
 
 #: How a victim's command line is known. Ray names an actor's process after its class.
 VICTIMS = {"actor": "ray::EncodeActor", "decoder": "latentcache.decoders.process"}
+#: What is killed, by runner. The actors of a cluster are not of the driver's family.
+MENU = {
+    "ray": ["driver", "decoder", "actor"],
+    "local": ["driver", "decoder"],
+    "cluster": ["driver", "machine"],
+}
+MACHINE = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 80 << 20}
 RUN_LIMIT_S = 240.0
 
 
@@ -64,8 +73,38 @@ def family_of(process: subprocess.Popen[str], *names: str) -> list[psutil.Proces
     return found
 
 
+class Machines:
+    """A cluster of a head and one more machine, which is taken away and given back."""
+
+    def __init__(self) -> None:
+        self._cluster = Cluster(initialize_head=True, head_node_args=MACHINE)
+        self._node = self._add()
+
+    def _add(self) -> Any:
+        node = self._cluster.add_node(**MACHINE)
+        self._cluster.wait_for_nodes()
+        return node
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def kill(self) -> None:
+        """Kill one with all that runs there, and give another."""
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._node = self._add()
+
+    def end(self) -> None:
+        self._cluster.shutdown()
+
+
 def run_with_kills(
-    config: Path, cache: Path, rng: random.Random, victims: list[str], total: int
+    config: Path,
+    cache: Path,
+    rng: random.Random,
+    victims: list[str],
+    total: int,
+    machines: Machines | None = None,
 ) -> Counter[str]:
     """Run to the end through one kill a victim; checks that no committed shard is written again."""
     kills: Counter[str] = Counter()
@@ -82,7 +121,10 @@ def run_with_kills(
                 break
             time.sleep(rng.random() * 0.05)
             orphans = family_of(process, *VICTIMS.values())
-            if kill(process, plan[0], rng):
+            if plan[0] == "machine" and machines is not None:
+                machines.kill()
+                kills[plan.pop(0)] += 1
+            elif kill(process, plan[0], rng):
                 kills[plan.pop(0)] += 1
             if process.poll() is not None:
                 break
@@ -105,20 +147,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--runner", choices=("ray", "local"), default="ray")
+    parser.add_argument("--runner", choices=("ray", "local", "cluster"), default="ray")
     args = parser.parse_args()
     rng, kills, rounds = random.Random(args.seed), Counter[str](), 0
     folder = Path(tempfile.mkdtemp(prefix="latentcache-chaos-"))
     corpus = make_corpus(folder / "corpus", 12, frames=41)
+    machines = Machines() if args.runner == "cluster" else None
+    run = {"runner": args.runner} if machines is None else {"ray_address": machines.address}
     clean = folder / "clean"
-    run_job("precompute", make_config(folder, corpus, str(clean)), status=3)
+    slow = {"encoder": {"kind": "tests.runners.slow"}} if machines else {}
+    run_job("precompute", make_config(folder, corpus, str(clean), **slow), status=3)
     ends = time.monotonic() + 60 * args.minutes
     while time.monotonic() < ends:
         cache = folder / f"cache{rounds}"
-        config = make_config(folder, corpus, str(cache), run={"runner": args.runner})
-        names = ["driver", "decoder"] + (["actor"] if args.runner == "ray" else [])
-        victims = rng.choices(names, k=rng.randint(2, 5))
-        kills += run_with_kills(config, cache, rng, victims, len(committed(clean)))
+        config = make_config(folder, corpus, str(cache), run={"runner": "ray", **run}, **slow)
+        victims = rng.choices(MENU[args.runner], k=rng.randint(2, 5))
+        total = len(committed(clean))
+        kills += run_with_kills(config, cache, rng, victims, total, machines)
         assert_same_cache(cache, clean)
         shutil.rmtree(cache)
         rounds += 1
@@ -126,6 +171,8 @@ def main() -> None:
             f"round {rounds}: {', '.join(f'{n} x {v}' for v, n in sorted(kills.items()))}",
             flush=True,
         )
+    if machines is not None:
+        machines.end()
     shutil.rmtree(folder)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "wJalrXUtnFEMI-not-a-real-secret"
 
 
@@ -31,8 +34,10 @@ class S3:
         return url
 
 
-@pytest.fixture(scope="session", name="s3_server")
-def s3_server_fixture() -> Iterator[str]:
+@contextlib.contextmanager
+def serve_s3() -> Iterator[str]:
+    """Serve S3 within; yields the endpoint."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it logs every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -41,14 +46,21 @@ def s3_server_fixture() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(name="s3")
-def s3_fixture(s3_server: str) -> S3:
-    options = {
-        "key": "AKIAIOSFODNN7EXAMPLE",
-        "secret": SECRET,
-        "client_kwargs": {"endpoint_url": s3_server, "region_name": "us-east-1"},
-    }
+def new_bucket(endpoint: str, key: str = KEY, secret: str = SECRET, **options: Any) -> S3:
+    """Make a bucket at an endpoint; `options` are added to its storage options."""
+    client = {"endpoint_url": endpoint, "region_name": "us-east-1"}
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-    s3 = S3(f"s3://{bucket}", options)
+    s3 = S3(f"s3://{bucket}", {"key": key, "secret": secret, "client_kwargs": client, **options})
     s3.filesystem.call_s3("create_bucket", Bucket=bucket)
     return s3
+
+
+@pytest.fixture(scope="session", name="s3_server")
+def s3_server_fixture() -> Iterator[str]:
+    with serve_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(name="s3")
+def s3_fixture(s3_server: str) -> S3:
+    return new_bucket(s3_server)

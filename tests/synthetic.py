@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,15 @@ from latentcache.interfaces import Array, ArrayLayout
 from latentcache.manifest import BucketInfo, Manifest, fingerprint
 from latentcache.records import Bucket, FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.storage import Storage
-from latentcache.tables import CACHE_JSON, REJECTED, SAMPLE_SCHEMA, sample_path, to_parquet
+from latentcache.tables import (
+    CACHE_JSON,
+    INDEX_SCHEMA,
+    REJECTED,
+    SAMPLE_SCHEMA,
+    sample_path,
+    shard_facts,
+    to_parquet,
+)
 
 #: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.
 BUCKETS = {"1x32x48": 5, "5x32x32": 11}
@@ -37,7 +45,12 @@ class Synthetic:
         return self.storage.url
 
 
-def make_spec(dtype: str = "bfloat16", stored: str = "mean", channels: int = 4) -> LatentSpec:
+def make_spec(
+    dtype: str = "bfloat16",
+    stored: str = "mean",
+    channels: int = 4,
+    exactness: str = "prefix_exact",
+) -> LatentSpec:
     shift = tuple(0.1 * c for c in range(channels))
     scale = tuple(1 + 0.5 * c for c in range(channels))
     ids = stored == "ids"
@@ -49,6 +62,7 @@ def make_spec(dtype: str = "bfloat16", stored: str = "mean", channels: int = 4) 
         frame_rule=FrameRule(multiple=4, remainders=(1,)),
         stored=stored,
         dtype=dtype,
+        exactness=exactness,
         ids=IdSpec(codebook_size=1 << 16) if ids else None,
         normaliser=Normaliser() if ids else Normaliser(kind="channel", shift=shift, scale=scale),
     )
@@ -57,6 +71,10 @@ def make_spec(dtype: str = "bfloat16", stored: str = "mean", channels: int = 4) 
 def sample_shape(spec: LatentSpec, bucket: str) -> tuple[int, ...]:
     b = Bucket.parse(bucket)
     return spec.latent_shape(b.frames, b.height, b.width)
+
+
+def pixel_frames(spec: LatentSpec, frames: int) -> tuple[tuple[int, int], ...]:
+    return tuple(spec.pixel_frames(t, frames) for t in range(-(-frames // spec.stride[0])))
 
 
 def random_sample(layout: ArrayLayout, rng: np.random.Generator) -> Array:
@@ -89,6 +107,7 @@ def make_manifest(
                 num_clips=num,
                 num_shards=-(-num // shard_clips),
                 shape=sample_shape(spec, name),
+                pixel_frames=pixel_frames(spec, Bucket.parse(name).frames),
             )
             for name, num in buckets.items()
         ),
@@ -104,6 +123,7 @@ def write_cache(
     codec: str = "zstd",
     stored: str = "mean",
     channels: int = 4,
+    exactness: str = "prefix_exact",
     buckets: Mapping[str, int] = BUCKETS,
     shard_clips: int = 4,
     failed: Iterable[tuple[str, int]] = (),
@@ -111,16 +131,22 @@ def write_cache(
     seed: int = 0,
     published: bool = True,
     options: Mapping[str, Any] | None = None,
+    make: Callable[[ArrayLayout, np.random.Generator, int], Array] | None = None,
 ) -> Synthetic:
-    """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed."""
+    """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
+
+    make: gives the sample at a position of its bucket; omitted: normal noise.
+    """
+    make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
-    spec = make_spec(dtype, stored, channels)
+    spec = make_spec(dtype, stored, channels, exactness)
     manifest = make_manifest(
         spec=spec, buckets=buckets, format=format, codec=codec, shard_clips=shard_clips
     )
     storage.write(CACHE_JSON, manifest.to_bytes())
     layouts = manifest.layouts()
-    formats.get(format).prepare(storage, list(layouts.values()))
+    for path, data in formats.get(format).metadata(list(layouts.values())).items():
+        storage.write(path, data)
     rng, bad = np.random.default_rng(seed), set(failed)
     arrays: dict[str, Array] = {}
     for name in sorted(buckets):
@@ -128,8 +154,8 @@ def write_cache(
         for shard in range(-(-layout.num_rows // shard_clips)):
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
-            rows = [None if (name, i) in bad else random_sample(layout, rng) for i in places]
-            write_shard(storage, format, layout, shard, rows)
+            rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
+            write_shard(storage, format, layout, shard, rows, manifest.fingerprint)
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
             )
@@ -140,12 +166,40 @@ def write_cache(
     return Synthetic(storage, manifest, arrays, [_key(*place) for place in sorted(bad)])
 
 
+def write_index(url: str, buckets: Mapping[str, int], shard_clips: int) -> None:
+    """Write cache.json and a snapshot of `buckets`, clips each, some of which failed; no latents."""
+    storage = Storage(url)
+    manifest = make_manifest(spec=make_spec(channels=16), buckets=buckets, shard_clips=shard_clips)
+    storage.write(CACHE_JSON, manifest.to_bytes())
+    num_shards = [info.num_shards for info in manifest.buckets]
+    num_clips = [
+        np.minimum(shard_clips, info.num_clips - shard_clips * np.arange(info.num_shards))
+        for info in manifest.buckets
+    ]
+    all_clips = np.concatenate(num_clips)
+    num_ok = all_clips - np.random.default_rng(0).integers(0, 2, len(all_clips))
+    columns = {
+        "bucket": np.repeat(list(buckets), num_shards),
+        "shard": np.concatenate([np.arange(num) for num in num_shards]),
+        "num_clips": all_clips,
+        "num_ok": num_ok,
+        "stored_bytes": num_ok << 21,
+    }
+    table = (
+        pa.table(columns)
+        .cast(INDEX_SCHEMA)
+        .sort_by([("bucket", "ascending"), ("shard", "ascending")])
+    )
+    publish(storage, table)
+
+
 def write_shard(
     storage: Storage,
     format: str,  # noqa: A002
     layout: ArrayLayout,
     shard: int,
     rows: Sequence[Array | None],
+    recipe: str = "0" * 64,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     encoded = formats.get(format).encode_shard(layout, shard, rows)
@@ -182,9 +236,9 @@ def write_shard(
         for row, chunk in enumerate(encoded.chunks)
     ]
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
-    storage.write(
-        sample_path(bucket.name, shard), to_parquet(pa.Table.from_pylist(table, schema=schema))
-    )
+    samples = pa.Table.from_pylist(table, schema=schema)
+    facts = shard_facts(recipe, encoded.data)
+    storage.write(sample_path(bucket.name, shard), to_parquet(samples, facts))
 
 
 def _write_rejected(storage: Storage, num: int) -> None:

@@ -15,6 +15,7 @@ from latentcache.cache import Cache, open_cache
 from latentcache.errors import CacheError, ConfigError, CorruptionError, StorageError
 from latentcache.formats.dtypes import as_numpy
 from latentcache.index import build_index, publish
+from latentcache.manifest import seal_json
 from latentcache.storage import Storage
 from latentcache.tables import CACHE_JSON, SAMPLE_SCHEMA, sample_path
 from tests.synthetic import Synthetic, write_cache, write_shard
@@ -149,7 +150,7 @@ def test_a_snapshot_of_another_cache_is_refused(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     data = json.loads(storage.read(CACHE_JSON))
     del data["buckets"][0]
-    storage.write(CACHE_JSON, json.dumps(data).encode())
+    storage.write(CACHE_JSON, seal_json(data))
     with pytest.raises(CacheError, match=r"lists buckets that cache\.json does not have: 1x32x48"):
         open_cache(str(tmp_path))
 

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.config import (
-    BucketsConfig,
-    Config,
-    CorpusConfig,
-    apply_overrides,
-    aspect_ratio,
-    load_config,
-    load_stored_config,
-)
+from latentcache.config import BucketsConfig, Config, CorpusConfig, aspect_ratio
+from latentcache.config_files import apply_overrides, load_config, load_stored_config
 from latentcache.errors import ConfigError
 
 SMALLEST = """\
@@ -80,7 +73,7 @@ def refusals(path: str, *overrides: str) -> list[str]:
         (
             "cahce.url=x",
             "cahce: unknown key. Did you mean 'cache'? "
-            "Known here: corpus, clips, encoder, cache, run",
+            "Known here: corpus, clips, encoder, cache, run, quality",
         ),
         (
             "cache.compression.levle=3",

@@ -19,8 +19,10 @@ from latentcache.errors import (
     GeometryError,
     LatentCacheError,
     RecipeMismatchError,
+    RunStoppedError,
     ShardError,
     StorageError,
+    UnreachableError,
     did_you_mean,
 )
 
@@ -29,11 +31,13 @@ TREE = {
     GeometryError: (ConfigError,),
     CorpusError: (LatentCacheError, ValueError),
     StorageError: (LatentCacheError, OSError),
+    UnreachableError: (StorageError,),
     CacheError: (LatentCacheError, ValueError),
     RecipeMismatchError: (CacheError,),
     CorruptionError: (CacheError,),
     EncoderError: (LatentCacheError, RuntimeError),
     ShardError: (LatentCacheError, RuntimeError),
+    RunStoppedError: (LatentCacheError, RuntimeError),
     ClipError: (LatentCacheError, ValueError),
 }
 

@@ -14,7 +14,9 @@ import torch
 import yaml
 
 import latentcache
+from jobs import cli
 from latentcache import encoders
+from latentcache.runners.work import Progress
 from tests.caches import (
     assert_same_cache,
     committed,
@@ -323,3 +325,15 @@ def test_the_cache_says_which_frames_each_latent_frame_stands_for(clean: Path) -
     frames = {bucket["name"]: bucket["pixel_frames"] for bucket in manifest["buckets"]}
     assert frames == {"1x64x96": [[0, 1]], "5x64x96": [[0, 1], [1, 5]]}
     assert manifest["spec"]["packages"]["torch"] == torch.__version__
+
+
+def test_a_run_without_workers_says_that_it_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "NO_WORKER_S", 0.0)
+    with cli._Bar(total=3) as bar:
+        bar.show(Progress(clips_done=1, workers=1))
+        assert "no worker is up" not in capsys.readouterr().err
+        bar.show(Progress(clips_done=1, workers=0))
+        bar.show(Progress(clips_done=1, workers=0))
+    assert capsys.readouterr().err.count("no worker is up; the run waits") == 1

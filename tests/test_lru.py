@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from latentcache.lru import Lru
 
@@ -32,3 +37,33 @@ def test_a_fork_while_it_is_locked_does_not_hang() -> None:
     exitcode = process.exitcode
     process.kill()
     assert exitcode == 0
+
+
+def test_one_thread_makes_what_several_want() -> None:
+    lru: Lru[str, int] = Lru(2)
+    everybody = threading.Barrier(4)
+    made: list[str] = []
+
+    def make() -> int:
+        made.append("a")
+        time.sleep(0.05)  # the others ask meanwhile
+        return 1
+
+    def want() -> int:
+        everybody.wait(10)
+        return lru.get_or_make("a", make)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [future.result() for future in [pool.submit(want) for _ in range(4)]] == [1] * 4
+    assert made == ["a"]
+
+
+def test_what_cannot_be_made_is_made_by_the_next_one() -> None:
+    lru: Lru[str, int] = Lru(2)
+
+    def fail() -> int:
+        raise ValueError("not yet")
+
+    with pytest.raises(ValueError, match="not yet"):
+        lru.get_or_make("a", fail)
+    assert lru.get_or_make("a", lambda: 1) == 1

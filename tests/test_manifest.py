@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from latentcache.errors import CacheError
-from latentcache.manifest import Manifest, fingerprint, read_manifest, recipe_difference
+from latentcache.manifest import (
+    Manifest,
+    fingerprint,
+    read_manifest,
+    recipe_difference,
+    seal_json,
+)
 from latentcache.records import Bucket
 from latentcache.storage import Storage
 from latentcache.tables import CACHE_JSON
@@ -28,7 +34,7 @@ def changed(path: str, value: Any) -> bytes:
         del inner[last]
     else:
         inner[last] = value
-    return json.dumps(data).encode()
+    return seal_json(data)
 
 
 def test_what_is_written_is_read() -> None:
@@ -76,12 +82,12 @@ def test_other_files_are_no_manifest(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("recipe", KeyError, "no 'recipe' in it"),
+        ("recipe", KeyError, "recipe: Field required"),
         ("format", "zip", "unknown format 'zip'"),
         ("compression.codec", "lz4", "unknown codec 'lz4'"),
         ("compression.level", 0, "compression.level"),
         ("shard_clips", 0, "shard_clips"),
-        ("shard_clips", "4", "shard_clips"),
+        ("shard_clips", "4", "shard_clips: Input should be a valid integer"),
         ("buckets.0.name", "../etc", "is not a bucket"),
         ("buckets.0.shape", [4, -1, 2], "not positive whole numbers"),
         ("buckets.0.shape", [1 << 20, 1 << 20], "no sample is as large"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import latentcache
+from latentcache.manifest import seal_json
 from tests.caches import make_config, make_corpus, run_job
 from tests.tiny_models import save_wan
 from tests.videos import read_with_pyav
@@ -75,7 +76,7 @@ def test_resume_refuses_another_version_of_the_encoders_package(
     data = json.loads(original)
     data["recipe"]["encoder"]["packages"]["diffusers"] = "0.1.0"
     try:
-        manifest.write_text(json.dumps(data))
+        manifest.write_bytes(seal_json(data))
         _, err = run_job("resume", folder / "cache", status=2)
     finally:
         manifest.write_text(original)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.config import load_config
+from latentcache.config_files import load_config
 from latentcache.driver import Run
 from latentcache.errors import ClipError
 from latentcache.index import read_index

@@ -15,17 +15,16 @@ import pytest
 
 from latentcache import retry, storage
 from latentcache.errors import ConfigError, StorageError
-from latentcache.storage import (
-    Storage,
+from latentcache.filesystems import open_filesystem
+from latentcache.source_files import (
     find_files,
     glob_files,
     is_directory,
     is_file,
-    join,
-    open_filesystem,
     open_source,
     read_many,
 )
+from latentcache.storage import Storage, join
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 - fixtures
 
 
@@ -378,7 +377,7 @@ def test_the_message_says_how_often_it_was_tried(s3: S3, monkeypatch: pytest.Mon
     with pytest.raises(StorageError) as caught:
         store.write("a", b"1")
     assert str(caught.value) == (
-        f"cannot write {s3.url}/a: ConnectionResetError: reset (tried 5 times over 0 s). "
+        f"cannot write {s3.url}/a: ConnectionResetError: reset (tried {retry.TRIES} times over 0 s). "
         "Check the network and the endpoint, then run the same command again."
     )
 

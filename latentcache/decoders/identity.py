@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import IO, Any
 
-from latentcache.errors import ClipError, StorageError
-from latentcache.storage import open_source
+from latentcache.errors import ClipError, StorageError, UnreachableError
+from latentcache.filesystems import open_filesystem
+from latentcache.source_files import open_source
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every
 #: frame's size) is at one end of the file, so that no other encoding of the video has the same digest.
@@ -24,12 +27,50 @@ def identify(file: IO[bytes]) -> str:
     return f"{size}-{digest.hexdigest()}"
 
 
+def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None:
+    """Return the path of a source on this machine, None of a remote one.
+
+    Raises ClipError where it is no regular file: to open a pipe or a device can take for ever.
+    """
+    fs, path = open_filesystem(url, options)
+    if "file" not in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+        return None
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        link = " (a link to what is not there)" if Path(path).is_symlink() else ""
+        raise ClipError("missing", f"no such file: {url}{link}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ClipError("unreadable", f"cannot be opened: {why}: {url}") from error
+    if not stat.S_ISREG(mode):
+        raise ClipError(
+            "unreadable", f"not a regular file but a {_KINDS[stat.S_IFMT(mode)]}: {url}"
+        )
+    return str(path)
+
+
+_KINDS: Mapping[int, str] = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
+
+
 def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return the identity of the file at a URL; raises ClipError("missing" or "unreadable")."""
+    """Return the identity of the file at a URL.
+
+    Raises ClipError("missing" or "unreadable"), and UnreachableError, which says nothing of the file.
+    """
+    local_path(url, options)
     try:
         with open_source(url, options) as file:
             return identify(file)
     except FileNotFoundError:
         raise ClipError("missing", f"no such file: {url}") from None
+    except UnreachableError:
+        raise
     except StorageError as error:
         raise ClipError("unreadable", str(error)) from error

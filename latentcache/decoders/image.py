@@ -9,30 +9,51 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.packets import check_pixels
 from latentcache.errors import ClipError
 
 NAME = "pillow"
+Image.MAX_IMAGE_PIXELS = None  # corpus.max_pixels it is, for images and videos alike
+#: Pillow would cut their values off at 255, and what is black and white in them is not known.
+_UNBOUNDED_MODES = frozenset({"I", "F"})
 
 
 class Reader:
-    """An open image, turned as its EXIF orientation says."""
+    """An open image, turned as its EXIF orientation says; of an animated one, the first picture."""
 
     name = NAME
     end_s = 0.0
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, max_pixels: int | None = None) -> None:
         self.times_s = np.zeros(1)
         try:
             with Image.open(path) as image:
-                self._pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                check_pixels(image.height, image.width, max_pixels)
+                self._pixels = _to_rgb(ImageOps.exif_transpose(image))
         except FileNotFoundError as error:
             raise ClipError("missing", f"no such file: {path}") from error
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise ClipError("unreadable", f"cannot be opened as an image: {error}") from error
-        except (OSError, ValueError, SyntaxError) as error:
+        except UnidentifiedImageError as error:
+            raise ClipError("unreadable", "the file is no image that Pillow can read") from error
+        except ClipError:
+            raise
+        except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:
             raise ClipError("corrupt", f"the image is damaged: {error}") from error
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the image [h, w, 3]."""
         assert indices.max(initial=0) == 0
         yield self._pixels
+
+
+def _to_rgb(image: Image.Image) -> Frame:
+    """Return an image as uint8 [h, w, 3]: 16-bit grey scaled to 8, transparency dropped."""
+    if image.mode.startswith("I;16"):
+        grey = (np.array(image).astype(np.uint32) * 255 + 32767) // 65535
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in _UNBOUNDED_MODES:
+        raise ClipError(
+            "unreadable",
+            f"the image's values are 32 bits (mode {image.mode}), and which of them are black and "
+            "white is unknown. Convert it to 8 or 16 bits",
+        )
+    return np.array(image.convert("RGB"))

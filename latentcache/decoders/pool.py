@@ -75,6 +75,8 @@ def _anonymous_file() -> int:
 class DecodePool:
     """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
 
+    max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no limit.
+
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
     """
@@ -87,11 +89,17 @@ class DecodePool:
         timeout_s: float,
         interpolation: str = "bicubic",
         storage_options: Mapping[str, Any] | None = None,
+        max_pixels: int | None = None,
+        memory_bytes: int | None = None,
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
         self._interpolation = interpolation
-        self._options = dict(storage_options or {})
+        settings = {
+            "options": dict(storage_options or {}),
+            "max_pixels": max_pixels,
+            "memory_bytes": memory_bytes,
+        }
         self._buffers = [Buffer(index) for index in range(num_buffers)]
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         for buffer in self._buffers:
@@ -100,7 +108,7 @@ class DecodePool:
         self._take = threading.Lock()
         self._closing = False
         fds = [buffer.fd for buffer in self._buffers]
-        self._processes = [_Process(program, fds, self._options) for _ in range(num_processes)]
+        self._processes = [_Process(program, fds, settings) for _ in range(num_processes)]
         self._lanes = [
             threading.Thread(target=self._serve, args=(process,), name="decode", daemon=True)
             for process in self._processes
@@ -228,10 +236,12 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
 class _Process:
     """One decoding process, started on the first question and again after it was lost."""
 
-    def __init__(self, program: str, buffer_fds: Sequence[int], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, program: str, buffer_fds: Sequence[int], settings: Mapping[str, Any]
+    ) -> None:
         self._program = program
         self._buffer_fds = buffer_fds
-        self._options = options
+        self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._stopped = False
@@ -274,7 +284,7 @@ class _Process:
             self.kill()
             raise ShardError("the decoding pool was closed")
         try:
-            ours.send_bytes(json.dumps(self._options).encode())
+            ours.send_bytes(json.dumps(self._settings).encode())
             if not ours.poll(START_UP_S):
                 self.kill()
                 raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")

@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ from latentcache.decoders import decord, pyav
 from latentcache.decoders.frames import Frame, fit_frame, select_frames
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
-from latentcache.errors import ClipError, LatentCacheError
+from latentcache.errors import ClipError, LatentCacheError, UnreachableError
 
 PR_SET_PDEATHSIG = 1
 #: Sent once when everything is imported, so that a broken installation is not blamed on a clip.
@@ -53,9 +54,10 @@ class Buffers:
 class Worker:
     """Answers requests; keeps the last source open, for the next clip is often of the same one."""
 
-    def __init__(self, buffers: Buffers, options: Mapping[str, Any]) -> None:
+    def __init__(self, buffers: Buffers, settings: Mapping[str, Any]) -> None:
         self._buffers = buffers
-        self._options = options
+        self._options = settings["options"]
+        self._max_pixels = settings["max_pixels"]
         self._source: Source | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,15 +66,24 @@ class Worker:
             return self._probe(request) if request["op"] == "probe" else self._decode(request)
         except ClipError as error:
             return {"reason": error.reason, "message": str(error)}
-        except (LatentCacheError, OSError) as error:
+        except UnreachableError as error:
+            return {"reason": "unreachable", "message": str(error)}
+        except MemoryError:
+            self._source = None
+            message = "decoding needs more memory than run.decode_memory_bytes allows"
+            return {"reason": "out_of_memory", "message": message}
+        except LatentCacheError as error:
             return {"reason": "unreadable", "message": str(error)}
+        except OSError as error:
+            why = error.strerror or error
+            return {"reason": "unreadable", "message": f"cannot be read: {why}: {request['url']}"}
 
     def _open(self, request: Mapping[str, Any]) -> Source:
         if self._source is None or self._source.url != request["url"]:
             if self._source is not None:
                 self._source.close()
             self._source = None
-            self._source = Source(request["url"], request["kind"], self._options)
+            self._source = Source(request["url"], request["kind"], self._options, self._max_pixels)
         return self._source
 
     def _probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +94,7 @@ class Worker:
             height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
             info = {"frames": 1, "duration_s": 0.0, "fps": None, "height": height, "width": width}
         else:
-            info = vars(pyav.probe(source.path))
+            info = vars(pyav.probe(source.path, self._max_pixels))
         return {**info, "identity": source.identity}
 
     def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,16 +121,16 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
     indices = select_frames(
         reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
     )
-    frames = reader.frames(indices)
     row, shape = 0, (0, 0)
-    for index in np.unique(indices).tolist():
-        frame = next(frames, None)
-        if frame is None:
-            raise ClipError("truncated", f"the stream ends before frame {index}")
-        first, shape = row, frame.shape[:2]
-        fit_frame(frame, out[first], request["interpolation"])
-        row += int((indices == index).sum())
-        out[first + 1 : row] = out[first]
+    with contextlib.closing(reader.frames(indices)) as frames:
+        for index in np.unique(indices).tolist():
+            frame = next(frames, None)
+            if frame is None:
+                raise ClipError("truncated", f"the stream ends before frame {index}")
+            first, shape = row, frame.shape[:2]
+            fit_frame(frame, out[first], request["interpolation"])
+            row += int((indices == index).sum())
+            out[first + 1 : row] = out[first]
     last = int(indices[-1])
     ends_s = np.append(reader.times_s[1:], reader.end_s)
     return {
@@ -131,6 +142,17 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
     }
 
 
+def _limit_memory(num_bytes: int | None) -> None:
+    """Make allocations beyond `num_bytes` fail, where the system can: a hostile file takes no more.
+
+    Data, not address space: shared buffers and the code of libraries do not count.
+    """
+    if num_bytes is not None and sys.platform == "linux":
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        limit = num_bytes if hard == resource.RLIM_INFINITY else min(num_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
 def main() -> None:
     """Serve requests until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when decoding stops
@@ -140,7 +162,9 @@ def main() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     pipe_fd, *buffer_fds = map(int, sys.argv[1:])
     with contextlib.suppress(EOFError, BrokenPipeError), Connection(pipe_fd) as pipe:
-        worker = Worker(Buffers(buffer_fds), json.loads(pipe.recv_bytes()))
+        settings = json.loads(pipe.recv_bytes())
+        worker = Worker(Buffers(buffer_fds), settings)
+        _limit_memory(settings["memory_bytes"])
         pipe.send_bytes(READY)
         while True:
             pipe.send_bytes(json.dumps(worker.answer(json.loads(pipe.recv_bytes()))).encode())

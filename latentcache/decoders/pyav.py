@@ -9,22 +9,29 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import PictureType
 
+from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.packets import (
+    DEMUX_ERRORS,
+    PacketIndex,
+    Start,
+    failure,
+    open_video,
+    read_index,
+)
 from latentcache.errors import ClipError
 
 NAME = "pyav"
-av.logging.set_level(av.logging.PANIC)
-
-#: decord equals PyAV bit for bit on these. It gets 10-bit video wrong and does not tell.
-DECORD_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
-#: Frames a second where a file gives neither durations nor a rate; only the last frame's end needs it.
-UNKNOWN_RATE = 25.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What probing finds. height and width are as shown, after rotation."""
+    """What probing finds. height and width are as shown, after rotation.
+
+    frames and duration_s are the header's where the file was cut: its lost clips are planned, and fail.
+    """
 
     frames: int
     duration_s: float
@@ -33,84 +40,40 @@ class VideoInfo:
     width: int
 
 
-def open_video(path: str) -> tuple[Any, Any]:
-    """Return the PyAV container and its best video stream; raises ClipError."""
-    try:
-        container = av.open(path)
-    except FileNotFoundError as error:
-        raise ClipError("missing", f"no such file: {path}") from error
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise ClipError("unreadable", f"cannot be opened as a video: {_text(error)}") from error
-    stream = container.streams.best("video")
-    if stream is None:
-        container.close()
-        raise ClipError("no_video", "the file has no video stream")
-    return container, stream
-
-
-def suits_decord(path: str) -> bool:
-    """Tell whether decord decodes this file as PyAV does, from its pixel format."""
-    container, stream = open_video(path)
-    with container:
-        return stream.codec_context.pix_fmt in DECORD_PIXEL_FORMATS
-
-
-def probe(path: str) -> VideoInfo:
+def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
     """Count the frames of a video and find its shape, without decoding more than one frame."""
-    times_s, end_s = read_times(path)
-    container, stream = open_video(path)
-    with container:
-        first = next(_decode(container, stream), None)
-        if first is None:
-            raise ClipError("no_video", "the video stream has no frame that can be decoded")
-        shape = (first.height, first.width)
-        height, width = shape[::-1] if round(first.rotation / 90) % 2 else shape
-    duration_s = end_s - float(times_s[0])
+    index = read_index(path, max_pixels)
+    height, width = _first_shape(path, index, max_pixels)
+    found = len(index.times_s)
+    found_s = index.end_s - float(index.times_s[0])
     return VideoInfo(
-        frames=len(times_s),
-        duration_s=duration_s,
-        fps=len(times_s) / duration_s,
+        frames=index.num_declared,
+        duration_s=found_s * index.num_declared / found,
+        fps=found / found_s,
         height=height,
         width=width,
     )
 
 
-def read_times(path: str) -> tuple[npt.NDArray[np.float64], float]:
-    """Return the presentation times [N] in s of all frames, ascending, and the end of the last one.
-
-    Read from the packets' headers, without decoding. Raises ClipError("no_video") where there are none.
-    """
-    container, stream = open_video(path)
-    with container:  # a stream's facts are gone when its container is closed
-        base = float(stream.time_base)
-        rate = float(stream.average_rate or stream.guessed_rate or 0) or UNKNOWN_RATE
-        pts, last_duration = _packet_times(container, stream)
-    if not len(pts):
-        raise ClipError("no_video", "the video stream has no frames")
-    times_s = pts.astype(np.float64) * base
-    return times_s, float(times_s[-1]) + (last_duration * base if last_duration else 1.0 / rate)
-
-
-def _packet_times(container: Any, stream: Any) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the presentation times of a stream's packets in its time base, and the last duration."""
-    packets: list[tuple[int, int]] = []
-    try:
-        for packet in container.demux(stream):
-            if packet.pts is not None and packet.size and not packet.is_discard:
-                packets.append((packet.pts, packet.duration or 0))  # noqa: PERF401 a failing demux keeps what it read
-    except (av.FFmpegError, ValueError) as error:
-        if not packets:
-            raise ClipError("corrupt", f"the container is damaged: {_text(error)}") from error
-    packets.sort()
-    return np.array([pts for pts, _ in packets], dtype=np.int64), packets[-1][1] if packets else 0
+def _first_shape(path: str, index: PacketIndex, max_pixels: int | None) -> tuple[int, int]:
+    """Return height and width of the first frame that can be decoded, damaged or not."""
+    error = ClipError("no_video", "the video stream has no frame that can be decoded")
+    container, stream = open_video(path, max_pixels)
+    with container, Complaints():
+        for packet in _packets_from(container, stream, index.starts[0]):
+            try:
+                frames = _decode(stream, packet)
+            except ClipError as damage:  # of this packet: others may be well
+                error = damage
+                continue
+            for frame in frames:
+                height, width = turned(np.empty((frame.height, frame.width, 1)), frame).shape[:2]
+                return height, width
+    raise error
 
 
-def _decode(container: Any, stream: Any) -> Iterator[Any]:
-    stream.thread_type = "NONE"  # decoding processes are the parallelism
-    try:
-        yield from container.decode(stream)
-    except (av.FFmpegError, ValueError) as error:
-        raise ClipError("corrupt", f"the video stream is damaged: {_text(error)}") from error
+class _SeekMissedError(Exception):
+    """Seeking went past the packet that was looked for."""
 
 
 class Reader:
@@ -118,47 +81,144 @@ class Reader:
 
     name = NAME
 
-    def __init__(self, path: str, times_s: npt.NDArray[np.float64], end_s: float) -> None:
+    def __init__(self, path: str, index: PacketIndex, max_pixels: int | None = None) -> None:
         self._path = path
-        self.times_s, self.end_s = times_s, end_s
+        self._index = index
+        self._max_pixels = max_pixels
+        self.times_s, self.end_s = index.times_s, index.end_s
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
-        """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, rotated as shown."""
-        container, stream = open_video(self._path)
-        with container:
-            wanted = np.unique(indices)
-            self._seek(container, stream, float(self.times_s[wanted[0]]))
-            yield from self._from_here(container, stream, wanted)
+        """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, turned as shown.
 
-    def _seek(self, container: Any, stream: Any, time_s: float) -> None:
-        target = int(time_s / float(stream.time_base))
-        if target > 0 and container.format.name != "image2":
-            container.seek(target, stream=stream, backward=True, any_frame=False)
+        Raises ClipError("corrupt") at the first frame that is damaged, or refers to one that is.
+        """
+        wanted = np.unique(indices)
+        self._refuse_holes(wanted)
+        starts = self._index.starts_for(int(wanted[0]))
+        has_begun = False
+        for start in starts:
+            try:
+                for frame in self._from(start, wanted):
+                    has_begun = True
+                    yield frame
+            except ClipError:
+                if has_begun or start is starts[-1]:
+                    raise
+            else:
+                return
 
-    def _from_here(
-        self, container: Any, stream: Any, wanted: npt.NDArray[np.int64]
-    ) -> Iterator[Frame]:
-        base = float(stream.time_base)
+    def _refuse_holes(self, wanted: npt.NDArray[np.int64]) -> None:
+        holes = self._index.holes
+        inside = holes[(holes >= wanted[0]) & (holes < wanted[-1])]
+        if len(inside):
+            times_s = self.times_s[inside[0] : inside[0] + 2]
+            raise ClipError(
+                "corrupt", f"frames are lost between {times_s[0]:.3f} s and {times_s[1]:.3f} s"
+            )
+
+    def _from(self, start: Start, wanted: npt.NDArray[np.int64]) -> Iterator[Frame]:
+        """Yield the wanted frames, decoding from `start`: by seeking, or by reading up to there."""
+        try:
+            yield from self._decode(start, wanted, seeks=start != self._index.starts[0])
+        except _SeekMissedError:  # before any frame
+            yield from self._decode(start, wanted, seeks=False)
+
+    def _decode(self, start: Start, wanted: npt.NDArray[np.int64], seeks: bool) -> Iterator[Frame]:
         position = 0
-        for frame in _decode(container, stream):
-            if frame.pts is None:
-                continue
-            index = int(np.searchsorted(self.times_s, frame.pts * base - base / 2))
+        for index, frame in self._shown(start, seeks):
+            if index > wanted[position]:
+                raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
             if index == wanted[position]:
-                yield _to_rgb(frame)
+                yield to_rgb(frame)
                 position += 1
                 if position == len(wanted):
                     return
-            elif index > wanted[position]:
-                raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
         raise ClipError("truncated", f"the stream ends before frame {wanted[position]}")
 
+    def _shown(self, start: Start, seeks: bool) -> Iterator[tuple[int, Any]]:
+        """Yield the frames from `start` on with their indices; raises at the first damaged one."""
+        container, stream = open_video(self._path, self._max_pixels)
+        count, is_first = 0, start != self._index.starts[0]  # the file's first is what FFmpeg shows
+        with container, Complaints() as complaints:
+            for packet in _packets_from(container, stream, start, seeks):
+                for frame in _decode(stream, packet):
+                    index = count if self._index.counted else self._position(frame)
+                    count += 1
+                    if index is None or _is_early(frame, start):
+                        continue
+                    if is_first and not _stands_alone(frame):
+                        raise ClipError("corrupt", f"frame {index} is no key frame")
+                    is_first = False
+                    _check_undamaged(frame, index, complaints.first(stream.codec_context.name))
+                    yield index, frame
 
-def _to_rgb(frame: Any) -> Frame:
-    rgb: Frame = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+    def _position(self, frame: Any) -> int | None:
+        """Return which frame of the index this is, or None where it is none of them."""
+        if frame.pts is None:
+            return None
+        index = int(np.searchsorted(self._index.pts, frame.pts))
+        known = index < len(self._index.pts) and self._index.pts[index] == frame.pts
+        return index if known else None
 
 
-def _text(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def _is_early(frame: Any, start: Start) -> bool:
+    """Tell whether a frame is shown before the one that decoding started at: it may lack references."""
+    return frame.pts is not None and start.pts is not None and frame.pts < start.pts
+
+
+def _stands_alone(frame: Any) -> bool:
+    """Tell whether a frame is a key frame: containers claim it of frames that are none."""
+    return bool(frame.key_frame or frame.pict_type == PictureType.I)
+
+
+def _check_undamaged(frame: Any, index: int, complaint: str | None) -> None:
+    """Raise ClipError where the decoder concealed damage here or in a frame that this one refers to."""
+    if frame.is_corrupt or complaint:
+        raise ClipError("corrupt", f"frame {index} is damaged: {complaint or 'parts are missing'}")
+
+
+def _packets_from(container: Any, stream: Any, start: Start, seeks: bool = False) -> Iterator[Any]:
+    """Yield the packets from `start` on; raises _SeekMissedError where seeking ended after it."""
+    if seeks:
+        target = start.pts if start.dts is None else start.dts
+        try:
+            container.seek(target, stream=stream, backward=True, any_frame=False)
+        except (av.FFmpegError, ValueError) as error:
+            raise _SeekMissedError from error
+    started = False
+    try:
+        for packet in container.demux(stream):
+            started = started or (packet.pts, packet.dts) == (start.pts, start.dts)
+            if started and packet.is_corrupt:
+                yield None  # what comes next is damaged: only what is complete comes out
+                return
+            if started:
+                yield packet
+            elif seeks and (not packet.size or (packet.dts or 0) > (start.dts or 0)):
+                raise _SeekMissedError
+    except DEMUX_ERRORS as error:
+        raise failure("corrupt", "the container is damaged", error) from error
+
+
+def _decode(stream: Any, packet: Any) -> Any:
+    try:
+        return stream.codec_context.decode(packet)
+    except (av.FFmpegError, ValueError) as error:
+        raise failure("corrupt", "the video stream is damaged", error) from error
+
+
+def to_rgb(frame: Any) -> Frame:
+    """Return a frame as uint8 [h, w, 3], turned as shown."""
+    return np.ascontiguousarray(turned(frame.to_ndarray(format="rgb24"), frame))
+
+
+def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
+    """Return `pixels` of a frame turned and mirrored as its display matrix says, to multiples of 90."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return pixels
+    # [a b u, c d v, x y w]: the pixel at (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

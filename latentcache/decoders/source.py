@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentcache.decoders import decord, image, pyav
-from latentcache.decoders.identity import identify
+from latentcache.decoders import decord, image, packets, pyav
+from latentcache.decoders.identity import identify, local_path
 from latentcache.errors import ClipError
-from latentcache.storage import open_filesystem, open_source
+from latentcache.source_files import open_source
 
 
 class Reader(Protocol):
@@ -33,34 +34,36 @@ class Reader(Protocol):
 class Source:
     """One source, local or fetched to a temporary file that goes with `close`."""
 
-    def __init__(self, url: str, kind: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        kind: str,
+        options: Mapping[str, Any] | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         self.url = url
         self._kind = kind
-        self._temporary: Any = None
+        self._max_pixels = max_pixels
+        self._closing = contextlib.ExitStack()
         self._reader: Reader | None = None
         self.path = self._local_path(options)
         with Path(self.path).open("rb") as file:
             self.identity = identify(file)
 
     def _local_path(self, options: Mapping[str, Any] | None) -> str:
-        fs, path = open_filesystem(self.url, options)
-        protocol = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-        if "file" in protocol:
-            if not Path(path).exists():
-                raise ClipError("missing", f"no such file: {self.url}")
-            if not Path(path).is_file():
-                raise ClipError("unreadable", f"not a regular file: {self.url}")
+        path = local_path(self.url, options)
+        if path is not None:
             return path
-        self._temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115 closed by close()
-            prefix="latentcache-", suffix=Path(path).suffix
-        )
+        suffix = posixpath.splitext(self.url)[1]
+        temporary = tempfile.NamedTemporaryFile(prefix="latentcache-", suffix=suffix)  # noqa: SIM115
+        self._closing.enter_context(temporary)
         try:
             with open_source(self.url, options) as remote:
-                shutil.copyfileobj(remote, self._temporary, 1 << 20)
+                shutil.copyfileobj(remote, temporary, 1 << 20)
         except FileNotFoundError:
             raise ClipError("missing", f"no such file: {self.url}") from None
-        self._temporary.flush()
-        return str(self._temporary.name)
+        temporary.flush()
+        return str(temporary.name)
 
     def reader(self, without_decord: bool = False) -> Reader:
         """Open with decord where it is right, else with PyAV, once. Raises ClipError."""
@@ -70,15 +73,16 @@ class Source:
 
     def _open(self, without_decord: bool) -> Reader:
         if self._kind == "image":
-            return image.Reader(self.path)
-        times_s, end_s = pyav.read_times(self.path)
-        if not without_decord and pyav.suits_decord(self.path):
+            return image.Reader(self.path, self._max_pixels)
+        index = packets.read_index(self.path, self._max_pixels)
+        if not without_decord and index.suits_decord:
             with contextlib.suppress(*decord.Error):  # PyAV says what is wrong, if anything is
-                return decord.Reader(self.path, times_s, end_s)
-        return pyav.Reader(self.path, times_s, end_s)
+                reader = decord.Reader(self.path, index)
+                self._closing.callback(reader.close)
+                return reader
+        return pyav.Reader(self.path, index, self._max_pixels)
 
     def close(self) -> None:
         """Remove the temporary file, if there is one."""
         self._reader = None
-        if self._temporary is not None:
-            self._temporary.close()
+        self._closing.close()

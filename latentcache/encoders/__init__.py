@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from latentcache.config import validate
+from latentcache.config_files import validate
 from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.interfaces import EncoderModule

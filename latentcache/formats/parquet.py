@@ -8,10 +8,12 @@ a plain binary column at 1.0 with a ratio of 0.68 to 0.74 (pyarrow 26).
 
 from __future__ import annotations
 
+import bisect
 import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
@@ -19,10 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentcache.disk_cache import DiskCache
+from latentcache.errors import StorageError
 from latentcache.formats.dtypes import numpy_dtype
-from latentcache.formats.ranges import check_rows, damaged, read_chunks
+from latentcache.formats.ranges import ShardObject, check_rows, damaged, read_chunks
 from latentcache.interfaces import Array, ArrayLayout, EncodedShard
 from latentcache.lru import Lru
+from latentcache.parquet_bounds import MAGIC, RowGroup, footer_bytes, measure, read_row_groups
 from latentcache.records import ChunkRef
 from latentcache.storage import Storage
 
@@ -30,17 +35,32 @@ from latentcache.storage import Storage
 FOOTER_GUESS_BYTES = 1 << 16
 #: Footers kept in memory; one of 64 row groups takes about 100 kB once parsed.
 MAX_FOOTERS = 256
-MAGIC = b"PAR1"
+#: What a page holds beside its values: lengths and levels, run-length coded.
+PAGE_OVERHEAD_BYTES = 4096
 
 
 class ParquetFormat:
     """Files `latents/BUCKET/SHARD.parquet`. Keeps the footers of the files that were read last."""
 
     def __init__(self, max_footers: int = MAX_FOOTERS) -> None:
-        self._footers: Lru[tuple[str, str], pq.FileMetaData] = Lru(max_footers)
+        self._footers: Lru[tuple[str, str], _Footer] = Lru(max_footers)
 
-    def prepare(self, storage: Storage, layouts: Sequence[ArrayLayout]) -> None:
-        """Do nothing: the files describe themselves."""
+    def metadata(self, layouts: Sequence[ArrayLayout]) -> Mapping[str, bytes]:  # noqa: ARG002
+        """Return nothing: the files describe themselves."""
+        return {}
+
+    def path(self, layout: ArrayLayout, index: int) -> str:
+        """Return `latents/BUCKET/INDEX.parquet`."""
+        return f"latents/{layout.bucket.name}/{index:06d}.parquet"
+
+    def decode(self, layout: ArrayLayout, data: bytes, chunk: ChunkRef, out: Array) -> None:
+        """Decode one row group of a whole file."""
+        block = memoryview(data)[chunk.offset : chunk.offset + chunk.length]
+        try:
+            footer = _parse(data[-footer_bytes(data, len(data)) :])
+            _decode(layout, footer, chunk, block, out)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise ValueError(str(error)) from error
 
     def encode_shard(
         self, layout: ArrayLayout, index: int, rows: Sequence[Array | None]
@@ -56,12 +76,11 @@ class ParquetFormat:
         data = buffer.getvalue()
         stored = [row for row, array in enumerate(rows) if array is not None]
         chunks: list[ChunkRef | None] = [None] * len(rows)
-        footer = pq.read_metadata(pa.BufferReader(data))
-        for group, row in enumerate(stored):
-            offset, length = _extent(footer.row_group(group))
+        footer = _parse(data[-footer_bytes(data, len(data)) :])
+        for (offset, length), row in zip(footer.extents, stored, strict=True):
             crc = google_crc32c.value(data[offset : offset + length])
             chunks[row] = ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
-        return EncodedShard(_path(layout, index), data, chunks)
+        return EncodedShard(self.path(layout, index), data, chunks)
 
     def read(
         self,
@@ -70,27 +89,34 @@ class ParquetFormat:
         index: int,
         chunks: Sequence[ChunkRef],
         out: Sequence[Array],
+        *,
+        check: bool = True,
+        disk: DiskCache | None = None,
     ) -> None:
-        """Read the row groups of `chunks` in one request a run, after the footer's at first."""
-        path = _path(layout, index)
-        blocks = read_chunks(storage, layout, index, path, chunks)
-        for chunk, block, array in zip(chunks, blocks, out, strict=True):
-            footer = self._footer(storage, layout, index, path, chunk)
+        """Read the row groups of `chunks`, after the footer at first, which is kept in memory alone."""
+        path = self.path(layout, index)
+        shard = ShardObject(
+            storage=storage, layout=layout, index=index, path=path, check=check, disk=disk
+        )
+        for n, block in read_chunks(shard, chunks):
+            footer = self._footer(storage, layout, index, path, chunks[n])
             try:
-                _decode(layout, footer, chunk, block, array)
+                _decode(layout, footer, chunks[n], block, out[n])
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 what = f"its row group cannot be read ({error})"
-                raise damaged(layout, index, chunk.row, path, what) from error
+                raise shard.damaged(chunks[n].row, what) from error
 
     def _footer(
         self, storage: Storage, layout: ArrayLayout, index: int, path: str, chunk: ChunkRef
-    ) -> pq.FileMetaData:
+    ) -> _Footer:
         key = (storage.url, path)
         footer = self._footers.get(key)
-        if footer is not None and _find(footer, chunk) is not None:
+        if footer is not None and footer.find(chunk) is not None:
             return footer  # else the file was not read yet, or was written anew since
         try:
             footer = _read_footer(storage, path)
+        except StorageError:
+            raise
         except (FileNotFoundError, pa.ArrowException, OSError, ValueError) as error:
             what = f"its footer cannot be read ({error})"
             raise damaged(layout, index, chunk.row, path, what) from error
@@ -102,10 +128,6 @@ class ParquetFormat:
 def build() -> ParquetFormat:
     """Return the format, one for the process, so that its footers are shared."""
     return ParquetFormat()
-
-
-def _path(layout: ArrayLayout, index: int) -> str:
-    return f"latents/{layout.bucket.name}/{index:06d}.parquet"
 
 
 def _value_type(layout: ArrayLayout) -> pa.DataType:
@@ -144,34 +166,43 @@ def _to_arrow(layout: ArrayLayout, array: Array) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, type=type_)
 
 
-def _extent(group: Any) -> tuple[int, int]:
+@dataclass(frozen=True, kw_only=True)
+class _Footer:
+    """A file's footer: for pyarrow, and as it was read here. extents: (offset, length) by row group."""
+
+    metadata: pq.FileMetaData
+    groups: Sequence[RowGroup]
+    extents: Sequence[tuple[int, int]]
+
+    def find(self, chunk: ChunkRef) -> int | None:
+        """Return the number of the row group that lies where `chunk` says, or None."""
+        place = (chunk.offset, chunk.length)
+        at = bisect.bisect_left(self.extents, place)
+        return at if at < len(self.extents) and self.extents[at] == place else None
+
+
+def _parse(footer: bytes) -> _Footer:
+    groups = read_row_groups(footer)
+    return _Footer(
+        metadata=pq.read_metadata(pa.BufferReader(MAGIC + footer)),
+        groups=groups,
+        extents=[_extent(group) for group in groups],
+    )
+
+
+def _extent(group: RowGroup) -> tuple[int, int]:
     """Return offset and length of a row group, whose columns follow each other."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    start = min(c.data_page_offset for c in columns)
-    return start, sum(c.total_compressed_size for c in columns)
+    start = min((column.offset for column in group.columns), default=0)
+    return start, sum(column.length for column in group.columns)
 
 
-def _find(footer: pq.FileMetaData, chunk: ChunkRef) -> int | None:
-    """Return the number of the row group that lies where `chunk` says, or None."""
-    low, high = 0, footer.num_row_groups
-    while low < high:
-        middle = (low + high) // 2
-        offset, length = _extent(footer.row_group(middle))
-        if offset == chunk.offset:
-            return middle if length == chunk.length else None
-        low, high = (middle + 1, high) if offset < chunk.offset else (low, middle)
-    return None
-
-
-def _read_footer(storage: Storage, path: str) -> pq.FileMetaData:
+def _read_footer(storage: Storage, path: str) -> _Footer:
     size = storage.size(path)
     tail = _read_tail(storage, path, size, FOOTER_GUESS_BYTES)
-    if len(tail) < 8 or tail[-4:] != MAGIC:
-        raise ValueError("the file does not end as a Parquet file does")
-    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    needed = footer_bytes(tail, size)
     if needed > len(tail):
         tail = _read_tail(storage, path, size, needed)
-    return pq.read_metadata(pa.BufferReader(MAGIC + tail[-needed:]))
+    return _parse(tail[-needed:])
 
 
 def _read_tail(storage: Storage, path: str, size: int, length: int) -> bytes:
@@ -180,13 +211,14 @@ def _read_tail(storage: Storage, path: str, size: int, length: int) -> bytes:
 
 
 def _decode(
-    layout: ArrayLayout, footer: pq.FileMetaData, chunk: ChunkRef, block: memoryview, out: Array
+    layout: ArrayLayout, footer: _Footer, chunk: ChunkRef, block: memoryview, out: Array
 ) -> None:
-    group = _find(footer, chunk)
+    group = footer.find(chunk)
     if group is None:
         raise ValueError("the footer has no row group there")
+    _check_size(footer.groups[group], chunk, block, out)
     source = pa.PythonFile(_Window(chunk.offset, block), mode="r")
-    table = pq.ParquetFile(source, metadata=footer).read_row_group(
+    table = pq.ParquetFile(source, metadata=footer.metadata).read_row_group(
         group, columns=["latents"], use_threads=False
     )
     column = table.column("latents").combine_chunks()
@@ -196,6 +228,16 @@ def _decode(
     size, width = len(values), out.dtype.itemsize
     bits = np.frombuffer(values.buffers()[1], np.uint8, size * width, values.offset * width)
     out.view(np.uint8).reshape(-1)[:] = bits
+
+
+def _check_size(group: RowGroup, chunk: ChunkRef, block: memoryview, out: Array) -> None:
+    """Raise ValueError where decoding would take more memory than one sample does."""
+    latents = [column for column in group.columns if column.path[0] == "latents"]
+    if group.num_rows != 1 or [column.num_values for column in latents] != [out.size]:
+        raise ValueError(f"it says {group.num_rows} rows, and is not one sample")
+    pages = measure(block, latents, chunk.offset)
+    if pages.num_bytes > out.nbytes + PAGE_OVERHEAD_BYTES or pages.list_values != out.size:
+        raise ValueError(f"it would decode to {pages.list_values} values")
 
 
 class _Window(io.RawIOBase):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import torch
 
-from latentcache.errors import LatentCacheError
+from latentcache.errors import LatentCacheError, RunStoppedError, StorageError
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.records import ShardReport
+from latentcache.runners.warning_log import WarningLog
 from latentcache.runners.work import (
     Event,
     GaveUp,
@@ -20,6 +23,7 @@ from latentcache.runners.work import (
     Started,
     Task,
     WorkQueue,
+    worker_name,
 )
 
 PROGRESS_INTERVAL_S = 1.0
@@ -33,17 +37,29 @@ def num_cpus() -> int:
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work`, yielding events as they come."""
     device = "cuda" if spec.run.device != "cpu" and torch.cuda.is_available() else "cpu"
-    worker = ShardWorker(spec, torch.device(device))
+    with WarningLog() as log:
+        yield from _run(ShardWorker(spec, torch.device(device)), log, work, load_shard)
+
+
+def _run(
+    worker: ShardWorker, log: WarningLog, work: WorkQueue, load_shard: LoadShard
+) -> Iterator[Event]:
     running: dict[Future[ShardReport], Task] = {}
     pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
     try:
-        yield Started(worker=0, gpus=())
+        name = worker_name(socket.gethostname(), (), 0)
+        yield Started(worker=0, name=name, gpus=())
         while work or running:
             _fill(worker, work, load_shard, pool, running)
             done, _ = wait(running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                yield _outcome(future, running.pop(future), work)
-            yield Progress(clips_done=worker.clips_done, workers=1)
+                yield _outcome(future, running.pop(future), work, name)
+            yield Progress(
+                clips_done=worker.clips_done,
+                workers=1,
+                shards_in_hand=len(running),
+                warnings=log.take(),
+            )
     finally:
         worker.close()  # a shard whose clips are not decoded fails at once; one that is written is finished
         pool.shutdown(cancel_futures=True)
@@ -65,9 +81,11 @@ def _fill(
 
 
 def _outcome(
-    future: Future[ShardReport], task: Task, work: WorkQueue
+    future: Future[ShardReport], task: Task, work: WorkQueue, name: str
 ) -> ShardReport | GaveUp | Retried:
     try:
-        return future.result()
+        return replace(future.result(), worker=name)
+    except (StorageError, RunStoppedError):
+        raise  # the cache's storage, where no shard can be committed; or the gate's verdict
     except (LatentCacheError, OSError, RuntimeError, ValueError) as error:
         return work.failed(task, f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,13 +18,26 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from latentcache.config import RunConfig
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.records import Shard, ShardReport
 from latentcache.runners.local import num_cpus
-from latentcache.runners.work import Event, LoadShard, Progress, Started, Task, WorkQueue
+from latentcache.runners.ray_metrics import RunMetrics, WorkerMetrics
+from latentcache.runners.warning_log import WarningLog
+from latentcache.runners.work import (
+    Died,
+    Event,
+    LoadShard,
+    Progress,
+    Started,
+    Task,
+    WorkQueue,
+    worker_name,
+)
 
 PROGRESS_INTERVAL_S = 1.0
+#: A worker that is stopped may finish what it is writing in this time.
+STOP_S = 10.0
 #: Only reports travel through Ray's object store; this is near the smallest that Ray accepts.
 OBJECT_STORE_BYTES = 100 << 20
 
@@ -31,23 +45,35 @@ OBJECT_STORE_BYTES = 100 << 20
 class EncodeActor:
     """One GPU's worker. Its methods run in threads: shards in hand, and one that answers the driver."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, number: int) -> None:
         device = torch.device(_device(spec.run))
         if device.type == "cpu":
             torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
+        self._log = WarningLog()
+        self._log.__enter__()  # for as long as this process lives
         self._worker = ShardWorker(spec, device)
+        self._gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        self._name = worker_name(socket.gethostname(), self._gpus, number)
+        self._metrics = WorkerMetrics(self._name)
 
-    def gpu_ids(self) -> list[Any]:
-        """Return the GPUs that Ray assigned to this actor; answering means that it is up."""
-        return list(ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
+    def place(self) -> tuple[str, list[Any]]:
+        """Return this worker's name and the GPUs that Ray assigned to it; answering means that it is up."""
+        return self._name, list(self._gpus)
 
     def encode_shard(self, shard: Shard, retry_failed: bool) -> ShardReport:
         """Encode and commit one shard."""
-        return self._worker.encode_shard(shard, retry_failed=retry_failed)
+        report = self._worker.encode_shard(shard, retry_failed=retry_failed)
+        report = replace(report, worker=self._name)
+        self._metrics.add(report)
+        return report
 
-    def clips_done(self) -> int:
-        """Return the clips done since the start."""
-        return self._worker.clips_done
+    def progress(self) -> tuple[int, tuple[str, ...]]:
+        """Return the clips done since the start, and what was logged since the last time."""
+        return self._worker.clips_done, self._log.take()
+
+    def close(self) -> None:
+        """Stop decoding, and wait for what is being encoded; a shard that is being written is finished."""
+        self._worker.close()
 
 
 def _device(run: RunConfig) -> str:
@@ -61,6 +87,7 @@ class _Slot:
     """One place for an actor. in_hand: what it is working on, by the reference of the result."""
 
     actor: Any = None
+    name: str = ""
     ready: Any = None
     is_up: bool = False
     failed_starts: int = 0
@@ -77,8 +104,11 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     """Encode every shard of `work` on Ray actors, yielding events as they come."""
     started_here = connect(spec.run.ray_address)
     runner = _Runner(spec, work, load_shard)
+    metrics = RunMetrics()
     try:
-        yield from runner.events()
+        for event in runner.events():
+            metrics.add(event)
+            yield event
     finally:
         runner.stop()
         if started_here:
@@ -112,7 +142,13 @@ def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None and "RAY_ADDRESS" not in os.environ:
         local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
+        try:
+            ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Ray cannot start on this machine: {_first_line(error)}. Set RAY_TMPDIR to a folder with "
+                "a short path and room, or use run.runner=local, which needs no Ray."
+            ) from error
         return
     try:
         ray.init(address=address, **quiet)
@@ -164,8 +200,12 @@ class _Runner:
                 yield from self._settle(slot, reference)
             if time.monotonic() - self._polled > PROGRESS_INTERVAL_S:
                 yield self._poll()
+        yield self._poll()
 
     def stop(self) -> None:
+        up = [slot.actor.close.remote() for slot in self._slots if slot.is_up]
+        if up:
+            ray.wait(up, num_returns=len(up), timeout=STOP_S)
         for slot in self._slots:
             if slot.actor is not None:
                 ray.kill(slot.actor)
@@ -174,8 +214,10 @@ class _Runner:
         slot.clips_before += slot.clips_done
         slot.clips_done = 0
         slot.is_up = False
-        slot.actor = ray.remote(EncodeActor).options(**self._options).remote(self._spec)
-        slot.ready = slot.actor.gpu_ids.remote()
+        slot.name = ""
+        number = self._slots.index(slot)
+        slot.actor = ray.remote(EncodeActor).options(**self._options).remote(self._spec, number)
+        slot.ready = slot.actor.place.remote()
 
     def _hand_out(self) -> None:
         """Give every worker with room one more task, the least loaded first, until none has room."""
@@ -204,10 +246,15 @@ class _Runner:
         try:
             yield ray.get(reference)
         except RayTaskError as error:
+            # The cache's storage, where no shard can be committed; or the gate's verdict.
+            if isinstance(error.cause, StorageError | RunStoppedError):
+                raise error.cause from None
             yield self._work.failed(task, _first_line(error.cause or error))
         except RayActorError as error:
             lost = [task, *slot.in_hand.values()]
             slot.in_hand.clear()
+            ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
+            yield Died(name=slot.name, error=_first_line(error))
             for each in lost:
                 yield self._work.failed(each, f"its worker died: {_first_line(error)}")
             self._start(slot)
@@ -215,11 +262,14 @@ class _Runner:
     def _settle_start(self, slot: _Slot) -> Iterator[Event]:
         reference, slot.ready = slot.ready, None
         try:
-            gpus = tuple(map(str, ray.get(reference)))
+            slot.name, gpus = ray.get(reference)
             slot.is_up = True
-            yield Started(worker=self._slots.index(slot), gpus=gpus)
+            slot.failed_starts = 0
+            number = self._slots.index(slot)
+            yield Started(worker=number, name=slot.name, gpus=tuple(map(str, gpus)))
         except RayError as error:
             slot.failed_starts += 1
+            yield Died(name=slot.name, error=_last_line(error))
             if slot.failed_starts >= self._max_starts:
                 raise EncoderError(
                     f"a worker could not start, {slot.failed_starts} times: {_last_line(error)}"
@@ -229,17 +279,22 @@ class _Runner:
     def _poll(self) -> Progress:
         self._polled = time.monotonic()
         up = [slot for slot in self._slots if slot.is_up]
-        references = {slot.actor.clips_done.remote(): slot for slot in up}
+        references = {slot.actor.progress.remote(): slot for slot in up}
         answered, _ = (
             ray.wait(list(references), num_returns=len(up), timeout=0.2) if up else ([], [])
         )
+        warnings: tuple[str, ...] = ()
         for reference in answered:
             try:
-                references[reference].clips_done = ray.get(reference, timeout=1)
+                references[reference].clips_done, fresh = ray.get(reference, timeout=1)
+                warnings += fresh
             except (RayActorError, GetTimeoutError):
                 continue  # what it had in hand says so too
         clips = sum(slot.clips_before + slot.clips_done for slot in self._slots)
-        return Progress(clips_done=clips, workers=len(up))
+        in_hand = sum(len(slot.in_hand) for slot in self._slots)
+        return Progress(
+            clips_done=clips, workers=len(up), shards_in_hand=in_hand, warnings=warnings
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from latentcache.records import Shard, ShardReport
@@ -41,24 +42,44 @@ class Retried:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A worker is up. gpus: those that it was assigned."""
+    """A worker is up. name: as `worker_name` gives it; gpus: those that it was assigned."""
 
     worker: int
+    name: str
     gpus: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Died:
+    """A worker, or the machine it was on, is gone. name: empty where it had not started yet."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Clips done since the start of the run, committed or not, and workers that are up."""
+    """Clips done since the start of the run, committed or not, and workers that are up.
+
+    shards_in_hand: those that workers are working on. warnings: what workers have logged since the last
+    time.
+    """
 
     clips_done: int
     workers: int
+    shards_in_hand: int = 0
+    warnings: tuple[str, ...] = ()
 
 
-Event = ShardReport | GaveUp | Retried | Started | Progress
+Event = ShardReport | GaveUp | Retried | Started | Died | Progress
 
 #: Reads the clips of a task's shard.
 LoadShard = Callable[[Task], Shard]
+
+
+def worker_name(host: str, gpus: Sequence[object], number: int) -> str:
+    """Return what people know a worker by: `host/gpu3`; `host/worker3` where it has no GPU of its own."""
+    return f"{host}/gpu{'+'.join(map(str, gpus))}" if gpus else f"{host}/worker{number}"
 
 
 class WorkQueue:
@@ -80,6 +101,11 @@ class WorkQueue:
         if alone and self._failed:
             return self._failed.popleft()
         return self._fresh.popleft() if self._fresh else None
+
+    def jump(self) -> None:
+        """Go on at a random place, for another run may be working on the same cache at this one."""
+        if self._fresh:
+            self._fresh.rotate(-random.randrange(len(self._fresh)))  # noqa: S311 - not for secrets
 
     def failed(self, task: Task, error: str) -> Retried | GaveUp:
         """Put a failed task back, or give it up."""

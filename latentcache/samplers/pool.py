@@ -1,30 +1,28 @@
-"""The order of batches from a planned pool of open shards, and its striping over ranks and workers.
+"""The order of batches from a planned pool of shards: a pure function of seed and epoch, by place.
 
-Samples of a batch share a bucket. Shuffled: a bucket's shards are opened in random order, as many
-at a time as its share of `pool_bytes` holds; each sample comes from one of the open shards, all
-equally likely, until none is left to open; the rest is permuted. Batches of the buckets are
-interleaved in proportion. 64 samples from 128 open shards meet 51 of them, on average.
-
-All randomness comes from raw Philox words, which numpy keeps the same between versions, as it does
-not keep what its Generator makes of them.
+Samples of a batch share a bucket. Shuffled: a bucket's shards come in random order and its samples are
+shuffled within a window of as many as its share of `pool_bytes` holds (see `window`); batches of the
+buckets are interleaved in proportion (see `turns`). 64 samples from a window of 128 shards meet 50 of
+them, on average, and three quarters of that at the two ends of an epoch.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from latentcache.errors import ConfigError
+from latentcache.samplers import window
+from latentcache.samplers.turns import Interleaved, OneByOne, Turns
+from latentcache.samplers.words import Int64, Words
 
-Int64 = npt.NDArray[np.int64]
+Uneven = Literal["drop", "pad", "exact"]
 
-#: Raw words drawn at a time.
-BLOCK = 1024
+#: Samples that a pool holds at most: a wider window shuffles no better and takes memory to sort.
+MAX_POOL_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,127 +44,167 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the order of an epoch follows from. seed >= 0; pool_bytes is shared by the buckets."""
+    """What the order of an epoch follows from. seed >= 0; pool_bytes is shared by the buckets.
+
+    bucket_run: so many batches in a row share a bucket, and the i-th of each run takes from the i-th
+    part of the bucket's shards alone: with a multiple of the world size every step is of one bucket
+    on all ranks, and hardly a shard is read by two of them.
+
+    uneven: what becomes of batches that make no whole step for all ranks (`places`) or no whole run:
+    "drop" leaves them out of this epoch, "pad" fills up with batches of the same epoch, "exact" takes
+    each once, so that some ranks have a batch more, and short runs at the end.
+    """
 
     seed: int = 0
     batch_size: int = 8
     shuffle: bool = True
     drop_last: bool = False
     pool_bytes: int = 4 << 30
+    bucket_run: int = 1
+    uneven: Uneven = "drop"
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or self.batch_size < 1 or self.pool_bytes < 1:
+        if self.seed < 0 or min(self.batch_size, self.pool_bytes, self.bucket_run) < 1:
             raise ConfigError(
-                f"seed {self.seed}, batch_size {self.batch_size}, pool_bytes {self.pool_bytes}: "
-                "the seed is at least 0, the others at least 1"
+                f"seed {self.seed}, batch_size {self.batch_size}, pool_bytes {self.pool_bytes}, "
+                f"bucket_run {self.bucket_run}: the seed is at least 0, the others at least 1"
             )
+        if self.uneven not in get_args(Uneven):
+            raise ConfigError(f"uneven {self.uneven!r} is not one of {', '.join(get_args(Uneven))}")
 
     def num_batches(self, buckets: Sequence[BucketShards]) -> int:
         """Return the number of batches of an epoch, of all ranks together."""
-        return sum(self._batches_of(bucket) for bucket in buckets)
+        batches = [self.batches_of(bucket) for bucket in buckets]
+        if self.uneven == "exact":
+            return sum(batches)
+        return self.bucket_run * sum(map(self.runs_of, batches))
 
-    def _batches_of(self, bucket: BucketShards) -> int:
+    def batches_of(self, bucket: BucketShards) -> int:
+        """Return the number of batches that a bucket's samples make."""
         total = int(bucket.num_samples.sum())
         return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
 
-    def batches(self, buckets: Sequence[BucketShards], epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch in their canonical order.
+    def runs_of(self, num_batches: int) -> int:
+        """Return the number of whole runs that a bucket's batches make, padded ones among them."""
+        if self.uneven == "pad":
+            return -(-num_batches // self.bucket_run)
+        return num_batches // self.bucket_run
 
-        Every sample once; with drop_last, a bucket's last short batch is left out. Holds the open
-        shards' samples and one number a shard.
-        """
-        samples = [
-            self._samples(buckets, number, Words(self.seed, epoch, number, 0))
-            for number in range(len(buckets))
+    def batches(
+        self, buckets: Sequence[BucketShards], epoch: int, start: int = 0
+    ) -> Iterator[Batch]:
+        """Yield the batches of an epoch in their canonical order, from the one at `start` on."""
+        plan = Epoch(self, buckets, epoch)
+        return (plan.batch(place) for place in range(start, len(plan)))
+
+
+class Epoch:
+    """The batches of one epoch, by place: each costs as much after a million others as at once.
+
+    cache: its number, where there are several. Holds a few numbers a shard and a sample of the pool.
+    """
+
+    def __init__(
+        self, order: Order, buckets: Sequence[BucketShards], epoch: int, cache: int = 0
+    ) -> None:
+        self._order = order
+        self._num = order.num_batches(buckets)
+        self._batches = np.array([order.batches_of(b) for b in buckets], np.int64)
+        runs = np.array([order.runs_of(n) for n in self._batches.tolist()], np.int64)
+        self._num_in_runs = order.bucket_run * int(runs.sum())
+        self._left = OneByOne(self._batches - order.bucket_run * runs)
+        self._turns: Turns = OneByOne(runs)
+        if order.shuffle:
+            self._turns = Interleaved(runs, Words(order.seed, epoch, cache, 0, 3))
+        self._buckets = [
+            _Bucket(order, bucket, width, (order.seed, epoch, cache, n))
+            for n, (bucket, width) in enumerate(zip(buckets, _windows(order, buckets), strict=True))
         ]
-        for number in self._turns(buckets, epoch):
-            taken = list(itertools.islice(samples[number], self.batch_size))
-            shards, rows = zip(*taken, strict=True)
-            yield Batch(bucket=number, shards=shards, rows=rows)
 
-    def _turns(self, buckets: Sequence[BucketShards], epoch: int) -> Iterator[int]:
-        """Yield the bucket of each batch: one after the other, or in proportion where shuffled.
+    def __len__(self) -> int:
+        return self._num
 
-        The k-th of n batches of a bucket comes at a random time in [k/n, (k+1)/n).
+    def batch(self, place: int) -> Batch:
+        """Return the batch at a place; from the epoch's end on, its first ones again."""
+        number, batch = self._locate(place % self._num)
+        shards, rows = self._buckets[number].batch(batch % int(self._batches[number]))
+        return Batch(bucket=number, shards=shards.tolist(), rows=rows.tolist())
+
+    def _locate(self, place: int) -> tuple[int, int]:
+        """Return the bucket of the batch at a place, and its number in the bucket."""
+        length = self._order.bucket_run
+        if place < self._num_in_runs:
+            bucket, run = self._turns(place // length)
+            return bucket, run * length + place % length
+        bucket, left = self._left(place - self._num_in_runs)
+        return bucket, int(self._batches[bucket]) // length * length + left
+
+
+class _Bucket:
+    """The batches of one bucket, in `bucket_run` lanes: batch k is of lane k % bucket_run."""
+
+    def __init__(
+        self, order: Order, bucket: BucketShards, width: int, key: tuple[int, ...]
+    ) -> None:
+        self._order, self._num_batches = order, order.batches_of(bucket)
+        self._total = int(bucket.num_samples.sum())
+        self._shards = np.flatnonzero(bucket.num_samples)
+        if order.shuffle:
+            shuffled = Words(*key, 1).permutation(len(self._shards))
+            self._shards = self._shards[shuffled]
+        self._starts = np.concatenate([[0], np.cumsum(bucket.num_samples[self._shards])])
+        self._in_order = window.Sequence(self._starts)
+        self._words = Words(*key, 2)
+        self._width = width if width >= self._total else width // order.bucket_run
+        self._lanes: dict[int, window.Shuffled] = {}
+
+    def batch(self, number: int) -> tuple[Int64, Int64]:
+        """Return (shard, row) of the samples of a batch."""
+        size, samples = self._order.batch_size, self._in_order
+        if self._order.shuffle:
+            number, lane = divmod(number, self._order.bucket_run)
+            samples = self._lane(lane)
+        places, rows = samples.take(number * size, (number + 1) * size)
+        return self._shards[places], rows
+
+    def _lane(self, lane: int) -> window.Shuffled:
+        """Return the samples of a lane.
+
+        Lanes divide the shards, laid end to end, by their batches; the one with the bucket's last
+        batch is laid last, and has what makes no whole batch.
         """
-        counts = [self._batches_of(bucket) for bucket in buckets]
-        if not self.shuffle:
-            yield from (number for number, count in enumerate(counts) for _ in range(count))
-            return
-        times = [
-            _times(number, count, Words(self.seed, epoch, number, 1))
-            for number, count in enumerate(counts)
-        ]
-        yield from (number for _, number in heapq.merge(*times))
+        if lane not in self._lanes:
+            place = (lane - self._num_batches) % self._order.bucket_run
+            is_last = place == self._order.bucket_run - 1
+            low = self._start_of(place)
+            high = self._total if is_last else self._start_of(place + 1)
+            self._lanes[lane] = window.Shuffled(self._starts, low, high, self._width, self._words)
+        return self._lanes[lane]
 
-    def _samples(
-        self, buckets: Sequence[BucketShards], number: int, words: Words
-    ) -> Iterator[tuple[int, int]]:
-        bucket = buckets[number]
-        if not self.shuffle:
-            return _in_order(bucket.num_samples)
-        all_bytes = sum(int(b.num_samples.sum()) * b.sample_bytes for b in buckets)
-        own_bytes = int(bucket.num_samples.sum()) * bucket.sample_bytes
-        share = self.pool_bytes * own_bytes // max(all_bytes, 1)
-        return _from_pool(bucket.num_samples, share // max(bucket.sample_bytes, 1), words)
+    def _start_of(self, place: int) -> int:
+        """Return where the lane at a place begins: those with a batch more come last."""
+        each, more = divmod(self._num_batches, self._order.bucket_run)
+        short = self._order.bucket_run - more
+        return self._order.batch_size * (place * each + max(0, place - short))
 
 
-class Words:
-    """Random numbers of one purpose: raw 64-bit Philox words of (seed, epoch, bucket, purpose)."""
-
-    def __init__(self, *key: int) -> None:
-        self._philox = np.random.Philox(np.random.SeedSequence(key))
-        self._block: list[int] = []
-
-    def below(self, n: int) -> int:
-        """Return a number in [0, n), each as likely as the others up to 2**-53."""
-        if not self._block:
-            self._block = self._philox.random_raw(BLOCK).tolist()
-        return (self._block.pop() * n) >> 64
-
-    def permutation(self, n: int) -> list[int]:
-        """Return the numbers 0..n-1 in random order."""
-        order: list[int] = np.argsort(self._philox.random_raw(n), kind="stable").tolist()
-        return order
+def _windows(order: Order, buckets: Sequence[BucketShards]) -> list[int]:
+    """Return the width in samples of each bucket's window, by its share of the bytes."""
+    all_bytes = sum(int(b.num_samples.sum()) * b.sample_bytes for b in buckets)
+    return [_window(order.pool_bytes, bucket, all_bytes) for bucket in buckets]
 
 
-def _times(number: int, count: int, words: Words) -> Iterator[tuple[float, int]]:
-    for k in range(count):
-        yield (k + words.below(2**32) / 2**32) / count, number
+def _window(pool_bytes: int, bucket: BucketShards, all_bytes: int) -> int:
+    total = int(bucket.num_samples.sum())
+    own_bytes = total * bucket.sample_bytes
+    held = pool_bytes * own_bytes // max(all_bytes, 1) // max(bucket.sample_bytes, 1)
+    if held >= total and total <= MAX_POOL_SAMPLES:
+        return total
+    # A shard is in the pool from its first sample to its last: a window and itself, and one that enters.
+    return max(0, min(held, MAX_POOL_SAMPLES) - 2 * int(bucket.num_samples.max(initial=0)))
 
 
-def _in_order(num_samples: Int64) -> Iterator[tuple[int, int]]:
-    for shard, num in enumerate(num_samples.tolist()):
-        for row in range(num):
-            yield shard, row
-
-
-def _from_pool(num_samples: Int64, pool_samples: int, words: Words) -> Iterator[tuple[int, int]]:
-    """Yield (shard, row) of each sample once, from open shards of `pool_samples` in all, or one."""
-    sizes = num_samples.tolist()
-    waiting = [shard for shard in words.permutation(len(sizes)) if sizes[shard]]
-    open_: list[tuple[int, list[int]]] = []  # shard, its samples that are left
-    held = 0  # samples that the open shards have in all, those taken included
-    while True:
-        while waiting and (not open_ or held + sizes[waiting[-1]] <= pool_samples):
-            shard = waiting.pop()
-            open_.append((shard, words.permutation(sizes[shard])))
-            held += sizes[shard]
-        if not waiting:
-            break
-        n = words.below(len(open_))
-        shard, rows = open_[n]
-        yield shard, rows.pop()
-        if not rows:
-            open_[n] = open_[-1]
-            open_.pop()
-            held -= sizes[shard]
-    rest = [(shard, row) for shard, rows in open_ for row in rows]
-    yield from (rest[n] for n in words.permutation(len(rest)))
-
-
-def stripe(
-    batches: Iterator[Batch],
+def places(
     num_batches: int,
     *,
     start: int = 0,
@@ -174,20 +212,15 @@ def stripe(
     world_size: int = 1,
     worker: int = 0,
     num_workers: int = 1,
-) -> Iterator[Batch]:
-    """Yield the batches of one worker of one rank, from batch `start` of all on.
+    uneven: Uneven = "drop",
+) -> range:
+    """Return the places of one worker of one rank, from batch `start` of all on.
 
     Rank r takes start + r, start + r + world_size, ... and its worker w of k every k-th of those,
     from the w-th on: a DataLoader, which takes from its workers in turn, restores the rank's order
-    for any k. Every rank gets as many batches: up to world_size - 1 at the end go to none.
+    for any k. Every rank has as many, but for "exact"; those of "pad" go past the epoch's end.
     """
-    steps = num_steps(num_batches, start=start, world_size=world_size)
-    step = world_size * num_workers
-    return itertools.islice(
-        batches, start + worker * world_size + rank, start + steps * world_size, step
-    )
-
-
-def num_steps(num_batches: int, *, start: int = 0, world_size: int = 1) -> int:
-    """Return how many batches each rank gets."""
-    return max(0, num_batches - start) // world_size
+    left = max(0, num_batches - start)
+    steps = left // world_size if uneven == "drop" else -(-left // world_size)
+    stop = num_batches if uneven == "exact" else start + steps * world_size
+    return range(start + worker * world_size + rank, stop, world_size * num_workers)

@@ -21,8 +21,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcache import formats
+from latentcache import formats, seal
 from latentcache.errors import ConfigError, CorruptionError
+from latentcache.formats import ranges
 from latentcache.formats.dtypes import numpy_dtype
 from latentcache.interfaces import Array, ArrayLayout, EncodedShard
 from latentcache.records import Bucket, ChunkRef
@@ -64,7 +65,8 @@ def write(
     name: str, storage: Storage, layout: ArrayLayout, shards: Sequence[Sequence[Array | None]]
 ) -> list[EncodedShard]:
     member = formats.get(name)
-    member.prepare(storage, [layout])
+    for path, data in member.metadata([layout]).items():
+        storage.write(path, data)
     encoded = [member.encode_shard(layout, i, rows) for i, rows in enumerate(shards)]
     for shard in encoded:
         storage.write(shard.path, shard.data)
@@ -257,32 +259,63 @@ def test_many_threads_read_at_once_in_any_order(name: str, storage: Storage) -> 
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_neighbouring_chunks_are_one_request(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_chunks_that_are_near_one_another_are_one_request(
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layout, storage = make_layout(), Storage(str(tmp_path))
-    (encoded,) = write(name, storage, layout, [make_rows(layout, 4)])
+    layout, storage = make_layout(), Storage(f"memory://{uuid.uuid4().hex}")
+    rows = make_rows(layout, 4)
+    (encoded,) = write(name, storage, layout, [rows])
     read(name, storage, layout, 0, encoded.chunks)  # whatever a format reads once a file
     requests: list[int] = []
     original = Storage.read_ranges
 
-    def counting(self: Storage, path: str, ranges: Any) -> list[bytes]:
-        requests.append(len(ranges))
-        return original(self, path, ranges)
+    def counting(self: Storage, path: str, wanted: Any) -> list[bytes]:
+        requests.append(len(wanted))
+        return original(self, path, wanted)
 
     monkeypatch.setattr(Storage, "read_ranges", counting)
-    read(name, storage, layout, 0, [encoded.chunks[i] for i in (2, 0, 1)])
-    read(name, storage, layout, 0, [encoded.chunks[i] for i in (3, 0)])
-    assert requests == [1, 2]
+    first, last = encoded.chunks[0], encoded.chunks[3]
+    assert first
+    assert last
+    gap = last.offset - first.offset - first.length
+    for max_gap, wanted, num_requests in (
+        (8, (2, 0, 1), 1),
+        (gap - 1, (3, 0), 2),
+        (gap, (3, 0), 1),
+    ):
+        monkeypatch.setattr(ranges, "MAX_GAP_BYTES", max_gap)
+        found = read(name, storage, layout, 0, [encoded.chunks[i] for i in wanted])
+        assert requests.pop() == num_requests
+        for array, row in zip(found, wanted, strict=True):
+            expected = rows[row]
+            assert expected is not None
+            np.testing.assert_array_equal(bits(array), bits(expected))
+    assert requests == []
+
+
+def test_the_header_of_a_compressed_chunk_is_not_believed(tmp_path: Path) -> None:
+    layout, storage = make_layout(), Storage(str(tmp_path))
+    (encoded,) = write("zarr", storage, layout, [make_rows(layout, 4)])
+    chunk = encoded.chunks[1]
+    assert chunk
+    for place in (4, 12):  # the length that it decompresses to, and its own, which blosc believes
+        data = bytearray(encoded.data)
+        data[chunk.offset + place] ^= 1
+        storage.write(encoded.path, bytes(data))
+        out = [np.empty(layout.shape, numpy_dtype(layout.dtype))]
+        with pytest.raises(
+            CorruptionError, match=r"row 1: its bytes do not decompress \(its header"
+        ):
+            formats.get("zarr").read(storage, layout, 0, [chunk], out, check=False)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_prepare_can_be_repeated(name: str, storage: Storage) -> None:
+def test_metadata_is_the_same_each_time_and_sealed(name: str) -> None:
     layouts = [make_layout()]
-    formats.get(name).prepare(storage, layouts)
-    before = {path: storage.read(path) for path in ("zarr.json",) if storage.exists(path)}
-    formats.get(name).prepare(storage, layouts)
-    assert before == {path: storage.read(path) for path in before}
+    objects = formats.get(name).metadata(layouts)
+    assert formats.get(name).metadata(layouts) == objects
+    for data in objects.values():
+        seal.check(data)
 
 
 def test_an_unknown_format_is_refused_with_the_nearest() -> None:
@@ -327,7 +360,8 @@ def test_shard_objects_are_those_that_zarr_python_writes(
     shards = [make_rows(layout, 4), make_rows(layout, 3)]
     encoded = write("zarr", storage, layout, shards)
     theirs = Storage(str(tmp_path / "theirs"))
-    formats.get("zarr").prepare(theirs, [layout])
+    for path, data in formats.get("zarr").metadata([layout]).items():
+        theirs.write(path, data)
     array = zarr.open(theirs.url)[f"latents/{BUCKET.name}"]
     array[:4], array[4:] = np.stack(shards[0]), np.stack(shards[1])
     assert [theirs.read(e.path) for e in encoded] == [e.data for e in encoded]

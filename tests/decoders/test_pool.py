@@ -101,12 +101,14 @@ def test_both_decoders_seek_to_the_same_frames(tmp_path: Path, without_decord: b
 
     path = write_video(tmp_path / "v.mp4", moving_pattern(80, 64, 96), gop=10)
     expected = read_with_pyav(path)
-    reader = Source(str(path), "video").reader(without_decord)
+    source = Source(str(path), "video")
+    reader = source.reader(without_decord)
     assert reader.name == ("pyav" if without_decord else "decord")
     for indices in ([0, 1, 2], [41, 42, 43], [5, 30, 79], [12], [60, 61, 20, 21]):
         wanted = np.unique(np.array(indices))
         got = list(reader.frames(wanted))
         np.testing.assert_array_equal(np.stack(got), expected[wanted])
+    source.close()
 
 
 def test_variable_frame_rate_is_sampled_by_time(pool: DecodePool, tmp_path: Path) -> None:

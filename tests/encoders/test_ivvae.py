@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentcache import posterior
-from latentcache.config import load_config
+from latentcache.config_files import load_config
 from latentcache.encoders import resolve
 from latentcache.encoders.ivvae import IVVAEEncoder
 from latentcache.encoders.ivvae_model import IVVAE, Carry

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentcache.config import load_config
+from latentcache.config_files import load_config
 from latentcache.encoders import resolve, taehv, taesd
 from latentcache.encoders.taehv import TAEHVEncoder
 from latentcache.encoders.taesd import TAESDEncoder

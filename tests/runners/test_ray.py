@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 import latentcache
-from latentcache.config import load_config
+from latentcache.config_files import load_config
 from latentcache.driver import Run
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
+from latentcache.events import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
 from latentcache.prepare import (
     Prepared,
     create_cache,
@@ -22,8 +25,12 @@ from latentcache.prepare import (
     plan_corpus,
     resolve_encoder,
 )
-from latentcache.runners.work import Event, Retried, Started
-from tests.caches import make_config
+from latentcache.records import ShardReport
+from latentcache.runners.work import Event, Progress, Retried, Started
+from latentcache.watch import LogReader
+from tests.caches import assert_same_cache, make_config, run_inline
+from tests.mounts import disk, pages
+from tests.runners import talkative
 from tests.videos import moving_pattern, write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
@@ -73,6 +80,9 @@ def test_workers_are_on_different_gpus_and_share_the_shards(
     gpus = {event.worker: event.gpus for event in events if isinstance(event, Started)}
     assert sorted(gpus) == [0, 1]
     assert sorted(gpus.values()) == [("0",), ("1",)]
+    host = socket.gethostname()
+    encoders = Counter(event.worker for event in events if isinstance(event, ShardReport))
+    assert encoders.keys() == {f"{host}/gpu0", f"{host}/gpu1"}
     assert result.summary.shards == 12
     assert len(latentcache.open_cache(str(tmp_path / "cache"))) == 12
 
@@ -91,6 +101,16 @@ def test_a_shard_that_kills_its_worker_costs_that_shard_only(
     result, events = run(prepare(config))
     assert any(isinstance(event, Retried) for event in events)
     assert result.summary.shards_failed == 2
+    (log,) = LogReader(result._prepared.storage).runs().values()
+    kinds = Counter(event.name for event in log)
+    assert kinds[WORKER_DIED] > 2
+    # When the run ends, neither of those that died last need be up again.
+    assert 0 <= kinds[WORKER_STARTED] - kinds[WORKER_DIED] <= 2
+    assert {event.facts["worker"] for event in log if event.name == WORKER_DIED} <= {
+        event.facts["worker"] for event in log if event.name == WORKER_STARTED
+    }
+    assert kinds[SHARD_GIVEN_UP] == 2
+    assert kinds[SHARD_RETRIED] == result.summary.retries
     table = latentcache.open_cache(str(tmp_path / "cache")).table().to_pylist()
     reasons = {row["source"]: row["reason"] for row in table}
     messages = {row["source"]: row["message"] for row in table}
@@ -123,3 +143,53 @@ def test_more_workers_than_gpus_are_refused(cluster: str, corpus: Path, tmp_path
     )
     with pytest.raises(ConfigError, match=r"the cluster has 2 GPUs.*run\.workers=2"):
         run(prepare(config))
+
+
+def test_a_full_disk_stops_the_run_on_ray_and_resume_completes_it(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    sections = {"cache": {"shard_clips": 2}, "run": {"runner": "ray", "ray_address": cluster}}
+    run(prepare(make_config(tmp_path, corpus, str(tmp_path / "clean"), **sections)))
+    cache = tmp_path / "disk" / "cache"
+    with disk(tmp_path / "disk", pages(tmp_path / "clean") * 2 // 3) as remount:
+        prepared = prepare(make_config(tmp_path, corpus, str(cache), **sections))
+        with pytest.raises(StorageError, match=r"cannot write .*: No space left on device.*resume"):
+            run(prepared)
+        assert not list(cache.rglob("*.tmp"))
+        remount("size=64m")
+        status, printed = run_inline("resume", cache)
+        assert status == 0, printed
+        assert_same_cache(cache, tmp_path / "clean")
+
+
+def test_a_run_that_can_encode_no_shard_at_all_stops_on_ray(cluster: str, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for index in range(12):
+        pixels = np.full((5, 64, 96, 3), 255 - index, np.uint8)
+        write_video(corpus / f"white{index}.mp4", pixels)
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.runners.deadly"},
+        cache={"shard_clips": 1},
+        run={"runner": "ray", "ray_address": cluster},
+    )
+    with pytest.raises(RunStoppedError, match="x EncoderError: white is too much"):
+        run(prepare(config))
+    assert not list((tmp_path / "cache").glob("samples/5x64x96/*"))
+
+
+def test_what_workers_log_reaches_the_driver(cluster: str, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.runners.talkative"},
+        run={"runner": "ray", "ray_address": cluster},
+    )
+    _, events = run(prepare(config))
+    warnings = [text for e in events if isinstance(e, Progress) for text in e.warnings]
+    assert set(warnings) == {talkative.WARNING}
+    assert len(warnings) <= 2  # once a worker

@@ -36,3 +36,17 @@ def test_retries_are_bounded() -> None:
     while (task := work.take(alone=True)) is not None:
         outcomes.append(type(work.failed(task, "boom")))
     assert outcomes == [Retried, Retried, GaveUp]
+
+
+def test_a_jump_changes_the_place_and_loses_no_task() -> None:
+    work = WorkQueue(tasks(50), max_retries=1)
+    starts = set()
+    for _ in range(10):
+        work.jump()
+        task = work.take(alone=True)
+        assert task is not None
+        starts.add(task.index)
+    rest = [task.index for task in iter(lambda: work.take(alone=True), None)]
+    assert sorted([*starts, *rest]) == list(range(50))
+    assert starts != set(range(10))
+    work.jump()

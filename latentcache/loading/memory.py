@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import threading
 import weakref
-from collections import defaultdict
 
 import numpy as np
 import torch
@@ -22,18 +20,23 @@ LEAST_MAPPED_BYTES = 1 << 20
 class Recycler:
     """Hands out CPU tensors, and keeps the memory of those that are gone for the next ones.
 
-    max_free_bytes bounds what is kept beside the tensors in use. Thread-safe. After a fork the child
-    has its own copy of everything; a pickled one starts empty.
+    max_free_bytes bounds what is kept beside the tensors in use, but for what threads give back at the
+    same moment. Thread-safe without a lock: a fork would copy one that is held, and memory comes back
+    from the garbage collector, in any thread and at any line. After a fork the child has its own copy
+    of everything; a pickled one starts empty.
     """
 
     def __init__(self, max_free_bytes: int) -> None:
         self._max_free_bytes = max_free_bytes
-        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
-        self._free_bytes = 0
-        self._lock = threading.Lock()
+        self._free: list[mmap.mmap] = []  # the last one was let go of last
 
     def __reduce__(self) -> tuple[type[Recycler], tuple[int]]:
         return type(self), (self._max_free_bytes,)
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that are kept and not in use."""
+        return sum(map(len, self._free.copy()))
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return an uninitialised contiguous tensor; its memory comes back when nobody holds it."""
@@ -46,17 +49,21 @@ class Recycler:
         return torch.from_numpy(array).view(dtype).view(shape)
 
     def _take(self, num_bytes: int) -> mmap.mmap:
-        with self._lock:
-            if self._free[num_bytes]:
-                self._free_bytes -= num_bytes
-                return self._free[num_bytes].pop()
+        for memory in reversed(self._free.copy()):  # it may still be in the CPU's caches
+            if len(memory) == num_bytes:
+                with contextlib.suppress(ValueError):  # another thread has taken it
+                    self._free.remove(memory)
+                    return memory
         return _map(num_bytes)
 
     def _give_back(self, memory: mmap.mmap) -> None:
-        with self._lock:
-            if self._free_bytes + len(memory) <= self._max_free_bytes:
-                self._free_bytes += len(memory)
-                self._free[len(memory)].append(memory)
+        if len(memory) > self._max_free_bytes:
+            return
+        self._free.append(memory)
+        # The oldest go: sizes that nobody asks for any more would keep out those that are wanted.
+        while self.free_bytes > self._max_free_bytes:
+            with contextlib.suppress(IndexError):
+                self._free.pop(0)
 
 
 def _map(num_bytes: int) -> mmap.mmap:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+import torch
 
-from latentcache.prefetch import Waiting, read_ahead
+from latentcache.loading.prefetch import Waiting, read_ahead
 
 
 class Job:
@@ -84,3 +85,34 @@ def test_waiting_is_counted() -> None:
     assert list(read_ahead(iter([Slow(0, [])]), num_threads=2, max_bytes=1, waiting=waiting)) == [0]
     timer.join()
     assert 0.05 < waiting.wait_s < 10
+
+
+def test_threads_that_read_compute_alone_and_others_as_before() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen: list[int] = []
+
+        class Torch(Job):
+            def second(self) -> None:
+                seen.append(torch.get_num_threads())
+
+        for _ in range(20):  # threads start at the same time
+            assert list(start(iter([Torch(i, []) for i in range(5)]))) == list(range(5))
+        assert seen == [1] * 100
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert (torch.get_num_threads(), seen[-1]) == (3, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_parts_of_one_batch_run_at_the_same_time() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+
+    class Wide(Job):
+        def parts(self) -> Sequence[Callable[[], None]]:
+            return [lambda: meeting.wait() and None] * 3
+
+    assert list(start(iter([Wide(0, [])]))) == [0]

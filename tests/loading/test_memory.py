@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from latentcache.memory import LEAST_MAPPED_BYTES, Recycler
+from latentcache.loading.memory import LEAST_MAPPED_BYTES, Recycler
 
 SHAPE = (4, LEAST_MAPPED_BYTES // 4)
 
@@ -38,7 +39,31 @@ def test_what_is_kept_is_bounded() -> None:
     recycler = Recycler(3 * LEAST_MAPPED_BYTES)
     held = [recycler.empty((LEAST_MAPPED_BYTES,), torch.uint8) for _ in range(8)]
     held.clear()
-    assert recycler._free_bytes == 3 * LEAST_MAPPED_BYTES
+    assert recycler.free_bytes == 3 * LEAST_MAPPED_BYTES
+
+
+def test_sizes_that_nobody_asks_for_any_more_make_room() -> None:
+    recycler = Recycler(3 * LEAST_MAPPED_BYTES)
+    held = [recycler.empty((LEAST_MAPPED_BYTES,), torch.uint8) for _ in range(3)]
+    held.clear()
+    other = recycler.empty((2, LEAST_MAPPED_BYTES), torch.uint8).fill_(7)
+    del other
+    again = recycler.empty((2, LEAST_MAPPED_BYTES), torch.uint8)
+    assert int(again.min()) == 7, "fresh memory is zero"
+    assert recycler.free_bytes <= 3 * LEAST_MAPPED_BYTES
+
+
+def test_threads_never_get_the_same_memory() -> None:
+    recycler = Recycler(4 * LEAST_MAPPED_BYTES)
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            mine = recycler.empty((LEAST_MAPPED_BYTES,), torch.uint8)
+            mine.numpy()[:1000] = number
+            assert (mine.numpy()[:1000] == number).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
 
 
 def test_small_tensors_and_pickles_work() -> None:

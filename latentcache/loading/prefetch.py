@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+import torch
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -46,28 +48,49 @@ class _Pending(Generic[T]):
         self.num_bytes = job.num_bytes
         self._job = job
         self._lock = threading.Lock()
+        self._parts: deque[Callable[[], None]] = deque()
         self._left = 0
 
-    def submit(self, pool: ThreadPoolExecutor) -> None:
-        parts = self._job.parts()
-        self._left = len(parts)
-        for part in parts:
-            pool.submit(self._run, part)
+    def submit(self, pool: ThreadPoolExecutor, num_threads: int) -> None:
+        """Have as many threads as are of use take the parts, one after the other."""
+        self._parts.extend(self._job.parts())
+        self._left = len(self._parts)
+        for _ in range(min(num_threads, self._left)):
+            pool.submit(self._run)
 
-    def _run(self, part: Callable[[], None]) -> None:
-        if self.result.done():  # another part failed: the batch is lost
-            return
+    def _run(self) -> None:
         try:
-            part()
-            with self._lock:
-                self._left -= 1
-                last = self._left == 0
-            if last:
-                self.result.set_result(self._job.finish())
+            while (part := self._next()) is not None:
+                part()
+                with self._lock:
+                    self._left -= 1
+                    last = self._left == 0
+                if last:
+                    self.result.set_result(self._job.finish())
         except BaseException as error:  # noqa: BLE001 - raised again in the consumer
             with self._lock:
                 if not self.result.done():
                     self.result.set_exception(error)
+
+    def _next(self) -> Callable[[], None] | None:
+        with self._lock:
+            if not self._parts or self.result.done():  # done: a part failed, and the batch is lost
+                return None
+            return self._parts.popleft()
+
+
+def compute_alone(num_threads: int) -> None:
+    """Have torch's operations in this thread run in this thread alone, and others in `num_threads`.
+
+    Otherwise each thread that reads has a team of threads of its own, as many as the machine has
+    cores, which wait for one another in busy loops: ten times the work on a machine that is in use.
+    """
+    torch.get_num_threads()  # makes the setting of this thread, which later ones do not reach
+    torch.set_num_threads(1)
+    # That was for this thread and for those to come: a thread that ends at once takes the latter back.
+    restorer = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
+    restorer.start()
+    restorer.join()
 
 
 def read_ahead(
@@ -79,14 +102,19 @@ def read_ahead(
     when its turn comes. When the iterator is closed, or let go, its threads end with the parts that
     they are in.
     """
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="latentcache-read")
+    pool = ThreadPoolExecutor(
+        num_threads,
+        thread_name_prefix="latentcache-read",
+        initializer=compute_alone,
+        initargs=(torch.get_num_threads(),),
+    )
     pending: deque[_Pending[T]] = deque()
     held, upcoming = 0, next(jobs, None)
     try:
         while upcoming is not None or pending:
             while upcoming and (not pending or held + upcoming.num_bytes <= max_bytes):
                 entry = _Pending(upcoming)
-                entry.submit(pool)
+                entry.submit(pool, num_threads)
                 pending.append(entry)
                 held += entry.num_bytes
                 upcoming = next(jobs, None)

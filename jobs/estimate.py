@@ -1,0 +1,152 @@
+"""Say what precompute would take: encode a few clips of every bucket, leave the cache alone, and scale."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from latentcache.config import Config
+from latentcache.config_files import load_config
+from latentcache.errors import ConfigError
+from latentcache.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
+from latentcache.prepare import plan_corpus, resolve_encoder
+from latentcache.units import human_bytes, human_time
+
+from .cli import OK, SOME_FAILED, Parser, run_job
+
+#: What to do about the stage that the others wait for.
+ADVICE = {
+    "decode": "decoding: more CPUs a worker (run.decode_processes is {processes}), or smaller sources; the "
+    "encoder waits for pixels",
+    "encode": "the encoder: more or faster GPUs, or another encoder.dtype; more decoding processes change "
+    "nothing",
+    "write": "writing: more CPUs, a lower cache.compression.level, or shorter shards (cache.shard_clips)",
+}
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache estimate", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="change the config"
+    )
+    parser.add_argument("--clips", type=int, default=32, help="clips of each bucket to encode (32)")
+    parser.add_argument("--price", type=float, help="of a GPU (or, on CPUs, a worker) for an hour")
+    parser.add_argument("--gpus", type=int, default=1, help="workers of the run, one a GPU (1)")
+    return run_job(estimate, parser)
+
+
+def estimate(args: argparse.Namespace) -> int:
+    """Plan, measure and print; returns the exit status."""
+    if args.clips < 1 or args.gpus < 1 or (args.price is not None and args.price < 0):
+        raise ConfigError("--clips and --gpus are at least 1, and --price is at least 0")
+    config = load_config(args.config, args.overrides)
+    spec, identity = resolve_encoder(config)
+    plan = plan_corpus(config, spec)
+    found = measure(config, plan, spec, identity, num_clips=args.clips)
+    _print_buckets(found)
+    _print_totals(found, args.gpus, args.price)
+    _print_limits(config, found)
+    trials = try_batches(config, spec, [bucket.name for bucket in found.buckets])
+    _print_trials(trials)
+    failed = sum(bucket.num_measured - bucket.num_ok for bucket in found.buckets)
+    if failed:
+        print(
+            f"\n{failed} of the clips that were measured failed: precompute says why, a clip a row."
+        )
+    return SOME_FAILED if failed else OK
+
+
+def _print_buckets(found: Estimate) -> None:
+    head = f"{'bucket':<16}{'clips':>10}{'measured':>10}{'decode':>10}{'encode':>10}{'write':>10}"
+    print(f"{head}{'a clip':>10}{'in all':>12}{'stored':>12}  limit")
+    for bucket in found.buckets:
+        times = "".join(
+            f"{seconds:>8.3f} s"
+            for seconds in (bucket.decode_s, bucket.encode_s, bucket.write_s, bucket.clip_s)
+        )
+        print(
+            f"{bucket.name:<16}{bucket.num_clips:>10}{bucket.num_measured:>10}{times}"
+            f"{human_time(bucket.total_s):>12}{human_bytes(bucket.total_bytes):>12}  {bucket.limit}"
+        )
+    print(
+        "Means of a clip: decode in one process, encode on the encoder's thread, write in one thread;\n"
+        "`a clip` is what the pipeline of all three takes."
+    )
+
+
+def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
+    wall_s, memory = found.wall_s(gpus), found.memory
+    unit = "GPU" if memory.gpu_bytes is not None else "worker"
+    hours = found.worker_hours(gpus)
+    print(
+        f"\ntime     {human_time(wall_s)} with {gpus} {unit}{'s' if gpus > 1 else ''}, after starting up"
+    )
+    print(
+        f"start    {found.start_s:.1f} s a worker, to load the model; Ray itself takes a few more"
+    )
+    print(f"work     {hours:,.2f} {unit} hours" + _cost(hours, price))
+    print(
+        f"bytes    {human_bytes(found.stored_bytes)} stored, "
+        f"{human_bytes(found.stored_bytes / wall_s)}/s to the cache's storage (not measured)"
+    )
+    print(
+        f"quality  {found.compare_s:.2f} s a clip that is decoded and compared, too (in the time above)"
+    )
+    print(
+        f"memory   {human_bytes(memory.worker_bytes)} a worker and {human_bytes(memory.decoder_bytes)} a "
+        "decoding process at most"
+    )
+    if memory.gpu_bytes is not None and memory.gpu_total_bytes is not None:
+        part = memory.gpu_bytes / memory.gpu_total_bytes
+        print(
+            f"gpu      {human_bytes(memory.gpu_bytes)} at most, {part:.0%} of "
+            f"{human_bytes(memory.gpu_total_bytes)}"
+        )
+
+
+def _cost(hours: float, price: float | None) -> str:
+    return "" if price is None else f", {hours * price:,.2f} at {price:g} an hour"
+
+
+def _print_limits(config: Config, found: Estimate) -> None:
+    """Say what most of the time is waited for, and what would help."""
+    busiest: BucketEstimate = max(found.buckets, key=lambda bucket: bucket.total_s)
+    limited_s = dict.fromkeys(ADVICE, 0.0)
+    for bucket in found.buckets:
+        limited_s[bucket.limit] += bucket.total_s
+    limit = max(limited_s, key=lambda stage: limited_s[stage])
+    part = limited_s[limit] / max(sum(limited_s.values()), 1e-9)
+    advice = ADVICE[limit].format(processes=busiest.num_processes)
+    print(f"\n{part:.0%} of the time is limited by {advice}.")
+    if found.device == "cpu":
+        print("On CPUs all stages share the cores: a stage that gets cheaper speeds up the others.")
+    elif "tiling" not in config.encoder:
+        print(
+            "Clips are encoded whole, one at a time: tiles would only take less memory, and be less exact."
+        )
+
+
+def _print_trials(trials: Sequence[Trial]) -> None:
+    if not trials:
+        return
+    print("\nencoder.tiling.batch (part of the recipe: set it before the first run)")
+    best: dict[str, float] = {}
+    for trial in trials:
+        if trial.clip_s is not None:
+            best[trial.bucket] = min(trial.clip_s, best.get(trial.bucket, trial.clip_s))
+    for trial in trials:
+        name = "untiled" if trial.batch is None else f"batch {trial.batch}"
+        if trial.clip_s is None:
+            print(f"  {trial.bucket:<16}{name:<12}the GPU has no memory for it")
+            continue
+        peak = "" if trial.gpu_bytes is None else f", {human_bytes(trial.gpu_bytes)}"
+        mark = "  <- fastest" if trial.clip_s == best[trial.bucket] else ""
+        print(f"  {trial.bucket:<16}{name:<12}{trial.clip_s:.3f} s a clip{peak}{mark}")
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main())

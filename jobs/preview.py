@@ -1,0 +1,119 @@
+"""Write what cached clips decode to, beside their sources: clips as mp4, images as PNG."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from latentcache import preview
+from latentcache.cache import Cache, open_cache
+from latentcache.config_files import load_stored_config
+from latentcache.errors import ConfigError
+from latentcache.index import read_index
+from latentcache.pairs import Pair, PairReader
+from latentcache.places import Place, find_places, sample_places
+
+from .cli import OK, Parser, made_folder, run_job, storage_options
+from .looking import add_cache_arguments
+
+#: Keys that are listed where none was given.
+LISTED = 10
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache preview", description=__doc__)
+    add_cache_arguments(parser)
+    parser.add_argument(
+        "keys", nargs="*", metavar="KEY", help="clips; without any, some are listed"
+    )
+    parser.add_argument("-o", "--output", default="preview", metavar="DIR", help="folder (preview)")
+    parser.add_argument("--sample", type=int, metavar="N", help="N clips of all buckets")
+    parser.add_argument("--seed", type=int, default=0, help="of --sample (0)")
+    parser.add_argument(
+        "--grid", action="store_true", help="one file of all clips: grid.mp4, or grid.png of images"
+    )
+    parser.add_argument(
+        "--source",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="beside its source (yes)",
+    )
+    return run_job(run, parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode and write; returns the exit status."""
+    if args.seed < 0 or (args.sample is not None and args.sample < 1):
+        raise ConfigError("--sample is at least 1, and --seed at least 0")
+    options = storage_options(args.storage_option)
+    cache = open_cache(args.cache, options)
+    manifest = cache.manifest
+    config = load_stored_config(
+        manifest.config, url=args.cache, storage_options=options, overrides=args.set
+    )
+    places = find_places(cache, args.keys) + _sampled(cache, args.sample or 0, args.seed)
+    places = list(dict.fromkeys(places))
+    with PairReader(cache, config, args.device) as reader:
+        if not places:
+            return _list_keys(cache, reader)
+        pairs = (reader.pair(place, source=args.source) for place in places)
+        folder = made_folder(Path(args.output), "Give another one with -o.")
+        if args.grid:
+            _write_grid(folder, list(map(_told, pairs)))
+        else:
+            names = preview.file_names([reader.clip(place).key for place in places])
+            _write_each(folder, names, map(_told, pairs))
+    return OK
+
+
+def _sampled(cache: Cache, num: int, seed: int) -> list[Place]:
+    return sample_places(cache, read_index(cache.storage), num, seed) if num else []
+
+
+def _list_keys(cache: Cache, reader: PairReader) -> int:
+    print(f"{len(cache)} clips are ok. Name some, or add --sample N. Some keys:")
+    for place in _sampled(cache, LISTED, seed=0):
+        print(f"  {reader.clip(place).key}")
+    return OK
+
+
+def _told(pair: Pair) -> Pair:
+    """Say how close a pair is, or why it cannot be told."""
+    if pair.quality is not None:
+        ssim = pair.quality.mean_ssim
+        more = "" if ssim is None else f", SSIM {ssim:.4f}"
+        print(f"{pair.clip.key}: PSNR {pair.quality.psnr_db:.1f} dB{more}", flush=True)
+    elif pair.problem:
+        print(f"{pair.clip.key}: decoded without its source: {pair.problem}", file=sys.stderr)
+    return pair
+
+
+def _write_each(folder: Path, names: Sequence[str], pairs: Iterable[Pair]) -> None:
+    for name, pair in zip(names, pairs, strict=True):
+        frames = preview.frames_of(pair)
+        if pair.clip.frames == 1:
+            path = folder / f"{name}.png"
+            preview.write_png(path, next(frames))
+        else:
+            path = folder / f"{name}.mp4"
+            preview.write_mp4(path, frames, pair.fps)
+        print(f"wrote    {path}")
+
+
+def _write_grid(folder: Path, pairs: Sequence[Pair]) -> None:
+    frames, fps = preview.tiled([(preview.cell_of(pair), pair.fps) for pair in pairs])
+    if all(pair.clip.frames == 1 for pair in pairs):
+        path = folder / "grid.png"
+        preview.write_png(path, next(itertools.islice(frames, 1)))
+    else:
+        path = folder / "grid.mp4"
+        preview.write_mp4(path, frames, fps)
+    print(f"wrote    {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Show a cache on one page: what it is, what is done and what failed, and what its latents decode to."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from latentcache.config_files import load_stored_config
+from latentcache.errors import ConfigError
+from latentcache.manifest import read_manifest
+from latentcache.report.collect import Report, collect
+from latentcache.storage import Storage
+from latentcache.units import human_bytes
+
+from .cli import OK, Parser, run_job, storage_options
+from .looking import add_cache_arguments, write_file
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache report", description=__doc__)
+    add_cache_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)"
+    )
+    parser.add_argument("--clips", type=int, default=8, help="clips to decode and compare (8)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (0)")
+    return run_job(report, parser)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Gather, render and write; returns the exit status."""
+    if args.clips < 0 or args.seed < 0:
+        raise ConfigError("--clips and --seed are at least 0")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            "the report's plots need the package 'matplotlib', which is not installed. Run: "
+            "pip install 'latentcache[report]'"
+        )
+    options = storage_options(args.storage_option)
+    storage = Storage(args.cache, options)
+    manifest = read_manifest(storage)
+    config = load_stored_config(
+        manifest.config, url=args.cache, storage_options=options, overrides=args.set
+    )
+    found = collect(
+        storage,
+        manifest,
+        config,
+        num_clips=args.clips,
+        seed=args.seed,
+        device=args.device,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    from latentcache.report.page import render  # matplotlib
+
+    page = render(found, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+    write_file(Path(args.output), page.encode("utf-8", "backslashreplace"))
+    _print_summary(found, args.output, len(page))
+    return OK
+
+
+def _print_summary(found: Report, output: str, num_bytes: int) -> None:
+    ok = sum(bucket.num_ok for bucket in found.facts.buckets)
+    failed = sum(bucket.num_failed for bucket in found.facts.buckets)
+    planned = sum(bucket.planned_clips for bucket in found.facts.buckets)
+    print(f"cache    {ok} clips ok and {failed} failed of {planned} planned")
+    compared: list[Any] = [clip.quality for clip in found.clips if clip.quality]
+    if compared:
+        psnr = statistics.median(quality.psnr_db for quality in compared)
+        print(f"quality  PSNR {psnr:.1f} dB, the median of {len(compared)} clips")
+    if found.problem:
+        print(f"No clip was decoded: {found.problem}", file=sys.stderr)
+    for message in found.damaged:
+        print(f"damaged  {message}", file=sys.stderr)
+    print(f"report   {output} ({human_bytes(num_bytes)})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

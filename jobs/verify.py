@@ -1,0 +1,151 @@
+"""Check every byte of a cache; with --sample encode some clips again; with --repair mark bad shards.
+
+Exit status: 0 sound; 3 problems were found, also where --repair has marked them: until
+`latentcache resume` has encoded them again, their latents are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from latentcache.errors import CacheError, ConfigError
+from latentcache.storage import Storage, redact
+from latentcache.tables import CACHE_JSON
+from latentcache.verify import Findings, repair, verify
+
+from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
+
+#: Problems that are printed one by one.
+NAMED = 50
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache verify", description=__doc__)
+    parser.add_cache()
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="for --sample: run.* settings, or where things are",
+    )
+    parser.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="encode N clips again and compare"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="draws the sampled clips (0)")
+    parser.add_argument("--device", help="where --sample encodes (the GPU if there is one)")
+    parser.add_argument(
+        "--repair", action="store_true", help="mark bad shards, so that resume encodes them again"
+    )
+    return run_job(check, parser)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Verify, sample and repair; returns the exit status."""
+    if args.sample < 0:
+        raise ConfigError(f"--sample is a number of clips, not {args.sample}")
+    options = storage_options(args.storage_option)
+    storage, url = Storage(args.cache, options), redact(args.cache)
+    with _Bar() as bar:
+        findings = verify(storage, bar.start, bar.step)
+    for note in findings.notes:
+        print(f"note     {note}")
+    if args.sample and findings.sound:
+        _repeat(args, findings)
+    _print_problems(findings)
+    print(
+        f"\nverified {url}: {findings.num_clips} clips in {len(findings.sound)} sound shards, "
+        f"{human_bytes(findings.num_bytes)} of latents; {len(findings.problems)} problems"
+    )
+    if args.repair and findings.problems:
+        _repair(storage, findings)
+    if findings.bad_shards:
+        _print_next(url, args.repair)
+    return SOME_FAILED if findings.problems else OK
+
+
+class _Bar:
+    """Counts shards on a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, num_shards: int) -> None:
+        """Begin to count."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=num_shards, unit="shard", dynamic_ncols=True, leave=False)
+
+    def step(self) -> None:
+        """Count one shard."""
+        if self._bar is not None:
+            self._bar.update()
+
+
+def _repeat(args: argparse.Namespace, findings: Findings) -> None:
+    """Encode sampled clips again, and print what came of it."""
+    import torch
+
+    from latentcache.prepare import reopen_cache
+    from latentcache.repeat import TOLERANCE, choose, repeat
+
+    prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    results = list(repeat(prepared, choose(findings.sound, args.sample, args.seed), device))
+    tried = [result for result in results if result.problem is None]
+    for result in results:
+        if result.problem is not None:
+            print(f"sample   {result.key}: not encoded again: {result.problem}")
+        elif not result.ok:
+            findings.add(
+                f"latents/{result.place.bucket}",
+                f"clip {result.key!r} of shard {result.place.shard} is off by "
+                f"{result.difference:.2g} (at most {TOLERANCE} is taken for another machine's rounding)",
+            )
+    equal = sum(result.difference == 0 for result in tried)
+    largest = max((result.difference for result in tried), default=0.0)
+    print(
+        f"sample   {len(tried)} of {len(results)} clips encoded again: {equal} equal bit for bit, the "
+        f"largest difference is {largest:.2g}"
+    )
+
+
+def _print_problems(findings: Findings) -> None:
+    for problem in findings.problems[:NAMED]:
+        print(f"problem  {problem.path}: {problem.what}")
+    if len(findings.problems) > NAMED:
+        print(f"         and {len(findings.problems) - NAMED} more")
+
+
+def _repair(storage: Storage, findings: Findings) -> None:
+    if any(problem.path == CACHE_JSON for problem in findings.problems):
+        raise CacheError(
+            f"{redact(storage.url)} cannot be repaired while its cache.json is damaged: what the shards "
+            "should be is unknown. Nothing was changed."
+        )
+    marked = repair(storage, findings)
+    rest = sum(problem.shard is None for problem in findings.problems)
+    print(f"repaired the snapshot was written anew, and {len(marked)} shards are marked")
+    if rest:
+        print(f"         {rest} problems are not of shards: each says above what mends it")
+
+
+def _print_next(url: str, repaired: bool) -> None:
+    if not repaired:
+        print(f"Mark the bad shards:  latentcache verify {shlex.quote(url)} --repair")
+    print(f"Encode them again:    latentcache resume {shlex.quote(url)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

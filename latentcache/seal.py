@@ -1,0 +1,47 @@
+"""A CRC32C inside the file that it is of: tables, cache.json and Zarr's metadata carry their own.
+
+The CRC32C is taken with eight zeros in its own place, so that a flipped byte anywhere is found,
+without a second object that could disagree. Shard objects have theirs in their sample tables.
+"""
+
+from __future__ import annotations
+
+import google_crc32c
+import numpy as np
+
+#: Name of the JSON member, and of the key in a Parquet file's metadata.
+KEY = "latentcache.crc32c"
+EMPTY = "0" * 8
+#: What stands before the eight digits: in JSON text, and in Parquet's footer (Thrift's compact form).
+_JSON = f'"{KEY}": "'.encode()
+_PARQUET = KEY.encode() + b"\x18\x08"
+
+
+def seal(data: bytes) -> bytes:
+    """Return `data`, which has EMPTY under KEY, with its CRC32C there."""
+    place = _place(data)
+    digits = _crc(data, place).encode()
+    return b"".join([data[:place], digits, data[place + len(EMPTY) :]])
+
+
+def check(data: bytes) -> None:
+    """Raise ValueError unless the bytes are those that were sealed."""
+    place = _place(data)
+    if data[place : place + len(EMPTY)] != _crc(data, place).encode():
+        raise ValueError("its bytes fail their CRC32C")
+
+
+def _place(data: bytes) -> int:
+    mark = _PARQUET if data.startswith(b"PAR1") else _JSON
+    found = data.rfind(mark)
+    if found < 0:
+        raise ValueError("it has no CRC32C of its own, so it is cut short or not of a cache")
+    return found + len(mark)
+
+
+def _crc(data: bytes, place: int) -> str:
+    """Return the CRC32C in hexadecimal. Through numpy, because slices of bytes would be copies."""
+    view = np.frombuffer(data, np.uint8)
+    crc = google_crc32c.value(view[:place])
+    crc = google_crc32c.extend(crc, EMPTY.encode())
+    return f"{google_crc32c.extend(crc, view[place + len(EMPTY) :]):08x}"

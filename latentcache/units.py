@@ -1,0 +1,19 @@
+"""Numbers in words, for people."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in words, such as `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """Return a time in words, such as `3.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

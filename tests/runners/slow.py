@@ -1,0 +1,39 @@
+"""An encoder outside the project that takes its time, so that there is some to take its machine away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from latentcache.encoders import dct
+from latentcache.interfaces import Encoder
+from latentcache.records import LatentSpec
+from tests.runners import deadly
+
+Config = deadly.Config
+describe = deadly.describe
+ENCODE_S = 0.2
+
+
+def identity(config: deadly.Config) -> Mapping[str, Any]:
+    return {"kind": "slow"}
+
+
+class _Slow:
+    def __init__(self, inner: Encoder) -> None:
+        self.spec = inner.spec
+        self._inner = inner
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        time.sleep(ENCODE_S)
+        return self._inner.encode(pixels_BTHWC)
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        return self._inner.decode(latents_BCthw)
+
+
+def build(config: deadly.Config, *, spec: LatentSpec, device: torch.device) -> Encoder:
+    return _Slow(dct.build(deadly.INNER, spec=spec, device=device))

@@ -1,0 +1,81 @@
+"""Nothing grows with the length of a run or of a stream: no descriptors, no threads, no objects.
+
+`python benchmarks/growth.py` measures the memory of long ones, process by process.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from latentcache.config_files import load_config
+from latentcache.driver import Run
+from latentcache.loader import LatentLoader
+from latentcache.pipeline import SHARDS_IN_HAND
+from latentcache.prepare import (
+    create_cache,
+    make_manifest,
+    missing_shards,
+    plan_corpus,
+    resolve_encoder,
+)
+from latentcache.records import ShardReport
+from tests.caches import make_config, make_corpus
+from tests.synthetic import write_cache
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("growth") / "corpus", 6, frames=41)
+
+
+def held() -> tuple[int, int]:
+    """Descriptors and threads of this process."""
+    return psutil.Process().num_fds(), threading.active_count()
+
+
+def num_objects() -> int:
+    gc.collect()
+    return len(gc.get_objects())
+
+
+def make_run(folder: Path, corpus: Path) -> Run:
+    folder.mkdir()
+    config = load_config(str(make_config(folder, corpus, str(folder / "cache"))))
+    spec, identity = resolve_encoder(config)
+    plan = plan_corpus(config, spec)
+    prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+
+
+def test_a_run_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
+    seen = []
+    for number in range(4):
+        run = make_run(tmp_path / str(number), corpus)
+        list(run.events())
+        seen.append((*held(), num_objects()))
+    assert {(fds, threads) for fds, threads, _ in seen[1:]} == {seen[1][:2]}
+    assert seen[3][2] - seen[1][2] < run.summary.clips_ok  # not one object a clip, in two runs
+
+
+def test_a_run_holds_no_more_at_its_end_than_at_its_start(corpus: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", corpus)
+    seen = [held() for event in run.events() if isinstance(event, ShardReport)]
+    half = len(seen) // 2
+    for early, late in zip(map(max, *seen[:half]), map(max, *seen[half:]), strict=True):
+        assert late <= early + SHARDS_IN_HAND  # one that is being written has its file open
+
+
+def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
+    write_cache(str(tmp_path), buckets={"5x32x32": 60}, shard_clips=4)
+    loader = LatentLoader(str(tmp_path), batch_size=4, num_threads=2)
+    seen = []
+    for _ in range(6):
+        assert sum(1 for _ in loader) == 15
+        seen.append((*held(), num_objects()))
+    assert {(fds, threads) for fds, threads, _ in seen[2:]} == {seen[2][:2]}
+    assert seen[5][2] - seen[2][2] < 15  # not one object a batch, in three epochs
