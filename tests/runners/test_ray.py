@@ -69,10 +69,13 @@ def run(prepared: Prepared) -> tuple[Run, list[Event]]:
 def test_workers_are_on_different_gpus_and_share_the_shards(
     cluster: str, corpus: Path, tmp_path: Path
 ) -> None:
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
     config = make_config(
         tmp_path,
         corpus,
         str(tmp_path / "cache"),
+        encoder={"kind": "tests.runners.meeting", "folder": str(meeting), "processes": 2},
         cache={"shard_clips": 1},
         run={"runner": "ray", "ray_address": cluster},
     )
@@ -80,6 +83,7 @@ def test_workers_are_on_different_gpus_and_share_the_shards(
     gpus = {event.worker: event.gpus for event in events if isinstance(event, Started)}
     assert sorted(gpus) == [0, 1]
     assert sorted(gpus.values()) == [("0",), ("1",)]
+    assert len(list(meeting.iterdir())) == 2
     host = socket.gethostname()
     encoders = Counter(event.worker for event in events if isinstance(event, ShardReport))
     assert encoders.keys() == {f"{host}/gpu0", f"{host}/gpu1"}
