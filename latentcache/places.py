@@ -70,7 +70,7 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[Place]:
     found: dict[str, Place] = {}
     near: dict[str, list[str]] = {key: [] for key in keys}
     for bucket in cache.manifest.buckets:
-        plan = read_plan(cache.storage, bucket.name)
+        plan = read_plan(cache.storage, cache.manifest, bucket.name)
         rows = pc.index_in(wanted, value_set=plan["key"].combine_chunks()).to_pylist()
         for key, row in zip(keys, rows, strict=True):
             if row is None:
@@ -95,10 +95,10 @@ def _near(key: str, keys: pa.ChunkedArray) -> list[str]:
 def _problems(cache: Cache, key: str, place: Place | None, near: Sequence[str]) -> Iterator[str]:
     """Yield why a clip cannot be looked at, if it cannot."""
     if place is None:
-        examples = (
-            near[:NAMED]
-            or read_plan(cache.storage, cache.manifest.buckets[0].name)["key"][:NAMED].to_pylist()
-        )
+        examples = near[:NAMED]
+        if not examples:
+            plan = read_plan(cache.storage, cache.manifest, cache.manifest.buckets[0].name)
+            examples = plan["key"][:NAMED].to_pylist()
         said = "Near ones" if near else "Some that it has"
         yield f"the cache has no clip with the key {key!r}. {said}: {', '.join(map(repr, examples))}"
     elif place.shard not in cache.shards(place.bucket)[0]:

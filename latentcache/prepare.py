@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache import encoders, formats, seal
+from latentcache import encoders, formats
 from latentcache.config import Config
 from latentcache.config_files import load_stored_config
 from latentcache.corpus import Corpus, read_corpus
@@ -42,6 +42,7 @@ from latentcache.tables import (
     PLAN_SCHEMA,
     REJECTED,
     check_plan,
+    plan_facts,
     plan_path,
     sample_path,
     samples_folder,
@@ -165,31 +166,37 @@ def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
     found = storage.list("")
     if storage.exists(CACHE_JSON):
         _check_same(storage, read_manifest(storage), manifest, plan)
-        _mend(storage, manifest, plan)
     else:
         _check_unused(storage, found)
         for path, data in _planned(manifest, plan):
             storage.write(path, data)
-        storage.write(CACHE_JSON, manifest.to_bytes())
+        if not storage.create(CACHE_JSON, manifest.to_bytes()):
+            _check_same(storage, read_manifest(storage), manifest, plan)
+    _mend(storage, manifest, plan)
     return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
 
 
 def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:
     """Yield path and bytes of everything that a plan writes but cache.json."""
     for bucket, table in plan.buckets.items():
-        yield plan_path(bucket.name), to_parquet(table)
+        yield plan_path(bucket.name), to_parquet(table, plan_facts(manifest.fingerprint))
     layouts = list(manifest.layouts().values())
     yield from formats.get(manifest.format).metadata(layouts).items()
     yield sample_path(REJECTED, 0), to_parquet(plan.rejected)
 
 
 def _mend(storage: Storage, manifest: Manifest, plan: Plan) -> None:
-    """Write anew what the plan wrote and is gone or damaged; its digest is that of cache.json."""
+    """Write anew what is gone, damaged, or of another run that planned the same folder meanwhile.
+
+    The plan's digest is that of cache.json.
+    """
     for path, data in _planned(manifest, plan):
         try:
-            seal.check(read_bounded(storage, path))
-        except (FileNotFoundError, ValueError):
-            storage.write(path, data)
+            if read_bounded(storage, path) == data:
+                continue
+        except (FileNotFoundError, CorruptionError):
+            pass
+        storage.write(path, data)
 
 
 def _kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
@@ -226,7 +233,7 @@ def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> N
 def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
     before: dict[str, str] = {}
     for bucket in old.buckets:
-        table = read_plan(storage, bucket.name).select(["source", "identity"])
+        table = read_plan(storage, old, bucket.name).select(["source", "identity"])
         before.update(zip(*table.to_pydict().values(), strict=True))
     now: dict[str, str] = {}
     for table in plan.buckets.values():
@@ -272,16 +279,16 @@ def reopen_cache(
             "says, and the new latents would differ from the old. Nothing was changed. The difference:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
-    schema = read_plan(storage, manifest.buckets[0].name).schema
+    schema = read_plan(storage, manifest, manifest.buckets[0].name).schema
     return Prepared(config=config, manifest=manifest, storage=storage, kept=_kept_fields(schema))
 
 
-def read_plan(storage: Storage, bucket: str) -> pa.Table:
+def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:
     """Read a bucket's plan. Raises CacheError where it is missing, CorruptionError where damaged."""
     path = plan_path(bucket)
     try:
         table = read_table(storage, path)
-        check_plan(table)
+        check_plan(table, manifest.fingerprint)
     except FileNotFoundError:
         raise CacheError(
             f"{redact(storage.url)}/{path} is missing, so what is left to do is unknown. "
@@ -290,7 +297,7 @@ def read_plan(storage: Storage, bucket: str) -> pa.Table:
     except CorruptionError:
         raise
     except ValueError as error:
-        raise damaged(storage, path, f"is no plan ({error})") from error
+        raise damaged(storage, path, f"is not this cache's plan: {error}") from error
     return table
 
 
@@ -299,14 +306,15 @@ class ShardLoader:
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
-        self._rows = manifest.shard_clips
+        self._manifest = manifest
         self._plans: dict[str, pa.Table] = {}
 
     def table(self, task: Task) -> pa.Table:
         """Return the plan's rows of a task's shard."""
         if task.bucket not in self._plans:
-            self._plans[task.bucket] = read_plan(self._storage, task.bucket)
-        return self._plans[task.bucket].slice(task.index * self._rows, self._rows)
+            self._plans[task.bucket] = read_plan(self._storage, self._manifest, task.bucket)
+        rows = self._manifest.shard_clips
+        return self._plans[task.bucket].slice(task.index * rows, rows)
 
     def __call__(self, task: Task) -> Shard:
         """Return a task's shard with its clips."""

@@ -40,6 +40,7 @@ _TRANSIENT_ERRNO = {
 _TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {
     "BandwidthLimitExceeded",
+    "ConditionalRequestConflict",
     "InternalError",
     "PriorRequestNotComplete",
     "RequestLimitExceeded",

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _SHOWS_HALVES = {"sftp", "ssh"}
 TEMPORARY_SUFFIX = ".tmp"
 RANGE_NOT_SATISFIABLE = 416
+PRECONDITION_FAILED, NOT_IMPLEMENTED = 412, 501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +96,27 @@ class Storage:
         On an object store this is one PUT, or above the file system's limit (100 MiB on S3) a
         multipart upload, which appears when it is complete.
         """
+        self._write(path, data, _replace_file, _put)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write one object whole where there is none; returns whether it was written.
+
+        Of several that do so at once one succeeds, on local files and on stores that write on condition
+        (S3, Google); elsewhere it may be more. After a lost answer it may be False though this wrote it.
+        """
+        return self._write(path, data, _create_file, _create)
+
+    def _write(
+        self,
+        path: str,
+        data: bytes,
+        write_local: Callable[[Path, bytes], T],
+        write_remote: Callable[[Any, str, bytes], T],
+    ) -> T:
         try:
             if self.is_local:
-                self._do("write", path, _replace_file, self.local_path(path), data)
-            else:
-                self._do("write", path, _put, self._open()[0], self._full(path), data)
+                return self._do("write", path, write_local, self.local_path(path), data)
+            return self._do("write", path, write_remote, self._open()[0], self._full(path), data)
         except FileNotFoundError:
             raise StorageError(
                 f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
@@ -225,7 +242,28 @@ def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """Write through a temporary name in the same directory, so that the rename is atomic."""
+    """Write a file that appears whole, in the place of any before it."""
+    with _new_file(path, data) as temporary:
+        temporary.replace(path)
+
+
+def _create_file(path: Path, data: bytes) -> bool:
+    """Write a file that appears whole where there is none; returns whether it was written."""
+    with _new_file(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            temporary.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, data: bytes) -> Iterator[Path]:
+    """Write through a temporary name in the same directory, so that giving it its own is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
@@ -233,10 +271,9 @@ def _replace_file(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
+        yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or a power cut could keep a later rename and lose this one
@@ -254,6 +291,27 @@ def _put(fs: Any, path: str, data: bytes) -> None:
     fs.makedirs(folder, exist_ok=True)
     fs.pipe_file(temporary, data)
     fs.mv(temporary, path)
+
+
+def _create(fs: Any, path: str, data: bytes) -> bool:
+    """Write one object of a remote file system where there is none; returns whether it was written."""
+    if _SHOWS_HALVES & set(protocols(fs)):
+        if fs.exists(path):
+            return False
+        _put(fs, path, data)
+        return True
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        status = retry.http_status(error)
+        if status == PRECONDITION_FAILED:
+            return False
+        if status != NOT_IMPLEMENTED:
+            raise
+        fs.pipe_file(path, data)  # a store without conditional writes
+    return True
 
 
 def _bytes_or_raise(got: bytes | BaseException) -> bytes:

@@ -117,6 +117,9 @@ RUN_COLUMNS = ("decoder", "decode_s", "encode_s")
 #: Key of the file's metadata where a sample table says of which cache and which shard object it is.
 SHARD_FACTS = "latentcache.shard"
 
+#: Key of the file's metadata where a plan says of which cache it is.
+PLAN_FACTS = "latentcache.plan"
+
 #: The snapshot: one row a committed shard.
 INDEX_SCHEMA = pa.schema(
     [
@@ -161,6 +164,11 @@ def shard_facts(fingerprint: str, data: bytes | None) -> dict[str, Any]:
     return {SHARD_FACTS: {"fingerprint": fingerprint, "object": stored}}
 
 
+def plan_facts(fingerprint: str) -> dict[str, Any]:
+    """Return the metadata of a plan: the cache's recipe."""
+    return {PLAN_FACTS: {"fingerprint": fingerprint}}
+
+
 def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> bytes:
     """Serialise a table, zstd-compressed and sealed; the same table gives the same bytes."""
     texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
@@ -188,8 +196,11 @@ def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
         raise ValueError(str(error)) from error
 
 
-def check_plan(table: pa.Table) -> None:
-    """Raise ValueError where a plan lacks a column, or has one of another type or with nulls."""
+def check_plan(table: pa.Table, fingerprint: str) -> None:
+    """Raise ValueError where a plan is of another cache, or a column lacks, has another type or nulls."""
+    for key, value in plan_facts(fingerprint).items():
+        if (table.schema.metadata or {}).get(key.encode()) != json.dumps(value).encode():
+            raise ValueError("it is of another recipe or corpus")
     _check_types(table, PLAN_SCHEMA)
     for field in PLAN_SCHEMA:
         if field.name not in table.column_names:

@@ -155,12 +155,12 @@ def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> 
     if Plan(buckets=buckets, rejected=rejected).digest() != manifest.plan_sha256:
         text = "the plans are not those that cache.json was written with (their SHA-256 differs)"
         findings.add("plan/", f"{text}. {advice(redact(storage.url), 'plan/')}")
-    return {name: table for name, table in plans.items() if _is_plan(table)}
+    return {name: table for name, table in plans.items() if _is_plan(table, manifest)}
 
 
-def _is_plan(table: pa.Table) -> bool:
+def _is_plan(table: pa.Table, manifest: Manifest) -> bool:
     try:
-        check_plan(table)
+        check_plan(table, manifest.fingerprint)
     except ValueError:
         return False
     return True

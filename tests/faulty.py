@@ -11,13 +11,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
 from latentcache import storage
+
+T = TypeVar("T")
 
 #: A password that file systems put into their messages here; nobody may see it.
 SECRET = "hunter2-not-a-real-secret"
@@ -188,7 +190,7 @@ class FaultyFileSystem(AbstractFileSystem):
         if is_torn and not self._writes_whole:
             self._inner.pipe_file(path, value[: len(value) // 2])
         if not is_torn:
-            self._inner.pipe_file(path, value)
+            self._inner.pipe_file(path, value, **kwargs)
         if kind in WRITE_KINDS:
             raise self._faults.lose()
 
@@ -242,26 +244,31 @@ class _FaultyFile:
 @contextlib.contextmanager
 def faulty_local_files() -> Iterator[None]:
     """Let the faults befall what storage does to local files by itself."""
-    replace_file, pread_all = storage._replace_file, storage._pread_all
+    pread_all = storage._pread_all
 
-    def faulty_replace(path: Path, data: bytes) -> None:
-        faults = FAULTS["default"]
-        kind = faults.strike("write", str(path))
-        if kind in ("torn", "torn_once"):  # as a process leaves it that is killed in the middle
-            path.parent.mkdir(parents=True, exist_ok=True)
-            half = path.with_name(f".{path.name}.{uuid.uuid4().hex}{storage.TEMPORARY_SUFFIX}")
-            half.write_bytes(data[: len(data) // 2])
-        else:
-            replace_file(path, data)
-        if kind in WRITE_KINDS:
-            raise faults.lose()
+    def faulty_write(write: Callable[[Path, bytes], T]) -> Callable[[Path, bytes], T]:
+        def faulty(path: Path, data: bytes) -> T:
+            faults = FAULTS["default"]
+            kind = faults.strike("write", str(path))
+            if kind in ("torn", "torn_once"):  # as a process leaves it that is killed in the middle
+                path.parent.mkdir(parents=True, exist_ok=True)
+                half = path.with_name(f".{path.name}.{uuid.uuid4().hex}{storage.TEMPORARY_SUFFIX}")
+                half.write_bytes(data[: len(data) // 2])
+                raise faults.lose()
+            written = write(path, data)
+            if kind in WRITE_KINDS:
+                raise faults.lose()
+            return written
+
+        return faulty
 
     def faulty_pread(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         kind = FAULTS["default"].strike("ranges", str(path))
         return [FAULTS["default"].spoil(kind, block) for block in pread_all(path, ranges)]
 
     with (
-        mock.patch.object(storage, "_replace_file", faulty_replace),
+        mock.patch.object(storage, "_replace_file", faulty_write(storage._replace_file)),
+        mock.patch.object(storage, "_create_file", faulty_write(storage._create_file)),
         mock.patch.object(storage, "_pread_all", faulty_pread),
     ):
         yield

@@ -19,7 +19,7 @@ from latentcache.errors import ConfigError
 from latentcache.index import build_index, publish
 from latentcache.places import find_places
 from latentcache.storage import Storage
-from latentcache.tables import PLAN_SCHEMA, plan_path, sample_path, to_parquet
+from latentcache.tables import PLAN_SCHEMA, plan_facts, plan_path, sample_path, to_parquet
 from tests.caches import make_config, make_corpus, run_job
 from tests.synthetic import write_cache
 from tests.videos import read_with_pyav
@@ -131,8 +131,9 @@ def test_clips_without_a_latent_say_why(tmp_path: Path) -> None:
         for n, key in enumerate(keys)
     ]
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
-    Storage(str(tmp_path)).write(plan_path("5x32x32"), to_parquet(table))
     opened = latentcache.open_cache(str(tmp_path))
+    facts = plan_facts(opened.manifest.fingerprint)
+    Storage(str(tmp_path)).write(plan_path("5x32x32"), to_parquet(table, facts))
     assert [(p.shard, p.row) for p in find_places(opened, [keys[6], keys[0]])] == [(1, 2), (0, 0)]
     with pytest.raises(
         ConfigError, match="'5x32x32-0001' failed, so there is no latent: corrupt: "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from latentcache import retry, storage
 from latentcache.errors import ConfigError, StorageError
@@ -55,6 +56,15 @@ def test_reads_what_was_written_and_replaces_it_whole(store: Storage) -> None:
     assert store.read("a/b.bin") == b"second"
     assert store.size("a/b.bin") == 6
     assert store.exists("a/b.bin")
+
+
+def test_creates_what_is_not_there_and_leaves_what_is(store: Storage) -> None:
+    assert store.create("a/b.bin", b"first")
+    assert not store.create("a/b.bin", b"second")
+    assert store.read("a/b.bin") == b"first"
+    store.write("a/b.bin", b"third")
+    assert store.read("a/b.bin") == b"third"
+    assert store.list("a") == {"b.bin": 5}
 
 
 def test_what_is_not_there_is_file_not_found(store: Storage) -> None:
@@ -190,6 +200,37 @@ def test_concurrent_local_writes_give_one_of_them_whole(tmp_path: Path) -> None:
     assert store.list("") == {"a": 100_000}
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_of_concurrent_creations_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    store = Storage(str(tmp_path / "cache"))
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+        assert [store.create("x", b"0"), store.create("x", b"1")] == [True, False]
+        assert store.read("x") == b"0"
+        return
+    created: list[int] = []
+    start = threading.Barrier(8)
+
+    def create(number: int) -> None:
+        start.wait()
+        if store.create("x", bytes([number]) * 100_000):
+            created.append(number)
+
+    threads = [threading.Thread(target=create, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = created
+    assert store.read("x") == bytes([winner]) * 100_000
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == ["x"]
+
+
 def test_a_local_file_has_the_usual_permissions(tmp_path: Path) -> None:
     Storage(str(tmp_path)).write("a", b"1")
     (tmp_path / "b").write_bytes(b"1")
@@ -284,6 +325,31 @@ def test_an_s3_write_is_one_put(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None
     calls, store = calls_of(monkeypatch), Storage(s3.url, s3.options)
     store.write("a", bytes(20 << 20))
     assert calls == ["put_object"]
+
+
+@pytest.mark.parametrize("server", ["with", "without"])
+def test_an_s3_object_is_created_where_there_is_none(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, server: str
+) -> None:
+    store = Storage(f"{s3.url}/cache", s3.options)
+    fs = store._open()[0]
+    pipe_file = fs.pipe_file
+
+    def conditions_unknown(path: str, data: bytes, **options: Any) -> None:
+        if options.get("mode") == "create":
+            response: Any = {
+                "Error": {"Code": "NotImplemented"},
+                "ResponseMetadata": {"HTTPStatusCode": 501},
+            }
+            unknown = ClientError(response, "PutObject")
+            raise OSError(errno.ENOSYS, "A header implies what is not implemented") from unknown
+        pipe_file(path, data, **options)
+
+    if server == "without":
+        monkeypatch.setattr(fs, "pipe_file", conditions_unknown)
+    assert store.create("cache.json", b"first")
+    assert store.read("cache.json") == b"first"
+    assert store.create("cache.json", b"second") == (server == "without")
 
 
 def test_a_large_s3_write_appears_when_it_is_complete(

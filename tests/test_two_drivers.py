@@ -15,12 +15,17 @@ import pytest
 import latentcache
 from latentcache import index, prepare
 from latentcache.commit import commit_failed_shard
+from latentcache.config import Config
 from latentcache.config_files import load_config
 from latentcache.driver import Run
+from latentcache.errors import CorruptionError, RecipeMismatchError
 from latentcache.index import build_index, read_index
+from latentcache.manifest import Manifest
 from latentcache.pipeline import ShardWorker
+from latentcache.plan import Plan
 from latentcache.prepare import (
     Prepared,
+    _planned,
     create_cache,
     failed_shards,
     make_manifest,
@@ -33,6 +38,7 @@ from latentcache.runners.work import GaveUp, Task
 from latentcache.snapshot import RunSnapshot
 from latentcache.storage import Storage
 from latentcache.tables import CACHE_JSON, from_parquet, sample_path
+from latentcache.verify import verify
 from tests.caches import (
     assert_same_cache,
     committed,
@@ -193,6 +199,54 @@ def test_planning_beside_another_run_is_no_foreign_folder(corpus: Path, tmp_path
     with mock.patch.object(Storage, "exists", and_then_the_other_plans):
         prepared = create_cache(config, manifest, plan)
     assert missing_shards(prepared.storage, prepared.manifest)
+
+
+@pytest.fixture
+def recipes(corpus: Path, tmp_path: Path) -> list[tuple[Config, Manifest, Plan]]:
+    """Two runs into one folder, which differ in what they store."""
+    path = config_for(tmp_path, corpus, tmp_path / "cache")
+    configs = [load_config(str(path), [f"cache.dtype={dtype}"]) for dtype in ("float32", "float16")]
+    planned = []
+    for config in configs:
+        spec, identity = resolve_encoder(config)
+        plan = plan_corpus(config, spec)
+        planned.append((config, make_manifest(config, spec, identity, plan), plan))
+    return planned
+
+
+def test_of_two_recipes_at_once_one_is_refused(
+    recipes: list[tuple[Config, Manifest, Plan]],
+) -> None:
+    create = Storage.create
+    done: list[Prepared] = []
+
+    def after_the_other(storage: Storage, path: str, data: bytes) -> bool:
+        with mock.patch.object(Storage, "create", create):
+            done.append(create_cache(*recipes[1]))
+        return create(storage, path, data)
+
+    with (
+        mock.patch.object(Storage, "create", after_the_other),
+        pytest.raises(RecipeMismatchError, match="dtype: float16 in the cache, float32 now"),
+    ):
+        create_cache(*recipes[0])
+    (winner,) = done
+    list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+    assert not verify(winner.storage).problems
+
+
+def test_a_plan_that_another_recipe_overwrote_is_refused_and_mended(
+    recipes: list[tuple[Config, Manifest, Plan]],
+) -> None:
+    winner = create_cache(*recipes[0])
+    for path, data in _planned(recipes[1][1], recipes[1][2]):
+        winner.storage.write(path, data)
+    with pytest.raises(CorruptionError, match=r"another recipe or corpus.*precompute"):
+        list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+    assert not winner.storage.list("samples/5x64x96")
+    winner = create_cache(*recipes[0])
+    list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+    assert not verify(winner.storage).problems
 
 
 def report_of(storage: Storage, bucket: str, shard: int) -> ShardReport:
