@@ -37,8 +37,8 @@ def commit_shard(
     encoded = shard_format.encode_shard(layout, shard.index, rows)
     storage.write(encoded.path, encoded.data)
     facts = shard_facts(fingerprint, encoded.data)
-    _write_table(storage, shard, results, encoded.chunks, kept, facts)
-    return _report(layout, shard, results, encoded.chunks, time.perf_counter() - started)
+    size = _write_table(storage, shard, results, encoded.chunks, kept, facts)
+    return _report(layout, shard, results, encoded.chunks, size, time.perf_counter() - started)
 
 
 def commit_failed_shard(
@@ -52,13 +52,14 @@ def commit_failed_shard(
     """Record a shard that failed as a whole: every clip is failed, and there is no shard object."""
     results = [ClipResult(reason="shard_failed", message=message)] * len(shard.clips)
     chunks = [None] * len(shard.clips)
-    _write_table(storage, shard, results, chunks, kept, shard_facts(fingerprint, None))
-    return _report(layout, shard, results, chunks, 0.0)
+    facts = shard_facts(fingerprint, None)
+    size = _write_table(storage, shard, results, chunks, kept, facts)
+    return _report(layout, shard, results, chunks, size, 0.0)
 
 
-def report_committed(shard: Shard, table: pa.Table) -> ShardReport:
+def report_committed(shard: Shard, table: pa.Table, table_bytes: int) -> ShardReport:
     """Report a shard that another run has committed; `table` is its sample table."""
-    facts = summarise(table, shard.bucket.name, shard.index)
+    facts = summarise(table, shard.bucket.name, shard.index, table_bytes)
     return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
 
 
@@ -69,9 +70,11 @@ def _write_table(
     chunks: Sequence[ChunkRef | None],
     kept: Sequence[pa.Field],
     facts: Mapping[str, Any],
-) -> None:
-    table = sample_table(shard, results, chunks, kept)
-    storage.write(sample_path(shard.bucket.name, shard.index), to_parquet(table, facts))
+) -> int:
+    """Write the sample table; returns its bytes."""
+    data = to_parquet(sample_table(shard, results, chunks, kept), facts)
+    storage.write(sample_path(shard.bucket.name, shard.index), data)
+    return len(data)
 
 
 def sample_table(
@@ -127,6 +130,7 @@ def _report(
     shard: Shard,
     results: Sequence[ClipResult],
     chunks: Sequence[ChunkRef | None],
+    table_bytes: int,
     write_s: float,
 ) -> ShardReport:
     num_ok = sum(result.ok for result in results)
@@ -145,6 +149,7 @@ def _report(
         num_ok=num_ok,
         num_frames=num_ok * shard.bucket.frames,
         stored_bytes=sum(chunk.length for chunk in chunks if chunk),
+        table_bytes=table_bytes,
         raw_bytes=num_ok * elements * ITEM_BYTES[layout.dtype],
         reasons=Counter(reason for _, reason, _ in failed),
         failures=failed[:NAMED_FAILURES],

@@ -42,7 +42,16 @@ QUALITY = "quality"
 FINISHED, INTERRUPTED, STOPPED = "finished", "interrupted", "stopped"
 
 #: Of a shard's report.
-_REPORTED = ("worker", "num_clips", "num_ok", "num_frames", "stored_bytes", "raw_bytes", "reasons")
+_REPORTED = (
+    "worker",
+    "num_clips",
+    "num_ok",
+    "num_frames",
+    "stored_bytes",
+    "table_bytes",
+    "raw_bytes",
+    "reasons",
+)
 _TIMED = ("decode_s", "encode_s", "wait_s", "write_s")
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{6})\.(\d{6,12})\.jsonl")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from latentcache.errors import CacheError
 from latentcache.manifest import Manifest, read_manifest
-from latentcache.objects import damaged, read_table
+from latentcache.objects import damaged, read_sized_table, read_table
 from latentcache.storage import Storage
 from latentcache.tables import (
     INDEX,
@@ -30,15 +31,19 @@ NUM_THREADS = 16
 def build_index(storage: Storage, known: pa.Table | None = None) -> pa.Table:
     """Return the snapshot of what is committed now: INDEX_SCHEMA, sorted by bucket and shard.
 
-    known: an earlier snapshot. Its rows are trusted and only other shards' tables are read, so
-    leave out shards that were encoded again since; rows whose table is gone are dropped.
+    known: an earlier snapshot. Its rows are trusted where the sample table still has as many bytes, and
+    only other shards' tables are read; rows whose table is gone are dropped.
     """
     buckets = sorted(bucket.name for bucket in read_manifest(storage).buckets)
-    found = [(bucket, shard) for bucket in buckets for shard in _committed(storage, bucket)]
+    found = {
+        (bucket, shard): size
+        for bucket in buckets
+        for shard, size in _committed(storage, bucket).items()
+    }
     rows: dict[tuple[str, int], dict[str, Any] | None] = {}
     if known is not None:
         rows = {(row["bucket"], row["shard"]): row for row in known.to_pylist()}
-    unknown = [place for place in found if place not in rows]
+    unknown = [place for place, size in found.items() if not _is_of(rows.get(place), size)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         rows.update(pool.map(lambda place: (place, _summarise(storage, *place)), unknown))
     there = [row for place in found if (row := rows[place]) is not None]
@@ -79,7 +84,7 @@ def read_index(storage: Storage) -> pa.Table:
         raise damaged(storage, INDEX, f"cannot be read ({error})") from error
 
 
-def summarise(table: pa.Table, bucket: str, shard: int) -> dict[str, Any]:
+def summarise(table: pa.Table, bucket: str, shard: int, table_bytes: int) -> dict[str, Any]:
     """Return the row of a shard whose sample table this is. stored_bytes: of its clips' chunks alone."""
     return {
         "bucket": bucket,
@@ -87,6 +92,7 @@ def summarise(table: pa.Table, bucket: str, shard: int) -> dict[str, Any]:
         "num_clips": len(table),
         "num_ok": pc.sum(pc.equal(table["status"], "ok")).as_py() or 0,
         "stored_bytes": pc.sum(table["length"]).as_py() or 0,
+        "table_bytes": table_bytes,
     }
 
 
@@ -119,18 +125,22 @@ def _checked(table: pa.Table) -> pa.Table:
     return table
 
 
-def _committed(storage: Storage, bucket: str) -> list[int]:
-    """Return the shards whose sample tables exist, in order."""
-    names = storage.list(samples_folder(bucket))
-    shards = (shard_of_sample_file(name) for name in names)
-    return sorted(shard for shard in shards if shard is not None)
+def _committed(storage: Storage, bucket: str) -> dict[int, int]:
+    """Return {shard: bytes} of the sample tables that exist, in order."""
+    files = storage.list(samples_folder(bucket)).items()
+    sizes = {shard_of_sample_file(name): size for name, size in files}
+    return {shard: sizes[shard] for shard in sorted(s for s in sizes if s is not None)}
+
+
+def _is_of(row: Mapping[str, Any] | None, table_bytes: int) -> bool:
+    return row is not None and row["table_bytes"] == table_bytes
 
 
 def _summarise(storage: Storage, bucket: str, shard: int) -> dict[str, Any] | None:
     """Return a shard's row; None where another run is just replacing it."""
     path = sample_path(bucket, shard)
     try:
-        table = read_table(storage, path, ["status", "length"])
+        table, num_bytes = read_sized_table(storage, path, ["status", "length"])
     except FileNotFoundError:
         return None
-    return summarise(table, bucket, shard)
+    return summarise(table, bucket, shard, num_bytes)

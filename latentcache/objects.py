@@ -31,10 +31,17 @@ def read_table(storage: Storage, path: str, columns: list[str] | None = None) ->
 
     Raises FileNotFoundError, and CorruptionError where it cannot be read.
     """
+    return read_sized_table(storage, path, columns)[0]
+
+
+def read_sized_table(
+    storage: Storage, path: str, columns: list[str] | None = None
+) -> tuple[pa.Table, int]:
+    """Read a table as `read_table` does; returns the bytes of its file, too."""
     most = MAX_PLAN_BYTES if is_planned(path) else MAX_TABLE_BYTES
     data = read_bounded(storage, path, most)
     try:
-        return from_parquet(data, columns)
+        return from_parquet(data, columns), len(data)
     except ValueError as error:
         raise damaged(storage, path, f"cannot be read ({error})") from error
 

@@ -30,7 +30,7 @@ from latentcache.formats.dtypes import as_numpy, numpy_dtype, torch_dtype
 from latentcache.gate import Gate
 from latentcache.interfaces import Array, Encoder
 from latentcache.manifest import Manifest
-from latentcache.objects import read_table
+from latentcache.objects import read_sized_table
 from latentcache.records import Bucket, ChunkRef, ClipResult, LatentSpec, Shard, ShardReport
 from latentcache.storage import Storage
 from latentcache.tables import sample_path
@@ -94,11 +94,11 @@ class ShardWorker:
         retry_failed: the shard is committed; its ok rows are kept as they are, bit for bit, the failed
         ones are encoded, and its sample table is replaced.
         """
-        table = self._read_committed(shard)
-        if _is_finished(table, retry_failed):
+        committed = self._read_committed(shard)
+        if committed and _is_finished(committed[0], retry_failed):
             self.clips_done += len(shard.clips)
-            return report_committed(shard, table)
-        previous = self._read_ok(shard, table) if table is not None else {}
+            return report_committed(shard, *committed)
+        previous = self._read_ok(shard, committed[0]) if committed else {}
         with self._submitting:
             futures = [
                 None if row in previous else self._pool.decode(clip)
@@ -106,9 +106,9 @@ class ShardWorker:
             ]
             encoding = self._encoding.submit(self._encode_clips, shard, futures, previous)
         rows, results, wait_s = encoding.result()
-        table = self._read_committed(shard)
-        if _is_finished(table, retry_failed):
-            return report_committed(shard, table)
+        committed = self._read_committed(shard)
+        if committed and _is_finished(committed[0], retry_failed):
+            return report_committed(shard, *committed)
         if retry_failed:
             self._spec.storage.delete(sample_path(shard.bucket.name, shard.index))
         layout = self._layouts[shard.bucket.name]
@@ -190,10 +190,10 @@ class ShardWorker:
             encode_s=time.perf_counter() - started - (self.gate.busy_s - compared_s),
         )
 
-    def _read_committed(self, shard: Shard) -> pa.Table | None:
-        """Read a shard's sample table; None where it is not committed."""
+    def _read_committed(self, shard: Shard) -> tuple[pa.Table, int] | None:
+        """Read a shard's sample table and its file's bytes; None where it is not committed."""
         try:
-            return read_table(self._spec.storage, sample_path(shard.bucket.name, shard.index))
+            return read_sized_table(self._spec.storage, sample_path(shard.bucket.name, shard.index))
         except FileNotFoundError:
             return None
 
@@ -208,9 +208,9 @@ class ShardWorker:
         return {row["row"]: (array, _result(row)) for row, array in zip(ok, arrays, strict=True)}
 
 
-def _is_finished(table: pa.Table | None, retry_failed: bool) -> bool:
+def _is_finished(table: pa.Table, retry_failed: bool) -> bool:
     """Tell whether a committed shard needs nothing more."""
-    return table is not None and not (retry_failed and "failed" in table["status"].to_pylist())
+    return not (retry_failed and "failed" in table["status"].to_pylist())
 
 
 def _result(row: Mapping[str, Any]) -> ClipResult:

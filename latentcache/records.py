@@ -397,6 +397,7 @@ class ShardReport:
     num_ok: int
     num_frames: int
     stored_bytes: int
+    table_bytes: int
     raw_bytes: int
     committed_before: bool = False
     reasons: Mapping[str, int] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from latentcache.formats.ranges import longest_chunk
 from latentcache.index import summarise
 from latentcache.interfaces import Array, ArrayLayout
 from latentcache.manifest import Manifest
-from latentcache.objects import read_table
+from latentcache.objects import read_sized_table
 from latentcache.records import ChunkRef, LatentSpec
 from latentcache.storage import Storage
 from latentcache.tables import PLAN_SCHEMA, SHARD_FACTS, check_samples, sample_path
@@ -54,10 +54,10 @@ def check_shard(
     bucket = layout.bucket.name
     check, path = ShardCheck(place=(bucket, shard)), sample_path(bucket, shard)
     try:
-        table = read_table(storage, path)
+        table, num_bytes = read_sized_table(storage, path)
         check_samples(table)
         facts = _facts(table, manifest, bucket, shard)
-        check.summary = summarise(table, bucket, shard)
+        check.summary = summarise(table, bucket, shard, num_bytes)
     except FileNotFoundError:
         check.notes.append(f"{path} was removed meanwhile")
         return check

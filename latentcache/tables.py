@@ -112,7 +112,7 @@ _ADDED = {"tiling_error", "psnr"}
 #: What every ok row has.
 _PLACED = ("key", "row", "offset", "length", "crc32c")
 #: Facts of the run, not of the data: they may differ between two runs of the same plan.
-RUN_COLUMNS = ("decoder", "decode_s", "encode_s")
+RUN_COLUMNS = ("decoder", "decode_s", "encode_s", "table_bytes")
 
 #: Key of the file's metadata where a sample table says of which cache and which shard object it is.
 SHARD_FACTS = "latentcache.shard"
@@ -120,7 +120,8 @@ SHARD_FACTS = "latentcache.shard"
 #: Key of the file's metadata where a plan says of which cache it is.
 PLAN_FACTS = "latentcache.plan"
 
-#: The snapshot: one row a committed shard.
+#: The snapshot: one row a committed shard. table_bytes: of its sample table's file, by which a row is known
+#: that another run has replaced meanwhile.
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("bucket", pa.string(), nullable=False),
@@ -128,6 +129,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_clips", pa.int32(), nullable=False),
         pa.field("num_ok", pa.int32(), nullable=False),
         pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("table_bytes", pa.int64(), nullable=False),
     ]
 )
 

@@ -102,9 +102,14 @@ class Watch:
     def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the snapshot's row of a logged commit; None where its numbers are possible in no cache."""
         row: dict[str, Any] = {name: facts.get(name) for name in INDEX_SCHEMA.names}
-        clips, ok, size = (row[name] for name in ("num_clips", "num_ok", "stored_bytes"))
-        whole = all(type(value) is int for value in (clips, ok, size))
-        sound = whole and 0 <= ok <= clips <= self.manifest.shard_clips and 0 <= size < 1 << 53
+        clips, ok = row["num_clips"], row["num_ok"]
+        sizes = row["stored_bytes"], row["table_bytes"]
+        whole = all(type(value) is int for value in (clips, ok, *sizes))
+        sound = (
+            whole
+            and 0 <= ok <= clips <= self.manifest.shard_clips
+            and all(0 <= size < 1 << 53 for size in sizes)
+        )
         return row if sound else None
 
     def _reasons(

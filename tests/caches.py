@@ -64,8 +64,10 @@ def make_config(
     return path
 
 
-def start_job(job: str, *args: object, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    """Start `python -m jobs.JOB`."""
+def start_job(
+    job: str, *args: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start `python -m jobs.JOB`. env: beside this process's."""
     command = [sys.executable, "-m", f"jobs.{job}", *map(str, args)]
     return subprocess.Popen(
         command,
@@ -73,13 +75,15 @@ def start_job(job: str, *args: object, cwd: Path = ROOT) -> subprocess.Popen[str
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        env={**os.environ, "PYTHONFAULTHANDLER": "1", **(env or {})},
     )
 
 
-def run_job(job: str, *args: object, status: int = 0) -> tuple[str, str]:
+def run_job(
+    job: str, *args: object, status: int = 0, env: Mapping[str, str] | None = None
+) -> tuple[str, str]:
     """Run a job to its end; returns what it printed to stdout and to stderr."""
-    process = start_job(job, *args)
+    process = start_job(job, *args, env=env)
     out, err = process.communicate(timeout=240)
     assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
     assert "Traceback" not in err, err

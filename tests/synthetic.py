@@ -184,6 +184,7 @@ def write_index(url: str, buckets: Mapping[str, int], shard_clips: int) -> None:
         "num_clips": all_clips,
         "num_ok": num_ok,
         "stored_bytes": num_ok << 21,
+        "table_bytes": num_ok << 8,
     }
     table = (
         pa.table(columns)

@@ -26,6 +26,7 @@ from tests.caches import (
     run_job,
     start_job,
 )
+from tests.runners import slow
 from tests.videos import read_with_pyav, write_video
 
 
@@ -267,7 +268,9 @@ def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(
 ) -> None:
     corpus = make_corpus(tmp_path / "corpus", 12, frames=81)
     cache = tmp_path / "cache"
-    config = make_config(tmp_path, corpus, str(cache), run={"runner": runner})
+    config = make_config(
+        tmp_path, corpus, str(cache), encoder={"kind": slow.__name__}, run={"runner": runner}
+    )
     process = start_job("precompute", config)
     while len(committed(cache)) < 3:
         assert process.poll() is None
@@ -283,7 +286,7 @@ def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(
     assert len(latentcache.open_cache(str(cache))) == 3 * len(shards) + (
         len(kept) - len(shards) - 1
     )
-    run_job("resume", cache, status=3)
+    run_job("resume", cache, status=3, env={slow.ENCODE_S: "0"})
     assert len(latentcache.open_cache(str(cache))) == 12 * 16 + 1
     assert {name: facts for name, facts in committed(cache).items() if name in kept} == kept
 

@@ -145,7 +145,14 @@ def test_failed_clips_are_logged_with_their_reasons(tmp_path: Path) -> None:
 def test_every_event_of_a_runner_is_logged() -> None:
     task = Task(bucket="5x8x8", index=7, attempts=2, error="it broke")
     committed = ShardReport(
-        bucket="5x8x8", shard=7, num_clips=2, num_ok=2, num_frames=10, stored_bytes=9, raw_bytes=9
+        bucket="5x8x8",
+        shard=7,
+        num_clips=2,
+        num_ok=2,
+        num_frames=10,
+        stored_bytes=9,
+        table_bytes=9,
+        raw_bytes=9,
     )
     found = {
         events.WORKER_STARTED: Started(worker=0, name="a/gpu1", gpus=("1",)),

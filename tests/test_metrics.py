@@ -124,6 +124,7 @@ def test_a_shard_that_another_run_committed_is_not_counted() -> None:
         num_ok=1,
         num_frames=1,
         stored_bytes=1,
+        table_bytes=1,
         raw_bytes=1,
         committed_before=True,
     )

@@ -28,6 +28,7 @@ from latentcache.tables import INDEX_SCHEMA, sample_path
 from latentcache.watch import Watch
 from tests.caches import make_config, make_corpus, run_inline, start_job
 from tests.planned import fill_cache, plan_cache
+from tests.runners import slow
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 from tests.test_logs import prepare, run_of
 
@@ -45,7 +46,14 @@ def run_facts(*done: int, step_s: float = 10.0, **facts: Any) -> RunFacts:
 def index_of(*shards: tuple[int, int]) -> pa.Table:
     """A snapshot of shards with so many clips, and so many of them ok."""
     rows = [
-        {"bucket": "b", "shard": n, "num_clips": clips, "num_ok": ok, "stored_bytes": 10 * ok}
+        {
+            "bucket": "b",
+            "shard": n,
+            "num_clips": clips,
+            "num_ok": ok,
+            "stored_bytes": 10 * ok,
+            "table_bytes": 9,
+        }
         for n, (clips, ok) in enumerate(shards)
     ]
     return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
@@ -174,10 +182,13 @@ def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert "--retry-failed" in printed
 
 
-def test_a_killed_run_is_told_by_its_silence(tmp_path: Path) -> None:
+def test_a_killed_run_is_told_by_its_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = make_corpus(tmp_path / "corpus", 12)
     cache = tmp_path / "cache"
-    process = start_job("precompute", make_config(tmp_path, corpus, str(cache)))
+    config = make_config(tmp_path, corpus, str(cache), encoder={"kind": slow.__name__})
+    process = start_job("precompute", config)
     while not list(cache.glob("samples/5x64x96/*.parquet")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -188,6 +199,7 @@ def test_a_killed_run_is_told_by_its_silence(tmp_path: Path) -> None:
     found = look(storage, later_s=events.SILENT_S)
     assert found.state == "interrupted"
     assert found.shards_committed == len(build_index(storage)) > 0
+    monkeypatch.setenv(slow.ENCODE_S, "0")
     assert run_inline("resume", cache)[0] == 3
     assert look(storage).state == "finished"
 

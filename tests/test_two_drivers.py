@@ -298,6 +298,16 @@ def test_the_last_one_to_publish_has_seen_everything(finished: Storage) -> None:
     assert places(published) == places(whole) - {("5x64x96", 1)}
 
 
+def test_a_row_that_another_run_has_put_back_is_read_again(finished: Storage) -> None:
+    whole = read_index(finished)
+    rows = whole.to_pylist()
+    # As it was before the shard's failed clips were tried again.
+    rows[4].update(num_ok=rows[4]["num_ok"] - 1, table_bytes=rows[4]["table_bytes"] - 7)
+    index.publish(finished, pa.Table.from_pylist(rows, schema=whole.schema))
+    snapshot = RunSnapshot(finished, interval_s=60.0)
+    assert snapshot.close() == whole == read_index(finished)
+
+
 def test_rows_of_deleted_sample_tables_do_not_survive(finished: Storage) -> None:
     finished.delete(sample_path("5x64x96", 3))
     assert ("5x64x96", 3) in places(read_index(finished))
@@ -334,12 +344,12 @@ def test_failed_clips_are_retried_beside_a_run_that_reads_them(
 
 def test_a_table_that_another_run_is_replacing_is_left_out(finished: Storage) -> None:
     whole = build_index(finished)
-    read_table = index.read_table
+    read_sized_table = index.read_sized_table
     gone = sample_path("5x64x96", 2)
 
-    def and_the_other_deletes(storage: Storage, path: str, *args: object) -> pa.Table:
+    def and_the_other_deletes(storage: Storage, path: str, *args: object) -> tuple[pa.Table, int]:
         storage.delete(gone)
-        return read_table(storage, path, *args)  # type: ignore[arg-type]
+        return read_sized_table(storage, path, *args)  # type: ignore[arg-type]
 
-    with mock.patch.object(index, "read_table", and_the_other_deletes):
+    with mock.patch.object(index, "read_sized_table", and_the_other_deletes):
         assert places(build_index(finished)) == places(whole) - {("5x64x96", 2)}

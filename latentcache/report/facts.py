@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from latentcache.interfaces import Array
 from latentcache.manifest import BucketInfo, Manifest
-from latentcache.objects import damaged, read_table
+from latentcache.objects import damaged, read_sized_table
 from latentcache.records import ITEM_BYTES, Bucket
 from latentcache.storage import Storage
 from latentcache.tables import (
@@ -130,6 +130,7 @@ class ShardFacts:
     num_clips: int
     num_ok: int
     stored_bytes: int
+    table_bytes: int
     duration_s: float
     failures: dict[str, Failures]
     times: Times
@@ -162,6 +163,7 @@ def read_facts(
                     "num_clips": found.num_clips,
                     "num_ok": found.num_ok,
                     "stored_bytes": found.stored_bytes,
+                    "table_bytes": found.table_bytes,
                 }
             )
             on_table()
@@ -214,15 +216,15 @@ def _read_shards(storage: Storage, bucket: str) -> Iterator[tuple[int, ShardFact
 
 
 def _read_shard(storage: Storage, path: str) -> ShardFacts:
-    table = read_table(storage, path, _READ)
+    table, num_bytes = read_sized_table(storage, path, _READ)
     try:
         check_samples(table, _NEEDED)
-        return summarise(table)
+        return summarise(table, num_bytes)
     except (KeyError, ValueError) as error:
         raise damaged(storage, path, f"is no sample table ({error})") from error
 
 
-def summarise(table: pa.Table) -> ShardFacts:
+def summarise(table: pa.Table, table_bytes: int) -> ShardFacts:
     """Return what a sample table says. Tables of older versions lack some columns, and have no times."""
     ok = table.filter(pc.equal(table["status"], "ok"))
     seconds = pc.sum(pc.subtract(ok["end_s"], ok["start_s"])).as_py()
@@ -231,6 +233,7 @@ def summarise(table: pa.Table) -> ShardFacts:
         for name in ("tiling_error", "psnr")
     )
     return ShardFacts(
+        table_bytes=table_bytes,
         num_clips=len(table),
         num_ok=len(ok),
         stored_bytes=pc.sum(ok["length"]).as_py() or 0,

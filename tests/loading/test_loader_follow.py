@@ -253,7 +253,14 @@ def test_a_set_of_shards_is_kept_as_text(present: list[set[int]], data: st.DataO
         for n in range(len(present))
     ]
     rows = [
-        {"bucket": bucket.name, "shard": s, "num_clips": 1, "num_ok": 1, "stored_bytes": 1}
+        {
+            "bucket": bucket.name,
+            "shard": s,
+            "num_clips": 1,
+            "num_ok": 1,
+            "stored_bytes": 1,
+            "table_bytes": 1,
+        }
         for bucket, shards in zip(buckets, present, strict=True)
         for s in sorted(shards)
     ]

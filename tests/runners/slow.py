@@ -1,7 +1,8 @@
-"""An encoder outside the project that takes its time, so that there is some to take its machine away."""
+"""An encoder outside the project that takes its time, so that there is some to disturb its run."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,8 @@ from tests.runners import deadly
 
 Config = deadly.Config
 describe = deadly.describe
-ENCODE_S = 0.2
+#: Seconds that a clip takes, from the environment of the run.
+ENCODE_S = "TEST_ENCODE_S"
 
 
 def identity(config: deadly.Config) -> Mapping[str, Any]:
@@ -28,7 +30,7 @@ class _Slow:
         self._inner = inner
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        time.sleep(ENCODE_S)
+        time.sleep(float(os.environ.get(ENCODE_S, "0.2")))
         return self._inner.encode(pixels_BTHWC)
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
