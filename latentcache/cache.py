@@ -36,6 +36,7 @@ from latentcache.tables import (
     REJECTED,
     SAMPLE_SCHEMA,
     check_samples,
+    object_facts,
     sample_path,
     samples_folder,
     shard_of_sample_file,
@@ -421,8 +422,12 @@ class Cache:
             ) from None
         try:
             check_samples(table, columns)
+            if bucket != REJECTED:
+                object_facts(table, self.manifest.fingerprint)
         except ValueError as error:
-            raise damaged(self.storage, path, f"is no sample table ({error})") from error
+            raise damaged(
+                self.storage, path, f"is no sample table of this cache: {error}"
+            ) from error
         return table
 
 

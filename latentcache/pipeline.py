@@ -30,10 +30,10 @@ from latentcache.formats.dtypes import as_numpy, numpy_dtype, torch_dtype
 from latentcache.gate import Gate
 from latentcache.interfaces import Array, Encoder
 from latentcache.manifest import Manifest
-from latentcache.objects import read_sized_table
+from latentcache.objects import damaged, read_sized_table
 from latentcache.records import Bucket, ChunkRef, ClipResult, LatentSpec, Shard, ShardReport
 from latentcache.storage import Storage
-from latentcache.tables import sample_path
+from latentcache.tables import object_facts, sample_path
 
 Encoded = tuple[Array, ClipResult]
 CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(ChunkRef))
@@ -191,11 +191,19 @@ class ShardWorker:
         )
 
     def _read_committed(self, shard: Shard) -> tuple[pa.Table, int] | None:
-        """Read a shard's sample table and its file's bytes; None where it is not committed."""
+        """Read a shard's sample table and its file's bytes; None where it is not committed.
+
+        Raises CorruptionError where it is damaged, or another recipe's.
+        """
+        storage, path = self._spec.storage, sample_path(shard.bucket.name, shard.index)
         try:
-            return read_sized_table(self._spec.storage, sample_path(shard.bucket.name, shard.index))
+            table, num_bytes = read_sized_table(storage, path)
+            object_facts(table, self._spec.manifest.fingerprint)
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise damaged(storage, path, f"is not of this cache: {error}") from error
+        return table, num_bytes
 
     def _read_ok(self, shard: Shard, table: pa.Table) -> dict[int, Encoded]:
         """Read the ok rows of a committed shard; raises CorruptionError."""

@@ -186,9 +186,10 @@ def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:
 
 
 def _mend(storage: Storage, manifest: Manifest, plan: Plan) -> None:
-    """Write anew what is gone, damaged, or of another run that planned the same folder meanwhile.
+    """Write anew what is gone or differs; the plan's digest is that of cache.json.
 
-    The plan's digest is that of cache.json.
+    What differs is damaged, of another run that planned the same folder meanwhile, or of a corpus that
+    has moved since.
     """
     for path, data in _planned(manifest, plan):
         try:
@@ -382,5 +383,6 @@ def check_sources(prepared: Prepared, tasks: Iterable[Task]) -> None:
             f"{redact(prepared.storage.url)} cannot be resumed: {len(lines)} of {len(expected)} source "
             "files are not the ones that were planned (size and digest differ). Nothing was changed.\n"
             + "\n".join([*(f"  {line}" for line in lines[:NAMED]), *more])
-            + "\nRestore them; or add --skip-changed to record their clips as failed."
+            + "\nIf the corpus has moved, run precompute with the new corpus.source, which keeps what is "
+            "committed. Else restore them; or add --skip-changed to record their clips as failed."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from latentcache.manifest import Manifest
 from latentcache.objects import read_sized_table
 from latentcache.records import ChunkRef, LatentSpec
 from latentcache.storage import Storage
-from latentcache.tables import PLAN_SCHEMA, SHARD_FACTS, check_samples, sample_path
+from latentcache.tables import PLAN_SCHEMA, check_samples, object_facts, sample_path
 
 #: Columns of a plan that its sample tables repeat; those kept from the corpus join them.
 SHARED = ("key", "source", "start", "frames", "fps", "caption", "shard", "row")
@@ -77,19 +76,10 @@ def _facts(
     table: pa.Table, manifest: Manifest, bucket: str, shard: int
 ) -> Mapping[str, Any] | None:
     """Return size and CRC32C of the shard object, None where there is none. Raises ValueError."""
-    try:
-        facts = json.loads((table.schema.metadata or {})[SHARD_FACTS.encode()])
-        recipe, stored = facts["fingerprint"], facts["object"]
-        complete = stored is None or {type(stored["bytes"]), type(stored["crc32c"])} == {int}
-    except (KeyError, TypeError, ValueError, RecursionError):
-        complete = False
-    if not complete:
-        raise ValueError("it does not say what its shard object is")
-    if recipe != manifest.fingerprint:
-        raise ValueError(f"it was written with another recipe ({str(recipe)[:12]})")
+    facts = object_facts(table, manifest.fingerprint)
     if {*table["bucket"].to_pylist()} != {bucket} or {*table["shard"].to_pylist()} != {shard}:
         raise ValueError("its rows are of another shard")
-    return facts["object"]  # type: ignore[no-any-return]
+    return facts
 
 
 def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterator[str]:

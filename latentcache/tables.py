@@ -235,6 +235,24 @@ def check_samples(table: pa.Table, columns: Collection[str] | None = None) -> No
             raise ValueError(f"rows that are ok have no {', '.join(empty)}")
 
 
+def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any] | None:
+    """Return size and CRC32C of a sample table's shard object, None where there is none.
+
+    Raises ValueError where the table does not say, or is of a cache with another fingerprint.
+    """
+    try:
+        facts = json.loads((table.schema.metadata or {})[SHARD_FACTS.encode()])
+        recipe, stored = facts["fingerprint"], facts["object"]
+        complete = stored is None or {type(stored["bytes"]), type(stored["crc32c"])} == {int}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        complete = False
+    if not complete:
+        raise ValueError("it does not say what its shard object is")
+    if recipe != fingerprint:
+        raise ValueError(f"it was written with another recipe ({str(recipe)[:12]})")
+    return stored  # type: ignore[no-any-return]
+
+
 def _decode(data: bytes, columns: list[str] | None) -> pa.Table:
     """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
     limit = BASE_BYTES + MAX_GROWTH * len(data)

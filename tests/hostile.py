@@ -34,7 +34,7 @@ from latentcache.tables import (
     sample_path,
     to_parquet,
 )
-from tests.synthetic import Synthetic, write_cache
+from tests.synthetic import Synthetic, facts_of, write_cache
 
 #: That a case may take beyond what the process has when it begins. Sound caches here take 1 MiB.
 MEMORY_BYTES = 1 << 30
@@ -192,7 +192,7 @@ def change_samples(folder: Path, **columns: Any) -> None:
         field = pa.field(name, array.type)
         at = table.column_names.index(name)
         table = table.set_column(at, field, array)
-    storage.write(SAMPLES, to_parquet(table))
+    storage.write(SAMPLES, to_parquet(table, facts_of(table)))
 
 
 def samples_case(name: str, **columns: Any) -> None:
@@ -214,13 +214,15 @@ samples_case("samples_key_as_list", key=pa.array([["a"] * 3] * 4))
 @case
 def samples_of_no_rows(folder: Path) -> None:
     storage = sound(folder).storage
-    storage.write(SAMPLES, to_parquet(from_parquet(storage.read(SAMPLES)).slice(0, 0)))
+    table = from_parquet(storage.read(SAMPLES)).slice(0, 0)
+    storage.write(SAMPLES, to_parquet(table, facts_of(table)))
 
 
 @case
 def samples_without_columns(folder: Path) -> None:
     storage = sound(folder).storage
-    storage.write(SAMPLES, to_parquet(from_parquet(storage.read(SAMPLES)).select(["key"])))
+    table = from_parquet(storage.read(SAMPLES)).select(["key"])
+    storage.write(SAMPLES, to_parquet(table, facts_of(table)))
 
 
 @case
@@ -284,7 +286,7 @@ def change_chunk(folder: Path, change: Callable[[bytearray], None], **options: A
     crcs[0] = google_crc32c.value(bytes(chunk))
     at = table.column_names.index("crc32c")
     table = table.set_column(at, table.schema.field("crc32c"), pa.array(crcs, pa.uint32()))
-    storage.write(SAMPLES, to_parquet(table))
+    storage.write(SAMPLES, to_parquet(table, facts_of(table)))
 
 
 def shard_path(written: Synthetic) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -200,7 +201,7 @@ def write_shard(
     layout: ArrayLayout,
     shard: int,
     rows: Sequence[Array | None],
-    recipe: str = "0" * 64,
+    recipe: str,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     encoded = formats.get(format).encode_shard(layout, shard, rows)
@@ -240,6 +241,12 @@ def write_shard(
     samples = pa.Table.from_pylist(table, schema=schema)
     facts = shard_facts(recipe, encoded.data)
     storage.write(sample_path(bucket.name, shard), to_parquet(samples, facts))
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """Return the facts in a table's metadata, to write it again with them."""
+    texts = table.schema.metadata or {}
+    return {key.decode(): json.loads(value) for key, value in texts.items()}
 
 
 def _write_rejected(storage: Storage, num: int) -> None:

@@ -183,7 +183,8 @@ def test_a_sample_table_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_a_shard_that_shrank_since_is_noticed(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), buckets={"5x32x32": 4})
     cache = open_cache(str(tmp_path))
-    write_shard(cache.storage, "zarr", written.manifest.layouts()["5x32x32"], 0, [None] * 4)
+    layout, recipe = written.manifest.layouts()["5x32x32"], written.manifest.fingerprint
+    write_shard(cache.storage, "zarr", layout, 0, [None] * 4, recipe)
     with pytest.raises(CacheError, match="fewer than when the cache was opened"):
         cache[0]
 

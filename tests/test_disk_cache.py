@@ -122,7 +122,7 @@ def test_a_shard_that_was_encoded_again_is_not_served_as_it_was(
     assert same(read_all(open_cache(written.url, disk_cache=tmp_path)), written.arrays)
     layout, rng = written.manifest.layouts()[BUCKET], np.random.default_rng(9)
     rows = [random_sample(layout, rng) for _ in range(4)]
-    write_shard(written.storage, "zarr", layout, 0, rows)
+    write_shard(written.storage, "zarr", layout, 0, rows, written.manifest.fingerprint)
     expected = dict(written.arrays) | dict(zip(list(written.arrays)[:4], rows, strict=True))
     assert same(read_all(open_cache(written.url, disk_cache=tmp_path), check), expected)
 

@@ -22,6 +22,8 @@ from tests.caches import (
     committed,
     make_config,
     make_corpus,
+    objects_of,
+    read_files,
     read_tables,
     run_job,
     start_job,
@@ -164,6 +166,25 @@ def test_resume_refuses_sources_that_changed(tmp_path: Path) -> None:
     assert "1 of 2 source files are not the ones that were planned" in err
     assert "v0.mp4" in err
     assert "--skip-changed" in err
+
+
+def test_a_corpus_that_has_moved_is_planned_anew_and_nothing_is_lost(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 2)
+    cache, removed = tmp_path / "cache", "samples/5x64x96/000000.parquet"
+    config = make_config(tmp_path, corpus, str(cache))
+    run_job("precompute", config, status=3)
+    before = read_files(cache)
+    (cache / removed).unlink()
+    kept = committed(cache)
+    moved = corpus.rename(tmp_path / "moved")
+    _, err = run_job("resume", cache, status=2)
+    assert "If the corpus has moved, run precompute with the new corpus.source" in err
+    run_job("precompute", config, f"corpus.source={moved}", status=3)
+    assert {name: facts for name, facts in committed(cache).items() if name != removed} == kept
+    assert objects_of(read_files(cache)) == objects_of(before)
+    (cache / removed).unlink()
+    assert "1 to encode" in run_job("resume", cache, status=3)[0]
+    run_job("verify", cache, "--sample", "2")
 
 
 def test_another_recipe_on_the_same_cache_is_refused_with_the_difference(

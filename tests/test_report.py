@@ -38,7 +38,7 @@ from latentcache.storage import Storage
 from latentcache.tables import from_parquet, sample_path, to_parquet
 from tests.browser import Browser, needs_chromium
 from tests.caches import make_config, make_corpus, run_job
-from tests.synthetic import make_spec, write_cache
+from tests.synthetic import facts_of, make_spec, write_cache
 from tests.videos import moving_pattern, write_video
 
 HOSTILE = (
@@ -218,7 +218,8 @@ def test_times_are_by_stage_and_by_worker_where_it_is_known(tmp_path: Path) -> N
         path = sample_path("5x32x32", shard)
         table = from_parquet(written.storage.read(path))
         rows = [{**row, "encode_s": seconds} for row in table.to_pylist()]
-        written.storage.write(path, to_parquet(pa.Table.from_pylist(rows, schema=table.schema)))
+        slower = pa.Table.from_pylist(rows, schema=table.schema)
+        written.storage.write(path, to_parquet(slower, facts_of(table)))
         log.add(SHARD_COMMITTED, bucket="5x32x32", shard=shard, worker=worker)
     with log.run():
         pass

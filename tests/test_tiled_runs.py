@@ -13,6 +13,7 @@ import latentcache
 from latentcache import encoders
 from latentcache.tables import from_parquet, to_parquet
 from tests.caches import assert_same_cache, make_config, make_corpus, run_job
+from tests.synthetic import facts_of
 from tests.tiny_models import save_wan
 from tests.videos import SHARED, SHARED_VIDEOS, read_with_pyav
 
@@ -141,7 +142,8 @@ def test_tables_from_before_the_column_are_read(tmp_path: Path) -> None:
     run_job("resume", cache, "--skip-changed", status=3)
     away.rename(corpus / "v1.mp4")
     path = cache / "samples/5x64x96/000000.parquet"
-    path.write_bytes(to_parquet(from_parquet(path.read_bytes()).drop_columns("tiling_error")))
+    table = from_parquet(path.read_bytes())
+    path.write_bytes(to_parquet(table.drop_columns("tiling_error"), facts_of(table)))
     out, _ = run_job("resume", cache, "--retry-failed", status=3)
     assert "cache    5 clips ok, 0 failed" in out
 

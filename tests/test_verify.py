@@ -18,7 +18,7 @@ import jobs.verify
 import latentcache
 from latentcache import formats, seal
 from latentcache.commit import commit_failed_shard, commit_shard
-from latentcache.errors import CacheError
+from latentcache.errors import CacheError, CorruptionError
 from latentcache.formats.dtypes import numpy_dtype
 from latentcache.index import build_index, publish, read_index
 from latentcache.manifest import Manifest, seal_json
@@ -40,6 +40,7 @@ from latentcache.verify import Findings, repair, verify
 from tests.caches import make_config, make_corpus, read_files, run_job
 from tests.planned import fill_cache, make_cache, plan_cache
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+from tests.synthetic import facts_of
 
 BUCKET = "5x64x96"
 VARIANTS = [(name, codec) for name in ("zarr", "parquet") for codec in ("zstd", "none")]
@@ -66,11 +67,6 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
     path.write_bytes(data)
 
 
-def metadata(table: pa.Table) -> dict[str, Any]:
-    texts = table.schema.metadata or {}
-    return {key.decode(): json.loads(value) for key, value in texts.items()}
-
-
 def rewrite(prepared: Prepared, path: str, column: str, value: Any, row: int = 0) -> None:
     """Change one value of a table, and seal it again: its own CRC32C fits."""
     table = from_parquet(prepared.storage.read(path))
@@ -80,7 +76,7 @@ def rewrite(prepared: Prepared, path: str, column: str, value: Any, row: int = 0
     changed = table.set_column(
         index, table.schema.field(column), pa.array(values, table[column].type)
     )
-    prepared.storage.write(path, to_parquet(changed, metadata(table)))
+    prepared.storage.write(path, to_parquet(changed, facts_of(table)))
 
 
 def run_verify(*args: object, status: int = 0) -> tuple[str, str]:
@@ -190,6 +186,12 @@ def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: Prepared) -> 
     assert "its rows are of another shard" in only_problem(cache.storage, second)
     cache.storage.write(second, to_parquet(from_parquet(original), shard_facts("f" * 64, b"")))
     assert "written with another recipe (ffffffffffff)" in only_problem(cache.storage, second)
+    opened = latentcache.open_cache(cache.storage.url)
+    with pytest.raises(CorruptionError, match=r"another recipe \(ffffffffffff\).*verify"):
+        opened.table(["key"])
+    with pytest.raises(CorruptionError, match=r"another recipe \(ffffffffffff\).*verify"):
+        opened.rows(BUCKET, 1)
+    assert len(opened.rows(BUCKET, 0))
 
 
 def test_a_plan_of_another_cache_is_found(cache: Prepared) -> None:
