@@ -15,15 +15,10 @@ from typing import Any
 import torch
 
 from latentcache.config import Config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.estimate import measure
-from latentcache.prepare import (
-    create_cache,
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
 
 BUCKETS = {"area": 147456, "multiple": 16, "aspect_ratios": ["16:9", "3:2"]}
 

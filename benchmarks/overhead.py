@@ -30,15 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
 from latentcache.config import Config
+from latentcache.create import create_cache
 from latentcache.pipeline import SHARDS_IN_HAND, ShardWorker, WorkerSpec
-from latentcache.prepare import (
-    Prepared,
-    ShardLoader,
-    create_cache,
-    make_manifest,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.prepare import Prepared, ShardLoader, make_manifest, plan_corpus, resolve_encoder
 from latentcache.runners.work import Task
 from latentcache.tables import sample_path
 from tests.tiny_models import save_wan

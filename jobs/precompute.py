@@ -13,16 +13,17 @@ from tqdm import tqdm
 from latentcache.config import Config
 from latentcache.config_files import load_config
 from latentcache.corpus import Corpus
+from latentcache.create import check_folder, create_cache
 from latentcache.manifest import Manifest
 from latentcache.plan import Plan
 from latentcache.prepare import (
-    create_cache,
     make_manifest,
     missing_shards,
     plan_corpus,
     resolve_encoder,
 )
 from latentcache.records import ITEM_BYTES, REASONS
+from latentcache.saved_probes import SavedProbes
 from latentcache.storage import Storage, redact
 
 from .cli import Parser, encode, human_bytes, run_job
@@ -42,17 +43,23 @@ def main() -> int:
 def precompute(args: argparse.Namespace) -> int:
     """Plan and encode; returns the exit status."""
     config = load_config(args.config, args.overrides)
-    # A wrong scheme is found before the work.
-    Storage(config.cache.url, config.cache.storage_options)
+    storage = Storage(config.cache.url, config.cache.storage_options)
     spec, identity = resolve_encoder(config)
+    saved = None
+    if not args.dry_run and not check_folder(config, spec, identity):
+        saved = SavedProbes(storage, config.corpus.max_pixels)
     with _ProbeBar() as bar:
-        plan = plan_corpus(config, spec, bar.start, bar.step)
+        plan = plan_corpus(config, spec, bar.start, bar.step, saved)
+    if saved and saved.num_found:
+        print(f"         {saved.num_found} of them were probed before, by a run that was stopped")
     manifest = make_manifest(config, spec, identity, plan)
     _print_plan(config, manifest, plan)
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
     prepared = create_cache(config, manifest, plan)
+    if saved:
+        saved.remove()
     return encode(prepared, missing_shards(prepared.storage, manifest))
 
 

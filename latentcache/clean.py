@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from latentcache import formats
 from latentcache.events import is_log
 from latentcache.manifest import Manifest
+from latentcache.saved_probes import is_saved_probe
 from latentcache.storage import StoredFile
 from latentcache.tables import CACHE_JSON, INDEX, REJECTED, plan_path, sample_path
 
@@ -32,8 +33,9 @@ _OURS = re.compile(
 class Leftovers:
     """What is in a cache's folder beyond the cache, by path.
 
-    temporary: of interrupted writes. unplanned: of buckets and shards that the plan does not have. Both
-    can go. recent: temporary, and perhaps being written. foreign: not of a cache, and left alone.
+    temporary: of interrupted writes and planning. unplanned: of buckets and shards that the plan does
+    not have. Both can go. recent: temporary, and perhaps being written. foreign: not of a cache, and left
+    alone.
     """
 
     temporary: list[StoredFile] = field(default_factory=list)
@@ -59,7 +61,7 @@ def find_leftovers(files: Iterable[StoredFile], manifest: Manifest, now_s: float
             continue
         if file.is_link:
             found.foreign.append(file)
-        elif _TEMPORARY.fullmatch(file.path) and _is_of_cache(file.path):
+        elif _is_temporary(file.path):
             old = file.modified_s is not None and now_s - file.modified_s > TEMPORARY_AGE_S
             (found.temporary if old else found.recent).append(file)
         elif _OURS.fullmatch(file.path):
@@ -69,12 +71,22 @@ def find_leftovers(files: Iterable[StoredFile], manifest: Manifest, now_s: float
     return found
 
 
+def _is_temporary(path: str) -> bool:
+    """Tell whether a file is of a write that was cut off, or of planning."""
+    return is_saved_probe(path) or bool(_TEMPORARY.fullmatch(path) and _is_of_cache(path))
+
+
 def _is_of_cache(path: str) -> bool:
     """Tell whether a temporary file was to become something that a cache has."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
     fixed = (CACHE_JSON, INDEX, "zarr.json", "latents/zarr.json", sample_path(REJECTED, 0))
-    return final in fixed or _OURS.fullmatch(final) is not None or is_log(final)
+    return (
+        final in fixed
+        or _OURS.fullmatch(final) is not None
+        or is_log(final)
+        or is_saved_probe(final)
+    )
 
 
 class _Planned:

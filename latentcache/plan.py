@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from latentcache.records import Bucket, Clip, LatentSpec, Shard
 from latentcache.tables import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 Starts = npt.NDArray[np.int64]
+
+#: Rows that are Python's objects at a time.
+CHUNK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,8 @@ class Plan:
 
 def _update(digest: Any, table: pa.Table) -> None:
     """Hash a table's values, whatever its chunks and buffers look like."""
-    for batch in table.combine_chunks().to_batches(max_chunksize=1 << 16):
-        digest.update(repr(batch.to_pydict()).encode())
+    for start in range(0, table.num_rows, CHUNK_ROWS):
+        digest.update(repr(table.slice(start, CHUNK_ROWS).to_pydict()).encode())
 
 
 def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
@@ -69,22 +73,23 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     check_geometry(clips, spec)
     chooser = _Chooser(clips, spec)
     facts = ("name", "kind", "frames", "duration_s", "height", "width", "reason")
-    picked: dict[Bucket, list[tuple[int, Starts]]] = {}
+    picked: dict[Bucket, list[pa.Table]] = {}
+    num_clips: Counter[Bucket] = Counter()
     rejected: list[tuple[int, str | None, str | None]] = []
-    row = 0
-    for batch in sources.select(facts).to_batches(max_chunksize=1 << 16):
-        for values in zip(*(batch.column(name).to_pylist() for name in facts), strict=True):
-            source = dict(zip(facts, values, strict=True))
+    for first in range(0, sources.num_rows, CHUNK_ROWS):
+        chunk = sources.slice(first, CHUNK_ROWS)
+        chosen: dict[Bucket, list[tuple[int, Starts]]] = {}
+        for row, source in enumerate(chunk.select(list(facts)).to_pylist()):
             choice = chooser.choose(source)
             if isinstance(choice, str):
-                rejected.append((row, *_rejection(source, choice)))
+                rejected.append((first + row, *_rejection(source, choice)))
             else:
-                picked.setdefault(choice[0], []).append((row, choice[1]))
-            row += 1
-    buckets = {
-        bucket: _bucket_table(sources, bucket, clips, picked[bucket], shard_clips)
-        for bucket in sorted(picked)
-    }
+                chosen.setdefault(choice[0], []).append((row, choice[1]))
+        for bucket, starts in chosen.items():
+            table = _clips(chunk, bucket, clips, starts, num_clips[bucket], shard_clips)
+            picked.setdefault(bucket, []).append(table)
+            num_clips[bucket] += table.num_rows
+    buckets = {bucket: pa.concat_tables(picked[bucket]) for bucket in sorted(picked)}
     return Plan(buckets=buckets, rejected=_rejected_table(sources, rejected, clips.fps))
 
 
@@ -150,19 +155,20 @@ def _kept(sources: pa.Table) -> list[str]:
     return [name for name in sources.column_names if name not in known]
 
 
-def _bucket_table(
+def _clips(
     sources: pa.Table,
     bucket: Bucket,
     clips: ClipsConfig,
     picked: Sequence[tuple[int, Starts]],
+    first: int,
     shard_clips: int,
 ) -> pa.Table:
+    """Return the clips of these sources in a bucket that has `first` clips already."""
     counts = np.array([len(starts) for _, starts in picked])
     rows = np.repeat(np.array([row for row, _ in picked]), counts)
     ordinal = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    position = np.arange(len(rows))
+    position = np.arange(first, first + len(rows))
     taken = sources.take(pa.array(rows))
-    fps = pa.array([clips.fps] * len(rows), type=pa.float64())
     images = pc.equal(taken["kind"], "image")
     columns = {
         "key": pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#"),
@@ -172,7 +178,9 @@ def _bucket_table(
         "identity": taken["identity"],
         "start": pa.array(np.concatenate([starts for _, starts in picked])),
         "frames": pa.array(np.full(len(rows), bucket.frames, dtype=np.int32)),
-        "fps": pc.if_else(images, pa.scalar(None, pa.float64()), fps),
+        "fps": pc.if_else(
+            images, pa.scalar(None, pa.float64()), pa.scalar(clips.fps, pa.float64())
+        ),
         "caption": taken["caption"],
         "shard": pa.array(position // shard_clips),
         "row": pa.array((position % shard_clips).astype(np.int32)),

@@ -6,7 +6,7 @@ Everything a user can get wrong is found here, before a model is loaded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache import encoders, formats
+from latentcache import encoders
 from latentcache.config import Config
 from latentcache.config_files import load_stored_config
 from latentcache.corpus import Corpus, read_corpus
@@ -30,24 +30,22 @@ from latentcache.errors import (
     RecipeMismatchError,
 )
 from latentcache.manifest import BucketInfo, Manifest, fingerprint, read_manifest, recipe_difference
-from latentcache.objects import advice, damaged, read_bounded, read_table
+from latentcache.objects import advice, damaged, read_table
 from latentcache.plan import Plan, check_geometry, make_plan, to_shard
 from latentcache.probe import probe_sources
 from latentcache.records import REASONS, Bucket, LatentSpec, Shard
 from latentcache.runners.local import num_cpus
 from latentcache.runners.work import Task
+from latentcache.saved_probes import SavedProbes
 from latentcache.storage import Storage, redact
 from latentcache.tables import (
-    CACHE_JSON,
     PLAN_SCHEMA,
     REJECTED,
     check_plan,
-    plan_facts,
     plan_path,
     sample_path,
     samples_folder,
     shard_of_sample_file,
-    to_parquet,
 )
 
 RECIPE_VERSION = 1
@@ -84,8 +82,9 @@ def plan_corpus(
     spec: LatentSpec,
     on_sources: Callable[[Corpus], object] = lambda _: None,
     on_probed: Callable[[], object] = lambda: None,
+    saved: SavedProbes | None = None,
 ) -> Plan:
-    """Read, probe and plan the corpus. Raises CorpusError, GeometryError."""
+    """Read, probe and plan the corpus. Raises CorpusError, GeometryError; of `saved` StorageError."""
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     on_sources(corpus)
@@ -98,7 +97,7 @@ def plan_corpus(
         max_pixels=config.corpus.max_pixels,
         memory_bytes=config.run.decode_memory_bytes,
     ) as pool:
-        sources = probe_sources(corpus.table, pool, on_probed)
+        sources = probe_sources(corpus.table, pool, on_probed, saved)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
     if not plan.num_clips:
         raise CorpusError(_nothing_to_encode(config, plan))
@@ -114,11 +113,11 @@ def _nothing_to_encode(config: Config, plan: Plan) -> str:
     return "\n".join([head, *lines])
 
 
-def make_manifest(
-    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any], plan: Plan
-) -> Manifest:
-    """Return the cache.json of a plan."""
-    recipe = {
+def make_recipe(
+    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return everything that determines the latents' values but the corpus."""
+    return {
         "version": RECIPE_VERSION,
         "clips": config.clips.model_dump(mode="json"),
         "decoder": {"family": "ffmpeg", "frames": "presentation order", "rotation": "applied"},
@@ -127,6 +126,13 @@ def make_manifest(
         "stored": spec.stored,
         "dtype": spec.dtype,
     }
+
+
+def make_manifest(
+    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any], plan: Plan
+) -> Manifest:
+    """Return the cache.json of a plan."""
+    recipe = make_recipe(config, spec, encoder_identity)
     digest = plan.digest()
     buckets = tuple(
         BucketInfo(
@@ -154,105 +160,9 @@ def make_manifest(
     )
 
 
-def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
-    """Write the plan and its cache.json, or check that the cache that is there has the same ones.
-
-    cache.json is written last: without it there is no cache, and planning starts again.
-    Raises RecipeMismatchError, CacheError, StorageError.
-    """
-    storage = Storage(config.cache.url, config.cache.storage_options)
-    kept = _kept_fields(next(iter(plan.buckets.values())).schema)
-    # Listed first, or what another run makes of the folder meanwhile would look foreign.
-    found = storage.list("")
-    if storage.exists(CACHE_JSON):
-        _check_same(storage, read_manifest(storage), manifest, plan)
-    else:
-        _check_unused(storage, found)
-        for path, data in _planned(manifest, plan):
-            storage.write(path, data)
-        if not storage.create(CACHE_JSON, manifest.to_bytes()):
-            _check_same(storage, read_manifest(storage), manifest, plan)
-    _mend(storage, manifest, plan)
-    return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
-
-
-def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """Yield path and bytes of everything that a plan writes but cache.json."""
-    for bucket, table in plan.buckets.items():
-        yield plan_path(bucket.name), to_parquet(table, plan_facts(manifest.fingerprint))
-    layouts = list(manifest.layouts().values())
-    yield from formats.get(manifest.format).metadata(layouts).items()
-    yield sample_path(REJECTED, 0), to_parquet(plan.rejected)
-
-
-def _mend(storage: Storage, manifest: Manifest, plan: Plan) -> None:
-    """Write anew what is gone or differs; the plan's digest is that of cache.json.
-
-    What differs is damaged, of another run that planned the same folder meanwhile, or of a corpus that
-    has moved since.
-    """
-    for path, data in _planned(manifest, plan):
-        try:
-            if read_bounded(storage, path) == data:
-                continue
-        except (FileNotFoundError, CorruptionError):
-            pass
-        storage.write(path, data)
-
-
-def _kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
+def kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
+    """Return the columns of a plan that were kept from the corpus."""
     return tuple(field for field in schema if field.name not in PLAN_SCHEMA.names)
-
-
-def _check_unused(storage: Storage, found: Iterable[str]) -> None:
-    """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
-    foreign = set(found) - {"zarr.json"}
-    if foreign:
-        raise CacheError(
-            f"{redact(storage.url)} is not empty and is no cache: it holds "
-            f"{', '.join(sorted(foreign)[:3])}. Nothing was written. Give cache.url a folder of its own."
-        )
-
-
-def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> None:
-    lines = recipe_difference(old.recipe, new.recipe)
-    for name in ("format", "compression", "shard_clips"):
-        before, now = getattr(old, name), getattr(new, name)
-        lines += recipe_difference({f"cache.{name}": before}, {f"cache.{name}": now})
-    if not lines and old.plan_sha256 != new.plan_sha256:
-        lines = _plan_difference(storage, old, plan)
-    if lines:
-        raise RecipeMismatchError(
-            f"{redact(storage.url)} was made with another recipe; continuing would mix two kinds of "
-            "latents. Nothing was changed. The difference:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nTo finish that cache: latentcache resume "
-            + f"{redact(storage.url)}. For the new recipe: give cache.url another folder."
-        )
-
-
-def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
-    before: dict[str, str] = {}
-    for bucket in old.buckets:
-        table = read_plan(storage, old, bucket.name).select(["source", "identity"])
-        before.update(zip(*table.to_pydict().values(), strict=True))
-    now: dict[str, str] = {}
-    for table in plan.buckets.values():
-        now.update(zip(table["source"].to_pylist(), table["identity"].to_pylist(), strict=True))
-    kinds = {
-        "new in the corpus": sorted(now.keys() - before.keys()),
-        "gone from the corpus": sorted(before.keys() - now.keys()),
-        "changed": sorted(n for n in now.keys() & before.keys() if now[n] != before[n]),
-    }
-    lines = [
-        f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names
-    ]
-    return lines or ["the same sources give other clips, captions or kept columns"]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def reopen_cache(
@@ -281,7 +191,7 @@ def reopen_cache(
             + "\n".join(f"  {line}" for line in lines)
         )
     schema = read_plan(storage, manifest, manifest.buckets[0].name).schema
-    return Prepared(config=config, manifest=manifest, storage=storage, kept=_kept_fields(schema))
+    return Prepared(config=config, manifest=manifest, storage=storage, kept=kept_fields(schema))
 
 
 def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:

@@ -11,12 +11,12 @@ import pyarrow as pa
 from latentcache import formats
 from latentcache.commit import commit_shard
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.index import build_index, publish
 from latentcache.plan import make_plan
 from latentcache.prepare import (
     Prepared,
     ShardLoader,
-    create_cache,
     make_manifest,
     missing_shards,
     resolve_encoder,

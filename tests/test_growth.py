@@ -13,16 +13,11 @@ import psutil
 import pytest
 
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.loader import LatentLoader
 from latentcache.pipeline import SHARDS_IN_HAND
-from latentcache.prepare import (
-    create_cache,
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
 from latentcache.records import ShardReport
 from tests.caches import make_config, make_corpus
 from tests.synthetic import write_cache

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from latentcache import events
 from latentcache.clean import find_leftovers
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import RunStoppedError, StorageError, UnreachableError
 from latentcache.events import LogEvent, is_log, read_lines, segment_path
 from latentcache.prepare import (
     Prepared,
-    create_cache,
     make_manifest,
     missing_shards,
     plan_corpus,

@@ -13,10 +13,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.prepare import (
     Prepared,
-    create_cache,
     make_manifest,
     missing_shards,
     plan_corpus,

@@ -9,17 +9,12 @@ import torch
 
 import latentcache
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import ClipError
 from latentcache.index import read_index
 from latentcache.pipeline import to_stored
-from latentcache.prepare import (
-    create_cache,
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
 from latentcache.records import ShardReport
 from tests.caches import make_config, make_corpus
 from tests.synthetic import make_spec

@@ -19,12 +19,12 @@ from PIL import Image
 from jobs.cli import encode
 from latentcache import retry
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import StorageError
 from latentcache.judge import describe_clips
 from latentcache.prepare import (
     Prepared,
-    create_cache,
     make_manifest,
     missing_shards,
     plan_corpus,

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pytest
 
 import latentcache
-from latentcache import index, prepare
+from latentcache import create, index
 from latentcache.commit import commit_failed_shard
 from latentcache.config import Config
 from latentcache.config_files import load_config
+from latentcache.create import _planned, create_cache
 from latentcache.driver import Run
 from latentcache.errors import CorruptionError, RecipeMismatchError
 from latentcache.index import build_index, read_index
@@ -25,8 +26,6 @@ from latentcache.pipeline import ShardWorker
 from latentcache.plan import Plan
 from latentcache.prepare import (
     Prepared,
-    _planned,
-    create_cache,
     failed_shards,
     make_manifest,
     missing_shards,
@@ -193,7 +192,7 @@ def test_planning_beside_another_run_is_no_foreign_folder(corpus: Path, tmp_path
         found = exists(storage, path)
         if path == CACHE_JSON:
             with mock.patch.object(Storage, "exists", exists):
-                prepare.create_cache(config, manifest, plan)
+                create.create_cache(config, manifest, plan)
         return found
 
     with mock.patch.object(Storage, "exists", and_then_the_other_plans):

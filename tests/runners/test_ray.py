@@ -14,12 +14,12 @@ from ray.cluster_utils import Cluster
 
 import latentcache
 from latentcache.config_files import load_config
+from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
 from latentcache.events import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
 from latentcache.prepare import (
     Prepared,
-    create_cache,
     make_manifest,
     missing_shards,
     plan_corpus,
