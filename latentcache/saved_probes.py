@@ -79,7 +79,7 @@ class SavedProbes:
         tables = [table for path in self._paths() if (table := self._read(path)) is not None]
         if not tables:
             return lambda row, is_trusted: None  # noqa: ARG005
-        known = pa.concat_tables(tables)
+        known = pa.concat_tables(tables).combine_chunks()
         value_set = known["url"].cast(pa.large_string()).combine_chunks()
         places = pc.index_in(urls.cast(pa.large_string()), value_set=value_set).to_numpy()
         names = [name for name in SCHEMA.names if name not in ("url", "is_trusted")]

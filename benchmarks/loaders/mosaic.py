@@ -97,6 +97,10 @@ def open_loader(place: Place, num_workers: int) -> Epochs:
         shuffle=True,
         batch_size=8,
     )
+    for stream in dataset.streams:
+        # The client that fetched the index has a connection, which forked workers would all read from:
+        # answers get mixed up then.
+        stream._downloader.clean_up()
     loader = data_loader(dataset, num_workers)
     return functools.partial(_epoch, loader)
 
