@@ -37,10 +37,11 @@ def resume(args: argparse.Namespace) -> int:
     committed = current_index(prepared.storage)
     if args.retry_failed:
         tasks += failed_shards(committed)
-    if not args.skip_changed:
-        check_sources(prepared, tasks)
+    looked_at = None if args.skip_changed else check_sources(prepared, tasks)
     shards = sum(bucket.num_shards for bucket in prepared.manifest.buckets)
     print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")
+    if looked_at is not None:
+        print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
     return encode(prepared, tasks)
 
 

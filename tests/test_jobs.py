@@ -6,7 +6,9 @@ import json
 import re
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import yaml
 
 import latentcache
 from jobs import cli
-from latentcache import encoders
+from latentcache import encoders, prepare
 from latentcache.runners.work import Progress
 from tests.caches import (
     assert_same_cache,
@@ -25,6 +27,7 @@ from tests.caches import (
     objects_of,
     read_files,
     read_tables,
+    run_inline,
     run_job,
     start_job,
 )
@@ -166,6 +169,35 @@ def test_resume_refuses_sources_that_changed(tmp_path: Path) -> None:
     assert "1 of 2 source files are not the ones that were planned" in err
     assert "v0.mp4" in err
     assert "--skip-changed" in err
+
+
+def test_resume_looks_at_some_sources_of_many_and_decoding_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 8)
+    cache = tmp_path / "cache"
+    run_job("precompute", make_config(tmp_path, corpus, str(cache)), status=3)
+    for table in cache.glob("samples/5x64x96/*"):
+        table.unlink()
+    seen: list[str] = []
+    identify = prepare.identify_url
+
+    def spy(url: str, options: Mapping[str, Any]) -> str:
+        seen.append(url)
+        return identify(url, options)
+
+    monkeypatch.setattr(prepare, "identify_url", spy)
+    monkeypatch.setattr(prepare, "MAX_CHECKED", 4)
+    changed = corpus / "v2.mp4"
+    write_video(changed, read_with_pyav(corpus / "v1.mp4"))
+    status, printed = run_inline("resume", cache)
+    assert 0 < len(set(seen)) < 8
+    assert str(changed) not in seen
+    assert f"{len(set(seen))} of the source files were looked at" in printed
+    assert status == 3
+    assert "source_changed: the file is not the one that was planned" in printed
+    rows = latentcache.open_cache(str(cache)).table().to_pylist()
+    assert {r["source"] for r in rows if r["reason"] == "source_changed"} == {"v2.mp4"}
 
 
 def test_a_corpus_that_has_moved_is_planned_anew_and_nothing_is_lost(tmp_path: Path) -> None:
