@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from latentcache.config import Config
 from latentcache.config_files import load_config
+from latentcache.corpus import Corpus
 from latentcache.errors import ConfigError
 from latentcache.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
+from latentcache.plan import Plan
 from latentcache.prepare import plan_corpus, resolve_encoder
+from latentcache.records import LatentSpec
 from latentcache.units import human_bytes, human_time
 
 from .cli import OK, SOME_FAILED, Parser, run_job
@@ -32,6 +36,9 @@ def main() -> int:
         "overrides", nargs="*", metavar="section.key=value", help="change the config"
     )
     parser.add_argument("--clips", type=int, default=32, help="clips of each bucket to encode (32)")
+    parser.add_argument(
+        "--sources", type=int, default=2000, help="probe so many at most, drawn at random (2000)"
+    )
     parser.add_argument("--price", type=float, help="of a GPU (or, on CPUs, a worker) for an hour")
     parser.add_argument("--gpus", type=int, default=1, help="workers of the run, one a GPU (1)")
     return run_job(estimate, parser)
@@ -39,12 +46,12 @@ def main() -> int:
 
 def estimate(args: argparse.Namespace) -> int:
     """Plan, measure and print; returns the exit status."""
-    if args.clips < 1 or args.gpus < 1 or (args.price is not None and args.price < 0):
-        raise ConfigError("--clips and --gpus are at least 1, and --price is at least 0")
+    if min(args.clips, args.gpus, args.sources) < 1 or (args.price or 0) < 0:
+        raise ConfigError("--clips, --gpus and --sources are at least 1, and --price is at least 0")
     config = load_config(args.config, args.overrides)
     spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    found = measure(config, plan, spec, identity, num_clips=args.clips)
+    plan, scale = _plan(config, spec, args.sources)
+    found = measure(config, plan, spec, identity, num_clips=args.clips, scale=scale)
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
     _print_limits(config, found)
@@ -56,6 +63,27 @@ def estimate(args: argparse.Namespace) -> int:
             f"\n{failed} of the clips that were measured failed: precompute says why, a clip a row."
         )
     return SOME_FAILED if failed else OK
+
+
+def _plan(config: Config, spec: LatentSpec, max_sources: int) -> tuple[Plan, float]:
+    """Plan some of a large corpus; returns how many times larger it is, too."""
+    num_sources = 0
+
+    def count(corpus: Corpus) -> None:
+        nonlocal num_sources
+        num_sources = corpus.table.num_rows
+
+    started = time.perf_counter()
+    plan = plan_corpus(config, spec, count, max_sources=max_sources)
+    took_s = time.perf_counter() - started
+    scale = max(1.0, num_sources / max_sources)
+    if scale > 1:
+        print(
+            f"corpus   {num_sources} sources. {max_sources} of them, drawn at random, were probed in "
+            f"{human_time(took_s)}; all would take\n         about {human_time(took_s * scale)} here. "
+            "Numbers of clips are scaled; rare buckets may be missing.\n"
+        )
+    return plan, scale
 
 
 def _print_buckets(found: Estimate) -> None:

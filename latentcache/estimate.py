@@ -150,10 +150,12 @@ def measure(
     identity: Mapping[str, Any],
     *,
     num_clips: int,
+    scale: float = 1.0,
 ) -> Estimate:
     """Run a sample of every bucket: `num_clips` of them, evenly spread, after some to warm up.
 
-    Raises what a run would: EncoderError, RunStoppedError (of the quality gate), ConfigError.
+    scale: how many times larger the corpus is than what was planned of it. Raises what a run would:
+    EncoderError, RunStoppedError (of the quality gate), ConfigError.
     """
     device = _device(config)
     cpus = max(1, num_cpus() // _workers_here(config, device))
@@ -183,7 +185,7 @@ def measure(
     processes = config.run.decode_processes
     return Estimate(
         device=str(device),
-        buckets=_summarise(plan, reports, cpus if processes == "auto" else processes),
+        buckets=_summarise(plan, reports, cpus if processes == "auto" else processes, scale),
         quality=config.quality,
         shard_clips=config.cache.shard_clips,
         start_s=start_s,
@@ -237,7 +239,7 @@ def _run(worker: ShardWorker, sample: Plan, shard_clips: int) -> list[ShardRepor
 
 
 def _summarise(
-    plan: Plan, reports: Sequence[ShardReport], num_processes: int
+    plan: Plan, reports: Sequence[ShardReport], num_processes: int, scale: float
 ) -> list[BucketEstimate]:
     estimates: list[BucketEstimate] = []
     for bucket, table in sorted(plan.buckets.items()):
@@ -252,7 +254,7 @@ def _summarise(
         estimates.append(
             BucketEstimate(
                 name=bucket.name,
-                num_clips=table.num_rows,
+                num_clips=round(table.num_rows * scale),
                 num_measured=number,
                 num_ok=sum(report.num_ok for report in own),
                 num_processes=num_processes,

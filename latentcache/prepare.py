@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -85,8 +86,12 @@ def plan_corpus(
     on_sources: Callable[[Corpus], object] = lambda _: None,
     on_probed: Callable[[], object] = lambda: None,
     saved: SavedProbes | None = None,
+    max_sources: int | None = None,
 ) -> Plan:
-    """Read, probe and plan the corpus. Raises CorpusError, GeometryError; of `saved` StorageError."""
+    """Read, probe and plan the corpus, or `max_sources` of it, drawn at random.
+
+    Raises CorpusError, GeometryError; of `saved` StorageError.
+    """
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     on_sources(corpus)
@@ -99,11 +104,18 @@ def plan_corpus(
         max_pixels=config.corpus.max_pixels,
         memory_bytes=config.run.decode_memory_bytes,
     ) as pool:
-        sources = probe_sources(corpus.table, pool, on_probed, saved)
+        sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
     if not plan.num_clips:
         raise CorpusError(_nothing_to_encode(config, plan))
     return plan
+
+
+def _some(sources: pa.Table, number: int | None) -> pa.Table:
+    if number is None or number >= sources.num_rows:
+        return sources
+    rows = np.random.default_rng(0).choice(sources.num_rows, number, replace=False)
+    return sources.take(pa.array(np.sort(rows)))
 
 
 def _nothing_to_encode(config: Config, plan: Plan) -> str:

@@ -13,6 +13,7 @@ import latentcache
 from jobs import estimate as job
 from latentcache.config import QualityConfig
 from latentcache.config_files import load_config
+from latentcache.decoders.pool import DecodePool
 from latentcache.estimate import (
     MIN_RUNS,
     SHARDS,
@@ -139,6 +140,32 @@ def test_the_job_prints_every_bucket_and_the_cost_and_writes_nothing(
     assert match
     assert float(match[2]) == pytest.approx(1000 * float(match[1]), abs=5.0)
     assert not (tmp_path / "cache").exists()
+
+
+def test_some_of_many_sources_are_probed_and_numbers_are_scaled(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[str] = []
+    probe = DecodePool.probe
+
+    def spy(pool: DecodePool, url: str, kind: str, *, identity_only: bool = False) -> object:
+        probed.append(url)
+        return probe(pool, url, kind, identity_only=identity_only)
+
+    monkeypatch.setattr(DecodePool, "probe", spy)
+    path = make_config(tmp_path, corpus, str(tmp_path / "cache"))
+    status, printed = run_inline("estimate", path, "--clips", 2, "--sources", 4)
+    assert (status, len(probed), len(set(probed))) == (0, 4, 4)
+    assert "7 sources. 4 of them, drawn at random, were probed in" in printed
+    config = load_config(str(path))
+    plan = plan_corpus(config, resolve_encoder(config)[0], max_sources=4)
+    for bucket, table in plan.buckets.items():
+        assert re.search(
+            rf"^{bucket.name} +{round(table.num_rows * 7 / 4)} ", printed, re.MULTILINE
+        )
+    probed.clear()
+    assert "drawn at random" not in run_inline("estimate", path, "--clips", 2, "--sources", 7)[1]
+    assert len(probed) == 7
 
 
 def test_a_mistake_that_the_gate_finds_is_found_by_the_estimate(
