@@ -164,7 +164,7 @@ def _speed(found: Status) -> str:
     blocks = "".join(BLOCKS[round(s / peak * (len(BLOCKS) - 1))] for s in found.speeds)
     now = f"{found.clips_per_s:.2f} clips/s now, " if found.state == "running" else ""
     since = f"{datetime.fromtimestamp(found.since_s, UTC):%Y-%m-%d %H:%M} UTC"
-    return f"{now}{peak:.2f} at most since {since}  {blocks}"
+    return f"{now}{peak:.2f} clips/s at most since {since}  {blocks}"
 
 
 def _failures(found: Status) -> list[str]:
