@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import re
 import runpy
 import sys
@@ -65,6 +66,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run_script(path: Path) -> None:
     sys.path.insert(0, str(path.parent))
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # as accelerate launch --cpu does
     with (path.parent / "printed").open("w") as file:
         sys.stdout = sys.stderr = file
         runpy.run_path(str(path), run_name="__main__")
