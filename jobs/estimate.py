@@ -28,6 +28,10 @@ ADVICE = {
 }
 
 
+#: Sources until probing goes at its own speed: as many are under way at once.
+WARM_SOURCES = 512
+
+
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache estimate", description=__doc__)
@@ -68,22 +72,34 @@ def estimate(args: argparse.Namespace) -> int:
 def _plan(config: Config, spec: LatentSpec, max_sources: int) -> tuple[Plan, float]:
     """Plan some of a large corpus; returns how many times larger it is, too."""
     num_sources = 0
+    times_s: list[float] = []
 
-    def count(corpus: Corpus) -> None:
+    def start(corpus: Corpus) -> None:
         nonlocal num_sources
         num_sources = corpus.table.num_rows
+        if num_sources > max_sources:
+            print(
+                f"corpus   {num_sources} sources; {max_sources} of them, drawn at random, are probed. "
+                "Numbers of clips are\n         scaled; rare buckets may be missing.",
+                flush=True,
+            )
+        times_s.append(time.perf_counter())
 
-    started = time.perf_counter()
-    plan = plan_corpus(config, spec, count, max_sources=max_sources)
-    took_s = time.perf_counter() - started
+    plan = plan_corpus(
+        config, spec, start, lambda: times_s.append(time.perf_counter()), max_sources=max_sources
+    )
     scale = max(1.0, num_sources / max_sources)
     if scale > 1:
         print(
-            f"corpus   {num_sources} sources. {max_sources} of them, drawn at random, were probed in "
-            f"{human_time(took_s)}; all would take\n         about {human_time(took_s * scale)} here. "
-            "Numbers of clips are scaled; rare buckets may be missing.\n"
+            f"         To probe all takes about {human_time(_probe_s(times_s) * num_sources)} here.\n"
         )
     return plan, scale
+
+
+def _probe_s(times_s: Sequence[float]) -> float:
+    """Return the seconds a source, from when each was probed; first, processes have to start."""
+    steady = times_s[WARM_SOURCES:] if len(times_s) > 2 * WARM_SOURCES else times_s
+    return (steady[-1] - steady[0]) / (len(steady) - 1)
 
 
 def _print_buckets(found: Estimate) -> None:

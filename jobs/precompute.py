@@ -45,12 +45,11 @@ def precompute(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     storage = Storage(config.cache.url, config.cache.storage_options)
     spec, identity = resolve_encoder(config)
-    saved = None
-    if not args.dry_run and not check_folder(config, spec, identity):
-        saved = SavedProbes(storage, config.corpus.max_pixels)
+    saved = SavedProbes(storage, config.corpus.max_pixels)
+    is_new = not args.dry_run and not check_folder(config, spec, identity)
     with _ProbeBar() as bar:
-        plan = plan_corpus(config, spec, bar.start, bar.step, saved)
-    if saved and saved.num_found:
+        plan = plan_corpus(config, spec, bar.start, bar.step, saved if is_new else None)
+    if saved.num_found:
         print(f"         {saved.num_found} of them were probed before, by a run that was stopped")
     manifest = make_manifest(config, spec, identity, plan)
     _print_plan(config, manifest, plan)
@@ -58,8 +57,7 @@ def precompute(args: argparse.Namespace) -> int:
         print("\nDry run: nothing was written.")
         return 0
     prepared = create_cache(config, manifest, plan)
-    if saved:
-        saved.remove()
+    saved.remove()
     return encode(prepared, missing_shards(prepared.storage, manifest))
 
 

@@ -17,6 +17,7 @@ from latentcache.storage import Storage, redact
 from latentcache.tables import (
     CACHE_JSON,
     REJECTED,
+    from_parquet,
     plan_facts,
     plan_path,
     sample_path,
@@ -102,8 +103,9 @@ def _check_unused(storage: Storage, found: Iterable[str]) -> None:
 def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> None:
     settings = {name: getattr(new, name) for name in SETTINGS}
     lines = _recipe_difference(old, new.recipe, settings)
-    if not lines and old.plan_sha256 != new.plan_sha256:
-        lines = _plan_difference(storage, old, plan)
+    if not lines:
+        same = old.plan_sha256 == new.plan_sha256
+        lines = (_kept_difference if same else _plan_difference)(storage, old, plan)
     _refuse(storage, lines)
 
 
@@ -131,7 +133,10 @@ def _refuse(storage: Storage, differences: Sequence[str]) -> None:
 def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
     before: dict[str, str] = {}
     for bucket in old.buckets:
-        table = read_plan(storage, old, bucket.name).select(["source", "identity"])
+        try:
+            table = read_plan(storage, old, bucket.name).select(["source", "identity"])
+        except CacheError as error:
+            return [f"another corpus; which one cannot be said: {error}"]
         before.update(zip(*table.to_pydict().values(), strict=True))
     now: dict[str, str] = {}
     for table in plan.buckets.values():
@@ -145,6 +150,21 @@ def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
         f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names
     ]
     return lines or ["the same sources give other clips, captions or kept columns"]
+
+
+def _kept_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
+    """Say whose types differ of the kept columns: there could be no table of all clips."""
+    try:
+        before = read_plan(storage, old, old.buckets[0].name).schema
+    except CacheError:
+        return []  # it is written anew
+    table = next(iter(plan.buckets.values()))
+    now = from_parquet(to_parquet(table.slice(0, 0))).schema
+    return [
+        f"corpus.keep: {field.name} is {before.field(field.name).type} in the cache, {field.type} now"
+        for field in kept_fields(now)
+        if before.field(field.name).type != field.type
+    ]
 
 
 def _some(names: Sequence[str]) -> str:

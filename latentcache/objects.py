@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pyarrow as pa
 
 from latentcache.errors import CorruptionError
@@ -13,6 +15,8 @@ from latentcache.urls import join, redact
 #: captions, and the snapshot of a million shards 10 MB.
 MAX_PLAN_BYTES = 1 << 31
 MAX_TABLE_BYTES = 1 << 28
+#: A plan may take this part of the machine's memory, however small its file is.
+PART_FOR_A_PLAN = 4
 
 
 def read_bounded(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -> bytes:
@@ -38,12 +42,18 @@ def read_sized_table(
     storage: Storage, path: str, columns: list[str] | None = None
 ) -> tuple[pa.Table, int]:
     """Read a table as `read_table` does; returns the bytes of its file, too."""
-    most = MAX_PLAN_BYTES if is_planned(path) else MAX_TABLE_BYTES
+    most, max_memory = MAX_TABLE_BYTES, 0
+    if is_planned(path):
+        most, max_memory = MAX_PLAN_BYTES, _memory_bytes() // PART_FOR_A_PLAN
     data = read_bounded(storage, path, most)
     try:
-        return from_parquet(data, columns), len(data)
+        return from_parquet(data, columns, max_memory), len(data)
     except ValueError as error:
         raise damaged(storage, path, f"cannot be read ({error})") from error
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def damaged(storage: Storage, path: str, what: str) -> CorruptionError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,14 @@ class Plan:
         return sum(table.num_rows for table in self.buckets.values())
 
     def digest(self) -> str:
-        """Return the SHA-256 of everything in the plan but where the sources are: a corpus may move."""
+        """Return the SHA-256 of everything in the plan but where the sources are: a corpus may move.
+
+        Messages name files, too.
+        """
         digest = hashlib.sha256()
         for bucket, table in sorted(self.buckets.items()):
             digest.update(f"{bucket.name}\n".encode())
-            _update(digest, table.drop_columns("url"))
+            _update(digest, table)
         digest.update(b"rejected\n")
         _update(digest, self.rejected)
         return digest.hexdigest()
@@ -53,6 +56,7 @@ class Plan:
 
 def _update(digest: Any, table: pa.Table) -> None:
     """Hash a table's values, whatever its chunks and buffers look like."""
+    table = table.select([name for name in table.column_names if name not in ("url", "message")])
     for start in range(0, table.num_rows, CHUNK_ROWS):
         digest.update(repr(table.slice(start, CHUNK_ROWS).to_pydict()).encode())
 
@@ -75,22 +79,39 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     facts = ("name", "kind", "frames", "duration_s", "height", "width", "reason")
     picked: dict[Bucket, list[pa.Table]] = {}
     num_clips: Counter[Bucket] = Counter()
-    rejected: list[tuple[int, str | None, str | None]] = []
-    for first in range(0, sources.num_rows, CHUNK_ROWS):
+    rejected: list[pa.Table] = []
+    num_rejected = 0
+    for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)
         chosen: dict[Bucket, list[tuple[int, Starts]]] = {}
+        refused: list[tuple[int, str | None, str | None]] = []
         for row, source in enumerate(chunk.select(list(facts)).to_pylist()):
             choice = chooser.choose(source)
             if isinstance(choice, str):
-                rejected.append((first + row, *_rejection(source, choice)))
+                refused.append((row, *_rejection(source, choice)))
             else:
                 chosen.setdefault(choice[0], []).append((row, choice[1]))
         for bucket, starts in chosen.items():
-            table = _clips(chunk, bucket, clips, starts, num_clips[bucket], shard_clips)
-            picked.setdefault(bucket, []).append(table)
-            num_clips[bucket] += table.num_rows
+            for some in _at_a_time(starts):
+                table = _clips(chunk, bucket, clips, some, num_clips[bucket], shard_clips)
+                picked.setdefault(bucket, []).append(table)
+                num_clips[bucket] += table.num_rows
+        rejected.append(_rejected_table(chunk, refused, num_rejected, clips.fps))
+        num_rejected += len(refused)
     buckets = {bucket: pa.concat_tables(picked[bucket]) for bucket in sorted(picked)}
-    return Plan(buckets=buckets, rejected=_rejected_table(sources, rejected, clips.fps))
+    return Plan(buckets=buckets, rejected=pa.concat_tables(rejected))
+
+
+def _at_a_time(picked: Sequence[tuple[int, Starts]]) -> Iterator[Sequence[tuple[int, Starts]]]:
+    """Cut into parts of CHUNK_ROWS clips or so: Arrow cannot gather more than 2 GB of text at once."""
+    first = count = 0
+    for number, (_, starts) in enumerate(picked):
+        count += len(starts)
+        if count >= CHUNK_ROWS:
+            yield picked[first : number + 1]
+            first, count = number + 1, 0
+    if first < len(picked):
+        yield picked[first:]
 
 
 class _Chooser:
@@ -199,8 +220,12 @@ def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]
 
 
 def _rejected_table(
-    sources: pa.Table, rejected: Sequence[tuple[int, str | None, str | None]], fps: float | None
+    sources: pa.Table,
+    rejected: Sequence[tuple[int, str | None, str | None]],
+    first: int,
+    fps: float | None,
 ) -> pa.Table:
+    """Return rows of sources that give no clip. first: how many there were before these."""
     kept = [sources.schema.field(name) for name in _kept(sources)]
     schema = pa.schema([*SAMPLE_SCHEMA, *kept])
     taken = sources.take(pa.array([row for row, _, _ in rejected], type=pa.int64()))
@@ -209,7 +234,7 @@ def _rejected_table(
     columns: dict[str, Any] = {
         "key": pc.binary_join_element_wise(taken["name"], pa.scalar("0"), "#"),
         "source": taken["name"],
-        "row": pa.array(range(count), type=pa.int32()),
+        "row": pa.array(range(first, first + count), type=pa.int32()),
         "status": pa.array(["failed"] * count, type=pa.string()),
         "reason": pa.array([reason for _, reason, _ in rejected], type=pa.string()),
         "message": pc.coalesce(messages, taken["message"]),

@@ -114,8 +114,9 @@ def plan_corpus(
 def _some(sources: pa.Table, number: int | None) -> pa.Table:
     if number is None or number >= sources.num_rows:
         return sources
-    rows = np.random.default_rng(0).choice(sources.num_rows, number, replace=False)
-    return sources.take(pa.array(np.sort(rows)))
+    mask = np.zeros(sources.num_rows, bool)
+    mask[np.random.default_rng(0).choice(sources.num_rows, number, replace=False)] = True
+    return sources.filter(pa.array(mask))
 
 
 def _nothing_to_encode(config: Config, plan: Plan) -> str:
@@ -313,6 +314,7 @@ def check_sources(prepared: Prepared, tasks: Sequence[Task]) -> int | None:
             "files are not the ones that were planned (size and digest differ). Nothing was changed.\n"
             + "\n".join([*(f"  {line}" for line in lines[:NAMED]), *more])
             + "\nIf the corpus has moved, run precompute with the new corpus.source, which keeps what is "
-            "committed. Else restore them; or add --skip-changed to record their clips as failed."
+            "committed where sources have the names that they had. Else restore them; or add "
+            "--skip-changed to record their clips as failed."
         )
     return len(expected) if clips > MAX_CHECKED else None

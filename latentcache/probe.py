@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, CorpusError, StorageError
-from latentcache.saved_probes import Found, SavedProbes
+from latentcache.saved_probes import Found, Known, SavedProbes
 from latentcache.tables import PROBE_SCHEMA, SOURCE_SCHEMA
 
 Row = dict[str, Any]
@@ -22,6 +22,8 @@ Probed = Future[dict[str, Any]] | Found
 TRUSTED = {"video": ("frames", "fps", "height", "width"), "image": ("height", "width")}
 #: Requests under way at once; more would only hold memory.
 WINDOW = 256
+#: Files, of each kind, that are looked at once more before what an earlier attempt found is taken.
+CHECKED = 64
 #: Sources whose facts become Arrow arrays together.
 CHUNK_ROWS = 1 << 16
 
@@ -41,6 +43,8 @@ def probe_sources(
     columns = _Columns()
     pending: deque[tuple[Row, Probed]] = deque()
     known = saved.find(sources["url"]) if saved else None
+    if known and not _hold(known, pool):
+        known = None
 
     def collect() -> None:
         columns.add(_facts(*pending.popleft(), saved))
@@ -49,7 +53,9 @@ def probe_sources(
     try:
         for number, row in enumerate(_rows(sources)):
             trusted = is_trusted(row)
-            found = known(number, trusted) if known else None
+            found = known.look(number, row["kind"], trusted) if known else None
+            if saved and found:
+                saved.num_found += 1
             pending.append(
                 (row, found or pool.probe(row["url"], row["kind"], identity_only=trusted))
             )
@@ -63,6 +69,18 @@ def probe_sources(
                 saved.flush()
         raise
     return columns.put_into(sources)
+
+
+def _hold(known: Known, pool: DecodePool) -> bool:
+    """Tell whether files are still those that an earlier attempt probed, by looking at some."""
+    looked_at = [
+        (pool.probe(url, kind, identity_only=True), identity)
+        for url, kind, identity in known.sample(CHECKED)
+    ]
+    try:
+        return all(future.result()["identity"] == identity for future, identity in looked_at)
+    except ClipError:
+        return False
 
 
 def _rows(sources: pa.Table) -> Iterator[Row]:
@@ -86,7 +104,7 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
             found = {"reason": error.reason, "message": str(error)}
         else:
             if saved:
-                saved.add(row["url"], is_trusted(row), found)
+                saved.add(row["url"], row["kind"], is_trusted(row), found)
     facts = {**found, **{name: row[name] for name in TRUSTED["video"] if row[name] is not None}}
     if row["kind"] == "image":
         facts["frames"] = 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 FOLDER = "probed"
 #: Seconds between two writes.
 FLUSH_INTERVAL_S = 30.0
-#: What is older is passed over: files may have changed since. Until then their decoding finds that.
+#: What is older is passed over: files may have changed since.
 MAX_AGE_S = 7 * 86400.0
 _FACTS = "latentcache.probed"
 _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
@@ -32,6 +35,7 @@ _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
 SCHEMA = pa.schema(
     [
         SOURCE_SCHEMA.field("url"),
+        SOURCE_SCHEMA.field("kind"),
         pa.field("is_trusted", pa.bool_(), nullable=False),
         *(SOURCE_SCHEMA.field(name) for name in ("frames", "fps", "height", "width")),
         *(PROBE_SCHEMA.field(name) for name in ("duration_s", "identity")),
@@ -39,6 +43,7 @@ SCHEMA = pa.schema(
 )
 
 Found = Mapping[str, Any]
+_FOUND = [name for name in SCHEMA.names if name not in ("url", "kind", "is_trusted")]
 
 
 class SavedProbes:
@@ -57,9 +62,9 @@ class SavedProbes:
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
-    def add(self, url: str, is_trusted: bool, found: Found) -> None:
+    def add(self, url: str, kind: str, is_trusted: bool, found: Found) -> None:
         """Keep what was found of a source; it is written with others, now and then."""
-        self._rows.append({"url": url, "is_trusted": is_trusted, **found})
+        self._rows.append({"url": url, "kind": kind, "is_trusted": is_trusted, **found})
         if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
@@ -74,26 +79,10 @@ class SavedProbes:
             self._rows.clear()
         self._flushed_at = time.monotonic()
 
-    def find(self, urls: pa.ChunkedArray) -> Callable[[int, bool], Found | None]:
-        """Return a function of (row of `urls`, is_trusted): what earlier attempts found, or None."""
+    def find(self, urls: pa.ChunkedArray) -> Known | None:
+        """Return what earlier attempts found of the sources at these URLs; None where that is nothing."""
         tables = [table for path in self._paths() if (table := self._read(path)) is not None]
-        if not tables:
-            return lambda row, is_trusted: None  # noqa: ARG005
-        known = pa.concat_tables(tables).combine_chunks()
-        value_set = known["url"].cast(pa.large_string()).combine_chunks()
-        places = pc.index_in(urls.cast(pa.large_string()), value_set=value_set).to_numpy()
-        names = [name for name in SCHEMA.names if name not in ("url", "is_trusted")]
-
-        def look(row: int, is_trusted: bool) -> Found | None:
-            if not places[row] >= 0:  # NaN where it is not there
-                return None
-            found = known.slice(int(places[row]), 1).to_pylist()[0]
-            if found["is_trusted"] != is_trusted:
-                return None
-            self.num_found += 1
-            return {name: found[name] for name in names if found[name] is not None}
-
-        return look
+        return Known(pa.concat_tables(tables).combine_chunks(), urls) if tables else None
 
     def remove(self) -> None:
         """Remove what all attempts kept: the plan has it now."""
@@ -118,6 +107,45 @@ class SavedProbes:
         except (CacheError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
             log.warning("%s is passed over, and its sources are probed again: %s", path, error)
             return None
+
+
+class Known:
+    """What was found of sources, by their rows in the corpus. Of another kind, a source is another one."""
+
+    def __init__(self, found: pa.Table, urls: pa.ChunkedArray) -> None:
+        self._urls, self._found = urls, found
+        wanted = urls.cast(pa.large_string())
+        self._places: dict[tuple[str, bool], npt.NDArray[np.int64]] = {}
+        for kind, trusted in itertools.product(("video", "image"), (False, True)):
+            mask = pc.and_(pc.equal(found["kind"], kind), pc.equal(found["is_trusted"], trusted))
+            rows = np.flatnonzero(mask.to_numpy())
+            value_set = found["url"].cast(pa.large_string()).filter(mask).combine_chunks()
+            at = pc.fill_null(pc.index_in(wanted, value_set=value_set), -1).to_numpy()
+            if len(rows):
+                self._places[kind, trusted] = np.where(at < 0, -1, rows[at])
+
+    def look(self, row: int, kind: str, is_trusted: bool) -> Found | None:
+        """Return what was found of the source in a row, or None."""
+        places = self._places.get((kind, is_trusted))
+        if places is None or places[row] < 0:
+            return None
+        facts = self._facts(int(places[row]))
+        return {name: facts[name] for name in _FOUND if facts[name] is not None}
+
+    def sample(self, number: int) -> list[tuple[str, str, str]]:
+        """Return URL, kind and identity of some sources that were found, spread over the corpus."""
+        found = [
+            (int(row), int(places[row]))
+            for places in self._places.values()
+            for row in np.flatnonzero(places >= 0)[
+                :: max(1, np.count_nonzero(places >= 0) // number)
+            ]
+        ]
+        facts = [(self._urls[row].as_py(), self._facts(place)) for row, place in found]
+        return [(url, fact["kind"], fact["identity"]) for url, fact in facts]
+
+    def _facts(self, place: int) -> dict[str, Any]:
+        return self._found.slice(place, 1).to_pylist()[0]  # type: ignore[no-any-return]
 
 
 def is_saved_probe(path: str) -> bool:

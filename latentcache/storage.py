@@ -25,7 +25,9 @@ T = TypeVar("T")
 _SHOWS_HALVES = {"sftp", "ssh"}
 TEMPORARY_SUFFIX = ".tmp"
 RANGE_NOT_SATISFIABLE = 416
-PRECONDITION_FAILED, NOT_IMPLEMENTED = 412, 501
+PRECONDITION_FAILED = 412
+#: What stores without conditional writes may answer to one.
+NO_CONDITIONS = (400, 405, 501)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,9 +310,9 @@ def _create(fs: Any, path: str, data: bytes) -> bool:
         status = retry.http_status(error)
         if status == PRECONDITION_FAILED:
             return False
-        if status != NOT_IMPLEMENTED:
+        if status not in NO_CONDITIONS:
             raise
-        fs.pipe_file(path, data)  # a store without conditional writes
+        fs.pipe_file(path, data)
     return True
 
 

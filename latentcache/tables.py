@@ -20,8 +20,8 @@ INDEX = "index.parquet"
 #: Sources that could not be planned are rows of tables in this folder, beside the buckets' folders.
 REJECTED = "rejected"
 
-#: A table may take this much memory, and MAX_GROWTH times the bytes of its file more: plans of long and
-#: repetitive paths and captions take 5 to 30 times theirs.
+#: A table may take this much memory, and MAX_GROWTH times the bytes of its file more. (Of plans see
+#: `objects`: hundreds of clips of one source repeat its caption, which takes no room in the file.)
 BASE_BYTES = 1 << 28
 MAX_GROWTH = 64
 #: Rows decoded at a time, fewer where a repeated value is large.
@@ -182,18 +182,21 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> by
     return seal.seal(buffer.getvalue())
 
 
-def from_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
+def from_parquet(
+    data: bytes, columns: list[str] | None = None, max_memory: int | None = None
+) -> pa.Table:
     """Read what `to_parquet` wrote, or some of its columns, with its metadata.
 
     Raises ValueError where the bytes are not those that were written, or would take far more memory
-    than they do themselves.
+    than they do themselves, or more than `max_memory` if that is larger.
 
     In this thread alone: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
     them while the interpreter shuts down, and then aborts the process.
     """
     seal.check(data)
     try:
-        return _decode(data, columns)
+        limit = max(BASE_BYTES + MAX_GROWTH * len(data), max_memory or 0)
+        return _decode(data, columns, limit)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
 
@@ -253,9 +256,8 @@ def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any] | None:
     return stored  # type: ignore[no-any-return]
 
 
-def _decode(data: bytes, columns: list[str] | None) -> pa.Table:
+def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
     """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
-    limit = BASE_BYTES + MAX_GROWTH * len(data)
     groups = read_row_groups(data[-footer_bytes(data, len(data)) :])
     wanted = [c for g in groups for c in g.columns if columns is None or c.path[0] in columns]
     pages = measure(data, wanted)

@@ -155,13 +155,23 @@ def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> 
     if Plan(buckets=buckets, rejected=rejected).digest() != manifest.plan_sha256:
         text = "the plans are not those that cache.json was written with (their SHA-256 differs)"
         findings.add("plan/", f"{text}. {advice(redact(storage.url), 'plan/')}")
-    return {name: table for name, table in plans.items() if _is_plan(table, manifest)}
+    return {
+        name: table
+        for name, table in plans.items()
+        if _is_plan(storage, manifest, name, table, findings)
+    }
 
 
-def _is_plan(table: pa.Table, manifest: Manifest) -> bool:
+def _is_plan(
+    storage: Storage, manifest: Manifest, bucket: str, table: pa.Table, findings: Findings
+) -> bool:
     try:
         check_plan(table, manifest.fingerprint)
-    except ValueError:
+    except ValueError as error:
+        path = plan_path(bucket)
+        findings.add(
+            path, f"it is not this cache's plan: {error}. {advice(redact(storage.url), path)}"
+        )
         return False
     return True
 

@@ -156,7 +156,8 @@ def test_some_of_many_sources_are_probed_and_numbers_are_scaled(
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"))
     status, printed = run_inline("estimate", path, "--clips", 2, "--sources", 4)
     assert (status, len(probed), len(set(probed))) == (0, 4, 4)
-    assert "7 sources. 4 of them, drawn at random, were probed in" in printed
+    assert "7 sources; 4 of them, drawn at random, are probed." in printed
+    assert "To probe all takes about" in printed
     config = load_config(str(path))
     plan = plan_corpus(config, resolve_encoder(config)[0], max_sources=4)
     for bucket, table in plan.buckets.items():

@@ -179,6 +179,35 @@ def test_illegal_frames_and_sizes_name_the_nearest_legal_ones() -> None:
         check_geometry(clips(size=(484, 720)), SPEC)
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 7, 64])
+def test_a_plan_does_not_depend_on_how_much_is_planned_at_a_time(
+    chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [source(f"{n}.mp4", frames=[3, 50, 400][n % 3], height=480 + n) for n in range(30)]
+    rows[4]["reason"] = "corrupt"
+
+    def make() -> Plan:
+        return plan(*rows, select="all", frames=[17, 33])
+
+    whole = make()
+    assert whole.rejected.num_rows == 11
+    monkeypatch.setattr("latentcache.plan.CHUNK_ROWS", chunk_rows)
+    parts = make()
+    assert [*parts.buckets.items()] == [*whole.buckets.items()]
+    assert parts.rejected == whole.rejected
+
+
+def test_where_sources_are_is_not_in_the_digest_and_what_they_give_is() -> None:
+    gone = {"frames": None, "reason": "missing", "message": "no such file: /videos/b"}
+    old = plan(source("a"), source("b", **gone))
+    moved = plan(
+        source("a", url="/new/a"), source("b", **{**gone, "message": "no such file: /new/b"})
+    )
+    assert moved.digest() == old.digest()
+    assert plan(source("a", caption="x"), source("b", **gone)).digest() != old.digest()
+    assert plan(source("a"), source("b", **{**gone, "reason": "corrupt"})).digest() != old.digest()
+
+
 def test_the_same_input_gives_the_same_digest_however_it_is_chunked() -> None:
     rows = [source(f"{i}", 100 + i) for i in range(40)]
     whole = make_plan(table(*rows), clips(select="random:2"), SPEC, shard_clips=8)

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from latentcache import saved_probes
 from latentcache.clean import find_leftovers
@@ -52,7 +53,8 @@ def probed() -> Iterator[list[str]]:
     probe = DecodePool.probe
 
     def spy(pool: DecodePool, url: str, kind: str, *, identity_only: bool = False) -> object:
-        names.append(Path(url).name)
+        if not identity_only:
+            names.append(Path(url).name)
         return probe(pool, url, kind, identity_only=identity_only)
 
     with mock.patch.object(DecodePool, "probe", spy):
@@ -168,6 +170,33 @@ def test_a_table_that_says_the_shape_is_trusted_as_ever(
     assert saved.num_found == 3
 
 
+def test_files_that_have_changed_since_are_all_probed_again(
+    config: Config, probed: list[str], tmp_path: Path
+) -> None:
+    changed = with_corpus(config, source=str(make_corpus(tmp_path / "changing", 3)))
+    stop_planning(changed, 6)
+    write_video(tmp_path / "changing/v1.mp4", moving_pattern(41, 64, 96, seed=5))
+    probed.clear()
+    assert plan(changed, saved := saved_in(changed)).digest() == plan(changed, None).digest()
+    assert saved.num_found == 0
+    assert len(probed) == 2 * 6
+
+
+def test_a_source_that_was_another_kind_is_probed_again(config: Config, tmp_path: Path) -> None:
+    frames = [Image.fromarray(frame) for frame in moving_pattern(9, 64, 96, seed=3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=125)
+    kinds = {}
+    for kind in ("image", "video"):
+        kinds[kind] = tmp_path / f"{kind}.jsonl"
+        kinds[kind].write_text(json.dumps({kind: str(tmp_path / "a.gif")}))
+    image, video = (
+        with_corpus(config, source=str(path), columns={kind: kind}) for kind, path in kinds.items()
+    )
+    stop_planning(image, 1)
+    (bucket,) = plan(video, saved_in(video)).buckets
+    assert bucket.frames == 5
+
+
 @pytest.mark.parametrize("what", ["other_limit", "old", "flipped", "foreign"])
 def test_what_does_not_hold_any_more_is_passed_over(
     what: str, config: Config, probed: list[str], monkeypatch: pytest.MonkeyPatch
@@ -200,7 +229,7 @@ def test_precompute_goes_on_says_so_and_clears_up(config: Config, tmp_path: Path
     assert not tables(config)
     storage = Storage(config.cache.url)
     saved = saved_in(config)
-    saved.add("x", False, {"identity": "y"})
+    saved.add("x", "video", False, {"identity": "y"})
     saved.flush()
     for age_s, of in ((0.0, "recent"), (2 * 3600.0, "temporary")):
         found = find_leftovers(storage.files(), read_manifest(storage), time.time() + age_s)
@@ -217,7 +246,7 @@ def test_storage_that_refuses_is_found_before_the_corpus_is_read(
     assert "cache" in printed
     assert "/not/there" not in printed
     saved = saved_in(config)
-    saved.add("x", False, {"identity": "y"})
+    saved.add("x", "video", False, {"identity": "y"})
     with pytest.raises(StorageError):
         saved.flush()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import latentcache
@@ -232,6 +233,44 @@ def test_of_two_recipes_at_once_one_is_refused(
     (winner,) = done
     list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
     assert not verify(winner.storage).problems
+
+
+def test_of_two_corpora_at_once_one_is_refused(
+    recipes: list[tuple[Config, Manifest, Plan]], corpus: Path, tmp_path: Path
+) -> None:
+    config, manifest, plan = recipes[0]
+    fewer = {bucket: table.slice(1) for bucket, table in plan.buckets.items() if len(table) > 1}
+    other = Plan(buckets=fewer, rejected=plan.rejected)
+    spec, identity = resolve_encoder(config)
+    loser = (config, make_manifest(config, spec, identity, other), other)
+    storage = Storage(config.cache.url)
+    storage.write(CACHE_JSON, manifest.to_bytes())  # the other has not mended the plan yet
+    for path, data in _planned(loser[1], other):
+        storage.write(path, data)
+    with pytest.raises(RecipeMismatchError, match="another corpus; which one cannot be said"):
+        create_cache(*loser)
+    assert missing_shards(storage, create_cache(config, manifest, plan).manifest)
+
+
+def test_a_kept_column_of_another_type_is_refused(corpus: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.parquet"
+
+    def job(kept: pa.DataType) -> tuple[int, str]:
+        names = [str(corpus / f"v{n}.mp4") for n in range(2)]
+        pq.write_table(pa.table({"video": names, "score": pa.array([1, 2], kept)}), listed)
+        config = make_config(
+            tmp_path,
+            listed,
+            str(tmp_path / "cache"),
+            corpus={"source": str(listed), "keep": ["score"]},
+        )
+        return run_inline("precompute", config)
+
+    assert job(pa.int64())[0] == 0
+    status, printed = job(pa.int32())
+    assert status == 2
+    assert "corpus.keep: score is int64 in the cache, int32 now" in printed
+    assert job(pa.int64())[0] == 0
 
 
 def test_a_plan_that_another_recipe_overwrote_is_refused_and_mended(

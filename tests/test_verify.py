@@ -31,6 +31,7 @@ from latentcache.tables import (
     INDEX,
     INDEX_SCHEMA,
     from_parquet,
+    plan_facts,
     plan_path,
     sample_path,
     shard_facts,
@@ -192,6 +193,17 @@ def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: Prepared) -> 
     with pytest.raises(CorruptionError, match=r"another recipe \(ffffffffffff\).*verify"):
         opened.rows(BUCKET, 1)
     assert len(opened.rows(BUCKET, 0))
+
+
+def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: Prepared) -> None:
+    path = plan_path(BUCKET)
+    whole = cache.storage.read(path)
+    cache.storage.write(path, cache.storage.read(sample_path(BUCKET, 0)))
+    assert path in paths(verify(cache.storage))
+    cache.storage.write(path, to_parquet(from_parquet(whole), plan_facts("f" * 64)))
+    assert "it is not this cache's plan: it is of another recipe" in only_problem(
+        cache.storage, path
+    )
 
 
 def test_a_plan_of_another_cache_is_found(cache: Prepared) -> None:

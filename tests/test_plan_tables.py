@@ -1,0 +1,40 @@
+"""Plans are read within the machine's memory: clips of one source repeat what is said of it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from latentcache import objects, tables
+from latentcache.errors import CorruptionError
+from latentcache.storage import Storage
+from latentcache.tables import from_parquet, plan_path, sample_path, to_parquet
+
+
+@pytest.fixture
+def repetitive(monkeypatch: pytest.MonkeyPatch) -> pa.Table:
+    """20,000 clips of one source with a caption of 1 kB: a few bytes in the file."""
+    monkeypatch.setattr(tables, "BASE_BYTES", 1 << 20)
+    return pa.table({"caption": ["a long caption " * 70] * 20_000})
+
+
+def test_a_plan_may_take_far_more_memory_than_its_file(repetitive: pa.Table) -> None:
+    data, storage = to_parquet(repetitive), Storage("memory://repetitive")
+    assert repetitive.nbytes > 500 * len(data)
+    with pytest.raises(ValueError, match="would take more than"):
+        from_parquet(data)
+    for path in (plan_path("5x8x8"), sample_path("5x8x8", 0)):
+        storage.write(path, data)
+    assert objects.read_table(storage, plan_path("5x8x8")).num_rows == 20_000
+    with pytest.raises(CorruptionError, match="would take more than"):
+        objects.read_table(storage, sample_path("5x8x8", 0))
+
+
+def test_a_plan_takes_a_part_of_the_machines_memory_at_most(
+    repetitive: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_memory_bytes", lambda: repetitive.nbytes)
+    storage = Storage("memory://repetitive")
+    storage.write(plan_path("5x8x8"), to_parquet(repetitive))
+    with pytest.raises(CorruptionError, match="would take more than"):
+        objects.read_table(storage, plan_path("5x8x8"))
