@@ -214,7 +214,12 @@ def to_rgb(frame: Any) -> Frame:
 
 def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
     """Return `pixels` of a frame turned and mirrored as its display matrix says, to multiples of 90."""
-    side_data = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        side_data = frame.side_data.get("DISPLAYMATRIX")
+    except (
+        ValueError
+    ):  # PyAV has no name for something there, such as the view that it is of spatial video
+        return np.rot90(pixels, round(frame.rotation / 90) % 4)
     if side_data is None:
         return pixels
     # [a b u, c d v, x y w]: the pixel at (x, y) is shown at (a x + c y, b x + d y).

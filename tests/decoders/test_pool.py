@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from latentcache.decoders import pyav
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
@@ -93,6 +95,22 @@ def test_clips_from_the_middle_equal_the_same_frames_of_a_full_decode(
 def test_rotation_metadata_turns_the_picture(pool: DecodePool) -> None:
     info = pool.probe(str(SHARED_VIDEOS / "rotate_90.mov"), "video").result()
     assert (info["height"], info["width"]) == (568, 320)
+
+
+def test_side_data_that_pyav_has_no_name_for_does_no_harm(pool: DecodePool, tmp_path: Path) -> None:
+    """FFmpeg 8 gives frames of JPEG their EXIF, and those of spatial video their view."""
+    picture = Image.fromarray(
+        np.repeat(np.repeat(np.arange(8, dtype=np.uint8) * 30, 16)[None], 64, 0)
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture.convert("RGB").save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    info = pool.probe(str(tmp_path / "turned.jpg"), "video").result()
+    assert (info["height"], info["width"]) == (128, 64)
+    with av.open(str(tmp_path / "turned.jpg")) as container:
+        frame = next(container.decode(video=0))
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
+    assert np.abs(pyav.to_rgb(frame).astype(int) - shown).mean() < 3
 
 
 @pytest.mark.parametrize("without_decord", [False, True])
