@@ -81,19 +81,18 @@ class SavedProbes:
 
     def find(self, urls: pa.ChunkedArray) -> Known | None:
         """Return what earlier attempts found of the sources at these URLs; None where that is nothing."""
-        tables = [table for path in self._paths() if (table := self._read(path)) is not None]
+        tables = [
+            table for path in saved_tables(self._storage) if (table := self._read(path)) is not None
+        ]
         return Known(pa.concat_tables(tables).combine_chunks(), urls) if tables else None
 
     def remove(self) -> None:
         """Remove what all attempts kept: the plan has it now."""
-        for path in self._paths():
+        for path in saved_tables(self._storage):
             try:
                 self._storage.delete(path)
             except StorageError as error:
                 log.warning("%s is left, and does no harm: %s", path, error)
-
-    def _paths(self) -> list[str]:
-        return [f"{FOLDER}/{n}" for n in sorted(self._storage.list(FOLDER)) if _NAME.fullmatch(n)]
 
     def _read(self, path: str) -> pa.Table | None:
         """Read a table; None where it is damaged, old, or was made under other conditions."""
@@ -146,6 +145,11 @@ class Known:
 
     def _facts(self, place: int) -> dict[str, Any]:
         return self._found.slice(place, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def saved_tables(storage: Storage) -> list[str]:
+    """Return the paths of what was probed for a cache that has no plan yet."""
+    return [f"{FOLDER}/{name}" for name in sorted(storage.list(FOLDER)) if _NAME.fullmatch(name)]
 
 
 def is_saved_probe(path: str) -> bool:

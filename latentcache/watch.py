@@ -14,15 +14,18 @@ from typing import Any
 import pyarrow as pa
 
 from latentcache import events
+from latentcache.errors import CacheError
 from latentcache.events import LogEvent, parse_segment, read_lines
 from latentcache.index import build_index, known_index
 from latentcache.manifest import read_manifest
 from latentcache.objects import read_table
 from latentcache.prepare import num_rejected
 from latentcache.records import REASONS
+from latentcache.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.status import Place, Planned, Status, assess, read_run
 from latentcache.storage import Storage
 from latentcache.tables import INDEX_SCHEMA, sample_path
+from latentcache.urls import redact
 
 NUM_THREADS = 16
 #: A segment is begun anew beyond SEGMENT_BYTES, and what was logged between two writes comes on top.
@@ -74,7 +77,12 @@ class Watch:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self.manifest = read_manifest(storage)
+        try:
+            self.manifest = read_manifest(storage)
+        except CacheError:
+            if num_tables := len(saved_tables(storage)):
+                raise CacheError(_being_probed(storage, num_tables)) from None
+            raise
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
         self._tables: dict[tuple[Place, int], dict[str, int]] = {}
@@ -148,6 +156,14 @@ def _commits(runs: Mapping[str, Iterable[LogEvent]]) -> Iterator[LogEvent]:
 
 def _is_place(facts: Mapping[str, Any]) -> bool:
     return isinstance(facts.get("bucket"), str) and type(facts.get("shard")) is int
+
+
+def _being_probed(storage: Storage, num_tables: int) -> str:
+    return (
+        f"{redact(storage.url)}: a corpus is being probed for this cache, or its run was stopped while it "
+        f"did: {num_tables} tables of what was found, one more every {FLUSH_INTERVAL_S:.0f} s. There is "
+        "nothing to show until it is planned. Look again, or go on with the same precompute."
+    )
 
 
 def _place(row: Mapping[str, Any]) -> Place:

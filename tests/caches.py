@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from jobs import precompute, resume, stream, train_example, verify
+from jobs import precompute, resume, status, stream, train_example, verify
 from latentcache import seal
 from latentcache.events import is_log
 from latentcache.tables import RUN_COLUMNS, from_parquet
@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 MAINS = {
     "precompute": precompute.main,
     "resume": resume.main,
+    "status": status.main,
     "stream": stream.main,
     "train_example": train_example.main,
     "verify": verify.main,

@@ -237,6 +237,16 @@ def test_precompute_goes_on_says_so_and_clears_up(config: Config, tmp_path: Path
         assert not found.foreign
 
 
+def test_status_says_that_the_corpus_is_being_probed(config: Config) -> None:
+    status, printed = run_inline("status", config.cache.url)
+    assert (status, "there is no cache here" in printed) == (2, True)
+    stop_planning(config, 5)
+    status, printed = run_inline("status", config.cache.url)
+    assert status == 2
+    assert "a corpus is being probed for this cache" in printed
+    assert "1 tables of what was found" in printed
+
+
 def test_storage_that_refuses_is_found_before_the_corpus_is_read(
     config: Config, tmp_path: Path
 ) -> None:
