@@ -19,6 +19,7 @@ from latentcache.prepare import (
     ShardLoader,
     make_manifest,
     missing_shards,
+    plan_corpus,
     resolve_encoder,
 )
 from latentcache.records import ClipResult
@@ -28,6 +29,14 @@ from tests.synthetic import random_sample
 
 #: Clips that are recorded as failed, by the order in which they are committed.
 FAILED = {2}
+
+
+def planned_from(config_path: Path) -> Prepared:
+    """Plan the cache of a configuration, as precompute does."""
+    config = load_config(str(config_path))
+    spec, identity = resolve_encoder(config)
+    plan = plan_corpus(config, spec)
+    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
 
 
 def plan_cache(folder: Path, url: str, **cache: Any) -> Prepared:

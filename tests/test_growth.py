@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.loader import LatentLoader
 from latentcache.pipeline import SHARDS_IN_HAND
-from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.prepare import missing_shards
 from latentcache.records import ShardReport
 from tests.caches import make_config, make_corpus
+from tests.planned import planned_from
+from tests.ranks import run_ranks
 from tests.synthetic import write_cache
 
 
@@ -29,7 +29,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def held() -> tuple[int, int]:
-    """Descriptors and threads of this process."""
+    """Descriptors and threads of this process.
+
+    Those who count over time do so in a process of their own: in that of the tests, what other tests
+    have used, such as Ray, goes away when it likes.
+    """
     return psutil.Process().num_fds(), threading.active_count()
 
 
@@ -40,14 +44,15 @@ def num_objects() -> int:
 
 def make_run(folder: Path, corpus: Path) -> Run:
     folder.mkdir()
-    config = load_config(str(make_config(folder, corpus, str(folder / "cache"))))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    prepared = planned_from(make_config(folder, corpus, str(folder / "cache")))
     return Run(prepared, missing_shards(prepared.storage, prepared.manifest))
 
 
 def test_a_run_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
+    run_ranks(1, run_again_and_again, corpus, tmp_path)
+
+
+def run_again_and_again(corpus: Path, tmp_path: Path) -> None:
     seen = []
     for number in range(4):
         run = make_run(tmp_path / str(number), corpus)
@@ -66,6 +71,10 @@ def test_a_run_holds_no_more_at_its_end_than_at_its_start(corpus: Path, tmp_path
 
 
 def test_epochs_leave_nothing_behind(tmp_path: Path) -> None:
+    run_ranks(1, stream_again_and_again, tmp_path)
+
+
+def stream_again_and_again(tmp_path: Path) -> None:
     write_cache(str(tmp_path), buckets={"5x32x32": 60}, shard_clips=4)
     loader = LatentLoader(str(tmp_path), batch_size=4, num_threads=2)
     seen = []

@@ -17,17 +17,12 @@ from hypothesis import strategies as st
 
 from latentcache import events
 from latentcache.clean import find_leftovers
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import RunStoppedError, StorageError, UnreachableError
 from latentcache.events import LogEvent, is_log, read_lines, segment_path
 from latentcache.prepare import (
     Prepared,
-    make_manifest,
     missing_shards,
-    plan_corpus,
-    resolve_encoder,
 )
 from latentcache.quality import psnr_quantiles
 from latentcache.records import ShardReport
@@ -36,6 +31,7 @@ from latentcache.runners.work import Died, GaveUp, Progress, Retried, Started, T
 from latentcache.storage import Storage
 from latentcache.watch import LogReader, shard_workers
 from tests.caches import assert_same_cache, make_config, make_corpus
+from tests.planned import planned_from
 from tests.synthetic import write_cache
 
 JSON = st.recursive(
@@ -51,10 +47,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepare(folder: Path, corpus: Path, **sections: Mapping[str, Any]) -> Prepared:
-    config = load_config(str(make_config(folder, corpus, str(folder / "cache"), **sections)))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return planned_from(make_config(folder, corpus, str(folder / "cache"), **sections))
 
 
 def run_of(prepared: Prepared) -> Run:

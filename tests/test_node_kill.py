@@ -12,19 +12,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.prepare import (
     Prepared,
-    make_manifest,
     missing_shards,
-    plan_corpus,
-    resolve_encoder,
 )
 from latentcache.records import ShardReport
 from latentcache.runners.work import Retried, Started
 from tests.caches import assert_same_cache, committed, make_config
+from tests.planned import planned_from
 from tests.videos import moving_pattern, write_video
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
@@ -64,10 +60,7 @@ def prepare(folder: Path, corpus: Path, **run: object) -> Prepared:
         cache={"shard_clips": 1},
         run={"device": "auto", **run},
     )
-    config = load_config(str(path))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return planned_from(path)
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,14 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import ClipError
 from latentcache.index import read_index
 from latentcache.pipeline import to_stored
-from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.prepare import missing_shards
 from latentcache.records import ShardReport
 from tests.caches import make_config, make_corpus
+from tests.planned import planned_from
 from tests.synthetic import make_spec
 
 
@@ -47,16 +46,8 @@ def test_a_stored_sample_depends_on_the_key_alone() -> None:
 
 def test_the_snapshot_is_published_while_the_run_goes_on(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 4)
-    config = load_config(
-        str(
-            make_config(
-                tmp_path, corpus, str(tmp_path / "cache"), run={"snapshot_interval_s": 1e-6}
-            )
-        )
-    )
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    run_config = {"snapshot_interval_s": 1e-6}
+    prepared = planned_from(make_config(tmp_path, corpus, str(tmp_path / "cache"), run=run_config))
     run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
     published = [
         read_index(prepared.storage).num_rows

@@ -18,17 +18,11 @@ from PIL import Image
 
 from jobs.cli import encode
 from latentcache import retry
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import StorageError
 from latentcache.judge import describe_clips
 from latentcache.prepare import (
-    Prepared,
-    make_manifest,
     missing_shards,
-    plan_corpus,
-    resolve_encoder,
 )
 from latentcache.records import ShardReport
 from latentcache.runners.work import Event
@@ -44,6 +38,7 @@ from tests.caches import (
     run_inline,
 )
 from tests.mounts import disk, pages
+from tests.planned import planned_from
 from tests.proxy import Proxy, serve_proxy
 from tests.runners import talkative
 from tests.s3 import S3, new_bucket, s3_server_fixture  # noqa: F401 fixture
@@ -71,13 +66,6 @@ def clean(
 
 def config_like(clean: Path, tmp_path: Path, corpus: Path, url: str, **cache: object) -> Path:
     return make_config(tmp_path, corpus, url, cache={"format": clean.name, "url": url, **cache})
-
-
-def prepare(config_path: Path) -> Prepared:
-    config = load_config(str(config_path))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
 
 
 def check_stopped(printed: str, cache: str, why: str) -> None:
@@ -129,7 +117,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(
             if isinstance(event, ShardReport):
                 remount("ro")
 
-        prepared = prepare(config_like(clean, tmp_path, corpus, str(cache)))
+        prepared = planned_from(config_like(clean, tmp_path, corpus, str(cache)))
         run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
         with pytest.raises(StorageError, match="Read-only file system"):
             list(map(make_read_only, run.events()))
@@ -247,7 +235,7 @@ def encode_without(
     hidden: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
     """Plan, take a folder away, and encode; returns the status and what was printed."""
-    prepared = prepare(config)
+    prepared = planned_from(config)
     hidden.rename(hidden.parent.parent / "away")
     status = encode(prepared, missing_shards(prepared.storage, prepared.manifest))
     printed = capsys.readouterr()

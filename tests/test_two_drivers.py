@@ -47,6 +47,7 @@ from tests.caches import (
     run_inline,
     start_job,
 )
+from tests.planned import planned_from
 
 SOME_FAILED = 3
 
@@ -75,10 +76,7 @@ def config_for(folder: Path, corpus: Path, cache: Path, shard_format: str = "zar
 
 
 def prepared_in(folder: Path, corpus: Path, name: str = "cache") -> Prepared:
-    config = load_config(str(config_for(folder, corpus, folder / name)))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return planned_from(config_for(folder, corpus, folder / name))
 
 
 def finish(*jobs: tuple[object, ...]) -> list[str]:

@@ -13,23 +13,19 @@ import ray
 from ray.cluster_utils import Cluster
 
 import latentcache
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
 from latentcache.driver import Run
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
 from latentcache.events import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
 from latentcache.prepare import (
     Prepared,
-    make_manifest,
     missing_shards,
-    plan_corpus,
-    resolve_encoder,
 )
 from latentcache.records import ShardReport
 from latentcache.runners.work import Event, Progress, Retried, Started
 from latentcache.watch import LogReader
 from tests.caches import assert_same_cache, make_config, run_inline
 from tests.mounts import disk, pages
+from tests.planned import planned_from
 from tests.runners import talkative
 from tests.videos import moving_pattern, write_video
 
@@ -54,13 +50,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepare(config_path: Path) -> Prepared:
-    config = load_config(str(config_path))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
-
-
 def run(prepared: Prepared) -> tuple[Run, list[Event]]:
     run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
     return run, list(run.events())
@@ -79,7 +68,7 @@ def test_workers_are_on_different_gpus_and_share_the_shards(
         cache={"shard_clips": 1},
         run={"runner": "ray", "ray_address": cluster},
     )
-    result, events = run(prepare(config))
+    result, events = run(planned_from(config))
     gpus = {event.worker: event.gpus for event in events if isinstance(event, Started)}
     assert sorted(gpus) == [0, 1]
     assert sorted(gpus.values()) == [("0",), ("1",)]
@@ -102,7 +91,7 @@ def test_a_shard_that_kills_its_worker_costs_that_shard_only(
         cache={"shard_clips": 2},
         run={"runner": "ray", "ray_address": cluster, "max_retries": 2},
     )
-    result, events = run(prepare(config))
+    result, events = run(planned_from(config))
     assert any(isinstance(event, Retried) for event in events)
     assert result.summary.shards_failed == 2
     (log,) = LogReader(result._prepared.storage).runs().values()
@@ -135,7 +124,7 @@ def test_workers_that_cannot_start_stop_the_run_with_the_cause(
         run={"runner": "ray", "ray_address": cluster, "device": "cuda", "max_retries": 1},
     )
     with pytest.raises(EncoderError, match=r"could not start, 2 times: .*torch sees no GPU"):
-        run(prepare(config))
+        run(planned_from(config))
 
 
 def test_more_workers_than_gpus_are_refused(cluster: str, corpus: Path, tmp_path: Path) -> None:
@@ -146,17 +135,17 @@ def test_more_workers_than_gpus_are_refused(cluster: str, corpus: Path, tmp_path
         run={"runner": "ray", "ray_address": cluster, "workers": 3},
     )
     with pytest.raises(ConfigError, match=r"the cluster has 2 GPUs.*run\.workers=2"):
-        run(prepare(config))
+        run(planned_from(config))
 
 
 def test_a_full_disk_stops_the_run_on_ray_and_resume_completes_it(
     cluster: str, corpus: Path, tmp_path: Path
 ) -> None:
     sections = {"cache": {"shard_clips": 2}, "run": {"runner": "ray", "ray_address": cluster}}
-    run(prepare(make_config(tmp_path, corpus, str(tmp_path / "clean"), **sections)))
+    run(planned_from(make_config(tmp_path, corpus, str(tmp_path / "clean"), **sections)))
     cache = tmp_path / "disk" / "cache"
     with disk(tmp_path / "disk", pages(tmp_path / "clean") * 2 // 3) as remount:
-        prepared = prepare(make_config(tmp_path, corpus, str(cache), **sections))
+        prepared = planned_from(make_config(tmp_path, corpus, str(cache), **sections))
         with pytest.raises(StorageError, match=r"cannot write .*: No space left on device.*resume"):
             run(prepared)
         assert not list(cache.rglob("*.tmp"))
@@ -181,7 +170,7 @@ def test_a_run_that_can_encode_no_shard_at_all_stops_on_ray(cluster: str, tmp_pa
         run={"runner": "ray", "ray_address": cluster},
     )
     with pytest.raises(RunStoppedError, match="x EncoderError: white is too much"):
-        run(prepare(config))
+        run(planned_from(config))
     assert not list((tmp_path / "cache").glob("samples/5x64x96/*"))
 
 
@@ -193,7 +182,7 @@ def test_what_workers_log_reaches_the_driver(cluster: str, corpus: Path, tmp_pat
         encoder={"kind": "tests.runners.talkative"},
         run={"runner": "ray", "ray_address": cluster},
     )
-    _, events = run(prepare(config))
+    _, events = run(planned_from(config))
     warnings = [text for e in events if isinstance(e, Progress) for text in e.warnings]
     assert set(warnings) == {talkative.WARNING}
     assert len(warnings) <= 2  # once a worker
