@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from latentcache.config import Config
-from latentcache.create import create_cache
-from latentcache.driver import Run
-from latentcache.estimate import measure
-from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.config.sections import Config
+from latentcache.planning.create import create_cache
+from latentcache.planning.planner import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.running.driver import Run
+from latentcache.running.estimate import measure
 
 BUCKETS = {"area": 147456, "multiple": 16, "aspect_ratios": ["16:9", "3:2"]}
 

@@ -25,12 +25,12 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
-from latentcache.config import Config
-from latentcache.create import create_cache
-from latentcache.driver import Run
-from latentcache.loader import LatentLoader
-from latentcache.prepare import make_manifest, missing_shards, plan_corpus, resolve_encoder
-from latentcache.records import ShardReport
+from latentcache.config.sections import Config
+from latentcache.core.records import ShardReport
+from latentcache.planning.create import create_cache
+from latentcache.planning.planner import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.running.driver import Run
 from tests.synthetic import write_cache
 from tests.videos import moving_pattern, write_video
 

@@ -23,9 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from latentcache.cache import open_cache
-from latentcache.loader import LatentLoader
-from latentcache.samplers.pool import BucketShards, Epoch, Order
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.reading.order.epoch import BucketShards, Epoch, Order
 from tests.synthetic import write_index
 
 T = TypeVar("T")

@@ -26,11 +26,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
-from latentcache import open_cache, posterior
-from latentcache.cache import Cache
-from latentcache.loader import LatentLoader
-from latentcache.loading.memory import Recycler
-from latentcache.loading.prefetch import compute_alone
+from latentcache import open_cache
+from latentcache.core import posterior
+from latentcache.reading.cache import Cache
+from latentcache.reading.loader.batch_memory import Recycler
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.reading.loader.prefetch import compute_alone
 from tests.synthetic import write_cache
 
 BUCKET = "49x480x720"

@@ -23,7 +23,7 @@ import numpy.typing as npt
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.loaders import mosaic
-from latentcache.samplers.pool import BucketShards, Order
+from latentcache.reading.order.epoch import BucketShards, Order
 
 Int64 = npt.NDArray[np.int64]
 

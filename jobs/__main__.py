@@ -19,6 +19,8 @@ JOBS = {
     "preview": "write decoded clips as videos and pictures, beside their sources",
     "train-example": "train a small diffusion transformer on a cache",
 }
+#: Jobs whose module has another name.
+_MODULES = {"train-example": "training.train_example"}
 
 
 def main() -> int:
@@ -26,7 +28,7 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
-        return int(importlib.import_module(f"{__package__}.{name.replace('-', '_')}").main())
+        return int(importlib.import_module(f"{__package__}.{_MODULES.get(name, name)}").main())
     known = "\n".join(f"  latentcache {job:<15}{what}" for job, what in JOBS.items())
     usage = f"usage: latentcache JOB ...\n\n{known}\n\n`latentcache JOB --help` says more."
     if name in ("-h", "--help"):

@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from latentcache.clean import Leftovers, find_leftovers
-from latentcache.manifest import read_manifest
-from latentcache.storage import Storage, StoredFile, redact
+from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.leftovers import Leftovers, find_leftovers
+from latentcache.storage.folder import Storage, StoredFile, redact
 
 from .cli import OK, Parser, human_bytes, run_job, storage_options
 

@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from latentcache.driver import Run, Summary
+from latentcache.core.image_quality import psnr_in_words
+from latentcache.core.records import REASONS, ShardReport
+from latentcache.core.units import human_bytes as human_bytes
 from latentcache.errors import (
     CacheError,
     ConfigError,
@@ -24,12 +26,10 @@ from latentcache.errors import (
     LatentCacheError,
     StorageError,
 )
-from latentcache.prepare import Prepared, num_clips, num_rejected
-from latentcache.quality import psnr_in_words
-from latentcache.records import REASONS, ShardReport
-from latentcache.runners.work import GaveUp, Progress, Retried, Task
-from latentcache.storage import redact
-from latentcache.units import human_bytes as human_bytes
+from latentcache.planning.planner import Prepared, num_clips, num_rejected
+from latentcache.running.driver import Run, Summary
+from latentcache.running.queue import GaveUp, Progress, Retried, Task
+from latentcache.storage.folder import redact
 
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 #: Seconds between lines of progress where the output is not a terminal.
@@ -105,7 +105,7 @@ def _fail(error: LatentCacheError, status: int) -> int:
 
 def storage_options(pairs: Sequence[str]) -> dict[str, Any]:
     """Parse `--storage-option key=value` pairs; values are YAML. Raises ConfigError."""
-    from latentcache.config_files import apply_overrides
+    from latentcache.config.files import apply_overrides
 
     return apply_overrides({}, pairs)
 

@@ -6,15 +6,15 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from latentcache.config import Config
-from latentcache.config_files import load_config
-from latentcache.corpus import Corpus
+from latentcache.config.files import load_config
+from latentcache.config.sections import Config
+from latentcache.core.records import LatentSpec
+from latentcache.core.units import human_bytes, human_time
+from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
-from latentcache.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
-from latentcache.plan import Plan
-from latentcache.prepare import plan_corpus, resolve_encoder
-from latentcache.records import LatentSpec
-from latentcache.units import human_bytes, human_time
+from latentcache.planning.plan import Plan
+from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
 
 from .cli import OK, SOME_FAILED, Parser, run_job
 

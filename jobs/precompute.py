@@ -10,21 +10,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from latentcache.config import Config
-from latentcache.config_files import load_config
-from latentcache.corpus import Corpus
-from latentcache.create import check_folder, create_cache
-from latentcache.manifest import Manifest
-from latentcache.plan import Plan
-from latentcache.prepare import (
+from latentcache.config.files import load_config
+from latentcache.config.sections import Config
+from latentcache.core.records import ITEM_BYTES, REASONS
+from latentcache.corpus.saved_probes import SavedProbes
+from latentcache.corpus.sources import Corpus
+from latentcache.format.manifest import Manifest
+from latentcache.planning.create import check_folder, create_cache
+from latentcache.planning.plan import Plan
+from latentcache.planning.planner import (
     make_manifest,
     missing_shards,
     plan_corpus,
     resolve_encoder,
 )
-from latentcache.records import ITEM_BYTES, REASONS
-from latentcache.saved_probes import SavedProbes
-from latentcache.storage import Storage, redact
+from latentcache.storage.folder import Storage, redact
 
 from .cli import Parser, encode, human_bytes, run_job
 

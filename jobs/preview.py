@@ -8,13 +8,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from latentcache import preview
-from latentcache.cache import Cache, open_cache
-from latentcache.config_files import load_stored_config
+from latentcache.config.files import load_stored_config
 from latentcache.errors import ConfigError
-from latentcache.index import read_index
-from latentcache.pairs import Pair, PairReader
-from latentcache.places import Place, find_places, sample_places
+from latentcache.format.snapshot import read_index
+from latentcache.inspecting import preview
+from latentcache.inspecting.choose import Place, find_places, sample_places
+from latentcache.inspecting.clip_reader import Pair, PairReader
+from latentcache.reading.cache import Cache, open_cache
 
 from .cli import OK, Parser, made_folder, run_job, storage_options
 from .looking import add_cache_arguments

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latentcache.config_files import load_stored_config
+from latentcache.config.files import load_stored_config
+from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
-from latentcache.manifest import read_manifest
-from latentcache.report.collect import Report, collect
-from latentcache.storage import Storage
-from latentcache.units import human_bytes
+from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.report.collect import Report, collect
+from latentcache.storage.folder import Storage
 
 from .cli import OK, Parser, run_job, storage_options
 from .looking import add_cache_arguments, write_file
@@ -57,7 +57,7 @@ def report(args: argparse.Namespace) -> int:
         device=args.device,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    from latentcache.report.page import render  # matplotlib
+    from latentcache.inspecting.report.page import render  # matplotlib
 
     page = render(found, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
     write_file(Path(args.output), page.encode("utf-8", "backslashreplace"))

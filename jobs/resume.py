@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from latentcache.index import current_index
-from latentcache.prepare import check_sources, failed_shards, missing_shards, reopen_cache
+from latentcache.format.snapshot import current_index
+from latentcache.planning.planner import check_sources, failed_shards, missing_shards, reopen_cache
 
 from .cli import Parser, encode, run_job, storage_options
 

@@ -16,14 +16,14 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from latentcache import events
+from latentcache.core.records import REASONS
+from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import ConfigError
-from latentcache.records import REASONS
-from latentcache.status import Status
-from latentcache.storage import Storage
-from latentcache.units import human_bytes, human_time
-from latentcache.urls import redact
-from latentcache.watch import Watch
+from latentcache.inspecting.status import Status
+from latentcache.inspecting.watch import Watch
+from latentcache.running import log_lines
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
 
 from .cli import OK, Parser, run_job, storage_options
 
@@ -142,7 +142,7 @@ def _last_words(found: Status) -> str:
     if found.silent_s is None:
         return "some shards are committed, and there is no log of a run"
     last = max(found.runs, key=lambda run: run.heard_s)
-    if last.how == events.STOPPED:
+    if last.how == log_lines.STOPPED:
         return f"the last run stopped {_ago(found.silent_s)}: {last.message}"
     if last.how:
         return f"the last run was stopped {_ago(found.silent_s)}"

@@ -9,10 +9,10 @@ import time
 
 import torch
 
-from latentcache.cache import open_cache
 from latentcache.errors import ConfigError
-from latentcache.loader import LatentLoader
-from latentcache.storage import redact
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.storage.folder import redact
 
 from .cli import OK, Parser, run_job, storage_options
 

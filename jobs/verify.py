@@ -14,9 +14,9 @@ from typing import Any
 from tqdm import tqdm
 
 from latentcache.errors import CacheError, ConfigError
-from latentcache.storage import Storage, redact
-from latentcache.tables import CACHE_JSON
-from latentcache.verify import Findings, repair, verify
+from latentcache.format.tables import CACHE_JSON
+from latentcache.inspecting.verify import Findings, repair, verify
+from latentcache.storage.folder import Storage, redact
 
 from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
 
@@ -97,8 +97,8 @@ def _repeat(args: argparse.Namespace, findings: Findings) -> None:
     """Encode sampled clips again, and print what came of it."""
     import torch
 
-    from latentcache.prepare import reopen_cache
-    from latentcache.repeat import TOLERANCE, choose, repeat
+    from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
+    from latentcache.planning.planner import reopen_cache
 
     prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -23,8 +23,8 @@ from latentcache.errors import (
 )
 
 if TYPE_CHECKING:
-    from latentcache.cache import Cache, open_cache
-    from latentcache.loader import LatentLoader
+    from latentcache.reading.cache import Cache, open_cache
+    from latentcache.reading.loader.loader import LatentLoader
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,7 +46,11 @@ __all__ = [
 ]
 
 # At first use: zarr-python imports this package for its data type, and need not wait for torch.
-_LAZY = {"Cache": "cache", "open_cache": "cache", "LatentLoader": "loader"}
+_LAZY = {
+    "Cache": "reading.cache",
+    "open_cache": "reading.cache",
+    "LatentLoader": "reading.loader.loader",
+}
 
 
 def __getattr__(name: str) -> Any:

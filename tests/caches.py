@@ -18,10 +18,11 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from jobs import precompute, resume, status, stream, train_example, verify
-from latentcache import seal
-from latentcache.events import is_log
-from latentcache.tables import RUN_COLUMNS, from_parquet
+from jobs import precompute, resume, status, stream, verify
+from jobs.training import train_example
+from latentcache.format import checksum
+from latentcache.format.tables import RUN_COLUMNS, from_parquet
+from latentcache.running.log_lines import is_log
 from tests.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +122,7 @@ def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
 def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The objects of a cache but its tables. cache.json without `config`."""
     objects = {name: data for name, data in files.items() if not is_table(name)}
-    manifest = {**json.loads(objects["cache.json"]), "config": None, seal.KEY: None}
+    manifest = {**json.loads(objects["cache.json"]), "config": None, checksum.KEY: None}
     return {**objects, "cache.json": json.dumps(manifest).encode()}
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from latentcache.config import Config
+from latentcache.config.sections import Config
+from latentcache.core.records import REASONS
 from latentcache.encoders import KINDS
 from latentcache.encoders.tiled import Tiling
-from latentcache.records import REASONS
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN = "<!-- made by `python -m tests.config_docs`, from here -->"

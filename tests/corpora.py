@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentcache.config import CorpusConfig
-from latentcache.corpus import Corpus, read_corpus
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.sources import Corpus, read_corpus
 
 Rows = list[dict[str, Any]]
 

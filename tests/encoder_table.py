@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from latentcache.core.records import IdSpec, LatentSpec, Normaliser
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import ConfigError
-from latentcache.records import IdSpec, LatentSpec, Normaliser
 from tests.contracts.encoder_cases import Case, Model, all_cases
 
 PAGE = Path(__file__).parents[1] / "docs" / "encoders.md"

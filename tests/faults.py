@@ -25,11 +25,12 @@ from unittest import mock
 import fsspec
 from PIL import Image
 
-from latentcache import prepare, retry
+from latentcache.core.records import Clip
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, LatentCacheError
-from latentcache.loader import LatentLoader
-from latentcache.records import Clip
+from latentcache.planning import planner
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.storage import retry
 from tests.caches import assert_same_files, make_config, run_inline
 from tests.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
 from tests.s3 import new_bucket, serve_s3
@@ -158,8 +159,8 @@ def quick_runs() -> Iterator[KeptPool]:
     pool = KeptPool()
     with (
         faulty_local_files(),
-        mock.patch("latentcache.pipeline._build_pool", return_value=pool),
-        mock.patch.object(prepare, "DecodePool", return_value=pool),
+        mock.patch("latentcache.running.worker._build_pool", return_value=pool),
+        mock.patch.object(planner, "DecodePool", return_value=pool),
         mock.patch.object(retry, "FIRST_WAIT_S", 0.0),
     ):
         try:

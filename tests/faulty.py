@@ -17,7 +17,7 @@ from unittest import mock
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from latentcache import storage
+from latentcache.storage import folder
 
 T = TypeVar("T")
 
@@ -244,7 +244,7 @@ class _FaultyFile:
 @contextlib.contextmanager
 def faulty_local_files() -> Iterator[None]:
     """Let the faults befall what storage does to local files by itself."""
-    pread_all = storage._pread_all
+    pread_all = folder._pread_all
 
     def faulty_write(write: Callable[[Path, bytes], T]) -> Callable[[Path, bytes], T]:
         def faulty(path: Path, data: bytes) -> T:
@@ -252,7 +252,7 @@ def faulty_local_files() -> Iterator[None]:
             kind = faults.strike("write", str(path))
             if kind in ("torn", "torn_once"):  # as a process leaves it that is killed in the middle
                 path.parent.mkdir(parents=True, exist_ok=True)
-                half = path.with_name(f".{path.name}.{uuid.uuid4().hex}{storage.TEMPORARY_SUFFIX}")
+                half = path.with_name(f".{path.name}.{uuid.uuid4().hex}{folder.TEMPORARY_SUFFIX}")
                 half.write_bytes(data[: len(data) // 2])
                 raise faults.lose()
             written = write(path, data)
@@ -267,9 +267,9 @@ def faulty_local_files() -> Iterator[None]:
         return [FAULTS["default"].spoil(kind, block) for block in pread_all(path, ranges)]
 
     with (
-        mock.patch.object(storage, "_replace_file", faulty_write(storage._replace_file)),
-        mock.patch.object(storage, "_create_file", faulty_write(storage._create_file)),
-        mock.patch.object(storage, "_pread_all", faulty_pread),
+        mock.patch.object(folder, "_replace_file", faulty_write(folder._replace_file)),
+        mock.patch.object(folder, "_create_file", faulty_write(folder._create_file)),
+        mock.patch.object(folder, "_pread_all", faulty_pread),
     ):
         yield
 

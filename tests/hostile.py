@@ -22,11 +22,10 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from latentcache import seal
-from latentcache.cache import open_cache
 from latentcache.errors import LatentCacheError
-from latentcache.manifest import seal_json
-from latentcache.tables import (
+from latentcache.format import checksum
+from latentcache.format.manifest import seal_json
+from latentcache.format.tables import (
     CACHE_JSON,
     INDEX,
     INDEX_SCHEMA,
@@ -34,6 +33,7 @@ from latentcache.tables import (
     sample_path,
     to_parquet,
 )
+from latentcache.reading.cache import open_cache
 from tests.synthetic import Synthetic, facts_of, write_cache
 
 #: That a case may take beyond what the process has when it begins. Sound caches here take 1 MiB.
@@ -65,7 +65,7 @@ def sound(folder: Path, format: str = "zarr", **options: Any) -> Synthetic:  # n
 
 def read_all(folder: Path) -> int:
     """Read a cache in every way that a trainer does; returns the number of samples."""
-    from latentcache.loader import LatentLoader
+    from latentcache.reading.loader.loader import LatentLoader
 
     cache = open_cache(str(folder))
     cache.table()
@@ -88,8 +88,8 @@ def change_json(folder: Path, *path: str | int, value: Any) -> None:
         inner = inner[key]
     inner[last] = value
     # Not by seal_json, which refuses numbers that are none.
-    text = json.dumps({**data, seal.KEY: seal.EMPTY}, indent=2, sort_keys=True)
-    (folder / CACHE_JSON).write_bytes(seal.seal(text.encode()))
+    text = json.dumps({**data, checksum.KEY: checksum.EMPTY}, indent=2, sort_keys=True)
+    (folder / CACHE_JSON).write_bytes(checksum.seal(text.encode()))
 
 
 def json_case(name: str, *path: str | int, value: Any) -> None:
@@ -126,9 +126,9 @@ def json_deep_inside(folder: Path) -> None:
     data = json.loads((folder / CACHE_JSON).read_bytes())
     data["recipe"] = "DEEP"
     text = seal_json(data).replace(b'"DEEP"', b"[" * 900 + b"]" * 900)
-    place = text.rfind(seal.KEY.encode()) + len(seal.KEY) + 4
-    text = text[:place] + seal.EMPTY.encode() + text[place + 8 :]
-    (folder / CACHE_JSON).write_bytes(seal.seal(text))
+    place = text.rfind(checksum.KEY.encode()) + len(checksum.KEY) + 4
+    text = text[:place] + checksum.EMPTY.encode() + text[place + 8 :]
+    (folder / CACHE_JSON).write_bytes(checksum.seal(text))
 
 
 @case
@@ -239,8 +239,8 @@ def samples_of_one_text_repeated(folder: Path) -> None:
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, table.schema, store_schema=False) as writer:
         writer.write_table(table)
-        writer.add_key_value_metadata({seal.KEY: seal.EMPTY})
-    storage.write(SAMPLES, seal.seal(buffer.getvalue().to_pybytes()))
+        writer.add_key_value_metadata({checksum.KEY: checksum.EMPTY})
+    storage.write(SAMPLES, checksum.seal(buffer.getvalue().to_pybytes()))
 
 
 @case
@@ -260,10 +260,10 @@ def samples_of_a_terabyte(folder: Path) -> None:
 
 def reseal(data: bytes) -> bytes:
     """Return a changed file with a CRC32C that fits, as somebody who means harm would."""
-    mark = seal.KEY.encode() + b"\x18\x08"
+    mark = checksum.KEY.encode() + b"\x18\x08"
     place = data.rfind(mark) + len(mark)
     try:
-        return seal.seal(data[:place] + seal.EMPTY.encode() + data[place + 8 :])
+        return checksum.seal(data[:place] + checksum.EMPTY.encode() + data[place + 8 :])
     except ValueError:  # the place itself was changed
         return data
 
@@ -290,10 +290,10 @@ def change_chunk(folder: Path, change: Callable[[bytearray], None], **options: A
 
 
 def shard_path(written: Synthetic) -> str:
-    from latentcache import formats
+    from latentcache.format.shards import get_format
 
     layout = written.manifest.layouts()[BUCKET]
-    return formats.get(written.manifest.format).path(layout, 0)
+    return get_format(written.manifest.format).path(layout, 0)
 
 
 def header_case(name: str, start: int, value: int) -> None:
@@ -324,7 +324,7 @@ def random_json(folder: Path) -> None:
     """Any value of cache.json replaced by any other."""
     sound(folder)
     original = json.loads((folder / CACHE_JSON).read_bytes())
-    places = [path for path in _places(original) if path and path[-1] != seal.KEY]
+    places = [path for path in _places(original) if path and path[-1] != checksum.KEY]
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -340,8 +340,8 @@ def random_json(folder: Path) -> None:
         for key in path[:-1]:
             inner = inner[key]
         inner[path[-1]] = value
-        text = json.dumps({**data, seal.KEY: seal.EMPTY}, indent=2, sort_keys=True)
-        (folder / CACHE_JSON).write_bytes(seal.seal(text.encode()))
+        text = json.dumps({**data, checksum.KEY: checksum.EMPTY}, indent=2, sort_keys=True)
+        (folder / CACHE_JSON).write_bytes(checksum.seal(text.encode()))
         is_read_or_refused(folder)
 
     attempt()

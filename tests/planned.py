@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from latentcache import formats
-from latentcache.commit import commit_shard
-from latentcache.config_files import load_config
-from latentcache.create import create_cache
-from latentcache.index import build_index, publish
-from latentcache.plan import make_plan
-from latentcache.prepare import (
+from latentcache.config.files import load_config
+from latentcache.core.records import ClipResult
+from latentcache.format.commit import commit_shard
+from latentcache.format.shards import get_format
+from latentcache.format.snapshot import build_index, publish
+from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.create import create_cache
+from latentcache.planning.plan import make_plan
+from latentcache.planning.planner import (
     Prepared,
     ShardLoader,
     make_manifest,
@@ -22,8 +24,6 @@ from latentcache.prepare import (
     plan_corpus,
     resolve_encoder,
 )
-from latentcache.records import ClipResult
-from latentcache.tables import PROBE_SCHEMA, SOURCE_SCHEMA
 from tests.caches import make_config
 from tests.synthetic import random_sample
 
@@ -53,7 +53,7 @@ def plan_cache(folder: Path, url: str, **cache: Any) -> Prepared:
 def fill_cache(prepared: Prepared, *, published: bool = True, seed: int = 0) -> None:
     """Commit every shard of a planned cache, and publish the snapshot."""
     loader, rng = ShardLoader(prepared.storage, prepared.manifest), np.random.default_rng(seed)
-    shard_format, number = formats.get(prepared.manifest.format), 0
+    shard_format, number = get_format(prepared.manifest.format), 0
     for task in missing_shards(prepared.storage, prepared.manifest):
         shard, layout = loader(task), prepared.manifest.layouts()[task.bucket]
         rows, results = [], []

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.config import Section
+from latentcache.config.sections import Section
+from latentcache.core.records import LatentSpec
 from latentcache.encoders import dct
 from latentcache.encoders.dct import CHANNELS, DCTEncoder
-from latentcache.records import LatentSpec
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 

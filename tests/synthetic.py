@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from latentcache import formats
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.index import build_index, publish
-from latentcache.interfaces import Array, ArrayLayout
-from latentcache.manifest import BucketInfo, Manifest, fingerprint
-from latentcache.records import Bucket, FrameRule, IdSpec, LatentSpec, Normaliser
-from latentcache.storage import Storage
-from latentcache.tables import (
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.records import Bucket, FrameRule, IdSpec, LatentSpec, Normaliser
+from latentcache.format.manifest import BucketInfo, Manifest, fingerprint
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.format.snapshot import build_index, publish
+from latentcache.format.tables import (
     CACHE_JSON,
     INDEX_SCHEMA,
     REJECTED,
@@ -26,6 +25,7 @@ from latentcache.tables import (
     shard_facts,
     to_parquet,
 )
+from latentcache.storage.folder import Storage
 
 #: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.
 BUCKETS = {"1x32x48": 5, "5x32x32": 11}
@@ -146,7 +146,7 @@ def write_cache(
     )
     storage.write(CACHE_JSON, manifest.to_bytes())
     layouts = manifest.layouts()
-    for path, data in formats.get(format).metadata(list(layouts.values())).items():
+    for path, data in get_format(format).metadata(list(layouts.values())).items():
         storage.write(path, data)
     rng, bad = np.random.default_rng(seed), set(failed)
     arrays: dict[str, Array] = {}
@@ -204,7 +204,7 @@ def write_shard(
     recipe: str,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
-    encoded = formats.get(format).encode_shard(layout, shard, rows)
+    encoded = get_format(format).encode_shard(layout, shard, rows)
     storage.write(encoded.path, encoded.data)
     first, bucket = shard * layout.shard_rows, layout.bucket
     table = [

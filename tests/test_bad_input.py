@@ -14,13 +14,13 @@ import pytest
 
 import latentcache
 from jobs import precompute
+from latentcache.core.records import REASONS
 from latentcache.decoders import decord
 from latentcache.decoders.frames import Frame, fit_frame
 from latentcache.decoders.packets import read_index
 from latentcache.decoders.pool import DecodePool
 from latentcache.decoders.source import Source
 from latentcache.errors import ClipError
-from latentcache.records import REASONS
 from tests import bad_videos, video_fuzz
 from tests.bad_videos import KINDS, NAMES, Kind, encode, write_socket
 from tests.caches import make_config, run_job

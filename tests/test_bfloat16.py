@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zarr.dtype import DataTypeValidationError, data_type_registry
 from zarr.storage import MemoryStore
 
-from latentcache.formats.bfloat16 import BFloat16
+from latentcache.format.shards.bfloat16 import BFloat16
 
 NATIVE = np.dtype(ml_dtypes.bfloat16)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.cache import Cache, open_cache
+from latentcache.core.dtypes import as_numpy
 from latentcache.errors import CacheError, ConfigError, CorruptionError, StorageError
-from latentcache.formats.dtypes import as_numpy
-from latentcache.index import build_index, publish
-from latentcache.manifest import seal_json
-from latentcache.storage import Storage
-from latentcache.tables import CACHE_JSON, SAMPLE_SCHEMA, sample_path
+from latentcache.format.manifest import seal_json
+from latentcache.format.snapshot import build_index, publish
+from latentcache.format.tables import CACHE_JSON, SAMPLE_SCHEMA, sample_path
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.storage.folder import Storage
 from tests.synthetic import Synthetic, write_cache, write_shard
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import jobs.clean
-from latentcache.clean import TEMPORARY_AGE_S, find_leftovers
-from latentcache.storage import Storage
-from latentcache.tables import sample_path
-from latentcache.verify import verify
+from latentcache.format.tables import sample_path
+from latentcache.inspecting.leftovers import TEMPORARY_AGE_S, find_leftovers
+from latentcache.inspecting.verify import verify
+from latentcache.storage.folder import Storage
 from tests.caches import read_files
 from tests.planned import fill_cache, make_cache, plan_cache
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures

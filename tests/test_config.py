@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.config import BucketsConfig, Config, CorpusConfig, aspect_ratio
-from latentcache.config_files import apply_overrides, load_config, load_stored_config
+from latentcache.config.files import apply_overrides, load_config, load_stored_config
+from latentcache.config.sections import BucketsConfig, Config, CorpusConfig, aspect_ratio
 from latentcache.errors import ConfigError
 
 SMALLEST = """\

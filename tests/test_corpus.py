@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.source_files import open_source
-from latentcache.storage import Storage
-from latentcache.tables import SOURCE_SCHEMA
+from latentcache.format.tables import SOURCE_SCHEMA
+from latentcache.storage.folder import Storage
+from latentcache.storage.source_files import open_source
 from tests.corpora import column, make, read
 from tests.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 - fixtures
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latentcache.corpus import RESERVED
-from latentcache.corpus_tables import number_repeated, resolve
+from latentcache.corpus.source_table import number_repeated, resolve
+from latentcache.corpus.sources import RESERVED
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.tables import SOURCE_SCHEMA
+from latentcache.format.tables import SOURCE_SCHEMA
 from tests.corpora import WRITERS, Rows, column, read, write_csv, write_jsonl
 
 
@@ -219,7 +219,7 @@ def test_csv_takes_a_byte_order_mark_and_crlf(tmp_path: Path) -> None:
 def test_a_csv_may_break_lines_in_any_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latentcache.table_files.CSV_BLOCK_BYTES", 64)
+    monkeypatch.setattr("latentcache.corpus.table_readers.CSV_BLOCK_BYTES", 64)
     rows = [{"video": f"{i}.mp4", "caption": f"{i}\n" * (i % 7)} for i in range(200)]
     corpus = read(write_csv(tmp_path / "t.csv", rows))
     assert column(corpus, "caption") == [r["caption"] or None for r in rows]
@@ -276,7 +276,7 @@ def test_json_columns_that_are_not_asked_for_may_hold_anything(tmp_path: Path) -
 
 
 def test_json_types_agree_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentcache.table_files.JSON_ROWS", 2)
+    monkeypatch.setattr("latentcache.corpus.table_readers.JSON_ROWS", 2)
     rows: Rows = [{"video": str(i), "s": s} for i, s in enumerate([None, None, 1, 2, 2.5, None, 4])]
     path = write_jsonl(tmp_path / "t.jsonl", rows)
     assert column(read(path, keep=["s"]), "s") == [None, None, 1.0, 2.0, 2.5, None, 4.0]

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import latentcache
-from latentcache import decoding, encoders
+from latentcache import encoders
+from latentcache.encoders import stored
 from latentcache.errors import ConfigError, EncoderError, RecipeMismatchError
 from tests.caches import make_config, make_corpus, run_job
 from tests.discrete_models import save_vqgan
@@ -141,8 +142,8 @@ def test_the_model_is_loaded_once(
     dct_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     built = []
-    original = decoding._build
-    monkeypatch.setattr(decoding, "_build", lambda *a: built.append(a[1]) or original(*a))
+    original = stored._build
+    monkeypatch.setattr(stored, "_build", lambda *a: built.append(a[1]) or original(*a))
     cache = latentcache.open_cache(str(dct_cache))
     with ThreadPoolExecutor(4) as pool:
         decoded = list(pool.map(cache.decode, ["v0.mp4#0", "v1.mp4#0"] * 4))
@@ -189,10 +190,10 @@ def test_a_plug_in_without_decode_says_so(dct_cache: Path, monkeypatch: pytest.M
 
 def test_encoders_are_imported_by_the_first_decode_and_not_before(dct_cache: Path) -> None:
     code = (
-        "import sys, latentcache, latentcache.loader\n"
+        "import sys, latentcache, latentcache.reading.loader.loader\n"
         f"cache = latentcache.open_cache({str(dct_cache)!r})\n"
         "cache.sample('v0.mp4#0')\n"
-        "late = ('latentcache.encoders', 'latentcache.decoding')\n"
+        "late = ('latentcache.encoders', 'latentcache.encoders.stored')\n"
         "assert not [m for m in (*late, 'ray', 'decord', 'av', 'diffusers') if m in sys.modules]\n"
         "cache.decode('v0.mp4#0')\n"
         "assert all(m in sys.modules for m in late)\n"

@@ -17,13 +17,13 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from latentcache.cache import Cache, open_cache
-from latentcache.disk_cache import FOLDER, SUFFIX, DiskCache
+from latentcache.core.dtypes import as_numpy
+from latentcache.core.records import ChunkRef
 from latentcache.errors import ConfigError
-from latentcache.formats.dtypes import as_numpy
-from latentcache.loader import LatentLoader
-from latentcache.records import ChunkRef
-from latentcache.storage import Storage
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.storage.disk_cache import FOLDER, SUFFIX, DiskCache
+from latentcache.storage.folder import Storage
 from tests.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 from tests.synthetic import Synthetic, random_sample, write_cache, write_shard
 

@@ -20,8 +20,8 @@ import yaml
 
 import latentcache
 from jobs.__main__ import JOBS
-from latentcache.config import Config
-from latentcache.config_files import apply_overrides, validate
+from latentcache.config.files import apply_overrides, validate
+from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import ConfigError
 from tests import config_docs

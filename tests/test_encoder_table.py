@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from latentcache.encoders import KINDS
-from latentcache.encoders.image_classes import IMAGE_CLASSES
-from latentcache.encoders.video_classes import VIDEO_CLASSES
+from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
+from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 from tests import encoder_table
 from tests.encoder_table import HEADINGS, PAGE
 

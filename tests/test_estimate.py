@@ -11,10 +11,11 @@ import pytest
 
 import latentcache
 from jobs import estimate as job
-from latentcache.config import QualityConfig
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
+from latentcache.config.sections import QualityConfig
 from latentcache.decoders.pool import DecodePool
-from latentcache.estimate import (
+from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.running.estimate import (
     MIN_RUNS,
     SHARDS,
     BucketEstimate,
@@ -24,8 +25,7 @@ from latentcache.estimate import (
     sample_plan,
     try_batches,
 )
-from latentcache.pipeline import SHARDS_IN_HAND
-from latentcache.prepare import plan_corpus, resolve_encoder
+from latentcache.running.worker import SHARDS_IN_HAND
 from tests import caches
 from tests.caches import make_config, make_corpus, run_inline
 

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latentcache import retry
-from latentcache.config import CorpusConfig
-from latentcache.corpus import Corpus, read_corpus
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.probe import probe_sources
+from latentcache.corpus.sources import Corpus, read_corpus
 from latentcache.decoders import process
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
@@ -32,7 +32,7 @@ from latentcache.errors import (
     StorageError,
     UnreachableError,
 )
-from latentcache.probe import probe_sources
+from latentcache.storage import retry
 from tests.faults import (
     JOBS,
     Backend,

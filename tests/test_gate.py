@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.config import QualityConfig
+from latentcache.config.sections import QualityConfig
+from latentcache.core.dtypes import as_numpy
+from latentcache.core.records import LatentSpec
 from latentcache.errors import RunStoppedError
-from latentcache.formats.dtypes import as_numpy
-from latentcache.gate import WARN_PSNR_DB, Gate, compare, find_problem
-from latentcache.interfaces import Array
-from latentcache.pairs import PairReader
-from latentcache.places import Place
-from latentcache.records import LatentSpec
+from latentcache.format.shards.protocol import Array
+from latentcache.inspecting.choose import Place
+from latentcache.inspecting.clip_reader import PairReader
+from latentcache.running.quality_gate import WARN_PSNR_DB, Gate, compare, find_problem
 from tests import spoilt_dct
 from tests.caches import (
     assert_same_cache,
@@ -149,7 +149,7 @@ def test_sampled_clips_are_chosen_by_place_so_that_two_runs_agree(
 
 
 def test_what_is_recorded_is_what_a_preview_measures(tmp_path: Path, corpus: Path) -> None:
-    from latentcache.config_files import load_config
+    from latentcache.config.files import load_config
 
     sections: dict[str, dict[str, object]] = {"encoder": {"kind": "dct", "store": "moments"}}
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"), **sections)
@@ -200,7 +200,7 @@ def test_a_clip_of_one_colour_can_be_compared() -> None:
 def test_trained_weights_pass_and_with_swapped_colours_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentcache.encoders import taesd
+    from latentcache.encoders.native import taesd
 
     weights = {
         part: str(SHARED / "weights" / f"taef2_{part}.pth") for part in ("encoder", "decoder")

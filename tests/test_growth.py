@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from latentcache.driver import Run
-from latentcache.loader import LatentLoader
-from latentcache.pipeline import SHARDS_IN_HAND
-from latentcache.prepare import missing_shards
-from latentcache.records import ShardReport
+from latentcache.core.records import ShardReport
+from latentcache.planning.planner import missing_shards
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.running.driver import Run
+from latentcache.running.worker import SHARDS_IN_HAND
 from tests.caches import make_config, make_corpus
 from tests.planned import planned_from
 from tests.ranks import run_ranks

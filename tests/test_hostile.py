@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache.encoders import trainer_checkpoint, weights
+from latentcache.config.yaml import parse_yaml
 from latentcache.encoders.checkpoint import Checkpoint
+from latentcache.encoders.diffusers import weights
+from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.errors import ConfigError, LatentCacheError
-from latentcache.yaml_text import parse_yaml
 from tests import hostile
 from tests.caches import ROOT
 

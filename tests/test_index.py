@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from latentcache import index
 from latentcache.errors import CacheError, CorruptionError
-from latentcache.index import build_index, publish, read_index
-from latentcache.storage import Storage
-from latentcache.tables import INDEX, INDEX_SCHEMA, from_parquet, sample_path
+from latentcache.format import snapshot
+from latentcache.format.snapshot import build_index, publish, read_index
+from latentcache.format.tables import INDEX, INDEX_SCHEMA, from_parquet, sample_path
+from latentcache.storage.folder import Storage
 from tests.synthetic import write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
@@ -45,13 +45,13 @@ def test_only_unknown_shards_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     cache = write_cache(str(tmp_path), failed=FAILED)
     whole = build_index(cache.storage)
     read: list[tuple[str, int]] = []
-    original = index._summarise
+    original = snapshot._summarise
 
     def counting(storage: Storage, bucket: str, shard: int) -> dict[str, Any]:
         read.append((bucket, shard))
         return original(storage, bucket, shard)
 
-    monkeypatch.setattr(index, "_summarise", counting)
+    monkeypatch.setattr(snapshot, "_summarise", counting)
     assert build_index(cache.storage, whole.slice(0, 3)) == whole
     assert sorted(read) == [("5x32x32", 1), ("5x32x32", 2)]
     cache.storage.delete(sample_path("5x32x32", 2))

@@ -17,8 +17,9 @@ import yaml
 
 import latentcache
 from jobs import cli
-from latentcache import encoders, prepare
-from latentcache.runners.work import Progress
+from latentcache import encoders
+from latentcache.planning import planner
+from latentcache.running.queue import Progress
 from tests.caches import (
     assert_same_cache,
     committed,
@@ -180,14 +181,14 @@ def test_resume_looks_at_some_sources_of_many_and_decoding_at_each(
     for table in cache.glob("samples/5x64x96/*"):
         table.unlink()
     seen: list[str] = []
-    identify = prepare.identify_url
+    identify = planner.identify_url
 
     def spy(url: str, options: Mapping[str, Any]) -> str:
         seen.append(url)
         return identify(url, options)
 
-    monkeypatch.setattr(prepare, "identify_url", spy)
-    monkeypatch.setattr(prepare, "MAX_CHECKED", 4)
+    monkeypatch.setattr(planner, "identify_url", spy)
+    monkeypatch.setattr(planner, "MAX_CHECKED", 4)
     changed = corpus / "v2.mp4"
     write_video(changed, read_with_pyav(corpus / "v1.mp4"))
     status, printed = run_inline("resume", cache)

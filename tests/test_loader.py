@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentcache import posterior
-from latentcache.cache import open_cache
+from latentcache.core import posterior
+from latentcache.core.dtypes import as_numpy
 from latentcache.errors import CacheError, ConfigError, CorruptionError
-from latentcache.formats.dtypes import as_numpy
-from latentcache.loader import LatentLoader
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.synthetic import Synthetic, write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
@@ -439,13 +439,13 @@ def test_options_that_make_no_sense_are_refused(
 def test_reading_needs_nothing_of_writing(written: Synthetic) -> None:
     code = (
         "import sys\n"
-        "import latentcache.loader\n"
-        f"loader = latentcache.loader.LatentLoader({written.url!r}, batch_size=2)\n"
+        "import latentcache.reading.loader.loader\n"
+        f"loader = latentcache.reading.loader.loader.LatentLoader({written.url!r}, batch_size=2)\n"
         "assert sum(len(batch['key']) for batch in loader) == 14\n"
         "names = {name.partition('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'ray', 'decord', 'av', 'diffusers', 'transformers'}))\n"
         "ours = {name.split('.')[1] for name in sys.modules if name.startswith('latentcache.')}\n"
-        "print(sorted(ours & {'encoders', 'decoders', 'pipeline', 'plan', 'corpus', 'runners'}))"
+        "print(sorted(ours & {'encoders', 'decoders', 'planning', 'running', 'corpus', 'inspecting'}))"
     )
     command = [sys.executable, "-W", "error", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

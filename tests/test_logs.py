@@ -15,21 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache import events
-from latentcache.clean import find_leftovers
-from latentcache.driver import Run
+from latentcache.core.image_quality import psnr_quantiles
+from latentcache.core.records import ShardReport
 from latentcache.errors import RunStoppedError, StorageError, UnreachableError
-from latentcache.events import LogEvent, is_log, read_lines, segment_path
-from latentcache.prepare import (
+from latentcache.inspecting.leftovers import find_leftovers
+from latentcache.inspecting.watch import LogReader, shard_workers
+from latentcache.planning.planner import (
     Prepared,
     missing_shards,
 )
-from latentcache.quality import psnr_quantiles
-from latentcache.records import ShardReport
-from latentcache.run_log import RunLog
-from latentcache.runners.work import Died, GaveUp, Progress, Retried, Started, Task, worker_name
-from latentcache.storage import Storage
-from latentcache.watch import LogReader, shard_workers
+from latentcache.running import log_lines
+from latentcache.running.driver import Run
+from latentcache.running.log import RunLog
+from latentcache.running.log_lines import LogEvent, is_log, read_lines, segment_path
+from latentcache.running.queue import Died, GaveUp, Progress, Retried, Started, Task, worker_name
+from latentcache.storage.folder import Storage
 from tests.caches import assert_same_cache, make_config, make_corpus
 from tests.planned import planned_from
 from tests.synthetic import write_cache
@@ -100,22 +100,22 @@ def test_a_run_logs_what_it_did(corpus: Path, tmp_path: Path) -> None:
     list(run.events())
     log = logged(prepared.storage)
     begin, end = log[0], log[-1]
-    assert (begin.name, end.name) == (events.RUN_STARTED, events.RUN_ENDED)
-    assert end.facts["how"] == events.FINISHED
+    assert (begin.name, end.name) == (log_lines.RUN_STARTED, log_lines.RUN_ENDED)
+    assert end.facts["how"] == log_lines.FINISHED
     assert begin.facts["fingerprint"] == prepared.manifest.fingerprint
     assert begin.facts["num_clips"] == run.summary.clips_ok + run.summary.clips_failed
     assert {"python", "torch", "latentcache", "ray"} <= begin.facts["versions"].keys()
-    shards = named(log, events.SHARD_COMMITTED)
+    shards = named(log, log_lines.SHARD_COMMITTED)
     assert len(shards) == run.summary.shards == begin.facts["num_shards"]
     assert sum(s["num_ok"] for s in shards) == run.summary.clips_ok
     assert sum(s["stored_bytes"] for s in shards) == run.summary.stored_bytes
     assert sum(s["encode_s"] for s in shards) == pytest.approx(run.summary.encode_s, abs=1e-3)
     worker = worker_name(socket.gethostname(), (), 0)
     assert {s["worker"] for s in shards} == {worker}
-    assert [w["worker"] for w in named(log, events.WORKER_STARTED)] == [worker]
-    assert named(log, events.SNAPSHOT_PUBLISHED)[-1]["num_shards"] <= len(shards)
-    assert named(log, events.PROGRESS)[-1]["clips_done"] == begin.facts["num_clips"]
-    (quality,) = named(log, events.QUALITY)
+    assert [w["worker"] for w in named(log, log_lines.WORKER_STARTED)] == [worker]
+    assert named(log, log_lines.SNAPSHOT_PUBLISHED)[-1]["num_shards"] <= len(shards)
+    assert named(log, log_lines.PROGRESS)[-1]["clips_done"] == begin.facts["num_clips"]
+    (quality,) = named(log, log_lines.QUALITY)
     assert quality["psnr_db"] == psnr_quantiles(run.summary.psnrs_db)
     assert quality["num_clips"] == len(run.summary.psnrs_db) > 0
     places = {(s["bucket"], s["shard"]): worker for s in shards}
@@ -130,7 +130,7 @@ def test_failed_clips_are_logged_with_their_reasons(tmp_path: Path) -> None:
     (corpus / "v1.mp4").unlink()
     run = run_of(prepared)
     list(run.events())
-    failed = named(logged(prepared.storage), events.CLIP_FAILED)
+    failed = named(logged(prepared.storage), log_lines.CLIP_FAILED)
     got = sorted((f["key"], f["reason"], f["message"]) for f in failed)
     assert got == sorted(run.summary.failures) != []
 
@@ -148,18 +148,18 @@ def test_every_event_of_a_runner_is_logged() -> None:
         raw_bytes=9,
     )
     found = {
-        events.WORKER_STARTED: Started(worker=0, name="a/gpu1", gpus=("1",)),
-        events.WORKER_DIED: Died(name="a/gpu1", error="gone"),
-        events.SHARD_RETRIED: Retried(task=task),
-        events.SHARD_GIVEN_UP: GaveUp(task=task),
-        events.SHARD_COMMITTED: committed,
+        log_lines.WORKER_STARTED: Started(worker=0, name="a/gpu1", gpus=("1",)),
+        log_lines.WORKER_DIED: Died(name="a/gpu1", error="gone"),
+        log_lines.SHARD_RETRIED: Retried(task=task),
+        log_lines.SHARD_GIVEN_UP: GaveUp(task=task),
+        log_lines.SHARD_COMMITTED: committed,
     }
     for name, event in found.items():
-        ((got, facts),) = events.describe(event)
+        ((got, facts),) = log_lines.describe(event)
         assert got == name
         assert "a/gpu1" in facts.values() or (facts["bucket"], facts["shard"]) == ("5x8x8", 7)
     elsewhere = ShardReport(**{**vars(committed), "committed_before": True})
-    assert not list(events.describe(elsewhere))
+    assert not list(log_lines.describe(elsewhere))
 
 
 def test_an_interrupted_run_says_so_and_keeps_what_it_logged(corpus: Path, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_an_interrupted_run_says_so_and_keeps_what_it_logged(corpus: Path, tmp_p
         pass
     running.close()
     log = logged(prepared.storage)
-    assert log[-1].facts == {"how": events.INTERRUPTED}
-    assert named(log, events.SHARD_COMMITTED)
+    assert log[-1].facts == {"how": log_lines.INTERRUPTED}
+    assert named(log, log_lines.SHARD_COMMITTED)
 
 
 def test_a_run_that_stops_itself_says_why(corpus: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_run_that_stops_itself_says_why(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError), log.run():
         raise RunStoppedError("no good with hunter2-hunter2")
     end = logged(Storage(str(tmp_path)))[-1]
-    assert end.facts == {"how": events.STOPPED, "message": "RunStoppedError: no good with ***"}
+    assert end.facts == {"how": log_lines.STOPPED, "message": "RunStoppedError: no good with ***"}
 
 
 def test_of_an_error_that_nobody_foresaw_only_the_kind_is_logged(tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ def test_no_secret_is_logged(tmp_path: Path) -> None:
 def test_segments_are_whole_and_of_bounded_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "FLUSH_INTERVAL_S", -1.0)
-    monkeypatch.setattr(events, "SEGMENT_BYTES", 5000)
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
+    monkeypatch.setattr(log_lines, "SEGMENT_BYTES", 5000)
     log = RunLog(Storage(str(tmp_path)), {})
     with log.run():
         for done in range(100):
@@ -216,7 +216,7 @@ def test_segments_are_whole_and_of_bounded_size(
     ]
     assert len(files) > 1
     assert max(f.stat().st_size for f in files) < 5500
-    done = [f["clips_done"] for f in named(logged(Storage(str(tmp_path))), events.PROGRESS)]
+    done = [f["clips_done"] for f in named(logged(Storage(str(tmp_path))), log_lines.PROGRESS)]
     assert done == [*range(100), 99]
 
 
@@ -238,7 +238,7 @@ def test_a_log_that_cannot_be_written_fails_nothing_and_is_said_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(events, "FLUSH_INTERVAL_S", -1.0)
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
     prepared, writes = prepare(tmp_path, corpus), list[str]()
     monkeypatch.setattr(Storage, "write", refuse(StorageError, writes))
     run = run_of(prepared)
@@ -318,6 +318,6 @@ def test_segments_that_have_not_grown_are_read_once(
     assert len(first) == 2
     third = RunLog(storage, {})
     with third.run():
-        assert reader.runs()[third.name][-1].name == events.RUN_STARTED
-    assert reader.runs()[third.name][-1].name == events.RUN_ENDED
+        assert reader.runs()[third.name][-1].name == log_lines.RUN_STARTED
+    assert reader.runs()[third.name][-1].name == log_lines.RUN_ENDED
     assert sorted(reads.values()) == [1, 1, 2]

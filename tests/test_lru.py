@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from latentcache.lru import Lru
+from latentcache.core.lru import Lru
 
 
 def test_it_forgets_what_was_used_longest_ago() -> None:

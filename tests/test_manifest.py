@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
+from latentcache.core.records import Bucket
 from latentcache.errors import CacheError
-from latentcache.manifest import (
+from latentcache.format.manifest import (
     Manifest,
     fingerprint,
     read_manifest,
     recipe_difference,
     seal_json,
 )
-from latentcache.records import Bucket
-from latentcache.storage import Storage
-from latentcache.tables import CACHE_JSON
+from latentcache.format.tables import CACHE_JSON
+from latentcache.storage.folder import Storage
 from tests.synthetic import make_manifest, make_spec
 
 

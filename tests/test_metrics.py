@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from latentcache.records import ShardReport
-from latentcache.runners.ray_metrics import STAGES, RunMetrics, WorkerMetrics
-from latentcache.runners.work import Progress, Retried, Task, worker_name
+from latentcache.core.records import ShardReport
+from latentcache.running.queue import Progress, Retried, Task, worker_name
+from latentcache.running.runners.ray_metrics import STAGES, RunMetrics, WorkerMetrics
 from tests.caches import make_corpus
 from tests.test_logs import prepare, run_of
 

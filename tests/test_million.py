@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from latentcache.cache import open_cache
-from latentcache.loader import LatentLoader
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.caches import ROOT
 from tests.synthetic import write_index
 

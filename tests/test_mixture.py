@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentcache.errors import ConfigError
-from latentcache.samplers.mixture import Mixture, shares
-from latentcache.samplers.pool import BucketShards, Order
+from latentcache.reading.order.epoch import BucketShards, Order
+from latentcache.reading.order.mixture import Mixture, shares
 
 caches_of_any_size = st.lists(
     st.lists(st.integers(1, 9), min_size=1, max_size=5).map(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.manifest import seal_json
+from latentcache.format.manifest import seal_json
 from tests.caches import make_config, make_corpus, run_job
 from tests.tiny_models import save_wan
 from tests.videos import read_with_pyav

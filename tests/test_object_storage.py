@@ -18,9 +18,9 @@ import torch
 import yaml
 
 import latentcache
-from latentcache import retry
 from latentcache.errors import StorageError, UnreachableError
-from latentcache.storage import Storage
+from latentcache.storage import retry
+from latentcache.storage.folder import Storage
 from tests.caches import (
     assert_same_files,
     make_config,

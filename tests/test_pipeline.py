@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.driver import Run
+from latentcache.core.records import ShardReport
 from latentcache.errors import ClipError
-from latentcache.index import read_index
-from latentcache.pipeline import to_stored
-from latentcache.prepare import missing_shards
-from latentcache.records import ShardReport
+from latentcache.format.snapshot import read_index
+from latentcache.planning.planner import missing_shards
+from latentcache.running.driver import Run
+from latentcache.running.worker import to_stored
 from tests.caches import make_config, make_corpus
 from tests.planned import planned_from
 from tests.synthetic import make_spec

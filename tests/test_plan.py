@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.config import ClipsConfig
+from latentcache.config.sections import ClipsConfig
+from latentcache.core.records import Bucket, FrameRule, LatentSpec
 from latentcache.errors import GeometryError
-from latentcache.plan import Plan, check_geometry, make_plan, select_starts, to_shard
-from latentcache.records import Bucket, FrameRule, LatentSpec
-from latentcache.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.plan import Plan, check_geometry, make_plan, select_starts, to_shard
 
 SPEC = LatentSpec(
     encoder="test",
@@ -191,7 +191,7 @@ def test_a_plan_does_not_depend_on_how_much_is_planned_at_a_time(
 
     whole = make()
     assert whole.rejected.num_rows == 11
-    monkeypatch.setattr("latentcache.plan.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("latentcache.planning.plan.CHUNK_ROWS", chunk_rows)
     parts = make()
     assert [*parts.buckets.items()] == [*whole.buckets.items()]
     assert parts.rejected == whole.rejected

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache import posterior
-from latentcache.records import Normaliser
+from latentcache.core import posterior
+from latentcache.core.records import Normaliser
 
 CHANNEL = Normaliser(kind="channel", shift=(0.5, -1.0), scale=(2.0, 0.25))
 
@@ -169,7 +169,7 @@ def test_moments_are_not_normalised_by_mistake() -> None:
 
 def test_import_pulls_in_nothing_of_the_write_half() -> None:
     code = (
-        "import sys, latentcache.posterior\n"
+        "import sys, latentcache.core.posterior\n"
         "assert not {'diffusers', 'ray', 'decord', 'av', 'zarr', 'latentcache.encoders'}"
         " & sys.modules.keys()\n"
     )

@@ -14,12 +14,12 @@ from PIL import Image
 
 import latentcache
 from jobs import preview as job
-from latentcache import preview
 from latentcache.errors import ConfigError
-from latentcache.index import build_index, publish
-from latentcache.places import find_places
-from latentcache.storage import Storage
-from latentcache.tables import PLAN_SCHEMA, plan_facts, plan_path, sample_path, to_parquet
+from latentcache.format.snapshot import build_index, publish
+from latentcache.format.tables import PLAN_SCHEMA, plan_facts, plan_path, sample_path, to_parquet
+from latentcache.inspecting import preview
+from latentcache.inspecting.choose import find_places
+from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, run_job
 from tests.synthetic import write_cache
 from tests.videos import read_with_pyav

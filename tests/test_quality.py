@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentcache import quality
-from latentcache.interfaces import Array
+from latentcache.core import image_quality
+from latentcache.format.shards.protocol import Array
 from tests.videos import moving_pattern
 
 SHAPE = (2, 15, 19)
@@ -46,21 +46,21 @@ def test_ssim_is_that_of_the_definition(noise: float) -> None:
         np.mean([slow_ssim(x[..., c], y[..., c]) for c in range(3)])
         for x, y in zip(a.numpy(), b.numpy(), strict=True)
     ]
-    np.testing.assert_allclose(quality.ssim(a, b), expected, rtol=1e-4)
+    np.testing.assert_allclose(image_quality.ssim(a, b), expected, rtol=1e-4)
 
 
 def test_ssim_of_flat_frames_is_the_term_of_luminance() -> None:
     a, b = torch.full((1, 16, 16, 3), 250, dtype=torch.uint8), torch.zeros(1, 16, 16, 3).byte()
     c1 = (0.01 * 255) ** 2
     torch.testing.assert_close(
-        quality.ssim(a, b), torch.tensor([c1 / (250.0**2 + c1)]).double(), rtol=1e-3, atol=0
+        image_quality.ssim(a, b), torch.tensor([c1 / (250.0**2 + c1)]).double(), rtol=1e-3, atol=0
     )
 
 
 def test_errors_are_those_of_each_frame_and_psnr_of_all() -> None:
     a, b = two_clips(10)
     a[1] = b[1]
-    found = quality.compare(a, b)
+    found = image_quality.compare(a, b)
     difference = a.numpy().astype(np.float64) - b.numpy()
     first = float(np.mean(difference[0] ** 2))
     assert found.mse == pytest.approx((first, 0.0))
@@ -74,24 +74,24 @@ def test_errors_are_those_of_each_frame_and_psnr_of_all() -> None:
 
 def test_values_far_apart_do_not_wrap() -> None:
     black = torch.zeros(1, 12, 12, 3, dtype=torch.uint8)
-    assert quality.compare(black, black + 255).psnr_db == 0
-    assert quality.compare(black + 255, black).psnr_db == 0
+    assert image_quality.compare(black, black + 255).psnr_db == 0
+    assert image_quality.compare(black + 255, black).psnr_db == 0
 
 
 def test_fewer_decoded_frames_are_compared_with_the_first() -> None:
     a, b = two_clips(10)
-    assert quality.compare(a[:1], b) == quality.compare(a[:1], b[:1])
+    assert image_quality.compare(a[:1], b) == image_quality.compare(a[:1], b[:1])
 
 
 def test_frames_smaller_than_the_window_have_no_ssim() -> None:
     small = torch.zeros(2, 10, 64, 3, dtype=torch.uint8)
-    found = quality.compare(small, small)
+    found = image_quality.compare(small, small)
     assert (found.ssim, found.mean_ssim, found.mse) == ((), None, (0.0, 0.0))
     with pytest.raises(ValueError, match="frames of 11x11 or more, not"):
-        quality.ssim(small, small)
+        image_quality.ssim(small, small)
 
 
 def test_clips_of_two_sizes_are_refused() -> None:
     a, b = two_clips(1)
     with pytest.raises(ValueError, match=r"not \(2, 15, 19, 3\) and \(2, 15, 18, 3\)"):
-        quality.compare(a, b[:, :, 1:])
+        image_quality.compare(a, b[:, :, 1:])

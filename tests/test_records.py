@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.errors import ConfigError, GeometryError
-from latentcache.records import (
+from latentcache.core.records import (
     ITEM_BYTES,
     REASONS,
     Bucket,
@@ -23,6 +22,7 @@ from latentcache.records import (
     Normaliser,
     Shard,
 )
+from latentcache.errors import ConfigError, GeometryError
 
 WAN = FrameRule(multiple=4, remainders=(1,))
 COGVIDEOX = FrameRule(multiple=8, remainders=(0, 1))

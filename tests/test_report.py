@@ -19,23 +19,23 @@ import torch
 import latentcache
 from jobs import report as job
 from latentcache import encoders
-from latentcache.config_files import load_stored_config
+from latentcache.config.files import load_stored_config
+from latentcache.core.image_quality import Quality, compare
+from latentcache.core.records import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.errors import ConfigError
-from latentcache.events import SHARD_COMMITTED
-from latentcache.manifest import read_manifest
-from latentcache.pairs import PairReader
-from latentcache.places import draw_stratified, find_places
-from latentcache.quality import Quality, compare
-from latentcache.records import FrameRule, IdSpec, LatentSpec, Normaliser
-from latentcache.report.collect import Report, collect
-from latentcache.report.facts import TIME_EDGES_S, read_facts
-from latentcache.report.latents import ChannelStatistics, IdStatistics, describe_latents
-from latentcache.report.markup import Markup, h
-from latentcache.report.page import render
-from latentcache.report.reconstructions import psnr_by_position
-from latentcache.run_log import RunLog
-from latentcache.storage import Storage
-from latentcache.tables import from_parquet, sample_path, to_parquet
+from latentcache.format.manifest import read_manifest
+from latentcache.format.tables import from_parquet, sample_path, to_parquet
+from latentcache.inspecting.choose import draw_stratified, find_places
+from latentcache.inspecting.clip_reader import PairReader
+from latentcache.inspecting.report.collect import Report, collect
+from latentcache.inspecting.report.facts import TIME_EDGES_S, read_facts
+from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics, describe_latents
+from latentcache.inspecting.report.markup import Markup, h
+from latentcache.inspecting.report.page import render
+from latentcache.inspecting.report.reconstructions import psnr_by_position
+from latentcache.running.log import RunLog
+from latentcache.running.log_lines import SHARD_COMMITTED
+from latentcache.storage.folder import Storage
 from tests.browser import Browser, needs_chromium
 from tests.caches import make_config, make_corpus, run_job
 from tests.synthetic import facts_of, make_spec, write_cache

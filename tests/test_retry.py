@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from latentcache import retry
+from latentcache.storage import retry
 
 
 @pytest.fixture(autouse=True)

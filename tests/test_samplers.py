@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentcache.errors import ConfigError
-from latentcache.samplers.pool import Batch, BucketShards, Epoch, Order, places
-from latentcache.samplers.words import WORDS_A_COUNT, Words
+from latentcache.reading.order.epoch import Batch, BucketShards, Epoch, Order, places
+from latentcache.reading.order.philox import WORDS_A_COUNT, Words
 
 
 def make(sizes: list[list[int]], sample_bytes: int = 10) -> list[BucketShards]:

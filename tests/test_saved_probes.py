@@ -15,17 +15,17 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from latentcache import saved_probes
-from latentcache.clean import find_leftovers
-from latentcache.config import Config
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
+from latentcache.config.sections import Config
+from latentcache.corpus import saved_probes
+from latentcache.corpus.saved_probes import FOLDER, SavedProbes
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import StorageError
-from latentcache.manifest import read_manifest
-from latentcache.plan import Plan
-from latentcache.prepare import plan_corpus, resolve_encoder
-from latentcache.saved_probes import FOLDER, SavedProbes
-from latentcache.storage import Storage
+from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.leftovers import find_leftovers
+from latentcache.planning.plan import Plan
+from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.storage.folder import Storage
 from tests.caches import ROOT, make_config, make_corpus, run_inline
 from tests.videos import moving_pattern, write_video
 
@@ -111,9 +111,9 @@ def test_a_plan_that_was_cut_off_goes_on_and_is_the_same(config: Config, probed:
 KILLED = """
 import os, sys
 from latentcache import saved_probes
-from latentcache.config_files import load_config
-from latentcache.prepare import plan_corpus, resolve_encoder
-from latentcache.storage import Storage
+from latentcache.config.files import load_config
+from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.storage.folder import Storage
 
 saved_probes.FLUSH_INTERVAL_S = 0.0
 config, left = load_config(sys.argv[1]), 6

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.status
-from latentcache import events
-from latentcache.events import LogEvent, segment_path
-from latentcache.index import build_index
-from latentcache.prepare import missing_shards
-from latentcache.status import Planned, RunFacts, assess, read_run, speeds
-from latentcache.storage import Storage
-from latentcache.tables import INDEX_SCHEMA, sample_path
-from latentcache.watch import Watch
+from latentcache.format.snapshot import build_index
+from latentcache.format.tables import INDEX_SCHEMA, sample_path
+from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
+from latentcache.inspecting.watch import Watch
+from latentcache.planning.planner import missing_shards
+from latentcache.running import log_lines
+from latentcache.running.log_lines import LogEvent, segment_path
+from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, run_inline, start_job
 from tests.planned import fill_cache, plan_cache
 from tests.runners import slow
@@ -61,8 +61,8 @@ def index_of(*shards: tuple[int, int]) -> pa.Table:
 
 def test_states_are_told_apart() -> None:
     empty, some, whole = index_of(), index_of((25, 25)), index_of(*[(25, 25)] * 4)
-    going_on, ended = run_facts(10), run_facts(10, how=events.INTERRUPTED)
-    soon, later = going_on.heard_s + 1, going_on.heard_s + events.SILENT_S + 1
+    going_on, ended = run_facts(10), run_facts(10, how=log_lines.INTERRUPTED)
+    soon, later = going_on.heard_s + 1, going_on.heard_s + log_lines.SILENT_S + 1
 
     def state(index: pa.Table, *runs: RunFacts, now_s: float = soon) -> str:
         return assess(PLANNED, index, runs, {}, now_s).state
@@ -77,7 +77,7 @@ def test_states_are_told_apart() -> None:
     assert state(whole) == state(whole, ended) == "finished"
     assert state(whole, going_on) == "finished"  # it only has to say so, or was killed
     assert state(whole, run_facts(10, num_retried=1)) == "running"
-    assert assess(PLANNED, some, [going_on], {}, later).silent_s == events.SILENT_S + 1
+    assert assess(PLANNED, some, [going_on], {}, later).silent_s == log_lines.SILENT_S + 1
 
 
 def test_speed_and_what_is_left_follow_from_heartbeats() -> None:
@@ -85,7 +85,7 @@ def test_speed_and_what_is_left_follow_from_heartbeats() -> None:
     assert found.clips_per_s == pytest.approx(2.0)  # 40 clips in the 20 s after the start-up
     assert found.left_s == pytest.approx((100 - 25) / 2.0)
     assert found.num_unexplained == 1
-    stopped = run_facts(0, 20, 40, how=events.STOPPED)
+    stopped = run_facts(0, 20, 40, how=log_lines.STOPPED)
     found = assess(PLANNED, index_of((25, 24)), [stopped], {}, START_S + 31)
     assert (found.clips_per_s, found.left_s) == (0.0, None)
 
@@ -119,7 +119,7 @@ def test_speeds_add_up_to_what_was_done(runs: list[list[int]], num: int) -> None
 
 def test_a_log_of_nonsense_gives_zeros() -> None:
     facts = {"num_clips": "many", "clips_done": -3, "workers": None, "how": 7, "message": ["x"]}
-    names = (events.RUN_STARTED, events.PROGRESS, events.RUN_ENDED)
+    names = (log_lines.RUN_STARTED, log_lines.PROGRESS, log_lines.RUN_ENDED)
     log = [LogEvent(time_s=START_S, name=name, facts=facts) for name in names]
     run = read_run("r", log)
     assert (run.num_clips, run.clips_done, run.workers, run.how, run.message) == (0, 0, 0, "", "")
@@ -146,7 +146,7 @@ def show(*args: object) -> tuple[int, str]:
 
 
 def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "FLUSH_INTERVAL_S", -1.0)
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
     corpus = make_corpus(tmp_path / "corpus", 3)
     prepared = prepare(tmp_path, corpus, cache={"shard_clips": 1})
     url = str(tmp_path / "cache")
@@ -166,7 +166,7 @@ def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert "running" in show(url)[1]
     running.close()
     found = watch.look(time.time())
-    assert (found.state, found.runs[-1].how) == ("interrupted", events.INTERRUPTED)
+    assert (found.state, found.runs[-1].how) == ("interrupted", log_lines.INTERRUPTED)
     _, printed = show(url)
     assert f"the last run was stopped 0.0 s ago. Go on with:  latentcache resume {url}" in printed
     list(run_of(prepared).events())
@@ -196,7 +196,7 @@ def test_a_killed_run_is_told_by_its_silence(
     process.communicate()
     storage = Storage(str(cache))
     assert look(storage).state == "running"  # it may be
-    found = look(storage, later_s=events.SILENT_S)
+    found = look(storage, later_s=log_lines.SILENT_S)
     assert found.state == "interrupted"
     assert found.shards_committed == len(build_index(storage)) > 0
     monkeypatch.setenv(slow.ENCODE_S, "0")
@@ -206,8 +206,8 @@ def test_a_killed_run_is_told_by_its_silence(
 
 def test_silence_is_said_in_words(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
-    log = LogEvent(time_s=time.time() - 3600, name=events.RUN_STARTED).to_line()
-    path = tmp_path / "cache" / segment_path(events.run_name(0, "abcdef"), 0)
+    log = LogEvent(time_s=time.time() - 3600, name=log_lines.RUN_STARTED).to_line()
+    path = tmp_path / "cache" / segment_path(log_lines.run_name(0, "abcdef"), 0)
     path.parent.mkdir()
     path.write_bytes(log)
     _, printed = show(prepared.storage.url)
@@ -259,7 +259,7 @@ def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
     fill_cache(prepared)
     found = look(prepared.storage)
     assert (found.state, found.reasons, found.num_unexplained) == ("finished", {"corrupt": 1}, 0)
-    monkeypatch.setattr("latentcache.watch.EXPLAINED_SHARDS", 0)
+    monkeypatch.setattr("latentcache.inspecting.watch.EXPLAINED_SHARDS", 0)
     _, printed = show(prepared.storage.url)
     assert "1 x not looked up" in printed
 
@@ -278,7 +278,7 @@ def test_rows_that_cannot_be_are_not_believed(tmp_path: Path) -> None:
     ]
     for facts in bad:
         place = {"bucket": "5x64x96", "shard": 0}
-        log = LogEvent(time_s=time.time(), name=events.SHARD_COMMITTED, facts={**place, **facts})
+        log = LogEvent(time_s=time.time(), name=log_lines.SHARD_COMMITTED, facts={**place, **facts})
         prepared.storage.write(segment_path("20260101T000000Z-abcdef", 0), log.to_line())
         assert look(prepared.storage).clips_ok == sum(true["num_ok"].to_pylist()), facts
 
@@ -293,7 +293,7 @@ def test_json_has_everything_and_is_one_line(tmp_path: Path) -> None:
     found = json.loads(line)
     assert found["state"] == "finished"
     assert found["shards_committed"] == found["planned"]["num_shards"]
-    assert found["runs"][0]["how"] == events.FINISHED
+    assert found["runs"][0]["how"] == log_lines.FINISHED
 
 
 def test_watching_goes_on_until_the_cache_is_finished(

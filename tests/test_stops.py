@@ -17,15 +17,15 @@ import yaml
 from PIL import Image
 
 from jobs.cli import encode
-from latentcache import retry
-from latentcache.driver import Run
+from latentcache.core.records import ShardReport
 from latentcache.errors import StorageError
-from latentcache.judge import describe_clips
-from latentcache.prepare import (
+from latentcache.planning.planner import (
     missing_shards,
 )
-from latentcache.records import ShardReport
-from latentcache.runners.work import Event
+from latentcache.running.driver import Run
+from latentcache.running.failure_policy import describe_clips
+from latentcache.running.queue import Event
+from latentcache.storage import retry
 from tests.caches import (
     ROOT,
     assert_same_cache,

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from latentcache import retry, storage
 from latentcache.errors import ConfigError, StorageError
-from latentcache.filesystems import open_filesystem
-from latentcache.source_files import (
+from latentcache.storage import folder, retry
+from latentcache.storage.filesystems import open_filesystem
+from latentcache.storage.folder import Storage, join
+from latentcache.storage.source_files import (
     find_files,
     glob_files,
     is_directory,
@@ -25,7 +26,6 @@ from latentcache.source_files import (
     open_source,
     read_many,
 )
-from latentcache.storage import Storage, join
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 - fixtures
 
 
@@ -261,7 +261,7 @@ def test_missing_permission_says_so_and_is_not_tried_again(
         tries.append(args)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(storage, "_replace_file", refuse)
+    monkeypatch.setattr(folder, "_replace_file", refuse)
     with pytest.raises(StorageError, match=r"Permission denied.*Check the permissions"):
         Storage(str(tmp_path)).write("a", b"1")
     assert len(tries) == 1

@@ -11,7 +11,7 @@ import torch
 
 import latentcache
 from latentcache import encoders
-from latentcache.tables import from_parquet, to_parquet
+from latentcache.format.tables import from_parquet, to_parquet
 from tests.caches import assert_same_cache, make_config, make_corpus, run_job
 from tests.synthetic import facts_of
 from tests.tiny_models import save_wan

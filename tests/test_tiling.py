@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcache.tiling import Edge, Span, Spans, batches, cut_out, frame_spans, spans, stitch
+from latentcache.encoders.tiling import (
+    Edge,
+    Span,
+    Spans,
+    batches,
+    cut_out,
+    frame_spans,
+    spans,
+    stitch,
+)
 
 EDGES: tuple[Edge, ...] = ("shift", "cut")
 

@@ -20,11 +20,11 @@ import psutil
 import pytest
 import torch
 
-from jobs import checkpoints
-from jobs.flow_model import FlowModel, draw, flow_loss
-from jobs.train_example import average_gradients
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.interfaces import Array, ArrayLayout
+from jobs.training import checkpoints
+from jobs.training.flow_model import FlowModel, draw, flow_loss
+from jobs.training.train_example import average_gradients
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.format.shards.protocol import Array, ArrayLayout
 from tests.caches import ROOT, run_inline
 from tests.ranks import run_ranks
 from tests.synthetic import write_cache
@@ -73,7 +73,7 @@ def train_in(num: int, cache: str, folder: Path, steps: int = STEPS) -> None:
 def start(num: int, cache: str, folder: Path, steps: int = FOREVER) -> subprocess.Popen[str]:
     """Start as a user does, with torchrun where there are several processes."""
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num}", "-m"]
-    command = [*(torchrun if num > 1 else []), "jobs.train_example"]
+    command = [*(torchrun if num > 1 else []), "jobs.training.train_example"]
     return subprocess.Popen(
         [sys.executable, "-m", *command, *arguments(cache, folder, steps=steps)],
         cwd=ROOT,

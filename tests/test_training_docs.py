@@ -16,8 +16,8 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import latentcache
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.interfaces import Array, ArrayLayout
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.format.shards.protocol import Array, ArrayLayout
 from tests.caches import ROOT
 from tests.ranks import run_ranks
 from tests.synthetic import write_cache

@@ -14,18 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 import latentcache
-from latentcache import create, index
-from latentcache.commit import commit_failed_shard
-from latentcache.config import Config
-from latentcache.config_files import load_config
-from latentcache.create import _planned, create_cache
-from latentcache.driver import Run
+from latentcache.config.files import load_config
+from latentcache.config.sections import Config
+from latentcache.core.records import Shard, ShardReport
 from latentcache.errors import CorruptionError, RecipeMismatchError
-from latentcache.index import build_index, read_index
-from latentcache.manifest import Manifest
-from latentcache.pipeline import ShardWorker
-from latentcache.plan import Plan
-from latentcache.prepare import (
+from latentcache.format import snapshot as snapshots
+from latentcache.format.commit import commit_failed_shard
+from latentcache.format.manifest import Manifest
+from latentcache.format.snapshot import build_index, publish, read_index
+from latentcache.format.tables import CACHE_JSON, from_parquet, sample_path
+from latentcache.inspecting.verify import verify
+from latentcache.planning import create
+from latentcache.planning.create import _planned, create_cache
+from latentcache.planning.plan import Plan
+from latentcache.planning.planner import (
     Prepared,
     failed_shards,
     make_manifest,
@@ -33,12 +35,11 @@ from latentcache.prepare import (
     plan_corpus,
     resolve_encoder,
 )
-from latentcache.records import Shard, ShardReport
-from latentcache.runners.work import GaveUp, Task
-from latentcache.snapshot import RunSnapshot
-from latentcache.storage import Storage
-from latentcache.tables import CACHE_JSON, from_parquet, sample_path
-from latentcache.verify import verify
+from latentcache.running.driver import Run
+from latentcache.running.publisher import RunSnapshot
+from latentcache.running.queue import GaveUp, Task
+from latentcache.running.worker import ShardWorker
+from latentcache.storage.folder import Storage
 from tests.caches import (
     assert_same_cache,
     committed,
@@ -339,7 +340,7 @@ def test_a_row_that_another_run_has_put_back_is_read_again(finished: Storage) ->
     rows = whole.to_pylist()
     # As it was before the shard's failed clips were tried again.
     rows[4].update(num_ok=rows[4]["num_ok"] - 1, table_bytes=rows[4]["table_bytes"] - 7)
-    index.publish(finished, pa.Table.from_pylist(rows, schema=whole.schema))
+    publish(finished, pa.Table.from_pylist(rows, schema=whole.schema))
     snapshot = RunSnapshot(finished, interval_s=60.0)
     assert snapshot.close() == whole == read_index(finished)
 
@@ -380,12 +381,12 @@ def test_failed_clips_are_retried_beside_a_run_that_reads_them(
 
 def test_a_table_that_another_run_is_replacing_is_left_out(finished: Storage) -> None:
     whole = build_index(finished)
-    read_sized_table = index.read_sized_table
+    read_sized_table = snapshots.read_sized_table
     gone = sample_path("5x64x96", 2)
 
     def and_the_other_deletes(storage: Storage, path: str, *args: object) -> tuple[pa.Table, int]:
         storage.delete(gone)
         return read_sized_table(storage, path, *args)  # type: ignore[arg-type]
 
-    with mock.patch.object(index, "read_sized_table", and_the_other_deletes):
+    with mock.patch.object(snapshots, "read_sized_table", and_the_other_deletes):
         assert places(build_index(finished)) == places(whole) - {("5x64x96", 2)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentcache.urls import folder_of, has_password, is_url, join, redact
+from latentcache.storage.urls import folder_of, has_password, is_url, join, redact
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,15 @@ import pytest
 
 import jobs.verify
 import latentcache
-from latentcache import formats, seal
-from latentcache.commit import commit_failed_shard, commit_shard
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.records import ClipResult
 from latentcache.errors import CacheError, CorruptionError
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.index import build_index, publish, read_index
-from latentcache.manifest import Manifest, seal_json
-from latentcache.prepare import Prepared, ShardLoader, reopen_cache
-from latentcache.records import ClipResult
-from latentcache.runners.work import Task
-from latentcache.shard_check import check_shard
-from latentcache.storage import Storage
-from latentcache.tables import (
+from latentcache.format import checksum
+from latentcache.format.commit import commit_failed_shard, commit_shard
+from latentcache.format.manifest import Manifest, seal_json
+from latentcache.format.shards import get_format
+from latentcache.format.snapshot import build_index, publish, read_index
+from latentcache.format.tables import (
     INDEX,
     INDEX_SCHEMA,
     from_parquet,
@@ -37,7 +34,11 @@ from latentcache.tables import (
     shard_facts,
     to_parquet,
 )
-from latentcache.verify import Findings, repair, verify
+from latentcache.inspecting.shard_check import check_shard
+from latentcache.inspecting.verify import Findings, repair, verify
+from latentcache.planning.planner import Prepared, ShardLoader, reopen_cache
+from latentcache.running.queue import Task
+from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, read_files, run_job
 from tests.planned import fill_cache, make_cache, plan_cache
 from tests.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
@@ -119,7 +120,7 @@ def test_a_flipped_byte_anywhere_breaks_the_seal(cache: Prepared, tmp_path: Path
             changed = bytearray(data)
             changed[offset] ^= 1 << offset % 8
             with pytest.raises(ValueError, match="CRC32C"):
-                seal.check(bytes(changed))
+                checksum.check(bytes(changed))
 
 
 @pytest.mark.long
@@ -236,7 +237,7 @@ def commit(prepared: Prepared, shard: int, rows: list[Any]) -> None:
     task = ShardLoader(prepared.storage, manifest)(Task(bucket=BUCKET, index=shard))
     commit_shard(
         prepared.storage,
-        formats.get(manifest.format),
+        get_format(manifest.format),
         manifest.layouts()[BUCKET],
         task,
         rows,

@@ -19,8 +19,8 @@ from benchmarks.loaders.reader import (
     Reader,
     storage_options,
 )
-from latentcache.formats.dtypes import as_numpy
-from latentcache.loader import LatentLoader
+from latentcache.core.dtypes import as_numpy
+from latentcache.reading.loader.loader import LatentLoader
 from tests.synthetic import write_cache
 
 BUCKET = "49x480x720"

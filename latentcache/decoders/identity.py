@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentcache.errors import ClipError, StorageError, UnreachableError
-from latentcache.filesystems import open_filesystem
-from latentcache.source_files import open_source
+from latentcache.storage.filesystems import open_filesystem
+from latentcache.storage.source_files import open_source
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every
 #: frame's size) is at one end of the file, so that no other encoding of the video has the same digest.

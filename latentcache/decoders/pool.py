@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
 from latentcache.errors import ClipError, ShardError
-from latentcache.records import Clip
 
 #: A process may take this long to import what it needs.
 START_UP_S = 120.0

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from latentcache.decoders import decord, image, packets, pyav
 from latentcache.decoders.identity import identify, local_path
 from latentcache.errors import ClipError
-from latentcache.source_files import open_source
+from latentcache.storage.source_files import open_source
 
 
 class Reader(Protocol):

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from latentcache.config_files import validate
+from latentcache.config.files import validate
 from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
-from latentcache.interfaces import EncoderModule
+from latentcache.format.shards.protocol import EncoderModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +34,22 @@ class _Kind:
 _KINDS: Mapping[str, _Kind] = {
     "dct": _Kind(module="latentcache.encoders.dct"),
     "diffusers_image": _Kind(
-        module="latentcache.encoders.diffusers_image", package="diffusers", extra="diffusers"
+        module="latentcache.encoders.diffusers.image", package="diffusers", extra="diffusers"
     ),
     "diffusers_video": _Kind(
-        module="latentcache.encoders.diffusers_video", package="diffusers", extra="diffusers"
+        module="latentcache.encoders.diffusers.video", package="diffusers", extra="diffusers"
     ),
-    "ivvae": _Kind(module="latentcache.encoders.ivvae"),
-    "taehv": _Kind(module="latentcache.encoders.taehv"),
-    "taesd": _Kind(module="latentcache.encoders.taesd"),
-    "videogpt": _Kind(module="latentcache.encoders.videogpt"),
-    "open_magvit2": _Kind(module="latentcache.encoders.open_magvit2"),
+    "ivvae": _Kind(module="latentcache.encoders.native.ivvae"),
+    "taehv": _Kind(module="latentcache.encoders.native.taehv"),
+    "taesd": _Kind(module="latentcache.encoders.native.taesd"),
+    "videogpt": _Kind(module="latentcache.encoders.tokenizers.videogpt"),
+    "open_magvit2": _Kind(module="latentcache.encoders.tokenizers.open_magvit2"),
     "magvit2": _Kind(
-        module="latentcache.encoders.magvit2", package="magvit2_pytorch", extra="magvit2"
+        module="latentcache.encoders.tokenizers.magvit2", package="magvit2_pytorch", extra="magvit2"
     ),
-    "cosmos_tokenizer": _Kind(module="latentcache.encoders.cosmos_tokenizer"),
-    "vqgan": _Kind(module="latentcache.encoders.vqgan"),
-    "var": _Kind(module="latentcache.encoders.var"),
+    "cosmos_tokenizer": _Kind(module="latentcache.encoders.tokenizers.cosmos_tokenizer"),
+    "vqgan": _Kind(module="latentcache.encoders.tokenizers.vqgan"),
+    "var": _Kind(module="latentcache.encoders.tokenizers.var"),
 }
 #: The kinds that come with this package.
 KINDS = tuple(_KINDS)
@@ -98,7 +98,7 @@ def _external(name: str) -> EncoderModule:
         what = f"{attribute!r} of the module {path!r}" if colon else f"the module {path!r}"
         raise ConfigError(
             f"encoder.kind: {what} is not an encoder: it exposes no {', '.join(absent)}. "
-            "See latentcache.interfaces.EncoderModule."
+            "See latentcache.format.shards.protocol.EncoderModule."
         )
     return cast(EncoderModule, encoder)
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentcache.encoders.weights import ModelFiles
+from latentcache.core.records import LatentSpec
+from latentcache.encoders.diffusers.weights import ModelFiles
 from latentcache.errors import ConfigError, EncoderError
-from latentcache.records import LatentSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from latentcache.core.records import LatentSpec
 from latentcache.errors import EncoderError
-from latentcache.records import LatentSpec
 
 
 def check_pixels(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, int, int]:

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.config import Section
+from latentcache.config.sections import Section
+from latentcache.core.records import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checks import check_latents, check_pixels
-from latentcache.records import FrameRule, LatentSpec, Normaliser
 
 #: Pixels of a block along T, H, W; three colours each.
 STRIDE = (4, 8, 8)

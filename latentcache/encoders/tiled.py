@@ -15,14 +15,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field
 
-from latentcache import tiling
-from latentcache.config import Positive, Section
-from latentcache.encoders import memory
+from latentcache.config.sections import Positive, Section
+from latentcache.core.records import FrameRule, LatentSpec
+from latentcache.encoders import out_of_memory, tiling
 from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.encoders.tiling import Edge, Span, Spans
 from latentcache.errors import ConfigError, GeometryError
-from latentcache.interfaces import Encoder, EncoderModule
-from latentcache.records import FrameRule, LatentSpec
-from latentcache.tiling import Edge, Span, Spans
+from latentcache.format.shards.protocol import Encoder, EncoderModule
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +136,14 @@ class TiledEncoder:
     def _encode_clip(self, clip_BTHWC: torch.Tensor) -> torch.Tensor:
         size = clip_BTHWC.shape[1:4]
         if self.is_whole(*size):
-            return memory.encode(self.untiled, clip_BTHWC)
+            return out_of_memory.encode(self.untiled, clip_BTHWC)
         of = self.spans(*size)
         tiles = tiling.cut_out(clip_BTHWC, of)
         encoded: dict[int, torch.Tensor] = {}
         for numbers in tiling.batches(tiles):
             while numbers:
                 now = numbers[: self._batch]
-                encode = memory.try_encode if len(now) > 1 else memory.encode
+                encode = out_of_memory.try_encode if len(now) > 1 else out_of_memory.encode
                 latents = encode(self.untiled, torch.cat([tiles[n] for n in now]))
                 if latents is None:
                     self._halve_batch(len(now))
@@ -182,7 +181,7 @@ def tiling_error(
         return None
     if encoder.is_whole(*pixels_BTHWC.shape[1:4]):
         return 0.0
-    untiled = memory.try_encode(encoder.untiled, pixels_BTHWC)
+    untiled = out_of_memory.try_encode(encoder.untiled, pixels_BTHWC)
     if untiled is None:
         return None
     channels = encoder.spec.channels
@@ -194,7 +193,7 @@ def tiling_error(
 
 def tiled_spec(spec: LatentSpec, section: Tiling) -> LatentSpec:
     """Return an encoder's spec as it holds of tiles. Raises ConfigError where the tiles do not fit it."""
-    why_not = memory.why_untileable(spec)
+    why_not = out_of_memory.why_untileable(spec)
     if why_not is not None:
         raise ConfigError(f"encoder.tiling: {why_not}. Remove encoder.tiling.")
     for axis in (0, 1):

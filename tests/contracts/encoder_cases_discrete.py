@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
 from tests.contracts.encoder_cases import Case, Model, hollow
 from tests.discrete_models import (
     save_cosmos,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from latentcache.encoders import ivvae
-from latentcache.encoders.ivvae_model import IVVAE
+from latentcache.encoders.native import ivvae
+from latentcache.encoders.native.ivvae_model import IVVAE
 from tests.contracts.encoder_cases import Case, Model, hollow
 from tests.encoders import golden
 

@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from latentcache.encoders import taehv, taesd
+from latentcache.encoders.native import taehv, taesd
 from tests.contracts.encoder_cases import Case, Model, hollow
 from tests.encoders import golden
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from latentcache import posterior
+from latentcache.core import posterior
+from latentcache.core.records import LatentSpec
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import EncoderError, GeometryError
-from latentcache.records import LatentSpec
 from tests.contracts.encoder_cases import Case, all_cases
 
 CPU = torch.device("cpu")

@@ -21,13 +21,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcache import formats, seal
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.records import Bucket, ChunkRef
 from latentcache.errors import ConfigError, CorruptionError
-from latentcache.formats import ranges
-from latentcache.formats.dtypes import numpy_dtype
-from latentcache.interfaces import Array, ArrayLayout, EncodedShard
-from latentcache.records import Bucket, ChunkRef
-from latentcache.storage import Storage
+from latentcache.format import checksum
+from latentcache.format.shards import get_format, ranges
+from latentcache.format.shards.protocol import Array, ArrayLayout, EncodedShard
+from latentcache.storage.folder import Storage
 from tests.synthetic import random_sample
 
 FORMATS = ("zarr", "parquet")
@@ -64,7 +64,7 @@ def bits(array: Array) -> Array:
 def write(
     name: str, storage: Storage, layout: ArrayLayout, shards: Sequence[Sequence[Array | None]]
 ) -> list[EncodedShard]:
-    member = formats.get(name)
+    member = get_format(name)
     for path, data in member.metadata([layout]).items():
         storage.write(path, data)
     encoded = [member.encode_shard(layout, i, rows) for i, rows in enumerate(shards)]
@@ -75,7 +75,7 @@ def write(
 
 def read(name: str, storage: Storage, layout: ArrayLayout, index: int, chunks: Any) -> list[Array]:
     out = [np.full(layout.shape, 7, numpy_dtype(layout.dtype)) for _ in chunks]
-    formats.get(name).read(storage, layout, index, chunks, out)
+    get_format(name).read(storage, layout, index, chunks, out)
     return out
 
 
@@ -165,7 +165,7 @@ def test_a_shard_in_which_all_clips_failed_is_an_object_too(name: str, storage: 
 @pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
 def test_the_same_rows_give_the_same_bytes(name: str, dtype: str, codec: str) -> None:
     layout = make_layout(dtype, codec)
-    rows, member = make_rows(layout, 4, failed=[2]), formats.get(name)
+    rows, member = make_rows(layout, 4, failed=[2]), get_format(name)
     first = member.encode_shard(layout, 0, rows)
     with ThreadPoolExecutor(1) as pool:  # not the main thread
         again = pool.submit(
@@ -183,7 +183,7 @@ def test_rows_that_are_not_contiguous_are_stored_as_they_look(name: str, storage
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_of_another_number_shape_or_dtype_are_refused(name: str) -> None:
-    layout, member = make_layout(), formats.get(name)
+    layout, member = make_layout(), get_format(name)
     with pytest.raises(ValueError, match="shard 5x32x48/1 has 3 rows, not 4"):
         member.encode_shard(layout, 1, make_rows(layout, 4))
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_found(name: str, codec: str, tmp_p
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_missing_object_is_found(name: str, storage: Storage) -> None:
     layout = make_layout()
-    encoded = formats.get(name).encode_shard(layout, 0, make_rows(layout, 4))
+    encoded = get_format(name).encode_shard(layout, 0, make_rows(layout, 4))
     with pytest.raises(CorruptionError, match="shard 5x32x48/0, row 1: the object is missing"):
         read(name, storage, layout, 0, [encoded.chunks[1]])
 
@@ -306,21 +306,21 @@ def test_the_header_of_a_compressed_chunk_is_not_believed(tmp_path: Path) -> Non
         with pytest.raises(
             CorruptionError, match=r"row 1: its bytes do not decompress \(its header"
         ):
-            formats.get("zarr").read(storage, layout, 0, [chunk], out, check=False)
+            get_format("zarr").read(storage, layout, 0, [chunk], out, check=False)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_metadata_is_the_same_each_time_and_sealed(name: str) -> None:
     layouts = [make_layout()]
-    objects = formats.get(name).metadata(layouts)
-    assert formats.get(name).metadata(layouts) == objects
+    objects = get_format(name).metadata(layouts)
+    assert get_format(name).metadata(layouts) == objects
     for data in objects.values():
-        seal.check(data)
+        checksum.check(data)
 
 
 def test_an_unknown_format_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown shard format 'zar'\. Did you mean 'zarr'"):
-        formats.get("zar")
+        get_format("zar")
 
 
 # What plain readers see.
@@ -360,7 +360,7 @@ def test_shard_objects_are_those_that_zarr_python_writes(
     shards = [make_rows(layout, 4), make_rows(layout, 3)]
     encoded = write("zarr", storage, layout, shards)
     theirs = Storage(str(tmp_path / "theirs"))
-    for path, data in formats.get("zarr").metadata([layout]).items():
+    for path, data in get_format("zarr").metadata([layout]).items():
         theirs.write(path, data)
     array = zarr.open(theirs.url)[f"latents/{BUCKET.name}"]
     array[:4], array[4:] = np.stack(shards[0]), np.stack(shards[1])
@@ -404,7 +404,7 @@ def test_pyarrow_reads_the_files(dtype: str, tmp_path: Path) -> None:
 def test_a_parquet_footer_is_read_once_a_file_and_again_where_the_file_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from latentcache.formats import parquet
+    from latentcache.format.shards import parquet
 
     layout, storage = make_layout(), Storage(str(tmp_path))
     shards = [make_rows(layout, 4), make_rows(layout, 3)]
@@ -431,7 +431,7 @@ def test_a_parquet_footer_is_read_once_a_file_and_again_where_the_file_changed(
 
 @pytest.mark.parametrize("damage", ["tail", "magic", "length"])
 def test_a_damaged_parquet_footer_is_found(damage: str, tmp_path: Path) -> None:
-    from latentcache.formats import parquet
+    from latentcache.format.shards import parquet
 
     layout, storage = make_layout(), Storage(str(tmp_path))
     (encoded,) = write("parquet", storage, layout, [make_rows(layout, 4)])

@@ -12,12 +12,12 @@ import psutil
 import pytest
 from PIL import Image, ImageOps
 
+from latentcache.core.records import Clip
 from latentcache.decoders import pyav
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, ShardError
-from latentcache.records import Clip
 from tests.videos import (
     SHARED_VIDEOS,
     moving_pattern,

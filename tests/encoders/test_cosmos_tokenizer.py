@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from latentcache.encoders import cosmos_tokenizer, resolve
+from latentcache.encoders import resolve
+from latentcache.encoders.tokenizers import cosmos_tokenizer
 from latentcache.errors import ConfigError, EncoderError
 from tests.discrete_models import save_cosmos
 from tests.published import pixels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
 from latentcache.encoders import resolve
 from tests.tiny_models import save
 

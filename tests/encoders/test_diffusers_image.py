@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentcache import posterior
+from latentcache.core import posterior
 from latentcache.errors import ConfigError
 from tests.encoders.diffusers_tools import (
     built,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from latentcache import posterior
-from latentcache.encoders.image_classes import IMAGE_CLASSES
-from latentcache.encoders.video_classes import VIDEO_CLASSES
+from latentcache.core import posterior
+from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
+from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 from latentcache.errors import ConfigError, EncoderError
 from tests.encoders.diffusers_tools import (
     FRAMES,

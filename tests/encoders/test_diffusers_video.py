@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache import posterior
-from latentcache.encoders import diffusers_kvae
+from latentcache.core import posterior
+from latentcache.encoders.diffusers import kvae
 from latentcache.errors import ConfigError, EncoderError, GeometryError
 from tests.encoders.diffusers_tools import built, described, pixels, reference
 from tests.tiny_models import save, save_cogvideox, save_wan, save_wan22
@@ -212,7 +212,7 @@ def test_kvae_refuses_inputs_that_it_would_split_at_the_wrong_frame(
     encoder = built(save("kvae", tmp_path), "kvae")
     clip = pixels(17)
     before = encoder.encode(clip)
-    monkeypatch.setattr(diffusers_kvae, "SPLIT_BYTES", 10_000)
+    monkeypatch.setattr(kvae, "SPLIT_BYTES", 10_000)
     with pytest.raises(GeometryError, match=r"at the wrong frame.*Use a smaller clips.size"):
         encoder.encode(clip)
     monkeypatch.undo()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from latentcache.encoders import open_magvit2, resolve, var, videogpt, vqgan
-from latentcache.encoders.discrete import nearest_code
+from latentcache.encoders import resolve
+from latentcache.encoders.tokenizers import open_magvit2, var, videogpt, vqgan
+from latentcache.encoders.tokenizers.discrete import nearest_code
 from latentcache.errors import ConfigError, EncoderError
 from tests.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
 from tests.published import Published, pixels
@@ -71,7 +72,7 @@ def test_ids_do_not_depend_on_how_many_positions_are_compared_at_once(
     vectors, codebook = (torch.randn(n, 8, generator=generator) for n in (300, 64))
     whole = nearest_code(vectors, codebook)
     assert torch.equal(whole, torch.cdist(vectors.double(), codebook.double()).argmin(1))
-    monkeypatch.setattr("latentcache.encoders.discrete._ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("latentcache.encoders.tokenizers.discrete._ROWS_AT_ONCE", 7)
     assert torch.equal(nearest_code(vectors, codebook), whole)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
 from latentcache.encoders import resolve
 from tests.discrete_models import (
     save_cosmos,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache import posterior
-from latentcache.config_files import load_config
+from latentcache.config.files import load_config
+from latentcache.core import posterior
 from latentcache.encoders import resolve
-from latentcache.encoders.ivvae import IVVAEEncoder
-from latentcache.encoders.ivvae_model import IVVAE, Carry
+from latentcache.encoders.native.ivvae import IVVAEEncoder
+from latentcache.encoders.native.ivvae_model import IVVAE, Carry
 from latentcache.errors import ConfigError, EncoderError
 from tests.encoders import golden
 

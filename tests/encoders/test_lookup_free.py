@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.encoders.lookup_free import BitOrder, bits_to_ids, ids_to_bits
+from latentcache.encoders.tokenizers.lookup_free import BitOrder, bits_to_ids, ids_to_bits
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache import encoders, posterior
-from latentcache.encoders import memory
+from latentcache import encoders
+from latentcache.core import posterior
+from latentcache.encoders import out_of_memory
 from latentcache.encoders.tiled import TiledEncoder, tiling_error
 from latentcache.errors import ConfigError, EncoderError, GeometryError
-from latentcache.interfaces import Encoder
+from latentcache.format.shards.protocol import Encoder
 from tests.discrete_models import save_var, save_videogpt
 from tests.encoders.diffusers_tools import (
     CPU,
@@ -365,19 +366,19 @@ def test_a_tile_without_room_fails_with_the_size_that_fits() -> None:
 def test_an_untiled_clip_without_room_fails_with_the_tile_that_fits() -> None:
     gpu = Small(build({"kind": "dct"}), 5 * 40 * 40)
     with pytest.raises(EncoderError, match=r"5 frames of 96x136.*tile: \[24, 32\] fits"):
-        memory.encode(gpu, pixels(5, size=(96, 136)))
+        out_of_memory.encode(gpu, pixels(5, size=(96, 136)))
     assert gpu.calls == [(1, 5, 96, 136), (1, 5, 48, 64), (1, 5, 24, 32)]
     assert torch.equal(
-        memory.encode(gpu, pixels(5, size=(40, 40))), gpu.encode(pixels(5, size=(40, 40)))
+        out_of_memory.encode(gpu, pixels(5, size=(40, 40))), gpu.encode(pixels(5, size=(40, 40)))
     )
 
 
 def test_nothing_fits_or_nothing_can_be_tiled(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"nor for any part of them. Make clips shorter"):
-        memory.encode(Small(build({"kind": "dct"}), 0), pixels(5, size=(96, 136)))
+        out_of_memory.encode(Small(build({"kind": "dct"}), 0), pixels(5, size=(96, 136)))
     ids = Small(build(save_videogpt(tmp_path)), 0)
     with pytest.raises(EncoderError, match=r"cannot be tiled: .*gives ids.*Make clips smaller"):
-        memory.encode(ids, pixels(4, size=(16, 16)))
+        out_of_memory.encode(ids, pixels(4, size=(16, 16)))
     assert len(ids.calls) == 1
 
 

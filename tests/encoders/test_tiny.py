@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from latentcache.config_files import load_config
-from latentcache.encoders import resolve, taehv, taesd
-from latentcache.encoders.taehv import TAEHVEncoder
-from latentcache.encoders.taesd import TAESDEncoder
-from latentcache.encoders.tiny_models import Memory
+from latentcache.config.files import load_config
+from latentcache.encoders import resolve
+from latentcache.encoders.native import taehv, taesd
+from latentcache.encoders.native.taehv import TAEHVEncoder
+from latentcache.encoders.native.taesd import TAESDEncoder
+from latentcache.encoders.native.tiny_models import Memory
 from latentcache.errors import ConfigError, EncoderError
 from tests.encoders import golden
 from tests.videos import SHARED, SHARED_VIDEOS, read_with_pyav

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentcache.encoders import trainer_checkpoint
 from latentcache.encoders.checkpoint import locate
+from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.errors import EncoderError
 from tests.discrete_models import Callback, save_videogpt
 

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcache import posterior
-from latentcache.cache import Cache, open_cache
+from latentcache.core import posterior
+from latentcache.core.records import Bucket
 from latentcache.errors import CacheError, ConfigError
-from latentcache.loader import LatentLoader
-from latentcache.records import Bucket
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.synthetic import Synthetic, write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from latentcache import shard_set
-from latentcache.cache import open_cache
 from latentcache.errors import CacheError, ConfigError
-from latentcache.index import build_index, publish, read_index
-from latentcache.loader import LatentLoader
-from latentcache.manifest import BucketInfo
-from latentcache.storage import Storage
-from latentcache.tables import INDEX_SCHEMA
+from latentcache.format.manifest import BucketInfo
+from latentcache.format.snapshot import build_index, publish, read_index
+from latentcache.format.tables import INDEX_SCHEMA
+from latentcache.reading import shard_set
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, start_job
 from tests.synthetic import Synthetic, write_cache
 

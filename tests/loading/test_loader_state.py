@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from latentcache.cache import Cache, open_cache
 from latentcache.errors import CacheError
-from latentcache.loader import LatentLoader
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.synthetic import write_cache
 
 #: More workers than this machine may have cores, and forks beside threads: both on purpose.

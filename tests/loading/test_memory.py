@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from latentcache.loading.memory import LEAST_MAPPED_BYTES, Recycler
+from latentcache.reading.loader.batch_memory import LEAST_MAPPED_BYTES, Recycler
 
 SHAPE = (4, LEAST_MAPPED_BYTES // 4)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentcache.loading.prefetch import Waiting, read_ahead
+from latentcache.reading.loader.prefetch import Waiting, read_ahead
 
 
 class Job:

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentcache import posterior
-from latentcache.cache import open_cache
+from latentcache.core import posterior
+from latentcache.core.dtypes import as_numpy
 from latentcache.errors import ConfigError
-from latentcache.formats.dtypes import as_numpy
-from latentcache.loader import LatentLoader
-from latentcache.loading.memory import Recycler
-from latentcache.loading.targets import CpuTarget, DeviceTarget, parse_device
-from latentcache.loading.transform import Transform
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.batch_memory import Recycler
+from latentcache.reading.loader.loader import LatentLoader
+from latentcache.reading.loader.targets import CpuTarget, DeviceTarget, parse_device
+from latentcache.reading.loader.transform import Transform
 from tests.synthetic import Synthetic, make_spec, write_cache
 
 CPU = torch.device("cpu")

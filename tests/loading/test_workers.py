@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from latentcache.cache import Cache, open_cache
-from latentcache.loader import LatentLoader
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 from tests.synthetic import write_cache
 

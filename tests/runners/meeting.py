@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from latentcache.config import Section
+from latentcache.config.sections import Section
+from latentcache.core.records import LatentSpec
 from latentcache.encoders import dct
 from latentcache.errors import EncoderError
-from latentcache.interfaces import Encoder
-from latentcache.records import LatentSpec
+from latentcache.format.shards.protocol import Encoder
 from tests.runners import deadly
 
 PATIENCE_S = 120.0

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from latentcache.config import Section
+from latentcache.config.sections import Section
+from latentcache.core.records import LatentSpec
 from latentcache.encoders import dct
-from latentcache.interfaces import Encoder
-from latentcache.records import LatentSpec
+from latentcache.format.shards.protocol import Encoder
 
 WARNING = "clips are encoded by two halves, for there is too little memory"
 INNER = dct.Config(kind="dct", store="mean")

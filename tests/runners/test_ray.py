@@ -13,16 +13,16 @@ import ray
 from ray.cluster_utils import Cluster
 
 import latentcache
-from latentcache.driver import Run
+from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
-from latentcache.events import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
-from latentcache.prepare import (
+from latentcache.inspecting.watch import LogReader
+from latentcache.planning.planner import (
     Prepared,
     missing_shards,
 )
-from latentcache.records import ShardReport
-from latentcache.runners.work import Event, Progress, Retried, Started
-from latentcache.watch import LogReader
+from latentcache.running.driver import Run
+from latentcache.running.log_lines import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
+from latentcache.running.queue import Event, Progress, Retried, Started
 from tests.caches import assert_same_cache, make_config, run_inline
 from tests.mounts import disk, pages
 from tests.planned import planned_from

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentcache.runners.work import GaveUp, Retried, Task, WorkQueue
+from latentcache.running.queue import GaveUp, Retried, Task, WorkQueue
 
 
 def tasks(count: int) -> list[Task]:

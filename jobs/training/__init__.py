@@ -1,0 +1,1 @@
+"""`latentcache train-example`: a small diffusion transformer trained on a cache."""

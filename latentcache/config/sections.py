@@ -1,0 +1,311 @@
+"""The configuration: one pydantic model a section. `config_files` reads them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from latentcache.errors import did_you_mean
+from latentcache.storage.urls import has_password
+
+Positive = Annotated[int, Field(gt=0)]
+#: Roles that a column of a corpus table can have.
+COLUMN_ROLES = ("video", "image", "caption", "key", "frames", "fps", "height", "width")
+
+
+class Section(BaseModel):
+    """Base of every part of the configuration: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _without_password(url: str) -> str:
+    """Refuse `scheme://user:password@host`: the cache stores its configuration, URLs included."""
+    if has_password(url):
+        raise ValueError(
+            "the URL carries a password, which the cache would store. Remove it, and give "
+            "credentials in storage_options or in the environment"
+        )
+    return url
+
+
+Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class CorpusConfig(Section):
+    """Where the sources are."""
+
+    source: Url = Field(
+        description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
+        "package://NAME/FOLDER reads a folder of an installed package."
+    )
+    columns: dict[str, str] | None = Field(
+        default=None,
+        description="For tables: which column holds what, role -> column. Roles: "
+        + ", ".join(COLUMN_ROLES)
+        + ". Paths are relative to the table. frames, fps, height and width are trusted, not "
+        "probed. Omitted: `video` is the path and `caption`, if there is one, the caption.",
+    )
+    keep: list[str] = Field(
+        default_factory=list,
+        description="Columns of the table that are carried into the sample table and the batches.",
+    )
+    max_pixels: Positive = Field(
+        default=1 << 26,
+        description="A source whose frames have more pixels than this is recorded as failed before "
+        "one is decoded. The default is 8192x8192.",
+    )
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="fsspec options of the corpus; never stored."
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _known_roles(cls, columns: dict[str, str] | None) -> dict[str, str] | None:
+        for role in columns or ():
+            if role not in COLUMN_ROLES:
+                raise ValueError(
+                    f"unknown role {role!r}.{did_you_mean(role, COLUMN_ROLES)} "
+                    f"Roles: {', '.join(COLUMN_ROLES)}"
+                )
+        if columns is not None and not {"video", "image"} & columns.keys():
+            raise ValueError("needs a role `video` or `image`: the column of the paths")
+        return columns
+
+
+class BucketsConfig(Section):
+    """Sizes by aspect ratio at about one area."""
+
+    area: Positive = Field(description="Pixels of a frame, about; such as 345600 for 480x720.")
+    multiple: Positive = Field(description="Heights and widths are multiples of this.")
+    aspect_ratios: list[float | str] = Field(
+        min_length=1, description="Width over height: numbers, or text such as '16:9'."
+    )
+
+    @field_validator("aspect_ratios")
+    @classmethod
+    def _parse_ratios(cls, ratios: list[float | str]) -> list[float | str]:
+        for ratio in ratios:
+            aspect_ratio(ratio)
+        return ratios
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) of every aspect ratio, in the order of the configuration."""
+        sizes = []
+        for ratio in map(aspect_ratio, self.aspect_ratios):
+            exact = ((self.area / ratio) ** 0.5, (self.area * ratio) ** 0.5)
+            height, width = (max(1, round(x / self.multiple)) * self.multiple for x in exact)
+            sizes.append((height, width))
+        return list(dict.fromkeys(sizes))
+
+
+def aspect_ratio(ratio: float | str) -> float:
+    """Return width over height of `1.78` or `16:9`; raises ValueError."""
+    parts = str(ratio).split(":")
+    try:
+        width, height = (float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0)
+    except ValueError:
+        width = height = 0.0
+    if len(parts) > 2 or not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f"{ratio!r} is not an aspect ratio; write 1.78 or '16:9'")
+    return width / height
+
+
+class ClipsConfig(Section):
+    """Which frames of a source become clips, and at what size."""
+
+    frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
+        description="Frames a clip; or a list: the longest one that fits the source is used."
+    )
+    fps: PositiveFloat | None = Field(
+        default=None,
+        description="Frames are sampled at this rate, each the nearest in presentation time; "
+        "omitted: every frame, at the source's own rate.",
+    )
+    select: str = Field(
+        default="first", description="first | all | uniform:K | random:K (K clips a source)."
+    )
+    stride: Positive | None = Field(
+        default=None,
+        description="For select: all. Sampled frames from one clip's start to the next's; "
+        "omitted: clips follow each other without overlap.",
+    )
+    size: tuple[Positive, Positive] | None = Field(
+        default=None, description="[height, width] of every clip. Give this or `buckets`."
+    )
+    buckets: BucketsConfig | None = Field(
+        default=None, description="Sizes by aspect ratio; a source goes to the nearest one."
+    )
+    interpolation: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic",
+        description="Resize filter, always antialiased; the shorter side is fitted, then cropped.",
+    )
+    too_short: Literal["record", "shorten"] = Field(
+        default="record",
+        description="A source with fewer frames than a clip: record it as failed, or shorten its "
+        "clip to the longest number of frames that the encoder takes.",
+    )
+    seed: int = Field(default=0, description="For select: random:K.")
+
+    @field_validator("select")
+    @classmethod
+    def _parse_select(cls, select: str) -> str:
+        if not re.fullmatch(r"first|all|(uniform|random):[1-9]\d*", select):
+            raise ValueError(f"{select!r} is not one of: first, all, uniform:K, random:K (K >= 1)")
+        return select
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if (self.size is None) == (self.buckets is None):
+            raise ValueError(
+                "give exactly one of `size: [height, width]` and `buckets: {area, multiple, "
+                "aspect_ratios}`: the size of the pixels changes every latent, so it has no default"
+            )
+        if self.stride is not None and self.select != "all":
+            raise ValueError("`stride` is for `select: all`; remove it or change `select`")
+        return self
+
+    @property
+    def frame_counts(self) -> list[int]:
+        """The numbers of frames that were asked for, longest first."""
+        frames = [self.frames] if isinstance(self.frames, int) else self.frames
+        return sorted(set(frames), reverse=True)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) that clips can have."""
+        return [self.size] if self.size else self.buckets.sizes() if self.buckets else []
+
+
+class CompressionConfig(Section):
+    """How shard objects are compressed; the latents' values do not depend on it."""
+
+    codec: Literal["zstd", "none"] = Field(
+        default="zstd", description="zstd (after a byte shuffle), or none."
+    )
+    level: Annotated[int, Field(ge=1, le=9)] = Field(default=5, description="1 fast .. 9 small.")
+
+
+class CacheConfig(Section):
+    """Where the cache goes and how it is stored."""
+
+    url: Url = Field(description="Folder of the cache; any fsspec URL.")
+    format: Literal["zarr", "parquet"] = Field(default="zarr", description="Shard format.")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        default=None,
+        description="Of the stored latents; omitted: bfloat16. Not for discrete tokenizers, whose ids are "
+        "stored in the smallest unsigned type that holds the codebook.",
+    )
+    shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
+        default=64, description="Clips a shard: the unit of retry, and one storage object."
+    )
+    compression: CompressionConfig = Field(default_factory=CompressionConfig)
+    storage_options: dict[str, Any] = Field(
+        default_factory=dict, description="fsspec options of the cache; never stored."
+    )
+
+
+class RunConfig(Section):
+    """How the work is run; the latents' values do not depend on it."""
+
+    runner: Literal["ray", "local"] = Field(
+        default="ray", description="ray: one actor a GPU; local: everything in this process."
+    )
+    ray_address: str | None = Field(
+        default=None, description="Address of a running Ray cluster; omitted: start one locally."
+    )
+    workers: Positive | Literal["auto"] = Field(
+        default="auto", description="Actors; auto: one a GPU, or one where there is no GPU."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where the encoder runs; auto: the GPU that Ray assigned, or cpu.",
+    )
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        default=3,
+        description="A shard is tried this many times more before it is recorded as failed.",
+    )
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="The run stops where more than this part of its clips failed, or no shard can be "
+        "encoded at all; 1: it never does.",
+    )
+    judged_clips: Positive = Field(
+        default=100, description="Clips that are done before max_failed_fraction is looked at."
+    )
+    decode_timeout_s: PositiveFloat = Field(
+        default=60.0, description="A clip that takes longer to decode is recorded as failed."
+    )
+    decode_processes: Positive | Literal["auto"] = Field(
+        default="auto", description="Decoding processes a worker; auto: its share of the CPUs."
+    )
+    decode_memory_bytes: Annotated[int, Field(ge=1 << 29)] = Field(
+        default=4 << 30,
+        description="Memory that a decoding process may take for itself (on Linux); a clip that needs "
+        "more is recorded as failed.",
+    )
+    decode_ahead_bytes: Positive = Field(
+        default=1 << 30,
+        description="Decoded pixels that a worker holds at most (at least two clips).",
+    )
+    snapshot_interval_s: PositiveFloat = Field(
+        default=60.0, description="The snapshot is published this often while the run goes on."
+    )
+
+
+class QualityConfig(Section):
+    """Clips that a run decodes and compares with their sources as it goes; it changes no latents."""
+
+    every: Annotated[int, Field(ge=0)] = Field(
+        default=256,
+        description="One clip in this many of each bucket, from the first one on, is decoded and compared, "
+        "for the column psnr of the sample table; 0: none, also not the first ones.",
+    )
+    judged_clips: Positive = Field(
+        default=3,
+        description="Clips that each worker compares first of all, whichever they are, and before "
+        "min_psnr is looked at.",
+    )
+    min_psnr: PositiveFloat | None = Field(
+        default=None,
+        description="In dB: the run stops where the median of the latest clips that a worker compared is "
+        "lower, or has red and blue exchanged. null: it never does, and warns below 20 dB. 20 suits most "
+        "trained models.",
+    )
+
+
+class Config(Section):
+    """One configuration file."""
+
+    corpus: CorpusConfig
+    clips: ClipsConfig
+    encoder: dict[str, Any] = Field(
+        description="`kind` names the encoder; the rest is the encoder's own configuration."
+    )
+    cache: CacheConfig
+    run: RunConfig = Field(default_factory=RunConfig)
+    quality: QualityConfig = Field(default_factory=QualityConfig)
+
+    @field_validator("encoder")
+    @classmethod
+    def _has_kind(cls, encoder: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(encoder.get("kind"), str):
+            raise ValueError("needs a `kind`, such as `kind: dct`")  # noqa: TRY004 - for pydantic
+        return encoder
+
+    def without_secrets(self) -> dict[str, Any]:
+        """Return what a cache stores: no storage options, and no URL, for a cache can be moved."""
+        data = self.model_dump(mode="json")
+        del data["corpus"]["storage_options"]
+        del data["cache"]["storage_options"], data["cache"]["url"]
+        return data

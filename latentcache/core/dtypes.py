@@ -1,0 +1,31 @@
+"""Stored data types by the name that cache.json and Zarr use, in numpy and in torch."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from latentcache.format.shards.protocol import Array
+
+#: Tensors of one item size share memory with numpy through these; numpy itself knows no bfloat16.
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the numpy dtype; bfloat16 is that of ml_dtypes."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype."""
+    return cast(torch.dtype, getattr(torch, name))
+
+
+def as_numpy(tensor: torch.Tensor) -> Array:
+    """Return a contiguous CPU tensor as a numpy array that shares its memory, bfloat16 included."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    carrier: Array = tensor.view(_CARRIERS[tensor.element_size()]).numpy()
+    return carrier.view(numpy_dtype(name))

@@ -1,0 +1,130 @@
+"""Posteriors and normalisers: what is done to an encoder's output before it is stored and after.
+
+Both halves use it, so it needs torch alone. Moments are [.., 2C, t, h, w]: mean, then log-variance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+
+from latentcache.core.records import Normaliser, Stored
+
+
+def split(moments_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (mean, logvar), views of moments [B, 2C, t, h, w] or [2C, t, h, w]."""
+    mean, logvar = moments_BC.chunk(2, dim=-4)
+    return mean, logvar
+
+
+def sample_seed(*parts: int | str) -> int:
+    """Return a seed of 63 bits that is a function of `parts` alone, such as (seed, epoch, key).
+
+    The same on every machine, in every process and version; parts do not run into one another.
+    """
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+    """Draw one sample of each posterior of a batch [B, C, t, h, w], in float32 on its device.
+
+    Row i is a function of its moments and seeds[i] alone: the batch around it does not matter, nor
+    the device, since the noise is drawn on the CPU. torch draws the same noise on every x86-64 CPU
+    with AVX2; elsewhere its last bits may differ.
+    """
+    if len(seeds) != len(mean):
+        raise ValueError(f"{len(mean)} posteriors need as many seeds, not {len(seeds)}")
+    noise = torch.empty(mean.shape, dtype=torch.float32)
+    for row, seed in zip(noise, seeds, strict=True):
+        draw_(row, seed)
+    drawn = torch.empty(mean.shape, dtype=torch.float32, device=mean.device)
+    return sample_into(drawn, mean, logvar, noise.to(mean.device))
+
+
+def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:
+    """Fill a contiguous float32 tensor on the CPU with noise that is a function of the seed."""
+    return noise.normal_(generator=torch.Generator().manual_seed(seed))
+
+
+def sample_into(
+    out: torch.Tensor, mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Write mean + exp(logvar / 2) * noise to `out`, and return it.
+
+    out, noise: float32, on the moments' device. The noise is used up: fresh memory costs more than sums.
+    """
+    out.copy_(logvar).mul_(0.5).exp_().mul_(noise)
+    return out.add_(noise.copy_(mean))
+
+
+def reduce(
+    encoded: torch.Tensor, store: Stored, keys: Sequence[str], *, channels: int | None = None
+) -> torch.Tensor:
+    """Return what is stored of an encoder's output for the clips `keys`.
+
+    encoded: moments [B, 2C, t, h, w]; or, where the encoder has no posterior, latents
+    [B, C, t, h, w], which `channels` (the spec's) tells apart. A `sample` is seeded from the clip's
+    key alone.
+    """
+    if store in ("moments", "ids"):
+        return encoded
+    if channels is not None and encoded.shape[1] == channels:
+        return encoded
+    mean, logvar = split(encoded)
+    if store == "mean":
+        return mean
+    return sample(mean, logvar, [sample_seed(0, key) for key in keys])
+
+
+def normalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
+    """Return (latents - shift) * scale for [B, C, t, h, w] or [C, t, h, w], in the same dtype.
+
+    Computed in float32. Not for moments.
+    """
+    if normaliser.kind == "none":
+        return latents
+    shift, scale = shift_and_scale(latents, normaliser)
+    return ((latents.to(torch.float32) - shift) * scale).to(latents.dtype)
+
+
+def unnormalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
+    """Return latents / scale + shift: the inverse of `normalise`, up to rounding."""
+    if normaliser.kind == "none":
+        return latents
+    shift, scale = shift_and_scale(latents, normaliser)
+    return (latents.to(torch.float32) / scale + shift).to(latents.dtype)
+
+
+def shift_and_scale(
+    latents: torch.Tensor, normaliser: Normaliser
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normaliser's shift and scale on the latents' device, in shapes that broadcast to them."""
+    channels, frames = latents.shape[-4:-2]
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=latents.device)
+        for values in (normaliser.shift, normaliser.scale)
+    )
+    if normaliser.kind == "channel_frame":
+        return _of_frames(shift, channels, frames), _of_frames(scale, channels, frames)
+    for values in (shift, scale):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"the normaliser has {len(values)} values and the latents {list(latents.shape)} "
+                f"have {channels} channels: take the mean of moments, and the cache's normaliser"
+            )
+    return shift.view(-1, 1, 1, 1), scale.view(-1, 1, 1, 1)
+
+
+def _of_frames(values: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
+    """Return [C, t, 1, 1] of the values of all channels and latent frames: the first t."""
+    if len(values) % channels or len(values) < channels * frames:
+        raise ValueError(
+            f"the normaliser has {len(values)} values and the latents {channels} channels and "
+            f"{frames} latent frames, which it lacks values for: take the mean of moments, the "
+            "cache's normaliser, and no more latent frames than it has"
+        )
+    return values.view(channels, -1, 1, 1)[:, :frames]

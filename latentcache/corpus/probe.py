@@ -1,0 +1,149 @@
+"""Probing: sources to frames, duration, height, width and identity, in parallel, in killable processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from latentcache.corpus.saved_probes import Found, Known, SavedProbes
+from latentcache.decoders.pool import DecodePool
+from latentcache.errors import ClipError, CorpusError, StorageError
+from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+
+Row = dict[str, Any]
+Probed = Future[dict[str, Any]] | Found
+
+#: What a table of sources must already say for the files' headers to be left unread.
+TRUSTED = {"video": ("frames", "fps", "height", "width"), "image": ("height", "width")}
+#: Requests under way at once; more would only hold memory.
+WINDOW = 256
+#: Files, of each kind, that are looked at once more before what an earlier attempt found is taken.
+CHECKED = 64
+#: Sources whose facts become Arrow arrays together.
+CHUNK_ROWS = 1 << 16
+
+
+def probe_sources(
+    sources: pa.Table,
+    pool: DecodePool,
+    on_probed: Callable[[], object] = lambda: None,
+    saved: SavedProbes | None = None,
+) -> pa.Table:
+    """Return `sources` with missing facts filled in and the columns of PROBE_SCHEMA added.
+
+    A source that cannot be used gets a reason and a message; nothing raises for it. saved: what earlier
+    attempts found, and where to keep what this one finds. Raises CorpusError where the sources' storage
+    does not answer: a plan must not lose them for that.
+    """
+    columns = _Columns()
+    pending: deque[tuple[Row, Probed]] = deque()
+    known = saved.find(sources["url"]) if saved else None
+    if known and not _hold(known, pool):
+        known = None
+
+    def collect() -> None:
+        columns.add(_facts(*pending.popleft(), saved))
+        on_probed()
+
+    try:
+        for number, row in enumerate(_rows(sources)):
+            trusted = is_trusted(row)
+            found = known.look(number, row["kind"], trusted) if known else None
+            if saved and found:
+                saved.num_found += 1
+            pending.append(
+                (row, found or pool.probe(row["url"], row["kind"], identity_only=trusted))
+            )
+            if len(pending) > WINDOW:
+                collect()
+        while pending:
+            collect()
+    except BaseException:
+        if saved:
+            with suppress(StorageError):  # of two errors the first says what is wrong
+                saved.flush()
+        raise
+    return columns.put_into(sources)
+
+
+def _hold(known: Known, pool: DecodePool) -> bool:
+    """Tell whether files are still those that an earlier attempt probed, by looking at some."""
+    looked_at = [
+        (pool.probe(url, kind, identity_only=True), identity)
+        for url, kind, identity in known.sample(CHECKED)
+    ]
+    try:
+        return all(future.result()["identity"] == identity for future, identity in looked_at)
+    except ClipError:
+        return False
+
+
+def _rows(sources: pa.Table) -> Iterator[Row]:
+    for batch in sources.select(SOURCE_SCHEMA.names).to_batches(max_chunksize=WINDOW):
+        yield from batch.to_pylist()
+
+
+def is_trusted(row: Mapping[str, Any]) -> bool:
+    """Tell whether the corpus itself says everything about a source's shape."""
+    return all(row[name] is not None for name in TRUSTED[row["kind"]])
+
+
+def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
+    """Return what is known of a source: what its table says, and else what was found."""
+    if isinstance(found, Future):
+        try:
+            found = found.result()
+        except ClipError as error:
+            if error.reason == "unreachable":
+                raise CorpusError(f"the corpus cannot be read: {error}") from error
+            found = {"reason": error.reason, "message": str(error)}
+        else:
+            if saved:
+                saved.add(row["url"], row["kind"], is_trusted(row), found)
+    facts = {**found, **{name: row[name] for name in TRUSTED["video"] if row[name] is not None}}
+    if row["kind"] == "image":
+        facts["frames"] = 1
+        facts["duration_s"] = 0.0
+    elif is_trusted(row):
+        facts["duration_s"] = row["frames"] / row["fps"]
+    return facts
+
+
+class _Columns:
+    """The facts of sources, by column: Arrow's arrays take a tenth of the memory of Python's objects."""
+
+    TYPES: ClassVar = {
+        **{name: SOURCE_SCHEMA.field(name).type for name in TRUSTED["video"]},
+        **{field.name: field.type for field in PROBE_SCHEMA},
+    }
+
+    def __init__(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self._rows: list[Found] = []
+
+    def add(self, facts: Found) -> None:
+        self._rows.append(facts)
+        if len(self._rows) >= CHUNK_ROWS:
+            self._close_chunk()
+
+    def _close_chunk(self) -> None:
+        schema = pa.schema(self.TYPES.items())
+        self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=schema))
+        self._rows.clear()
+
+    def put_into(self, sources: pa.Table) -> pa.Table:
+        """Return the sources with these columns, in the place of those that they have."""
+        self._close_chunk()
+        facts = pa.Table.from_batches(self._batches)
+        for field in facts.schema:
+            index = sources.schema.get_field_index(field.name)
+            if index >= 0:
+                sources = sources.set_column(index, field, facts[field.name])
+            else:
+                sources = sources.append_column(field, facts[field.name])
+        return sources

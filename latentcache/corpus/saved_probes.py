@@ -1,0 +1,162 @@
+"""What was probed, kept in the cache's folder until the plan is there: a plan that was cut off goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.errors import CacheError, StorageError
+from latentcache.format.damage import read_table
+from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA, to_parquet
+from latentcache.running.log import versions
+from latentcache.storage.folder import Storage
+
+log = logging.getLogger(__name__)
+
+FOLDER = "probed"
+#: Seconds between two writes.
+FLUSH_INTERVAL_S = 30.0
+#: What is older is passed over: files may have changed since.
+MAX_AGE_S = 7 * 86400.0
+_FACTS = "latentcache.probed"
+_NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
+#: One row a source. is_trusted: its shape was the corpus's to say, and only the identity was found.
+SCHEMA = pa.schema(
+    [
+        SOURCE_SCHEMA.field("url"),
+        SOURCE_SCHEMA.field("kind"),
+        pa.field("is_trusted", pa.bool_(), nullable=False),
+        *(SOURCE_SCHEMA.field(name) for name in ("frames", "fps", "height", "width")),
+        *(PROBE_SCHEMA.field(name) for name in ("duration_s", "identity")),
+    ]
+)
+
+Found = Mapping[str, Any]
+_FOUND = [name for name in SCHEMA.names if name not in ("url", "kind", "is_trusted")]
+
+
+class SavedProbes:
+    """Sources that were probed for a cache which has no plan yet; failures are not kept, but tried again.
+
+    num_found: how many of this attempt's sources an earlier one has probed. Its methods raise
+    StorageError where the cache's storage refuses: better now than after the whole corpus.
+    """
+
+    def __init__(self, storage: Storage, max_pixels: int) -> None:
+        self._storage = storage
+        self._conditions = {"max_pixels": max_pixels, **_decoders()}
+        self.num_found = 0
+        self._attempt = secrets.token_hex(6)
+        self._number = 0
+        self._rows: list[dict[str, Any]] = []
+        self._flushed_at = time.monotonic()
+
+    def add(self, url: str, kind: str, is_trusted: bool, found: Found) -> None:
+        """Keep what was found of a source; it is written with others, now and then."""
+        self._rows.append({"url": url, "kind": kind, "is_trusted": is_trusted, **found})
+        if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was found since the last time."""
+        if self._rows:
+            table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
+            facts = {_FACTS: {**self._conditions, "written_s": time.time()}}
+            path = f"{FOLDER}/{self._attempt}-{self._number:06d}.parquet"
+            self._storage.write(path, to_parquet(table, facts))
+            self._number += 1
+            self._rows.clear()
+        self._flushed_at = time.monotonic()
+
+    def find(self, urls: pa.ChunkedArray) -> Known | None:
+        """Return what earlier attempts found of the sources at these URLs; None where that is nothing."""
+        tables = [
+            table for path in saved_tables(self._storage) if (table := self._read(path)) is not None
+        ]
+        return Known(pa.concat_tables(tables).combine_chunks(), urls) if tables else None
+
+    def remove(self) -> None:
+        """Remove what all attempts kept: the plan has it now."""
+        for path in saved_tables(self._storage):
+            try:
+                self._storage.delete(path)
+            except StorageError as error:
+                log.warning("%s is left, and does no harm: %s", path, error)
+
+    def _read(self, path: str) -> pa.Table | None:
+        """Read a table; None where it is damaged, old, or was made under other conditions."""
+        try:
+            table = read_table(self._storage, path)
+            facts = json.loads(table.schema.metadata[_FACTS.encode()])
+            age_s = time.time() - facts.pop("written_s")
+            if facts != self._conditions or age_s > MAX_AGE_S:
+                return None
+            return table.select(SCHEMA.names).cast(SCHEMA)
+        except (CacheError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s is passed over, and its sources are probed again: %s", path, error)
+            return None
+
+
+class Known:
+    """What was found of sources, by their rows in the corpus. Of another kind, a source is another one."""
+
+    def __init__(self, found: pa.Table, urls: pa.ChunkedArray) -> None:
+        self._urls, self._found = urls, found
+        wanted = urls.cast(pa.large_string())
+        self._places: dict[tuple[str, bool], npt.NDArray[np.int64]] = {}
+        for kind, trusted in itertools.product(("video", "image"), (False, True)):
+            mask = pc.and_(pc.equal(found["kind"], kind), pc.equal(found["is_trusted"], trusted))
+            rows = np.flatnonzero(mask.to_numpy())
+            value_set = found["url"].cast(pa.large_string()).filter(mask).combine_chunks()
+            at = pc.fill_null(pc.index_in(wanted, value_set=value_set), -1).to_numpy()
+            if len(rows):
+                self._places[kind, trusted] = np.where(at < 0, -1, rows[at])
+
+    def look(self, row: int, kind: str, is_trusted: bool) -> Found | None:
+        """Return what was found of the source in a row, or None."""
+        places = self._places.get((kind, is_trusted))
+        if places is None or places[row] < 0:
+            return None
+        facts = self._facts(int(places[row]))
+        return {name: facts[name] for name in _FOUND if facts[name] is not None}
+
+    def sample(self, number: int) -> list[tuple[str, str, str]]:
+        """Return URL, kind and identity of some sources that were found, spread over the corpus."""
+        found = [
+            (int(row), int(places[row]))
+            for places in self._places.values()
+            for row in np.flatnonzero(places >= 0)[
+                :: max(1, np.count_nonzero(places >= 0) // number)
+            ]
+        ]
+        facts = [(self._urls[row].as_py(), self._facts(place)) for row, place in found]
+        return [(url, fact["kind"], fact["identity"]) for url, fact in facts]
+
+    def _facts(self, place: int) -> dict[str, Any]:
+        return self._found.slice(place, 1).to_pylist()[0]  # type: ignore[no-any-return]
+
+
+def saved_tables(storage: Storage) -> list[str]:
+    """Return the paths of what was probed for a cache that has no plan yet."""
+    return [f"{FOLDER}/{name}" for name in sorted(storage.list(FOLDER)) if _NAME.fullmatch(name)]
+
+
+def is_saved_probe(path: str) -> bool:
+    """Tell whether this is the path of a table of what was probed."""
+    folder, _, name = path.rpartition("/")
+    return folder == FOLDER and _NAME.fullmatch(name) is not None
+
+
+def _decoders() -> dict[str, str]:
+    return {name: found for name, found in versions().items() if name in ("av", "decord")}

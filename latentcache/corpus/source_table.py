@@ -1,0 +1,256 @@
+"""Step 1 of the way of the data, from a table: its columns by role become the table of sources.
+
+Columns stay in Arrow, so that millions of rows do not become Python objects.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.table_readers import Wanted
+from latentcache.errors import CorpusError
+from latentcache.format.tables import SOURCE_SCHEMA
+from latentcache.storage.urls import folder_of, is_url, redact
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+VIDEOS = (
+    *("mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg"),
+    *("ts", "flv", "wmv", "gif", "y4m", "ogv", "3gp"),
+)
+_NUMBERS = ("frames", "fps", "height", "width")
+_ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
+_DOTS = r"(^|/)\.\.?(/|$)"
+_WITH_CREDENTIALS = r"://[^/@\s:]*:[^/@\s]*@"
+_PROBED = "Correct it, or leave it empty to have the source probed"
+
+
+def read_source_table(
+    reader: Callable[[IO[bytes], Wanted], pa.Table], file: IO[bytes], config: CorpusConfig
+) -> pa.Table:
+    """Read a table and return its rows as sources. Raises CorpusError."""
+    where = redact(config.source)
+    roles = config.columns or {"video": "video", "caption": "caption"}
+    optional = () if config.columns else ("caption",)
+    required = [c for c in roles.values() if c not in optional]
+    data = reader(
+        file,
+        Wanted(
+            where=where,
+            required=tuple(dict.fromkeys([*required, *config.keep])),
+            optional=optional,
+            text=frozenset(
+                c for r, c in roles.items() if r not in _NUMBERS or c not in config.keep
+            ),
+        ),
+    )
+    if not data.num_rows:
+        raise CorpusError(f"{where} has no rows. Give a table with one row a video or image.")
+    rows = _Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names})
+    path, kind = rows.paths()
+    columns = {
+        "name": number_repeated(rows.text("key", required=True) if "key" in roles else path),
+        "url": rows.urls(path, folder_of(config.source)),
+        "kind": kind,
+        "caption": rows.text("caption"),
+        **{role: rows.number(role) for role in _NUMBERS},
+    }
+    return to_source_table(columns, {c: _keepable(data[c]) for c in config.keep})
+
+
+def to_source_table(
+    columns: Mapping[str, Any], kept: Mapping[str, pa.ChunkedArray] | None = None
+) -> pa.Table:
+    """Return a table with the columns of SOURCE_SCHEMA, null if not given, then the kept ones."""
+    num_rows = len(columns["name"])
+    made = [columns.get(f.name, pa.nulls(num_rows, f.type)) for f in SOURCE_SCHEMA]
+    extra = dict(kept or {})
+    schema = pa.schema([*SOURCE_SCHEMA, *(pa.field(n, c.type) for n, c in extra.items())])
+    return pa.table([*made, *extra.values()], schema=schema)
+
+
+def _keepable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column in a type that every reader of Parquet knows."""
+    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a table; every method returns a column of the table of sources."""
+
+    where: str
+    data: pa.Table
+    roles: Mapping[str, str]
+
+    @property
+    def path_role(self) -> str:
+        return "video" if "video" in self.roles else "image"
+
+    def text(self, role: str, required: bool = False) -> pa.ChunkedArray:
+        """Return the role's column as strings, null where it is empty or the role is not mapped."""
+        if role not in self.roles:
+            return pa.chunked_array([pa.nulls(self.data.num_rows, pa.string())])
+        given = self.data[self.roles[role]]
+        column = None if pa.types.is_nested(given.type) else _cast(given, pa.string())
+        if column is None:
+            raise CorpusError(
+                f"{self.where}: column {self.roles[role]!r} (role {role}) holds {given.type}, not "
+                "text. Name a column of text in corpus.columns."
+            )
+        column = _null_where(pc.equal(column, ""), column)
+        if required:
+            self.refuse(pc.is_null(column), role, "is empty: every source needs one")
+        return column
+
+    def paths(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """Return paths and kinds: of two columns the filled one tells the kind, else the suffix."""
+        role = self.path_role
+        path = self.text(role)
+        if "image" in self.roles and self.roles["image"] != self.roles[role]:
+            image = self.text("image")
+            both = pc.and_(pc.is_valid(path), pc.is_valid(image))
+            self.refuse(both, role, "is set, and so is the image: a row is one source. Empty one")
+            kind = pc.if_else(pc.is_valid(path), "video", "image")
+            path = pc.coalesce(path, image)
+        else:
+            other, suffixes = ("image", IMAGES) if role == "video" else ("video", VIDEOS)
+            pattern = rf"(?i)\.({'|'.join(suffixes)})([?#][^/]*)?$"
+            kind = pc.if_else(pc.match_substring_regex(path, pattern), other, role)
+        self.refuse(pc.is_null(path), role, "is empty: every source needs a path")
+        return path, kind
+
+    def urls(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+        """Return where the paths are; relative ones start at `folder`, the table's own."""
+        self.refuse(
+            pc.match_substring_regex(path, _WITH_CREDENTIALS),
+            self.path_role,
+            "carries a password, which the cache would store. Remove it, and give credentials in "
+            "corpus.storage_options or in the environment",
+        )
+        if not is_url(folder):
+            folder = f"{Path(folder).expanduser().absolute()}".rstrip("/") + "/"
+        absolute = pc.match_substring_regex(path, _ABSOLUTE)
+        if pc.any(pc.starts_with(path, "./")).as_py():
+            url = pc.replace_substring_regex(path, r"^(\./)+", "")
+            url = pc.binary_join_element_wise(folder, url, "")
+        else:
+            url = pc.binary_join_element_wise(folder, path, "")
+        if pc.any(absolute).as_py():
+            url = pc.if_else(absolute, path, url)
+        if not is_url(folder):
+            return url
+        # A local file system resolves `..` by itself; an object store takes it for a name.
+        dotted = pc.and_not(pc.match_substring_regex(path, _DOTS), absolute)
+        if not pc.any(dotted).as_py():
+            return url
+        resolved = [resolve(folder, p) for p in path.filter(dotted).to_pylist()]
+        return _replace(url, dotted, resolved)
+
+    def number(self, role: str) -> pa.ChunkedArray:
+        """Return the role's column as SOURCE_SCHEMA has it, null where it must be probed."""
+        kind = SOURCE_SCHEMA.field(role).type
+        if role not in self.roles:
+            return pa.chunked_array([pa.nulls(self.data.num_rows, kind)])
+        column = self._floats(role)
+        column = _null_where(pc.is_nan(column), column)
+        good = pc.and_(pc.greater(column, 0), pc.less(column, 2.0**31))
+        if role == "fps":
+            self.refuse(pc.invert(good), role, f"is not a number above 0. {_PROBED}")
+        else:
+            good = pc.and_(good, pc.equal(column, pc.floor(column)))
+            self.refuse(pc.invert(good), role, f"is not a whole number above 0. {_PROBED}")
+        return column.cast(kind)
+
+    def _floats(self, role: str) -> pa.ChunkedArray:
+        given = self.data[self.roles[role]]
+        column = given
+        if _is_text(given.type):
+            column = given.cast(pa.string())
+            column = pc.utf8_trim_whitespace(column)
+            column = _null_where(pc.equal(column, ""), column)
+        elif pa.types.is_boolean(given.type) or pa.types.is_nested(given.type):
+            raise CorpusError(
+                f"{self.where}: column {self.roles[role]!r} (role {role}) holds {given.type}, not "
+                f"numbers. Name a column of numbers, or remove the role: sources are probed then."
+            )
+        floats = _cast(column, pa.float64())
+        if floats is None:
+            wrong = (i for i, value in enumerate(column) if _cast(value, pa.float64()) is None)
+            raise self.error(role, next(wrong), f"is not a number. {_PROBED}")
+        return floats
+
+    def refuse(self, bad: pa.ChunkedArray, role: str, why: str) -> None:
+        """Raise CorpusError for the first row where `bad` is true."""
+        row = pc.index(bad, True).as_py()
+        if row >= 0:
+            raise self.error(role, row, why)
+
+    def error(self, role: str, row: int, why: str) -> CorpusError:
+        """Return the CorpusError about one row's value."""
+        value = self.data[self.roles[role]][row].as_py()
+        shown = redact(f"{value!r}")[:200]
+        return CorpusError(
+            f"{self.where}: row {row + 1} (of the data, counted from 1): "
+            f"{self.roles[role]} = {shown} {why}."
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _cast(values: Any, kind: pa.DataType) -> Any:
+    """Return `values` in another type, or None where one of them cannot be."""
+    try:
+        return values.cast(kind)
+    except pa.ArrowException:
+        return None
+
+
+def _null_where(mask: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with nulls where `mask` is true: the column itself, no copy, if nowhere."""
+    if not pc.any(mask).as_py():
+        return column
+    return pc.if_else(mask, pa.scalar(None, column.type), column)
+
+
+def _replace(column: pa.ChunkedArray, mask: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
+    flat = pc.replace_with_mask(
+        column.combine_chunks(), mask.combine_chunks(), pa.array(values, pa.string())
+    )
+    return pa.chunked_array([flat])
+
+
+def resolve(folder: str, path: str) -> str:
+    """Return the URL of a path relative to a folder's, `.` and `..` resolved within the bucket."""
+    scheme, _, rest = folder.partition("://")
+    bucket, _, inner = rest.partition("/")
+    return f"{scheme}://{bucket}{posixpath.normpath('/' + posixpath.join(inner, path))}"
+
+
+def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Make names unique: the second `a.mp4` becomes `a.mp4@2`, the third `a.mp4@3`."""
+    counts = pc.value_counts(names)
+    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+    if not len(repeated):
+        return names
+    taken = set(names.filter(pc.match_substring_regex(names, r"@\d+$")).to_pylist())
+    mask = pc.is_in(names, value_set=repeated)
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names.filter(mask).to_pylist():
+        seen[name] += 1
+        while seen[name] > 1 and f"{name}@{seen[name]}" in taken:
+            seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
+    return _replace(names, mask, numbered)

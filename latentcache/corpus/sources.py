@@ -1,0 +1,216 @@
+"""Step 1 of the way of the data: a directory, glob, table or file to the table of sources."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
+from latentcache.corpus.table_readers import READERS
+from latentcache.errors import ConfigError, CorpusError, StorageError
+from latentcache.format.tables import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from latentcache.storage.source_files import (
+    find_files,
+    glob_files,
+    is_directory,
+    is_file,
+    open_source,
+    read_many,
+)
+from latentcache.storage.urls import folder_of, has_magic, is_url, join, redact
+
+#: Names that `keep` cannot carry: columns that the cache's tables or the batches have already.
+RESERVED = frozenset(
+    {"latents"}.union(*(s.names for s in (SOURCE_SCHEMA, PROBE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA)))
+)
+#: How `Corpus.ignored` counts files whose name, or whose folder's name, starts with a dot.
+HIDDEN = "hidden"
+NO_SUFFIX = "no suffix"
+_CAPTIONS_AT_ONCE = 1024
+_SUFFIXES_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The table of sources.
+
+    table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
+    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`.
+    """
+
+    table: pa.Table
+    keep: tuple[str, ...] = ()
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_corpus(config: CorpusConfig) -> Corpus:
+    """Read the corpus: sources that are files come sorted by path, those of a table in its order.
+
+    Raises CorpusError, saying what to change, where there is nothing usable.
+    """
+    _check_keep(config)
+    try:
+        return _read(config)
+    except FileNotFoundError:
+        raise CorpusError(
+            f"corpus.source {redact(config.source)!r} is not there. Give an existing directory, "
+            "glob, table (.csv, .jsonl, .parquet) or media file; a relative path starts at the "
+            "current directory."
+        ) from None
+    except StorageError as error:
+        raise CorpusError(f"the corpus cannot be read: {error}") from error.__cause__
+
+
+def _read(config: CorpusConfig) -> Corpus:
+    source, options = config.source, config.storage_options
+    if is_directory(source, options):
+        names = find_files(source, options)
+        return _from_files(config, "a directory", source, names, texts=names)
+    if has_magic(source) and not is_file(source, options):
+        base, names = glob_files(source, options)
+        return _from_files(config, "a glob", base, names, _texts_beside(base, names, options))
+    if _suffix(source) in READERS:
+        with open_source(source, options) as file:
+            table = read_source_table(READERS[_suffix(source)], file, config)
+        return Corpus(table=table, keep=tuple(config.keep))
+    if not is_file(source, options):
+        raise FileNotFoundError(source)
+    base = folder_of(source)
+    text = posixpath.splitext(source[len(base) :])[0] + ".txt"
+    texts = [text] if is_file(join(base, text), options) else []
+    return _from_files(config, "one file", base, [source[len(base) :]], texts)
+
+
+def _suffix(path: str) -> str:
+    """Return the suffix in lower case without its dot; of a URL, without what follows `?`."""
+    if is_url(path):
+        path = re.split(r"[?#]", path, maxsplit=1)[0]
+    return posixpath.splitext(path)[1][1:].lower()
+
+
+def _check_keep(config: CorpusConfig) -> None:
+    for i, name in enumerate(config.keep):
+        if name in RESERVED:
+            raise ConfigError(
+                f"corpus.keep: {name!r} is the name of a column that the cache has already, with "
+                "its own meaning. Rename the column in your table, or remove it from corpus.keep."
+            )
+        if name in config.keep[:i]:
+            raise ConfigError(f"corpus.keep: {name!r} is named twice; remove one.")
+
+
+def _from_files(
+    config: CorpusConfig, what: str, base: str, found: Sequence[str], texts: Sequence[str]
+) -> Corpus:
+    """Make the table of the media among `found`; `texts` are the files that may be captions."""
+    for key in ("columns", "keep"):
+        if getattr(config, key):
+            raise ConfigError(
+                f"corpus.{key} names columns of a table, but corpus.source "
+                f"{redact(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "
+                "or .parquet table as the source."
+            )
+    shown = [n for n in found if not is_hidden(n) or is_hidden(config.source)]
+    media = [n for n in shown if _suffix(n) in VIDEOS + IMAGES]
+    _check_names(config.source, media)
+    stems = {posixpath.splitext(n)[0]: n for n in sorted(texts) if _suffix(n) == "txt"}
+    captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}
+    ignored = _count_ignored(found, shown, {*media, *captions.values()})
+    if not media:
+        raise _nothing_found(config.source, ignored)
+    root = base if is_url(base) else str(Path(base).expanduser().absolute())
+    caption_of = _read_captions(root, captions, config)
+    columns = {
+        "name": pa.array(media, pa.string()),
+        "url": pa.array([join(root, name) for name in media], pa.string()),
+        "kind": pa.array(["image" if _suffix(n) in IMAGES else "video" for n in media]),
+        "caption": pa.array([caption_of.get(n) for n in media], pa.string()),
+    }
+    return Corpus(table=to_source_table(columns), ignored=ignored)
+
+
+def is_hidden(path: str) -> bool:
+    """Tell whether a part of a path starts with a dot, as macOS's `._a.mp4` does."""
+    return any(p.startswith(".") and p.strip(".") for p in path.split("/"))
+
+
+def _check_names(source: str, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise CorpusError(
+                f"{redact(source)}: the file name {name!a} is not UTF-8, so a table cannot hold "
+                "it. Rename the file."
+            ) from None
+
+
+def _count_ignored(found: Sequence[str], shown: Sequence[str], used: set[str]) -> dict[str, int]:
+    suffixes = [_suffix(n).encode(errors="replace").decode() for n in shown if n not in used]
+    counts = Counter(f".{s}" if s else NO_SUFFIX for s in suffixes)
+    if len(found) > len(shown):
+        counts[HIDDEN] = len(found) - len(shown)
+    return dict(sorted(counts.items()))
+
+
+def _nothing_found(source: str, ignored: Mapping[str, int]) -> CorpusError:
+    common = Counter(ignored).most_common(_SUFFIXES_SHOWN)
+    seen = ", ".join(f"{suffix} ({n})" for suffix, n in common) or "no files at all"
+    hint = ""
+    if any(f".{table}" in ignored for table in READERS):
+        hint = " To read a table, name the .csv, .jsonl or .parquet file itself."
+    return CorpusError(
+        f"corpus.source {redact(source)!r} holds no video and no image; seen: {seen}.{hint} "
+        f"Files are known by their suffix: {' '.join(VIDEOS + IMAGES)}."
+    )
+
+
+def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]) -> list[str]:
+    """List the folders of files that a glob matched, for captions that it did not match."""
+    folders = sorted({posixpath.dirname(n) for n in names})
+    return [
+        posixpath.join(folder, name)
+        for folder in folders
+        for name in find_files(join(base, folder), options, max_depth=1)
+        if _suffix(name) == "txt"
+    ]
+
+
+def _read_captions(
+    root: str, captions: Mapping[str, str], config: CorpusConfig
+) -> dict[str, str | None]:
+    names = list(captions)
+    texts: dict[str, str | None] = {}
+    for i in range(0, len(names), _CAPTIONS_AT_ONCE):
+        some = names[i : i + _CAPTIONS_AT_ONCE]
+        urls = [join(root, captions[n]) for n in some]
+        data = _read_texts(urls, config.storage_options)
+        texts.update((n, _caption(u, d)) for n, u, d in zip(some, urls, data, strict=True))
+    return texts
+
+
+def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[bytes]:
+    try:
+        return read_many(urls, options)
+    except FileNotFoundError:
+        gone = next((url for url in urls if not is_file(url, options)), urls[0])
+        raise CorpusError(
+            f"the caption file {redact(gone)} cannot be read: it was removed meanwhile, or is a link to "
+            "what is not there. Restore it, or remove it."
+        ) from None
+
+
+def _caption(url: str, data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8-sig").strip() or None
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"the caption file {redact(url)} is not UTF-8: {error}. Save it as UTF-8, or remove it."
+        ) from None

@@ -1,0 +1,201 @@
+"""Find a diffusers model, in a folder or on the hub; hash its weights, and read single tensors of them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from latentcache.errors import ConfigError, EncoderError
+from latentcache.storage.urls import redact
+
+CONFIG = "config.json"
+#: Whole files first; an index names the files that the weights are split over.
+_WHOLE = "diffusion_pytorch_model.safetensors"
+_CANDIDATES = (
+    _WHOLE,
+    f"{_WHOLE}.index.json",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+)
+_INDEX_SUFFIX = ".index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model on the local disk: its folder, its config.json and its weights' files, sorted."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    weights: tuple[Path, ...]
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether the weights are safetensors, not a PyTorch pickle."""
+        return all(path.suffix == ".safetensors" for path in self.weights)
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of the file, or of the list of the digests of several files."""
+        digests = [_file_sha256(path) for path in self.weights]
+        return digests[0] if len(digests) == 1 else _sha256("\n".join(digests).encode())
+
+    def config_sha256(self) -> str:
+        """Return the SHA-256 of what config.json says of the model, not of where it came from."""
+        content = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        return _sha256(json.dumps(content, sort_keys=True).encode())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor of the weights, and nothing else of them. Raises ConfigError."""
+        for path in self.weights:
+            found = _read_tensor(path, name)
+            if found is not None:
+                return found
+        raise ConfigError(
+            f"encoder.model: the weights in {self.folder} hold no {name}, which the latents are "
+            "normalised with. Download the model whole, or save it with save_pretrained."
+        )
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor | None:
+    """Return a tensor of a file, or None. Raises EncoderError where the file is damaged."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                return file.get_tensor(name) if name in file.keys() else None  # noqa: SIM118 - no dict
+        tensors: dict[str, torch.Tensor] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise EncoderError(
+            f"the weights in {path} cannot be read: {type(error).__name__}: {error} "
+            "Download the model again."
+        ) from error
+    return tensors.get(name)
+
+
+def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFiles:
+    """Return the files of a local folder or of a hub id, downloading the latter where needed.
+
+    Raises ConfigError with what to do.
+    """
+    root = Path(model).expanduser()
+    if root.is_dir():
+        if revision is not None:
+            raise ConfigError(
+                f"encoder.revision is for models on the hub, and encoder.model {model!r} is a "
+                "local folder: remove encoder.revision."
+            )
+        return _read_folder(root / (subfolder or ""), subfolder)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise ConfigError(
+            f"encoder.model: there is no folder {model!r}. Give a folder that holds {CONFIG}, or "
+            "an id on the Hugging Face hub such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+        )
+    return _read_folder(_download(model, subfolder, revision), subfolder)
+
+
+def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _no_config(str(folder), subfolder) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"encoder.model: {folder / CONFIG} cannot be read: {error}") from None
+    # An index comes before a whole file, as in diffusers.
+    present = [name for name in _CANDIDATES if (folder / name).is_file()]
+    present.sort(key=lambda name: (not name.startswith(_WHOLE), not name.endswith(_INDEX_SUFFIX)))
+    if not present:
+        raise ConfigError(
+            f"encoder.model: {folder} holds no {_WHOLE}, so there are no weights to load. Download "
+            "the model whole, or save it with save_pretrained."
+        )
+    weights = [folder / name for name in _shards_of(folder / present[0])]
+    for path in weights:
+        if not path.is_file():
+            raise ConfigError(
+                f"encoder.model: {folder / present[0]} names {path.name}, which is not there: the "
+                "download is incomplete. Download the model again."
+            )
+    return ModelFiles(folder=folder, config=config, weights=tuple(weights))
+
+
+def _shards_of(path: Path) -> list[str]:
+    """Return the names of the weights' files: of an index what it lists, else the file itself."""
+    if not path.name.endswith(_INDEX_SUFFIX):
+        return [path.name]
+    try:
+        return sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"encoder.model: {path} is not an index of weights: {error!r}") from None
+
+
+def _download(model: str, subfolder: str | None, revision: str | None) -> Path:
+    """Fetch config.json and the weights into the hub's local cache; return their folder."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    fetch = functools.partial(hf_hub_download, model, subfolder=subfolder, revision=revision)
+    try:
+        folder = Path(fetch(CONFIG)).parent
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise _unreachable(model, CONFIG, error) from None
+        raise _no_config(model, subfolder) from None
+    except (OSError, ValueError) as error:
+        raise _unreachable(model, CONFIG, error) from None
+    failure: Exception | None = None
+    for name in _CANDIDATES:
+        try:
+            fetched = Path(fetch(name))
+            for shard in _shards_of(fetched):
+                if shard != name:
+                    fetch(shard)
+        except (EntryNotFoundError, OSError, ValueError) as error:
+            failure = failure or error  # the first: why the safetensors are not to be had
+        else:
+            return folder
+    raise _unreachable(model, _WHOLE, failure)
+
+
+def _no_config(where: str, subfolder: str | None) -> ConfigError:
+    fix = (
+        f"Correct encoder.subfolder, which is {subfolder!r}."
+        if subfolder
+        else "For a whole pipeline set encoder.subfolder: vae."
+    )
+    return ConfigError(
+        f"encoder.model: {where} holds no {CONFIG}, so it is not a diffusers model. {fix}"
+    )
+
+
+def _unreachable(model: str, name: str, error: Exception | None) -> ConfigError:
+    reason = (redact(str(error)).strip().splitlines() or [""])[0]
+    return ConfigError(
+        f"encoder.model: {name} of {model!r} is neither in the local Hugging Face cache nor to be "
+        f"had from the hub ({type(error).__name__}: {reason}). It is read as a hub id, since there "
+        "is no such folder. Check the id and the network, log in with `hf auth login` where the "
+        "model is gated, or download it and set encoder.model to the folder."
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    facts = path.stat()
+    return _cached_sha256(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - part of the key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

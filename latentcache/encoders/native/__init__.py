@@ -1,0 +1,1 @@
+"""Autoencoders that no package has, built from their authors' checkpoints."""

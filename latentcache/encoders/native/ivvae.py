@@ -1,0 +1,212 @@
+"""IV-VAE: a published checkpoint to an encoder, four frames at a time.
+
+After "Improved Video VAE for Latent Video Diffusion Model" (Wu et al., CVPR 2025); published at
+github.com/ali-vilab/iv-vae. The network is in `ivvae_model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from latentcache.config.sections import Section
+from latentcache.core.records import FrameRule, LatentSpec, Normaliser
+from latentcache.encoders.checkpoint import Checkpoint, locate
+from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
+from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
+from latentcache.encoders.native.ivvae_model import IVVAE, Carry
+from latentcache.errors import ConfigError, EncoderError
+
+#: Pixels per latent along T, H, W; and frames of every group but a clip's first, which is one frame.
+STRIDE = (4, 8, 8)
+#: Changes of the arithmetic are counted here, and are part of the recipe.
+REVISION = 1
+#: (z, dim) of the published checkpoints, and the (shift, scale) that the published code has for each.
+PUBLISHED: Mapping[tuple[int, int], tuple[float, float]] = {
+    (4, 64): (0.1250, 1.3196),
+    (8, 64): (-0.0322, 1.0940),
+    (16, 64): (-0.1553, 0.9697),
+    (16, 96): (-0.0483, 0.7619),
+}
+_NAME = re.compile(r"ivvae_z(\d+)_dim(\d+)")
+#: Tensors of shapes [z, ...] and [dim, ...].
+_Z, _DIM = "conv1.conv_2d.weight", "encoder.conv1.conv_2d.weight"
+
+
+class Config(Section):
+    """The encoder `ivvae`. What changes the latents has no default."""
+
+    kind: Literal["ivvae"]
+    checkpoint: str = Field(
+        min_length=1,
+        description="The file, such as ivvae_z16_dim96.pth; its tensors tell the variant.",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        description="What the encoder computes in; the published code uses bfloat16."
+    )
+    store: Literal["moments", "mean", "sample"] = Field(
+        description="moments: mean and log-variance; mean; or one sample, seeded by the clip's key. "
+        "The published code always samples."
+    )
+    shift: float | None = Field(
+        default=None,
+        allow_inf_nan=False,
+        description="Of a variant of your own: trainers take (z - shift) * scale.",
+    )
+    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="See `shift`.")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.shift is None) != (self.scale is None):
+            raise ValueError("give `shift` and `scale` together, or neither")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    """What a checkpoint is of: z latent channels, dim channels at full size."""
+
+    z: int
+    dim: int
+    normaliser: Normaliser
+
+    @property
+    def name(self) -> str:
+        return f"IV-VAE z{self.z}_dim{self.dim}"
+
+    def empty_model(self) -> IVVAE:
+        """Return the network on the meta device: shapes without values."""
+        with torch.device("meta"):
+            return IVVAE(dim=self.dim, z=self.z)
+
+
+def describe(config: Config, *, dtype: str) -> LatentSpec:
+    """Return the spec from the tensors' shapes and the hash of the file."""
+    checkpoint, variant = _locate(config)
+    return LatentSpec(
+        encoder=config.kind,
+        model_class=variant.name,
+        channels=variant.z,
+        stride=STRIDE,
+        frame_rule=FrameRule(multiple=STRIDE[0], remainders=(1,)),
+        stored=config.store,
+        dtype=dtype,
+        compute_dtype=config.dtype,
+        normaliser=variant.normaliser,
+        exactness="prefix_exact",
+        weights_sha256=checkpoint.sha256(),
+    )
+
+
+def identity(config: Config) -> Mapping[str, Any]:
+    """Return the encoder's part of the recipe; where the checkpoint lies is no part of it."""
+    checkpoint, variant = _locate(config)
+    return {
+        "kind": config.kind,
+        "model_class": variant.name,
+        "revision": REVISION,
+        "weights_sha256": checkpoint.sha256(),
+        "dtype": config.dtype,
+        "store": config.store,
+        "shift": variant.normaliser.shift[0],
+        "scale": variant.normaliser.scale[0],
+    }
+
+
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> IVVAEEncoder:
+    """Load the weights onto `device`. Raises ConfigError and EncoderError."""
+    checkpoint, variant = _locate(config)
+    checkpoint.check_unchanged(spec)
+    model = variant.empty_model()
+    checkpoint.load_into(
+        model, dtype=getattr(torch, config.dtype), device=device, name=variant.name
+    )
+    return IVVAEEncoder(model, spec, device)
+
+
+def _locate(config: Config) -> tuple[Checkpoint, _Variant]:
+    """Return the checkpoint, with all its tensors' shapes checked, and what it is of."""
+    checkpoint = locate(config.checkpoint, "encoder.checkpoint")
+    shapes = checkpoint.shapes()
+    if not all(len(shapes.get(name, ())) == 4 for name in (_Z, _DIM)):
+        raise EncoderError(
+            f"encoder.checkpoint: {checkpoint.path} is no checkpoint of IV-VAE: it has no "
+            f"{_Z} or no {_DIM}, which are convolutions. Give a file such as ivvae_z16_dim96.pth."
+        )
+    z, dim = shapes[_Z][0], shapes[_DIM][0]
+    told = _NAME.search(checkpoint.path.name)
+    if told is not None and (int(told[1]), int(told[2])) != (z, dim):
+        raise ConfigError(
+            f"encoder.checkpoint: {checkpoint.path.name} is by its name z{told[1]}_dim{told[2]}, and "
+            f"by its tensors z{z}_dim{dim}: a file was renamed or mixed up, and the latents would "
+            "be scaled for another model. Give the file under its own name."
+        )
+    variant = _Variant(z=z, dim=dim, normaliser=_normaliser(config, z, dim))
+    checkpoint.check_shapes(shapes, variant.empty_model(), variant.name)
+    return checkpoint, variant
+
+
+def _normaliser(config: Config, z: int, dim: int) -> Normaliser:
+    published = PUBLISHED.get((z, dim))
+    if published is not None and config.shift is not None:
+        raise ConfigError(
+            f"encoder.shift and encoder.scale are for variants of your own: z{z}_dim{dim} has the "
+            f"published {published[0]} and {published[1]}. Remove them."
+        )
+    if config.shift is not None and config.scale is not None:
+        published = (config.shift, config.scale)
+    if published is None:
+        known = ", ".join(f"z{z}_dim{dim}" for z, dim in PUBLISHED)
+        raise ConfigError(
+            f"encoder.checkpoint: z{z}_dim{dim} is none of the published variants ({known}), so "
+            "nobody has said how its latents are normalised. Set encoder.shift and encoder.scale: "
+            "the mean of its latents, and one over their standard deviation."
+        )
+    return Normaliser(kind="shift_scale", shift=published[:1], scale=published[1:])
+
+
+class IVVAEEncoder:
+    """IV-VAE on its device. What goes from group to group is in a `Carry` of each call's own."""
+
+    def __init__(self, model: IVVAE, spec: LatentSpec, device: torch.device) -> None:
+        self.spec = spec
+        self._model = model
+        self._device = device
+        self._dtype: torch.dtype = getattr(torch, spec.compute_dtype)
+        # The published script's order: to the model's dtype first, then x / 127.5 - 1 in it.
+        self._levels = (torch.arange(256).to(self._dtype) / 127.5 - 1.0).to(device)
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels to moments [B, 2C, t, h, w]; memory does not grow with the frames."""
+        thw = check_pixels(self.spec, pixels_BTHWC)
+        carry = Carry()
+        groups = [pixels_BTHWC[:, :1], *torch.split(pixels_BTHWC[:, 1:], STRIDE[0], dim=1)]
+        with exact_kernels(self._device):
+            parts = [
+                self._model.encode_group(to_values(group, self._levels).transpose(1, 2), carry)
+                for group in groups
+                if group.shape[1]
+            ]
+            moments = torch.cat(parts, dim=2)
+        check_encoded(self.spec, moments, (len(pixels_BTHWC), 2 * self.spec.channels, *thw))
+        return moments
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode un-normalised latents [B, C, t, h, w] to uint8 pixels [B, T, H, W, 3] on the CPU.
+
+        Levels are rounded; the published script cuts their fractions off, half a level darker.
+        """
+        check_latents(self.spec, latents_BCthw)
+        carry = Carry()
+        with exact_kernels(self._device):
+            latents = latents_BCthw.to(self._device, self._dtype)
+            groups = [
+                self._model.decode_group(latent, carry).float().add_(1).div_(2).transpose(1, 2)
+                for latent in torch.split(latents, 1, dim=2)
+            ]
+            return torch.cat([to_pixels(group) for group in groups], dim=1)

@@ -1,0 +1,80 @@
+"""What happens where a GPU has no memory left for an encoder: nothing is changed in silence.
+
+`encode` is what the pipeline calls. A clip or tile that does not fit fails its shard, and the message
+names a size that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from latentcache.core.records import LatentSpec
+from latentcache.errors import EncoderError
+from latentcache.format.shards.protocol import Encoder
+
+
+def encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+    """Encode a batch. Raises EncoderError with the size of a tile that fits, where this does not."""
+    encoded = try_encode(encoder, pixels_BTHWC)
+    if encoded is None:
+        raise EncoderError(_no_room(encoder, pixels_BTHWC))
+    return encoded
+
+
+def try_encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor | None:
+    """Encode a batch; None where the GPU has no memory for it, and all that can be is free again."""
+    with contextlib.suppress(torch.OutOfMemoryError):
+        return encoder.encode(pixels_BTHWC)
+    torch.cuda.empty_cache()  # out here: the exception held what it had been given
+    return None
+
+
+def size_that_fits(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> tuple[int, int] | None:
+    """Halve height and width until the upper left corner of one clip fits; None where none does."""
+    _, sh, sw = encoder.spec.stride
+    height, width = pixels_BTHWC.shape[2:4]
+    while (height, width) != (sh, sw):
+        height, width = _half(height, sh), _half(width, sw)
+        if try_encode(encoder, pixels_BTHWC[:1, :, :height, :width].contiguous()) is not None:
+            return height, width
+    return None
+
+
+def why_untileable(spec: LatentSpec) -> str | None:
+    """Return why an encoder's latents cannot be stitched from tiles; None where they can."""
+    name = spec.model_class
+    if spec.ids is not None:
+        return f"{name} gives ids, and between two codes there is no code to blend to"
+    if spec.fixed_size is not None:
+        height, width = spec.fixed_size
+        return f"{name} takes {height}x{width} pixels alone"
+    if spec.size_rules is not None:
+        return f"{name} has tiles of its own, which its trainers see"
+    return None
+
+
+def _half(size: int, stride: int) -> int:
+    return max(stride, size // 2 // stride * stride)
+
+
+def _no_room(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> str:
+    frames, height, width = pixels_BTHWC.shape[1:4]
+    head = f"{encoder.spec.model_class} has no GPU memory for {frames} frames of {height}x{width} pixels"
+    why_not = why_untileable(encoder.spec)
+    if why_not is not None:
+        return (
+            f"{head}, and cannot be tiled: {why_not}. Make clips smaller or shorter, or use a larger "
+            "GPU."
+        )
+    fits = size_that_fits(encoder, pixels_BTHWC)
+    if fits is None:
+        return (
+            f"{head}, nor for any part of them. Make clips shorter, use a larger GPU, or end what else "
+            "runs on this one."
+        )
+    return (
+        f"{head}; encoder.tiling.tile: [{fits[0]}, {fits[1]}] fits. Tiles change the latents, so they are "
+        "part of the recipe: make another cache with them, or resume this one on a larger GPU."
+    )

@@ -1,0 +1,94 @@
+"""From a cached latent back to pixels, with the encoder that the cache was made with.
+
+`Cache.decode` imports this when it is called: the read half does without encoders otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from latentcache import encoders
+from latentcache.core import posterior
+from latentcache.core.records import LatentSpec, Stored
+from latentcache.errors import EncoderError, RecipeMismatchError
+from latentcache.format.manifest import Manifest, recipe_difference
+from latentcache.format.shards.protocol import Encoder
+
+#: What decides latents, and not which model they are of: it may differ where they are decoded.
+_ENCODING_ONLY = ("dtype", "packages", "tiling")
+
+
+class Decoder:
+    """The encoder of a cache, built to decode. Not for several threads at once.
+
+    Raises ConfigError, RecipeMismatchError or EncoderError where it cannot be built.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        changes: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self._key = _key(changes, device)
+        self._stored = manifest.spec.stored
+        self._encoder = _build(manifest, changes or {}, _device(device))
+
+    def is_for(self, changes: Mapping[str, Any] | None, device: str | torch.device | None) -> bool:
+        """Tell whether it was built for the same changes and device."""
+        return self._key == _key(changes, device)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode one stored sample, as stored, to uint8 [T, H, W, 3] on the CPU."""
+        return decode_stored(self._encoder, latents, self._stored)
+
+
+def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """Decode one sample, as it is stored, to uint8 [T, H, W, 3] on the CPU; of moments the mean."""
+    if stored == "moments":
+        latents = posterior.split(latents)[0]
+    return encoder.decode(latents[None])[0]
+
+
+def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
+    raw = {**manifest.config.get("encoder", {}), **changes}
+    raw.pop("tiling", None)  # of encoding alone
+    module, config = encoders.resolve(raw)
+    _check_same(manifest.recipe["encoder"], module.identity(config))
+    spec: LatentSpec = module.describe(config, dtype=manifest.spec.dtype)
+    encoder = module.build(config, spec=spec, device=device)
+    if not callable(getattr(encoder, "decode", None)):
+        raise EncoderError(
+            f"{spec.model_class} has no `decode`, so what was cached with it cannot be looked at. Add "
+            "it to the encoder: see latentcache.format.shards.protocol.Encoder."
+        )
+    return encoder
+
+
+def _check_same(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    old, new = (
+        {name: value for name, value in identity.items() if name not in _ENCODING_ONLY}
+        for identity in (recorded, now)
+    )
+    lines = recipe_difference({"encoder": old}, {"encoder": new})
+    if lines:
+        raise RecipeMismatchError(
+            "the cache cannot be decoded with this model: it is not the one that encoded it, and the "
+            "pixels would be wrong. Give the cache's own with `encoder`. The difference:\n"
+            + "\n".join(f"  {line}" for line in lines)
+        )
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _key(
+    changes: Mapping[str, Any] | None, device: str | torch.device | None
+) -> tuple[dict[str, Any], torch.device]:
+    return dict(changes or {}), _device(device)

@@ -1,0 +1,1 @@
+"""Encoders that store ids of a codebook."""

@@ -1,0 +1,193 @@
+"""NVIDIA's Cosmos tokenizers from their TorchScript files: DV gives ids, CV 16 plain channels.
+
+A clip of 1 + kT frames goes through `encoder.jit` whole, as `CausalVideoTokenizer.encode` of the
+published package does. Its `forward` instead cuts a video into independent windows of 17 frames,
+pads each in time with copies of its ends, and pads frames with black to multiples of 16; none of
+that happens here, so that longer clips have other latents than `forward` would give: those of a
+causal model over the whole clip.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from latentcache.config.sections import Section
+from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.encoders.checkpoint import Checkpoint, locate
+from latentcache.encoders.checks import check_encoded, check_latents
+from latentcache.encoders.inference import exact_kernels, to_values
+from latentcache.encoders.tokenizers.discrete import (
+    check_clip,
+    check_ids,
+    check_range,
+    pixels_of,
+)
+from latentcache.errors import ConfigError, EncoderError
+
+ENCODER, DECODER = "encoder.jit", "decoder.jit"
+#: Levels of the finite scalar quantiser of every DV tokenizer; an id is sum(level_i * basis_i), the first
+#: channel changing fastest, and the basis the product of the levels before.
+FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
+CODES = 64_000
+CV_CHANNELS = 16
+#: 2 * (x / 255) - 1 in float64, then rounded, as its numpy2tensor has it.
+LEVELS = torch.from_numpy((2.0 * (np.arange(256) / 255.0) - 1.0).astype(np.float32))
+_VARIANT = re.compile(r"(CV|DV)(\d+)x(\d+)x(\d+)")
+
+Variant = Literal["CV4x8x8", "CV8x8x8", "CV8x16x16", "DV4x8x8", "DV8x8x8", "DV8x16x16"]
+
+
+class Config(Section):
+    """The encoder `cosmos_tokenizer`. What changes the latents has no default."""
+
+    kind: Literal["cosmos_tokenizer"]
+    model: str = Field(
+        min_length=1, description=f"Folder that holds {ENCODER} and, to decode, {DECODER}."
+    )
+    variant: Variant | None = Field(
+        default=None,
+        description="Continuous or discrete, and pixels per latent along T, H, W. Omitted: from the "
+        "folder's name, such as Cosmos-0.1-Tokenizer-DV8x16x16; the files do not tell it.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        description="What the encoder computes in. The published package uses bfloat16 on a GPU; "
+        "CPUs need float32. Ids near a tie differ between the two."
+    )
+
+
+def describe(config: Config, *, dtype: str) -> LatentSpec:
+    """Return the spec from the variant and the hash of the file, which is not loaded."""
+    variant, stride = _variant(config)
+    ids = IdSpec(codebook_size=CODES) if variant.startswith("DV") else None
+    return LatentSpec(
+        encoder=config.kind,
+        model_class=f"Cosmos {variant}",
+        channels=1 if ids else CV_CHANNELS,
+        stride=stride,
+        frame_rule=FrameRule(multiple=stride[0], remainders=(1,)),
+        stored="ids" if ids else "mean",
+        dtype=ids.dtype if ids else dtype,
+        compute_dtype=config.dtype,
+        exactness="prefix_exact",
+        weights_sha256=_encoder_file(config).sha256(),
+        ids=ids,
+    )
+
+
+def identity(config: Config) -> Mapping[str, Any]:
+    """Return the encoder's part of the recipe; `window` says that no clip is cut into windows."""
+    variant, _ = _variant(config)
+    return {
+        "kind": config.kind,
+        "model_class": f"Cosmos {variant}",
+        "revision": 1,
+        "weights_sha256": _encoder_file(config).sha256(),
+        "dtype": config.dtype,
+        "window": None,
+    }
+
+
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
+    """Load the encoder, and the decoder where there is one. Raises ConfigError and EncoderError."""
+    file = _encoder_file(config)
+    file.check_unchanged(spec)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    if device.type == "cpu" and dtype != torch.float32:
+        raise ConfigError(
+            f"encoder.dtype is {config.dtype}, and torch cannot pool frames in it on a CPU, as these "
+            "models do. Set encoder.dtype to float32, or run on a GPU."
+        )
+    decoder = file.path.with_name(DECODER)
+    return CosmosEncoder(
+        _load(file.path, device, dtype),
+        _load(decoder, device, dtype) if decoder.is_file() else None,
+        spec,
+        device,
+    )
+
+
+def _encoder_file(config: Config) -> Checkpoint:
+    return locate(str(Path(config.model) / ENCODER), "encoder.model")
+
+
+def _variant(config: Config) -> tuple[str, tuple[int, int, int]]:
+    """Return the variant and its stride. Raises ConfigError where nothing names it, or two names differ."""
+    folder = Path(config.model).expanduser().resolve().name
+    found = _VARIANT.search(folder)
+    named = found.group() if found else None
+    variant = config.variant or named
+    if variant is None:
+        raise ConfigError(
+            f"encoder.variant: the folder's name, {folder!r}, does not say which "
+            "tokenizer this is, and the files do not either; a wrong stride would be stored with every "
+            "latent. Set encoder.variant, such as DV8x16x16."
+        )
+    if named is not None and variant != named:
+        raise ConfigError(
+            f"encoder.variant is {variant}, and encoder.model is a folder of {named}. "
+            "Correct one of them."
+        )
+    _, t, h, w = _VARIANT.fullmatch(variant).groups()  # type: ignore[union-attr] # it matched, or was checked
+    return variant, (int(t), int(h), int(w))
+
+
+def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a TorchScript module in eval mode. Raises EncoderError."""
+    try:
+        with warnings.catch_warnings():
+            # torch advises its makers to export instead; these files are what NVIDIA publishes.
+            warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+            return torch.jit.load(str(path), map_location=device).eval().to(dtype)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise EncoderError(
+            f"encoder.model: {path} cannot be loaded as TorchScript: "
+            f"{' '.join(str(error).split())[:300]} Download it again."
+        ) from error
+
+
+class CosmosEncoder:
+    """The two TorchScript modules on their device; one `interfaces.Encoder` for both sorts of latents."""
+
+    def __init__(self, encoder: Any, decoder: Any, spec: LatentSpec, device: torch.device) -> None:
+        self.spec = spec
+        self._encoder = encoder
+        self._decoder = decoder
+        self._device = device
+        self._levels = LEVELS.to(device, getattr(torch, spec.compute_dtype))
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels to int64 ids [B, t, h, w], or to latents [B, 16, t, h, w]."""
+        expected = check_clip(self.spec, pixels_BTHWC)
+        with exact_kernels(self._device):
+            values_BTCHW = to_values(pixels_BTHWC, self._levels)
+            outputs = self._encoder(values_BTCHW.transpose(1, 2).contiguous())
+        # DV: ids, codes, loss. CV: latents and numbers that only training uses; or the latents alone.
+        encoded: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+        check_encoded(self.spec, encoded, (len(pixels_BTHWC), *expected))
+        if self.spec.ids is None:
+            return encoded
+        return check_range(self.spec, encoded.long())
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode ids or latents to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        if self._decoder is None:
+            raise EncoderError(
+                f"{self.spec.model_class} was loaded from a folder without {DECODER}, so it cannot "
+                "decode. Put the file next to the encoder."
+            )
+        if self.spec.ids is not None:
+            # The published modules take int32, as their encoders give it.
+            given = check_ids(self.spec, latents_BCthw).to(self._device, torch.int32)
+        else:
+            check_latents(self.spec, latents_BCthw)
+            given = latents_BCthw.to(self._device, self._levels.dtype)
+        with exact_kernels(self._device):
+            return pixels_of(self._decoder(given), self.spec.pixel_range)

@@ -1,0 +1,120 @@
+"""What the discrete tokenizers share: uint8 pixels to ids, and ids to uint8 pixels.
+
+They compute in float32 alone: a code near a tie is another one in a lower precision, and an id that
+differs is wrong by more than rounding. Ids leave as int64; the pipeline stores them in the type
+that the spec names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from latentcache.core.records import LatentSpec
+from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
+from latentcache.errors import EncoderError
+
+#: Frames that an image network takes at once: 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
+FRAMES_AT_ONCE = 16
+#: Positions that are compared with the codebook at once: 16,384 codes need 512 MiB of distances.
+_ROWS_AT_ONCE = 1 << 13
+
+
+class Tokenizer(Protocol):
+    """A network between pixel values [B, 3, T, H, W] and ids [B, t, h, w], or [B, n] of many scales."""
+
+    def to_ids(self, values_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return int64 ids."""
+        ...
+
+    def to_values(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return pixel values of int64 ids, in the range of the input, not clamped."""
+        ...
+
+
+class DiscreteEncoder:
+    """An `interfaces.Encoder` around a tokenizer on its device.
+
+    levels: float32 [256], what the tokenizer is fed for each level of a pixel, computed as the
+    published code does.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, spec: LatentSpec, device: torch.device, levels: torch.Tensor
+    ) -> None:
+        self.spec = spec
+        self._tokenizer = tokenizer
+        self._device = device
+        self._levels = levels.to(device)
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels to int64 ids [B, t, h, w], or [B, n] where they have several scales."""
+        expected = check_clip(self.spec, pixels_BTHWC)
+        with exact_kernels(self._device):
+            values_BTCHW = to_values(pixels_BTHWC, self._levels)
+            ids = self._tokenizer.to_ids(values_BTCHW.transpose(1, 2).contiguous())
+            check_encoded(self.spec, ids, (len(pixels_BTHWC), *expected))
+            return check_range(self.spec, ids)
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode ids, of any integer type, to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        ids = check_ids(self.spec, latents_BCthw)
+        with exact_kernels(self._device):
+            values_BCTHW = self._tokenizer.to_values(ids.to(self._device))
+            return pixels_of(values_BCTHW, self.spec.pixel_range)
+
+
+def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of one clip's latent. Raises EncoderError and GeometryError as `check_pixels`."""
+    check_pixels(
+        replace(spec, stored="mean", ids=None), pixels_BTHWC
+    )  # which returns (t, h, w) alone
+    return spec.latent_shape(*pixels_BTHWC.shape[1:4])
+
+
+def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
+    """Return a batch of ids as int64. Raises EncoderError where they are not ids of this encoder."""
+    assert spec.ids is not None
+    scales = spec.ids.scales
+    number = sum(side * side for side in scales)
+    fits = ids.ndim == 2 and ids.shape[1] == number if scales else ids.ndim == 4
+    if not fits or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        axes = f"[B, {number}]" if scales else "[B, t, h, w]"
+        raise EncoderError(
+            f"{spec.model_class} decodes whole numbers {axes}, not {ids.dtype} {list(ids.shape)}"
+        )
+    return check_range(spec, ids.long())
+
+
+def check_range(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
+    """Return int64 ids. Raises EncoderError where one is outside the codebook."""
+    assert spec.ids is not None
+    low, high = (int(extreme) for extreme in torch.aminmax(ids))
+    if low < 0 or high >= spec.ids.codebook_size:
+        raise EncoderError(
+            f"{spec.model_class} has the codes 0 to {spec.ids.codebook_size - 1}, and these ids go "
+            f"from {low} to {high}. Take special ids, such as masks, out before decoding; where the "
+            "encoder gave them, its weights are of another model than the spec's."
+        )
+    return ids
+
+
+def pixels_of(values_BCTHW: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
+    """Return uint8 pixels [B, T, H, W, 3] on the CPU of values in the tokenizer's range."""
+    low, high = pixel_range
+    return to_pixels(((values_BCTHW.float() - low) / (high - low)).transpose(1, 2))
+
+
+def nearest_code(vectors_NC: torch.Tensor, codebook_KC: torch.Tensor) -> torch.Tensor:
+    """Return the int64 index [N] of the nearest code by Euclidean distance, the first of equal ones."""
+    squares = codebook_KC.square().sum(1)
+    indices = [
+        (rows.square().sum(1, keepdim=True) + squares)
+        .addmm_(rows, codebook_KC.T, alpha=-2)
+        .argmin(1)
+        for rows in torch.split(vectors_NC, _ROWS_AT_ONCE)
+    ]
+    return torch.cat(indices)

@@ -1,0 +1,104 @@
+"""Open-MAGVIT2's video tokenizer: 18-bit ids [t, h, w], channel 0 in the lowest bit, from its `.ckpt` file.
+
+It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible
+and change the statistics of its normalisation, so that they are not what the published results are
+of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from latentcache.config.sections import Section
+from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.encoders.checkpoint import locate
+from latentcache.encoders.tokenizers import trainer_checkpoint
+from latentcache.encoders.tokenizers.discrete import DiscreteEncoder
+from latentcache.encoders.tokenizers.open_magvit2_model import OpenMagvit2, Shape
+from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
+from latentcache.errors import ConfigError
+
+MODEL_CLASS = "Open-MAGVIT2"
+#: (x / 255 - 0.5) / 0.5 in float32, as its data set has it.
+LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0 - 0.5) / 0.5
+_PARTS = ("encoder.", "decoder.")
+_AVERAGED = "model_ema."
+
+
+class Config(Section):
+    """The encoder `open_magvit2`. It computes in float32."""
+
+    kind: Literal["open_magvit2"]
+    checkpoint: str = Field(
+        min_length=1, description="Path of the .ckpt file, such as video_128_262144.ckpt."
+    )
+    weights: Literal["averaged", "last"] = Field(
+        description="averaged: the moving average that its evaluation uses; last: those of the last "
+        "step. A file that was made for inference may hold one of them alone."
+    )
+
+
+def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
+    """Return the spec from the shapes of the tensors."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    shape = Shape.of(_select(config, trainer_checkpoint.read(file, only_shapes=True)))
+    ids = IdSpec(codebook_size=1 << shape.bits, bit_order="lsb_first")
+    return LatentSpec(
+        encoder=config.kind,
+        model_class=MODEL_CLASS,
+        channels=1,
+        stride=shape.stride,
+        frame_rule=FrameRule(multiple=shape.stride[0], remainders=(1 % shape.stride[0],)),
+        stored="ids",
+        dtype=ids.dtype,
+        exactness="exact",
+        weights_sha256=file.sha256(),
+        ids=ids,
+    )
+
+
+def identity(config: Config) -> Mapping[str, Any]:
+    """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    return {
+        "kind": config.kind,
+        "model_class": MODEL_CLASS,
+        "revision": 1,
+        "weights_sha256": file.sha256(),
+        "weights": config.weights,
+    }
+
+
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
+    """Load the weights onto `device`. Raises ConfigError and EncoderError."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = _select(config, trainer_checkpoint.read(file))
+    with torch.device("meta"):
+        network = OpenMagvit2(Shape.of(loaded))
+    trainer_checkpoint.load_into(network, loaded)
+    return DiscreteEncoder(network.to(device), spec, device, LEVELS)
+
+
+def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:
+    """Return encoder and decoder as they last were, or as averaged. Raises ConfigError."""
+    last = loaded.select(*_PARTS)
+    if config.weights == "last" or not last.tensors:
+        return last
+    # The average names its tensors as the model does, without the dots.
+    averages = {
+        name: loaded.tensors.get(_AVERAGED + name.replace(".", "")) for name in last.tensors
+    }
+    absent = [name for name, tensor in averages.items() if tensor is None]
+    if absent:
+        raise ConfigError(
+            f"encoder.weights is averaged, and {loaded.file.path.name} holds no average of "
+            f"{len(absent)} tensors, such as {absent[0]}. Set encoder.weights to last."
+        )
+    tensors = {name: tensor for name, tensor in averages.items() if tensor is not None}
+    return replace(loaded, tensors=tensors)

@@ -1,0 +1,229 @@
+"""The multi-scale tokenizer of VAR (Tian et al. 2024, arXiv:2404.02905): 680 ids [n] of a 256x256 image.
+
+Ids are stored scale after scale, each in raster order. `VAREncoder.teacher_input` gives what a VAR
+transformer is fed with them, [679, 32] for the published ten scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+from torch.nn import functional
+
+from latentcache.config.sections import Positive, Section
+from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.encoders.checkpoint import locate
+from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.tokenizers import trainer_checkpoint
+from latentcache.encoders.tokenizers.discrete import DiscreteEncoder, check_ids, nearest_code
+from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
+from latentcache.encoders.tokenizers.vqgan_layers import Autoencoder, Shape
+from latentcache.errors import ConfigError
+
+MODEL_CLASS = "VAR VQVAE"
+#: x / 255 in float32, then doubled, then less one, as its data set has it.
+LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0) * 2 - 1
+#: How far `Phi` goes from its input to its convolution; no tensor, and the same in all published weights.
+PHI_RATIO = 0.5
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
+#: Counts how often training used each code; has one row a scale of the training.
+_HITS = "quantize.ema_vocab_hit_SV"
+
+
+class Config(Section):
+    """The encoder `var`, for images. It computes in float32, as it was published."""
+
+    kind: Literal["var"]
+    checkpoint: str = Field(min_length=1, description="Path of vae_ch160v4096z32.pth.")
+    scales: Annotated[list[Positive], Field(min_length=2)] = Field(
+        description="Side lengths of the scales, ascending: [1, 2, 3, 4, 5, 6, 8, 10, 13, 16] for "
+        "images of 256x256. The last one sets the size of the images."
+    )
+
+    @field_validator("scales")
+    @classmethod
+    def _ascending(cls, scales: list[int]) -> list[int]:
+        if sorted(set(scales)) != scales:
+            raise ValueError(f"{scales} are not ascending")
+        return scales
+
+
+def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
+    """Return the spec from the shapes of the tensors."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    loaded = _select(trainer_checkpoint.read(file, only_shapes=True))
+    stride = Shape.of(loaded).stride
+    side = stride * config.scales[-1]
+    codes, _ = loaded.shape("quantize.embedding.weight")
+    ids = IdSpec(codebook_size=codes, scales=tuple(config.scales))
+    return LatentSpec(
+        encoder=config.kind,
+        model_class=MODEL_CLASS,
+        channels=1,
+        stride=(1, stride, stride),
+        pixel_layout="BCHW",
+        frame_rule=FrameRule(maximum=1),  # its ids have no axis of time
+        stored="ids",
+        dtype=ids.dtype,
+        exactness="exact",
+        weights_sha256=file.sha256(),
+        ids=ids,
+        fixed_size=(side, side),
+    )
+
+
+def identity(config: Config) -> Mapping[str, Any]:
+    """Return the encoder's part of the recipe; `revision` counts changes of the arithmetic."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    return {
+        "kind": config.kind,
+        "model_class": MODEL_CLASS,
+        "revision": 1,
+        "weights_sha256": file.sha256(),
+        "scales": list(config.scales),
+    }
+
+
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> VAREncoder:
+    """Load the weights onto `device`. Raises ConfigError and EncoderError."""
+    file = locate(config.checkpoint, "encoder.checkpoint")
+    file.check_unchanged(spec)
+    loaded = _select(trainer_checkpoint.read(file))
+    with torch.device("meta"):
+        network = VARTokenizer(
+            Shape.of(loaded),
+            config.scales,
+            codes=loaded.shape("quantize.embedding.weight")[0],
+            phis=loaded.count("quantize.quant_resi.qresi_ls.{}."),
+        )
+    trainer_checkpoint.load_into(network, loaded)
+    return VAREncoder(network.to(device), spec, device, LEVELS)
+
+
+def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
+    loaded.shape("quantize.embedding.weight")
+    if not loaded.count("quantize.quant_resi.qresi_ls.{}."):
+        raise ConfigError(
+            f"encoder.checkpoint: {loaded.file.path.name} has no quantize.quant_resi.qresi_ls: its scales "
+            "share one convolution or have one each, and the kind var knows the published way alone, "
+            "which shares four between all scales."
+        )
+    kept = {name: t for name, t in loaded.select(*_PARTS).tensors.items() if name != _HITS}
+    return replace(loaded, tensors=kept)
+
+
+class Phi(nn.Conv2d):
+    """A 3x3 convolution, mixed with its input: what an upsampled scale goes through."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, h_BChw: torch.Tensor) -> torch.Tensor:
+        """Return the same shape."""
+        return h_BChw * (1 - PHI_RATIO) + super().forward(h_BChw) * PHI_RATIO
+
+
+class Phis(nn.Module):
+    """The convolutions, fewer than scales; each scale has the one nearest to its place from 0 to 1."""
+
+    def __init__(self, channels: int, number: int) -> None:
+        super().__init__()
+        self.qresi_ls = nn.ModuleList(Phi(channels) for _ in range(number))
+        edge = 1 / 3 / number if number == 4 else 1 / 2 / number  # as published
+        self._places = np.linspace(edge, 1 - edge, number)
+
+    def of(self, place: float) -> nn.Module:
+        """Return the convolution of a scale."""
+        return self.qresi_ls[int(np.argmin(np.abs(self._places - place)))]
+
+
+class Quantiser(nn.Module):
+    """Quantises what the coarser scales left over, from the coarsest to the finest."""
+
+    def __init__(self, codes: int, channels: int, phis: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, channels)
+        self.quant_resi = Phis(channels, phis)
+        self.scales = tuple(scales)
+
+    def to_ids(self, latents_BChw: torch.Tensor) -> torch.Tensor:
+        """Return int64 ids [B, n] of latents whose sides are the last scale's."""
+        rest = latents_BChw.clone()
+        ids = []
+        for i, side in enumerate(self.scales):
+            shrunk = (
+                rest if i == self._last else functional.interpolate(rest, (side, side), mode="area")
+            )
+            vectors = shrunk.permute(0, 2, 3, 1).flatten(0, -2)
+            ids.append(nearest_code(vectors, self.embedding.weight).view(len(rest), -1))
+            rest -= self._part(i, ids[-1])
+        return torch.cat(ids, dim=1)
+
+    def to_latents(self, ids_Bn: torch.Tensor) -> torch.Tensor:
+        """Return the sum of all scales, [B, C, h, w]."""
+        parts = [self._part(i, ids) for i, ids in enumerate(self._by_scale(ids_Bn))]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def teacher_input(self, ids_Bn: torch.Tensor) -> torch.Tensor:
+        """Return what a VAR transformer is fed for each id but the first, [B, n - 1, C]."""
+        total = torch.zeros(())
+        inputs = []
+        for i, ids in enumerate(self._by_scale(ids_Bn)[:-1]):
+            total = self._part(i, ids) + total.to(ids.device)
+            side = self.scales[i + 1]
+            inputs.append(functional.interpolate(total, (side, side), mode="area").flatten(2))
+        return torch.cat(inputs, dim=2).transpose(1, 2)
+
+    @property
+    def _last(self) -> int:
+        return len(self.scales) - 1
+
+    def _by_scale(self, ids_Bn: torch.Tensor) -> Sequence[torch.Tensor]:
+        return torch.split(ids_Bn, [side * side for side in self.scales], dim=1)
+
+    def _part(self, i: int, ids_Bn: torch.Tensor) -> torch.Tensor:
+        """Return what scale `i` adds to the latents, [B, C, h, w] at the last scale's sides."""
+        side, full = self.scales[i], self.scales[-1]
+        codes_BChw = self.embedding(ids_Bn).unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        if i < self._last:
+            codes_BChw = functional.interpolate(codes_BChw, (full, full), mode="bicubic")
+        part: torch.Tensor = self.quant_resi.of(i / self._last)(codes_BChw.contiguous())
+        return part
+
+
+class VARTokenizer(Autoencoder):
+    """A `discrete.Tokenizer` of single frames; pixel values in [-1, 1]."""
+
+    def __init__(self, shape: Shape, scales: Sequence[int], *, codes: int, phis: int) -> None:
+        super().__init__(shape)
+        self.quantize = Quantiser(codes, shape.code_channels, phis, scales)
+
+    def to_ids(self, values_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return int64 ids [B, n]."""
+        return self.quantize.to_ids(self.to_latents(values_BCTHW.squeeze(2)))
+
+    def to_values(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return pixel values [B, 3, 1, H, W]."""
+        return self.to_images(self.quantize.to_latents(ids)).unsqueeze(2)
+
+
+class VAREncoder(DiscreteEncoder):
+    """A `DiscreteEncoder` that can also make a VAR transformer's input of stored ids."""
+
+    _tokenizer: VARTokenizer
+
+    def teacher_input(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the input for ids [B, n] of any integer type: float32 [B, n - 1, code channels]."""
+        with exact_kernels(self._device):
+            return self._tokenizer.quantize.teacher_input(
+                check_ids(self.spec, ids).to(self._device)
+            )

@@ -1,0 +1,194 @@
+"""Ranged reads that every format shares: chunks of one shard object, coalesced and checked.
+
+Local files are read a chunk at a time into memory that is used again. Remote objects are read in
+concurrent requests, and what a disk cache holds of them is not asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+
+from latentcache.core.records import ITEM_BYTES, ChunkRef
+from latentcache.errors import CorruptionError
+from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.storage.disk_cache import DiskCache
+from latentcache.storage.folder import Storage
+
+#: Chunks of a remote object at most this far apart are one request. A request costs s3fs 2 ms of CPU time,
+#: and a megabyte another one, so twice as much would pay there, but not on a link of 100 MB/s.
+MAX_GAP_BYTES = 128 << 10
+#: What a chunk takes beyond its sample where nothing can be compressed: headers of blosc, or of pages.
+CHUNK_OVERHEAD_BYTES = 8192
+#: Far beyond any object.
+MAX_OFFSET = 1 << 50
+
+
+def check_rows(
+    layout: ArrayLayout, index: int, rows: Sequence[Array | None], dtype: object
+) -> None:
+    """Raise ValueError where the rows are not those of shard `index`: a mistake of the caller."""
+    num_rows = min(layout.shard_rows, layout.num_rows - index * layout.shard_rows)
+    if len(rows) != num_rows:
+        raise ValueError(f"{where(layout, index)} has {num_rows} rows, not {len(rows)}")
+    for row, array in enumerate(rows):
+        if array is not None and (array.shape != layout.shape or array.dtype != dtype):
+            raise ValueError(
+                f"{where(layout, index)}, row {row}: the cache stores {layout.dtype} "
+                f"{list(layout.shape)}, not {array.dtype} {list(array.shape)}"
+            )
+
+
+def where(layout: ArrayLayout, index: int, row: int | None = None) -> str:
+    """Return `shard BUCKET/INDEX` or `shard BUCKET/INDEX, row ROW`, for messages."""
+    return f"shard {layout.bucket.name}/{index}" + ("" if row is None else f", row {row}")
+
+
+def damaged(
+    layout: ArrayLayout, index: int, row: int | None, path: str, what: str
+) -> CorruptionError:
+    """Return the error for stored bytes that cannot be what was committed."""
+    return CorruptionError(
+        f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. The "
+        "latents are lost or damaged: `latentcache verify URL --repair` marks the shard, and "
+        "`latentcache resume URL` then encodes it again."
+    )
+
+
+def longest_chunk(layout: ArrayLayout) -> int:
+    """Return the most bytes that a stored sample can take."""
+    num_bytes = math.prod(layout.shape) * ITEM_BYTES[layout.dtype]
+    return num_bytes + num_bytes // 8 + CHUNK_OVERHEAD_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardObject:
+    """One shard object to read chunks of. check: whether to compare their CRC32C."""
+
+    storage: Storage
+    layout: ArrayLayout
+    index: int
+    path: str
+    check: bool = True
+    disk: DiskCache | None = None
+
+    def damaged(self, row: int | None, what: str) -> CorruptionError:
+        """Return the error for bytes of it that cannot be what was committed."""
+        return damaged(self.layout, self.index, row, self.path, what)
+
+
+def read_chunks(
+    shard: ShardObject, chunks: Sequence[ChunkRef], into: Sequence[memoryview] | None = None
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield (position in `chunks`, bytes) of every chunk, in any order.
+
+    into: where the bytes shall be, each as long as its chunk; omitted, they are in memory of this
+    thread that is good until the next ones are asked for. Raises CorruptionError where the object is
+    missing or too short, or a CRC32C differs.
+    """
+    _check_places(shard, chunks)
+    try:
+        if shard.storage.is_local:
+            yield from _read_local(shard, chunks, into)
+        else:
+            yield from _read_remote(shard, chunks, into)
+    except FileNotFoundError:
+        row = chunks[0].row if len(chunks) == 1 else None
+        raise shard.damaged(row, "the object is missing") from None
+
+
+def _read_local(
+    shard: ShardObject, chunks: Sequence[ChunkRef], into: Sequence[memoryview] | None
+) -> Iterator[tuple[int, memoryview]]:
+    buffers = into or _Scratch(chunks)
+    wanted = ((chunk.offset, buffers[n]) for n, chunk in enumerate(chunks))
+    for n, num_bytes in enumerate(shard.storage.read_into(shard.path, wanted)):
+        data = buffers[n][:num_bytes]
+        _check(shard, chunks[n], data)
+        yield n, data
+
+
+def _read_remote(
+    shard: ShardObject, chunks: Sequence[ChunkRef], into: Sequence[memoryview] | None
+) -> Iterator[tuple[int, memoryview]]:
+    missing = list(range(len(chunks)))
+    if shard.disk is not None:
+        buffers = into or _Scratch(chunks)
+        for n, data in shard.disk.read(shard.path, chunks, buffers):
+            missing.remove(n)
+            yield n, data
+    for n, data in zip(missing, _fetch(shard, [chunks[n] for n in missing]), strict=True):
+        if into is not None:
+            into[n][:] = data
+        yield n, into[n] if into is not None else data
+
+
+def _fetch(shard: ShardObject, chunks: Sequence[ChunkRef]) -> list[memoryview]:
+    """Return the bytes of chunks in as few requests as their places allow; keep them on disk."""
+    groups = _coalesce(chunks)
+    ranges = [(group[0].offset, max(map(_end, group)) - group[0].offset) for group in groups]
+    blocks = shard.storage.read_ranges(shard.path, ranges) if ranges else []
+    found: dict[ChunkRef, memoryview] = {}
+    for group, block in zip(groups, blocks, strict=True):
+        view, start = memoryview(block), group[0].offset
+        for chunk in group:
+            found[chunk] = view[chunk.offset - start : _end(chunk) - start]
+    for chunk, data in found.items():
+        _check(shard, chunk, data)
+    if shard.disk is not None:
+        shard.disk.write(shard.path, found)
+    return [found[chunk] for chunk in chunks]
+
+
+def _check_places(shard: ShardObject, chunks: Sequence[ChunkRef]) -> None:
+    """Refuse lengths and places that no compressed sample has, before memory is taken for them."""
+    longest = longest_chunk(shard.layout)
+    for chunk in chunks:
+        if not (0 < chunk.length <= longest and 0 <= chunk.offset <= MAX_OFFSET):
+            what = f"its sample table says {chunk.length} bytes at {chunk.offset}, which cannot be"
+            raise shard.damaged(chunk.row, what)
+
+
+def _check(shard: ShardObject, chunk: ChunkRef, data: memoryview) -> None:
+    if len(data) != chunk.length or not data:
+        what = f"the object ends {chunk.length - len(data)} bytes early"
+        raise shard.damaged(chunk.row, what)
+    # Through numpy, because google_crc32c takes no memoryview and bytes would be a copy.
+    if shard.check and google_crc32c.value(np.frombuffer(data, np.uint8)) != chunk.crc32c:
+        raise shard.damaged(chunk.row, "its bytes fail their CRC32C")
+
+
+class _Scratch:
+    """A buffer for each chunk, all of them the same memory of this thread."""
+
+    _of_thread = threading.local()
+
+    def __init__(self, chunks: Sequence[ChunkRef]) -> None:
+        self._lengths = [chunk.length for chunk in chunks]
+        num_bytes = max(self._lengths, default=0)
+        memory = getattr(self._of_thread, "memory", b"")
+        if len(memory) < num_bytes:
+            memory = self._of_thread.memory = np.empty(num_bytes, np.uint8)
+        self._view = memoryview(memory)
+
+    def __getitem__(self, n: int) -> memoryview:
+        return self._view[: self._lengths[n]]
+
+
+def _end(chunk: ChunkRef) -> int:
+    return chunk.offset + chunk.length
+
+
+def _coalesce(chunks: Sequence[ChunkRef]) -> list[list[ChunkRef]]:
+    groups: list[list[ChunkRef]] = []
+    for chunk in sorted(chunks, key=lambda c: c.offset):
+        if groups and chunk.offset - _end(groups[-1][-1]) <= MAX_GAP_BYTES:
+            groups[-1].append(chunk)
+        else:
+            groups.append([chunk])
+    return groups

@@ -1,0 +1,140 @@
+"""Cached clips beside their sources: what a latent decodes to, and the pixels that it was made of.
+
+For people who look: the report and the preview. Sources are decoded as the run decoded them, from the
+plan's rows, and models are built as `Cache.decode` builds them.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from latentcache.config.sections import Config
+from latentcache.core.image_quality import Quality, compare
+from latentcache.core.records import Clip
+from latentcache.decoders.pool import DecodePool
+from latentcache.encoders.stored import Decoder
+from latentcache.errors import ClipError, ConfigError, EncoderError
+from latentcache.inspecting.choose import Place
+from latentcache.planning.planner import ShardLoader
+from latentcache.reading.cache import Cache
+from latentcache.running.queue import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What a cached clip decodes to, and its source: uint8 [T, H, W, 3]; for T see `quality.compare`.
+
+    source, quality: None where the source was not wanted or cannot be had; `problem` says why it cannot.
+    """
+
+    place: Place
+    clip: Clip
+    fps: float
+    decoded: torch.Tensor
+    source: torch.Tensor | None = None
+    problem: str | None = None
+    quality: Quality | None = None
+
+
+class PairReader:
+    """Reads pairs. Not for several threads; close it to end its decoding process.
+
+    config: the cache's, with what is elsewhere here, such as `encoder.model` or `corpus.storage_options`.
+    """
+
+    def __init__(self, cache: Cache, config: Config, device: str | None = None) -> None:
+        self.cache = cache
+        self._config = config
+        self._device = check_device(device)
+        self._load = ShardLoader(cache.storage, cache.manifest)
+        self._pool = DecodePool(
+            num_processes=1,
+            num_buffers=1,
+            timeout_s=config.run.decode_timeout_s,
+            interpolation=config.clips.interpolation,
+            storage_options=config.corpus.storage_options,
+        )
+
+    def __enter__(self) -> PairReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """The model, loaded when first asked for. Raises ConfigError, RecipeMismatchError, EncoderError."""
+        return Decoder(self.cache.manifest, self._config.encoder, self._device)
+
+    def clip(self, place: Place) -> Clip:
+        """Return the plan's row of a clip."""
+        return self._load(Task(bucket=place.bucket, index=place.shard)).clips[place.row]
+
+    def latents(self, place: Place) -> torch.Tensor:
+        """Read one stored sample. Raises CorruptionError."""
+        latents = self.cache.empty(place.bucket, 1)[0]
+        self.cache.read(place.bucket, place.shard, [self._position(place)], [latents])
+        return latents
+
+    def pair(self, place: Place, *, source: bool = True) -> Pair:
+        """Decode a clip, and its source too if it is wanted. Raises CorruptionError and EncoderError."""
+        clip = self.clip(place)
+        decoded = self._decode(place)
+        pixels, problem = self._source(clip) if source else (None, None)
+        return Pair(
+            place=place,
+            clip=clip,
+            fps=self._fps(place, clip),
+            decoded=decoded,
+            source=pixels,
+            problem=problem,
+            quality=None if pixels is None else compare(decoded, pixels),
+        )
+
+    def _decode(self, place: Place) -> torch.Tensor:
+        try:
+            return self.decoder.decode(self.latents(place))
+        except torch.OutOfMemoryError as error:
+            raise EncoderError(
+                f"the GPU's memory is too small to decode a clip of {place.bucket} ({error}). Decode it "
+                "with --device cpu, which is slower."
+            ) from error
+
+    def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
+        """Return the source's pixels, or why there are none."""
+        try:
+            decoded = self._pool.decode(clip).result()
+        except ClipError as error:
+            return None, f"{error.reason}: {error}"
+        try:
+            return torch.from_numpy(decoded.pixels.copy()), None
+        finally:
+            decoded.release()
+
+    def _position(self, place: Place) -> int:
+        """Return the clip's number among the ok rows of its shard."""
+        rows = [chunk.row for chunk in self.cache.rows(place.bucket, place.shard).chunks]
+        return rows.index(place.row)
+
+    def _fps(self, place: Place, clip: Clip) -> float:
+        """Return the frames a second of a clip: those it was sampled at, or its source's own on average."""
+        if clip.fps is not None:
+            return clip.fps
+        rows, position = self.cache.rows(place.bucket, place.shard), [self._position(place)]
+        start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
+        return clip.frames / (end_s - start_s) if end_s > start_s else 1.0
+
+
+def check_device(device: str | None) -> str | None:
+    """Return the device's name; raises ConfigError where there is no such device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device {device!r} cannot be used here: {reason}. Give cpu, cuda or cuda:N, or leave it out."
+        ) from None
+    return device

@@ -1,0 +1,140 @@
+"""Repeat: sampled clips decoded and encoded again, and held against what is stored of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from latentcache import encoders
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.records import ChunkRef, LatentSpec
+from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.encoders import out_of_memory
+from latentcache.errors import ClipError
+from latentcache.format.damage import read_table
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import Array, Encoder
+from latentcache.format.tables import sample_path
+from latentcache.planning.planner import Prepared, ShardLoader
+from latentcache.running.queue import Task
+from latentcache.running.worker import to_stored
+
+#: How far an encoding may be off: RMS of the difference over that of the latents, or the part of the ids
+#: that differ. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds otherwise:
+#: bfloat16 keeps 8 bits, 0.004 of a value. Latents of another clip or model differ by about 1.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A clip by its position among the ok rows of a committed shard."""
+
+    bucket: str
+    shard: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """What a clip gave this time. difference: see TOLERANCE, 0 where every bit is the same.
+
+    problem: why the clip could not be had, such as a source that is gone; else None.
+    """
+
+    place: Place
+    key: str
+    difference: float = 0.0
+    problem: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is what is stored; a source that is gone says nothing about the cache."""
+        return self.difference <= TOLERANCE
+
+
+def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list[Place]:
+    """Draw ok clips, as many of each bucket as can be, without repeats.
+
+    rows: of the snapshot. The same rows and seed give the same clips.
+    """
+    buckets: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["bucket"], row["shard"])):
+        buckets.setdefault(row["bucket"], []).append(row)
+    rng = np.random.Generator(np.random.Philox(seed))
+    drawn: list[list[Place]] = []
+    for bucket, shards in buckets.items():
+        ends = np.cumsum([row["num_ok"] for row in shards])
+        picked = rng.choice(ends[-1], min(num_clips, int(ends[-1])), replace=False)
+        drawn.append([_place(bucket, shards, ends, int(n)) for n in picked])
+    turns = [places[n] for n in range(num_clips) for places in drawn if n < len(places)]
+    return sorted(turns[:num_clips], key=lambda p: (p.bucket, p.shard, p.position))
+
+
+def _place(bucket: str, shards: Sequence[Mapping[str, Any]], ends: Array, number: int) -> Place:
+    n = int(np.searchsorted(ends, number, side="right"))
+    position = number - int(ends[n] - shards[n]["num_ok"])
+    return Place(bucket=bucket, shard=shards[n]["shard"], position=position)
+
+
+def repeat(prepared: Prepared, places: Sequence[Place], device: torch.device) -> Iterator[Repeated]:
+    """Decode and encode clips again, one after the other, and yield how far each is off."""
+    module, config = encoders.resolve(prepared.config.encoder)
+    encoder = module.build(config, spec=prepared.manifest.spec, device=device)
+    loader = ShardLoader(prepared.storage, prepared.manifest)
+    pool = DecodePool(
+        num_processes=1,
+        num_buffers=1,
+        timeout_s=prepared.config.run.decode_timeout_s,
+        interpolation=prepared.config.clips.interpolation,
+        storage_options=prepared.config.corpus.storage_options,
+    )
+    with closing(pool):
+        for place in places:
+            stored, row = _read(prepared, place)
+            clip = loader(Task(bucket=place.bucket, index=place.shard)).clips[row]
+            try:
+                again = _encode(pool.decode(clip), encoder, clip.key, prepared.manifest.spec)
+            except ClipError as error:
+                yield Repeated(place=place, key=clip.key, problem=str(error))
+            else:
+                yield Repeated(place=place, key=clip.key, difference=difference(stored, again))
+
+
+def difference(stored: Array, again: Array) -> float:
+    """Return the RMS of the difference over the RMS of what is stored; of ids, the part that differs."""
+    if stored.tobytes() == again.tobytes():
+        return 0.0
+    if np.issubdtype(stored.dtype, np.integer):
+        return float((stored != again).mean())
+    a, b = stored.astype(np.float64), again.astype(np.float64)
+    scale = np.sqrt(np.mean(a**2))
+    return float(np.sqrt(np.mean((a - b) ** 2)) / scale) if scale else float("inf")
+
+
+def _read(prepared: Prepared, place: Place) -> tuple[Array, int]:
+    """Read a stored sample; returns it and its row. Raises CorruptionError."""
+    storage, manifest = prepared.storage, prepared.manifest
+    table = read_table(storage, sample_path(place.bucket, place.shard))
+    ok = table.filter(pc.equal(table["status"], "ok"))
+    names = ["row", "offset", "length", "crc32c"]
+    chunk = ChunkRef(**ok.select(names).slice(place.position, 1).to_pylist()[0])
+    layout = manifest.layouts()[place.bucket]
+    out = np.empty(layout.shape, numpy_dtype(layout.dtype))
+    get_format(manifest.format).read(storage, layout, place.shard, [chunk], [out])
+    return out, chunk.row
+
+
+def _encode(future: Future[DecodedClip], encoder: Encoder, key: str, spec: LatentSpec) -> Array:
+    decoded = future.result()
+    try:
+        pixels = torch.from_numpy(decoded.pixels)[None]
+        return to_stored(out_of_memory.encode(encoder, pixels), key, spec)
+    finally:
+        decoded.release()

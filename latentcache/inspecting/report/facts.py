@@ -1,0 +1,271 @@
+"""Facts of a cache for its report: progress, failures, sizes and times, from one pass over its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.records import ITEM_BYTES, Bucket
+from latentcache.format.damage import damaged, read_sized_table
+from latentcache.format.manifest import BucketInfo, Manifest
+from latentcache.format.shards.protocol import Array
+from latentcache.format.tables import (
+    INDEX_SCHEMA,
+    REJECTED,
+    SAMPLE_SCHEMA,
+    check_samples,
+    sample_path,
+    samples_folder,
+    shard_of_sample_file,
+)
+from latentcache.inspecting.watch import LogReader, shard_workers
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+#: Sample tables read at a time: they are small, so requests overlap to hide latency.
+NUM_THREADS = 16
+#: Failed clips named for each reason.
+EXAMPLES = 5
+#: Edges of the bins in which times are counted: a millisecond to about an hour, eight bins a decade.
+TIME_EDGES_S: Array = np.logspace(-3, 3.5, 53)
+STAGES = ("decode_s", "encode_s")
+#: Columns whose values' times are shown apart.
+GROUPS = ("decoder",)
+_FAILED_COLUMNS = ("key", "reason", "message")
+_NEEDED = (*_FAILED_COLUMNS, "status", "length", "start_s", "end_s", *STAGES)
+_OPTIONAL = ("tiling_error", "psnr", *GROUPS)
+_READ = [name for name in SAMPLE_SCHEMA.names if name in (*_NEEDED, *_OPTIONAL)]
+_READ += [name for name in _OPTIONAL if name not in _READ]
+
+
+@dataclass(kw_only=True)
+class Failures:
+    """Clips or sources that failed for one reason. examples: (key, message) of a few."""
+
+    count: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, other: Failures) -> None:
+        """Count more of them."""
+        self.count += other.count
+        self.examples = (self.examples + other.examples)[:EXAMPLES]
+
+
+@dataclass(kw_only=True)
+class Times:
+    """What clips took: their number, seconds by stage, and how many fall into each bin of TIME_EDGES_S."""
+
+    num_clips: int = 0
+    total_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    bins: dict[str, Array] = field(
+        default_factory=lambda: {s: np.zeros(len(TIME_EDGES_S) - 1, np.int64) for s in STAGES}
+    )
+
+    def add(self, other: Times) -> None:
+        """Count more clips."""
+        self.num_clips += other.num_clips
+        for stage in STAGES:
+            self.total_s[stage] += other.total_s[stage]
+            self.bins[stage] = self.bins[stage] + other.bins[stage]
+
+
+@dataclass(kw_only=True)
+class BucketFacts:
+    """What is planned of a bucket and what is committed of it. duration_s: of the ok clips' sources."""
+
+    bucket: Bucket
+    planned_clips: int
+    planned_shards: int
+    raw_clip_bytes: int
+    committed_shards: int = 0
+    num_ok: int = 0
+    num_failed: int = 0
+    stored_bytes: int = 0
+    duration_s: float = 0.0
+
+    @property
+    def num_frames(self) -> int:
+        """Pixel frames of the ok clips."""
+        return self.num_ok * self.bucket.frames
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the ok clips' pixels, uint8 RGB."""
+        return 3 * self.num_frames * self.bucket.height * self.bucket.width
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the ok clips' latents before compression."""
+        return self.num_ok * self.raw_clip_bytes
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """What the sample tables say.
+
+    times: of ok clips; groups: the same by decoder, and by worker where logs say which one encoded a shard.
+    failures and rejected (sources): by reason. index: the snapshot of what is committed, INDEX_SCHEMA.
+    """
+
+    buckets: list[BucketFacts]
+    failures: dict[str, Failures] = field(default_factory=dict)
+    rejected: dict[str, Failures] = field(default_factory=dict)
+    times: Times = field(default_factory=Times)
+    groups: dict[str, dict[str, Times]] = field(default_factory=dict)
+    tiling_errors: list[float] = field(default_factory=list)
+    psnrs_db: list[float] = field(default_factory=list)
+    index: pa.Table = field(default_factory=INDEX_SCHEMA.empty_table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+    """What one sample table says."""
+
+    num_clips: int
+    num_ok: int
+    stored_bytes: int
+    table_bytes: int
+    duration_s: float
+    failures: dict[str, Failures]
+    times: Times
+    groups: dict[str, dict[str, Times]]
+    tiling_errors: list[float]
+    psnrs_db: list[float]
+
+
+def read_facts(
+    storage: Storage, manifest: Manifest, on_table: Callable[[], object] = lambda: None
+) -> Facts:
+    """Read every sample table that there is now; `on_table` is called after each.
+
+    Raises CorruptionError for a table that cannot be read.
+    """
+    facts = Facts(buckets=[])
+    workers = shard_workers(LogReader(storage).runs())
+    rows: list[dict[str, object]] = []
+    for info in sorted(manifest.buckets, key=lambda bucket: bucket.name):
+        bucket = _planned(info, ITEM_BYTES[manifest.spec.dtype])
+        facts.buckets.append(bucket)
+        for shard, found in _read_shards(storage, info.name):
+            _add(facts, bucket, found)
+            if worker := workers.get((info.name, shard)):
+                _add_times(facts, "worker", worker, found.times)
+            rows.append(
+                {
+                    "bucket": info.name,
+                    "shard": shard,
+                    "num_clips": found.num_clips,
+                    "num_ok": found.num_ok,
+                    "stored_bytes": found.stored_bytes,
+                    "table_bytes": found.table_bytes,
+                }
+            )
+            on_table()
+    for _, found in _read_shards(storage, REJECTED):
+        _merge(facts.rejected, found.failures)
+    facts.index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    return facts
+
+
+def _planned(info: BucketInfo, item_bytes: int) -> BucketFacts:
+    return BucketFacts(
+        bucket=Bucket.parse(info.name),
+        planned_clips=info.num_clips,
+        planned_shards=info.num_shards,
+        raw_clip_bytes=math.prod(info.shape) * item_bytes,
+    )
+
+
+def _add(facts: Facts, bucket: BucketFacts, shard: ShardFacts) -> None:
+    bucket.committed_shards += 1
+    bucket.num_ok += shard.num_ok
+    bucket.num_failed += shard.num_clips - shard.num_ok
+    bucket.stored_bytes += shard.stored_bytes
+    bucket.duration_s += shard.duration_s
+    _merge(facts.failures, shard.failures)
+    facts.times.add(shard.times)
+    facts.tiling_errors += shard.tiling_errors
+    facts.psnrs_db += shard.psnrs_db
+    for column, groups in shard.groups.items():
+        for name, times in groups.items():
+            _add_times(facts, column, name, times)
+
+
+def _add_times(facts: Facts, column: str, name: str, times: Times) -> None:
+    facts.groups.setdefault(column, {}).setdefault(name, Times()).add(times)
+
+
+def _merge(total: dict[str, Failures], more: dict[str, Failures]) -> None:
+    for reason, failures in more.items():
+        total.setdefault(reason, Failures()).add(failures)
+
+
+def _read_shards(storage: Storage, bucket: str) -> Iterator[tuple[int, ShardFacts]]:
+    """Yield the committed shards of a bucket, in order, with what their tables say."""
+    numbers = map(shard_of_sample_file, storage.list(samples_folder(bucket)))
+    shards = sorted(number for number in numbers if number is not None)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        read = pool.map(lambda shard: _read_shard(storage, sample_path(bucket, shard)), shards)
+        yield from zip(shards, read, strict=True)
+
+
+def _read_shard(storage: Storage, path: str) -> ShardFacts:
+    table, num_bytes = read_sized_table(storage, path, _READ)
+    try:
+        check_samples(table, _NEEDED)
+        return summarise(table, num_bytes)
+    except (KeyError, ValueError) as error:
+        raise damaged(storage, path, f"is no sample table ({error})") from error
+
+
+def summarise(table: pa.Table, table_bytes: int) -> ShardFacts:
+    """Return what a sample table says. Tables of older versions lack some columns, and have no times."""
+    ok = table.filter(pc.equal(table["status"], "ok"))
+    seconds = pc.sum(pc.subtract(ok["end_s"], ok["start_s"])).as_py()
+    errors, psnrs_db = (
+        ok[name].drop_null().to_pylist() if name in ok.column_names else []
+        for name in ("tiling_error", "psnr")
+    )
+    return ShardFacts(
+        table_bytes=table_bytes,
+        num_clips=len(table),
+        num_ok=len(ok),
+        stored_bytes=pc.sum(ok["length"]).as_py() or 0,
+        duration_s=seconds or 0.0,
+        failures=_failures(table.filter(pc.not_equal(table["status"], "ok"))),
+        times=_times(ok),
+        groups={name: _times_by(ok, name) for name in GROUPS if name in ok.column_names},
+        tiling_errors=errors,
+        psnrs_db=psnrs_db,
+    )
+
+
+def _failures(failed: pa.Table) -> dict[str, Failures]:
+    found: dict[str, Failures] = {}
+    for row in failed.select(_FAILED_COLUMNS).to_pylist():
+        one = Failures(count=1, examples=[(row["key"], redact(row["message"] or ""))])
+        found.setdefault(row["reason"] or "unknown", Failures()).add(one)
+    return found
+
+
+def _times(ok: pa.Table) -> Times:
+    times = Times(num_clips=len(ok))
+    for stage in STAGES:
+        seconds = ok[stage].drop_null().to_numpy()
+        times.total_s[stage] = float(seconds.sum())
+        inside = np.clip(seconds, TIME_EDGES_S[0], TIME_EDGES_S[-1])
+        times.bins[stage] = np.histogram(inside, TIME_EDGES_S)[0]
+    return times
+
+
+def _times_by(ok: pa.Table, column: str) -> dict[str, Times]:
+    names: Sequence[str | None] = pc.unique(ok[column]).to_pylist()
+    return {
+        name: _times(ok.filter(pc.equal(ok[column], name))) for name in names if name is not None
+    }

@@ -1,0 +1,171 @@
+"""Plots as SVG text whose colours are CSS variables, so that one drawing reads in light and in dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from latentcache.format.shards.protocol import Array
+from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
+from latentcache.inspecting.report.markup import Markup, h
+
+#: Colours that stand for CSS variables while matplotlib draws, and occur nowhere else.
+INK, GRID, ONE, TWO = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+VARIABLES = {INK: "--ink", GRID: "--line", ONE: "--one", TWO: "--two"}
+STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "latentcache",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GRID,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+#: Inches: narrow, so that the text stays readable on a phone.
+SIZE = (4.2, 2.5)
+HISTOGRAM_BINS = 20
+HEATMAP_BINS = 80
+
+
+class Plot:
+    """A figure with one pair of axes; `svg` ends it."""
+
+    def __init__(self, x: str, y: str, size: tuple[float, float] = SIZE) -> None:
+        with matplotlib.rc_context(dict(STYLE)):
+            self._figure = Figure(figsize=size, layout="constrained")
+            self._figure.patch.set_alpha(0)
+            self.axes: Axes = self._figure.add_subplot()
+        self.axes.patch.set_alpha(0)
+        self.axes.set_xlabel(x)
+        self.axes.set_ylabel(y)
+
+    def legend(self, **place: Any) -> None:
+        """Name what is drawn."""
+        self.axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+
+    def svg(self, name: str, title: str) -> Markup:
+        """Return the drawing with its title. name: unique in the page."""
+        text = io.StringIO()
+        with matplotlib.rc_context(dict(STYLE)):
+            FigureCanvasSVG(self._figure).print_svg(text, metadata={"Date": None})
+        drawing = Markup(_adapted(text.getvalue(), name, title))
+        return h("figure", drawing, h("figcaption", title))
+
+
+def _adapted(svg: str, name: str, title: str) -> str:
+    """Return an SVG document as an element of a page: its own names, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+
+
+def distribution(name: str, title: str, unit: str, values: Sequence[float]) -> Markup:
+    """Draw how finite values are distributed, each one marked below."""
+    plot = Plot(unit, "clips")
+    plot.axes.hist(values, bins=min(HISTOGRAM_BINS, max(5, len(values))), color=ONE)
+    plot.axes.plot(values, np.zeros(len(values)), "|", color=TWO, markersize=9, clip_on=False)
+    plot.axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return plot.svg(name, title)
+
+
+def by_position(psnr_db: Mapping[str, float]) -> Markup:
+    """Draw the PSNR of every position in the frame group."""
+    plot = Plot("frame of its group", "PSNR in dB")
+    plot.axes.plot(list(psnr_db), list(psnr_db.values()), "o-", color=ONE)
+    plot.axes.margins(y=0.25)
+    return plot.svg("positions", "PSNR by position in the frame group")
+
+
+def channel_means(statistics: ChannelStatistics) -> Markup:
+    """Draw mean and standard deviation of every channel, and what the normaliser takes them for."""
+    plot = Plot("channel", "value")
+    channels = np.arange(len(statistics.mean))
+    if statistics.is_normalised:
+        spread = 1 / np.abs(statistics.scale)
+        low, high = statistics.shift - spread, 2 * spread
+        plot.axes.bar(channels, high, bottom=low, color=TWO, alpha=0.35, label="normaliser")
+    plot.axes.errorbar(
+        channels,
+        statistics.mean,
+        statistics.std,
+        fmt="o",
+        ms=3,
+        lw=1.2,
+        color=ONE,
+        label="measured",
+    )
+    plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plot.legend(loc="upper left", bbox_to_anchor=(0, 1.17), ncols=2, borderaxespad=0)
+    return plot.svg("channels", "Mean ± standard deviation by channel")
+
+
+def channel_histograms(statistics: ChannelStatistics) -> Markup:
+    """Draw the histogram of every channel as a column, each as dark as its own highest bin allows."""
+    low, high = np.percentile(statistics.values, [0.1, 99.9])
+    high = high if high > low else low + 1
+    counts = [np.histogram(row, HEATMAP_BINS, (low, high))[0] for row in statistics.values]
+    share = np.array([count / max(1, count.max()) for count in counts])
+    plot = Plot("channel", "value")
+    extent = (-0.5, len(share) - 0.5, float(low), float(high))
+    plot.axes.imshow(
+        share.T,
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap="viridis",
+        interpolation="nearest",
+    )
+    plot.axes.grid(visible=False)
+    plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return plot.svg("histograms", "Histogram of every channel (bright: its most frequent values)")
+
+
+def id_frequencies(statistics: IdStatistics) -> Markup:
+    """Draw how often ids occur, the most frequent first, and how often if all occurred alike."""
+    plot = Plot("rank of the id", "share of all ids")
+    ranks = np.arange(1, len(statistics.counts) + 1)
+    plot.axes.loglog(ranks, statistics.counts / statistics.num_ids, color=ONE, label="measured")
+    plot.axes.axhline(1 / statistics.codebook_size, color=TWO, ls="--", label="all alike")
+    plot.legend()
+    return plot.svg("ids", "How often ids occur")
+
+
+def times(edges_s: Array, counts: Mapping[str, Array]) -> Markup:
+    """Draw how long clips took, by stage. counts: of each bin between the edges."""
+    plot = Plot("seconds a clip", "clips")
+    for colour, (stage, bins) in zip((ONE, TWO), counts.items(), strict=True):
+        plot.axes.stairs(bins, edges_s, color=colour, fill=True, alpha=0.55, label=stage)
+    used = np.flatnonzero(np.sum(list(counts.values()), axis=0))
+    plot.axes.set_xscale("log")
+    if len(used):
+        plot.axes.set_xlim(
+            edges_s[max(0, used[0] - 2)], edges_s[min(len(edges_s) - 1, used[-1] + 3)]
+        )
+    plot.axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    plot.legend()
+    return plot.svg("times", "Time by stage")

@@ -1,0 +1,374 @@
+"""The report's page: one HTML document that needs nothing else, runs nothing, and fetches nothing."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from latentcache.core.image_quality import psnr_in_words
+from latentcache.core.records import REASONS
+from latentcache.core.units import human_bytes, human_time
+from latentcache.inspecting.report import figures
+from latentcache.inspecting.report.collect import Report
+from latentcache.inspecting.report.facts import TIME_EDGES_S, BucketFacts, Facts, Failures, Times
+from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
+from latentcache.inspecting.report.markup import Markup, h
+from latentcache.inspecting.report.reconstructions import Shown, psnr_by_position
+from latentcache.inspecting.report.words import recipe_in_words
+
+#: Nothing may be loaded or run but the page's own style and pictures, whatever a caption holds.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+CAPTION_CHARACTERS = 400
+_STAGE_NAMES = {"decode_s": "decode", "encode_s": "encode"}
+
+
+def render(report: Report, made_at: str) -> str:
+    """Return the page. made_at: a date and time in words."""
+    title = f"latentcache report: {report.url}"
+    head = h(
+        "head",
+        h("meta", charset="utf-8"),
+        h("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        h("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        h("title", title),
+        h("style", Markup(_style())),
+    )
+    sections = (
+        _header(report, made_at),
+        _recipe(report),
+        _buckets(report.facts),
+        _failures(report.facts),
+        _clips(report),
+        _quality(report),
+        _latents(report),
+        _times(report.facts),
+    )
+    return "<!doctype html>\n" + h("html", head, h("body", h("main", sections)), lang="en")
+
+
+def _style() -> str:
+    return (
+        importlib.resources.files("latentcache.inspecting.report").joinpath("style.css").read_text()
+    )
+
+
+def _header(report: Report, made_at: str) -> list[Markup]:
+    facts, spec = report.facts, report.manifest.spec
+    planned = sum(bucket.planned_clips for bucket in facts.buckets)
+    ok = sum(bucket.num_ok for bucket in facts.buckets)
+    failed = sum(bucket.num_failed for bucket in facts.buckets)
+    rejected = sum(found.count for found in facts.rejected.values())
+    stored = sum(bucket.stored_bytes for bucket in facts.buckets)
+    tiles = [
+        (f"{(ok + failed) / planned:.1%}", f"committed: {ok + failed:,} of {planned:,} clips"),
+        (f"{ok:,}", "clips ok"),
+        (f"{failed:,}", f"clips failed; {rejected:,} sources rejected"),
+        (human_time(sum(bucket.duration_s for bucket in facts.buckets)), "of video"),
+        (human_bytes(stored), "stored"),
+    ]
+    if scores := _psnr(report.clips):
+        tiles.append((f"{median(scores):.1f} dB", f"median PSNR of {len(scores)} clips"))
+    return [
+        h("h1", report.url),
+        h(
+            "p",
+            f"{spec.model_class}, {spec.stored} as {spec.dtype}. Looked at on {made_at}.",
+            class_="dim",
+        ),
+        h(
+            "div",
+            [h("div", h("b", value), h("span", what)) for value, what in tiles],
+            class_="tiles",
+        ),
+        *[h("div", f"Damaged: {message}", class_="note") for message in report.damaged],
+    ]
+
+
+def _recipe(report: Report) -> list[Markup]:
+    words = [(h("dt", what), h("dd", text)) for what, text in recipe_in_words(report.manifest)]
+    exact = json.dumps(report.manifest.recipe, indent=2, sort_keys=True)
+    return [
+        h("h2", "What it is"),
+        h("dl", words, class_="words"),
+        h("details", h("summary", "The exact recipe"), h("pre", exact)),
+    ]
+
+
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], text: Sequence[int] = ()
+) -> Markup:
+    """Return a table; the columns in `text` hold words, the others but the first numbers."""
+    kind = ["text" if i in text else None for i in range(len(head))]
+    return h(
+        "div",
+        h(
+            "table",
+            h("tr", [h("th", cell, class_=c) for cell, c in zip(head, kind, strict=True)]),
+            [
+                h("tr", [h("td", x, class_=c) for x, c in zip(row, kind, strict=True)])
+                for row in rows
+            ],
+        ),
+        class_="scroll",
+    )
+
+
+def _buckets(facts: Facts) -> list[Markup]:
+    names = "bucket, committed, ok, failed, frames, video, raw, stored, of raw, of pixels"
+    rows = [_bucket_row(bucket) for bucket in facts.buckets]
+    return [h("h2", "Buckets"), _table(names.split(", "), rows, text=(1,))]
+
+
+def _bucket_row(bucket: BucketFacts) -> Sequence[object]:
+    clips = bucket.num_ok + bucket.num_failed
+    committed = (
+        f"{clips:,} of {bucket.planned_clips:,} clips, "
+        f"{bucket.committed_shards:,} of {bucket.planned_shards:,} shards"
+    )
+    return (
+        bucket.bucket.name,
+        [committed, _bar(clips / bucket.planned_clips)],
+        f"{bucket.num_ok:,}",
+        f"{bucket.num_failed:,}",
+        f"{bucket.num_frames:,}",
+        human_time(bucket.duration_s) if bucket.duration_s else "-",
+        human_bytes(bucket.raw_bytes),
+        human_bytes(bucket.stored_bytes),
+        _ratio(bucket.stored_bytes, bucket.raw_bytes),
+        _ratio(bucket.stored_bytes, bucket.pixel_bytes),
+    )
+
+
+def _bar(share: float) -> Markup:
+    return h("div", h("i", style=f"width: {100 * share:.1f}%"), class_="bar")
+
+
+def _ratio(part: float, whole: float) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def _failures(facts: Facts) -> list[Markup]:
+    found = [h("h2", "What failed")]
+    if not facts.failures and not facts.rejected:
+        return [*found, h("p", "Nothing: no clip failed, and no source was rejected.")]
+    if facts.failures:
+        found += [h("h3", "Clips"), _failure_table(facts.failures, "clips")]
+    if facts.rejected:
+        found += [h("h3", "Sources that gave no clip"), _failure_table(facts.rejected, "sources")]
+    return found
+
+
+def _failure_table(failures: Mapping[str, Failures], what: str) -> Markup:
+    rows = [
+        (
+            reason,
+            f"{found.count:,}",
+            REASONS.get(reason, ""),
+            [h("div", h("b", key), " ", message) for key, message in found.examples],
+        )
+        for reason, found in sorted(failures.items(), key=lambda item: -item[1].count)
+    ]
+    return _table(("reason", what, "meaning", "examples"), rows, text=(2, 3))
+
+
+def _clips(report: Report) -> list[Markup]:
+    found = [h("h2", "Source above, decoded latent below")]
+    if report.problem:
+        why = "The latents were not decoded, so there is nothing to see here; the rest is complete."
+        return [*found, h("div", f"{why}\n{report.problem}", class_="note")]
+    if not report.clips:
+        return [*found, h("p", "No clip was decoded.")]
+    stills = [_clip(clip) for clip in report.clips if clip.frames == 1]
+    moving = [_clip(clip) for clip in report.clips if clip.frames > 1]
+    return [*found, *moving, h("div", stills, class_="stills")]
+
+
+def _clip(clip: Shown) -> Markup:
+    rate = f", {clip.fps:.3g} a second, from frame {clip.start}" if clip.frames > 1 else ""
+    plural = "s" if clip.frames > 1 else ""
+    return h(
+        "article",
+        h("header", h("h3", clip.key, dir="auto"), h("span", _score(clip), class_="score")),
+        h("p", f"{clip.bucket}: {clip.frames} frame{plural}{rate}", class_="dim"),
+        h("p", _shortened(clip.caption), class_="caption", dir="auto") if clip.caption else None,
+        h("div", f"No source to compare with: {clip.problem}", class_="note")
+        if clip.problem
+        else None,
+        h("div", [_thumbnail(clip, i) for i in range(len(clip.thumbnails))], class_=_strip(clip)),
+        class_="clip",
+    )
+
+
+def _strip(clip: Shown) -> str:
+    return "strip pairs" if clip.quality else "strip alone"
+
+
+def _thumbnail(clip: Shown, number: int) -> list[Markup]:
+    shown = clip.thumbnails[number]
+    what = f"frame {shown.frame}"
+    pictures = [("source", shown.source), ("decoded", shown.decoded)]
+    images = [h("img", src=uri, alt=f"{what}, {name}") for name, uri in pictures if uri]
+    error = f", {_db(clip.quality.frame_psnr_db(shown.frame))}" if clip.quality else ""
+    return [*images, h("span", what + error)]
+
+
+def _shortened(caption: str) -> str:
+    long = len(caption) > CAPTION_CHARACTERS
+    return caption[:CAPTION_CHARACTERS] + "…" if long else caption
+
+
+def _score(clip: Shown) -> str:
+    if clip.quality is None:
+        return ""
+    ssim = clip.quality.mean_ssim
+    return f"PSNR {_db(clip.quality.psnr_db)}" + ("" if ssim is None else f", SSIM {ssim:.4f}")
+
+
+def _db(value: float) -> str:
+    return "identical" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def _psnr(clips: Iterable[Shown]) -> list[float]:
+    """Return the PSNR of the clips that were compared; of those that are identical, none."""
+    scores = [clip.quality.psnr_db for clip in clips if clip.quality]
+    return [score for score in scores if math.isfinite(score)]
+
+
+def _quality(report: Report) -> list[Markup]:
+    compared = [(clip.quality, clip.frames) for clip in report.clips if clip.quality]
+    plots = []
+    if scores := _psnr(report.clips):
+        plots.append(figures.distribution("psnr", "PSNR of clips", "dB", scores))
+    if ssims := [s for quality, _ in compared if (s := quality.mean_ssim) is not None]:
+        plots.append(figures.distribution("ssim", "SSIM of clips", "SSIM", ssims))
+    by_position = psnr_by_position(compared, report.manifest.spec)
+    by_position = {name: psnr for name, psnr in by_position.items() if math.isfinite(psnr)}
+    if len(by_position) > 1:
+        plots.append(figures.by_position(by_position))
+    if not plots:
+        return []
+    return [
+        h("h2", "How close they are"),
+        h("div", plots, class_="plots"),
+        *_position_words(by_position),
+    ]
+
+
+def _position_words(psnr_db: Mapping[str, float]) -> list[Markup]:
+    if len(psnr_db) < 2:
+        return []
+    best, worst = max(psnr_db, key=psnr_db.__getitem__), min(psnr_db, key=psnr_db.__getitem__)
+    return [
+        h(
+            "p",
+            "A latent frame stands for a group of frames, and not all of a group come back alike: "
+            f"here position {best} at {psnr_db[best]:.1f} dB and position {worst} at "
+            f"{psnr_db[worst]:.1f} dB. “first” is the first frame, where it stands alone.",
+            class_="dim",
+        )
+    ]
+
+
+def _latents(report: Report) -> list[Markup]:
+    head = h("h2", "The latents")
+    if report.statistics is None:
+        return [head, h("p", "None was read.")]
+    if isinstance(report.statistics, IdStatistics):
+        return [head, *_ids(report.statistics)]
+    return [head, *_channels(report.statistics)]
+
+
+def _ids(ids: IdStatistics) -> list[Markup]:
+    bits = math.log2(ids.codebook_size)
+    return [
+        h(
+            "p",
+            f"{len(ids.counts):,} of {ids.codebook_size:,} codes ({ids.usage:.1%}) occur among "
+            f"{ids.num_ids:,} ids of {ids.num_clips} clips. Their entropy is {ids.entropy_bits:.2f} of "
+            f"{bits:.2f} bits: a perplexity of {ids.perplexity:,.0f}.",
+        ),
+        h("div", figures.id_frequencies(ids), class_="plots"),
+    ]
+
+
+def _channels(found: ChannelStatistics) -> list[Markup]:
+    verdicts = found.verdicts()
+    notes = [
+        h(
+            "div",
+            f"{kind} channels: {', '.join(str(i) for i, v in enumerate(verdicts) if v == kind)}",
+            class_="note",
+        )
+        for kind in ("dead", "exploding")
+        if kind in verdicts
+    ]
+    plots = [figures.channel_means(found), figures.channel_histograms(found)]
+    return [
+        h("p", f"Of {found.num_clips} clips sampled over all buckets."),
+        *notes,
+        h("div", plots, class_="plots"),
+        h("details", h("summary", "Every channel"), _channel_table(found, verdicts)),
+    ]
+
+
+def _channel_table(found: ChannelStatistics, verdicts: Sequence[str]) -> Markup:
+    columns = {
+        "mean": found.mean,
+        "std": found.std,
+        "min": found.minimum,
+        "max": found.maximum,
+        "normaliser: shift": found.shift,
+        "1 / scale": 1 / found.scale,
+        "mean after it": found.normal_mean,
+        "std after it": found.normal_std,
+    }
+    if found.posterior_std is not None:
+        columns["std of the posterior"] = found.posterior_std
+    rows = [
+        (channel, *(f"{column[channel]:.4g}" for column in columns.values()), verdict)
+        for channel, verdict in enumerate(verdicts)
+    ]
+    return _table(("channel", *columns, "verdict"), rows)
+
+
+def _times(facts: Facts) -> list[Markup]:
+    head = h("h2", "Time")
+    if not facts.times.num_clips:
+        return [head, h("p", "No clip was encoded yet.")]
+    rows = [_times_row("all clips", facts.times)]
+    for column, groups in facts.groups.items():
+        rows += [_times_row(f"{column} {name}", times) for name, times in sorted(groups.items())]
+    counts = {_STAGE_NAMES[stage]: bins for stage, bins in facts.times.bins.items()}
+    return [
+        head,
+        _table(("", "clips", "decode", "a clip", "encode", "a clip"), rows),
+        h("p", "Decoding is summed over processes, which work at the same time.", class_="dim"),
+        h("div", figures.times(TIME_EDGES_S, counts), class_="plots"),
+        *_tiling(facts.tiling_errors),
+        *([h("p", f"Quality: {psnr_in_words(facts.psnrs_db)}.")] if facts.psnrs_db else []),
+    ]
+
+
+def _times_row(name: str, times: Times) -> Sequence[object]:
+    cells: list[object] = [name, f"{times.num_clips:,}"]
+    for stage in _STAGE_NAMES:
+        cells += [
+            human_time(times.total_s[stage]),
+            f"{times.total_s[stage] / times.num_clips:.3f} s",
+        ]
+    return cells
+
+
+def _tiling(errors: Sequence[float]) -> list[Markup]:
+    if not errors:
+        return []
+    return [
+        h(
+            "p",
+            f"Tiling: an error of {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, "
+            f"of {len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation).",
+        )
+    ]

@@ -1,0 +1,187 @@
+"""Looks at a cache from anywhere, again and again, and reads each time only what is new.
+
+A look costs a listing of `logs/` and of every bucket's sample tables (a request for 1,000 objects), the
+snapshot, log segments that have grown (a run of 10 million clips logs about 100 MB), and sample tables of
+shards that are committed and neither in the snapshot nor in a log, or whose failures no log explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from latentcache.core.records import REASONS
+from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
+from latentcache.errors import CacheError
+from latentcache.format.damage import read_table
+from latentcache.format.manifest import read_manifest
+from latentcache.format.snapshot import build_index, known_index
+from latentcache.format.tables import INDEX_SCHEMA, sample_path
+from latentcache.inspecting.status import Place, Planned, Status, assess, read_run
+from latentcache.planning.planner import num_rejected
+from latentcache.running import log_lines
+from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+NUM_THREADS = 16
+#: A segment is begun anew beyond SEGMENT_BYTES, and what was logged between two writes comes on top.
+MAX_SEGMENT_BYTES = 64 << 20
+#: Sample tables that a look reads for nothing but the reasons of failures.
+EXPLAINED_SHARDS = 256
+
+
+class LogReader:
+    """The logs of a cache; a segment that has not grown is read once."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._segments: dict[str, tuple[int, list[LogEvent]]] = {}
+
+    def runs(self) -> dict[str, list[LogEvent]]:
+        """Return what every run has logged until now, by its name and in order."""
+        sizes = self._storage.list(log_lines.LOGS)
+        named = sorted((place, name) for name in sizes if (place := parse_segment(name)))
+        grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for name, found in zip(grown, pool.map(self._read, grown), strict=True):
+                self._segments[name] = (sizes[name], found)
+        runs: dict[str, list[LogEvent]] = {}
+        for (run, _), name in named:
+            runs.setdefault(run, []).extend(self._segments[name][1])
+        return {run: log for run, log in runs.items() if log}
+
+    def _read(self, name: str) -> list[LogEvent]:
+        try:
+            path = f"{log_lines.LOGS}/{name}"
+            return read_lines(self._storage.read_ranges(path, [(0, MAX_SEGMENT_BYTES)])[0])
+        except FileNotFoundError:  # removed since it was listed
+            return []
+
+
+def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[Place, str]:
+    """Return the names of the workers that encoded shards, as far as logs tell; of several the last."""
+    found: dict[Place, str] = {}
+    for event in _commits(runs):
+        place, worker = _place(event.facts), log_lines.text(event.facts, "worker")
+        if worker:
+            found[place] = worker
+    return found
+
+
+class Watch:
+    """Looks at one cache. Raises CacheError where there is none."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        try:
+            self.manifest = read_manifest(storage)
+        except CacheError:
+            if num_tables := len(saved_tables(storage)):
+                raise CacheError(_being_probed(storage, num_tables)) from None
+            raise
+        self._logs = LogReader(storage)
+        self._index = INDEX_SCHEMA.empty_table()
+        self._tables: dict[tuple[Place, int], dict[str, int]] = {}
+        self._planned = Planned(
+            num_shards=sum(bucket.num_shards for bucket in self.manifest.buckets),
+            num_clips=sum(bucket.num_clips for bucket in self.manifest.buckets),
+            rejected=num_rejected(storage),
+        )
+
+    def look(self, now_s: float) -> Status:
+        """Return how far the cache is. now_s: since the epoch."""
+        runs = self._logs.runs()
+        commits = {_place(event.facts): event.facts for event in _commits(runs)}
+        self._index = build_index(self._storage, self._known(commits))
+        facts = [read_run(name, log) for name, log in runs.items()]
+        return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
+
+    def _known(self, commits: Mapping[Place, Mapping[str, Any]]) -> pa.Table:
+        """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""
+        rows = {_place(row): row for row in self._index.to_pylist()}
+        rows.update({place: row for place, facts in commits.items() if (row := self._row(facts))})
+        rows.update({_place(row): row for row in known_index(self._storage).to_pylist()})
+        return pa.Table.from_pylist([*rows.values()], schema=INDEX_SCHEMA)
+
+    def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the snapshot's row of a logged commit; None where its numbers are possible in no cache."""
+        row: dict[str, Any] = {name: facts.get(name) for name in INDEX_SCHEMA.names}
+        clips, ok = row["num_clips"], row["num_ok"]
+        sizes = row["stored_bytes"], row["table_bytes"]
+        whole = all(type(value) is int for value in (clips, ok, *sizes))
+        sound = (
+            whole
+            and 0 <= ok <= clips <= self.manifest.shard_clips
+            and all(0 <= size < 1 << 53 for size in sizes)
+        )
+        return row if sound else None
+
+    def _reasons(
+        self, commits: Mapping[Place, Mapping[str, Any]]
+    ) -> dict[Place, Mapping[str, int]]:
+        """Return why clips failed, by shard: from the logs, else from the first sample tables."""
+        found: dict[Place, Mapping[str, int]] = {}
+        unexplained = []
+        for row in self._index.to_pylist():
+            place, failed = _place(row), row["num_clips"] - row["num_ok"]
+            logged = _logged_reasons(commits.get(place, {}))
+            if failed and sum(logged.values()) == failed:
+                found[place] = logged
+            elif failed:
+                unexplained.append((place, failed))
+        found.update(self._read_reasons(unexplained))
+        return found
+
+    def _read_reasons(
+        self, wanted: list[tuple[Place, int]]
+    ) -> Iterator[tuple[Place, Mapping[str, int]]]:
+        fresh = [key for key in wanted if key not in self._tables][:EXPLAINED_SHARDS]
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            read = pool.map(lambda key: _count_reasons(self._storage, key[0]), fresh)
+            self._tables.update(zip(fresh, read, strict=True))
+        return ((key[0], self._tables[key]) for key in wanted if key in self._tables)
+
+
+def _commits(runs: Mapping[str, Iterable[LogEvent]]) -> Iterator[LogEvent]:
+    """Yield the events of committed shards in the order of time."""
+    found = (event for log in runs.values() for event in log)
+    commits = (event for event in found if event.name == log_lines.SHARD_COMMITTED)
+    named = (event for event in commits if _is_place(event.facts))
+    yield from sorted(named, key=lambda event: event.time_s)
+
+
+def _is_place(facts: Mapping[str, Any]) -> bool:
+    return isinstance(facts.get("bucket"), str) and type(facts.get("shard")) is int
+
+
+def _being_probed(storage: Storage, num_tables: int) -> str:
+    return (
+        f"{redact(storage.url)}: a corpus is being probed for this cache, or its run was stopped while it "
+        f"did: {num_tables} tables of what was found, one more every {FLUSH_INTERVAL_S:.0f} s. There is "
+        "nothing to show until it is planned. Look again, or go on with the same precompute."
+    )
+
+
+def _place(row: Mapping[str, Any]) -> Place:
+    return row["bucket"], row["shard"]
+
+
+def _logged_reasons(facts: Mapping[str, Any]) -> dict[str, int]:
+    reasons = facts.get("reasons")
+    if not isinstance(reasons, dict):
+        return {}
+    return {name: log_lines.count(reasons, name) for name in reasons if name in REASONS}
+
+
+def _count_reasons(storage: Storage, place: Place) -> dict[str, int]:
+    """Count the failures of one sample table; none where another run is just replacing it."""
+    try:
+        table = read_table(storage, sample_path(*place), ["reason"])
+    except FileNotFoundError:
+        return {}
+    counts = table["reason"].drop_null().value_counts()
+    return {row["values"]: row["counts"] for row in counts.to_pylist()}

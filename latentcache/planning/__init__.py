@@ -1,0 +1,1 @@
+"""From sources and a configuration to a planned cache."""

@@ -1,0 +1,264 @@
+"""Planning: sources and configuration to clips, buckets and shards. Pure: same input, same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.config.sections import ClipsConfig
+from latentcache.core.records import Bucket, Clip, LatentSpec, Shard
+from latentcache.decoders.frames import num_sampled_frames
+from latentcache.format.tables import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+
+Starts = npt.NDArray[np.int64]
+
+#: Rows that are Python's objects at a time.
+CHUNK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every clip of a corpus, by bucket, and the sources that give none.
+
+    buckets: PLAN_SCHEMA and the kept columns, in row order. rejected: SAMPLE_SCHEMA and the kept columns.
+    """
+
+    buckets: Mapping[Bucket, pa.Table]
+    rejected: pa.Table
+
+    @property
+    def num_clips(self) -> int:
+        """Clips to encode."""
+        return sum(table.num_rows for table in self.buckets.values())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything in the plan but where the sources are: a corpus may move.
+
+        Messages name files, too.
+        """
+        digest = hashlib.sha256()
+        for bucket, table in sorted(self.buckets.items()):
+            digest.update(f"{bucket.name}\n".encode())
+            _update(digest, table)
+        digest.update(b"rejected\n")
+        _update(digest, self.rejected)
+        return digest.hexdigest()
+
+
+def _update(digest: Any, table: pa.Table) -> None:
+    """Hash a table's values, whatever its chunks and buffers look like."""
+    table = table.select([name for name in table.column_names if name not in ("url", "message")])
+    for start in range(0, table.num_rows, CHUNK_ROWS):
+        digest.update(repr(table.slice(start, CHUNK_ROWS).to_pydict()).encode())
+
+
+def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
+    """Raise GeometryError, naming the nearest legal ones, for frames or sizes that the encoder refuses."""
+    for frames in clips.frame_counts:
+        spec.check_frames(frames)
+    for height, width in clips.sizes():
+        spec.check_size(height, width)
+
+
+def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_clips: int) -> Plan:
+    """Plan a probed corpus: SOURCE_SCHEMA, PROBE_SCHEMA and kept columns, one row a source.
+
+    Clips keep the order of the sources; every `shard_clips` clips of a bucket are a shard.
+    """
+    check_geometry(clips, spec)
+    chooser = _Chooser(clips, spec)
+    facts = ("name", "kind", "frames", "duration_s", "height", "width", "reason")
+    picked: dict[Bucket, list[pa.Table]] = {}
+    num_clips: Counter[Bucket] = Counter()
+    rejected: list[pa.Table] = []
+    num_rejected = 0
+    for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
+        chunk = sources.slice(first, CHUNK_ROWS)
+        chosen: dict[Bucket, list[tuple[int, Starts]]] = {}
+        refused: list[tuple[int, str | None, str | None]] = []
+        for row, source in enumerate(chunk.select(list(facts)).to_pylist()):
+            choice = chooser.choose(source)
+            if isinstance(choice, str):
+                refused.append((row, *_rejection(source, choice)))
+            else:
+                chosen.setdefault(choice[0], []).append((row, choice[1]))
+        for bucket, starts in chosen.items():
+            for some in _at_a_time(starts):
+                table = _clips(chunk, bucket, clips, some, num_clips[bucket], shard_clips)
+                picked.setdefault(bucket, []).append(table)
+                num_clips[bucket] += table.num_rows
+        rejected.append(_rejected_table(chunk, refused, num_rejected, clips.fps))
+        num_rejected += len(refused)
+    buckets = {bucket: pa.concat_tables(picked[bucket]) for bucket in sorted(picked)}
+    return Plan(buckets=buckets, rejected=pa.concat_tables(rejected))
+
+
+def _at_a_time(picked: Sequence[tuple[int, Starts]]) -> Iterator[Sequence[tuple[int, Starts]]]:
+    """Cut into parts of CHUNK_ROWS clips or so: Arrow cannot gather more than 2 GB of text at once."""
+    first = count = 0
+    for number, (_, starts) in enumerate(picked):
+        count += len(starts)
+        if count >= CHUNK_ROWS:
+            yield picked[first : number + 1]
+            first, count = number + 1, 0
+    if first < len(picked):
+        yield picked[first:]
+
+
+class _Chooser:
+    """Decides bucket and starts of one source."""
+
+    def __init__(self, clips: ClipsConfig, spec: LatentSpec) -> None:
+        self._clips = clips
+        self._spec = spec
+        self._sizes = clips.sizes()
+
+    def choose(self, source: Mapping[str, Any]) -> tuple[Bucket, Starts] | str:
+        """Return the bucket and the clips' first sampled frames, or the reason why there are none."""
+        if source["reason"] is not None:
+            return str(source["reason"])
+        height, width = self._size(source["height"], source["width"])
+        if source["kind"] == "image":
+            if not self._spec.frame_rule.is_legal(1):
+                return "illegal_frames"
+            return Bucket(frames=1, height=height, width=width), np.zeros(1, dtype=np.int64)
+        available = num_sampled_frames(source["frames"], source["duration_s"], self._clips.fps)
+        frames = self._frames(available)
+        if frames is None:
+            return "too_short"
+        starts = select_starts(self._clips, available, frames, source["name"])
+        return Bucket(frames=frames, height=height, width=width), starts
+
+    def _frames(self, available: int) -> int | None:
+        fitting = next((n for n in self._clips.frame_counts if n <= available), None)
+        if fitting is None and self._clips.too_short == "shorten":
+            return self._spec.frame_rule.longest(available)
+        return fitting
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size of the nearest aspect ratio, by its logarithm."""
+        ratio = math.log(width / height)
+        return min(self._sizes, key=lambda size: abs(math.log(size[1] / size[0]) - ratio))
+
+
+def select_starts(clips: ClipsConfig, available: int, frames: int, name: str) -> Starts:
+    """Return the first sampled frame of every clip of a source, ascending and distinct.
+
+    first: 0. all: every `stride` frames. uniform:K: evenly from the first possible start to the last,
+    and the middle one for K = 1. random:K: drawn by (seed, name), whatever else the corpus holds.
+    """
+    last = available - frames
+    method, _, count = clips.select.partition(":")
+    if method == "first":
+        return np.zeros(1, dtype=np.int64)
+    if method == "all":
+        return np.arange(0, last + 1, clips.stride or frames, dtype=np.int64)
+    wanted = min(int(count), last + 1)
+    if method == "uniform":
+        spread = np.linspace(0, last, wanted) if wanted > 1 else np.array([last / 2])
+        return np.unique(np.floor(spread + 0.5).astype(np.int64))
+    seed = hashlib.blake2b(f"{clips.seed}\n{name}".encode("utf-8", "surrogatepass"), digest_size=8)
+    generator = np.random.Generator(np.random.Philox(int.from_bytes(seed.digest(), "little")))
+    return np.sort(generator.choice(last + 1, size=wanted, replace=False))
+
+
+def _kept(sources: pa.Table) -> list[str]:
+    known = {*SOURCE_SCHEMA.names, *PROBE_SCHEMA.names}
+    return [name for name in sources.column_names if name not in known]
+
+
+def _clips(
+    sources: pa.Table,
+    bucket: Bucket,
+    clips: ClipsConfig,
+    picked: Sequence[tuple[int, Starts]],
+    first: int,
+    shard_clips: int,
+) -> pa.Table:
+    """Return the clips of these sources in a bucket that has `first` clips already."""
+    counts = np.array([len(starts) for _, starts in picked])
+    rows = np.repeat(np.array([row for row, _ in picked]), counts)
+    ordinal = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    position = np.arange(first, first + len(rows))
+    taken = sources.take(pa.array(rows))
+    images = pc.equal(taken["kind"], "image")
+    columns = {
+        "key": pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#"),
+        "source": taken["name"],
+        "url": taken["url"],
+        "kind": taken["kind"],
+        "identity": taken["identity"],
+        "start": pa.array(np.concatenate([starts for _, starts in picked])),
+        "frames": pa.array(np.full(len(rows), bucket.frames, dtype=np.int32)),
+        "fps": pc.if_else(
+            images, pa.scalar(None, pa.float64()), pa.scalar(clips.fps, pa.float64())
+        ),
+        "caption": taken["caption"],
+        "shard": pa.array(position // shard_clips),
+        "row": pa.array((position % shard_clips).astype(np.int32)),
+    }
+    kept = [sources.schema.field(name) for name in _kept(sources)]
+    columns.update({field.name: taken[field.name] for field in kept})
+    return pa.table(columns, schema=pa.schema([*PLAN_SCHEMA, *kept]))
+
+
+def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]:
+    if reason == "too_short":
+        return reason, f"{source['frames']} frames in {source['duration_s']:.3f} s"
+    if reason == "illegal_frames":
+        return reason, "an image is one frame, and the encoder does not take one"
+    return reason, None  # probing has said why
+
+
+def _rejected_table(
+    sources: pa.Table,
+    rejected: Sequence[tuple[int, str | None, str | None]],
+    first: int,
+    fps: float | None,
+) -> pa.Table:
+    """Return rows of sources that give no clip. first: how many there were before these."""
+    kept = [sources.schema.field(name) for name in _kept(sources)]
+    schema = pa.schema([*SAMPLE_SCHEMA, *kept])
+    taken = sources.take(pa.array([row for row, _, _ in rejected], type=pa.int64()))
+    count = len(rejected)
+    messages = pa.array([message for _, _, message in rejected], type=pa.string())
+    columns: dict[str, Any] = {
+        "key": pc.binary_join_element_wise(taken["name"], pa.scalar("0"), "#"),
+        "source": taken["name"],
+        "row": pa.array(range(first, first + count), type=pa.int32()),
+        "status": pa.array(["failed"] * count, type=pa.string()),
+        "reason": pa.array([reason for _, reason, _ in rejected], type=pa.string()),
+        "message": pc.coalesce(messages, taken["message"]),
+        "caption": taken["caption"],
+        "fps": pa.array([fps] * count, type=pa.float64()),
+        "source_height": taken["height"],
+        "source_width": taken["width"],
+    }
+    columns.update({field.name: taken[field.name] for field in kept})
+    empty = {f.name: pa.nulls(count, f.type) for f in schema if f.name not in columns}
+    return pa.table({**columns, **empty}).select(schema.names).cast(schema)
+
+
+def to_shard(rows: pa.Table, bucket: Bucket, index: int) -> Shard:
+    """Return the shard that these rows of a bucket's plan describe, with its clips as records."""
+    kept = [name for name in rows.column_names if name not in PLAN_SCHEMA.names]
+    names = ("key", "source", "url", "kind", "identity", "start", "frames", "fps", "caption")
+    clips = tuple(
+        Clip(
+            **{name: row[name] for name in names},
+            height=bucket.height,
+            width=bucket.width,
+            keep={name: row[name] for name in kept},
+        )
+        for row in rows.to_pylist()
+    )
+    return Shard(bucket=bucket, index=index, clips=clips)

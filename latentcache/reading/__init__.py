@@ -1,0 +1,1 @@
+"""The read half: a cache as a trainer sees it. Needs no encoder, decoder or Ray."""

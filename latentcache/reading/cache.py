@@ -1,0 +1,437 @@
+"""A cache to read: what its latents are, samples by number and by key, and its table of clips."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import operator
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.core.lru import Lru
+from latentcache.core.records import LatentSpec
+from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
+from latentcache.format.damage import damaged, read_table
+from latentcache.format.manifest import Manifest, read_manifest
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import Array
+from latentcache.format.snapshot import check_index, read_index
+from latentcache.format.tables import (
+    REJECTED,
+    SAMPLE_SCHEMA,
+    check_samples,
+    object_facts,
+    sample_path,
+    samples_folder,
+    shard_of_sample_file,
+)
+from latentcache.reading import shard_set
+from latentcache.reading.shard_rows import ShardRows
+from latentcache.reading.shard_set import Bits
+from latentcache.storage.disk_cache import DiskCache
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+#: Sample tables kept in memory: of 64 clips with captions, one takes some 50 kB.
+MAX_TABLES = 1024
+#: Sample tables read at a time when all are wanted.
+NUM_THREADS = 16
+#: Sample tables that are asked for at a time by a scan, which lets go of each after its turn.
+NUM_QUEUED = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBucket:
+    """What is committed of a bucket. shape: of one stored sample; num_clips: ok and failed."""
+
+    name: str
+    shape: tuple[int, ...]
+    num_ok: int
+    num_clips: int
+    num_shards: int
+    stored_bytes: int
+
+
+def open_cache(
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    expect: Mapping[str, Any] | None = None,
+    *,
+    disk_cache: str | Path | None = None,
+    disk_cache_bytes: int = 200 << 30,
+) -> Cache:
+    """Open the published snapshot of a cache.
+
+    disk_cache: a folder on a local disk that keeps what is read of a remote cache, at most
+    disk_cache_bytes, for all processes that name it; of a local cache it keeps nothing.
+
+    expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
+    what your model was built for. Raises CacheError where there is no cache, nothing is committed
+    yet, or an expectation is not met.
+    """
+    storage = Storage(str(url), storage_options)
+    manifest = read_manifest(storage)
+    check_expectations(redact(storage.url), manifest.spec, expect or {})
+    disk = None
+    if disk_cache is not None and not storage.is_local:
+        disk = DiskCache(disk_cache, disk_cache_bytes, manifest.fingerprint)
+    return Cache(storage, manifest, read_index(storage), disk)
+
+
+def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
+    """Raise CacheError where the spec differs from `expect`, and ConfigError for unknown fields."""
+    actual = spec.to_json()
+    for name in expect:
+        if name not in actual:
+            raise ConfigError(
+                f"expect: a latent spec has no {name!r}.{did_you_mean(name, actual)} "
+                f"It has: {', '.join(actual)}"
+            )
+    wrong = [name for name in expect if _plain(expect[name]) != _plain(actual[name])]
+    if wrong:
+        wanted = ", ".join(f"{name} {_plain(expect[name])}" for name in expect)
+        raise CacheError(
+            f"{url} does not hold the expected latents; what differs: {', '.join(wrong)}.\n"
+            f"  expected: {wanted}\n"
+            f"  in the cache: {', '.join(f'{name} {_plain(actual[name])}' for name in expect)} "
+            f"({describe(spec)})\n"
+            "A model that wants other latents would fail at its first layer or, worse, train on "
+            "them; the classic case is pixels with 3 channels reaching a model that wants 16. Open "
+            "the cache that was made with your model's encoder, or change what is expected."
+        )
+
+
+def describe(spec: LatentSpec) -> str:
+    """Return a latent spec in a few words."""
+    stride = "x".join(map(str, spec.stride))
+    return (
+        f"{spec.model_class}, {spec.channels} channels, stride {stride} in T x H x W, "
+        f"{spec.stored} in {spec.dtype}"
+    )
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=list)
+
+
+class Cache:
+    """A published snapshot. Clips that failed have no number: len() and cache[i] are of ok ones.
+
+    They are ordered by bucket, shard and row. Sample tables are read when they are needed, and the
+    last `MAX_TABLES` kept. Safe to use from several threads, after a fork and when pickled.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        index: pa.Table,
+        disk: DiskCache | None = None,
+    ) -> None:
+        self.storage, self.manifest, self._index, self._disk = storage, manifest, index, disk
+        self._format = get_format(manifest.format)
+        self._layouts = manifest.layouts()
+        self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
+        self._decoder: Any = None
+        self._decoding = threading.Lock()
+        try:
+            check_index(index, manifest)
+        except ValueError as error:
+            raise CacheError(
+                f"{redact(storage.url)}: the snapshot does not fit: {error}. The two are of different "
+                "caches; resume to write it anew."
+            ) from None
+        self._places = index.select(["bucket", "shard"]).to_pydict()
+        num_ok = index["num_ok"].to_numpy()
+        self._ends = np.cumsum(num_ok, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Any, ...]]:
+        return type(self), (self.storage, self.manifest, self._index, self._disk)
+
+    def __repr__(self) -> str:
+        return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"
+
+    @property
+    def spec(self) -> LatentSpec:
+        """What the latents are."""
+        return self.manifest.spec
+
+    @functools.cached_property
+    def buckets(self) -> Mapping[str, CacheBucket]:
+        """What is committed of every bucket of the plan, by name, in the order of the samples."""
+        sums = self._index.group_by("bucket").aggregate(
+            [("shard", "count")] + [(n, "sum") for n in ("num_ok", "num_clips", "stored_bytes")]
+        )
+        found = {row["bucket"]: row for row in sums.to_pylist()}
+        infos = [
+            CacheBucket(
+                name=name,
+                shape=self._layouts[name].shape,
+                num_ok=found.get(name, {}).get("num_ok_sum", 0),
+                num_clips=found.get(name, {}).get("num_clips_sum", 0),
+                num_shards=found.get(name, {}).get("shard_count", 0),
+                stored_bytes=found.get(name, {}).get("stored_bytes_sum", 0),
+            )
+            for name in sorted(self._layouts)
+        ]
+        return {info.name: info for info in infos}
+
+    @functools.cached_property
+    def snapshot(self) -> str:
+        """SHA-256 of what the order of samples follows from: bucket, shard, ok clips of rows."""
+        digest = hashlib.sha256(json.dumps(self._places["bucket"]).encode())
+        for column in ("shard", "num_ok"):
+            digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def shard_bits(self) -> Bits:
+        """Which shards of the plan are in this snapshot: what `at` takes."""
+        return shard_set.to_bits(self.manifest.buckets, self._index)
+
+    def newest(self) -> Cache:
+        """Open the snapshot that is published now; the same cache where it is this one."""
+        cache = Cache(self.storage, self.manifest, read_index(self.storage), self._disk)
+        return self if cache.snapshot == self.snapshot else cache
+
+    def at(self, shard_bits: Bits, snapshot: str) -> Cache:
+        """Return an earlier or a later snapshot, by its shards and its digest.
+
+        Raises CacheError where its shards are no longer as they were, or not published yet.
+        """
+        for cache in (self, self.newest()):
+            rows = shard_set.rows_of(self.manifest.buckets, cache._index, shard_bits)
+            found = rows and Cache(self.storage, self.manifest, rows, self._disk)
+            if found and found.snapshot == snapshot:
+                return found
+        raise CacheError(
+            f"{redact(self.storage.url)}: snapshot {snapshot[:12]} cannot be read any more: some of "
+            "its shards are not published, or have been encoded again and hold other clips, so its "
+            "order of samples is gone. Start an epoch anew on the snapshot that there is."
+        )
+
+    def shards(self, bucket: str) -> tuple[Array, Array]:
+        """Return (shard, num_ok) of a bucket's committed shards, int64 arrays in storage order."""
+        table = self._index.filter(pc.equal(self._index["bucket"], bucket))
+        return table["shard"].to_numpy(), table["num_ok"].to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([operator.index(index)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several samples, reading each shard's in as few requests as their places allow."""
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for n, index in enumerate(indices):
+            place, position = self._locate(index)
+            groups.setdefault(place, []).append((n, position))
+        samples: dict[int, dict[str, Any]] = {}
+        positions = [[position for _, position in wanted] for wanted in groups.values()]
+        for wanted, found in zip(
+            groups.values(), self._of_shards(list(groups), positions), strict=True
+        ):
+            samples.update(zip((n for n, _ in wanted), found, strict=True))
+        return [samples[n] for n in range(len(indices))]
+
+    def sample(self, key: str) -> dict[str, Any]:
+        """Return the ok clip with that key. Raises KeyError.
+
+        The first call reads the keys of every sample table and keeps them (about 50 bytes a clip);
+        every call then scans them, some milliseconds a million clips.
+        """
+        position = pc.index(self._keys, pa.scalar(key, pa.string())).as_py()
+        if position < 0:
+            raise KeyError(
+                f"no clip that is ok has the key {key!r}; cache.table() lists all clips, with the "
+                "reasons of those that failed"
+            )
+        return self[position]
+
+    def decode(
+        self,
+        key: str,
+        *,
+        encoder: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+    ) -> torch.Tensor:
+        """Return what the ok clip with that key decodes to: uint8 [T, H, W, 3] on the CPU.
+
+        encoder: changes to the configuration that the cache was made with, such as where the model is
+        here: {"model": "models/wan"}. device: omitted, the GPU if there is one. The model stays loaded
+        for further calls; calls from several threads take turns. Some encoders give fewer frames than
+        they took.
+
+        Raises KeyError, as `sample`; RecipeMismatchError where the model is another than the cache's;
+        EncoderError where the encoder cannot decode; ConfigError where it is not found or not installed.
+        """
+        latents = self.sample(key)["latents"]
+        decoding = importlib.import_module(
+            "latentcache.encoders.stored"
+        )  # encoders: not for a trainer
+        with self._decoding:
+            if self._decoder is None or not self._decoder.is_for(encoder, device):
+                self._decoder = None  # lets go of the memory first
+                self._decoder = decoding.Decoder(self.manifest, encoder, device)
+            pixels: torch.Tensor = self._decoder.decode(latents)
+        return pixels
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return one row a clip, ok and failed, and one a rejected source; or some of the columns.
+
+        Reads every sample table. Columns are those of `tables.SAMPLE_SCHEMA` and those kept from
+        the corpus. Raises CacheError for any other.
+        """
+        files = map(shard_of_sample_file, self.storage.list(samples_folder(REJECTED)))
+        rejected = sorted(number for number in files if number is not None)
+        places = [*self._all_places(), *((REJECTED, number) for number in rejected)]
+        tables = self._read_tables(places)
+        table = pa.concat_tables(tables, promote_options="default") if tables else _EMPTY
+        for name in columns or ():
+            if name not in table.column_names:
+                raise CacheError(
+                    f"the cache's table has no column {name!r}."
+                    f"{did_you_mean(name, table.column_names)} It has: "
+                    f"{', '.join(table.column_names)}"
+                )
+        return table if columns is None else table.select(list(columns))
+
+    @functools.cached_property
+    def column_names(self) -> list[str]:
+        """Columns of the sample tables: those of every cache, and those kept from the corpus."""
+        names = SAMPLE_SCHEMA.names
+        for bucket, shard in self._all_places()[:1]:
+            names = self._read_table(bucket, shard).column_names
+        return list(names)
+
+    def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
+        """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""
+        places = self._all_places()
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            for start in range(0, len(places), NUM_QUEUED):
+                some = places[start : start + NUM_QUEUED]
+                tables = pool.map(lambda at: self._read_table(at[0], at[1], columns), some)
+                yield from zip(some, tables, strict=True)
+
+    def rows(self, bucket: str, shard: int) -> ShardRows:
+        """Return the ok rows of a shard, from memory where they were read lately."""
+        return self._tables.get_or_make(
+            (bucket, shard), lambda: ShardRows(bucket, shard, self._read_table(bucket, shard))
+        )
+
+    def read(
+        self,
+        bucket: str,
+        shard: int,
+        positions: Sequence[int],
+        out: Sequence[torch.Tensor],
+        *,
+        check: bool = True,
+    ) -> None:
+        """Read samples of a shard, by their position among its ok rows, into CPU tensors.
+
+        check: compare their CRC32C. Raises CorruptionError, naming the clip.
+        """
+        rows, layout = self.rows(bucket, shard), self._layouts[bucket]
+        if positions and max(positions) >= len(rows):
+            raise CacheError(
+                f"{redact(self.storage.url)}: shard {bucket}/{shard} has {len(rows)} ok clips, "
+                "fewer than when the cache was opened: it was encoded again. Open the cache anew."
+            )
+        chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
+        try:
+            self._format.read(
+                self.storage, layout, shard, chunks, arrays, check=check, disk=self._disk
+            )
+        except CorruptionError:
+            # One by one, to learn which clip it is; none of them, if the next read is sound.
+            for position, chunk, array in zip(positions, chunks, arrays, strict=True):
+                try:
+                    self._format.read(self.storage, layout, shard, [chunk], [array])
+                except CorruptionError as error:
+                    key = rows.column("key", [position])[0]
+                    raise CorruptionError(f"clip {key!r}: {error}") from error
+
+    def empty(self, bucket: str, num_samples: int) -> torch.Tensor:
+        """Return an uninitialised CPU tensor [num_samples, *shape] in the stored dtype."""
+        return torch.empty(
+            (num_samples, *self._layouts[bucket].shape), dtype=torch_dtype(self.spec.dtype)
+        )
+
+    def _of_shards(
+        self, places: Sequence[int], positions: Sequence[Sequence[int]]
+    ) -> Iterable[list[dict[str, Any]]]:
+        if len(places) == 1 or self.storage.is_local:
+            return list(map(self._samples, places, positions))
+        with ThreadPoolExecutor(min(NUM_THREADS, len(places))) as pool:
+            return list(pool.map(self._samples, places, positions))
+
+    def _samples(self, place: int, positions: Sequence[int]) -> list[dict[str, Any]]:
+        bucket, shard = self._places["bucket"][place], self._places["shard"][place]
+        latents = [self.empty(bucket, 1)[0] for _ in positions]
+        self.read(bucket, shard, positions, latents)
+        rows = self.rows(bucket, shard)
+        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *rows.kept]
+        columns = [latents, *(rows.column(name, positions) for name in names)]
+        return [
+            dict(zip(["latents", *names], values, strict=True))
+            for values in zip(*columns, strict=True)
+        ]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the row of the snapshot and the position among its ok rows of sample `index`."""
+        positive = index + len(self) if index < 0 else index
+        if not 0 <= positive < len(self):
+            raise IndexError(f"sample {index} of a cache of {len(self)}")
+        place = int(np.searchsorted(self._ends, positive, side="right"))
+        before = int(self._ends[place - 1]) if place else 0
+        return place, positive - before
+
+    def _all_places(self) -> list[tuple[str, int]]:
+        return list(zip(self._places["bucket"], self._places["shard"], strict=True))
+
+    @functools.cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        tables = self._read_tables(self._all_places(), columns=["key", "status"])
+        keys = [table.filter(pc.equal(table["status"], "ok"))["key"] for table in tables]
+        return pa.chunked_array([c for key in keys for c in key.chunks], type=pa.string())
+
+    def _read_tables(
+        self, places: Iterable[tuple[str, int]], columns: list[str] | None = None
+    ) -> list[pa.Table]:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            return list(pool.map(lambda at: self._read_table(at[0], at[1], columns), places))
+
+    def _read_table(self, bucket: str, shard: int, columns: list[str] | None = None) -> pa.Table:
+        path = sample_path(bucket, shard)
+        try:
+            table = read_table(self.storage, path, columns)
+        except FileNotFoundError:
+            raise damaged(
+                self.storage, path, "is missing, although the snapshot lists it"
+            ) from None
+        try:
+            check_samples(table, columns)
+            if bucket != REJECTED:
+                object_facts(table, self.manifest.fingerprint)
+        except ValueError as error:
+            raise damaged(
+                self.storage, path, f"is no sample table of this cache: {error}"
+            ) from error
+        return table
+
+
+_EMPTY = SAMPLE_SCHEMA.empty_table()

@@ -1,0 +1,86 @@
+"""One batch of a loader: its samples are found, read, decompressed and transformed into one tensor.
+
+Axes: B batch, C channels, t h w of the latent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentcache.reading.loader.selection import ShardMap
+from latentcache.reading.loader.targets import Staged, Target
+from latentcache.reading.order.epoch import Batch
+from latentcache.reading.shard_rows import ShardRows
+
+
+class ReadBatch:
+    """A batch to read: one part a shard, straight into the rows of one tensor."""
+
+    def __init__(
+        self,
+        plan: ShardMap,
+        batch: Batch,
+        epoch: int,
+        target: Target,
+        *,
+        check: bool = True,
+        cache: int | None = None,
+    ) -> None:
+        self._plan, self._batch, self._epoch = plan, batch, epoch
+        self._target, self._check, self._cache = target, check, cache
+        self._name, self._shape = plan.names[batch.bucket], plan.shapes[batch.bucket]
+        self.num_bytes = target.held_bytes(len(batch.rows), self._shape)
+        self._staged: Staged | None = None
+        self._lock = threading.Lock()
+        self._found: list[tuple[ShardRows, list[int], list[int]]] = []
+
+    def parts(self) -> Sequence[Callable[[], None]]:
+        """Return one part a shard, to be called in any order and by any thread."""
+        return [
+            _Part(self, shard, rows, where)
+            for shard, (rows, where) in self._plan.places(self._batch).items()
+        ]
+
+    def _memory(self) -> Staged:
+        """Return the batch's memory, taken only now: what was let go of last is still in CPU caches."""
+        with self._lock:
+            if self._staged is None:
+                self._staged = self._target.stage(len(self._batch.rows), self._shape)
+            return self._staged
+
+    def read(self, shard: int, rows: list[int], where: list[int]) -> None:
+        """Read rows of one shard to their places in the batch."""
+        cache, out = self._plan.cache, self._memory().rows(where)
+        cache.read(self._name, shard, rows, out, check=self._check)
+        table = cache.rows(self._name, shard)
+        self._memory().done(out, where, table.column("key", rows), self._epoch)
+        self._found.append((table, rows, where))
+
+    def finish(self) -> tuple[dict[str, Any], int]:
+        """Return the batch, its latents perhaps still on their way, and their bytes as stored."""
+        names = self._plan.columns
+        if names is None:
+            names = ["key", "caption", *self._found[0][0].kept]
+        columns: dict[str, list[Any]] = {n: [None] * len(self._batch.rows) for n in names}
+        for table, rows, where in self._found:
+            for name in names:
+                for n, value in zip(where, table.column(name, rows), strict=True):
+                    columns[name][n] = value
+        num_bytes = len(self._batch.rows) * self._plan.shards[self._batch.bucket].sample_bytes
+        latents = self._memory().finish()
+        number = {} if self._cache is None else {"cache": self._cache}
+        return {"latents": latents, **columns, "bucket": self._name, **number}, num_bytes
+
+
+@dataclass(frozen=True)
+class _Part:
+    batch: ReadBatch
+    shard: int
+    rows: list[int]
+    where: list[int]
+
+    def __call__(self) -> None:
+        self.batch.read(self.shard, self.rows, self.where)

@@ -1,0 +1,78 @@
+"""Choosing samples by their columns: which ok rows of every shard an expression keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from latentcache.errors import ConfigError
+from latentcache.format.shards.protocol import Array
+from latentcache.reading.cache import Cache
+
+#: An expression of columns, or conditions of which all hold: [("score", ">", 5), ("width", ">=", 480)].
+Where: TypeAlias = pc.Expression | Sequence[tuple[Any, ...]]
+
+
+class Chosen:
+    """The chosen ok rows of a bucket's shards: one bit a row, each shard's from a byte's start on."""
+
+    def __init__(self, masks: Mapping[int, Array]) -> None:
+        self.shards = np.array(sorted(masks), np.int64)
+        ordered = [masks[shard] for shard in self.shards.tolist()]
+        self.num_chosen = np.array([int(mask.sum()) for mask in ordered], np.int64)
+        packed = [np.packbits(mask) for mask in ordered]
+        self._ends = np.cumsum([len(bits) for bits in packed], dtype=np.int64)
+        self._bits = np.concatenate([*packed, np.empty(0, np.uint8)])
+
+    def rows(self, shard: int) -> npt.NDArray[np.int64]:
+        """Return the chosen rows of a shard, by their number among its ok ones."""
+        at = int(np.searchsorted(self.shards, shard))
+        start = int(self._ends[at - 1]) if at else 0
+        return np.flatnonzero(np.unpackbits(self._bits[start : int(self._ends[at])]))
+
+    def digest(self) -> bytes:
+        """Return a SHA-256 of what is chosen."""
+        parts = (self.shards.astype("<i8"), self.num_chosen.astype("<i8"), self._bits)
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
+def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
+    """Return which samples of a cache `where` keeps: by bucket, of every committed shard.
+
+    Reads the columns that it names of every sample table. A null keeps nothing, as in SQL.
+    Raises ConfigError where the cache lacks a column, or a comparison makes no sense.
+    """
+    expression = where if isinstance(where, pc.Expression) else pq.filters_to_expression(where)
+    columns = _columns(cache, expression)
+    masks: dict[str, dict[int, Array]] = {name: {} for name in cache.buckets}
+    for (bucket, shard), table in cache.scan(columns):
+        masks[bucket][shard] = _mask(cache, table, expression)
+    return {name: Chosen(found) for name, found in masks.items() if found}
+
+
+def _columns(cache: Cache, expression: pc.Expression) -> list[str]:
+    """Return the columns that an expression may name: arrow prints names as they are."""
+    text = str(expression)
+    return [name for name in cache.column_names if name == "status" or name in text]
+
+
+def _mask(cache: Cache, table: pa.Table, expression: pc.Expression) -> Array:
+    ok = table.filter(pc.equal(table["status"], "ok"))
+    numbered = ok.append_column("", pa.array(np.arange(len(ok))))
+    try:
+        kept = numbered.filter(expression)[""].to_numpy()
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigError(
+            f"where: {expression} cannot be evaluated: {str(error).splitlines()[0]}. The columns of "
+            f"the sample tables: {', '.join(cache.column_names)}"
+        ) from None
+    mask = np.zeros(len(ok), np.bool_)
+    mask[kept] = True
+    return mask

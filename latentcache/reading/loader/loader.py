@@ -1,0 +1,393 @@
+"""Streaming a cache into training: shuffled batches of one bucket each, read ahead by threads.
+
+Axes: B batch, C channels, t h w of the latent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import IterableDataset, get_worker_info
+
+from latentcache.errors import CacheError, ConfigError
+from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.loader import state as loader_state
+from latentcache.reading.loader.batch_memory import Recycler
+from latentcache.reading.loader.batches import ReadBatch
+from latentcache.reading.loader.filters import Where
+from latentcache.reading.loader.option_checks import (
+    check_alike,
+    check_batches,
+    check_length,
+    check_mixture,
+    check_ranks,
+)
+from latentcache.reading.loader.prefetch import Waiting, read_ahead
+from latentcache.reading.loader.selection import prefix_cuts
+from latentcache.reading.loader.source import Source, agree
+from latentcache.reading.loader.state import Position
+from latentcache.reading.loader.targets import make_target, parse_device
+from latentcache.reading.loader.transform import Transform
+from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
+from latentcache.reading.order.mixture import Mixture
+
+POSTERIORS = ("sample", "mode")
+#: Threads that read: those of a remote cache wait for it most of the time.
+LOCAL_THREADS = 4
+REMOTE_THREADS = 16
+
+
+@dataclass
+class LoaderStats(Waiting):
+    """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: for data.
+
+    Under a DataLoader with workers the workers' copies count, and this one stays at zero.
+    """
+
+    num_batches: int = 0
+    num_samples: int = 0
+    num_bytes: int = 0
+
+
+class LatentLoader(IterableDataset[dict[str, Any]]):
+    """Batches of a cache, as an iterable and as a dataset of `DataLoader(loader, batch_size=None)`.
+
+    A batch: `latents` [B, C, t, h, w] (ids: [B, t, h, w]), contiguous and its own memory; `key`,
+    `caption` and the columns kept from the corpus, lists of B, or those in `columns`; `bucket`, the
+    name that all share; and `cache`, its number, where there are several.
+
+    What comes: every ok clip once an epoch, or those that `where` keeps, an expression such as
+    `pc.field("score") > 5` of pyarrow.compute or its like as [("score", ">", 5)]; it reads these
+    columns of every sample table. drop_last leaves out the last short batch of each bucket. frames
+    cuts longer clips to their first frames, where the encoder's latents allow it. Of several caches,
+    which must hold latents of one kind, `weights` are the shares of batches (omitted: as many as each
+    has), and an epoch is `epoch_batches` (omitted: as many as they have together): see
+    `samplers.mixture`.
+
+    Order: a function of the snapshot and of (seed, epoch, batch_size, shuffle, drop_last, pool_bytes,
+    bucket_run, uneven), and with several caches of their weights; see `samplers.pool`. Rank r of n
+    takes every n-th batch. uneven says what becomes of the last ones where they do not go round:
+    "drop" gives up to world_size - 1 to none, "pad" repeats as many of the same epoch, so that no
+    rank waits in a collective for one that has run out, and with "exact", for evaluation, some ranks
+    have one more. bucket_run, a multiple of the world size, has all ranks of a step in one bucket,
+    and each read shards of its own.
+
+    Epochs: an iteration that was finished moves on to the next epoch; one that was broken off
+    starts its epoch again, and one after `load_state_dict` goes on from there. Under a DataLoader
+    with workers this object does not see the batches go by: call `set_epoch` before each epoch, as
+    with a DistributedSampler (it reaches persistent workers, too). The order is the same for any
+    number of workers, and for none.
+
+    follow: each epoch is of the newest snapshot of a cache that is still being written, as rank 0 of
+    torch.distributed sees it; without torch.distributed, ranks agree through `newest` and `set_epoch`.
+
+    posterior: for stored moments, "sample" draws with a seed of (seed, epoch, key) and "mode" takes
+    the mean; other caches are read as they are. normalise: apply the encoder's (z - shift) * scale.
+    dtype: of the latents; omitted: the stored one. device: where they go; omitted: the CPU.
+    On a GPU what was stored is copied from pinned memory and computed there, where batches that were
+    read ahead wait; the noise of a posterior sample is drawn on the CPU, so that it is the same on all
+    devices. num_threads (omitted: 4, and 16
+    where a cache is remote) read, check and decompress; prefetch_bytes bounds what is read ahead,
+    pool_bytes the shards that samples are drawn from at a time (nothing of them is held in memory).
+    check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong latents.
+    """
+
+    def __init__(
+        self,
+        cache_or_url: Cache | str | Path | Sequence[Cache | str | Path],
+        batch_size: int = 8,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        drop_last: bool = False,
+        posterior: Literal["sample", "mode"] = "sample",
+        normalise: bool = True,
+        device: torch.device | str | None = None,
+        prefetch_bytes: int = 256 << 20,
+        storage_options: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        pool_bytes: int = 4 << 30,
+        check: bool = True,
+        *,
+        uneven: Uneven = "drop",
+        bucket_run: int = 1,
+        where: Where | None = None,
+        frames: int | None = None,
+        columns: Sequence[str] | None = None,
+        weights: Sequence[float] | None = None,
+        epoch_batches: int | None = None,
+        follow: bool = False,
+    ) -> None:
+        if posterior not in POSTERIORS:
+            raise ConfigError(f"posterior {posterior!r} is not one of {', '.join(POSTERIORS)}")
+        if num_threads is not None and num_threads < 1:
+            raise ConfigError(f"num_threads is {num_threads}; at least one thread must read")
+        self.order = Order(
+            seed=seed,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            pool_bytes=pool_bytes,
+            bucket_run=bucket_run,
+            uneven=uneven,
+        )
+        self.rank, self.world_size, self.follow = rank, world_size, follow
+        self.prefetch_bytes = prefetch_bytes
+        self.device, self.check = parse_device(device), check
+        self.stats = LoaderStats()
+        self._memory = Recycler(prefetch_bytes)
+        self._sources = [
+            Source(
+                cache,
+                Transform(
+                    cache.spec,
+                    posterior=posterior,
+                    normalise=normalise,
+                    dtype=dtype,
+                    seed=seed,
+                    cuts=prefix_cuts(cache, frames),
+                ),
+                where,
+                columns,
+            )
+            for cache in _open_all(cache_or_url, storage_options)
+        ]
+        remote = any(not source.map.cache.storage.is_local for source in self._sources)
+        self.num_threads = num_threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
+        self._weights = None if weights is None else [float(weight) for weight in weights]
+        self._epoch_batches = epoch_batches
+        # Shared memory, so that set_epoch reaches the persistent workers of a DataLoader.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._resume: Position | None = None  # where the next iteration starts, if not at 0
+        self._at = Position(0)
+        if follow:
+            self._take_newest()
+        self._check()
+
+    def _check(self) -> None:
+        caches = [source.map.cache for source in self._sources]
+        check_ranks(self.order, self.rank, self.world_size)
+        check_mixture(self.order, self._weights, self._epoch_batches, len(caches))
+        check_alike(caches, [source.transform for source in self._sources])
+        for source in self._sources:
+            check_batches(self.order, source.map)
+        check_length(len(self._plan(0)), len(self), self.world_size)
+
+    @property
+    def cache(self) -> Cache:
+        """The snapshot of the cache, or of the first one."""
+        return self._sources[0].map.cache
+
+    @property
+    def buckets(self) -> Sequence[BucketShards]:
+        """What is taken of the cache, or of the first one, as `order` sees it."""
+        return self._sources[0].map.shards
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next iteration, or of the one that is under way."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int, snapshots: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Choose the epoch of the next iteration; that of a loaded state goes on where it was.
+
+        snapshots: those to take, as `newest` returned them, perhaps to another rank. With `follow`
+        another epoch is of the newest ones; collective then, where there are several ranks.
+        """
+        if epoch < 0:
+            raise ConfigError(f"epoch {epoch}: epochs count from 0")
+        if epoch != self.epoch:
+            self._at, self._resume = Position(epoch), None
+            if self.follow and snapshots is None:
+                self._take_newest()
+        if snapshots is not None:
+            self._choose(snapshots)
+        self._epoch.fill_(epoch)
+
+    def newest(self) -> list[dict[str, Any]]:
+        """Return the snapshots that are published now, as small JSON values for `set_epoch`."""
+        return [source.newest() for source in self._sources]
+
+    def _take_newest(self) -> None:
+        if self.world_size == 1:
+            self._choose(self.newest())
+        elif not (dist.is_available() and dist.is_initialized()):
+            raise ConfigError(
+                f"follow: {self.world_size} ranks would each see another snapshot and take different "
+                "orders. Initialise torch.distributed before the loader is made; or leave follow "
+                "out, and call set_epoch(epoch, snapshots) on all ranks with one rank's newest()."
+            )
+        else:
+            self._choose(
+                agree(self.newest() if dist.get_rank() == 0 else [{}] * len(self._sources))
+            )
+
+    def _choose(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
+        for source, snapshot in zip(self._sources, snapshots, strict=True):
+            source.choose(snapshot)
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch for this rank."""
+        return len(self._places(len(self._plan(0)), Position(0), worker=0, num_workers=1))
+
+    def _plan(self, epoch: int) -> Mixture:
+        shards = [source.map.shards for source in self._sources]
+        return Mixture(
+            self.order, shards, epoch, weights=self._weights, num_batches=self._epoch_batches
+        )
+
+    def _places(self, num_batches: int, at: Position, *, worker: int, num_workers: int) -> range:
+        return places(
+            num_batches,
+            start=at.start,
+            rank=self.rank,
+            world_size=self.world_size,
+            worker=worker,
+            num_workers=num_workers,
+            uneven=self.order.uneven,
+        )[at.taken :]
+
+    def _align(self, at: Position) -> Position:
+        """Return where all ranks are at the same place of a run, after a change of the world size.
+
+        Batches before the next step are left out, or come again, as `uneven` says.
+        """
+        left = at.start % self.world_size
+        if self.order.bucket_run == 1 or self.order.uneven == "exact" or not left:
+            return at
+        start = at.start - left + (self.world_size if self.order.uneven == "drop" else 0)
+        return dataclasses.replace(at, start=start)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        is_worker = get_worker_info() is not None
+        at, self._resume = self._resume, None
+        # A worker may have loaded its state by itself, and knows the epoch better than the others.
+        if at is None or (at.epoch != self.epoch and not is_worker):
+            at = Position(self.epoch)
+        self._at = self._align(at)
+        return self._iterate(self._jobs(self._at), self._at.epoch, is_worker=is_worker)
+
+    def _jobs(self, at: Position) -> Iterator[ReadBatch]:
+        """Return this process's batches from there on, to be read."""
+        worker = get_worker_info()
+        plan = self._plan(at.epoch)
+        todo = self._places(
+            len(plan),
+            at,
+            worker=worker.id if worker else 0,
+            num_workers=worker.num_workers if worker else 1,
+        )
+        maps = [source.map for source in self._sources]
+        targets = [make_target(self.device, s.transform, self._memory) for s in self._sources]
+        for source in self._sources:
+            source.map.cache.storage.connect()
+        for cache, epoch, batch in map(plan.batch, todo):
+            number = cache if len(maps) > 1 else None
+            yield ReadBatch(
+                maps[cache], batch, epoch, targets[cache], check=self.check, cache=number
+            )
+
+    def _iterate(
+        self, jobs: Iterator[ReadBatch], epoch: int, *, is_worker: bool
+    ) -> Iterator[dict[str, Any]]:
+        for batch, num_bytes in read_ahead(
+            jobs,
+            num_threads=self.num_threads,
+            max_bytes=self.prefetch_bytes,
+            waiting=self.stats,
+        ):
+            self.stats.num_batches += 1
+            self.stats.num_samples += len(batch["latents"].latents)
+            self.stats.num_bytes += num_bytes
+            if self._at.loaded:  # by a worker, which so tells all others the epoch
+                self._epoch.fill_(epoch)
+            self._at = Position(epoch, self._at.start, self._at.taken + 1)
+            yield {**batch, "latents": batch["latents"].take()}
+        if self.epoch == epoch and not is_worker:
+            self.set_epoch(epoch + 1)
+
+    def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
+        """Return where the iteration is, as JSON values that fit any rank and world size.
+
+        num_batches: that this rank has taken in this iteration; needed where the workers of a
+        DataLoader iterate, whose copies of this loader do not report back. A worker's own state, which
+        a StatefulDataLoader takes, fits that worker alone; `load_state_dict` takes the whole one's.
+        """
+        worker, at = get_worker_info(), self._at
+        state = {**self._identity(), "epoch": at.epoch if worker else self.epoch}
+        if worker is not None:
+            own = {**self._worker(), "taken": at.taken}
+            return {**state, "batches": at.start, "worker": own}
+        taken = at.taken if num_batches is None else num_batches
+        return {**state, "batches": at.start + taken * self.world_size}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken, also with another world size or number of workers.
+
+        Takes the state of a torchdata StatefulDataLoader around a loader as well. Snapshots are those
+        of the state, though the caches may have grown since.
+        Raises CacheError where the state is of another cache or order, or its snapshot is gone.
+        """
+        own = loader_state.plain(state)
+        worker = own.pop("worker", None)
+        at = loader_state.position(own)
+        self._restore(own)
+        if worker is None:
+            self._epoch.fill_(at.epoch)
+        elif {**worker, "taken": 0} != {**self._worker(), "taken": 0}:
+            raise CacheError(
+                f"the state is of worker {worker}, and this is {self._worker()}: a DataLoader goes on "
+                "with as many workers and ranks as its state is of. For others give the state of the "
+                "whole DataLoader to load_state_dict of the loader, not of the DataLoader."
+            )
+        else:
+            at = dataclasses.replace(at, taken=int(worker["taken"]), loaded=True)
+        self._at = self._resume = at
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take the snapshots of a state, where everything else is as in this loader."""
+        before = [source.identity() for source in self._sources]
+        caches = loader_state.caches(state, len(before))
+        try:
+            for source, old, saved in zip(self._sources, before, caches, strict=True):
+                if saved.get("fingerprint") == old["fingerprint"]:
+                    source.choose(saved)
+            loader_state.check(state, self._identity())
+        except CacheError:
+            self._choose(before)
+            raise
+
+    def _worker(self) -> dict[str, int]:
+        worker = get_worker_info()
+        return {
+            "id": worker.id if worker else 0,
+            "num_workers": worker.num_workers if worker else 0,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "version": loader_state.STATE_VERSION,
+            "caches": [source.identity() for source in self._sources],
+            "weights": self._weights,
+            "epoch_batches": self._epoch_batches,
+            **dataclasses.asdict(self.order),
+        }
+
+
+def _open_all(
+    caches: Cache | str | Path | Sequence[Cache | str | Path],
+    storage_options: Mapping[str, Any] | None,
+) -> list[Cache]:
+    if isinstance(caches, Cache | str | Path):
+        caches = [caches]
+    return [c if isinstance(c, Cache) else open_cache(str(c), storage_options) for c in caches]

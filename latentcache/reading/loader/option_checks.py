@@ -1,0 +1,91 @@
+"""What a loader refuses before it reads anything: options, ranks and caches that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latentcache.errors import ConfigError
+from latentcache.reading.cache import Cache
+from latentcache.reading.loader.selection import ShardMap
+from latentcache.reading.loader.transform import Transform
+from latentcache.reading.order.epoch import Order
+
+
+def check_ranks(order: Order, rank: int, world_size: int) -> None:
+    """Raise ConfigError where there is no such rank, or the ranks of a step would not share a bucket."""
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} of world_size {world_size}: ranks are 0..world_size-1")
+    if order.bucket_run > 1 and order.bucket_run % world_size:
+        raise ConfigError(
+            f"bucket_run {order.bucket_run} is no multiple of world_size {world_size}: the ranks of a "
+            "step would be in different buckets"
+        )
+
+
+def check_mixture(
+    order: Order, weights: Sequence[float] | None, epoch_batches: int | None, num_caches: int
+) -> None:
+    """Raise ConfigError where weights are not one positive number a cache, or epochs make no sense."""
+    if weights is not None and (len(weights) != num_caches or not all(w > 0 for w in weights)):
+        raise ConfigError(
+            f"weights {list(weights)} of {num_caches} caches: one positive number each is wanted"
+        )
+    if epoch_batches is not None and epoch_batches < 1:
+        raise ConfigError(f"epoch_batches is {epoch_batches}; an epoch has one at least")
+    if order.uneven == "exact" and (num_caches > 1 or epoch_batches is not None):
+        raise ConfigError(
+            'uneven="exact" takes each sample once, and an epoch of a mixture of caches, or of a '
+            "given length, takes some of them more often than others. Evaluate one cache after the "
+            "other, without epoch_batches."
+        )
+
+
+def check_alike(caches: Sequence[Cache], transforms: Sequence[Transform]) -> None:
+    """Raise ConfigError where caches hold latents that no one model takes, or batches would differ."""
+    facts = [
+        {
+            "model_class": cache.spec.model_class,
+            "channels": cache.spec.channels,
+            "stride": cache.spec.stride,
+            "ids": cache.spec.ids,
+            "dtype": transform.dtype,
+        }
+        for cache, transform in zip(caches, transforms, strict=True)
+    ]
+    for cache, fact in zip(caches, facts, strict=True):
+        wrong = [name for name in fact if fact[name] != facts[0][name]]
+        if wrong:
+            raise ConfigError(
+                "these caches cannot be mixed: "
+                + "; ".join(f"{name} {facts[0][name]} and {fact[name]}" for name in wrong)
+                + f", of {caches[0]!r} and {cache!r}. A model trains on the latents of one encoder; "
+                "where dtypes alone differ, say with `dtype` which one batches shall have."
+            )
+
+
+def check_batches(order: Order, chosen: ShardMap) -> None:
+    """Raise ConfigError where a cache, or one of its buckets, would never come."""
+    num_batches = order.num_batches(chosen.shards)
+    if num_batches == 0:
+        raise ConfigError(
+            f"the {len(chosen)} chosen clips of {chosen.cache!r} make 0 batches of "
+            f"{order.batch_size} (drop_last={order.drop_last}, bucket_run={order.bucket_run}). "
+            'Use a smaller batch_size, drop_last=False, or uneven="pad".'
+        )
+    for name, bucket in zip(chosen.names, chosen.shards, strict=True):
+        num_own = order.batches_of(bucket)
+        if order.bucket_run > 1 and order.uneven == "drop" and num_own < order.bucket_run:
+            raise ConfigError(
+                f"bucket {name} has {num_own} batches, which make no run of bucket_run "
+                f'{order.bucket_run}: none of its clips would ever come. Use uneven="pad", a smaller '
+                "batch_size or bucket_run, or leave the bucket out with `where`."
+            )
+
+
+def check_length(num_batches: int, num_steps: int, world_size: int) -> None:
+    """Raise ConfigError where an epoch has no batch for every rank."""
+    if num_steps == 0:
+        raise ConfigError(
+            f"an epoch of {num_batches} batches has none for each of {world_size} ranks. Use a smaller "
+            'batch_size, fewer ranks, or uneven="pad".'
+        )

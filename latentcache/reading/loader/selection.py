@@ -1,0 +1,114 @@
+"""What a loader takes of one snapshot: which samples, which columns, and how many latent frames."""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+from collections.abc import Sequence
+
+from latentcache.core.records import Bucket
+from latentcache.errors import ConfigError, did_you_mean
+from latentcache.reading.cache import Cache
+from latentcache.reading.loader.filters import Where, choose
+from latentcache.reading.order.epoch import Batch, BucketShards
+
+
+class ShardMap:
+    """A snapshot's chosen samples as the sampler's arrays, and the way back from its numbers.
+
+    where: what chooses them, or None for all that are ok. columns: of a batch beside its latents;
+    None for key, caption and those kept from the corpus. Raises ConfigError for an unknown one.
+    """
+
+    def __init__(
+        self, cache: Cache, where: Where | None = None, columns: Sequence[str] | None = None
+    ) -> None:
+        self.cache = cache
+        self.columns = None if columns is None else _check_columns(cache, columns)
+        self._chosen = None if where is None else choose(cache, where)
+        self.names, self._numbers, self.shards = [], [], []
+        for name in cache.buckets:
+            numbers, num_samples = cache.shards(name)
+            if self._chosen is not None and name in self._chosen:
+                num_samples = self._chosen[name].num_chosen
+            if num_samples.sum():
+                size = cache.empty(name, 1).nbytes
+                self.names.append(name)
+                self._numbers.append(numbers)
+                self.shards.append(BucketShards(num_samples=num_samples, sample_bytes=size))
+        self.shapes = [cache.buckets[name].shape for name in self.names]
+
+    def __len__(self) -> int:
+        return sum(int(bucket.num_samples.sum()) for bucket in self.shards)
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of which samples `where` chose; None where all are taken."""
+        if self._chosen is None:
+            return None
+        parts = (chosen.digest() for _, chosen in sorted(self._chosen.items()))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def places(self, batch: Batch) -> dict[int, tuple[list[int], list[int]]]:
+        """Return, for each shard of a batch, its rows and their places in the batch."""
+        places: dict[int, tuple[list[int], list[int]]] = {}
+        for n, (at, row) in enumerate(zip(batch.shards, batch.rows, strict=True)):
+            shard = int(self._numbers[batch.bucket][at])
+            rows, where = places.setdefault(shard, ([], []))
+            rows.append(row)
+            where.append(n)
+        if self._chosen is not None:
+            chosen = self._chosen[self.names[batch.bucket]]
+            for shard, (rows, where) in places.items():
+                places[shard] = (chosen.rows(shard)[rows].tolist(), where)
+        return places
+
+
+def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:
+    for name in columns:
+        if name not in cache.column_names:
+            raise ConfigError(
+                f"columns: the sample tables have no {name!r}."
+                f"{did_you_mean(name, cache.column_names)} They have: "
+                f"{', '.join(cache.column_names)}"
+            )
+    return list(columns)
+
+
+def prefix_cuts(cache: Cache, frames: int | None) -> dict[int, int]:
+    """Return how many latent frames stand for a clip's first `frames`, by how many are stored.
+
+    Of buckets with longer clips; shorter ones are taken whole. Raises ConfigError where the encoder's
+    latents of a clip's first frames are not those of the shorter clip, or frames end amid a latent.
+    """
+    if frames is None:
+        return {}
+    longer = {
+        info.name: info.pixel_frames
+        for info in cache.manifest.buckets
+        if Bucket.parse(info.name).frames > frames
+    }
+    spec = cache.spec
+    if longer and (spec.exactness != "prefix_exact" or (spec.ids and spec.ids.scales)):
+        raise ConfigError(
+            f"frames {frames}: {spec.model_class} latents cannot be cut, since those of a clip's "
+            f"first frames depend on the later ones ({spec.exactness}): a part of them would be the "
+            "latents of no clip. Encode a cache with clips.frames of that length."
+        )
+    cuts = [(len(ranges), _num_within(name, ranges, frames)) for name, ranges in longer.items()]
+    if len(dict(cuts)) < len(set(cuts)):
+        raise ConfigError(
+            f"frames {frames} is another number of latent frames in buckets of as many: {sorted(longer)}"
+        )
+    return dict(cuts)
+
+
+def _num_within(bucket: str, pixel_frames: Sequence[tuple[int, int]], frames: int) -> int:
+    ends = [end for _, end in pixel_frames]
+    if frames not in ends:
+        near = sorted(ends, key=lambda end: abs(end - frames))[:2]
+        raise ConfigError(
+            f"frames {frames}: no latent frame of bucket {bucket} ends there, and a part of one "
+            f"cannot be had. Use {' or '.join(map(str, sorted(near)))}."
+        )
+    return operator.indexOf(ends, frames) + 1

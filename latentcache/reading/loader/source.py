@@ -1,0 +1,99 @@
+"""One cache as a loader reads it: a snapshot, which may be another one in the next epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from latentcache.errors import CacheError
+from latentcache.reading import shard_set
+from latentcache.reading.cache import Cache
+from latentcache.reading.loader.filters import Where
+from latentcache.reading.loader.selection import ShardMap
+from latentcache.reading.loader.transform import Transform
+
+DIGEST_BYTES = 32
+
+
+class Source:
+    """A cache, what is taken of it, and what is done to it.
+
+    Its snapshot is in shared memory, so that what the main process chooses between two epochs reaches
+    the workers of a DataLoader, persistent ones too.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        transform: Transform,
+        where: Where | None,
+        columns: Sequence[str] | None,
+    ) -> None:
+        self.transform = transform
+        self._where, self._columns = where, columns
+        self._open(cache)
+        start = np.concatenate([_digest_of(cache), cache.shard_bits])
+        self._shared = torch.from_numpy(start).share_memory_()  # type: ignore[no-untyped-call]
+
+    def _open(self, cache: Cache) -> None:
+        self._map = ShardMap(cache, self._where, self._columns)
+        self._identity = {**snapshot_of(cache), "where": self._map.digest}
+
+    @property
+    def map(self) -> ShardMap:
+        """The samples of the snapshot that was chosen last, by any process."""
+        digest = self._shared[:DIGEST_BYTES].numpy().tobytes().hex()
+        if digest != self._map.cache.snapshot:
+            bits = self._shared[DIGEST_BYTES:].numpy()
+            self._open(self._map.cache.at(bits, digest))
+        return self._map
+
+    def choose(self, snapshot: Mapping[str, Any]) -> None:
+        """Take a snapshot, as `snapshot_of` describes it, from the next epoch on.
+
+        Raises CacheError where it is of another cache, or its shards have changed.
+        """
+        cache = self.map.cache
+        if snapshot.get("fingerprint") != cache.manifest.fingerprint:
+            raise CacheError(
+                f"fingerprint: {snapshot.get('fingerprint', 'absent')} was expected, "
+                f"{cache.manifest.fingerprint} is that of {cache!r}"
+            )
+        if snapshot.get("snapshot") == cache.snapshot:
+            return
+        bits = shard_set.from_text(cache.manifest.buckets, str(snapshot.get("shards")))
+        chosen = cache.at(bits, str(snapshot.get("snapshot")))
+        self._open(chosen)
+        self._shared[:DIGEST_BYTES] = torch.from_numpy(_digest_of(chosen))
+        self._shared[DIGEST_BYTES:] = torch.from_numpy(bits)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the order of samples follows from, as JSON values."""
+        return self._identity if self.map else {}
+
+    def newest(self) -> dict[str, Any]:
+        """Return the snapshot that is published now, as JSON values."""
+        return snapshot_of(self.map.cache.newest())
+
+
+def snapshot_of(cache: Cache) -> dict[str, Any]:
+    """Return a snapshot as JSON values; one shard more in a cache makes another one."""
+    return {
+        "fingerprint": cache.manifest.fingerprint,
+        "snapshot": cache.snapshot,
+        "shards": shard_set.to_text(cache.shard_bits),
+    }
+
+
+def agree(snapshots: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rank 0's, on all ranks of torch.distributed; collective."""
+    dist.broadcast_object_list(snapshots, src=0)
+    return snapshots
+
+
+def _digest_of(cache: Cache) -> shard_set.Bits:
+    return np.frombuffer(bytes.fromhex(cache.snapshot), np.uint8).copy()

@@ -1,0 +1,233 @@
+"""Where batches go: into CPU memory, sample by sample, or by way of it to a device, as a whole.
+
+A target makes the memory that a batch is read into, and the tensor that the trainer gets. All but
+`take` is called by the threads that read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import get_worker_info
+
+from latentcache.errors import ConfigError
+from latentcache.reading.loader.batch_memory import Recycler
+from latentcache.reading.loader.transform import Transform
+
+
+class Staged(Protocol):
+    """The memory of one batch."""
+
+    def rows(self, where: Sequence[int]) -> list[torch.Tensor]:
+        """Return where to read the samples at these places of the batch, as they are stored."""
+        ...
+
+    def done(
+        self, rows: Sequence[torch.Tensor], where: Sequence[int], keys: Sequence[str], epoch: int
+    ) -> None:
+        """Do what is to be done to each sample, once its row has been read."""
+        ...
+
+    def finish(self) -> Arriving:
+        """Return the batch, once every sample is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Latents that are there once the event, if there is one, has passed on their device."""
+
+    latents: torch.Tensor
+    event: torch.cuda.Event | None = None
+
+    def take(self) -> torch.Tensor:
+        """Return the latents for what the calling thread does next on its current stream."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.latents.device)
+            stream.wait_event(self.event)
+            self.latents.record_stream(
+                stream
+            )  # or its memory could be given away while it is in use
+        return self.latents
+
+
+class Target(Protocol):
+    """Makes the memory of batches."""
+
+    def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
+        """Return the host memory that a batch takes until it is handed out."""
+        ...
+
+    def stage(self, num_samples: int, stored_shape: tuple[int, ...]) -> Staged:
+        """Return the memory of a batch."""
+        ...
+
+
+def make_target(device: torch.device, transform: Transform, memory: Recycler) -> Target:
+    """Return the target for a device. Raises ConfigError in a DataLoader's worker, for CUDA."""
+    if device.type == "cpu":
+        return CpuTarget(transform, memory)
+    if device.type == "cuda" and get_worker_info() is not None:
+        raise ConfigError(
+            f"device {str(device)!r} in a worker of a DataLoader would give each worker a CUDA context "
+            "and copy every batch twice. Leave device out and move the batches in the trainer, or "
+            "iterate over the loader itself, whose threads read ahead."
+        )
+    return DeviceTarget(device, transform, memory)
+
+
+def parse_device(device: torch.device | str | None) -> torch.device:
+    """Return a device, the CPU by default. Raises ConfigError where torch has none of that name here."""
+    try:
+        parsed = torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device {device!r} is none that torch knows: {str(error).splitlines()[0]}"
+        ) from None
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device {device!r}: torch {torch.__version__} sees no CUDA GPU here. Leave device out "
+            "for batches on the CPU, or install a torch that is built for the GPU."
+        )
+    return parsed
+
+
+class CpuTarget:
+    """Batches in CPU memory. Samples are transformed one by one, where that can be, in their place."""
+
+    def __init__(self, transform: Transform, memory: Recycler) -> None:
+        self.transform, self.memory = transform, memory
+        self._of_thread = threading.local()
+
+    def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
+        """Return the bytes of the latents, and of what is stored where that has memory of its own."""
+        sample_bytes = math.prod(self.transform.shape(stored_shape)) * self.transform.dtype.itemsize
+        if not self.transform.in_place:
+            sample_bytes += math.prod(stored_shape) * self.transform.stored_dtype.itemsize
+        return num_samples * sample_bytes
+
+    def stage(self, num_samples: int, stored_shape: tuple[int, ...]) -> _CpuBatch:
+        """Return the memory of a batch."""
+        return _CpuBatch(self, num_samples, stored_shape)
+
+    def work(self, shape: torch.Size) -> torch.Tensor:
+        """Return this thread's memory to compute in, float32 [2, *shape]; fresh memory costs more."""
+        work: torch.Tensor | None = getattr(self._of_thread, "work", None)
+        if work is None or work.shape[1:] != shape:
+            work = self._of_thread.work = torch.empty((2, *shape), dtype=torch.float32)
+        return work
+
+
+class _CpuBatch:
+    def __init__(self, target: CpuTarget, num_samples: int, stored_shape: tuple[int, ...]) -> None:
+        self._target, self._stored_shape = target, stored_shape
+        self._transform = target.transform
+        shape = (num_samples, *self._transform.shape(stored_shape))
+        self._latents = target.memory.empty(shape, self._transform.dtype)
+
+    def rows(self, where: Sequence[int]) -> list[torch.Tensor]:
+        if self._transform.in_place:
+            return [self._latents[n] for n in where]
+        shape = (len(where), *self._stored_shape)
+        return list(self._target.memory.empty(shape, self._transform.stored_dtype))
+
+    def done(
+        self, rows: Sequence[torch.Tensor], where: Sequence[int], keys: Sequence[str], epoch: int
+    ) -> None:
+        if self._transform.idle:
+            return
+        for stored, n, key in zip(rows, where, keys, strict=True):
+            out = self._latents[n]
+            work, noise = self._target.work(out.shape)
+            if self._transform.draws:
+                self._transform.draw(noise, key, epoch)
+            out.copy_(self._transform(stored, noise if self._transform.draws else None, work))
+
+    def finish(self) -> Arriving:
+        return Arriving(self._latents)
+
+
+class DeviceTarget:
+    """Batches on a device. What is stored is copied there, and transformed there, as a whole.
+
+    On CUDA the copies leave from pinned memory, on a stream of their own, as soon as a batch has been
+    read. torch's allocator of pinned memory uses it again once the copies from it are through, and
+    rounds it up to a power of two.
+    """
+
+    def __init__(self, device: torch.device, transform: Transform, memory: Recycler) -> None:
+        self.transform, self._memory = transform, memory
+        self.device, self._stream = device, None
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.device = torch.device("cuda", index)  # threads that read have current devices too
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
+        """Return the bytes of what is stored and of the noise, rounded up where they are pinned."""
+        stored = num_samples * math.prod(stored_shape) * self.transform.stored_dtype.itemsize
+        noise = num_samples * math.prod(self.transform.shape(stored_shape)) * 4
+        sizes = (stored, noise if self.transform.draws else 0)
+        return sum(1 << (n - 1).bit_length() if self._stream and n else n for n in sizes)
+
+    def stage(self, num_samples: int, stored_shape: tuple[int, ...]) -> _DeviceBatch:
+        """Return the memory of a batch."""
+        return _DeviceBatch(self, num_samples, stored_shape)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return uninitialised CPU memory to copy from."""
+        if self._stream is None:
+            return self._memory.empty(shape, dtype)
+        with torch.cuda.device(self.device):
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def send(self, stored: torch.Tensor, noise: torch.Tensor | None) -> Arriving:
+        """Copy what was read to the device, and make latents of it there."""
+        with self._on_stream():
+            there = stored.to(self.device, non_blocking=True)
+            noise_there = None if noise is None else noise.to(self.device, non_blocking=True)
+            shape = (len(stored), *self.transform.shape(tuple(stored.shape[1:])))
+            work = torch.empty(shape, dtype=torch.float32, device=self.device)
+            latents = self.transform(there, noise_there, work).to(self.transform.dtype).contiguous()
+            event = None if self._stream is None else self._stream.record_event()
+        return Arriving(latents, event)
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        if self._stream is None:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._stream)  # makes its device the current one, too
+
+
+class _DeviceBatch:
+    def __init__(
+        self, target: DeviceTarget, num_samples: int, stored_shape: tuple[int, ...]
+    ) -> None:
+        self._target, self._transform = target, target.transform
+        self._stored = target.empty((num_samples, *stored_shape), self._transform.stored_dtype)
+        self._noise: torch.Tensor | None = None
+        if self._transform.draws:
+            shape = (num_samples, *self._transform.shape(stored_shape))
+            self._noise = target.empty(shape, torch.float32)
+
+    def rows(self, where: Sequence[int]) -> list[torch.Tensor]:
+        return [self._stored[n] for n in where]
+
+    def done(
+        self,
+        rows: Sequence[torch.Tensor],  # noqa: ARG002 - they are where they shall be
+        where: Sequence[int],
+        keys: Sequence[str],
+        epoch: int,
+    ) -> None:
+        if self._noise is not None:
+            for n, key in zip(where, keys, strict=True):
+                self._transform.draw(self._noise[n], key, epoch)
+
+    def finish(self) -> Arriving:
+        return self._target.send(self._stored, self._noise)

@@ -1,0 +1,91 @@
+"""What is done to latents between storage and training: posterior samples, normaliser, dtype.
+
+The sums are the same, in the same order and in float32, on any device. Noise is always drawn on the
+CPU, so that a sample is the same wherever it ends up, up to the last bit of the device's own `exp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+
+from latentcache.core import posterior as posteriors
+from latentcache.core.dtypes import torch_dtype
+from latentcache.core.records import LatentSpec
+
+
+class Transform:
+    """Makes latents of what is stored, for single samples and for batches. Thread-safe."""
+
+    def __init__(
+        self,
+        spec: LatentSpec,
+        *,
+        posterior: Literal["sample", "mode"],
+        normalise: bool,
+        dtype: torch.dtype | None,
+        seed: int,
+        cuts: Mapping[int, int] | None = None,
+    ) -> None:
+        self._normaliser = spec.normaliser
+        self._normalises = normalise and spec.normaliser.kind != "none"
+        self._has_moments = spec.stored == "moments"
+        self._seed = seed
+        #: Latent frames that are kept, by how many are stored; all where there is no entry.
+        self._cuts = dict(cuts or {})
+        self._values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.stored_dtype = torch_dtype(spec.dtype)
+        self.dtype = dtype or self.stored_dtype
+        #: Whether noise is wanted.
+        self.draws = self._has_moments and posterior == "sample"
+        #: Whether samples have the stored shape and dtype, and can be read where they will stay.
+        self.in_place = not (self._has_moments or self._cuts) and self.dtype == self.stored_dtype
+        #: Whether samples that were read in place are done with.
+        self.idle = self.in_place and not self._normalises
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a sample: [C, t, h, w] where [2C, t, h, w] is stored, else the same.
+
+        t is less where latent frames are cut off.
+        """
+        if self._cuts:
+            *first, t, h, w = stored
+            stored = (*first, self._cuts.get(t, t), h, w)
+        return (stored[0] // 2, *stored[1:]) if self._has_moments else stored
+
+    def draw(self, noise: torch.Tensor, key: str, epoch: int) -> None:
+        """Fill float32 noise [C, t, h, w] on the CPU, a function of (seed, epoch, key)."""
+        posteriors.draw_(noise, posteriors.sample_seed(self._seed, epoch, key))
+
+    def __call__(
+        self, stored: torch.Tensor, noise: torch.Tensor | None, work: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the latents of one sample or of a batch: a view of `stored`, or `work`.
+
+        noise: where `draws`; it is used up. work: memory to compute in. Both are float32, of the
+        latents' shape, on the device of what is stored.
+        """
+        if self._cuts:
+            stored = stored[..., : self._cuts.get(stored.shape[-3]), :, :]
+        latents = posteriors.split(stored)[0] if self._has_moments else stored
+        if noise is None and not self._normalises:
+            return latents
+        if noise is None:
+            work.copy_(latents)
+        else:
+            posteriors.sample_into(work, *posteriors.split(stored), noise)
+        if self._normalises:
+            shift, scale = self._shift_and_scale(work)
+            work.sub_(shift).mul_(scale)
+        return work
+
+    def _shift_and_scale(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key = (latents.device, latents.shape[-4:-2])
+        if key not in self._values:
+            self._values[key] = posteriors.shift_and_scale(latents, self._normaliser)
+        return self._values[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_values": {}}

@@ -1,0 +1,39 @@
+"""The ok rows of one sample table: where each clip's bytes are, and its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.records import ChunkRef
+from latentcache.format.tables import SAMPLE_SCHEMA
+
+
+class ShardRows:
+    """The ok rows of one sample table, numbered from 0 in row order."""
+
+    def __init__(self, bucket: str, shard: int, table: pa.Table) -> None:
+        self.bucket, self.shard = bucket, shard
+        table = table.filter(pc.equal(table["status"], "ok"))
+        self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+        places = [self._columns[name].to_pylist() for name in ("row", "offset", "length", "crc32c")]
+        self.chunks = [
+            ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
+            for row, offset, length, crc in zip(*places, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the columns that were carried over from the corpus."""
+        return [name for name in self._columns if name not in SAMPLE_SCHEMA.names]
+
+    def column(self, name: str, positions: Sequence[int]) -> list[Any]:
+        """Return a column's values at ok rows."""
+        column = self._columns[name]
+        return [column[position].as_py() for position in positions]

@@ -1,0 +1,1 @@
+"""From a planned cache to committed shards: the driver, its workers and runners."""

@@ -1,0 +1,254 @@
+"""The driver: runs what is missing, records what gave up, and publishes the snapshot as it goes."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from latentcache.core.image_quality import psnr_quantiles
+from latentcache.core.records import ShardReport
+from latentcache.errors import LatentCacheError, RunStoppedError
+from latentcache.format.commit import commit_failed_shard
+from latentcache.format.damage import read_table
+from latentcache.format.tables import INDEX_SCHEMA, sample_path
+from latentcache.planning.planner import Prepared, ShardLoader, num_clips
+from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
+from latentcache.running.log import RunLog
+from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
+from latentcache.running.publisher import RunSnapshot
+from latentcache.running.queue import Event, GaveUp, Progress, Retried, Started, Task, WorkQueue
+from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
+
+#: Failures that a summary keeps, for people to read; the sample tables have them all.
+KEPT_FAILURES = 1000
+#: Sample tables, the last ones, that are read to say why so much failed.
+EXPLAINED_SHARDS = 64
+
+
+@dataclass
+class Summary:
+    """What a run did. Times as in ShardReport, summed over shards.
+
+    shards_elsewhere: those that another run on the same cache committed meanwhile.
+    start_s: until the first worker was up; wall_s: from then to the end.
+    """
+
+    shards: int = 0
+    shards_failed: int = 0
+    shards_elsewhere: int = 0
+    retries: int = 0
+    workers: int = 0
+    clips_ok: int = 0
+    clips_failed: int = 0
+    frames: int = 0
+    stored_bytes: int = 0
+    raw_bytes: int = 0
+    decode_s: float = 0.0
+    encode_s: float = 0.0
+    wait_s: float = 0.0
+    write_s: float = 0.0
+    start_s: float = 0.0
+    wall_s: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    shard_errors: dict[str, str] = field(default_factory=dict)
+    tiling_errors: list[float] = field(default_factory=list)
+    psnrs_db: list[float] = field(default_factory=list)
+
+    def add(self, report: ShardReport) -> None:
+        """Count a finished shard."""
+        if report.committed_before:
+            self.shards_elsewhere += 1
+            return
+        self.shards += 1
+        self.clips_ok += report.num_ok
+        self.clips_failed += report.num_clips - report.num_ok
+        self.frames += report.num_frames
+        self.stored_bytes += report.stored_bytes
+        self.raw_bytes += report.raw_bytes
+        self.decode_s += report.decode_s
+        self.encode_s += report.encode_s
+        self.wait_s += report.wait_s
+        self.write_s += report.write_s
+        self.reasons.update(report.reasons)
+        self.failures.extend(report.failures[: KEPT_FAILURES - len(self.failures)])
+        self.tiling_errors.extend(report.tiling_errors)
+        self.psnrs_db.extend(report.psnrs_db)
+
+
+class Run:
+    """One run over the shards of a planned cache. published: the snapshot that it left."""
+
+    def __init__(self, prepared: Prepared, tasks: Sequence[Task]) -> None:
+        config = prepared.config.run
+        self.summary = Summary()
+        self.published = INDEX_SCHEMA.empty_table()
+        self._started = 0.0
+        self._prepared = prepared
+        self._work = WorkQueue(tasks, max_retries=config.max_retries)
+        self._num_clips = sum(num_clips(prepared.manifest, task) for task in tasks)
+        self._retried = {(task.bucket, task.index) for task in tasks if task.retry_failed}
+        self._judge = Judge(config)
+        self._judged: deque[str] = deque(maxlen=EXPLAINED_SHARDS)
+        self._log = RunLog(prepared.storage, _options(prepared))
+        self._snapshot = RunSnapshot(
+            prepared.storage,
+            config.snapshot_interval_s,
+            lambda shards: self._log.add(SNAPSHOT_PUBLISHED, num_shards=shards),
+        )
+        self._loader = ShardLoader(prepared.storage, prepared.manifest)
+
+    def events(self) -> Generator[Event, None, None]:
+        """Run, yielding events as they come; the snapshot is published as it goes and at the end.
+
+        Closing the iterator (or an interrupt inside it) stops the workers; shards in flight are lost,
+        committed ones are in the snapshot. Raises StorageError where the cache's storage refuses, and
+        RunStoppedError where nearly everything fails, or latents do not decode to their sources.
+        """
+        with self._log.run(**self._facts()) if self._work else nullcontext():
+            yield from self._events()
+
+    def _events(self) -> Iterator[Event]:
+        self._started = time.perf_counter()
+        self._snapshot.open(self._retried)  # from now on nobody reads what is about to be replaced
+        try:
+            if self._work:
+                yield from self._encode()
+        except BaseException:
+            with suppress(LatentCacheError):  # of two errors the first says what is wrong
+                self._snapshot.close()
+            raise
+        finally:
+            self.summary.wall_s = time.perf_counter() - self._started - self.summary.start_s
+            self._log_quality()
+        self.published = self._snapshot.close()
+
+    def _log_quality(self) -> None:
+        """Log how close the compared clips came; of an infinite PSNR, for there was no difference, null."""
+        if psnrs_db := self.summary.psnrs_db:
+            found = psnr_quantiles(psnrs_db).items()
+            psnr_db = {name: value if math.isfinite(value) else None for name, value in found}
+            self._log.add(QUALITY, num_clips=len(psnrs_db), psnr_db=psnr_db)
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what the log says of the run itself."""
+        manifest = self._prepared.manifest
+        return {
+            "fingerprint": manifest.fingerprint,
+            "num_shards": len(self._work),
+            "num_clips": self._num_clips,
+            "num_retried": len(self._retried),
+            "config": self._prepared.config.without_secrets(),
+        }
+
+    def _encode(self) -> Iterator[Event]:
+        config = self._prepared.config
+        runner = importlib.import_module(f"latentcache.running.runners.{config.run.runner}")
+        self._work.jump()
+        with closing(runner.run(self._worker_spec(), self._work, self._loader)) as events:
+            for event in events:
+                self._log.take(event)
+                yield self._count(event)
+                self._check()
+
+    def _worker_spec(self) -> WorkerSpec:
+        config = self._prepared.config
+        return WorkerSpec(
+            manifest=self._prepared.manifest,
+            storage=self._prepared.storage,
+            run=config.run,
+            encoder=config.encoder,
+            interpolation=config.clips.interpolation,
+            kept=self._prepared.kept,
+            corpus_options=config.corpus.storage_options,
+            max_pixels=config.corpus.max_pixels,
+            quality=config.quality,
+        )
+
+    def _count(self, event: Event) -> Event:
+        if isinstance(event, Retried | GaveUp):
+            event = self._count_failed(event)
+        elif isinstance(event, ShardReport):
+            self._count_finished(event)
+        elif isinstance(event, Started) and not self.summary.workers:
+            self.summary.start_s = time.perf_counter() - self._started
+            self.summary.workers = 1
+        elif isinstance(event, Progress):
+            self.summary.workers = max(self.summary.workers, event.workers)
+        return event
+
+    def _count_finished(self, report: ShardReport) -> None:
+        self.summary.add(report)
+        self._snapshot.add(report)
+        if report.committed_before:
+            self._work.jump()
+        elif (report.bucket, report.shard) not in self._retried:
+            self._judge.add_shard(report)
+            self._judged.append(sample_path(report.bucket, report.shard))
+
+    def _count_failed(self, event: Retried | GaveUp) -> Event:
+        task = event.task
+        if not task.retry_failed:
+            self._judge.add_error(task.error)
+        if isinstance(event, Retried):
+            self.summary.retries += 1
+            return event
+        self.summary.shards_failed += 1
+        self.summary.shard_errors[task.name] = task.error
+        return self._record_failed(event)
+
+    def _record_failed(self, gave_up: GaveUp) -> Event:
+        """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""
+        task, storage = gave_up.task, self._prepared.storage
+        if storage.exists(sample_path(task.bucket, task.index)):
+            return gave_up
+        manifest = self._prepared.manifest
+        report = commit_failed_shard(
+            storage,
+            manifest.layouts()[task.bucket],
+            self._loader(task),
+            task.error,
+            self._prepared.kept,
+            manifest.fingerprint,
+        )
+        self._log.take(report)
+        self._judge.add_clips(report)
+        self.summary.add(report)
+        self._snapshot.add(report)
+        return report
+
+    def _check(self) -> None:
+        """Raise RunStoppedError where the run is hopeless."""
+        judge, allowed = self._judge, self._prepared.config.run.max_failed_fraction
+        if judge.too_many_clips_fail():
+            raise RunStoppedError(
+                f"{judge.num_failed} of the first {judge.num_clips} clips failed, and "
+                f"run.max_failed_fraction is {allowed:g}, so the run was stopped.\n"
+                + "\n".join(describe_clips(self._judged_rows()))
+                + "\nWhen that is mended, resume with --retry-failed, which encodes them again. To go "
+                "on in spite of it, resume with run.max_failed_fraction=1."
+            )
+        if judge.nothing_can_be_encoded(SHARDS_IN_HAND * max(1, self.summary.workers)):
+            raise RunStoppedError(
+                f"shards failed as a whole, {judge.errors.total()} times, and none could be encoded, so "
+                "the run was stopped; none was recorded as failed.\n"
+                + "\n".join(describe_errors(judge.errors))
+                + "\nWhen that is mended, resume. To try every shard in spite of it, resume with "
+                "run.max_failed_fraction=1."
+            )
+
+    def _judged_rows(self) -> list[dict[str, Any]]:
+        storage = self._prepared.storage
+        return [row for path in self._judged for row in read_table(storage, path).to_pylist()]
+
+
+def _options(prepared: Prepared) -> dict[str, Any]:
+    """Return all storage options, whose secrets a log must not hold."""
+    config = prepared.config
+    return {"cache": config.cache.storage_options, "corpus": config.corpus.storage_options}

@@ -1,0 +1,121 @@
+"""Tells when a run is hopeless, and what its failures have in common. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from latentcache.config.sections import RunConfig
+from latentcache.core.records import REASONS, ShardReport
+
+Row = Mapping[str, Any]
+
+#: While nothing is committed, every worker may fail this many times what it can have in hand: it may
+#: die once with all of it, and a shard that kills it may come first when each is tried alone.
+ROUNDS = 2
+#: Shared by at least this part of the failed clips, and by at most half that part of the others, a fact
+#: is worth naming.
+SHARED = 0.9
+#: Kinds of failure that are shown, with an example each.
+NAMED = 3
+
+#: What sources and clips can have in common; None where a row says nothing of it.
+FACTS: Mapping[str, Callable[[Row], str | None]] = {
+    "folder": lambda row: str(PurePosixPath(row["source"]).parent),
+    "suffix": lambda row: PurePosixPath(row["source"]).suffix or None,
+    "bucket": lambda row: row["bucket"],
+    "decoder": lambda row: row["decoder"],
+    "source size": lambda row: (
+        f"{row['source_height']}x{row['source_width']}" if row["source_height"] else None
+    ),
+}
+
+
+@dataclass
+class Judge:
+    """Counts what becomes of a run's clips and of its attempts at shards."""
+
+    config: RunConfig
+    num_clips: int = 0
+    num_failed: int = 0
+    num_encoded_shards: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add_shard(self, report: ShardReport) -> None:
+        """Count a shard that a worker has encoded."""
+        self.num_encoded_shards += 1
+        self.add_clips(report)
+
+    def add_clips(self, report: ShardReport) -> None:
+        """Count the clips of a shard."""
+        self.num_clips += report.num_clips
+        self.num_failed += report.num_clips - report.num_ok
+
+    def add_error(self, error: str) -> None:
+        """Count a failed attempt at a whole shard."""
+        self.errors[error] += 1
+
+    def too_many_clips_fail(self) -> bool:
+        """Tell whether more clips failed than the configuration allows."""
+        allowed = self.config.max_failed_fraction * self.num_clips
+        return self.num_clips >= self.config.judged_clips and self.num_failed > allowed
+
+    def nothing_can_be_encoded(self, num_in_hand: int) -> bool:
+        """Tell whether every attempt failed; num_in_hand: shards that all workers can have at once."""
+        enough = self.errors.total() > ROUNDS * num_in_hand
+        return enough and not self.num_encoded_shards and self.config.max_failed_fraction < 1
+
+
+def describe_clips(rows: Sequence[Row]) -> list[str]:
+    """Say, a line each, how clips failed and what the failed ones share; rows of sample tables."""
+    failed = [row for row in rows if row["status"] == "failed"]
+    others = [row for row in rows if row["status"] != "failed"]
+    reasons = Counter(row["reason"] for row in failed)
+    lines = [
+        f"  {count:>6} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()
+    ]
+    examples = {_pattern(row): row for row in reversed(failed)}
+    kinds = Counter(map(_pattern, failed))
+    for kind, count in kinds.most_common(NAMED):
+        row = examples[kind]
+        lines.append(f"  {count:>6} x like {row['key']}: {row['message']}")
+    return lines + [line for name in FACTS if (line := _shared(name, failed, others))]
+
+
+def describe_errors(errors: Mapping[str, int]) -> list[str]:
+    """Say, a line each, how whole shards failed."""
+    kinds: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for error, count in errors.items():
+        kinds[_without_numbers(error)] += count
+        examples.setdefault(_without_numbers(error), error)
+    return [f"  {count:>6} x {examples[kind]}" for kind, count in kinds.most_common(NAMED)]
+
+
+def _shared(name: str, failed: Sequence[Row], others: Sequence[Row]) -> str | None:
+    """Return a line about the commonest value of a fact, where it tells failed clips from others."""
+    values = Counter(map(FACTS[name], failed))
+    del values[None]
+    if not values:
+        return None
+    value, count = values.most_common(1)[0]
+    same = sum(FACTS[name](row) == value for row in others)
+    part = count / len(failed)
+    if part < SHARED or (others and same / len(others) > part / 2):
+        return None
+    rest = f", and {same} of the {len(others)} others" if others else ""
+    return f"  {name} {value}: {count} of the {len(failed)} that failed{rest}"
+
+
+def _pattern(row: Row) -> tuple[str, str]:
+    """Return reason and message, without what names the clip or counts in it."""
+    message = (row["message"] or "").replace(row["key"], "").replace(row["source"], "")
+    return row["reason"], _without_numbers(re.sub(r"\S*/\S*", "", message))
+
+
+def _without_numbers(message: str) -> str:
+    return re.sub(r"\d+", "", message)

@@ -1,0 +1,121 @@
+"""A run's log on its way to the cache's `logs/`: written every few seconds, and when the run ends."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from latentcache.errors import LatentCacheError, StorageError, UnreachableError
+from latentcache.running import log_lines
+from latentcache.running.log_lines import LogEvent
+from latentcache.running.queue import Event, Progress
+from latentcache.storage.folder import Storage
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("latentcache", "torch", "ray", "av", "decord", "diffusers")
+
+
+class RunLog:
+    """One run's log, in numbered segments. A write that fails is said once, and fails nothing.
+
+    options: storage options, whose secrets never reach the log.
+    """
+
+    def __init__(self, storage: Storage, options: Mapping[str, Any]) -> None:
+        self.name = log_lines.run_name(time.time(), secrets.token_hex(3))
+        self._storage = storage
+        self._options = options
+        self._number = 0
+        self._segment = bytearray()
+        self._progress: Progress | None = None
+        self._flushed_at = 0.0
+        self._has_failed = False
+
+    @contextmanager
+    def run(self, **facts: Any) -> Iterator[None]:
+        """Log the beginning of a run with these facts, and how it ends."""
+        log.info("run %s logs to %s", self.name, log_lines.LOGS)
+        self.add(log_lines.RUN_STARTED, versions=versions(), **facts)
+        self._flush()
+        try:
+            yield
+        except BaseException as error:
+            self._end(**_how_it_ended(error))
+            if not isinstance(error, UnreachableError):  # else this would wait as long once more
+                self._flush()
+            raise
+        self._end(how=log_lines.FINISHED)
+        self._flush()
+
+    def take(self, event: Event) -> None:
+        """Log an event of the run. Of progress only the last one before a write is logged."""
+        for name, facts in log_lines.describe(event):
+            self.add(name, **facts)
+            log.info("%s %s", name, facts)
+        if isinstance(event, Progress):
+            self._progress = event
+            for text in event.warnings:
+                self.add(log_lines.WARNING, text=text)
+        if time.monotonic() - self._flushed_at > log_lines.FLUSH_INTERVAL_S:
+            self._add_progress()
+            self._flush()
+
+    def add(self, name: str, **facts: Any) -> None:
+        """Log something; it is written with the rest, later."""
+        clean = log_lines.without_secrets(facts, self._options)
+        self._segment += LogEvent(time_s=time.time(), name=name, facts=clean).to_line()
+
+    def _end(self, **facts: Any) -> None:
+        self._add_progress()
+        self.add(log_lines.RUN_ENDED, **facts)
+
+    def _add_progress(self) -> None:
+        """Log a heartbeat."""
+        facts = asdict(self._progress) if self._progress is not None else {}
+        facts.pop("warnings", None)
+        self.add(log_lines.PROGRESS, **facts)
+
+    def _flush(self) -> None:
+        path = log_lines.segment_path(self.name, self._number)
+        try:
+            self._storage.write(path, bytes(self._segment))
+        except StorageError as error:
+            self._warn(error)
+        if len(self._segment) > log_lines.SEGMENT_BYTES:
+            self._number += 1
+            self._segment.clear()
+        self._flushed_at = time.monotonic()
+
+    def _warn(self, error: StorageError) -> None:
+        if not self._has_failed:
+            log.warning("the run goes on, and its log is not written: %s", error)
+        self._has_failed = True
+
+
+def _how_it_ended(error: BaseException) -> dict[str, str]:
+    """Return the facts of an end before the work was done; closing a run's iterator is an interrupt."""
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return {"how": log_lines.INTERRUPTED}
+    name = type(error).__name__
+    # Of errors that nobody foresaw the text may hold anything.
+    message = f"{name}: {error}" if isinstance(error, LatentCacheError) else name
+    return {"how": log_lines.STOPPED, "message": message}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a run's work depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

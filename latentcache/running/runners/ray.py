@@ -1,0 +1,306 @@
+"""The Ray runner, the only user of ray: one actor a GPU; actors that die are replaced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from latentcache.config.sections import RunConfig
+from latentcache.core.records import Shard, ShardReport
+from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
+from latentcache.running.queue import (
+    Died,
+    Event,
+    LoadShard,
+    Progress,
+    Started,
+    Task,
+    WorkQueue,
+    worker_name,
+)
+from latentcache.running.runners.local import num_cpus
+from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
+from latentcache.running.runners.warning_log import WarningLog
+from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+
+PROGRESS_INTERVAL_S = 1.0
+#: A worker that is stopped may finish what it is writing in this time.
+STOP_S = 10.0
+#: Only reports travel through Ray's object store; this is near the smallest that Ray accepts.
+OBJECT_STORE_BYTES = 100 << 20
+
+
+class EncodeActor:
+    """One GPU's worker. Its methods run in threads: shards in hand, and one that answers the driver."""
+
+    def __init__(self, spec: WorkerSpec, number: int) -> None:
+        device = torch.device(_device(spec.run))
+        if device.type == "cpu":
+            torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
+        self._log = WarningLog()
+        self._log.__enter__()  # for as long as this process lives
+        self._worker = ShardWorker(spec, device)
+        self._gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        self._name = worker_name(socket.gethostname(), self._gpus, number)
+        self._metrics = WorkerMetrics(self._name)
+
+    def place(self) -> tuple[str, list[Any]]:
+        """Return this worker's name and the GPUs that Ray assigned to it; answering means that it is up."""
+        return self._name, list(self._gpus)
+
+    def encode_shard(self, shard: Shard, retry_failed: bool) -> ShardReport:
+        """Encode and commit one shard."""
+        report = self._worker.encode_shard(shard, retry_failed=retry_failed)
+        report = replace(report, worker=self._name)
+        self._metrics.add(report)
+        return report
+
+    def progress(self) -> tuple[int, tuple[str, ...]]:
+        """Return the clips done since the start, and what was logged since the last time."""
+        return self._worker.clips_done, self._log.take()
+
+    def close(self) -> None:
+        """Stop decoding, and wait for what is being encoded; a shard that is being written is finished."""
+        self._worker.close()
+
+
+def _device(run: RunConfig) -> str:
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise EncoderError("run.device is cuda, and torch sees no GPU; use run.device=cpu or auto")
+    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One place for an actor. in_hand: what it is working on, by the reference of the result."""
+
+    actor: Any = None
+    name: str = ""
+    ready: Any = None
+    is_up: bool = False
+    failed_starts: int = 0
+    in_hand: dict[Any, Task] = field(default_factory=dict)
+    clips_before: int = 0
+    clips_done: int = 0
+
+    def has_room(self) -> bool:
+        alone = any(task.attempts for task in self.in_hand.values())
+        return self.is_up and not alone and len(self.in_hand) < SHARDS_IN_HAND
+
+
+def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
+    """Encode every shard of `work` on Ray actors, yielding events as they come."""
+    started_here = connect(spec.run.ray_address)
+    runner = _Runner(spec, work, load_shard)
+    metrics = RunMetrics()
+    try:
+        for event in runner.events():
+            metrics.add(event)
+            yield event
+    finally:
+        runner.stop()
+        if started_here:
+            ray.shutdown()
+
+
+def connect(address: str | None) -> bool:
+    """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Returns whether it started.
+
+    Raises ConfigError where the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return False
+    with _own_sigterm():
+        _connect(address)
+    return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's SIGTERM handler: Ray puts one in its place that ends the driver at once."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _connect(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        try:
+            ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"Ray cannot start on this machine: {_first_line(error)}. Set RAY_TMPDIR to a folder with "
+                "a short path and room, or use run.runner=local, which needs no Ray."
+            ) from error
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}. Start one with "
+            "`ray start --head`, or leave run.ray_address out to run on this machine."
+        ) from error
+
+
+def num_workers(run_config: RunConfig) -> tuple[int, int]:
+    """Return (actors, GPUs an actor) for the cluster's resources; raises ConfigError."""
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if run_config.device != "cpu" else 0
+    if run_config.device == "cuda" and not gpus:
+        raise ConfigError("run.device is cuda, and Ray sees no GPU; use run.device=cpu or auto")
+    if run_config.workers == "auto":
+        return max(1, gpus), int(gpus > 0)
+    if gpus and run_config.workers > gpus:
+        raise ConfigError(
+            f"run.workers is {run_config.workers}, and the cluster has {gpus} GPUs: a worker needs one. "
+            f"Use run.workers={gpus} or auto."
+        )
+    return run_config.workers, int(gpus > 0)
+
+
+class _Runner:
+    def __init__(self, spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> None:
+        self._work = work
+        self._load_shard = load_shard
+        self._max_starts = spec.run.max_retries + 1
+        workers, gpus = num_workers(spec.run)
+        cpus = ray.cluster_resources().get("CPU", 1.0)
+        self._spec = replace(spec, num_cpus=max(1, int(cpus // workers)))
+        self._options = {
+            "num_gpus": gpus,
+            "num_cpus": min(1.0, cpus / workers),
+            "max_concurrency": SHARDS_IN_HAND + 1,
+            "max_restarts": 0,
+        }
+        self._slots = [_Slot() for _ in range(min(workers, max(1, len(work))))]
+        self._polled = 0.0
+
+    def events(self) -> Iterator[Event]:
+        for slot in self._slots:
+            self._start(slot)
+        while self._work or any(slot.in_hand for slot in self._slots):
+            self._hand_out()
+            for slot, reference in self._finished():
+                yield from self._settle(slot, reference)
+            if time.monotonic() - self._polled > PROGRESS_INTERVAL_S:
+                yield self._poll()
+        yield self._poll()
+
+    def stop(self) -> None:
+        up = [slot.actor.close.remote() for slot in self._slots if slot.is_up]
+        if up:
+            ray.wait(up, num_returns=len(up), timeout=STOP_S)
+        for slot in self._slots:
+            if slot.actor is not None:
+                ray.kill(slot.actor)
+
+    def _start(self, slot: _Slot) -> None:
+        slot.clips_before += slot.clips_done
+        slot.clips_done = 0
+        slot.is_up = False
+        slot.name = ""
+        number = self._slots.index(slot)
+        slot.actor = ray.remote(EncodeActor).options(**self._options).remote(self._spec, number)
+        slot.ready = slot.actor.place.remote()
+
+    def _hand_out(self) -> None:
+        """Give every worker with room one more task, the least loaded first, until none has room."""
+        for slot in sorted(self._slots, key=lambda slot: len(slot.in_hand)) * SHARDS_IN_HAND:
+            if not slot.has_room():
+                continue
+            task = self._work.take(alone=not slot.in_hand)
+            if task is None:
+                continue
+            shard = self._load_shard(task)
+            slot.in_hand[slot.actor.encode_shard.remote(shard, task.retry_failed)] = task
+
+    def _finished(self) -> list[tuple[_Slot, Any]]:
+        owners = {ref: slot for slot in self._slots for ref in slot.in_hand}
+        owners.update({slot.ready: slot for slot in self._slots if slot.ready is not None})
+        done, _ = ray.wait(list(owners), num_returns=1, timeout=PROGRESS_INTERVAL_S)
+        return [(owners[reference], reference) for reference in done]
+
+    def _settle(self, slot: _Slot, reference: Any) -> Iterator[Event]:
+        if reference is slot.ready:
+            yield from self._settle_start(slot)
+            return
+        task = slot.in_hand.pop(reference, None)
+        if task is None:
+            return  # the actor died, and this was settled with the rest of what it had in hand
+        try:
+            yield ray.get(reference)
+        except RayTaskError as error:
+            # The cache's storage, where no shard can be committed; or the gate's verdict.
+            if isinstance(error.cause, StorageError | RunStoppedError):
+                raise error.cause from None
+            yield self._work.failed(task, _first_line(error.cause or error))
+        except RayActorError as error:
+            lost = [task, *slot.in_hand.values()]
+            slot.in_hand.clear()
+            ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
+            yield Died(name=slot.name, error=_first_line(error))
+            for each in lost:
+                yield self._work.failed(each, f"its worker died: {_first_line(error)}")
+            self._start(slot)
+
+    def _settle_start(self, slot: _Slot) -> Iterator[Event]:
+        reference, slot.ready = slot.ready, None
+        try:
+            slot.name, gpus = ray.get(reference)
+            slot.is_up = True
+            slot.failed_starts = 0
+            number = self._slots.index(slot)
+            yield Started(worker=number, name=slot.name, gpus=tuple(map(str, gpus)))
+        except RayError as error:
+            slot.failed_starts += 1
+            yield Died(name=slot.name, error=_last_line(error))
+            if slot.failed_starts >= self._max_starts:
+                raise EncoderError(
+                    f"a worker could not start, {slot.failed_starts} times: {_last_line(error)}"
+                ) from error
+            self._start(slot)
+
+    def _poll(self) -> Progress:
+        self._polled = time.monotonic()
+        up = [slot for slot in self._slots if slot.is_up]
+        references = {slot.actor.progress.remote(): slot for slot in up}
+        answered, _ = (
+            ray.wait(list(references), num_returns=len(up), timeout=0.2) if up else ([], [])
+        )
+        warnings: tuple[str, ...] = ()
+        for reference in answered:
+            try:
+                references[reference].clips_done, fresh = ray.get(reference, timeout=1)
+                warnings += fresh
+            except (RayActorError, GetTimeoutError):
+                continue  # what it had in hand says so too
+        clips = sum(slot.clips_before + slot.clips_done for slot in self._slots)
+        in_hand = sum(len(slot.in_hand) for slot in self._slots)
+        return Progress(
+            clips_done=clips, workers=len(up), shards_in_hand=in_hand, warnings=warnings
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1].strip()

@@ -1,0 +1,1 @@
+"""Bytes in and out: a cache's folder on any file system, retries, URLs, source files."""

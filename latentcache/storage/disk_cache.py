@@ -1,0 +1,167 @@
+"""A cache on a local disk of what was read from remote shards, for all processes of a machine.
+
+A file a shard object, with holes where nothing was read yet. Every chunk that is read from it must fit
+its CRC32C, so what is absent, torn by a crash or of a shard that was encoded anew counts as not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+
+from latentcache.core.records import ChunkRef
+from latentcache.errors import ConfigError
+
+FOLDER = "latentcache-v1"
+SUFFIX = ".chunks"
+#: What is left after eviction, of the bound: making room for every chunk anew would list all files.
+KEPT_FRACTION = 0.9
+BLOCK_BYTES = 4096
+#: Of st_blocks, on every system.
+STAT_BLOCK_BYTES = 512
+
+
+class Buffers(Protocol):
+    """A buffer for each chunk, as long as the chunk."""
+
+    def __getitem__(self, n: int, /) -> memoryview: ...
+
+
+class DiskCache:
+    """Chunks of one cache, in a folder that any number of caches and processes share.
+
+    max_bytes bounds the disk blocks of all files in the folder, but for those that other processes
+    write at that moment; the files used longest ago go first, and no file of anybody else's does.
+    Safe to use from several threads, after a fork and when pickled: it holds nothing open. Raises
+    ConfigError where the folder cannot be used.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int, cache_fingerprint: str) -> None:
+        if max_bytes < 1:
+            raise ConfigError(f"disk_cache_bytes is {max_bytes}; it must be at least 1")
+        self.folder, self.max_bytes = Path(folder).expanduser().absolute() / FOLDER, max_bytes
+        self.fingerprint = cache_fingerprint
+        try:
+            (self.folder / cache_fingerprint).mkdir(parents=True, exist_ok=True)
+            with self._used() as used:
+                used.add(0)
+        except OSError as error:
+            raise ConfigError(
+                f"disk_cache {folder}: {error.strerror}. Give a folder on a local disk that you may "
+                "write to, or leave disk_cache out."
+            ) from error
+
+    def read(
+        self, path: str, chunks: Sequence[ChunkRef], buffers: Buffers
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Yield (position in `chunks`, bytes) of those that are there, once they are in their buffer."""
+        try:
+            fd = os.open(self._file(path), os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            with contextlib.suppress(OSError):
+                os.utime(fd)  # used last: the order of eviction
+            for n, chunk in enumerate(chunks):
+                buffer = buffers[n]
+                if _holds(fd, chunk, buffer):
+                    yield n, buffer
+        finally:
+            os.close(fd)
+
+    def write(self, path: str, found: Mapping[ChunkRef, memoryview]) -> None:
+        """Keep chunks, where they fit. A disk that refuses them costs a warning, and nothing is kept."""
+        num_bytes = sum(_blocks(chunk) for chunk in found)
+        if not 0 < num_bytes <= self.max_bytes * KEPT_FRACTION:
+            return
+        try:
+            self._make_room(num_bytes)
+            file = self._file(path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                for chunk, data in found.items():
+                    os.pwrite(fd, data, chunk.offset)  # one cut short counts as not there
+            finally:
+                os.close(fd)
+        except OSError as error:
+            warnings.warn(
+                f"disk_cache {self.folder}: {error.strerror}; chunks are read from the remote cache",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _file(self, path: str) -> Path:
+        return self.folder / self.fingerprint / (path.replace("/", "+") + SUFFIX)
+
+    def _make_room(self, num_bytes: int) -> None:
+        with self._used() as used:
+            if used.add(num_bytes) > self.max_bytes:
+                limit = int(self.max_bytes * KEPT_FRACTION) - num_bytes
+                used.set(_evict(self.folder, limit) + num_bytes)
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[_Used]:
+        fd = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield _Used(fd, self.folder)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing would not, had this process forked meanwhile
+            os.close(fd)
+
+
+class _Used:
+    """The bytes that all processes have taken, in a file that is locked; never less than they have."""
+
+    def __init__(self, fd: int, folder: Path) -> None:
+        self._fd, self._folder = fd, folder
+
+    def add(self, num_bytes: int) -> int:
+        text = os.pread(self._fd, 32, 0).strip()
+        before = int(text) if text.isdigit() else _evict(self._folder, sys.maxsize)
+        self.set(before + num_bytes)
+        return before + num_bytes
+
+    def set(self, num_bytes: int) -> None:
+        os.pwrite(self._fd, b"%-31d\n" % num_bytes, 0)
+
+
+def _holds(fd: int, chunk: ChunkRef, buffer: memoryview) -> bool:
+    try:
+        if os.preadv(fd, [buffer], chunk.offset) != chunk.length:
+            return False
+    except OSError:  # a bad sector
+        return False
+    return bool(google_crc32c.value(np.frombuffer(buffer, np.uint8)) == chunk.crc32c)
+
+
+def _blocks(chunk: ChunkRef) -> int:
+    """Return the bytes of the disk blocks that a chunk touches."""
+    first, last = chunk.offset // BLOCK_BYTES, (chunk.offset + chunk.length - 1) // BLOCK_BYTES
+    return (last - first + 1) * BLOCK_BYTES
+
+
+def _evict(folder: Path, max_bytes: int) -> int:
+    """Remove the files used longest ago until the rest takes at most `max_bytes`; returns what it takes."""
+    files = []
+    for file in folder.glob(f"*/*{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            stat = file.stat()
+            files.append((stat.st_mtime_ns, stat.st_blocks * STAT_BLOCK_BYTES, file))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if total <= max_bytes:
+            break
+        file.unlink(missing_ok=True)
+        total -= size
+    return total

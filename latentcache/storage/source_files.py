@@ -1,0 +1,162 @@
+"""A corpus's files on any URL: found, listed and read. What fails for a passing reason is tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from latentcache.storage import retry
+from latentcache.storage.filesystems import (
+    glob_regex,
+    is_local_filesystem,
+    open_filesystem,
+    translated,
+)
+from latentcache.storage.urls import has_magic, scheme_of
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def open_source(url: str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
+    """Open any URL for reading. Opening and reading raise FileNotFoundError and StorageError."""
+    fs, path = open_filesystem(url, options)
+    with _read(url, options, functools.partial(fs.open, path, "rb")) as file:
+        yield (
+            file if is_local_filesystem(fs) else io.BufferedReader(_RemoteFile(file, url, options))
+        )
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file whose reads are tried again, whose errors say what to do, and that never ends early."""
+
+    def __init__(self, file: Any, url: str, options: Mapping[str, Any] | None) -> None:
+        self._file, self._url, self._options = file, url, options
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = self._file.seek(offset, whence)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        data = _read(self._url, self._options, functools.partial(self._read_at, len(view)))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _read_at(self, length: int) -> bytes:
+        if self._file.tell() != self._position:  # of a read that failed
+            self._file.seek(self._position)
+        data = cast(bytes, self._file.read(length))
+        size = getattr(self._file, "size", None)
+        if not data and length and size is not None and self._position < size:
+            raise ConnectionError(f"the answer ended at byte {self._position} of {size}")
+        return data
+
+
+def _read(url: str, options: Mapping[str, Any] | None, function: Callable[[], T]) -> T:
+    with translated("read", url, options or {}):
+        return retry.call(function)
+
+
+def is_directory(url: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a URL is a folder with something in it (object stores know no empty ones)."""
+    if scheme_of(url) in ("http", "https"):  # to find out, fsspec would download the file
+        return url.endswith("/")
+    return _type_of(url, options) == "directory"
+
+
+def is_file(url: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether a URL is a file."""
+    return _type_of(url, options) == "file"
+
+
+def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
+    """Return `file`, `directory` or, where nothing is there, None. To isdir, a refusal would be a no."""
+    fs, path = open_filesystem(url, options)
+    try:
+        return str(_read(url, options, functools.partial(fs.info, path))["type"])
+    except FileNotFoundError:
+        return None
+
+
+def find_files(
+    url: str, options: Mapping[str, Any] | None = None, max_depth: int | None = None
+) -> list[str]:
+    """Return the paths, relative to the folder and sorted, of the files in it and in its folders.
+
+    Symbolic links are followed, except into a folder that holds them. Raises StorageError where a
+    part of the tree cannot be listed: a corpus must not lose it in silence.
+    """
+    fs, root = open_filesystem(url, options)
+    if is_local_filesystem(fs):
+        return sorted(_read(url, options, lambda: list(_walk(root, max_depth))))
+    root = root.rstrip("/")
+    found = _read(url, options, functools.partial(fs.find, root, maxdepth=max_depth))
+    return sorted(f[len(root) :].lstrip("/") for f in found if f != root and not f.endswith("/"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _walk(root: str, max_depth: int | None) -> Iterator[str]:
+    stack: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while stack:
+        relative, above = stack.pop()
+        folder = Path(root, relative)
+        stat = folder.stat()
+        here = (stat.st_dev, stat.st_ino)
+        if here in above:
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = f"{relative}/{entry.name}" if relative else entry.name
+                if not _is_folder(entry):
+                    # No pipes or sockets. A link to nothing is a source, and will say so.
+                    if entry.is_symlink() or entry.is_file():
+                        yield name
+                elif max_depth is None or len(above) + 1 < max_depth:
+                    stack.append((name, (*above, here)))
+
+
+def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
+    """Return a glob's part before the first wildcard, and the files that match, relative to it."""
+    parts = pattern.split("/")
+    fixed = next(i for i, part in enumerate(parts) if has_magic(part))
+    base, rest = "/".join(parts[:fixed]) or ("/" if fixed else "."), parts[fixed:]
+    matches = re.compile(glob_regex("/".join(rest))).match
+    depth = None if any("**" in part for part in rest) else len(rest)
+    return base, [name for name in find_files(base, options, depth) if matches(name)]
+
+
+def read_many(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[bytes]:
+    """Read small files of one file system, concurrently where it can. Raises FileNotFoundError."""
+    if not urls:
+        return []
+    fs = open_filesystem(urls[0], options)[0]
+    paths = [open_filesystem(url, options)[1] for url in urls]
+    if is_local_filesystem(fs):
+        return _read(urls[0], options, lambda: [Path(p).read_bytes() for p in paths])
+    nones = [None] * len(paths)  # whole files; not `cat`, which takes `[` in a name for a pattern
+    call = functools.partial(fs.cat_ranges, paths, nones, nones, on_error="raise")
+    return cast("list[bytes]", _read(urls[0], options, call))
