@@ -16,7 +16,9 @@ import torch
 
 from latentcache.config.sections import Config
 from latentcache.planning.create import create_cache
-from latentcache.planning.planner import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.planning.planned import missing_shards
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.driver import Run
 from latentcache.running.estimate import measure
 

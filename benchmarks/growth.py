@@ -28,7 +28,9 @@ from benchmarks.machine import machine
 from latentcache.config.sections import Config
 from latentcache.core.records import ShardReport
 from latentcache.planning.create import create_cache
-from latentcache.planning.planner import make_manifest, missing_shards, plan_corpus, resolve_encoder
+from latentcache.planning.planned import missing_shards
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run
 from tests.synthetic import write_cache

@@ -30,16 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
 from latentcache.config.sections import Config
-from latentcache.format.tables import sample_path
+from latentcache.format.paths import sample_path
 from latentcache.planning.create import create_cache
-from latentcache.planning.planner import (
-    Prepared,
-    ShardLoader,
-    make_manifest,
-    plan_corpus,
-    resolve_encoder,
-)
-from latentcache.running.queue import Task
+from latentcache.planning.planned import Prepared, ShardLoader
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.running.events import Task
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from tests.tiny_models import save_wan
 from tests.videos import moving_pattern, write_video

@@ -26,9 +26,9 @@ from latentcache.errors import (
     LatentCacheError,
     StorageError,
 )
-from latentcache.planning.planner import Prepared, num_clips, num_rejected
+from latentcache.planning.planned import Prepared, num_clips, num_rejected
 from latentcache.running.driver import Run, Summary
-from latentcache.running.queue import GaveUp, Progress, Retried, Task
+from latentcache.running.events import GaveUp, Progress, Retried, Task
 from latentcache.storage.folder import redact
 
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130

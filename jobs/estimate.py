@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
 
 from .cli import OK, SOME_FAILED, Parser, run_job
@@ -26,7 +27,6 @@ ADVICE = {
     "nothing",
     "write": "writing: more CPUs, a lower cache.compression.level, or shorter shards (cache.shard_clips)",
 }
-
 
 #: Sources until probing goes at its own speed: as many are under way at once.
 WARM_SOURCES = 512

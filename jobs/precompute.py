@@ -12,18 +12,16 @@ from tqdm import tqdm
 
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
-from latentcache.core.records import ITEM_BYTES, REASONS
+from latentcache.core.records import REASONS
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.sources import Corpus
 from latentcache.format.manifest import Manifest
 from latentcache.planning.create import check_folder, create_cache
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import (
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.planning.planned import missing_shards
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.storage.folder import Storage, redact
 
 from .cli import Parser, encode, human_bytes, run_job

@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from latentcache.format.snapshot import current_index
-from latentcache.planning.planner import check_sources, failed_shards, missing_shards, reopen_cache
+from latentcache.planning.changed_sources import check_sources
+from latentcache.planning.planned import failed_shards, missing_shards, reopen_cache
 
 from .cli import Parser, encode, run_job, storage_options
 

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from latentcache.errors import CacheError, ConfigError
-from latentcache.format.tables import CACHE_JSON
+from latentcache.format.paths import CACHE_JSON
 from latentcache.inspecting.verify import Findings, repair, verify
 from latentcache.storage.folder import Storage, redact
 
@@ -98,7 +98,7 @@ def _repeat(args: argparse.Namespace, findings: Findings) -> None:
     import torch
 
     from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
-    from latentcache.planning.planner import reopen_cache
+    from latentcache.planning.planned import reopen_cache
 
     prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -21,7 +21,8 @@ from PIL import Image
 from jobs import precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
-from latentcache.format.tables import RUN_COLUMNS, from_parquet
+from latentcache.format.schemas import RUN_COLUMNS
+from latentcache.format.tables import from_parquet
 from latentcache.running.log_lines import is_log
 from tests.videos import moving_pattern, write_video
 

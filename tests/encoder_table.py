@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from latentcache.core.records import IdSpec, LatentSpec, Normaliser
+from latentcache.core.spec import IdSpec, LatentSpec, Normaliser
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import ConfigError
 from tests.contracts.encoder_cases import Case, Model, all_cases

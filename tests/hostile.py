@@ -25,14 +25,9 @@ from hypothesis import strategies as st
 from latentcache.errors import LatentCacheError
 from latentcache.format import checksum
 from latentcache.format.manifest import seal_json
-from latentcache.format.tables import (
-    CACHE_JSON,
-    INDEX,
-    INDEX_SCHEMA,
-    from_parquet,
-    sample_path,
-    to_parquet,
-)
+from latentcache.format.paths import CACHE_JSON, INDEX, sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.reading.cache import open_cache
 from tests.synthetic import Synthetic, facts_of, write_cache
 

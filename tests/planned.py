@@ -11,19 +11,14 @@ import pyarrow as pa
 from latentcache.config.files import load_config
 from latentcache.core.records import ClipResult
 from latentcache.format.commit import commit_shard
+from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish
-from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.create import create_cache
 from latentcache.planning.plan import make_plan
-from latentcache.planning.planner import (
-    Prepared,
-    ShardLoader,
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.planning.planned import Prepared, ShardLoader, missing_shards
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from tests.caches import make_config
 from tests.synthetic import random_sample
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from latentcache.config.sections import Section
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
 from latentcache.encoders.dct import CHANNELS, DCTEncoder
 

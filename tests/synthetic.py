@@ -10,21 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.core.records import Bucket, FrameRule, IdSpec, LatentSpec, Normaliser
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.records import Bucket
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.format.manifest import BucketInfo, Manifest, fingerprint
+from latentcache.format.paths import CACHE_JSON, REJECTED, sample_path
+from latentcache.format.schemas import INDEX_SCHEMA, SAMPLE_SCHEMA, shard_facts
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.snapshot import build_index, publish
-from latentcache.format.tables import (
-    CACHE_JSON,
-    INDEX_SCHEMA,
-    REJECTED,
-    SAMPLE_SCHEMA,
-    sample_path,
-    shard_facts,
-    to_parquet,
-)
+from latentcache.format.tables import to_parquet
 from latentcache.storage.folder import Storage
 
 #: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.

@@ -14,8 +14,9 @@ import latentcache
 from latentcache.core.dtypes import as_numpy
 from latentcache.errors import CacheError, ConfigError, CorruptionError, StorageError
 from latentcache.format.manifest import seal_json
+from latentcache.format.paths import CACHE_JSON, sample_path
+from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.snapshot import build_index, publish
-from latentcache.format.tables import CACHE_JSON, SAMPLE_SCHEMA, sample_path
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.storage.folder import Storage
 from tests.synthetic import Synthetic, write_cache, write_shard

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jobs.clean
-from latentcache.format.tables import sample_path
+from latentcache.format.paths import sample_path
 from latentcache.inspecting.leftovers import TEMPORARY_AGE_S, find_leftovers
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage

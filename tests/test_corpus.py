@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.format.tables import SOURCE_SCHEMA
+from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.storage.folder import Storage
 from latentcache.storage.source_files import open_source
 from tests.corpora import column, make, read

@@ -13,7 +13,7 @@ import pytest
 from latentcache.corpus.source_table import number_repeated, resolve
 from latentcache.corpus.sources import RESERVED
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.format.tables import SOURCE_SCHEMA
+from latentcache.format.schemas import SOURCE_SCHEMA
 from tests.corpora import WRITERS, Rows, column, read, write_csv, write_jsonl
 
 

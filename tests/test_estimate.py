@@ -14,7 +14,8 @@ from jobs import estimate as job
 from latentcache.config.files import load_config
 from latentcache.config.sections import QualityConfig
 from latentcache.decoders.pool import DecodePool
-from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.running.estimate import (
     MIN_RUNS,
     SHARDS,

@@ -10,10 +10,9 @@ import torch
 
 import latentcache
 from latentcache.config.sections import QualityConfig
-from latentcache.core.dtypes import as_numpy
-from latentcache.core.records import LatentSpec
+from latentcache.core.dtypes import Array, as_numpy
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import RunStoppedError
-from latentcache.format.shards.protocol import Array
 from latentcache.inspecting.choose import Place
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.running.quality_gate import WARN_PSNR_DB, Gate, compare, find_problem

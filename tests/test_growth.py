@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from latentcache.core.records import ShardReport
-from latentcache.planning.planner import missing_shards
+from latentcache.planning.planned import missing_shards
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run
 from latentcache.running.worker import SHARDS_IN_HAND

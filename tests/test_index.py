@@ -7,8 +7,10 @@ import pytest
 
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import snapshot
+from latentcache.format.paths import INDEX, sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, publish, read_index
-from latentcache.format.tables import INDEX, INDEX_SCHEMA, from_parquet, sample_path
+from latentcache.format.tables import from_parquet
 from latentcache.storage.folder import Storage
 from tests.synthetic import write_cache
 

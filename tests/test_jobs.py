@@ -19,7 +19,7 @@ import latentcache
 from jobs import cli
 from latentcache import encoders
 from latentcache.planning import planner
-from latentcache.running.queue import Progress
+from latentcache.running.events import Progress
 from tests.caches import (
     assert_same_cache,
     committed,

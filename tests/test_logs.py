@@ -20,15 +20,12 @@ from latentcache.core.records import ShardReport
 from latentcache.errors import RunStoppedError, StorageError, UnreachableError
 from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.inspecting.watch import LogReader, shard_workers
-from latentcache.planning.planner import (
-    Prepared,
-    missing_shards,
-)
+from latentcache.planning.planned import Prepared, missing_shards
 from latentcache.running import log_lines
 from latentcache.running.driver import Run
+from latentcache.running.events import Died, GaveUp, Progress, Retried, Started, Task, worker_name
 from latentcache.running.log import RunLog
 from latentcache.running.log_lines import LogEvent, is_log, read_lines, segment_path
-from latentcache.running.queue import Died, GaveUp, Progress, Retried, Started, Task, worker_name
 from latentcache.storage.folder import Storage
 from tests.caches import assert_same_cache, make_config, make_corpus
 from tests.planned import planned_from

@@ -15,7 +15,7 @@ from latentcache.format.manifest import (
     recipe_difference,
     seal_json,
 )
-from latentcache.format.tables import CACHE_JSON
+from latentcache.format.paths import CACHE_JSON
 from latentcache.storage.folder import Storage
 from tests.synthetic import make_manifest, make_spec
 

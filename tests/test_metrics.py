@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from latentcache.core.records import ShardReport
-from latentcache.running.queue import Progress, Retried, Task, worker_name
+from latentcache.running.events import Progress, Retried, Task, worker_name
 from latentcache.running.runners.ray_metrics import STAGES, RunMetrics, WorkerMetrics
 from tests.caches import make_corpus
 from tests.test_logs import prepare, run_of

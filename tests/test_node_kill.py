@@ -13,12 +13,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from latentcache.core.records import ShardReport
-from latentcache.planning.planner import (
-    Prepared,
-    missing_shards,
-)
+from latentcache.planning.planned import Prepared, missing_shards
 from latentcache.running.driver import Run
-from latentcache.running.queue import Retried, Started
+from latentcache.running.events import Retried, Started
 from tests.caches import assert_same_cache, committed, make_config
 from tests.planned import planned_from
 from tests.videos import moving_pattern, write_video

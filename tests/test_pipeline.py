@@ -9,11 +9,11 @@ import torch
 
 import latentcache
 from latentcache.core.records import ShardReport
+from latentcache.encoders.stored import to_stored
 from latentcache.errors import ClipError
 from latentcache.format.snapshot import read_index
-from latentcache.planning.planner import missing_shards
+from latentcache.planning.planned import missing_shards
 from latentcache.running.driver import Run
-from latentcache.running.worker import to_stored
 from tests.caches import make_config, make_corpus
 from tests.planned import planned_from
 from tests.synthetic import make_spec

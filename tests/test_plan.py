@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.config.sections import ClipsConfig
-from latentcache.core.records import Bucket, FrameRule, LatentSpec
+from latentcache.core.records import Bucket
+from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.errors import GeometryError
-from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.plan import Plan, check_geometry, make_plan, select_starts, to_shard
 
 SPEC = LatentSpec(

@@ -7,7 +7,8 @@ import pytest
 
 from latentcache.errors import CorruptionError
 from latentcache.format import damage, tables
-from latentcache.format.tables import from_parquet, plan_path, sample_path, to_parquet
+from latentcache.format.paths import plan_path, sample_path
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.storage.folder import Storage
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.core import posterior
-from latentcache.core.records import Normaliser
+from latentcache.core.spec import Normaliser
 
 CHANNEL = Normaliser(kind="channel", shift=(0.5, -1.0), scale=(2.0, 0.25))
 

@@ -15,8 +15,10 @@ from PIL import Image
 import latentcache
 from jobs import preview as job
 from latentcache.errors import ConfigError
+from latentcache.format.paths import plan_path, sample_path
+from latentcache.format.schemas import PLAN_SCHEMA, plan_facts
 from latentcache.format.snapshot import build_index, publish
-from latentcache.format.tables import PLAN_SCHEMA, plan_facts, plan_path, sample_path, to_parquet
+from latentcache.format.tables import to_parquet
 from latentcache.inspecting import preview
 from latentcache.inspecting.choose import find_places
 from latentcache.storage.folder import Storage

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentcache.core import image_quality
-from latentcache.format.shards.protocol import Array
+from latentcache.core.dtypes import Array
 from tests.videos import moving_pattern
 
 SHAPE = (2, 15, 19)

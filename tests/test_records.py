@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.core.records import (
-    ITEM_BYTES,
-    REASONS,
-    Bucket,
-    ClipResult,
-    FrameRule,
-    IdSpec,
-    LatentSpec,
-    Normaliser,
-    Shard,
-)
+from latentcache.core.records import REASONS, Bucket, ClipResult, Shard
+from latentcache.core.spec import ITEM_BYTES, FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.errors import ConfigError, GeometryError
 
 WAN = FrameRule(multiple=4, remainders=(1,))

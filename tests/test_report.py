@@ -21,10 +21,11 @@ from jobs import report as job
 from latentcache import encoders
 from latentcache.config.files import load_stored_config
 from latentcache.core.image_quality import Quality, compare
-from latentcache.core.records import FrameRule, IdSpec, LatentSpec, Normaliser
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
-from latentcache.format.tables import from_parquet, sample_path, to_parquet
+from latentcache.format.paths import sample_path
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.choose import draw_stratified, find_places
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report.collect import Report, collect

@@ -24,7 +24,8 @@ from latentcache.errors import StorageError
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage
 from tests.caches import ROOT, make_config, make_corpus, run_inline
 from tests.videos import moving_pattern, write_video

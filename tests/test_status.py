@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.status
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index
-from latentcache.format.tables import INDEX_SCHEMA, sample_path
 from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
 from latentcache.inspecting.watch import Watch
-from latentcache.planning.planner import missing_shards
+from latentcache.planning.planned import missing_shards
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, segment_path
 from latentcache.storage.folder import Storage

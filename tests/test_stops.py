@@ -19,12 +19,10 @@ from PIL import Image
 from jobs.cli import encode
 from latentcache.core.records import ShardReport
 from latentcache.errors import StorageError
-from latentcache.planning.planner import (
-    missing_shards,
-)
+from latentcache.planning.planned import missing_shards
 from latentcache.running.driver import Run
+from latentcache.running.events import Event
 from latentcache.running.failure_policy import describe_clips
-from latentcache.running.queue import Event
 from latentcache.storage import retry
 from tests.caches import (
     ROOT,

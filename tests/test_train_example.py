@@ -23,8 +23,8 @@ import torch
 from jobs.training import checkpoints
 from jobs.training.flow_model import FlowModel, draw, flow_loss
 from jobs.training.train_example import average_gradients
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.format.shards.protocol import ArrayLayout
 from tests.caches import ROOT, run_inline
 from tests.ranks import run_ranks
 from tests.synthetic import write_cache

@@ -16,8 +16,8 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import latentcache
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.format.shards.protocol import ArrayLayout
 from tests.caches import ROOT
 from tests.ranks import run_ranks
 from tests.synthetic import write_cache

@@ -21,23 +21,19 @@ from latentcache.errors import CorruptionError, RecipeMismatchError
 from latentcache.format import snapshot as snapshots
 from latentcache.format.commit import commit_failed_shard
 from latentcache.format.manifest import Manifest
+from latentcache.format.paths import CACHE_JSON, sample_path
 from latentcache.format.snapshot import build_index, publish, read_index
-from latentcache.format.tables import CACHE_JSON, from_parquet, sample_path
+from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning import create
 from latentcache.planning.create import _planned, create_cache
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import (
-    Prepared,
-    failed_shards,
-    make_manifest,
-    missing_shards,
-    plan_corpus,
-    resolve_encoder,
-)
+from latentcache.planning.planned import Prepared, failed_shards, missing_shards
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.driver import Run
+from latentcache.running.events import GaveUp, Task
 from latentcache.running.publisher import RunSnapshot
-from latentcache.running.queue import GaveUp, Task
 from latentcache.running.worker import ShardWorker
 from latentcache.storage.folder import Storage
 from tests.caches import (

@@ -22,22 +22,15 @@ from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.commit import commit_failed_shard, commit_shard
 from latentcache.format.manifest import Manifest, seal_json
+from latentcache.format.paths import INDEX, plan_path, sample_path
+from latentcache.format.schemas import INDEX_SCHEMA, plan_facts, shard_facts
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish, read_index
-from latentcache.format.tables import (
-    INDEX,
-    INDEX_SCHEMA,
-    from_parquet,
-    plan_facts,
-    plan_path,
-    sample_path,
-    shard_facts,
-    to_parquet,
-)
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.shard_check import check_shard
 from latentcache.inspecting.verify import Findings, repair, verify
-from latentcache.planning.planner import Prepared, ShardLoader, reopen_cache
-from latentcache.running.queue import Task
+from latentcache.planning.planned import Prepared, ShardLoader, reopen_cache
+from latentcache.running.events import Task
 from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, read_files, run_job
 from tests.planned import fill_cache, make_cache, plan_cache

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from latentcache.format.shards.protocol import Array
-
+Array = npt.NDArray[Any]
 #: Tensors of one item size share memory with numpy through these; numpy itself knows no bfloat16.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from latentcache.core.records import Normaliser, Stored
+from latentcache.core.spec import Normaliser, Stored
 
 
 def split(moments_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

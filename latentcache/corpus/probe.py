@@ -13,7 +13,7 @@ import pyarrow as pa
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, CorpusError, StorageError
-from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 
 Row = dict[str, Any]
 Probed = Future[dict[str, Any]] | Found

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.machine import versions
 from latentcache.errors import CacheError, StorageError
-from latentcache.format.damage import read_table
-from latentcache.format.tables import PROBE_SCHEMA, SOURCE_SCHEMA, to_parquet
-from latentcache.running.log import versions
+from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.tables import read_table, to_parquet
 from latentcache.storage.folder import Storage
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from latentcache.config.sections import CorpusConfig
 from latentcache.corpus.table_readers import Wanted
 from latentcache.errors import CorpusError
-from latentcache.format.tables import SOURCE_SCHEMA
+from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.storage.urls import folder_of, is_url, redact
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")

@@ -15,7 +15,7 @@ from latentcache.config.sections import CorpusConfig
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import ConfigError, CorpusError, StorageError
-from latentcache.format.tables import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.storage.source_files import (
     find_files,
     glob_files,

@@ -17,9 +17,9 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from latentcache.config.files import validate
+from latentcache.encoders.protocol import EncoderModule
 from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
-from latentcache.format.shards.protocol import EncoderModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def _external(name: str) -> EncoderModule:
         what = f"{attribute!r} of the module {path!r}" if colon else f"the module {path!r}"
         raise ConfigError(
             f"encoder.kind: {what} is not an encoder: it exposes no {', '.join(absent)}. "
-            "See latentcache.format.shards.protocol.EncoderModule."
+            "See latentcache.encoders.protocol.EncoderModule."
         )
     return cast(EncoderModule, encoder)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders.diffusers.weights import ModelFiles
 from latentcache.errors import ConfigError, EncoderError
 

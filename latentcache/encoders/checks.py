@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import EncoderError
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, LatentSpec, Normaliser
+from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checks import check_latents, check_pixels
 
 #: Pixels of a block along T, H, W; three colours each.

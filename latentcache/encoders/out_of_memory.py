@@ -10,9 +10,9 @@ import contextlib
 
 import torch
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
+from latentcache.encoders.protocol import Encoder
 from latentcache.errors import EncoderError
-from latentcache.format.shards.protocol import Encoder
 
 
 def encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor:

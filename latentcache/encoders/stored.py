@@ -12,10 +12,11 @@ import torch
 
 from latentcache import encoders
 from latentcache.core import posterior
-from latentcache.core.records import LatentSpec, Stored
-from latentcache.errors import EncoderError, RecipeMismatchError
+from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.spec import LatentSpec, Stored
+from latentcache.encoders.protocol import Encoder
+from latentcache.errors import ClipError, EncoderError, RecipeMismatchError
 from latentcache.format.manifest import Manifest, recipe_difference
-from latentcache.format.shards.protocol import Encoder
 
 #: What decides latents, and not which model they are of: it may differ where they are decoded.
 _ENCODING_ONLY = ("dtype", "packages", "tiling")
@@ -63,7 +64,7 @@ def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device)
     if not callable(getattr(encoder, "decode", None)):
         raise EncoderError(
             f"{spec.model_class} has no `decode`, so what was cached with it cannot be looked at. Add "
-            "it to the encoder: see latentcache.format.shards.protocol.Encoder."
+            "it to the encoder: see latentcache.encoders.protocol.Encoder."
         )
     return encoder
 
@@ -92,3 +93,18 @@ def _key(
     changes: Mapping[str, Any] | None, device: str | torch.device | None
 ) -> tuple[dict[str, Any], torch.device]:
     return dict(changes or {}), _device(device)
+
+
+def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
+    """Turn one encoded clip [1, ...] into the array that is stored.
+
+    Raises ClipError("non_finite") where a value is not finite in the stored dtype.
+    """
+    stored = posterior.reduce(encoded, spec.stored, [key], channels=spec.channels)[0]
+    stored = stored.to(torch_dtype(spec.dtype)).cpu()
+    if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
+        bad = int((~torch.isfinite(stored)).sum())
+        raise ClipError(
+            "non_finite", f"{bad} of {stored.numel()} latent values are not finite as {spec.dtype}"
+        )
+    return as_numpy(stored.contiguous())

@@ -16,12 +16,12 @@ import torch
 from pydantic import BaseModel, Field
 
 from latentcache.config.sections import Positive, Section
-from latentcache.core.records import FrameRule, LatentSpec
+from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders import out_of_memory, tiling
 from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.encoders.protocol import Encoder, EncoderModule
 from latentcache.encoders.tiling import Edge, Span, Spans
 from latentcache.errors import ConfigError, GeometryError
-from latentcache.format.shards.protocol import Encoder, EncoderModule
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import ITEM_BYTES, ChunkRef, Clip, ClipResult, Shard, ShardReport
-from latentcache.format.shards.protocol import Array, ArrayLayout, Format
+from latentcache.core.dtypes import Array
+from latentcache.core.records import ChunkRef, Clip, ClipResult, Shard, ShardReport
+from latentcache.core.spec import ITEM_BYTES
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import SAMPLE_SCHEMA, shard_facts
+from latentcache.format.shards.protocol import ArrayLayout, Format
 from latentcache.format.snapshot import summarise
-from latentcache.format.tables import SAMPLE_SCHEMA, sample_path, shard_facts, to_parquet
+from latentcache.format.tables import to_parquet
 from latentcache.storage.folder import Storage
 
 #: Failures that a report names one by one; the sample table has them all.

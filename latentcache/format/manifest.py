@@ -12,12 +12,13 @@ from typing import Any, get_args
 
 import pydantic
 
-from latentcache.core.records import FORMAT_VERSION, ITEM_BYTES, Bucket, LatentSpec, ShardFormat
+from latentcache.core.records import FORMAT_VERSION, Bucket, ShardFormat
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
-from latentcache.format.damage import read_bounded
+from latentcache.format.paths import CACHE_JSON
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.tables import CACHE_JSON
+from latentcache.format.tables import read_bounded
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 

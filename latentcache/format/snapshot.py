@@ -11,16 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.errors import CacheError
-from latentcache.format.damage import damaged, read_sized_table, read_table
+from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest, read_manifest
-from latentcache.format.tables import (
-    INDEX,
-    INDEX_SCHEMA,
-    sample_path,
-    samples_folder,
-    shard_of_sample_file,
-    to_parquet,
-)
+from latentcache.format.paths import INDEX, sample_path, samples_folder, shard_of_sample_file
+from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.tables import read_sized_table, read_table, to_parquet
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.errors import ConfigError
-from latentcache.format.damage import read_table
-from latentcache.format.tables import sample_path
-from latentcache.planning.planner import read_plan
+from latentcache.format.paths import sample_path
+from latentcache.format.tables import read_table
+from latentcache.planning.planned import read_plan
 from latentcache.reading.cache import Cache
 
 #: Keys that an error names, and keys of a bucket that are compared with a wrong one letter by letter.

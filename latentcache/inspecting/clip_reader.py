@@ -18,9 +18,9 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.stored import Decoder
 from latentcache.errors import ClipError, ConfigError, EncoderError
 from latentcache.inspecting.choose import Place
-from latentcache.planning.planner import ShardLoader
+from latentcache.planning.planned import ShardLoader
 from latentcache.reading.cache import Cache
-from latentcache.running.queue import Task
+from latentcache.running.events import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.format.manifest import Manifest
+from latentcache.format.paths import CACHE_JSON, INDEX, REJECTED, plan_path, sample_path
 from latentcache.format.shards import get_format
-from latentcache.format.tables import CACHE_JSON, INDEX, REJECTED, plan_path, sample_path
 from latentcache.running.log_lines import is_log
 from latentcache.storage.folder import StoredFile
 

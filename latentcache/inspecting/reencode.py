@@ -13,18 +13,19 @@ import pyarrow.compute as pc
 import torch
 
 from latentcache import encoders
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.core.records import ChunkRef, LatentSpec
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.records import ChunkRef
+from latentcache.core.spec import LatentSpec
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
+from latentcache.encoders.protocol import Encoder
+from latentcache.encoders.stored import to_stored
 from latentcache.errors import ClipError
-from latentcache.format.damage import read_table
+from latentcache.format.paths import sample_path
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import Array, Encoder
-from latentcache.format.tables import sample_path
-from latentcache.planning.planner import Prepared, ShardLoader
-from latentcache.running.queue import Task
-from latentcache.running.worker import to_stored
+from latentcache.format.tables import read_table
+from latentcache.planning.planned import Prepared, ShardLoader
+from latentcache.running.events import Task
 
 #: How far an encoding may be off: RMS of the difference over that of the latents, or the part of the ids
 #: that differ. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds otherwise:

@@ -12,16 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.core.records import ChunkRef, LatentSpec
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.records import ChunkRef
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import CorruptionError
-from latentcache.format.damage import read_sized_table
 from latentcache.format.manifest import Manifest
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import PLAN_SCHEMA, check_samples, object_facts
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.shards.ranges import longest_chunk
 from latentcache.format.snapshot import summarise
-from latentcache.format.tables import PLAN_SCHEMA, check_samples, object_facts, sample_path
+from latentcache.format.tables import read_sized_table
 from latentcache.storage.folder import Storage
 
 #: Columns of a plan that its sample tables repeat; those kept from the corpus join them.

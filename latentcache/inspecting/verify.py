@@ -17,25 +17,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import ITEM_BYTES, Bucket
+from latentcache.core.records import Bucket
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
-from latentcache.format.damage import advice, read_bounded, read_table
+from latentcache.format.damage import advice
 from latentcache.format.manifest import Manifest, fingerprint, read_manifest
-from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.snapshot import check_index, publish, read_index
-from latentcache.format.tables import (
+from latentcache.format.paths import (
     CACHE_JSON,
     INDEX,
-    INDEX_SCHEMA,
     REJECTED,
-    check_plan,
     plan_path,
     sample_path,
     samples_folder,
     shard_of_sample_file,
 )
+from latentcache.format.schemas import INDEX_SCHEMA, check_plan
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.snapshot import check_index, publish, read_index
+from latentcache.format.tables import read_bounded, read_table
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
 from latentcache.planning.plan import Plan
 from latentcache.storage.folder import Storage

@@ -16,12 +16,13 @@ import pyarrow as pa
 from latentcache.core.records import REASONS
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
-from latentcache.format.damage import read_table
 from latentcache.format.manifest import read_manifest
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_index
-from latentcache.format.tables import INDEX_SCHEMA, sample_path
+from latentcache.format.tables import read_table
 from latentcache.inspecting.status import Place, Planned, Status, assess, read_run
-from latentcache.planning.planner import num_rejected
+from latentcache.planning.planned import num_rejected
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
 from latentcache.storage.folder import Storage

@@ -6,22 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from latentcache.config.sections import Config
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, CorruptionError, RecipeMismatchError
-from latentcache.format.damage import read_bounded
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
+from latentcache.format.paths import CACHE_JSON, REJECTED, plan_path, sample_path
+from latentcache.format.schemas import plan_facts
 from latentcache.format.shards import get_format
-from latentcache.format.tables import (
-    CACHE_JSON,
-    REJECTED,
-    from_parquet,
-    plan_facts,
-    plan_path,
-    sample_path,
-    to_parquet,
-)
+from latentcache.format.tables import from_parquet, read_bounded, to_parquet
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import NAMED, Prepared, kept_fields, make_recipe, read_plan
+from latentcache.planning.planned import Prepared, kept_fields, read_plan
+from latentcache.planning.planner import NAMED
+from latentcache.planning.recipe import make_recipe
 from latentcache.storage.folder import Storage, redact
 
 #: Of `cache`, what all of a cache's shards have in common.

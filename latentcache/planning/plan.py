@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import ClipsConfig
-from latentcache.core.records import Bucket, Clip, LatentSpec, Shard
+from latentcache.core.records import Bucket, Clip, Shard
+from latentcache.core.spec import LatentSpec
 from latentcache.decoders.frames import num_sampled_frames
-from latentcache.format.tables import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 
 Starts = npt.NDArray[np.int64]
 

@@ -19,24 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
-from latentcache.format.damage import damaged, read_table
+from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest, read_manifest
+from latentcache.format.paths import REJECTED, sample_path, samples_folder, shard_of_sample_file
+from latentcache.format.schemas import SAMPLE_SCHEMA, check_samples, object_facts
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import Array
 from latentcache.format.snapshot import check_index, read_index
-from latentcache.format.tables import (
-    REJECTED,
-    SAMPLE_SCHEMA,
-    check_samples,
-    object_facts,
-    sample_path,
-    samples_folder,
-    shard_of_sample_file,
-)
+from latentcache.format.tables import read_table
 from latentcache.reading import shard_set
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits

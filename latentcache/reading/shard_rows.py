@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import ChunkRef
-from latentcache.format.tables import SAMPLE_SCHEMA
+from latentcache.format.schemas import SAMPLE_SCHEMA
 
 
 class ShardRows:

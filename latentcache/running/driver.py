@@ -15,14 +15,16 @@ from latentcache.core.image_quality import psnr_quantiles
 from latentcache.core.records import ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard
-from latentcache.format.damage import read_table
-from latentcache.format.tables import INDEX_SCHEMA, sample_path
-from latentcache.planning.planner import Prepared, ShardLoader, num_clips
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.tables import read_table
+from latentcache.planning.planned import Prepared, ShardLoader, num_clips
+from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
 from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
 from latentcache.running.publisher import RunSnapshot
-from latentcache.running.queue import Event, GaveUp, Progress, Retried, Started, Task, WorkQueue
+from latentcache.running.queue import WorkQueue
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
 #: Failures that a summary keeps, for people to read; the sample tables have them all.

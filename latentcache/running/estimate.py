@@ -22,14 +22,15 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config, QualityConfig
-from latentcache.core.records import Bucket, LatentSpec, Shard, ShardReport
+from latentcache.core.machine import num_cpus
+from latentcache.core.records import Bucket, Shard, ShardReport
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import out_of_memory
+from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder
 from latentcache.errors import ConfigError
-from latentcache.format.shards.protocol import Encoder
 from latentcache.planning.plan import Plan, to_shard
-from latentcache.planning.planner import make_manifest
-from latentcache.running.runners.local import num_cpus
+from latentcache.planning.recipe import make_manifest
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.storage.folder import Storage
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import platform
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from latentcache.core.machine import versions
 from latentcache.errors import LatentCacheError, StorageError, UnreachableError
 from latentcache.running import log_lines
+from latentcache.running.events import Event, Progress
 from latentcache.running.log_lines import LogEvent
-from latentcache.running.queue import Event, Progress
 from latentcache.storage.folder import Storage
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("latentcache", "torch", "ray", "av", "decord", "diffusers")
 
 
 class RunLog:
@@ -108,14 +105,3 @@ def _how_it_ended(error: BaseException) -> dict[str, str]:
     # Of errors that nobody foresaw the text may hold anything.
     message = f"{name}: {error}" if isinstance(error, LatentCacheError) else name
     return {"how": log_lines.STOPPED, "message": message}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a run's work depends on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

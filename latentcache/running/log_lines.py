@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from latentcache.core.records import ShardReport
-from latentcache.running.queue import Died, Event, GaveUp, Retried, Started
+from latentcache.running.events import Died, Event, GaveUp, Retried, Started
 from latentcache.storage.urls import redact
 
 LOGS = "logs"

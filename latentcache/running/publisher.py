@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from latentcache.core.records import ShardReport
+from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, current_index, known_index, publish
-from latentcache.format.tables import INDEX_SCHEMA
 from latentcache.storage.folder import Storage
 
 #: A shard, as (bucket, index).

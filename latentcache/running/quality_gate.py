@@ -17,10 +17,10 @@ import torch
 
 from latentcache.config.sections import QualityConfig
 from latentcache.core import image_quality
-from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.stored import decode_stored
 from latentcache.errors import RunStoppedError
-from latentcache.format.shards.protocol import Array, Encoder
 
 log = logging.getLogger(__name__)
 

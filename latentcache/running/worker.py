@@ -21,19 +21,21 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import QualityConfig, RunConfig
-from latentcache.core import posterior
-from latentcache.core.dtypes import as_numpy, numpy_dtype, torch_dtype
-from latentcache.core.records import Bucket, ChunkRef, ClipResult, LatentSpec, Shard, ShardReport
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.records import Bucket, ChunkRef, ClipResult, Shard, ShardReport
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
+from latentcache.encoders.protocol import Encoder
+from latentcache.encoders.stored import to_stored
 from latentcache.encoders.tiled import tiling_error
 from latentcache.errors import ClipError
 from latentcache.format.commit import commit_shard, report_committed
-from latentcache.format.damage import damaged, read_sized_table
+from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import object_facts
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import Array, Encoder
-from latentcache.format.tables import object_facts, sample_path
+from latentcache.format.tables import read_sized_table
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
 
@@ -226,21 +228,6 @@ def _is_finished(table: pa.Table, retry_failed: bool) -> bool:
 def _result(row: Mapping[str, Any]) -> ClipResult:
     """Read what became of a clip; tables of older versions lack some columns."""
     return ClipResult(**{name: row[name] for name in RESULT_FIELDS if name in row})
-
-
-def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
-    """Turn one encoded clip [1, ...] into the array that is stored.
-
-    Raises ClipError("non_finite") where a value is not finite in the stored dtype.
-    """
-    stored = posterior.reduce(encoded, spec.stored, [key], channels=spec.channels)[0]
-    stored = stored.to(torch_dtype(spec.dtype)).cpu()
-    if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
-        bad = int((~torch.isfinite(stored)).sum())
-        raise ClipError(
-            "non_finite", f"{bad} of {stored.numel()} latent values are not finite as {spec.dtype}"
-        )
-    return as_numpy(stored.contiguous())
 
 
 def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:

@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from latentcache.core import posterior
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import EncoderError, GeometryError
 from tests.contracts.encoder_cases import Case, all_cases

@@ -21,12 +21,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import Bucket, ChunkRef
 from latentcache.errors import ConfigError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.shards import get_format, ranges
-from latentcache.format.shards.protocol import Array, ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
 from latentcache.storage.folder import Storage
 from tests.synthetic import random_sample
 

@@ -14,9 +14,9 @@ import torch
 from latentcache import encoders
 from latentcache.core import posterior
 from latentcache.encoders import out_of_memory
+from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder, tiling_error
 from latentcache.errors import ConfigError, EncoderError, GeometryError
-from latentcache.format.shards.protocol import Encoder
 from tests.discrete_models import save_var, save_videogpt
 from tests.encoders.diffusers_tools import (
     CPU,

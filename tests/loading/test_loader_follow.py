@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.manifest import BucketInfo
+from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, publish, read_index
-from latentcache.format.tables import INDEX_SCHEMA
 from latentcache.reading import shard_set
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader

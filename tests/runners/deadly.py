@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from latentcache.config.sections import Section
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
+from latentcache.encoders.protocol import Encoder
 from latentcache.errors import EncoderError
-from latentcache.format.shards.protocol import Encoder
 
 
 class Config(Section):

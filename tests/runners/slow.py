@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
-from latentcache.format.shards.protocol import Encoder
+from latentcache.encoders.protocol import Encoder
 from tests.runners import deadly
 
 Config = deadly.Config

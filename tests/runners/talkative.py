@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from latentcache.config.sections import Section
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
-from latentcache.format.shards.protocol import Encoder
+from latentcache.encoders.protocol import Encoder
 
 WARNING = "clips are encoded by two halves, for there is too little memory"
 INNER = dct.Config(kind="dct", store="mean")

@@ -16,13 +16,10 @@ import latentcache
 from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
 from latentcache.inspecting.watch import LogReader
-from latentcache.planning.planner import (
-    Prepared,
-    missing_shards,
-)
+from latentcache.planning.planned import Prepared, missing_shards
 from latentcache.running.driver import Run
+from latentcache.running.events import Event, Progress, Retried, Started
 from latentcache.running.log_lines import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
-from latentcache.running.queue import Event, Progress, Retried, Started
 from tests.caches import assert_same_cache, make_config, run_inline
 from tests.mounts import disk, pages
 from tests.planned import planned_from

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from latentcache.running.queue import GaveUp, Retried, Task, WorkQueue
+from latentcache.running.events import GaveUp, Retried, Task
+from latentcache.running.queue import WorkQueue
 
 
 def tasks(count: int) -> list[Task]:

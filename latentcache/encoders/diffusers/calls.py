@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latentcache.core.records import Stored
+from latentcache.core.spec import Stored
 
 Encode = Callable[[Any, torch.Tensor, Stored], torch.Tensor]
 Decode = Callable[[Any, torch.Tensor], torch.Tensor]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from latentcache.core.records import Exactness, FrameRule, IdSpec, Normaliser, Stored
+from latentcache.core.spec import Exactness, FrameRule, IdSpec, Normaliser, Stored
 from latentcache.errors import ConfigError
 
 #: What is stored of a class with a posterior, and of one without.

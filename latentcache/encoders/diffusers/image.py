@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders.diffusers import models as models
 from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latentcache.core.records import FrameRule, IdSpec, Normaliser
+from latentcache.core.spec import FrameRule, IdSpec, Normaliser
 from latentcache.encoders.diffusers import calls as calls
 from latentcache.encoders.diffusers.facts import (
     DETERMINISTIC,

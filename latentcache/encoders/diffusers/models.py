@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from latentcache.config.sections import Section
-from latentcache.core.records import LatentSpec, Normaliser, Stored
+from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
 from latentcache.encoders.diffusers.weights import ModelFiles, locate

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders.diffusers import models as models
 from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from latentcache.core.records import FrameRule, IdSpec, Normaliser
+from latentcache.core.spec import FrameRule, IdSpec, Normaliser
 from latentcache.encoders.diffusers import calls as calls
 from latentcache.encoders.diffusers.facts import (
     DETERMINISTIC,

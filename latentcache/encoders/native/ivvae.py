@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, LatentSpec, Normaliser
+from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812 - its common name
 from pydantic import Field
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, LatentSpec
+from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents
 from latentcache.encoders.inference import exact_kernels, to_values

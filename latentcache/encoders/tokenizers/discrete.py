@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders.checks import check_encoded, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.errors import EncoderError

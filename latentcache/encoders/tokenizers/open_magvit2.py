@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.encoders.tokenizers.discrete import DiscreteEncoder

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from latentcache.config.sections import Positive, Section
-from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.tokenizers import trainer_checkpoint

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from latentcache.config.sections import Section
-from latentcache.core.records import FrameRule, IdSpec, LatentSpec
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.encoders.tokenizers.discrete import FRAMES_AT_ONCE, DiscreteEncoder, nearest_code

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.lru import Lru
 from latentcache.core.records import ChunkRef
 from latentcache.errors import StorageError
@@ -32,7 +32,7 @@ from latentcache.format.parquet_bounds import (
     measure,
     read_row_groups,
 )
-from latentcache.format.shards.protocol import Array, ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
 from latentcache.format.shards.ranges import ShardObject, check_rows, damaged, read_chunks
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import google_crc32c
 import numpy as np
 
-from latentcache.core.records import ITEM_BYTES, ChunkRef
+from latentcache.core.dtypes import Array
+from latentcache.core.records import ChunkRef
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
-from latentcache.format.shards.protocol import Array, ArrayLayout
+from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 

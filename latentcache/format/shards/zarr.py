@@ -22,11 +22,12 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from latentcache.core.dtypes import numpy_dtype
-from latentcache.core.records import ITEM_BYTES, ChunkRef
+from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.records import ChunkRef
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.format import checksum
 from latentcache.format.shards import bfloat16
-from latentcache.format.shards.protocol import Array, ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
 from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from latentcache.config.sections import Config
-from latentcache.core.records import ITEM_BYTES
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError, LatentCacheError
 from latentcache.format.manifest import Manifest
 from latentcache.inspecting.choose import Place, sample_places

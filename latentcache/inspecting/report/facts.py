@@ -11,19 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.records import ITEM_BYTES, Bucket
-from latentcache.format.damage import damaged, read_sized_table
+from latentcache.core.dtypes import Array
+from latentcache.core.records import Bucket
+from latentcache.core.spec import ITEM_BYTES
+from latentcache.format.damage import damaged
 from latentcache.format.manifest import BucketInfo, Manifest
-from latentcache.format.shards.protocol import Array
-from latentcache.format.tables import (
-    INDEX_SCHEMA,
-    REJECTED,
-    SAMPLE_SCHEMA,
-    check_samples,
-    sample_path,
-    samples_folder,
-    shard_of_sample_file,
-)
+from latentcache.format.paths import REJECTED, sample_path, samples_folder, shard_of_sample_file
+from latentcache.format.schemas import INDEX_SCHEMA, SAMPLE_SCHEMA, check_samples
+from latentcache.format.tables import read_sized_table
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from latentcache.format.shards.protocol import Array
+from latentcache.core.dtypes import Array
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
 from latentcache.inspecting.report.markup import Markup, h
 

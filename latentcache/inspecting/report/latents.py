@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from latentcache.core import posterior
-from latentcache.core.records import IdSpec, LatentSpec, Normaliser
-from latentcache.format.shards.protocol import Array
+from latentcache.core.dtypes import Array
+from latentcache.core.spec import IdSpec, LatentSpec, Normaliser
 
 #: Values kept for histograms: in all, and of a clip's channel.
 MAX_VALUES, MAX_CLIP_VALUES = 1 << 22, 4096

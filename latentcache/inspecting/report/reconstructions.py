@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from latentcache.core.image_quality import Quality, psnr_db
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 from latentcache.inspecting.clip_reader import Pair
 
 #: Frames of a clip that are shown.

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentcache.core.dtypes import Array
 from latentcache.errors import ConfigError
-from latentcache.format.shards.protocol import Array
 from latentcache.reading.cache import Cache
 
 #: An expression of columns, or conditions of which all hold: [("score", ">", 5), ("width", ">=", 480)].

@@ -13,7 +13,7 @@ import torch
 
 from latentcache.core import posterior as posteriors
 from latentcache.core.dtypes import torch_dtype
-from latentcache.core.records import LatentSpec
+from latentcache.core.spec import LatentSpec
 
 
 class Transform:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,26 +11,12 @@ import torch
 
 from latentcache.core.records import ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError, StorageError
-from latentcache.running.queue import (
-    Event,
-    GaveUp,
-    LoadShard,
-    Progress,
-    Retried,
-    Started,
-    Task,
-    WorkQueue,
-    worker_name,
-)
+from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task, worker_name
+from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
-
-
-def num_cpus() -> int:
-    """Return the CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:

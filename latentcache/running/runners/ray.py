@@ -18,19 +18,11 @@ import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from latentcache.config.sections import RunConfig
+from latentcache.core.machine import num_cpus
 from latentcache.core.records import Shard, ShardReport
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
-from latentcache.running.queue import (
-    Died,
-    Event,
-    LoadShard,
-    Progress,
-    Started,
-    Task,
-    WorkQueue,
-    worker_name,
-)
-from latentcache.running.runners.local import num_cpus
+from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
+from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from latentcache.core.records import ShardReport
-from latentcache.running.queue import Died, Event, Progress, Retried
+from latentcache.running.events import Died, Event, Progress, Retried
 
 STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
 #: Of a stage of a shard: a demonstration's clips to an hour.

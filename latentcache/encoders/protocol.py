@@ -1,0 +1,59 @@
+"""What an encoder is, and what its module exposes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from latentcache.core.spec import LatentSpec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+
+class Encoder(Protocol):
+    """A built encoder on its device. Not thread-safe: callers take turns.
+
+    Deterministic: the same pixels give the same bits on the same device. Stateless between calls:
+    an exception in one call must not change the next one's result.
+    """
+
+    spec: LatentSpec
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels [B, T, H, W, 3] (on the CPU, perhaps pinned).
+
+        Returns on the encoder's device, un-normalised, in its compute dtype: [B, 2C, t, h, w] mean and
+        log-variance (clamped as the model's own distribution does) where it has a posterior and
+        [B, C, t, h, w] where it has none; ids [B, t, h, w] for discrete encoders.
+        """
+        ...
+
+    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode un-normalised latents (means) to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        ...
+
+
+class EncoderModule(Protocol):
+    """What a module under `latentcache/encoders` exposes."""
+
+    Config: type[BaseModel]
+
+    def describe(self, config: Any, *, dtype: str) -> LatentSpec:
+        """Return the spec without loading weights into memory.
+
+        dtype: of stored latents; discrete tokenizers take that of their IdSpec instead.
+
+        Raises ConfigError or EncoderError with what to do.
+        """
+        ...
+
+    def identity(self, config: Any) -> Mapping[str, Any]:
+        """Return the encoder's part of the recipe: everything that determines the latents' values."""
+        ...
+
+    def build(self, config: Any, *, spec: LatentSpec, device: torch.device) -> Encoder:
+        """Load the weights and return the encoder on `device`."""
+        ...

@@ -1,0 +1,188 @@
+"""Arrow schemas of a cache's tables, and the checks that a table is of its schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.compute as pc
+
+#: One row a source. name: unique, the path as the corpus gives it (or its `key` column). frames, fps,
+#: height and width are null where they must be probed. Columns of `corpus.keep` follow.
+SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("caption", pa.string()),
+        pa.field("frames", pa.int64()),
+        pa.field("fps", pa.float64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+    ]
+)
+
+#: What probing adds to a source. duration_s runs from the first frame's presentation time to the end of
+#: the last one's; reason and message are set where the source cannot be used.
+PROBE_SCHEMA = pa.schema(
+    [
+        pa.field("duration_s", pa.float64()),
+        pa.field("identity", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+    ]
+)
+
+#: One row a clip, in row order: `shard` and `row` say where its latent goes.
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("identity", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("fps", pa.float64()),
+        pa.field("caption", pa.string()),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+    ]
+)
+
+#: One row a clip, ok or failed; columns of `corpus.keep` follow. offset, length and crc32c locate the
+#: clip's bytes in its shard object and are null where it failed. start_s and end_s are the presentation
+#: times of the clip's first frame and of the end of its last. tiling_error is set for a few clips of caches
+#: that were tiled: see encoders.tiled. psnr is set for the clips that were decoded and compared: see gate.
+SAMPLE_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("bucket", pa.string()),
+        pa.field("shard", pa.int64()),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("start", pa.int64()),
+        pa.field("frames", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("source_height", pa.int32()),
+        pa.field("source_width", pa.int32()),
+        pa.field("decoder", pa.string()),
+        pa.field("tiling_error", pa.float64()),
+        pa.field("psnr", pa.float64()),
+        pa.field("offset", pa.int64()),
+        pa.field("length", pa.int64()),
+        pa.field("crc32c", pa.uint32()),
+        pa.field("decode_s", pa.float64()),
+        pa.field("encode_s", pa.float64()),
+    ]
+)
+
+#: Columns that tables of older versions lack.
+_ADDED = {"tiling_error", "psnr"}
+
+#: What every ok row has.
+_PLACED = ("key", "row", "offset", "length", "crc32c")
+
+#: Facts of the run, not of the data: they may differ between two runs of the same plan.
+RUN_COLUMNS = ("decoder", "decode_s", "encode_s", "table_bytes")
+
+#: Key of the file's metadata where a sample table says of which cache and which shard object it is.
+SHARD_FACTS = "latentcache.shard"
+
+#: Key of the file's metadata where a plan says of which cache it is.
+PLAN_FACTS = "latentcache.plan"
+
+#: The snapshot: one row a committed shard. table_bytes: of its sample table's file, by which a row is known
+#: that another run has replaced meanwhile.
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("num_clips", pa.int32(), nullable=False),
+        pa.field("num_ok", pa.int32(), nullable=False),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("table_bytes", pa.int64(), nullable=False),
+    ]
+)
+
+
+def shard_facts(fingerprint: str, data: bytes | None) -> dict[str, Any]:
+    """Return the metadata of a sample table: the cache's recipe, size and CRC32C of the shard object.
+
+    data: the object, None where all clips failed and there is none.
+    """
+    stored = (
+        None if data is None else {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
+    )
+    return {SHARD_FACTS: {"fingerprint": fingerprint, "object": stored}}
+
+
+def plan_facts(fingerprint: str) -> dict[str, Any]:
+    """Return the metadata of a plan: the cache's recipe."""
+    return {PLAN_FACTS: {"fingerprint": fingerprint}}
+
+
+def check_plan(table: pa.Table, fingerprint: str) -> None:
+    """Raise ValueError where a plan is of another cache, or a column lacks, has another type or nulls."""
+    for key, value in plan_facts(fingerprint).items():
+        if (table.schema.metadata or {}).get(key.encode()) != json.dumps(value).encode():
+            raise ValueError("it is of another recipe or corpus")
+    _check_types(table, PLAN_SCHEMA)
+    for field in PLAN_SCHEMA:
+        if field.name not in table.column_names:
+            raise ValueError(f"it has no column {field.name}")
+        if not field.nullable and table[field.name].null_count:
+            raise ValueError(f"its column {field.name} has nulls")
+
+
+def _check_types(table: pa.Table, schema: pa.Schema) -> None:
+    for field in schema:
+        if field.name in table.column_names and table.schema.field(field.name).type != field.type:
+            raise ValueError(f"{field.name} is {table.schema.field(field.name).type}")
+
+
+def check_samples(table: pa.Table, columns: Collection[str] | None = None) -> None:
+    """Raise ValueError where this is no sample table, or ok rows of it have no place.
+
+    columns: those that were read, where it was not all.
+    """
+    if len({*table.column_names}) < len(table.column_names):
+        raise ValueError("it has a column twice")
+    _check_types(table, SAMPLE_SCHEMA)
+    wanted = {*SAMPLE_SCHEMA.names} - _ADDED if columns is None else {*columns}
+    if missing := sorted(wanted.intersection(SAMPLE_SCHEMA.names) - {*table.column_names}):
+        raise ValueError(f"it has no column {', '.join(missing)}")
+    if "status" in table.column_names:
+        ok = table.filter(pc.equal(table["status"], "ok"))
+        empty = [name for name in ok.column_names if name in _PLACED and ok[name].null_count]
+        if empty:
+            raise ValueError(f"rows that are ok have no {', '.join(empty)}")
+
+
+def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any] | None:
+    """Return size and CRC32C of a sample table's shard object, None where there is none.
+
+    Raises ValueError where the table does not say, or is of a cache with another fingerprint.
+    """
+    try:
+        facts = json.loads((table.schema.metadata or {})[SHARD_FACTS.encode()])
+        recipe, stored = facts["fingerprint"], facts["object"]
+        complete = stored is None or {type(stored["bytes"]), type(stored["crc32c"])} == {int}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        complete = False
+    if not complete:
+        raise ValueError("it does not say what its shard object is")
+    if recipe != fingerprint:
+        raise ValueError(f"it was written with another recipe ({str(recipe)[:12]})")
+    return stored  # type: ignore[no-any-return]

@@ -1,0 +1,77 @@
+"""What a run says of itself while it goes on: the events that runners yield."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentcache.core.records import ShardReport
+
+
+@dataclass(kw_only=True)
+class Task:
+    """One shard to encode. attempts: how often it has failed; error: how it failed last."""
+
+    bucket: str
+    index: int
+    retry_failed: bool = False
+    attempts: int = 0
+    error: str = ""
+
+    @property
+    def name(self) -> str:
+        """`bucket/index`, for messages."""
+        return f"{self.bucket}/{self.index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaveUp:
+    """A shard that failed more often than `max_retries` allows."""
+
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retried:
+    """A shard that failed, and will be tried again."""
+
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A worker is up. name: as `worker_name` gives it; gpus: those that it was assigned."""
+
+    worker: int
+    name: str
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Died:
+    """A worker, or the machine it was on, is gone. name: empty where it had not started yet."""
+
+    name: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Clips done since the start of the run, committed or not, and workers that are up.
+
+    shards_in_hand: those that workers are working on. warnings: what workers have logged since the last
+    time.
+    """
+
+    clips_done: int
+    workers: int
+    shards_in_hand: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+Event = ShardReport | GaveUp | Retried | Started | Died | Progress
+
+
+def worker_name(host: str, gpus: Sequence[object], number: int) -> str:
+    """Return what people know a worker by: `host/gpu3`; `host/worker3` where it has no GPU of its own."""
+    return f"{host}/gpu{'+'.join(map(str, gpus))}" if gpus else f"{host}/worker{number}"
