@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
 from latentcache.errors import did_you_mean
 
@@ -23,12 +24,20 @@ JOBS = {
 _MODULES = {"train-example": "training.train_example"}
 
 
+def main_of(job: str) -> Callable[[], int]:
+    """Return the `main` of a job."""
+    main: Callable[[], int] = importlib.import_module(
+        f"{__package__}.{_MODULES.get(job, job)}"
+    ).main
+    return main
+
+
 def main() -> int:
     """Run the job that the first argument names; returns its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
-        return int(importlib.import_module(f"{__package__}.{_MODULES.get(name, name)}").main())
+        return main_of(name)()
     known = "\n".join(f"  latentcache {job:<15}{what}" for job, what in JOBS.items())
     usage = f"usage: latentcache JOB ...\n\n{known}\n\n`latentcache JOB --help` says more."
     if name in ("-h", "--help"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
-from latentcache.encoders import KINDS
+from latentcache.encoders import KINDS, builtin
 from latentcache.encoders.tiled import Tiling
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -83,7 +82,7 @@ def _encoders() -> Iterator[str]:
     yield f"## encoder\n\n{Config.model_fields['encoder'].description}"
     kinds: dict[str, list[str]] = {}
     for kind in KINDS:
-        model = importlib.import_module(f"latentcache.encoders.{kind}").Config
+        model = builtin(kind).Config
         kinds.setdefault(_table(model, but=("kind",)), []).append(f"`{kind}`")
     for table, names in kinds.items():
         yield f"### encoder of kind {', '.join(names)}\n\n{table}"

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import latentcache
-from jobs.__main__ import JOBS
+from jobs.__main__ import JOBS, main_of
 from latentcache.config.files import apply_overrides, validate
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
@@ -84,7 +84,7 @@ def test_a_page_is_of_no_single_machine(page: str) -> None:
 def help_of(job: str) -> str:
     """What `latentcache JOB --help` prints."""
     printed = io.StringIO()
-    main = importlib.import_module(f"jobs.{job.replace('-', '_')}").main
+    main = main_of(job)
     with (
         mock.patch.object(sys, "argv", [f"latentcache {job}", "--help"]),
         contextlib.redirect_stdout(printed),

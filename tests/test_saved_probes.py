@@ -111,9 +111,10 @@ def test_a_plan_that_was_cut_off_goes_on_and_is_the_same(config: Config, probed:
 
 KILLED = """
 import os, sys
-from latentcache import saved_probes
+from latentcache.corpus import saved_probes
 from latentcache.config.files import load_config
-from latentcache.planning.planner import plan_corpus, resolve_encoder
+from latentcache.planning.planner import plan_corpus
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage
 
 saved_probes.FLUSH_INTERVAL_S = 0.0

@@ -67,14 +67,16 @@ def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
     name = raw.get("kind")
     if not isinstance(name, str):
         raise ConfigError(f"encoder.kind: required; one of: {', '.join(KINDS)}")
-    module = _builtin(name, _KINDS[name]) if name in _KINDS else _external(name)
+    module = builtin(name) if name in _KINDS else _external(name)
     config = validate(module.Config, raw, "encoder")
     if section is None:
         return module, config
     return TiledModule(module, validate(Tiling, section, "encoder.tiling")), config
 
 
-def _builtin(name: str, kind: _Kind) -> EncoderModule:
+def builtin(name: str) -> EncoderModule:
+    """Return the module of a kind of KINDS. Raises ConfigError if its package is not installed."""
+    kind = _KINDS[name]
     if kind.package is not None and importlib.util.find_spec(kind.package) is None:
         raise ConfigError(
             f"encoder.kind {name!r} runs on the package {kind.package!r}, which is not installed. "
