@@ -67,7 +67,7 @@ def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
     name = raw.get("kind")
     if not isinstance(name, str):
         raise ConfigError(f"encoder.kind: required; one of: {', '.join(KINDS)}")
-    module = builtin(name) if name in _KINDS else _external(name)
+    module = _installed(name) if name in _KINDS else _external(name)
     config = validate(module.Config, raw, "encoder")
     if section is None:
         return module, config
@@ -75,14 +75,18 @@ def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
 
 
 def builtin(name: str) -> EncoderModule:
-    """Return the module of a kind of KINDS. Raises ConfigError if its package is not installed."""
+    """Return the module of a kind of KINDS, whether or not its package is installed."""
+    return cast(EncoderModule, importlib.import_module(_KINDS[name].module))
+
+
+def _installed(name: str) -> EncoderModule:
     kind = _KINDS[name]
     if kind.package is not None and importlib.util.find_spec(kind.package) is None:
         raise ConfigError(
             f"encoder.kind {name!r} runs on the package {kind.package!r}, which is not installed. "
             f"Run: pip install 'latentcache[{kind.extra}]'"
         )
-    return cast(EncoderModule, importlib.import_module(kind.module))
+    return builtin(name)
 
 
 def _external(name: str) -> EncoderModule:
