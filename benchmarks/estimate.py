@@ -16,7 +16,6 @@ import torch
 
 from latentcache.config.sections import Config
 from latentcache.planning.create import create_cache
-from latentcache.planning.planned import missing_shards
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.driver import Run
@@ -55,7 +54,7 @@ def compare(sections: Mapping[str, Mapping[str, Any]], videos: Path, num_clips: 
         plan = plan_corpus(config, spec)
         said = measure(config, plan, spec, identity, num_clips=num_clips)
         prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
-        run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+        run = Run(prepared, prepared.missing_shards())
         for _ in run.events():
             pass
     did = run.summary

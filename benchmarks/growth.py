@@ -28,7 +28,6 @@ from benchmarks.machine import machine
 from latentcache.config.sections import Config
 from latentcache.core.records import ShardReport
 from latentcache.planning.create import create_cache
-from latentcache.planning.planned import missing_shards
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.reading.loader.loader import LatentLoader
@@ -104,7 +103,7 @@ def watch_run(folder: Path, runner: str, num_clips: int) -> None:
     plan = plan_corpus(config, spec)
     prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
     watch = Watch("clips")
-    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    run = Run(prepared, prepared.missing_shards())
     next_at = 0
     for event in run.events():
         done = run.summary.clips_ok

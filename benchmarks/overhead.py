@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
 from latentcache.config.sections import Config
+from latentcache.core.records import ShardId
 from latentcache.format.paths import sample_path
 from latentcache.planning.create import create_cache
-from latentcache.planning.planned import Prepared, ShardLoader
+from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
-from latentcache.running.events import Task
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from tests.tiny_models import save_wan
 from tests.videos import moving_pattern, write_video
@@ -66,7 +66,7 @@ def some_videos(folder: Path, given: str | None, count: int = 5) -> list[Path]:
 
 def prepare(
     folder: Path, videos: list[Path], repeat: int, **changes: dict[str, object]
-) -> Prepared:
+) -> PlannedCache:
     """Plan a cache of every video `repeat` times."""
     table = folder / "corpus.csv"
     table.write_text("video\n" + "\n".join(str(path) for path in videos * repeat) + "\n")
@@ -83,7 +83,7 @@ def prepare(
     return create_cache(config, make_manifest(config, spec, identity, plan), plan)
 
 
-def worker_of(prepared: Prepared) -> ShardWorker:
+def worker_of(prepared: PlannedCache) -> ShardWorker:
     """A worker on the CPU, warmed up by nothing yet."""
     config = prepared.config
     spec = WorkerSpec(
@@ -96,11 +96,10 @@ def worker_of(prepared: Prepared) -> ShardWorker:
     return ShardWorker(replace(spec, num_cpus=1), torch.device("cpu"))
 
 
-def encode_all(prepared: Prepared, worker: ShardWorker) -> float:
+def encode_all(prepared: PlannedCache, worker: ShardWorker) -> float:
     """Encode and write every shard; returns pixel frames a second."""
-    load = ShardLoader(prepared.storage, prepared.manifest)
     (bucket,) = prepared.manifest.buckets
-    shards = [load(Task(bucket=bucket.name, index=i)) for i in range(bucket.num_shards)]
+    shards = [prepared.plan.shard(ShardId(bucket.name, i)) for i in range(bucket.num_shards)]
     for shard in shards:  # committed by the run before, it would be left as it is
         prepared.storage.delete(sample_path(bucket.name, shard.index))
     started = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from latentcache.core.image_quality import psnr_in_words
-from latentcache.core.records import REASONS, ShardReport
+from latentcache.core.records import REASONS, ShardId, ShardReport
 from latentcache.core.units import human_bytes as human_bytes
 from latentcache.errors import (
     CacheError,
@@ -26,9 +26,9 @@ from latentcache.errors import (
     LatentCacheError,
     StorageError,
 )
-from latentcache.planning.planned import Prepared, num_clips, num_rejected
+from latentcache.planning.planned import PlannedCache, num_rejected
 from latentcache.running.driver import Run, Summary
-from latentcache.running.events import GaveUp, Progress, Retried, Task
+from latentcache.running.events import GaveUp, Progress, Retried
 from latentcache.storage.folder import redact
 
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -119,31 +119,33 @@ def made_folder(folder: Path, advice: str) -> Path:
     return folder
 
 
-def encode(prepared: Prepared, tasks: Sequence[Task]) -> int:
-    """Run the tasks with a progress bar, print the summary, and return the exit status."""
-    run = Run(prepared, tasks)
-    url = redact(prepared.storage.url)
-    manifest = prepared.manifest
-    missing = sum(num_clips(manifest, task) for task in tasks if not task.retry_failed)
-    skipped = sum(bucket.num_clips for bucket in manifest.buckets) - missing
-    if not tasks:
+def encode(
+    planned: PlannedCache, missing: Sequence[ShardId], failed: Sequence[ShardId] = ()
+) -> int:
+    """Encode missing shards, and failed clips again; print the summary, return the exit status."""
+    run = Run(planned, missing, failed)
+    num_tasks = len(missing) + len(failed)
+    url = redact(planned.storage.url)
+    manifest = planned.manifest
+    skipped = sum(bucket.num_clips for bucket in manifest.buckets) - planned.num_clips(missing)
+    if not num_tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
-    total = sum(num_clips(manifest, task) for task in tasks)
+    total = planned.num_clips([*missing, *failed])
     try:
         with closing(run.events()) as events, _Bar(total) as bar:
             for event in events:
                 bar.show(event)
     except KeyboardInterrupt:
-        print("\nInterrupted. " + _how_to_go_on(run.summary, len(tasks), url), file=sys.stderr)
+        print("\nInterrupted. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
         return INTERRUPTED
     except LatentCacheError as error:
         _fail(error, OTHER)
-        print("Stopped. " + _how_to_go_on(run.summary, len(tasks), url), file=sys.stderr)
+        print("Stopped. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
         return WRONG_INPUT if isinstance(error, ConfigError) else OTHER
-    if tasks:
+    if num_tasks:
         _print_summary(run.summary, skipped)
     _print_failures(run.summary)
-    rejected = num_rejected(prepared.storage)
+    rejected = num_rejected(planned.storage)
     clips = sum(run.published["num_clips"].to_pylist())
     failed = clips - sum(run.published["num_ok"].to_pylist())
     print(f"\ncache    {clips - failed} clips ok, {failed} failed, {rejected} sources rejected")
@@ -189,7 +191,7 @@ class _Bar:
         elif isinstance(event, Retried | GaveUp):
             verb = "will be retried" if isinstance(event, Retried) else "given up"
             self._say(
-                f"shard {event.task.name} {verb} (attempt {event.task.attempts}): {event.task.error}"
+                f"shard {event.task.shard.name} {verb} (attempt {event.task.attempts}): {event.task.error}"
             )
         elif isinstance(event, Progress):
             self._look_at_workers(event.workers)

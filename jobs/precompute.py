@@ -19,7 +19,6 @@ from latentcache.corpus.sources import Corpus
 from latentcache.format.manifest import Manifest
 from latentcache.planning.create import check_folder, create_cache
 from latentcache.planning.plan import Plan
-from latentcache.planning.planned import missing_shards
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.storage.folder import Storage, redact
@@ -54,9 +53,9 @@ def precompute(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
-    prepared = create_cache(config, manifest, plan)
+    planned = create_cache(config, manifest, plan)
     saved.remove()
-    return encode(prepared, missing_shards(prepared.storage, manifest))
+    return encode(planned, planned.missing_shards())
 
 
 class _ProbeBar:

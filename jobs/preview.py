@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from latentcache.config.files import load_stored_config
+from latentcache.core.records import ClipId
 from latentcache.errors import ConfigError
 from latentcache.format.snapshot import read_index
 from latentcache.inspecting import preview
-from latentcache.inspecting.choose import Place, find_places, sample_places
+from latentcache.inspecting.choose import find_places, sample_places
 from latentcache.inspecting.clip_reader import Pair, PairReader
 from latentcache.reading.cache import Cache, open_cache
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _sampled(cache: Cache, num: int, seed: int) -> list[Place]:
+def _sampled(cache: Cache, num: int, seed: int) -> list[ClipId]:
     return sample_places(cache, read_index(cache.storage), num, seed) if num else []
 
 

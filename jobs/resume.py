@@ -7,7 +7,7 @@ import sys
 
 from latentcache.format.snapshot import current_index
 from latentcache.planning.changed_sources import check_sources
-from latentcache.planning.planned import failed_shards, missing_shards, reopen_cache
+from latentcache.planning.planned import failed_shards, reopen_cache
 
 from .cli import Parser, encode, run_job, storage_options
 
@@ -33,17 +33,17 @@ def main() -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
-    prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
-    tasks = missing_shards(prepared.storage, prepared.manifest)
-    committed = current_index(prepared.storage)
-    if args.retry_failed:
-        tasks += failed_shards(committed)
-    looked_at = None if args.skip_changed else check_sources(prepared, tasks)
-    shards = sum(bucket.num_shards for bucket in prepared.manifest.buckets)
+    planned = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    missing = planned.missing_shards()
+    committed = current_index(planned.storage)
+    failed = failed_shards(committed) if args.retry_failed else []
+    tasks = [*missing, *failed]
+    looked_at = None if args.skip_changed else check_sources(planned, tasks)
+    shards = sum(bucket.num_shards for bucket in planned.manifest.buckets)
     print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")
     if looked_at is not None:
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
-    return encode(prepared, tasks)
+    return encode(planned, missing, failed)
 
 
 if __name__ == "__main__":

@@ -100,17 +100,17 @@ def _repeat(args: argparse.Namespace, findings: Findings) -> None:
     from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
     from latentcache.planning.planned import reopen_cache
 
-    prepared = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    planned = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    results = list(repeat(prepared, choose(findings.sound, args.sample, args.seed), device))
+    results = list(repeat(planned, choose(findings.sound, args.sample, args.seed), device))
     tried = [result for result in results if result.problem is None]
     for result in results:
         if result.problem is not None:
             print(f"sample   {result.key}: not encoded again: {result.problem}")
         elif not result.ok:
             findings.add(
-                f"latents/{result.place.bucket}",
-                f"clip {result.key!r} of shard {result.place.shard} is off by "
+                f"latents/{result.place.shard.bucket}",
+                f"clip {result.key!r} of shard {result.place.shard.number} is off by "
                 f"{result.difference:.2g} (at most {TOLERANCE} is taken for another machine's rounding)",
             )
     equal = sum(result.difference == 0 for result in tried)

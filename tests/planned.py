@@ -16,7 +16,7 @@ from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish
 from latentcache.planning.create import create_cache
 from latentcache.planning.plan import make_plan
-from latentcache.planning.planned import Prepared, ShardLoader, missing_shards
+from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from tests.caches import make_config
@@ -26,7 +26,7 @@ from tests.synthetic import random_sample
 FAILED = {2}
 
 
-def planned_from(config_path: Path) -> Prepared:
+def planned_from(config_path: Path) -> PlannedCache:
     """Plan the cache of a configuration, as precompute does."""
     config = load_config(str(config_path))
     spec, identity = resolve_encoder(config)
@@ -34,7 +34,7 @@ def planned_from(config_path: Path) -> Prepared:
     return create_cache(config, make_manifest(config, spec, identity, plan), plan)
 
 
-def plan_cache(folder: Path, url: str, **cache: Any) -> Prepared:
+def plan_cache(folder: Path, url: str, **cache: Any) -> PlannedCache:
     """Plan a cache of 7 videos and 2 images, 1 source that is rejected, and a kept column with NaN."""
     config = load_config(str(make_config(folder, folder, url, cache=cache)), [])
     spec, identity = resolve_encoder(config)
@@ -45,12 +45,12 @@ def plan_cache(folder: Path, url: str, **cache: Any) -> Prepared:
     return create_cache(config, make_manifest(config, spec, identity, plan), plan)
 
 
-def fill_cache(prepared: Prepared, *, published: bool = True, seed: int = 0) -> None:
+def fill_cache(prepared: PlannedCache, *, published: bool = True, seed: int = 0) -> None:
     """Commit every shard of a planned cache, and publish the snapshot."""
-    loader, rng = ShardLoader(prepared.storage, prepared.manifest), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     shard_format, number = get_format(prepared.manifest.format), 0
-    for task in missing_shards(prepared.storage, prepared.manifest):
-        shard, layout = loader(task), prepared.manifest.layouts()[task.bucket]
+    for place in prepared.missing_shards():
+        shard, layout = prepared.plan.shard(place), prepared.manifest.layouts()[place.bucket]
         rows, results = [], []
         for _ in shard.clips:
             failed = number in FAILED
@@ -71,7 +71,7 @@ def fill_cache(prepared: Prepared, *, published: bool = True, seed: int = 0) -> 
         publish(prepared.storage, build_index(prepared.storage))
 
 
-def make_cache(folder: Path, name: str = "cache", **cache: Any) -> Prepared:
+def make_cache(folder: Path, name: str = "cache", **cache: Any) -> PlannedCache:
     """Plan and fill a cache in a folder."""
     prepared = plan_cache(folder, str(folder / name), **cache)
     fill_cache(prepared)

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from latentcache.core.records import ShardReport
-from latentcache.planning.planned import missing_shards
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run
 from latentcache.running.worker import SHARDS_IN_HAND
@@ -45,7 +44,7 @@ def num_objects() -> int:
 def make_run(folder: Path, corpus: Path) -> Run:
     folder.mkdir()
     prepared = planned_from(make_config(folder, corpus, str(folder / "cache")))
-    return Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    return Run(prepared, prepared.missing_shards())
 
 
 def test_a_run_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.core.image_quality import psnr_quantiles
-from latentcache.core.records import ShardReport
+from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import RunStoppedError, StorageError, UnreachableError
 from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.inspecting.watch import LogReader, shard_workers
-from latentcache.planning.planned import Prepared, missing_shards
+from latentcache.planning.planned import PlannedCache
 from latentcache.running import log_lines
 from latentcache.running.driver import Run
 from latentcache.running.events import Died, GaveUp, Progress, Retried, Started, Task, worker_name
@@ -43,12 +43,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("logs") / "corpus", 3)
 
 
-def prepare(folder: Path, corpus: Path, **sections: Mapping[str, Any]) -> Prepared:
+def prepare(folder: Path, corpus: Path, **sections: Mapping[str, Any]) -> PlannedCache:
     return planned_from(make_config(folder, corpus, str(folder / "cache"), **sections))
 
 
-def run_of(prepared: Prepared) -> Run:
-    return Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+def run_of(prepared: PlannedCache) -> Run:
+    return Run(prepared, prepared.missing_shards())
 
 
 def logged(storage: Storage) -> list[LogEvent]:
@@ -133,7 +133,7 @@ def test_failed_clips_are_logged_with_their_reasons(tmp_path: Path) -> None:
 
 
 def test_every_event_of_a_runner_is_logged() -> None:
-    task = Task(bucket="5x8x8", index=7, attempts=2, error="it broke")
+    task = Task(shard=ShardId("5x8x8", 7), attempts=2, error="it broke")
     committed = ShardReport(
         bucket="5x8x8",
         shard=7,
@@ -189,7 +189,7 @@ def test_no_secret_is_logged(tmp_path: Path) -> None:
     log = RunLog(Storage(str(tmp_path)), secrets)
     url = "https://user:s3cr3t-2@host/v.mp4?X-Amz-Signature=s3cr3t-3"
     with log.run(config={"encoder": {"model": url, "list": ["s3cr3t-0"]}}):
-        task = Task(bucket="b", index=0, error=f"cannot read {url} with s3cr3t-1")
+        task = Task(shard=ShardId("b", 0), error=f"cannot read {url} with s3cr3t-1")
         log.take(Retried(task=task))
         log.take(Died(name="w", error=url))
         log.take(Progress(clips_done=0, workers=1, warnings=(url,)))

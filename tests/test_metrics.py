@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from latentcache.core.records import ShardReport
+from latentcache.core.records import ShardId, ShardReport
 from latentcache.running.events import Progress, Retried, Task, worker_name
 from latentcache.running.runners.ray_metrics import STAGES, RunMetrics, WorkerMetrics
 from tests.caches import make_corpus
@@ -108,7 +108,7 @@ def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None
 def test_the_drivers_gauges_are_there(endpoint: str) -> None:
     metrics = RunMetrics()
     metrics.add(Progress(clips_done=7, workers=2, shards_in_hand=5))
-    metrics.add(Retried(task=Task(bucket="b", index=0)))
+    metrics.add(Retried(task=Task(shard=ShardId("b", 0))))
     found = wait_for(endpoint, "shard_retries_total")
     assert found["clips_done", ""] == 7
     assert found["workers", ""] == 2

@@ -13,7 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from latentcache.core.records import ShardReport
-from latentcache.planning.planned import Prepared, missing_shards
+from latentcache.planning.planned import PlannedCache
 from latentcache.running.driver import Run
 from latentcache.running.events import Retried, Started
 from tests.caches import assert_same_cache, committed, make_config
@@ -47,7 +47,7 @@ def make_videos(folder: Path, count: int) -> Path:
     return folder
 
 
-def prepare(folder: Path, corpus: Path, **run: object) -> Prepared:
+def prepare(folder: Path, corpus: Path, **run: object) -> PlannedCache:
     folder.mkdir(exist_ok=True)
     path = make_config(
         folder,
@@ -64,7 +64,7 @@ def prepare(folder: Path, corpus: Path, **run: object) -> Prepared:
 def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     prepared = prepare(folder, corpus, runner="local")
-    for _ in Run(prepared, missing_shards(prepared.storage, prepared.manifest)).events():
+    for _ in Run(prepared, prepared.missing_shards()).events():
         pass
     return folder / "cache"
 
@@ -75,7 +75,7 @@ def test_a_machine_that_dies_takes_only_its_shards_in_hand(
     node = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
     prepared = prepare(tmp_path, corpus, runner="ray", ray_address=cluster.address)
-    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    run = Run(prepared, prepared.missing_shards())
     started, num_done, num_retried = set(), 0, 0
     before: dict[str, tuple[int, int]] = {}
     for event in run.events():
@@ -99,7 +99,7 @@ def test_a_machine_that_comes_back_is_used_again(cluster: Cluster, tmp_path: Pat
     nodes = [cluster.add_node(**NODE)]
     cluster.wait_for_nodes()
     prepared = prepare(tmp_path, corpus, runner="ray", ray_address=cluster.address)
-    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    run = Run(prepared, prepared.missing_shards())
     starts: list[int] = []
     for event in run.events():
         if isinstance(event, Started):
@@ -112,6 +112,6 @@ def test_a_machine_that_comes_back_is_used_again(cluster: Cluster, tmp_path: Pat
     assert run.summary.shards_failed == 0
     clean = tmp_path / "clean"
     prepared = prepare(clean, corpus, runner="local")
-    for _ in Run(prepared, missing_shards(prepared.storage, prepared.manifest)).events():
+    for _ in Run(prepared, prepared.missing_shards()).events():
         pass
     assert_same_cache(tmp_path / "cache", clean / "cache")

@@ -12,7 +12,6 @@ from latentcache.core.records import ShardReport
 from latentcache.encoders.stored import to_stored
 from latentcache.errors import ClipError
 from latentcache.format.snapshot import read_index
-from latentcache.planning.planned import missing_shards
 from latentcache.running.driver import Run
 from tests.caches import make_config, make_corpus
 from tests.planned import planned_from
@@ -48,7 +47,7 @@ def test_the_snapshot_is_published_while_the_run_goes_on(tmp_path: Path) -> None
     corpus = make_corpus(tmp_path / "corpus", 4)
     run_config = {"snapshot_interval_s": 1e-6}
     prepared = planned_from(make_config(tmp_path, corpus, str(tmp_path / "cache"), run=run_config))
-    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+    run = Run(prepared, prepared.missing_shards())
     published = [
         read_index(prepared.storage).num_rows
         for event in run.events()

@@ -136,7 +136,10 @@ def test_clips_without_a_latent_say_why(tmp_path: Path) -> None:
     opened = latentcache.open_cache(str(tmp_path))
     facts = plan_facts(opened.manifest.fingerprint)
     Storage(str(tmp_path)).write(plan_path("5x32x32"), to_parquet(table, facts))
-    assert [(p.shard, p.row) for p in find_places(opened, [keys[6], keys[0]])] == [(1, 2), (0, 0)]
+    assert [(p.shard.number, p.row) for p in find_places(opened, [keys[6], keys[0]])] == [
+        (1, 2),
+        (0, 0),
+    ]
     with pytest.raises(
         ConfigError, match="'5x32x32-0001' failed, so there is no latent: corrupt: "
     ):

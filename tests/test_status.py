@@ -23,7 +23,6 @@ from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index
 from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
 from latentcache.inspecting.watch import Watch
-from latentcache.planning.planned import missing_shards
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, segment_path
 from latentcache.storage.folder import Storage
@@ -363,9 +362,9 @@ def test_on_s3_and_without_secrets(tmp_path: Path, s3: S3) -> None:
     prepared = plan_cache(tmp_path, url, storage_options=s3.options)
     options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
     assert "state    not started" in show(url, *options)[1]
-    half = missing_shards(prepared.storage, prepared.manifest)[0]
+    half = prepared.missing_shards()[0]
     fill_cache(prepared)
-    prepared.storage.delete(sample_path(half.bucket, half.index))
+    prepared.storage.delete(sample_path(*half))
     _, printed = show(url, *options)
     assert (
         "state    interrupted: some shards are committed, and there is no log of a run" in printed

@@ -19,7 +19,6 @@ from PIL import Image
 from jobs.cli import encode
 from latentcache.core.records import ShardReport
 from latentcache.errors import StorageError
-from latentcache.planning.planned import missing_shards
 from latentcache.running.driver import Run
 from latentcache.running.events import Event
 from latentcache.running.failure_policy import describe_clips
@@ -116,7 +115,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(
                 remount("ro")
 
         prepared = planned_from(config_like(clean, tmp_path, corpus, str(cache)))
-        run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+        run = Run(prepared, prepared.missing_shards())
         with pytest.raises(StorageError, match="Read-only file system"):
             list(map(make_read_only, run.events()))
         assert run.summary.shards_failed == run.summary.retries == 0
@@ -235,7 +234,7 @@ def encode_without(
     """Plan, take a folder away, and encode; returns the status and what was printed."""
     prepared = planned_from(config)
     hidden.rename(hidden.parent.parent / "away")
-    status = encode(prepared, missing_shards(prepared.storage, prepared.manifest))
+    status = encode(prepared, prepared.missing_shards())
     printed = capsys.readouterr()
     return status, printed.out + printed.err
 

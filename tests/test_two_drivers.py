@@ -16,7 +16,7 @@ import pytest
 import latentcache
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
-from latentcache.core.records import Shard, ShardReport
+from latentcache.core.records import Shard, ShardId, ShardReport
 from latentcache.errors import CorruptionError, RecipeMismatchError
 from latentcache.format import snapshot as snapshots
 from latentcache.format.commit import commit_failed_shard
@@ -28,7 +28,7 @@ from latentcache.inspecting.verify import verify
 from latentcache.planning import create
 from latentcache.planning.create import _planned, create_cache
 from latentcache.planning.plan import Plan
-from latentcache.planning.planned import Prepared, failed_shards, missing_shards
+from latentcache.planning.planned import PlannedCache, failed_shards
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.driver import Run
@@ -72,7 +72,7 @@ def config_for(folder: Path, corpus: Path, cache: Path, shard_format: str = "zar
     )
 
 
-def prepared_in(folder: Path, corpus: Path, name: str = "cache") -> Prepared:
+def prepared_in(folder: Path, corpus: Path, name: str = "cache") -> PlannedCache:
     return planned_from(config_for(folder, corpus, folder / name))
 
 
@@ -125,8 +125,8 @@ def rounds(*runs: Run) -> Iterator[None]:
 
 def test_two_runs_share_the_work(corpus: Path, tmp_path: Path) -> None:
     prepared = prepared_in(tmp_path, corpus)
-    tasks = missing_shards(prepared.storage, prepared.manifest)
-    runs = [Run(prepared, [Task(bucket=t.bucket, index=t.index) for t in tasks]) for _ in range(2)]
+    tasks = prepared.missing_shards()
+    runs = [Run(prepared, tasks) for _ in range(2)]
     for _ in rounds(*runs):
         pass
     written = [run.summary.shards for run in runs]
@@ -141,7 +141,7 @@ def test_a_shard_that_another_run_committed_meanwhile_is_not_written(
     corpus: Path, tmp_path: Path
 ) -> None:
     prepared = prepared_in(tmp_path, corpus)
-    tasks = missing_shards(prepared.storage, prepared.manifest)
+    tasks = prepared.missing_shards()
     encode_clips = ShardWorker._encode_clips
     seen: dict[str, tuple[int, int]] = {}
 
@@ -169,10 +169,10 @@ def test_a_shard_that_fails_here_and_not_elsewhere_stays_as_it_is(
     corpus: Path, tmp_path: Path
 ) -> None:
     prepared = prepared_in(tmp_path, corpus)
-    list(Run(prepared, missing_shards(prepared.storage, prepared.manifest)).events())
+    list(Run(prepared, prepared.missing_shards()).events())
     before = committed(tmp_path / "cache")
     late = Run(prepared, [])
-    late._count(GaveUp(task=Task(bucket="5x64x96", index=0, error="boom", attempts=4)))
+    late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
     assert late.summary.shards_failed == 1
     assert committed(tmp_path / "cache") == before
 
@@ -193,7 +193,7 @@ def test_planning_beside_another_run_is_no_foreign_folder(corpus: Path, tmp_path
 
     with mock.patch.object(Storage, "exists", and_then_the_other_plans):
         prepared = create_cache(config, manifest, plan)
-    assert missing_shards(prepared.storage, prepared.manifest)
+    assert prepared.missing_shards()
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_of_two_recipes_at_once_one_is_refused(
     recipes: list[tuple[Config, Manifest, Plan]],
 ) -> None:
     create = Storage.create
-    done: list[Prepared] = []
+    done: list[PlannedCache] = []
 
     def after_the_other(storage: Storage, path: str, data: bytes) -> bool:
         with mock.patch.object(Storage, "create", create):
@@ -226,7 +226,7 @@ def test_of_two_recipes_at_once_one_is_refused(
     ):
         create_cache(*recipes[0])
     (winner,) = done
-    list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+    list(Run(winner, winner.missing_shards()).events())
     assert not verify(winner.storage).problems
 
 
@@ -275,10 +275,10 @@ def test_a_plan_that_another_recipe_overwrote_is_refused_and_mended(
     for path, data in _planned(recipes[1][1], recipes[1][2]):
         winner.storage.write(path, data)
     with pytest.raises(CorruptionError, match=r"another recipe or corpus.*precompute"):
-        list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+        list(Run(winner, winner.missing_shards()).events())
     assert not winner.storage.list("samples/5x64x96")
     winner = create_cache(*recipes[0])
-    list(Run(winner, missing_shards(winner.storage, winner.manifest)).events())
+    list(Run(winner, winner.missing_shards()).events())
     assert not verify(winner.storage).problems
 
 
@@ -295,7 +295,7 @@ def places(table: pa.Table) -> set[tuple[str, int]]:
 @pytest.fixture
 def finished(corpus: Path, tmp_path: Path) -> Storage:
     prepared = prepared_in(tmp_path, corpus)
-    list(Run(prepared, missing_shards(prepared.storage, prepared.manifest)).events())
+    list(Run(prepared, prepared.missing_shards()).events())
     return prepared.storage
 
 

@@ -17,7 +17,7 @@ import pytest
 import jobs.verify
 import latentcache
 from latentcache.core.dtypes import numpy_dtype
-from latentcache.core.records import ClipResult
+from latentcache.core.records import ClipResult, ShardId
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.commit import commit_failed_shard, commit_shard
@@ -29,8 +29,7 @@ from latentcache.format.snapshot import build_index, publish, read_index
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.shard_check import check_shard
 from latentcache.inspecting.verify import Findings, repair, verify
-from latentcache.planning.planned import Prepared, ShardLoader, reopen_cache
-from latentcache.running.events import Task
+from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.storage.folder import Storage
 from tests.caches import make_config, make_corpus, read_files, run_job
 from tests.planned import fill_cache, make_cache, plan_cache
@@ -42,7 +41,7 @@ VARIANTS = [(name, codec) for name in ("zarr", "parquet") for codec in ("zstd", 
 
 
 @pytest.fixture(name="cache")
-def cache_fixture(tmp_path: Path) -> Prepared:
+def cache_fixture(tmp_path: Path) -> PlannedCache:
     return make_cache(tmp_path)
 
 
@@ -62,7 +61,7 @@ def flip(path: Path, offset: int, mask: int = 1) -> None:
     path.write_bytes(data)
 
 
-def rewrite(prepared: Prepared, path: str, column: str, value: Any, row: int = 0) -> None:
+def rewrite(prepared: PlannedCache, path: str, column: str, value: Any, row: int = 0) -> None:
     """Change one value of a table, and seal it again: its own CRC32C fits."""
     table = from_parquet(prepared.storage.read(path))
     values = table[column].to_pylist()
@@ -103,7 +102,7 @@ def test_a_flipped_byte_is_found_in_every_object(name: str, codec: str, tmp_path
             (tmp_path / "cache" / path).write_bytes(data)
 
 
-def test_a_flipped_byte_anywhere_breaks_the_seal(cache: Prepared, tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_breaks_the_seal(cache: PlannedCache, tmp_path: Path) -> None:
     sealed = {
         path: data for path, data in read_files(tmp_path / "cache").items() if "/c/" not in path
     }
@@ -156,7 +155,7 @@ def test_what_is_gone_short_or_long_is_found(name: str, tmp_path: Path) -> None:
 # What fits its CRC32C and is wrong.
 
 
-def test_a_sound_cache_has_no_problems(cache: Prepared) -> None:
+def test_a_sound_cache_has_no_problems(cache: PlannedCache) -> None:
     seen: list[int] = []
     findings = verify(cache.storage, seen.append, lambda: seen.append(-1))
     assert (findings.problems, findings.notes, findings.num_clips) == ([], [], 8)
@@ -167,14 +166,14 @@ def test_a_sound_cache_has_no_problems(cache: Prepared) -> None:
     ("column", "value"), [("caption", "another"), ("score", 0.5), ("start", 1), ("row", 2)]
 )
 def test_a_sample_table_that_is_not_the_plans_is_found(
-    cache: Prepared, column: str, value: Any
+    cache: PlannedCache, column: str, value: Any
 ) -> None:
     path = sample_path(BUCKET, 1)
     rewrite(cache, path, column, value)
     assert f"its column {column} is not the plan's" in only_problem(cache.storage, path)
 
 
-def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: Prepared) -> None:
+def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: PlannedCache) -> None:
     first, second = sample_path(BUCKET, 0), sample_path(BUCKET, 1)
     original = cache.storage.read(second)
     cache.storage.write(second, cache.storage.read(first))
@@ -189,7 +188,7 @@ def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: Prepared) -> 
     assert len(opened.rows(BUCKET, 0))
 
 
-def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: Prepared) -> None:
+def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: PlannedCache) -> None:
     path = plan_path(BUCKET)
     whole = cache.storage.read(path)
     cache.storage.write(path, cache.storage.read(sample_path(BUCKET, 0)))
@@ -200,12 +199,12 @@ def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: Prepared) -> N
     )
 
 
-def test_a_plan_of_another_cache_is_found(cache: Prepared) -> None:
+def test_a_plan_of_another_cache_is_found(cache: PlannedCache) -> None:
     rewrite(cache, plan_path(BUCKET), "identity", "another")
     assert "not those that cache.json was written with" in only_problem(cache.storage, "plan/")
 
 
-def test_a_recipe_that_was_changed_and_sealed_is_found(cache: Prepared) -> None:
+def test_a_recipe_that_was_changed_and_sealed_is_found(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
     data["recipe"]["stored"] = "moments"
     cache.storage.write("cache.json", seal_json(data))
@@ -225,9 +224,9 @@ def test_values_that_no_encoder_gives_are_found(tmp_path: Path) -> None:
     assert [p.what for p in findings.problems] == ["clip 'v1#0', row 1: 1 values are not finite"]
 
 
-def commit(prepared: Prepared, shard: int, rows: list[Any]) -> None:
+def commit(prepared: PlannedCache, shard: int, rows: list[Any]) -> None:
     manifest = prepared.manifest
-    task = ShardLoader(prepared.storage, manifest)(Task(bucket=BUCKET, index=shard))
+    task = prepared.plan.shard(ShardId(BUCKET, shard))
     commit_shard(
         prepared.storage,
         get_format(manifest.format),
@@ -240,7 +239,7 @@ def commit(prepared: Prepared, shard: int, rows: list[Any]) -> None:
     )
 
 
-def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: Prepared) -> None:
+def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: PlannedCache) -> None:
     rows = read_index(cache.storage).to_pylist()
     rows[2]["num_ok"] -= 1
     publish(cache.storage, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
@@ -253,7 +252,7 @@ def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: 
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     fill_cache(prepared, published=False)
     storage, manifest = prepared.storage, prepared.manifest
-    shard = ShardLoader(storage, manifest)(Task(bucket=BUCKET, index=2))
+    shard = prepared.plan.shard(ShardId(BUCKET, 2))
     commit_failed_shard(
         storage, manifest.layouts()[BUCKET], shard, "died", prepared.kept, manifest.fingerprint
     )
@@ -264,7 +263,7 @@ def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: 
     assert findings.notes[1:] == ["1 of 4 shards are still to be encoded"]
 
 
-def test_a_cache_of_a_newer_version_is_not_damaged(cache: Prepared) -> None:
+def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
     cache.storage.write("cache.json", seal_json({**data, "format_version": 2}))
     with pytest.raises(CacheError, match="pip install -U latentcache"):
@@ -275,7 +274,7 @@ def test_a_cache_of_a_newer_version_is_not_damaged(cache: Prepared) -> None:
 
 
 def test_a_bad_shard_is_unpublished_before_its_table_goes(
-    cache: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: PlannedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(next(shard_objects(tmp_path / "cache"))[0], 100)
     findings = verify(cache.storage)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from latentcache.errors import ConfigError
 
@@ -80,6 +80,26 @@ class Clip:
     keep: Mapping[str, Any] = field(default_factory=dict)
 
 
+class ShardId(NamedTuple):
+    """Where a shard is: the name of its bucket, and its number there."""
+
+    bucket: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        """`bucket/index`, for messages."""
+        return f"{self.bucket}/{self.number}"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class ClipId:
+    """Where a clip is in its cache. row: of the shard, failed clips counted."""
+
+    shard: ShardId
+    row: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """The unit of work, of retry and of commit: the clips of rows 0..n of one storage object."""
@@ -89,9 +109,14 @@ class Shard:
     clips: Sequence[Clip]
 
     @property
+    def id(self) -> ShardId:
+        """Where it is."""
+        return ShardId(self.bucket.name, self.index)
+
+    @property
     def name(self) -> str:
         """`bucket/index`, for messages."""
-        return f"{self.bucket.name}/{self.index}"
+        return self.id.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.records import ClipId, ShardId
 from latentcache.errors import ConfigError
 from latentcache.format.paths import sample_path
 from latentcache.format.tables import read_table
@@ -20,16 +20,7 @@ from latentcache.reading.cache import Cache
 NAMED, COMPARED = 5, 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a clip is in its cache. row: of the shard, failed clips counted."""
-
-    bucket: str
-    shard: int
-    row: int
-
-
-def sample_places(cache: Cache, index: pa.Table, num: int, seed: int) -> list[Place]:
+def sample_places(cache: Cache, index: pa.Table, num: int, seed: int) -> list[ClipId]:
     """Return up to `num` ok clips: one of every bucket first, then of all clips alike.
 
     index: the snapshot that `cache` was opened with. A function of its arguments alone.
@@ -43,7 +34,7 @@ def sample_places(cache: Cache, index: pa.Table, num: int, seed: int) -> list[Pl
         at = int(np.searchsorted(ends, number, side="right"))
         position = number - int(ends[at] - num_ok[at])
         row = cache.rows(buckets[at], shards[at]).chunks[position].row
-        places.append(Place(bucket=buckets[at], shard=shards[at], row=row))
+        places.append(ClipId(shard=ShardId(buckets[at], shards[at]), row=row))
     return places
 
 
@@ -60,14 +51,14 @@ def draw_stratified(counts: Sequence[int], num: int, seed: int) -> list[int]:
     return list(dict.fromkeys([*firsts, *others]))[:num]
 
 
-def find_places(cache: Cache, keys: Sequence[str]) -> list[Place]:
+def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
     """Return where the ok clips with these keys are, in their order.
 
     Raises ConfigError for a key that the cache's plan does not have, naming near ones, and for a clip that
     has no latent, saying why.
     """
     wanted = pa.array(keys, pa.string())
-    found: dict[str, Place] = {}
+    found: dict[str, ClipId] = {}
     near: dict[str, list[str]] = {key: [] for key in keys}
     for bucket in cache.manifest.buckets:
         plan = read_plan(cache.storage, cache.manifest, bucket.name)
@@ -77,7 +68,7 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[Place]:
                 near[key] += _near(key, plan["key"])
             else:
                 shard, row_of_shard = divmod(row, cache.manifest.shard_clips)
-                found[key] = Place(bucket=bucket.name, shard=shard, row=row_of_shard)
+                found[key] = ClipId(shard=ShardId(bucket.name, shard), row=row_of_shard)
     problems = [
         problem for key in keys for problem in _problems(cache, key, found.get(key), near[key])
     ]
@@ -92,7 +83,7 @@ def _near(key: str, keys: pa.ChunkedArray) -> list[str]:
     return containing or difflib.get_close_matches(key, keys.slice(0, COMPARED).to_pylist(), NAMED)
 
 
-def _problems(cache: Cache, key: str, place: Place | None, near: Sequence[str]) -> Iterator[str]:
+def _problems(cache: Cache, key: str, place: ClipId | None, near: Sequence[str]) -> Iterator[str]:
     """Yield why a clip cannot be looked at, if it cannot."""
     if place is None:
         examples = near[:NAMED]
@@ -101,9 +92,9 @@ def _problems(cache: Cache, key: str, place: Place | None, near: Sequence[str]) 
             examples = plan["key"][:NAMED].to_pylist()
         said = "Near ones" if near else "Some that it has"
         yield f"the cache has no clip with the key {key!r}. {said}: {', '.join(map(repr, examples))}"
-    elif place.shard not in cache.shards(place.bucket)[0]:
+    elif place.shard.number not in cache.shards(place.shard.bucket)[0]:
         yield f"clip {key!r} is planned, and not encoded yet: resume the cache, and look again"
-    elif place.row not in {chunk.row for chunk in cache.rows(place.bucket, place.shard).chunks}:
-        table = read_table(cache.storage, sample_path(place.bucket, place.shard))
+    elif place.row not in {chunk.row for chunk in cache.rows(*place.shard).chunks}:
+        table = read_table(cache.storage, sample_path(*place.shard))
         failed = table.filter(pc.equal(table["row"], place.row)).to_pylist()[0]
         yield f"clip {key!r} failed, so there is no latent: {failed['reason']}: {failed['message']}"

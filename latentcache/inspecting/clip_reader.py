@@ -13,14 +13,12 @@ import torch
 
 from latentcache.config.sections import Config
 from latentcache.core.image_quality import Quality, compare
-from latentcache.core.records import Clip
+from latentcache.core.records import Clip, ClipId
 from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.stored import Decoder
 from latentcache.errors import ClipError, ConfigError, EncoderError
-from latentcache.inspecting.choose import Place
-from latentcache.planning.planned import ShardLoader
+from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
-from latentcache.running.events import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class Pair:
     source, quality: None where the source was not wanted or cannot be had; `problem` says why it cannot.
     """
 
-    place: Place
+    place: ClipId
     clip: Clip
     fps: float
     decoded: torch.Tensor
@@ -49,7 +47,7 @@ class PairReader:
         self.cache = cache
         self._config = config
         self._device = check_device(device)
-        self._load = ShardLoader(cache.storage, cache.manifest)
+        self._plan = PlanReader(cache.storage, cache.manifest)
         self._pool = DecodePool(
             num_processes=1,
             num_buffers=1,
@@ -69,17 +67,17 @@ class PairReader:
         """The model, loaded when first asked for. Raises ConfigError, RecipeMismatchError, EncoderError."""
         return Decoder(self.cache.manifest, self._config.encoder, self._device)
 
-    def clip(self, place: Place) -> Clip:
+    def clip(self, place: ClipId) -> Clip:
         """Return the plan's row of a clip."""
-        return self._load(Task(bucket=place.bucket, index=place.shard)).clips[place.row]
+        return self._plan.shard(place.shard).clips[place.row]
 
-    def latents(self, place: Place) -> torch.Tensor:
+    def latents(self, place: ClipId) -> torch.Tensor:
         """Read one stored sample. Raises CorruptionError."""
-        latents = self.cache.empty(place.bucket, 1)[0]
-        self.cache.read(place.bucket, place.shard, [self._position(place)], [latents])
+        latents = self.cache.empty(place.shard.bucket, 1)[0]
+        self.cache.read(*place.shard, [self._position(place)], [latents])
         return latents
 
-    def pair(self, place: Place, *, source: bool = True) -> Pair:
+    def pair(self, place: ClipId, *, source: bool = True) -> Pair:
         """Decode a clip, and its source too if it is wanted. Raises CorruptionError and EncoderError."""
         clip = self.clip(place)
         decoded = self._decode(place)
@@ -94,13 +92,13 @@ class PairReader:
             quality=None if pixels is None else compare(decoded, pixels),
         )
 
-    def _decode(self, place: Place) -> torch.Tensor:
+    def _decode(self, place: ClipId) -> torch.Tensor:
         try:
             return self.decoder.decode(self.latents(place))
         except torch.OutOfMemoryError as error:
             raise EncoderError(
-                f"the GPU's memory is too small to decode a clip of {place.bucket} ({error}). Decode it "
-                "with --device cpu, which is slower."
+                f"the GPU's memory is too small to decode a clip of {place.shard.bucket} ({error}). "
+                "Decode it with --device cpu, which is slower."
             ) from error
 
     def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
@@ -114,16 +112,16 @@ class PairReader:
         finally:
             decoded.release()
 
-    def _position(self, place: Place) -> int:
+    def _position(self, place: ClipId) -> int:
         """Return the clip's number among the ok rows of its shard."""
-        rows = [chunk.row for chunk in self.cache.rows(place.bucket, place.shard).chunks]
+        rows = [chunk.row for chunk in self.cache.rows(*place.shard).chunks]
         return rows.index(place.row)
 
-    def _fps(self, place: Place, clip: Clip) -> float:
+    def _fps(self, place: ClipId, clip: Clip) -> float:
         """Return the frames a second of a clip: those it was sampled at, or its source's own on average."""
         if clip.fps is not None:
             return clip.fps
-        rows, position = self.cache.rows(place.bucket, place.shard), [self._position(place)]
+        rows, position = self.cache.rows(*place.shard), [self._position(place)]
         start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
         return clip.frames / (end_s - start_s) if end_s > start_s else 1.0
 

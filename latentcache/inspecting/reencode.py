@@ -14,7 +14,7 @@ import torch
 
 from latentcache import encoders
 from latentcache.core.dtypes import Array, numpy_dtype
-from latentcache.core.records import ChunkRef
+from latentcache.core.records import ChunkRef, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
@@ -24,8 +24,7 @@ from latentcache.errors import ClipError
 from latentcache.format.paths import sample_path
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_table
-from latentcache.planning.planned import Prepared, ShardLoader
-from latentcache.running.events import Task
+from latentcache.planning.planned import PlannedCache
 
 #: How far an encoding may be off: RMS of the difference over that of the latents, or the part of the ids
 #: that differ. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds otherwise:
@@ -34,11 +33,10 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Drawn:
     """A clip by its position among the ok rows of a committed shard."""
 
-    bucket: str
-    shard: int
+    shard: ShardId
     position: int
 
 
@@ -49,7 +47,7 @@ class Repeated:
     problem: why the clip could not be had, such as a source that is gone; else None.
     """
 
-    place: Place
+    place: Drawn
     key: str
     difference: float = 0.0
     problem: str | None = None
@@ -60,7 +58,7 @@ class Repeated:
         return self.difference <= TOLERANCE
 
 
-def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list[Place]:
+def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list[Drawn]:
     """Draw ok clips, as many of each bucket as can be, without repeats.
 
     rows: of the snapshot. The same rows and seed give the same clips.
@@ -69,39 +67,40 @@ def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list
     for row in sorted(rows, key=lambda row: (row["bucket"], row["shard"])):
         buckets.setdefault(row["bucket"], []).append(row)
     rng = np.random.Generator(np.random.Philox(seed))
-    drawn: list[list[Place]] = []
+    drawn: list[list[Drawn]] = []
     for bucket, shards in buckets.items():
         ends = np.cumsum([row["num_ok"] for row in shards])
         picked = rng.choice(ends[-1], min(num_clips, int(ends[-1])), replace=False)
-        drawn.append([_place(bucket, shards, ends, int(n)) for n in picked])
+        drawn.append([_drawn(bucket, shards, ends, int(n)) for n in picked])
     turns = [places[n] for n in range(num_clips) for places in drawn if n < len(places)]
-    return sorted(turns[:num_clips], key=lambda p: (p.bucket, p.shard, p.position))
+    return sorted(turns[:num_clips], key=lambda p: (p.shard, p.position))
 
 
-def _place(bucket: str, shards: Sequence[Mapping[str, Any]], ends: Array, number: int) -> Place:
+def _drawn(bucket: str, shards: Sequence[Mapping[str, Any]], ends: Array, number: int) -> Drawn:
     n = int(np.searchsorted(ends, number, side="right"))
     position = number - int(ends[n] - shards[n]["num_ok"])
-    return Place(bucket=bucket, shard=shards[n]["shard"], position=position)
+    return Drawn(shard=ShardId(bucket, shards[n]["shard"]), position=position)
 
 
-def repeat(prepared: Prepared, places: Sequence[Place], device: torch.device) -> Iterator[Repeated]:
+def repeat(
+    planned: PlannedCache, places: Sequence[Drawn], device: torch.device
+) -> Iterator[Repeated]:
     """Decode and encode clips again, one after the other, and yield how far each is off."""
-    module, config = encoders.resolve(prepared.config.encoder)
-    encoder = module.build(config, spec=prepared.manifest.spec, device=device)
-    loader = ShardLoader(prepared.storage, prepared.manifest)
+    module, config = encoders.resolve(planned.config.encoder)
+    encoder = module.build(config, spec=planned.manifest.spec, device=device)
     pool = DecodePool(
         num_processes=1,
         num_buffers=1,
-        timeout_s=prepared.config.run.decode_timeout_s,
-        interpolation=prepared.config.clips.interpolation,
-        storage_options=prepared.config.corpus.storage_options,
+        timeout_s=planned.config.run.decode_timeout_s,
+        interpolation=planned.config.clips.interpolation,
+        storage_options=planned.config.corpus.storage_options,
     )
     with closing(pool):
         for place in places:
-            stored, row = _read(prepared, place)
-            clip = loader(Task(bucket=place.bucket, index=place.shard)).clips[row]
+            stored, row = _read(planned, place)
+            clip = planned.plan.shard(place.shard).clips[row]
             try:
-                again = _encode(pool.decode(clip), encoder, clip.key, prepared.manifest.spec)
+                again = _encode(pool.decode(clip), encoder, clip.key, planned.manifest.spec)
             except ClipError as error:
                 yield Repeated(place=place, key=clip.key, problem=str(error))
             else:
@@ -119,16 +118,16 @@ def difference(stored: Array, again: Array) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / scale) if scale else float("inf")
 
 
-def _read(prepared: Prepared, place: Place) -> tuple[Array, int]:
+def _read(planned: PlannedCache, place: Drawn) -> tuple[Array, int]:
     """Read a stored sample; returns it and its row. Raises CorruptionError."""
-    storage, manifest = prepared.storage, prepared.manifest
-    table = read_table(storage, sample_path(place.bucket, place.shard))
+    storage, manifest = planned.storage, planned.manifest
+    table = read_table(storage, sample_path(*place.shard))
     ok = table.filter(pc.equal(table["status"], "ok"))
     names = ["row", "offset", "length", "crc32c"]
     chunk = ChunkRef(**ok.select(names).slice(place.position, 1).to_pylist()[0])
-    layout = manifest.layouts()[place.bucket]
+    layout = manifest.layouts()[place.shard.bucket]
     out = np.empty(layout.shape, numpy_dtype(layout.dtype))
-    get_format(manifest.format).read(storage, layout, place.shard, [chunk], [out])
+    get_format(manifest.format).read(storage, layout, place.shard.number, [chunk], [out])
     return out, chunk.row
 
 

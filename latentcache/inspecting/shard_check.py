@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array, numpy_dtype
-from latentcache.core.records import ChunkRef
+from latentcache.core.records import ChunkRef, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CorruptionError
 from latentcache.format.manifest import Manifest
@@ -40,7 +40,7 @@ class ShardCheck:
     num_clips, num_bytes: clips that were decompressed, and bytes that were read.
     """
 
-    place: tuple[str, int]
+    shard: ShardId
     problems: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     summary: Mapping[str, Any] | None = None
@@ -53,7 +53,7 @@ def check_shard(
 ) -> ShardCheck:
     """Check a shard. plan: its rows of the plan, None where that cannot be read."""
     bucket = layout.bucket.name
-    check, path = ShardCheck(place=(bucket, shard)), sample_path(bucket, shard)
+    check, path = ShardCheck(shard=ShardId(bucket, shard)), sample_path(bucket, shard)
     try:
         table, num_bytes = read_sized_table(storage, path)
         check_samples(table)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.records import ShardId
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, count, text
 
@@ -23,7 +24,6 @@ RECENT_S = 300.0
 NUM_SPEEDS = 30
 
 #: A shard, as (bucket, index).
-Place = tuple[str, int]
 State = Literal["not started", "running", "interrupted", "finished"]
 
 
@@ -125,7 +125,7 @@ def assess(
     planned: Planned,
     index: pa.Table,
     runs: Iterable[RunFacts],
-    reasons: Mapping[Place, Mapping[str, int]],
+    reasons: Mapping[ShardId, Mapping[str, int]],
     now_s: float,
 ) -> Status:
     """Return how far a cache is.

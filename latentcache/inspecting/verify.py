@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import Bucket
+from latentcache.core.records import Bucket, ShardId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
@@ -48,8 +48,6 @@ NUM_THREADS = 8
 #: Shards that are submitted at a time.
 WINDOW = 1024
 
-Place = tuple[str, int]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -57,7 +55,7 @@ class Problem:
 
     path: str
     what: str
-    shard: Place | None = None
+    shard: ShardId | None = None
 
 
 @dataclass(kw_only=True)
@@ -74,11 +72,11 @@ class Findings:
     num_bytes: int = 0
 
     @property
-    def bad_shards(self) -> list[Place]:
+    def bad_shards(self) -> list[ShardId]:
         """Shards that encoding again mends, in order."""
         return sorted({problem.shard for problem in self.problems if problem.shard})
 
-    def add(self, path: str, what: str, shard: Place | None = None) -> None:
+    def add(self, path: str, what: str, shard: ShardId | None = None) -> None:
         """Add a problem."""
         self.problems.append(Problem(path=path, what=what, shard=shard))
 
@@ -108,14 +106,14 @@ def verify(
     return findings
 
 
-def repair(storage: Storage, findings: Findings) -> list[Place]:
+def repair(storage: Storage, findings: Findings) -> list[ShardId]:
     """Unpublish bad shards, then delete their sample tables; a resumed run encodes them again.
 
     In this order no reader that opens the cache meanwhile is told of a shard that is gone.
     """
     publish(storage, pa.Table.from_pylist(findings.sound, schema=INDEX_SCHEMA))
-    for place in findings.bad_shards:
-        storage.delete(sample_path(*place))
+    for shard in findings.bad_shards:
+        storage.delete(sample_path(*shard))
     return findings.bad_shards
 
 
@@ -239,7 +237,7 @@ def _shard_bytes(layout: ArrayLayout) -> int:
 
 def _take(findings: Findings, check: ShardCheck) -> None:
     for path, what in check.problems:
-        findings.add(path, what, check.place)
+        findings.add(path, what, check.shard)
     findings.notes += check.notes
     findings.num_clips += check.num_clips
     findings.num_bytes += check.num_bytes

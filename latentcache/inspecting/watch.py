@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import REASONS
+from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
 from latentcache.format.manifest import read_manifest
@@ -21,7 +21,7 @@ from latentcache.format.paths import sample_path
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_index
 from latentcache.format.tables import read_table
-from latentcache.inspecting.status import Place, Planned, Status, assess, read_run
+from latentcache.inspecting.status import Planned, Status, assess, read_run
 from latentcache.planning.planned import num_rejected
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
@@ -45,7 +45,7 @@ class LogReader:
     def runs(self) -> dict[str, list[LogEvent]]:
         """Return what every run has logged until now, by its name and in order."""
         sizes = self._storage.list(log_lines.LOGS)
-        named = sorted((place, name) for name in sizes if (place := parse_segment(name)))
+        named = sorted((shard, name) for name in sizes if (shard := parse_segment(name)))
         grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for name, found in zip(grown, pool.map(self._read, grown), strict=True):
@@ -63,13 +63,13 @@ class LogReader:
             return []
 
 
-def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[Place, str]:
+def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[ShardId, str]:
     """Return the names of the workers that encoded shards, as far as logs tell; of several the last."""
-    found: dict[Place, str] = {}
+    found: dict[ShardId, str] = {}
     for event in _commits(runs):
-        place, worker = _place(event.facts), log_lines.text(event.facts, "worker")
+        shard, worker = _shard_of(event.facts), log_lines.text(event.facts, "worker")
         if worker:
-            found[place] = worker
+            found[shard] = worker
     return found
 
 
@@ -86,7 +86,7 @@ class Watch:
             raise
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
-        self._tables: dict[tuple[Place, int], dict[str, int]] = {}
+        self._tables: dict[tuple[ShardId, int], dict[str, int]] = {}
         self._planned = Planned(
             num_shards=sum(bucket.num_shards for bucket in self.manifest.buckets),
             num_clips=sum(bucket.num_clips for bucket in self.manifest.buckets),
@@ -96,16 +96,16 @@ class Watch:
     def look(self, now_s: float) -> Status:
         """Return how far the cache is. now_s: since the epoch."""
         runs = self._logs.runs()
-        commits = {_place(event.facts): event.facts for event in _commits(runs)}
+        commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
         self._index = build_index(self._storage, self._known(commits))
         facts = [read_run(name, log) for name, log in runs.items()]
         return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
 
-    def _known(self, commits: Mapping[Place, Mapping[str, Any]]) -> pa.Table:
+    def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> pa.Table:
         """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""
-        rows = {_place(row): row for row in self._index.to_pylist()}
-        rows.update({place: row for place, facts in commits.items() if (row := self._row(facts))})
-        rows.update({_place(row): row for row in known_index(self._storage).to_pylist()})
+        rows = {_shard_of(row): row for row in self._index.to_pylist()}
+        rows.update({shard: row for shard, facts in commits.items() if (row := self._row(facts))})
+        rows.update({_shard_of(row): row for row in known_index(self._storage).to_pylist()})
         return pa.Table.from_pylist([*rows.values()], schema=INDEX_SCHEMA)
 
     def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -122,24 +122,24 @@ class Watch:
         return row if sound else None
 
     def _reasons(
-        self, commits: Mapping[Place, Mapping[str, Any]]
-    ) -> dict[Place, Mapping[str, int]]:
+        self, commits: Mapping[ShardId, Mapping[str, Any]]
+    ) -> dict[ShardId, Mapping[str, int]]:
         """Return why clips failed, by shard: from the logs, else from the first sample tables."""
-        found: dict[Place, Mapping[str, int]] = {}
+        found: dict[ShardId, Mapping[str, int]] = {}
         unexplained = []
         for row in self._index.to_pylist():
-            place, failed = _place(row), row["num_clips"] - row["num_ok"]
-            logged = _logged_reasons(commits.get(place, {}))
+            shard, failed = _shard_of(row), row["num_clips"] - row["num_ok"]
+            logged = _logged_reasons(commits.get(shard, {}))
             if failed and sum(logged.values()) == failed:
-                found[place] = logged
+                found[shard] = logged
             elif failed:
-                unexplained.append((place, failed))
+                unexplained.append((shard, failed))
         found.update(self._read_reasons(unexplained))
         return found
 
     def _read_reasons(
-        self, wanted: list[tuple[Place, int]]
-    ) -> Iterator[tuple[Place, Mapping[str, int]]]:
+        self, wanted: list[tuple[ShardId, int]]
+    ) -> Iterator[tuple[ShardId, Mapping[str, int]]]:
         fresh = [key for key in wanted if key not in self._tables][:EXPLAINED_SHARDS]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             read = pool.map(lambda key: _count_reasons(self._storage, key[0]), fresh)
@@ -167,8 +167,8 @@ def _being_probed(storage: Storage, num_tables: int) -> str:
     )
 
 
-def _place(row: Mapping[str, Any]) -> Place:
-    return row["bucket"], row["shard"]
+def _shard_of(row: Mapping[str, Any]) -> ShardId:
+    return ShardId(row["bucket"], row["shard"])
 
 
 def _logged_reasons(facts: Mapping[str, Any]) -> dict[str, int]:
@@ -178,10 +178,10 @@ def _logged_reasons(facts: Mapping[str, Any]) -> dict[str, int]:
     return {name: log_lines.count(reasons, name) for name in reasons if name in REASONS}
 
 
-def _count_reasons(storage: Storage, place: Place) -> dict[str, int]:
+def _count_reasons(storage: Storage, shard: ShardId) -> dict[str, int]:
     """Count the failures of one sample table; none where another run is just replacing it."""
     try:
-        table = read_table(storage, sample_path(*place), ["reason"])
+        table = read_table(storage, sample_path(*shard), ["reason"])
     except FileNotFoundError:
         return {}
     counts = table["reason"].drop_null().value_counts()

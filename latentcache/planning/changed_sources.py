@@ -5,37 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from latentcache.core.records import ShardId
 from latentcache.decoders.identity import identify_url
 from latentcache.errors import (
     ClipError,
     RecipeMismatchError,
 )
-from latentcache.planning.planned import (
-    Prepared,
-    ShardLoader,
-    num_clips,
-)
+from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import NAMED
-from latentcache.running.events import Task
 from latentcache.storage.folder import redact
 
 #: Clips whose sources are looked at before a run goes on: of remote ones, some 30 s.
 MAX_CHECKED = 10_000
 
 
-def check_sources(prepared: Prepared, tasks: Sequence[Task]) -> int | None:
+def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | None:
     """Refuse where a source of these shards is gone or is not the file that was planned.
 
     Of many clips, every k-th shard is looked at, for MAX_CHECKED clips or so; decoding looks at each.
     Returns how many sources were looked at, None where it was all.
     """
-    loader = ShardLoader(prepared.storage, prepared.manifest)
     expected: dict[str, str] = {}
-    clips = sum(num_clips(prepared.manifest, task) for task in tasks)
-    for task in tasks[:: max(1, -(-clips // MAX_CHECKED))]:
-        table = loader.table(task)
+    clips = planned.num_clips(shards)
+    for shard in shards[:: max(1, -(-clips // MAX_CHECKED))]:
+        table = planned.plan.table(shard)
         expected.update(zip(table["url"].to_pylist(), table["identity"].to_pylist(), strict=True))
-    options = prepared.config.corpus.storage_options
+    options = planned.config.corpus.storage_options
 
     def changed(item: tuple[str, str]) -> str | None:
         try:
@@ -49,7 +44,7 @@ def check_sources(prepared: Prepared, tasks: Sequence[Task]) -> int | None:
     if lines:
         more = [f"  and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
         raise RecipeMismatchError(
-            f"{redact(prepared.storage.url)} cannot be resumed: {len(lines)} of {len(expected)} source "
+            f"{redact(planned.storage.url)} cannot be resumed: {len(lines)} of {len(expected)} source "
             "files are not the ones that were planned (size and digest differ). Nothing was changed.\n"
             + "\n".join([*(f"  {line}" for line in lines[:NAMED]), *more])
             + "\nIf the corpus has moved, run precompute with the new corpus.source, which keeps what is "

@@ -14,7 +14,7 @@ from latentcache.format.schemas import plan_facts
 from latentcache.format.shards import get_format
 from latentcache.format.tables import from_parquet, read_bounded, to_parquet
 from latentcache.planning.plan import Plan
-from latentcache.planning.planned import Prepared, kept_fields, read_plan
+from latentcache.planning.planned import PlannedCache, kept_fields, read_plan
 from latentcache.planning.planner import NAMED
 from latentcache.planning.recipe import make_recipe
 from latentcache.storage.folder import Storage, redact
@@ -39,7 +39,7 @@ def check_folder(config: Config, spec: LatentSpec, encoder_identity: Mapping[str
     return True
 
 
-def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
+def create_cache(config: Config, manifest: Manifest, plan: Plan) -> PlannedCache:
     """Write the plan and its cache.json, or check that the cache that is there has the same ones.
 
     cache.json is written last: without it there is no cache, and planning starts again.
@@ -58,7 +58,7 @@ def create_cache(config: Config, manifest: Manifest, plan: Plan) -> Prepared:
         if not storage.create(CACHE_JSON, manifest.to_bytes()):
             _check_same(storage, read_manifest(storage), manifest, plan)
     _mend(storage, manifest, plan)
-    return Prepared(config=config, manifest=manifest, storage=storage, kept=kept)
+    return PlannedCache(config=config, manifest=manifest, storage=storage, kept=kept)
 
 
 def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:

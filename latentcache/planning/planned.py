@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from latentcache.config.files import load_stored_config
 from latentcache.config.sections import Config
-from latentcache.core.records import Bucket, Shard
+from latentcache.core.records import Bucket, Shard, ShardId
 from latentcache.errors import (
     CacheError,
     CorruptionError,
@@ -36,18 +37,58 @@ from latentcache.planning.plan import to_shard
 from latentcache.planning.recipe import (
     resolve_encoder,
 )
-from latentcache.running.events import Task
 from latentcache.storage.folder import Storage, redact
 
 
+class PlanReader:
+    """Reads shards from the plans of a cache; each plan once. Not for several threads."""
+
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self._storage = storage
+        self._manifest = manifest
+        self._plans: dict[str, pa.Table] = {}
+
+    def table(self, shard: ShardId) -> pa.Table:
+        """Return the plan's rows of a shard."""
+        if shard.bucket not in self._plans:
+            self._plans[shard.bucket] = read_plan(self._storage, self._manifest, shard.bucket)
+        rows = self._manifest.shard_clips
+        return self._plans[shard.bucket].slice(shard.number * rows, rows)
+
+    def shard(self, shard: ShardId) -> Shard:
+        """Return a shard with its clips."""
+        return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A planned run: what `precompute` and `resume` both work from."""
+class PlannedCache:
+    """A planned cache: what `precompute` and `resume` both work from. kept: columns of the corpus."""
 
     config: Config
     manifest: Manifest
     storage: Storage
     kept: tuple[pa.Field, ...]
+
+    @functools.cached_property
+    def plan(self) -> PlanReader:
+        """The clips of its shards."""
+        return PlanReader(self.storage, self.manifest)
+
+    def missing_shards(self) -> list[ShardId]:
+        """Return the shards without a sample table, in order."""
+        shards = []
+        for bucket in self.manifest.buckets:
+            names = self.storage.list(samples_folder(bucket.name))
+            done = {shard_of_sample_file(name) for name in names}
+            numbers = (number for number in range(bucket.num_shards) if number not in done)
+            shards += [ShardId(bucket.name, number) for number in numbers]
+        return shards
+
+    def num_clips(self, shards: Iterable[ShardId]) -> int:
+        """Return how many clips some shards have, in all."""
+        sizes = {bucket.name: bucket.num_clips for bucket in self.manifest.buckets}
+        rows = self.manifest.shard_clips
+        return sum(min(rows, sizes[bucket] - index * rows) for bucket, index in shards)
 
 
 def kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
@@ -57,7 +98,7 @@ def kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
 
 def reopen_cache(
     url: str, storage_options: Mapping[str, Any], overrides: Sequence[str] = ()
-) -> Prepared:
+) -> PlannedCache:
     """Return the run that a cache was planned for. Raises CacheError, RecipeMismatchError, ConfigError.
 
     overrides: for `run.*` and for where things are, such as encoder.model; the recipe cannot change.
@@ -81,7 +122,7 @@ def reopen_cache(
             + "\n".join(f"  {line}" for line in lines)
         )
     schema = read_plan(storage, manifest, manifest.buckets[0].name).schema
-    return Prepared(config=config, manifest=manifest, storage=storage, kept=kept_fields(schema))
+    return PlannedCache(config=config, manifest=manifest, storage=storage, kept=kept_fields(schema))
 
 
 def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:
@@ -102,53 +143,10 @@ def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:
     return table
 
 
-class ShardLoader:
-    """Reads shards from the plans of a cache; each plan once. Not for several threads."""
-
-    def __init__(self, storage: Storage, manifest: Manifest) -> None:
-        self._storage = storage
-        self._manifest = manifest
-        self._plans: dict[str, pa.Table] = {}
-
-    def table(self, task: Task) -> pa.Table:
-        """Return the plan's rows of a task's shard."""
-        if task.bucket not in self._plans:
-            self._plans[task.bucket] = read_plan(self._storage, self._manifest, task.bucket)
-        rows = self._manifest.shard_clips
-        return self._plans[task.bucket].slice(task.index * rows, rows)
-
-    def __call__(self, task: Task) -> Shard:
-        """Return a task's shard with its clips."""
-        return to_shard(self.table(task), Bucket.parse(task.bucket), task.index)
-
-
-def missing_shards(storage: Storage, manifest: Manifest) -> list[Task]:
-    """Return the shards without a sample table, in order."""
-    tasks = []
-    for bucket in manifest.buckets:
-        names = storage.list(samples_folder(bucket.name))
-        done = {shard_of_sample_file(name) for name in names}
-        tasks += [
-            Task(bucket=bucket.name, index=index)
-            for index in range(bucket.num_shards)
-            if index not in done
-        ]
-    return tasks
-
-
-def num_clips(manifest: Manifest, task: Task) -> int:
-    """Return how many clips a task's shard has."""
-    bucket = next(b for b in manifest.buckets if b.name == task.bucket)
-    return min(manifest.shard_clips, bucket.num_clips - task.index * manifest.shard_clips)
-
-
-def failed_shards(index: pa.Table) -> list[Task]:
-    """Return the committed shards that have failed clips, to be retried."""
+def failed_shards(index: pa.Table) -> list[ShardId]:
+    """Return the committed shards of a snapshot that have failed clips, to be retried."""
     failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
-    return [
-        Task(bucket=row["bucket"], index=row["shard"], retry_failed=True)
-        for row in failed.to_pylist()
-    ]
+    return [ShardId(row["bucket"], row["shard"]) for row in failed.to_pylist()]
 
 
 def num_rejected(storage: Storage) -> int:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentcache.core.image_quality import psnr_quantiles
-from latentcache.core.records import ShardReport
+from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.tables import read_table
-from latentcache.planning.planned import Prepared, ShardLoader, num_clips
+from latentcache.planning.planned import PlannedCache
 from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
@@ -87,24 +87,30 @@ class Summary:
 class Run:
     """One run over the shards of a planned cache. published: the snapshot that it left."""
 
-    def __init__(self, prepared: Prepared, tasks: Sequence[Task]) -> None:
-        config = prepared.config.run
+    def __init__(
+        self,
+        planned: PlannedCache,
+        missing: Sequence[ShardId],
+        failed: Sequence[ShardId] = (),
+    ) -> None:
+        config = planned.config.run
+        tasks = [Task(shard=shard) for shard in missing]
+        tasks += [Task(shard=shard, retry_failed=True) for shard in failed]
         self.summary = Summary()
         self.published = INDEX_SCHEMA.empty_table()
         self._started = 0.0
-        self._prepared = prepared
+        self._planned = planned
         self._work = WorkQueue(tasks, max_retries=config.max_retries)
-        self._num_clips = sum(num_clips(prepared.manifest, task) for task in tasks)
-        self._retried = {(task.bucket, task.index) for task in tasks if task.retry_failed}
+        self._num_clips = planned.num_clips([*missing, *failed])
+        self._retried = set(failed)
         self._judge = Judge(config)
         self._judged: deque[str] = deque(maxlen=EXPLAINED_SHARDS)
-        self._log = RunLog(prepared.storage, _options(prepared))
+        self._log = RunLog(planned.storage, _options(planned))
         self._snapshot = RunSnapshot(
-            prepared.storage,
+            planned.storage,
             config.snapshot_interval_s,
             lambda shards: self._log.add(SNAPSHOT_PUBLISHED, num_shards=shards),
         )
-        self._loader = ShardLoader(prepared.storage, prepared.manifest)
 
     def events(self) -> Generator[Event, None, None]:
         """Run, yielding events as they come; the snapshot is published as it goes and at the end.
@@ -140,34 +146,36 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         """Return what the log says of the run itself."""
-        manifest = self._prepared.manifest
+        manifest = self._planned.manifest
         return {
             "fingerprint": manifest.fingerprint,
             "num_shards": len(self._work),
             "num_clips": self._num_clips,
             "num_retried": len(self._retried),
-            "config": self._prepared.config.without_secrets(),
+            "config": self._planned.config.without_secrets(),
         }
 
     def _encode(self) -> Iterator[Event]:
-        config = self._prepared.config
+        config = self._planned.config
         runner = importlib.import_module(f"latentcache.running.runners.{config.run.runner}")
         self._work.jump()
-        with closing(runner.run(self._worker_spec(), self._work, self._loader)) as events:
+        with closing(
+            runner.run(self._worker_spec(), self._work, self._planned.plan.shard)
+        ) as events:
             for event in events:
                 self._log.take(event)
                 yield self._count(event)
                 self._check()
 
     def _worker_spec(self) -> WorkerSpec:
-        config = self._prepared.config
+        config = self._planned.config
         return WorkerSpec(
-            manifest=self._prepared.manifest,
-            storage=self._prepared.storage,
+            manifest=self._planned.manifest,
+            storage=self._planned.storage,
             run=config.run,
             encoder=config.encoder,
             interpolation=config.clips.interpolation,
-            kept=self._prepared.kept,
+            kept=self._planned.kept,
             corpus_options=config.corpus.storage_options,
             max_pixels=config.corpus.max_pixels,
             quality=config.quality,
@@ -190,7 +198,7 @@ class Run:
         self._snapshot.add(report)
         if report.committed_before:
             self._work.jump()
-        elif (report.bucket, report.shard) not in self._retried:
+        elif ShardId(report.bucket, report.shard) not in self._retried:
             self._judge.add_shard(report)
             self._judged.append(sample_path(report.bucket, report.shard))
 
@@ -202,21 +210,21 @@ class Run:
             self.summary.retries += 1
             return event
         self.summary.shards_failed += 1
-        self.summary.shard_errors[task.name] = task.error
+        self.summary.shard_errors[task.shard.name] = task.error
         return self._record_failed(event)
 
     def _record_failed(self, gave_up: GaveUp) -> Event:
         """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""
-        task, storage = gave_up.task, self._prepared.storage
-        if storage.exists(sample_path(task.bucket, task.index)):
+        shard, storage = gave_up.task.shard, self._planned.storage
+        if storage.exists(sample_path(*shard)):
             return gave_up
-        manifest = self._prepared.manifest
+        manifest = self._planned.manifest
         report = commit_failed_shard(
             storage,
-            manifest.layouts()[task.bucket],
-            self._loader(task),
-            task.error,
-            self._prepared.kept,
+            manifest.layouts()[shard.bucket],
+            self._planned.plan.shard(shard),
+            gave_up.task.error,
+            self._planned.kept,
             manifest.fingerprint,
         )
         self._log.take(report)
@@ -227,7 +235,7 @@ class Run:
 
     def _check(self) -> None:
         """Raise RunStoppedError where the run is hopeless."""
-        judge, allowed = self._judge, self._prepared.config.run.max_failed_fraction
+        judge, allowed = self._judge, self._planned.config.run.max_failed_fraction
         if judge.too_many_clips_fail():
             raise RunStoppedError(
                 f"{judge.num_failed} of the first {judge.num_clips} clips failed, and "
@@ -246,11 +254,11 @@ class Run:
             )
 
     def _judged_rows(self) -> list[dict[str, Any]]:
-        storage = self._prepared.storage
+        storage = self._planned.storage
         return [row for path in self._judged for row in read_table(storage, path).to_pylist()]
 
 
-def _options(prepared: Prepared) -> dict[str, Any]:
+def _options(planned: PlannedCache) -> dict[str, Any]:
     """Return all storage options, whose secrets a log must not hold."""
-    config = prepared.config
+    config = planned.config
     return {"cache": config.cache.storage_options, "corpus": config.corpus.storage_options}

@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentcache.core.records import ShardReport
+from latentcache.core.records import ShardId, ShardReport
 
 
 @dataclass(kw_only=True)
 class Task:
     """One shard to encode. attempts: how often it has failed; error: how it failed last."""
 
-    bucket: str
-    index: int
+    shard: ShardId
     retry_failed: bool = False
     attempts: int = 0
     error: str = ""
-
-    @property
-    def name(self) -> str:
-        """`bucket/index`, for messages."""
-        return f"{self.bucket}/{self.index}"
 
 
 @dataclass(frozen=True, kw_only=True)

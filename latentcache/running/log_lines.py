@@ -118,7 +118,7 @@ def describe(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
         case Retried() | GaveUp():
             name = SHARD_RETRIED if isinstance(event, Retried) else SHARD_GIVEN_UP
             task = event.task
-            place = {"bucket": task.bucket, "shard": task.index}
+            place = {"bucket": task.shard.bucket, "shard": task.shard.number}
             yield name, {**place, "attempts": task.attempts, "error": task.error}
         case ShardReport():
             yield from _describe_shard(event)

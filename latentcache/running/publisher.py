@@ -8,13 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import ShardReport
+from latentcache.core.records import ShardId, ShardReport
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, current_index, known_index, publish
 from latentcache.storage.folder import Storage
-
-#: A shard, as (bucket, index).
-Place = tuple[str, int]
 
 
 class RunSnapshot:
@@ -34,19 +31,19 @@ class RunSnapshot:
         self._storage = storage
         self._interval_s = interval_s
         self._on_published = on_published
-        self._pending: dict[Place, Mapping[str, Any]] = {}
+        self._pending: dict[ShardId, Mapping[str, Any]] = {}
         self._published_at = 0.0
 
-    def open(self, replaced: Collection[Place]) -> None:
+    def open(self, replaced: Collection[ShardId]) -> None:
         """Publish what is committed, without the shards that this run is about to replace."""
         table = current_index(self._storage)
-        rows = [row for row in table.to_pylist() if _place(row) not in replaced]
+        rows = [row for row in table.to_pylist() if _shard(row) not in replaced]
         self._publish(_to_table(rows))
 
     def add(self, report: ShardReport) -> None:
         """Add a committed shard; publishes now and then."""
         row = {name: getattr(report, name) for name in INDEX_SCHEMA.names}
-        self._pending[_place(row)] = row
+        self._pending[_shard(row)] = row
         if time.monotonic() - self._published_at > self._interval_s:
             self._publish(self._merged())
 
@@ -66,7 +63,7 @@ class RunSnapshot:
 
     def _merged(self) -> pa.Table:
         """Return the rows that are published now, and those of this run that are not."""
-        published = {_place(row): row for row in known_index(self._storage).to_pylist()}
+        published = {_shard(row): row for row in known_index(self._storage).to_pylist()}
         return _to_table([*{**published, **self._pending}.values()])
 
     def _publish(self, table: pa.Table) -> None:
@@ -77,9 +74,9 @@ class RunSnapshot:
         self._published_at = time.monotonic()
 
 
-def _place(row: Mapping[str, Any]) -> Place:
-    return row["bucket"], row["shard"]
+def _shard(row: Mapping[str, Any]) -> ShardId:
+    return ShardId(row["bucket"], row["shard"])
 
 
 def _to_table(rows: list[Any]) -> pa.Table:
-    return pa.Table.from_pylist(sorted(rows, key=_place), schema=INDEX_SCHEMA)
+    return pa.Table.from_pylist(sorted(rows, key=_shard), schema=INDEX_SCHEMA)

@@ -6,15 +6,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from latentcache.core.records import Shard
+from latentcache.core.records import Shard, ShardId
 from latentcache.running.events import (
     GaveUp,
     Retried,
     Task,
 )
 
-#: Reads the clips of a task's shard.
-LoadShard = Callable[[Task], Shard]
+#: Reads the clips of a shard.
+LoadShard = Callable[[ShardId], Shard]
 
 
 class WorkQueue:

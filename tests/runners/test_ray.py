@@ -16,7 +16,7 @@ import latentcache
 from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
 from latentcache.inspecting.watch import LogReader
-from latentcache.planning.planned import Prepared, missing_shards
+from latentcache.planning.planned import PlannedCache
 from latentcache.running.driver import Run
 from latentcache.running.events import Event, Progress, Retried, Started
 from latentcache.running.log_lines import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
@@ -47,8 +47,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(prepared: Prepared) -> tuple[Run, list[Event]]:
-    run = Run(prepared, missing_shards(prepared.storage, prepared.manifest))
+def run(prepared: PlannedCache) -> tuple[Run, list[Event]]:
+    run = Run(prepared, prepared.missing_shards())
     return run, list(run.events())
 
 
@@ -91,7 +91,7 @@ def test_a_shard_that_kills_its_worker_costs_that_shard_only(
     result, events = run(planned_from(config))
     assert any(isinstance(event, Retried) for event in events)
     assert result.summary.shards_failed == 2
-    (log,) = LogReader(result._prepared.storage).runs().values()
+    (log,) = LogReader(result._planned.storage).runs().values()
     kinds = Counter(event.name for event in log)
     assert kinds[WORKER_DIED] > 2
     # When the run ends, neither of those that died last need be up again.

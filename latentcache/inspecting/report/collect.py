@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import torch
 
 from latentcache.config.sections import Config
+from latentcache.core.records import ClipId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError, LatentCacheError
 from latentcache.format.manifest import Manifest
-from latentcache.inspecting.choose import Place, sample_places
+from latentcache.inspecting.choose import sample_places
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report.facts import Facts, read_facts
 from latentcache.inspecting.report.latents import Statistics, describe_latents
@@ -75,7 +76,9 @@ def _affordable(manifest: Manifest) -> int:
     return min(STATISTICS_CLIPS, STATISTICS_BYTES // largest)
 
 
-def _latents(reader: PairReader, places: Sequence[Place], report: Report) -> Iterator[torch.Tensor]:
+def _latents(
+    reader: PairReader, places: Sequence[ClipId], report: Report
+) -> Iterator[torch.Tensor]:
     """Yield the stored samples that can be read; the others are noted."""
     for place in places:
         try:
@@ -87,7 +90,7 @@ def _latents(reader: PairReader, places: Sequence[Place], report: Report) -> Ite
 
 
 def _add_clips(
-    report: Report, reader: PairReader, places: Sequence[Place], say: Callable[[str], object]
+    report: Report, reader: PairReader, places: Sequence[ClipId], say: Callable[[str], object]
 ) -> None:
     if not places:
         return

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
-from latentcache.core.records import Bucket
+from latentcache.core.records import Bucket, ShardId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import BucketInfo, Manifest
@@ -149,7 +149,7 @@ def read_facts(
         facts.buckets.append(bucket)
         for shard, found in _read_shards(storage, info.name):
             _add(facts, bucket, found)
-            if worker := workers.get((info.name, shard)):
+            if worker := workers.get(ShardId(info.name, shard)):
                 _add_times(facts, "worker", worker, found.times)
             rows.append(
                 {

@@ -57,7 +57,7 @@ def show(pair: Pair, max_bytes: int) -> Shown:
     return Shown(
         key=clip.key,
         source=clip.source,
-        bucket=pair.place.bucket,
+        bucket=pair.place.shard.bucket,
         caption=clip.caption,
         start=clip.start,
         frames=clip.frames,

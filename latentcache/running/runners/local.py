@@ -61,7 +61,7 @@ def _fill(
         task = work.take(alone=not running)
         if task is None:
             return
-        shard = load_shard(task)
+        shard = load_shard(task.shard)
         running[pool.submit(worker.encode_shard, shard, retry_failed=task.retry_failed)] = task
 
 

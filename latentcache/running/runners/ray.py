@@ -219,7 +219,7 @@ class _Runner:
             task = self._work.take(alone=not slot.in_hand)
             if task is None:
                 continue
-            shard = self._load_shard(task)
+            shard = self._load_shard(task.shard)
             slot.in_hand[slot.actor.encode_shard.remote(shard, task.retry_failed)] = task
 
     def _finished(self) -> list[tuple[_Slot, Any]]:
