@@ -244,7 +244,7 @@ def test_of_two_corpora_at_once_one_is_refused(
         storage.write(path, data)
     with pytest.raises(RecipeMismatchError, match="another corpus; which one cannot be said"):
         create_cache(*loser)
-    assert missing_shards(storage, create_cache(config, manifest, plan).manifest)
+    assert create_cache(config, manifest, plan).missing_shards()
 
 
 def test_a_kept_column_of_another_type_is_refused(corpus: Path, tmp_path: Path) -> None:
