@@ -32,8 +32,8 @@ from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run
-from tests.synthetic import write_cache
-from tests.videos import moving_pattern, write_video
+from tests.tools.synthetic import write_cache
+from tests.tools.videos import moving_pattern, write_video
 
 CLIP_FRAMES = 5
 CLIPS_A_VIDEO = 50

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.order.epoch import BucketShards, Epoch, Order
-from tests.synthetic import write_index
+from tests.tools.synthetic import write_index
 
 T = TypeVar("T")
 #: Wan 2.1 at 81 frames: 16x21 latents of three aspect ratios, 2 to 4 MB each.

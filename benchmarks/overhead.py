@@ -37,8 +37,8 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
-from tests.tiny_models import save_wan
-from tests.videos import moving_pattern, write_video
+from tests.tools.tiny_models import save_wan
+from tests.tools.videos import moving_pattern, write_video
 
 ROUNDS = 5
 

@@ -32,7 +32,7 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.loader.prefetch import compute_alone
-from tests.synthetic import write_cache
+from tests.tools.synthetic import write_cache
 
 BUCKET = "49x480x720"
 BATCH = 8

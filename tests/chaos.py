@@ -18,7 +18,14 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from tests.caches import assert_same_cache, committed, make_config, make_corpus, run_job, start_job
+from tests.tools.caches import (
+    assert_same_cache,
+    committed,
+    make_config,
+    make_corpus,
+    run_job,
+    start_job,
+)
 
 #: How a victim's command line is known. Ray names an actor's process after its class.
 VICTIMS = {"actor": "ray::EncodeActor", "decoder": "latentcache.decoders.process"}
@@ -155,7 +162,7 @@ def main() -> None:
     machines = Machines() if args.runner == "cluster" else None
     run = {"runner": args.runner} if machines is None else {"ray_address": machines.address}
     clean = folder / "clean"
-    slow = {"encoder": {"kind": "tests.runners.slow"}} if machines else {}
+    slow = {"encoder": {"kind": "tests.tools.encoders.slow"}} if machines else {}
     run_job("precompute", make_config(folder, corpus, str(clean), **slow), status=3)
     ends = time.monotonic() + 60 * args.minutes
     while time.monotonic() < ends:

@@ -31,10 +31,10 @@ from latentcache.errors import ClipError, LatentCacheError
 from latentcache.planning import planner
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage import retry
-from tests.caches import assert_same_files, make_config, run_inline
-from tests.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
-from tests.s3 import new_bucket, serve_s3
-from tests.videos import moving_pattern
+from tests.tools.caches import assert_same_files, make_config, run_inline
+from tests.tools.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
+from tests.tools.s3 import new_bucket, serve_s3
+from tests.tools.videos import moving_pattern
 
 #: What a run is doing when the fault befalls it.
 JOBS = ("precompute", "resume", "retry")

@@ -24,9 +24,9 @@ from latentcache.config.files import apply_overrides, validate
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
 from latentcache.errors import ConfigError
-from tests import config_docs
-from tests.doc_blocks import PAGES, ROOT, anchors, blocks, commands, links
-from tests.synthetic import write_cache
+from tests.tools import config_docs
+from tests.tools.doc_blocks import PAGES, ROOT, anchors, blocks, commands, links
+from tests.tools.synthetic import write_cache
 
 SMALLEST = {
     "corpus": {"source": "/data"},

@@ -7,8 +7,8 @@ import pytest
 from latentcache.encoders import KINDS
 from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
 from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
-from tests import encoder_table
-from tests.encoder_table import HEADINGS, PAGE
+from tests.tools import encoder_table
+from tests.tools.encoder_table import HEADINGS, PAGE
 
 pytest.importorskip("diffusers", minversion="0.38", reason="diffusers lacks some of the classes")
 

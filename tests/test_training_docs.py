@@ -18,9 +18,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import latentcache
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.format.shards.protocol import ArrayLayout
-from tests.caches import ROOT
-from tests.ranks import run_ranks
-from tests.synthetic import write_cache
+from tests.tools.caches import ROOT
+from tests.tools.ranks import run_ranks
+from tests.tools.synthetic import write_cache
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/training.md").read_text(), re.M | re.S)
 #: Whole programs start with their names; everything else is a part of one.

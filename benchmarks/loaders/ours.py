@@ -21,7 +21,7 @@ from benchmarks.loaders.reader import (
 )
 from latentcache.core.dtypes import as_numpy
 from latentcache.reading.loader.loader import LatentLoader
-from tests.synthetic import write_cache
+from tests.tools.synthetic import write_cache
 
 BUCKET = "49x480x720"
 

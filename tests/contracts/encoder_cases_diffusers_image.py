@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.contracts.encoder_cases import Case, Model
-from tests.tiny_models import save
+from tests.tools.tiny_models import save
 
 
 def _raw(name: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:

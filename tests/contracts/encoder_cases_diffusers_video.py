@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.contracts.encoder_cases import Case, Model
 from tests.contracts.encoder_cases_diffusers_image import TESTED, published
-from tests.tiny_models import save
+from tests.tools.tiny_models import save
 
 
 def _raw(name: str, store: str, folder: Path) -> dict[str, Any]:

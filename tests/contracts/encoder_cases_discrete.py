@@ -10,7 +10,7 @@ import pytest
 
 from latentcache.config.files import load_config
 from tests.contracts.encoder_cases import Case, Model, hollow
-from tests.discrete_models import (
+from tests.tools.discrete_models import (
     save_cosmos,
     save_magvit2,
     save_open_magvit2,
@@ -18,7 +18,7 @@ from tests.discrete_models import (
     save_videogpt,
     save_vqgan,
 )
-from tests.published import Published
+from tests.tools.published import Published
 
 
 def _magvit2(folder: Path) -> dict[str, Any]:

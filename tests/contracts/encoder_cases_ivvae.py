@@ -9,7 +9,7 @@ import torch
 from latentcache.encoders.native import ivvae
 from latentcache.encoders.native.ivvae_model import IVVAE
 from tests.contracts.encoder_cases import Case, Model, hollow
-from tests.encoders import golden
+from tests.tools import golden
 
 
 def _raw(folder: Path) -> dict[str, Any]:

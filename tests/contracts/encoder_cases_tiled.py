@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.contracts.encoder_cases import Case
-from tests.tiny_models import save
+from tests.tools.tiny_models import save
 
 
 def _hunyuan(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from latentcache.encoders.native import taehv, taesd
 from tests.contracts.encoder_cases import Case, Model, hollow
-from tests.encoders import golden
+from tests.tools import golden
 
 
 def _taesd(variant: str, folder: Path, *, has_decoder: bool = True) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from latentcache.format import checksum
 from latentcache.format.shards import get_format, ranges
 from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
 from latentcache.storage.folder import Storage
-from tests.synthetic import random_sample
+from tests.tools.synthetic import random_sample
 
 FORMATS = ("zarr", "parquet")
 DTYPES = ("bfloat16", "float16", "float32", "uint16")

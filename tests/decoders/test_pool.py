@@ -18,7 +18,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, ShardError
-from tests.videos import (
+from tests.tools.videos import (
     SHARED_VIDEOS,
     moving_pattern,
     needs_shared_videos,
@@ -198,7 +198,7 @@ def test_a_source_that_is_not_the_planned_one_is_refused(pool: DecodePool, tmp_p
 @pytest.fixture
 def sleeper() -> Iterator[DecodePool]:
     with DecodePool(
-        num_processes=1, num_buffers=2, timeout_s=1.5, program="tests.decoders.sleeper"
+        num_processes=1, num_buffers=2, timeout_s=1.5, program="tests.tools.sleeper"
     ) as pool:
         yield pool
 
@@ -267,9 +267,7 @@ def test_buffers_bound_what_is_decoded_ahead(tmp_path: Path) -> None:
 def test_closing_stops_the_processes_and_cancels_what_waits(tmp_path: Path) -> None:
     path = write(tmp_path, "hang.mp4")
     before = {p.pid for p in psutil.Process().children(recursive=True)}
-    pool = DecodePool(
-        num_processes=1, num_buffers=1, timeout_s=999, program="tests.decoders.sleeper"
-    )
+    pool = DecodePool(num_processes=1, num_buffers=1, timeout_s=999, program="tests.tools.sleeper")
     futures = [pool.decode(make_clip(path, (5, 32, 32))) for _ in range(3)]
     while not {p.pid for p in psutil.Process().children(recursive=True)} - before:
         time.sleep(0.05)

@@ -10,8 +10,8 @@ import torch
 from latentcache.encoders import resolve
 from latentcache.encoders.tokenizers import cosmos_tokenizer
 from latentcache.errors import ConfigError, EncoderError
-from tests.discrete_models import save_cosmos
-from tests.published import pixels
+from tests.tools.discrete_models import save_cosmos
+from tests.tools.published import pixels
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 
 from latentcache.config.files import load_config
 from latentcache.encoders import resolve
-from tests.tiny_models import save
+from tests.tools.tiny_models import save
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: The tiny model of each example's geometry; sizes that decide what is legal are the published ones.

@@ -7,7 +7,7 @@ import torch
 
 from latentcache.core import posterior
 from latentcache.errors import ConfigError
-from tests.encoders.diffusers_tools import (
+from tests.tools.diffusers_tools import (
     built,
     described,
     flux2_patchify,
@@ -15,7 +15,7 @@ from tests.encoders.diffusers_tools import (
     pixels,
     reference,
 )
-from tests.tiny_models import save
+from tests.tools.tiny_models import save
 
 
 def noise(*shape: int) -> torch.Tensor:

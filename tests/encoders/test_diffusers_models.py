@@ -16,7 +16,7 @@ from latentcache.core import posterior
 from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
 from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 from latentcache.errors import ConfigError, EncoderError
-from tests.encoders.diffusers_tools import (
+from tests.tools.diffusers_tools import (
     FRAMES,
     IMAGE,
     VIDEO,
@@ -32,7 +32,7 @@ from tests.encoders.diffusers_tools import (
     size_of,
     video_processor,
 )
-from tests.tiny_models import TINY, save, save_cogvideox, save_wan
+from tests.tools.tiny_models import TINY, save, save_cogvideox, save_wan
 
 
 @pytest.fixture(params=[*VIDEO, *IMAGE])

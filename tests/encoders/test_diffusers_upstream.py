@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.encoders.diffusers_tools import reference
-from tests.tiny_models import save
+from tests.tools.diffusers_tools import reference
+from tests.tools.tiny_models import save
 
 
 def model(name: str, tmp_path: Path, **changes: Any) -> Any:

@@ -9,8 +9,8 @@ import torch
 from latentcache.core import posterior
 from latentcache.encoders.diffusers import kvae
 from latentcache.errors import ConfigError, EncoderError, GeometryError
-from tests.encoders.diffusers_tools import built, described, pixels, reference
-from tests.tiny_models import save, save_cogvideox, save_wan, save_wan22
+from tests.tools.diffusers_tools import built, described, pixels, reference
+from tests.tools.tiny_models import save, save_cogvideox, save_wan, save_wan22
 
 
 def noise(*shape: int) -> torch.Tensor:

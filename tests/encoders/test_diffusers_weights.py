@@ -10,8 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from latentcache.encoders import resolve
 from latentcache.errors import ConfigError, EncoderError
-from tests.encoders.diffusers_tools import CPU, built, described, pixels, reference, section
-from tests.tiny_models import save, save_wan
+from tests.tools.diffusers_tools import CPU, built, described, pixels, reference, section
+from tests.tools.tiny_models import save, save_wan
 
 
 def test_weights_in_several_files_are_loaded_and_hashed(tmp_path: Path) -> None:

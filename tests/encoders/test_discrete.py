@@ -13,8 +13,8 @@ from latentcache.encoders import resolve
 from latentcache.encoders.tokenizers import open_magvit2, var, videogpt, vqgan
 from latentcache.encoders.tokenizers.discrete import nearest_code
 from latentcache.errors import ConfigError, EncoderError
-from tests.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
-from tests.published import Published, pixels
+from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
+from tests.tools.published import Published, pixels
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import torch
 
 from latentcache.config.files import load_config
 from latentcache.encoders import resolve
-from tests.discrete_models import (
+from tests.tools.discrete_models import (
     save_cosmos,
     save_magvit2,
     save_open_magvit2,

@@ -13,7 +13,7 @@ from latentcache.encoders import resolve
 from latentcache.encoders.native.ivvae import IVVAEEncoder
 from latentcache.encoders.native.ivvae_model import IVVAE, Carry
 from latentcache.errors import ConfigError, EncoderError
-from tests.encoders import golden
+from tests.tools import golden
 
 CPU = torch.device("cpu")
 GOLDEN_FRAMES = (1, 5, 9, 17)

@@ -7,8 +7,8 @@ import torch
 
 from latentcache.encoders import resolve
 from latentcache.errors import ConfigError, EncoderError, GeometryError
-from tests.discrete_models import save_magvit2
-from tests.published import pixels
+from tests.tools.discrete_models import save_magvit2
+from tests.tools.published import pixels
 
 pytest.importorskip("magvit2_pytorch", reason="the extra magvit2 is not installed")
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The tokenizers of our own against the numbers that their authors' code gave: see `tests.published`."""
+"""Our own tokenizers against the numbers that their authors' code gave: see `tests.tools.published`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from latentcache.encoders import resolve
 from latentcache.encoders.inference import to_values
-from tests.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
-from tests.published import Published
+from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
+from tests.tools.published import Published
 
 CPU = torch.device("cpu")
 TOKENIZERS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -9,7 +9,7 @@ import pytest
 
 from latentcache.encoders import resolve
 from latentcache.errors import ConfigError
-from tests.tiny_models import save_wan
+from tests.tools.tiny_models import save_wan
 
 
 def test_kind_gives_its_module_and_its_validated_config() -> None:

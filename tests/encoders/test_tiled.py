@@ -17,8 +17,7 @@ from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder, tiling_error
 from latentcache.errors import ConfigError, EncoderError, GeometryError
-from tests.discrete_models import save_var, save_videogpt
-from tests.encoders.diffusers_tools import (
+from tests.tools.diffusers_tools import (
     CPU,
     as_fed_by_diffusers,
     identity,
@@ -26,7 +25,8 @@ from tests.encoders.diffusers_tools import (
     reference,
     section,
 )
-from tests.tiny_models import save
+from tests.tools.discrete_models import save_var, save_videogpt
+from tests.tools.tiny_models import save
 
 Size = tuple[int, int]
 

@@ -14,8 +14,8 @@ from latentcache.encoders.native.taehv import TAEHVEncoder
 from latentcache.encoders.native.taesd import TAESDEncoder
 from latentcache.encoders.native.tiny_models import Memory
 from latentcache.errors import ConfigError, EncoderError
-from tests.encoders import golden
-from tests.videos import SHARED, SHARED_VIDEOS, read_with_pyav
+from tests.tools import golden
+from tests.tools.videos import SHARED, SHARED_VIDEOS, read_with_pyav
 
 CPU = torch.device("cpu")
 TAEF2 = {half: SHARED / "weights" / f"taef2_{half}.pth" for half in ("encoder", "decoder")}

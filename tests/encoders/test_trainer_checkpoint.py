@@ -14,7 +14,7 @@ from torch import nn
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.errors import EncoderError
-from tests.discrete_models import Callback, save_videogpt
+from tests.tools.discrete_models import Callback, save_videogpt
 
 
 def read(path: Path, contents: Any, **options: Any) -> trainer_checkpoint.TrainerCheckpoint:

@@ -1,0 +1,170 @@
+"""Clean: exactly what no plan refers to is removed; what is foreign, new or reached by a link stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+import jobs.clean
+from latentcache.format.paths import sample_path
+from latentcache.inspecting.leftovers import TEMPORARY_AGE_S, find_leftovers
+from latentcache.inspecting.verify import verify
+from latentcache.storage.folder import Storage
+from tests.tools.caches import read_files
+from tests.tools.planned import fill_cache, make_cache, plan_cache
+from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+
+BUCKET = "5x64x96"
+
+#: Left by planning with another configuration, or by nothing that a cache does.
+UNPLANNED = {
+    "zarr": ["latents/9x64x96/zarr.json", "latents/5x64x96/c/3/0/0/0/0", "latents/9x8x8/c/0/0/0"],
+    "parquet": ["latents/9x64x96/000000.parquet", "latents/5x64x96/000003.parquet"],
+}
+ALWAYS_UNPLANNED = [
+    "plan/9x64x96.parquet",
+    "samples/9x64x96/000000.parquet",
+    "samples/5x64x96/000003.parquet",
+]
+FOREIGN = [
+    "notes.txt",
+    "plan/notes.parquet",
+    "plan/5x64x96.parquet.bak",
+    "samples/5x64x96/readme",
+    "samples/5x64x96/0.parquet",
+    "samples/rejected/000001.parquet",
+    "latents/05x64x96/zarr.json",
+    "latents/model.safetensors",
+    "latents/5x64x96/c/0/0/0/0/0.bak",
+    "mine/5x64x96/000000.parquet",
+    f"mine/.plan.json.{uuid.uuid4().hex}.tmp",
+    f".notes.txt.{uuid.uuid4().hex}.tmp",
+    "samples/5x64x96/.000000.parquet.tmp",
+    "x.tmp",
+]
+
+
+def temporary(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}.{uuid.uuid4().hex}.tmp".lstrip("/")
+
+
+def put(cache: Path, path: str, age_s: float = 0.0) -> str:
+    file = cache / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x" * 100)
+    then = time.time() - age_s
+    os.utime(file, (then, then))
+    return path
+
+
+def run_clean(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["latentcache clean", *map(str, args)])
+    return jobs.clean.main()
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
+
+
+@pytest.mark.parametrize("name", ["zarr", "parquet"])
+def test_exactly_what_no_plan_refers_to_is_removed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    prepared, cache = make_cache(tmp_path, format=name), tmp_path / "cache"
+    (cache / sample_path(BUCKET, 1)).unlink()  # its object is in flight, or lost
+    kept = everything(cache)
+    written = ["cache.json", sample_path(BUCKET, 0), "plan/9x64x96.parquet", "latents/zarr.json"]
+    old = [put(cache, temporary(path), TEMPORARY_AGE_S + 60) for path in written]
+    new = [put(cache, temporary(path), TEMPORARY_AGE_S - 60) for path in written]
+    gone = {*old, *(put(cache, path) for path in (*UNPLANNED[name], *ALWAYS_UNPLANNED))}
+    kept |= {*new, *(put(cache, path) for path in FOREIGN)}
+
+    assert run_clean(monkeypatch, cache) == 0
+    listed = capsys.readouterr().out
+    assert everything(cache) == kept | gone
+    assert all(path in listed for path in (*gone, *new, *FOREIGN))
+    assert f"{len(gone)} files, " in listed
+
+    assert run_clean(monkeypatch, cache, "--yes") == 0
+    assert f"Removed {len(gone)} files, " in capsys.readouterr().out
+    assert everything(cache) == kept
+    assert not [p for p in verify(prepared.storage).problems if p.path != "index.parquet"]
+    assert run_clean(monkeypatch, cache, "--yes") == 0
+    assert "Nothing to remove." in capsys.readouterr().out
+
+
+def test_links_are_listed_and_neither_followed_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_cache(tmp_path)
+    cache, outside = tmp_path / "cache", tmp_path / "outside"
+    target = outside / put(outside, "9x64x96/000000.parquet")
+    (cache / "samples/9x64x96").symlink_to(outside / "9x64x96")
+    (cache / "samples/5x64x96/000009.parquet").symlink_to(target)
+    (cache / "latents/7x64x96").symlink_to(cache)
+    before = everything(cache)
+    assert run_clean(monkeypatch, cache, "--yes") == 0
+    out = capsys.readouterr().out
+    assert "samples/9x64x96  (foreign; left)" in out
+    assert "Nothing to remove." in out
+    assert (everything(cache), target.exists()) == (before, True)
+
+
+def test_what_is_no_cache_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (*ALWAYS_UNPLANNED, temporary("cache.json")):
+        put(tmp_path, path, 2 * TEMPORARY_AGE_S)
+    before = everything(tmp_path)
+    assert run_clean(monkeypatch, tmp_path, "--yes") == 2
+    assert "there is no cache here" in capsys.readouterr().err
+    make_cache(tmp_path, "whole")
+    damaged = (tmp_path / "whole/cache.json").read_bytes()[:-9]
+    (tmp_path / "cache.json").write_bytes(damaged)
+    shutil.rmtree(tmp_path / "whole")
+    assert run_clean(monkeypatch, tmp_path, "--yes") == 2
+    assert everything(tmp_path) >= before
+
+
+def test_a_file_of_unknown_age_may_be_being_written(tmp_path: Path) -> None:
+    prepared = make_cache(tmp_path)
+    put(tmp_path / "cache", temporary("cache.json"), 2 * TEMPORARY_AGE_S)
+    files = prepared.storage.files()
+    ageless = [f.__class__(path=f.path, num_bytes=1, modified_s=None) for f in files]
+    assert not find_leftovers(ageless, prepared.manifest, time.time()).removable
+    assert len(find_leftovers(files, prepared.manifest, time.time()).temporary) == 1
+
+
+def test_on_s3(
+    tmp_path: Path, s3: S3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{s3.url}/cache"
+    prepared = plan_cache(tmp_path, url, storage_options=s3.options)
+    fill_cache(prepared)
+    before = {path: s3.filesystem.cat_file(path) for path in s3.filesystem.find(url)}
+    s3.put("cache/samples/9x64x96/000000.parquet", b"x")
+    s3.put("cache/notes.txt", b"x")
+    options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
+    assert run_clean(monkeypatch, url, "--yes", *options) == 0
+    captured = capsys.readouterr()
+    assert "Removed 1 files, 1 B." in captured.out
+    assert SECRET not in captured.out + captured.err
+    after = {path: s3.filesystem.cat_file(path) for path in s3.filesystem.find(url)}
+    assert {path for path in after if path not in before} == {f"{url[5:]}/notes.txt"}
+    assert {path: data for path, data in after.items() if path in before} == before
+
+
+def test_files_are_found_with_their_sizes(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    files = {f.path: f.num_bytes for f in Storage(str(tmp_path / "cache")).files()}
+    assert files == {p: len(data) for p, data in read_files(tmp_path / "cache").items()}

@@ -1,0 +1,372 @@
+"""How far a cache is: its states told apart, its speed, its failures, and what a look costs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jobs.status
+from latentcache.format.paths import sample_path
+from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.snapshot import build_index
+from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
+from latentcache.inspecting.watch import Watch
+from latentcache.running import log_lines
+from latentcache.running.log_lines import LogEvent, segment_path
+from latentcache.storage.folder import Storage
+from tests.running.test_log import prepare, run_of
+from tests.tools.caches import make_config, make_corpus, run_inline, start_job
+from tests.tools.encoders import slow
+from tests.tools.planned import fill_cache, plan_cache
+from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+
+START_S = 1.8e9
+PLANNED = Planned(num_shards=4, num_clips=100, rejected=0)
+
+
+def run_facts(*done: int, step_s: float = 10.0, **facts: Any) -> RunFacts:
+    """A run whose heartbeats came every step_s and had these clips done."""
+    beats = [(START_S + (n + 1) * step_s, clips) for n, clips in enumerate(done)]
+    heard_s = beats[-1][0] if beats else START_S
+    return RunFacts(name="r", started_s=START_S, heard_s=heard_s, done=beats, **facts)
+
+
+def index_of(*shards: tuple[int, int]) -> pa.Table:
+    """A snapshot of shards with so many clips, and so many of them ok."""
+    rows = [
+        {
+            "bucket": "b",
+            "shard": n,
+            "num_clips": clips,
+            "num_ok": ok,
+            "stored_bytes": 10 * ok,
+            "table_bytes": 9,
+        }
+        for n, (clips, ok) in enumerate(shards)
+    ]
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+
+
+def test_states_are_told_apart() -> None:
+    empty, some, whole = index_of(), index_of((25, 25)), index_of(*[(25, 25)] * 4)
+    going_on, ended = run_facts(10), run_facts(10, how=log_lines.INTERRUPTED)
+    soon, later = going_on.heard_s + 1, going_on.heard_s + log_lines.SILENT_S + 1
+
+    def state(index: pa.Table, *runs: RunFacts, now_s: float = soon) -> str:
+        return assess(PLANNED, index, runs, {}, now_s).state
+
+    assert state(empty) == "not started"
+    assert state(empty, going_on) == "running"
+    assert state(some, going_on) == "running"
+    assert state(some, going_on, now_s=later) == "interrupted"
+    assert state(some, ended) == "interrupted"
+    assert state(some, ended, going_on) == "running"
+    assert state(some) == "interrupted"
+    assert state(whole) == state(whole, ended) == "finished"
+    assert state(whole, going_on) == "finished"  # it only has to say so, or was killed
+    assert state(whole, run_facts(10, num_retried=1)) == "running"
+    assert assess(PLANNED, some, [going_on], {}, later).silent_s == log_lines.SILENT_S + 1
+
+
+def test_speed_and_what_is_left_follow_from_heartbeats() -> None:
+    found = assess(PLANNED, index_of((25, 24)), [run_facts(0, 20, 40)], {}, START_S + 31)
+    assert found.clips_per_s == pytest.approx(2.0)  # 40 clips in the 20 s after the start-up
+    assert found.left_s == pytest.approx((100 - 25) / 2.0)
+    assert found.num_unexplained == 1
+    stopped = run_facts(0, 20, 40, how=log_lines.STOPPED)
+    found = assess(PLANNED, index_of((25, 24)), [stopped], {}, START_S + 31)
+    assert (found.clips_per_s, found.left_s) == (0.0, None)
+
+
+def test_a_run_over_failed_clips_knows_what_is_left_of_them() -> None:
+    whole = index_of(*[(25, 20)] * 4)
+    found = assess(PLANNED, whole, [run_facts(0, 5, num_clips=20, num_retried=4)], {}, START_S + 21)
+    assert found.left_s == pytest.approx((20 - 5) / 0.5)
+
+
+def test_the_speed_is_that_of_the_last_minutes() -> None:
+    run = run_facts(*[100] * 60, *range(160, 5000, 60)[:60])
+    found = assess(PLANNED, index_of(), [run], {}, run.heard_s)
+    assert found.clips_per_s == pytest.approx(6.0)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 1000), min_size=1, max_size=20), min_size=1, max_size=3),
+    st.integers(1, 50),
+)
+def test_speeds_add_up_to_what_was_done(runs: list[list[int]], num: int) -> None:
+    facts = [run_facts(*np.cumsum(steps).tolist()) for steps in runs]
+    found = speeds(facts, num)
+    length_s = max(run.heard_s for run in facts) - START_S
+    assert len(found) == num
+    assert min(found) >= 0
+    assert sum(found) * length_s / num == pytest.approx(
+        sum(map(sum, runs)), abs=1e-4 * num * length_s
+    )
+
+
+def test_a_log_of_nonsense_gives_zeros() -> None:
+    facts = {"num_clips": "many", "clips_done": -3, "workers": None, "how": 7, "message": ["x"]}
+    names = (log_lines.RUN_STARTED, log_lines.PROGRESS, log_lines.RUN_ENDED)
+    log = [LogEvent(time_s=START_S, name=name, facts=facts) for name in names]
+    run = read_run("r", log)
+    assert (run.num_clips, run.clips_done, run.workers, run.how, run.message) == (0, 0, 0, "", "")
+    assert assess(PLANNED, index_of(), [run], {}, START_S).state == "running"
+
+
+# On storage
+
+
+def look(storage: Storage, later_s: float = 0.0) -> Any:
+    return Watch(storage).look(time.time() + later_s)
+
+
+def show(*args: object) -> tuple[int, str]:
+    """Run the job in this process; returns its exit status and what it printed."""
+    printed, argv, handler = io.StringIO(), sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv = ["latentcache status", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            return jobs.status.main(), printed.getvalue()
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
+    corpus = make_corpus(tmp_path / "corpus", 3)
+    prepared = prepare(tmp_path, corpus, cache={"shard_clips": 1})
+    url = str(tmp_path / "cache")
+    (corpus / "v1.mp4").unlink()
+    status, printed = show(url)
+    assert (status, "state    not started" in printed) == (0, True)
+    run = run_of(prepared)
+    running, watch = run.events(), Watch(prepared.storage)
+    committed = 0
+    for event in running:
+        found = watch.look(time.time())
+        committed = found.shards_committed
+        assert found.state == ("running" if run.summary.workers else "not started"), event
+        if committed >= 2:
+            break
+    assert found.planned.num_shards > committed
+    assert "running" in show(url)[1]
+    running.close()
+    found = watch.look(time.time())
+    assert (found.state, found.runs[-1].how) == ("interrupted", log_lines.INTERRUPTED)
+    _, printed = show(url)
+    assert f"the last run was stopped 0.0 s ago. Go on with:  latentcache resume {url}" in printed
+    list(run_of(prepared).events())
+    found = watch.look(time.time())
+    index = build_index(prepared.storage)
+    assert found.state == "finished"
+    assert found.clips_ok == sum(index["num_ok"].to_pylist())
+    assert found.stored_bytes == sum(index["stored_bytes"].to_pylist())
+    assert found.reasons == {"missing": found.clips_failed} != {"missing": 0}
+    assert found.planned.rejected == 2
+    _, printed = show(url)
+    assert f"     {found.clips_failed} x missing: the file is not there" in printed
+    assert "--retry-failed" in printed
+
+
+def test_a_killed_run_is_told_by_its_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 12)
+    cache = tmp_path / "cache"
+    config = make_config(tmp_path, corpus, str(cache), encoder={"kind": slow.__name__})
+    process = start_job("precompute", config)
+    while not list(cache.glob("samples/5x64x96/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    storage = Storage(str(cache))
+    assert look(storage).state == "running"  # it may be
+    found = look(storage, later_s=log_lines.SILENT_S)
+    assert found.state == "interrupted"
+    assert found.shards_committed == len(build_index(storage)) > 0
+    monkeypatch.setenv(slow.ENCODE_S, "0")
+    assert run_inline("resume", cache)[0] == 3
+    assert look(storage).state == "finished"
+
+
+def test_silence_is_said_in_words(tmp_path: Path) -> None:
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    log = LogEvent(time_s=time.time() - 3600, name=log_lines.RUN_STARTED).to_line()
+    path = tmp_path / "cache" / segment_path(log_lines.run_name(0, "abcdef"), 0)
+    path.parent.mkdir()
+    path.write_bytes(log)
+    _, printed = show(prepared.storage.url)
+    assert "interrupted: nothing has been written for 60.0 min. Go on with:  latentcache" in printed
+
+
+def test_a_look_reads_no_table_that_snapshot_and_logs_account_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 3)
+    prepared = prepare(tmp_path, corpus)
+    (corpus / "v1.mp4").unlink()
+    list(run_of(prepared).events())
+    read: list[str] = []
+    read_ranges = Storage.read_ranges
+
+    def counting(self: Storage, path: str, ranges: Any) -> Any:
+        read.append(path)
+        return read_ranges(self, path, ranges)
+
+    monkeypatch.setattr(Storage, "read_ranges", counting)
+    watch = Watch(prepared.storage)
+    before = watch.look(time.time())
+    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    assert tables == []
+    prepared.storage.delete("index.parquet")
+    watch = Watch(prepared.storage)
+    assert watch.look(time.time()).clips_ok == before.clips_ok
+    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    assert tables == []
+    for path in (tmp_path / "cache/logs").iterdir():
+        path.unlink()
+    read.clear()
+    watch = Watch(prepared.storage)
+    for _ in range(3):
+        after = watch.look(time.time())
+        assert (after.clips_ok, after.reasons) == (before.clips_ok, before.reasons)
+    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    failed = [
+        row for row in build_index(prepared.storage).to_pylist() if row["num_ok"] < row["num_clips"]
+    ]
+    assert len(tables) == after.shards_committed + len(failed)
+
+
+def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"), shard_clips=1)
+    fill_cache(prepared)
+    found = look(prepared.storage)
+    assert (found.state, found.reasons, found.num_unexplained) == ("finished", {"corrupt": 1}, 0)
+    monkeypatch.setattr("latentcache.inspecting.watch.EXPLAINED_SHARDS", 0)
+    _, printed = show(prepared.storage.url)
+    assert "1 x not looked up" in printed
+
+
+def test_rows_that_cannot_be_are_not_believed(tmp_path: Path) -> None:
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    fill_cache(prepared, published=False)
+    true = build_index(prepared.storage)
+    bad = [
+        {"num_clips": 3, "num_ok": 4, "stored_bytes": 1},
+        {"num_clips": 1 << 60, "num_ok": 3, "stored_bytes": 1},
+        {"num_clips": 3, "num_ok": True, "stored_bytes": 1},
+        {"num_clips": 3, "num_ok": 3, "stored_bytes": "x"},
+        {"num_clips": 3, "num_ok": 3, "stored_bytes": 1 << 70},
+        {},
+    ]
+    for facts in bad:
+        place = {"bucket": "5x64x96", "shard": 0}
+        log = LogEvent(time_s=time.time(), name=log_lines.SHARD_COMMITTED, facts={**place, **facts})
+        prepared.storage.write(segment_path("20260101T000000Z-abcdef", 0), log.to_line())
+        assert look(prepared.storage).clips_ok == sum(true["num_ok"].to_pylist()), facts
+
+
+def test_json_has_everything_and_is_one_line(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 3)
+    prepared = prepare(tmp_path, corpus)
+    list(run_of(prepared).events())
+    status, printed = show(tmp_path / "cache", "--json", "--watch")
+    assert status == 0
+    (line,) = printed.splitlines()
+    found = json.loads(line)
+    assert found["state"] == "finished"
+    assert found["shards_committed"] == found["planned"]["num_shards"]
+    assert found["runs"][0]["how"] == log_lines.FINISHED
+
+
+def test_watching_goes_on_until_the_cache_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    slept: list[float] = []
+
+    def and_meanwhile(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            fill_cache(prepared)
+
+    monkeypatch.setattr(jobs.status.time, "sleep", and_meanwhile)  # type: ignore[attr-defined]
+    status, printed = show(tmp_path / "cache", "--watch", "0.5")
+    assert (status, len(slept)) == (0, 2)
+    assert printed.count("state    not started") == 2
+    assert printed.count("state    finished") == 1
+    assert "\x1b" not in printed
+    assert min(slept) >= 0.5
+
+
+def test_on_a_terminal_the_last_look_is_drawn_over(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    screen = jobs.status._Screen()
+    screen.show(["a", "b"])
+    screen.show(["c"])
+    screen.show(["d"])
+    assert capsys.readouterr().out == "a\nb\n\x1b[2F\x1b[Jc\n\x1b[1F\x1b[Jd\n"
+
+
+def interrupt(_: float) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["--watch", "0"], 2, "--watch takes a number of seconds above 0, not 0"),
+        (["--watch", "nan"], 2, "above 0, not nan"),
+        (["--watch"], 130, "Interrupted."),
+    ],
+)
+def test_what_ends_a_watch(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    status: int,
+    message: str,
+) -> None:
+    plan_cache(tmp_path, str(tmp_path / "cache"))
+    monkeypatch.setattr(jobs.status.time, "sleep", interrupt)  # type: ignore[attr-defined]
+    assert show(tmp_path / "cache", *args)[0] == status
+    assert message in show(tmp_path / "cache", *args)[1]
+
+
+def test_what_is_no_cache_is_said(tmp_path: Path) -> None:
+    status, printed = show(tmp_path)
+    assert (status, "there is no cache here" in printed) == (2, True)
+
+
+def test_on_s3_and_without_secrets(tmp_path: Path, s3: S3) -> None:
+    url = f"{s3.url}/cache"
+    prepared = plan_cache(tmp_path, url, storage_options=s3.options)
+    options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
+    assert "state    not started" in show(url, *options)[1]
+    half = prepared.missing_shards()[0]
+    fill_cache(prepared)
+    prepared.storage.delete(sample_path(*half))
+    _, printed = show(url, *options)
+    assert (
+        "state    interrupted: some shards are committed, and there is no log of a run" in printed
+    )
+    assert SECRET not in printed

@@ -1,0 +1,177 @@
+"""Caches compared object by object, and the corpora and configurations that runs are tested on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+import yaml
+from PIL import Image
+
+from jobs import precompute, resume, status, stream, verify
+from jobs.training import train_example
+from latentcache.format import checksum
+from latentcache.format.schemas import RUN_COLUMNS
+from latentcache.format.tables import from_parquet
+from latentcache.running.log_lines import is_log
+from tests.tools.videos import moving_pattern, write_video
+
+ROOT = Path(__file__).parents[2]
+MAINS = {
+    "precompute": precompute.main,
+    "resume": resume.main,
+    "status": status.main,
+    "stream": stream.main,
+    "train_example": train_example.main,
+    "verify": verify.main,
+}
+
+
+def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
+    """Some videos of 64x96 with captions, an image, a file that is no video and one that is too short."""
+    folder.mkdir(parents=True)
+    for index in range(num_videos):
+        write_video(folder / f"v{index}.mp4", moving_pattern(frames, 64, 96, seed=index))
+        (folder / f"v{index}.txt").write_text(f"pattern number {index}\n")
+    Image.fromarray(moving_pattern(1, 64, 96, seed=99)[0]).save(folder / "picture.png")
+    (folder / "page.mp4").write_text("<html>not found</html>")
+    write_video(folder / "short.mp4", moving_pattern(3, 64, 96, seed=77))
+    return folder
+
+
+def make_config(
+    folder: Path, corpus: Path, cache_url: str, /, **sections: Mapping[str, Any]
+) -> Path:
+    """Write a configuration for the weightless encoder; `sections` change it."""
+    config: dict[str, dict[str, Any]] = {
+        "corpus": {"source": str(corpus)},
+        "clips": {"frames": 5, "select": "all", "size": [64, 96]},
+        "encoder": {"kind": "dct", "store": "mean"},
+        "cache": {"url": cache_url, "shard_clips": 3},
+        "run": {"runner": "local", "decode_processes": 1},
+    }
+    for name, changes in sections.items():
+        config[name] = {**config.get(name, {}), **changes}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start_job(
+    job: str, *args: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start `python -m jobs.JOB`. env: beside this process's."""
+    command = [sys.executable, "-m", f"jobs.{job}", *map(str, args)]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1", **(env or {})},
+        # A shell that runs the tests in the background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run_job(
+    job: str, *args: object, status: int = 0, env: Mapping[str, str] | None = None
+) -> tuple[str, str]:
+    """Run a job to its end; returns what it printed to stdout and to stderr."""
+    process = start_job(job, *args, env=env)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
+    assert "Traceback" not in err, err
+    return out, err
+
+
+def run_inline(job: str, *args: object) -> tuple[int, str]:
+    """Run a job in this process; returns its exit status and all that it printed."""
+    printed = io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", [job, *map(str, args)]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        status = MAINS[job]()
+    signal.signal(signal.SIGTERM, handler)
+    return status, printed.getvalue()
+
+
+def read_files(cache: Path) -> dict[str, bytes]:
+    """Every finished object of a cache but its logs: path in it -> bytes."""
+    paths = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    return without_logs({str(path.relative_to(cache)): path.read_bytes() for path in paths})
+
+
+def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What is of the data, and not of the run."""
+    return {name: data for name, data in files.items() if not is_log(name)}
+
+
+def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The objects of a cache but its tables. cache.json without `config`."""
+    objects = {name: data for name, data in files.items() if not is_table(name)}
+    manifest = {**json.loads(objects["cache.json"]), "config": None, checksum.KEY: None}
+    return {**objects, "cache.json": json.dumps(manifest).encode()}
+
+
+def tables_of(files: Mapping[str, bytes]) -> dict[str, pa.Table]:
+    """The tables of a cache, without the facts of the run."""
+    tables = {}
+    for name in sorted(filter(is_table, files)):
+        table = from_parquet(files[name])
+        tables[name] = table.drop_columns([c for c in RUN_COLUMNS if c in table.column_names])
+    return tables
+
+
+def read_tables(cache: Path) -> dict[str, pa.Table]:
+    """The tables of a cache in a folder, without the facts of the run."""
+    return tables_of(read_files(cache))
+
+
+def is_table(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith("latents/")
+
+
+def assert_same_cache(got: Path, expected: Path) -> None:
+    """Two caches hold the same objects, bit for bit, and the same tables but for facts of the run."""
+    assert_same_files(read_files(got), read_files(expected))
+
+
+def assert_same_files(got: Mapping[str, bytes], expected: Mapping[str, bytes]) -> None:
+    """As `assert_same_cache`, of caches anywhere: path in the cache -> bytes."""
+    got, expected = without_logs(got), without_logs(expected)
+    assert got.keys() == expected.keys()
+    got_objects, expected_objects = objects_of(got), objects_of(expected)
+    different = [name for name, data in expected_objects.items() if got_objects[name] != data]
+    assert not different, different
+    got_tables, expected_tables = tables_of(got), tables_of(expected)
+    for name, table in expected_tables.items():
+        assert got_tables[name].equals(table), name
+
+
+def committed(cache: Path) -> dict[str, tuple[int, int]]:
+    """The committed shards' sample tables, each with inode and time of its last change."""
+    found = {}
+    for path in cache.glob("samples/*/*.parquet"):
+        stat = path.stat()
+        found[str(path.relative_to(cache))] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def lines_of(cache: Path, keys: Sequence[str] = ("fingerprint",)) -> list[Any]:
+    """Values of a cache's cache.json."""
+    manifest = json.loads((cache / "cache.json").read_text())
+    return [manifest[key] for key in keys]

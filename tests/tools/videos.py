@@ -1,0 +1,72 @@
+"""Small real videos, written by the tests through PyAV, and where the shared real ones are."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from latentcache.decoders.frames import Frame
+
+SHARED = Path(
+    os.environ.get("LATENTCACHE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
+)
+SHARED_VIDEOS = SHARED / "videos"
+needs_shared_videos = pytest.mark.skipif(
+    not SHARED_VIDEOS.is_dir(), reason=f"no real test videos at {SHARED_VIDEOS}"
+)
+
+
+def moving_pattern(frames: int, height: int, width: int, seed: int = 0) -> Frame:
+    """A smooth picture that moves, uint8 [T, H, W, 3]; every seed gives another one."""
+    phase = np.random.default_rng(seed).uniform(0, 6, size=(3, 4))
+    t, y, x = np.meshgrid(
+        np.arange(frames) / 8, np.arange(height) / 16, np.arange(width) / 16, indexing="ij"
+    )
+    planes = [
+        np.sin(x + a + t) + np.sin(y * b + c - t) * np.cos(x * 0.3 + d) for a, b, c, d in phase
+    ]
+    return np.stack([(127.5 + 60 * plane).clip(0, 255) for plane in planes], axis=-1).astype(
+        np.uint8
+    )
+
+
+def write_video(
+    path: Path,
+    pixels: Frame,
+    *,
+    fps: int = 24,
+    pts: list[int] | None = None,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    gop: int = 12,
+) -> Path:
+    """Encode pixels [T, H, W, 3]. pts: presentation times in 1/1000 s, for variable frame rates."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options={"g": str(gop)})
+        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], pix_fmt
+        if pts is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index, picture in enumerate(pixels):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if pts is not None:
+                frame.time_base, frame.pts = Fraction(1, 1000), pts[index]
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read_with_pyav(path: Path, limit: int = 1 << 30) -> Frame:
+    """The first frames of a video as PyAV decodes them, turned as shown: the reference."""
+    frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(container.streams.best("video")):
+            rgb = frame.to_ndarray(format="rgb24")
+            frames.append(np.rot90(rgb, round(frame.rotation / 90) % 4))
+            if len(frames) == limit:
+                break
+    return np.stack(frames)
