@@ -1,4 +1,4 @@
-"""Tables of the documentation that are made of the code: `python -m tests.config_docs` writes them."""
+"""Tables of the documentation that are made from the code: `python -m tests.config_docs` writes them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MADE: Mapping[Path, Callable[[], str]] = {
 
 
 def page(path: Path) -> str:
-    """Return a page's text with the tables of now. Raises ValueError where it has no place for them."""
+    """Return a page's text with the current tables. Raises ValueError if it has no place for them."""
     head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
