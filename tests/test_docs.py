@@ -192,6 +192,29 @@ def check_extras(rest: list[str]) -> None:
             assert set(match[1].split(",")) <= known.keys(), word
 
 
+#: The name is in no package index: what is there under it, if anything, is not this project.
+BY_NAME = re.compile(r"pip3? install [^`\n]*(?<![\w./-])latentcache(?![\w-])")
+TEXTS = [*PAGES.values(), *ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*.py")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_nothing_is_installed_by_its_name(path: Path) -> None:
+    assert BY_NAME.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "by_name"),
+    [
+        ("pip install 'latentcache[s3]'", True),
+        ("pip install -U latentcache", True),
+        ("pip install -e '.[s3]'", False),
+        ('pip install "$(ls dist/latentcache-*.whl)[s3]"', False),
+    ],
+)
+def test_an_install_by_name_is_found(text: str, by_name: bool) -> None:
+    assert bool(BY_NAME.search(text)) == by_name
+
+
 @every_page
 def test_commands_exist(page: str) -> None:
     for words in commands(PAGES[page]):
@@ -207,7 +230,7 @@ def test_commands_exist(page: str) -> None:
         "python -m tests.no_such_module",
         "python benchmarks/no_such_script.py",
         "python benchmarks/overhead.py --no-such-option",
-        "pip install 'latentcache[s4]'",
+        "pip install -e '.[s4]'",
         "frobnicate",
     ],
 )
