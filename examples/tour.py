@@ -1,6 +1,6 @@
-"""A tour of latentcache in half a minute: made-up clips are encoded, the run is killed, and it is finished.
+"""A tour of latentcache in half a minute: synthetic clips are encoded, the run is killed and then finished.
 
-`python examples/tour.py` runs the commands that it prints, in a folder of its own.
+`python examples/tour.py` runs the commands that it prints, in its own folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ NUM_VIDEOS, FRAMES, HEIGHT, WIDTH = 8, 90, 96, 160
 
 
 def main() -> int:
-    """Take the tour; returns 0."""
+    """Take the tour and return 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--folder", type=Path, help="an empty folder that is kept (a temporary one)"
+        "--folder", type=Path, help="an empty folder to keep (default: a temporary one)"
     )
     folder = parser.parse_args().folder
     if folder is not None:
@@ -46,9 +46,9 @@ def main() -> int:
 
 
 def tour(folder: Path) -> None:
-    """Make clips, and run one job after the other on them."""
+    """Make clips and run one job after another on them."""
     config, cache = folder / "config.yaml", folder / "cache"
-    say(f"{NUM_VIDEOS} short videos, with captions, and a file that is no video")
+    say(f"{NUM_VIDEOS} short videos, with captions, and one file that is not a video")
     make_clips(folder / "clips")
     config.write_text(CONFIG.format(folder=folder))
     print(config.read_text())
@@ -63,13 +63,13 @@ def tour(folder: Path) -> None:
     show_batch(cache)
     say("Look at it")
     if importlib.util.find_spec("matplotlib") is None:
-        print("`latentcache report` needs: pip install 'latentcache[report]'")
+        print("`latentcache report` needs: pip install -e '.[report]'")
     else:
         run("report", str(cache), "-o", str(folder / "report.html"), "--clips", "2")
 
 
 def make_clips(folder: Path) -> None:
-    """Write videos of a wave that moves, each with a caption beside it, and one broken file."""
+    """Write videos of a moving wave, each with a caption beside it, and one broken file."""
     folder.mkdir(parents=True)
     y, x = np.mgrid[:HEIGHT, :WIDTH] / 12
     for index in range(NUM_VIDEOS):
@@ -87,7 +87,7 @@ def make_clips(folder: Path) -> None:
 
 
 def kill_midway(arguments: list[str], cache: Path) -> None:
-    """Run a job, and kill it as soon as it has committed two shards. Raises RuntimeError where it ends."""
+    """Run a job and kill it once it has committed two shards. Raises RuntimeError if it ends first."""
     print(f"$ latentcache {shlex.join(arguments)}", flush=True)
     job = subprocess.Popen(command(arguments))
     while len(committed(cache)) < 2:
@@ -101,12 +101,12 @@ def kill_midway(arguments: list[str], cache: Path) -> None:
 
 
 def committed(cache: Path) -> list[Path]:
-    """Return the sample tables that are there: each commits a shard."""
+    """Return the sample tables in the cache: each commits a shard."""
     return [path for path in cache.glob("samples/*/*.parquet") if path.parent.name != "rejected"]
 
 
 def run(*arguments: str, expected: int = 0) -> None:
-    """Run a job to its end. Raises RuntimeError where it ends with another exit status."""
+    """Run a job to its end. Raises RuntimeError if its exit status is not the expected one."""
     print(f"$ latentcache {shlex.join(arguments)}", flush=True)
     status = subprocess.run(command(arguments), check=False).returncode
     if status != expected:
@@ -119,7 +119,7 @@ def command(arguments: list[str] | tuple[str, ...]) -> list[str]:
 
 
 def show_batch(cache: Path) -> None:
-    """Print what a training step gets."""
+    """Print what a training step receives."""
     loader = latentcache.LatentLoader(cache, batch_size=4, seed=0)
     batch = next(iter(loader))
     print(f"a batch: latents {list(batch['latents'].shape)}, {batch['latents'].dtype}")

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -35,11 +36,13 @@ SMALLEST = {
     "cache": {"url": "/cache"},
 }
 #: Programs of others, which are not here, and words of the shell.
-FOREIGN = {"accelerate", "aws", "kubectl", "ray", "torchrun", "["}
+FOREIGN = {"accelerate", "aws", "docker", "kubectl", "ray", "torchrun", "["}
 #: Pages whose Python is run by tests of their own.
 RUN_ELSEWHERE = {"docs/encoder-plugins.md", "docs/training.md"}
 #: The place of a cache in a page's Python, and how it is reached.
 IN_A_BUCKET = r'"s3://[^"]*"(, storage_options=\{[^}]*\})?'
+#: Folders of a cache, which the picture and the README name beside those of the code.
+IN_A_CACHE = {"latents/", "logs/", "plan/", "samples/"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -70,6 +73,34 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_every_page_is_named_in_the_readme() -> None:
     text = PAGES["README.md"].read_text(encoding="utf-8")
     assert not [page for page in PAGES if page != "README.md" and page not in text]
+
+
+def test_the_pictures_are_those_of_their_script() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "images" / "make_data_flow.py"))
+    for theme in made["THEMES"]:
+        path = made["FOLDER"] / f"data-flow-{theme}.svg"
+        message = f"{path} is stale. Run: python docs/images/make_data_flow.py"
+        assert path.read_text(encoding="utf-8") == made["drawing"](theme), message
+
+
+def test_the_picture_names_every_room() -> None:
+    light = (ROOT / "docs" / "images" / "data-flow-light.svg").read_text(encoding="utf-8")
+    shown = set(re.findall(r">([a-z]+/)<", light)) - IN_A_CACHE
+    named = re.findall(
+        r"^([a-z]+/)  ", PAGES["README.md"].read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert shown == set(named) - IN_A_CACHE
+
+
+@pytest.mark.skipif(
+    not (ROOT / "latentcache" / "core").is_dir(), reason="the modules are not in their rooms yet"
+)
+def test_the_files_that_the_architecture_names_are_there() -> None:
+    text = PAGES["docs/architecture.md"].read_text(encoding="utf-8")
+    named = re.findall(r"`((?:latentcache|jobs|reading|format)/[\w/.]*)`", text)
+    assert named
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "latentcache" / name).exists(), name
 
 
 @every_page
@@ -161,6 +192,29 @@ def check_extras(rest: list[str]) -> None:
             assert set(match[1].split(",")) <= known.keys(), word
 
 
+#: The name is in no package index: what is there under it, if anything, is not this project.
+BY_NAME = re.compile(r"pip3? install [^`\n]*(?<![\w./-])latentcache(?![\w-])")
+TEXTS = [*PAGES.values(), *ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*.py")]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_nothing_is_installed_by_its_name(path: Path) -> None:
+    assert BY_NAME.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "by_name"),
+    [
+        ("pip install 'latentcache[s3]'", True),
+        ("pip install -U latentcache", True),
+        ("pip install -e '.[s3]'", False),
+        ('pip install "$(ls dist/latentcache-*.whl)[s3]"', False),
+    ],
+)
+def test_an_install_by_name_is_found(text: str, by_name: bool) -> None:
+    assert bool(BY_NAME.search(text)) == by_name
+
+
 @every_page
 def test_commands_exist(page: str) -> None:
     for words in commands(PAGES[page]):
@@ -176,7 +230,7 @@ def test_commands_exist(page: str) -> None:
         "python -m tests.no_such_module",
         "python benchmarks/no_such_script.py",
         "python benchmarks/overhead.py --no-such-option",
-        "pip install 'latentcache[s4]'",
+        "pip install -e '.[s4]'",
         "frobnicate",
     ],
 )

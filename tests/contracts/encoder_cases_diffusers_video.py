@@ -89,7 +89,7 @@ CASES = (
         (1, 8, 9, 16, 17),
         _video("CogVideoX 2B", "AutoencoderKLCogVideoX"),
         _video("CogVideoX 5B and 1.5", "AutoencoderKLCogVideoX", scaling_factor=0.7),
-        chunking="8 (first: 9), 8, … frames, past carried over; a group norm each",
+        chunking="8 (first: 9), 8, … frames, past carried over; each has its own group norm",
         illegal_frames={2: "1 or 8", 12: "9 or 16", 50: "49 or 56"},
     ),
     _case(
@@ -151,7 +151,7 @@ CASES = (
         (1, 5, 17, 25),
         _video("KVAE 3D 1.0", "AutoencoderKLKVAEVideo"),
         store="mean",
-        chunking="17, 16, 16, … frames, one clip at a time; a group norm each",
+        chunking="17, 16, 16, … frames, one clip at a time; each has its own group norm",
         illegal_frames=BY_4,
     ),
     _case(

@@ -113,7 +113,7 @@ CASES = (
             Model(
                 name="VideoGPT bair, stride 4x2x2",
                 raw=functools.partial(_videogpt, (4, 2, 2)),
-                tested="as stride 4x4x4 and 2x4x4 are, and not itself",
+                tested="not compared itself; strides 4x4x4 and 2x4x4 are",
             ),
         ),
         chunking="whole",

@@ -44,7 +44,7 @@ def _models(kind: str, *names: str, **fields: str) -> tuple[Model, ...]:
 #: Variants that are not compared themselves have the layers of one that is.
 TAESD = "published code at 5cccb12, to 1e-5{}; random weights"
 TAEHV = "published code at 1f14a56, to 1e-5{}; random weights"
-OTHER = "not itself; {} is, which differs in channels alone"
+OTHER = "not compared itself; {} is, which differs only in channels"
 _TAESD_MODELS = {
     "taef2": (
         *_models("taesd", "taesd", "taesdxl", tested=TAESD.format(" (taesd)")),

@@ -11,9 +11,9 @@ import torch
 import latentcache
 from latentcache.config.sections import QualityConfig
 from latentcache.core.dtypes import Array, as_numpy
+from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import RunStoppedError
-from latentcache.inspecting.choose import Place
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.running.quality_gate import WARN_PSNR_DB, Gate, compare, find_problem
 from tests.tools.caches import (
@@ -157,7 +157,7 @@ def test_what_is_recorded_is_what_a_preview_measures(tmp_path: Path, corpus: Pat
     recorded = {k: psnr for k, psnr in psnrs(tmp_path / "cache").items() if psnr is not None}
     with PairReader(cache, load_config(str(path))) as reader:
         for (bucket, shard, row), psnr in recorded.items():
-            quality = reader.pair(Place(bucket=bucket, shard=shard, row=row)).quality
+            quality = reader.pair(ClipId(shard=ShardId(bucket, shard), row=row)).quality
             assert quality is not None
             assert psnr == round(quality.psnr_db, 2)
 

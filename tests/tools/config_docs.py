@@ -53,7 +53,7 @@ MADE: Mapping[Path, Callable[[], str]] = {
 
 
 def page(path: Path) -> str:
-    """Return a page's text with the tables of now. Raises ValueError where it has no place for them."""
+    """Return a page's text with the current tables. Raises ValueError if it has no place for them."""
     head, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    str(path.relative_to(ROOT)): path for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
 }
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"(?<!!)\[[^\]\n]+\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r'<(?:img|source)\b[^>]*\b(?:src|srcset)="([^"]+)"')
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 #: What a table of commands says of an argument rather than to the shell.
 _OPTIONAL = re.compile(r" \[[^\]]*\]")
@@ -45,8 +46,9 @@ def prose(path: Path) -> str:
 
 
 def links(path: Path) -> list[str]:
-    """The targets of a page's links."""
-    return _LINK.findall(prose(path))
+    """The targets of a page's links, and its pictures."""
+    text = prose(path)
+    return [*_LINK.findall(text), *_IMAGE.findall(text)]
 
 
 def anchors(path: Path) -> set[str]:

@@ -27,7 +27,7 @@ HEADINGS = (
     "channels",
     "T x H x W",
     "legal frames; sizes",
-    "a clip is encoded",
+    "how a clip is encoded",
     "set explicitly",
     "`tiling`",
     "normalised",
@@ -58,7 +58,7 @@ def rows() -> tuple[Row, ...]:
 
 
 def table() -> str:
-    """Return the table in Markdown; models that differ in nothing but the name share a line."""
+    """Return the table in Markdown; models that differ only in their names share a line."""
     names: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
     for row in rows():
         of_class = f" ({row.model_class})" if row.kind.startswith("diffusers_") else ""
@@ -70,7 +70,7 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """Return the page's text with the table of now. Raises ValueError where it has no place for one."""
+    """Return the page's text with the current table. Raises ValueError if it has no place for one."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -109,7 +109,7 @@ def _row(case: Case, model: Model) -> Row:
 
 @contextlib.contextmanager
 def _installed(kind: str) -> Iterator[None]:
-    """Take the optional package of `magvit2` for installed: `describe` asks it for its version alone."""
+    """Pretend that the package of `magvit2` is installed: `describe` asks it only for its version."""
     if kind != "magvit2":
         yield
         return
@@ -123,7 +123,7 @@ def _installed(kind: str) -> Iterator[None]:
 def _frames(spec: LatentSpec) -> str:
     words = "1" if spec.frame_rule.maximum == 1 else spec.frame_rule.describe()
     if spec.fixed_size is not None:
-        words += f"; {spec.fixed_size[0]}x{spec.fixed_size[1]} alone"
+        words += f"; only {spec.fixed_size[0]}x{spec.fixed_size[1]}"
     if spec.size_rules is not None:
         height, width = (rule.describe() for rule in spec.size_rules)
         words += f"; height {height}; width {width}"
@@ -131,7 +131,7 @@ def _frames(spec: LatentSpec) -> str:
 
 
 def _flags(identity: Mapping[str, Any]) -> str:
-    """Return attributes that are set on a model, and defaults of its methods that are checked."""
+    """Return the attributes that are set on a model, and the checked defaults of its methods."""
     arguments = identity.get("arguments", {})
     flags = {
         **identity.get("attributes", {}),
