@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.doc_blocks import ROOT
+from tests.tools.doc_blocks import ROOT
 
 KNOWN = {
     *("FROM", "ARG", "ENV", "LABEL", "RUN", "COPY", "ADD", "WORKDIR", "USER", "EXPOSE", "VOLUME"),

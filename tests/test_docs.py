@@ -92,9 +92,6 @@ def test_the_picture_names_every_room() -> None:
     assert shown == set(named) - IN_A_CACHE
 
 
-@pytest.mark.skipif(
-    not (ROOT / "latentcache" / "core").is_dir(), reason="the modules are not in their rooms yet"
-)
 def test_the_files_that_the_architecture_names_are_there() -> None:
     text = PAGES["docs/architecture.md"].read_text(encoding="utf-8")
     named = re.findall(r"`((?:latentcache|jobs|reading|format)/[\w/.]*)`", text)
