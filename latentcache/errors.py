@@ -22,6 +22,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from latentcache.redaction import printable, redact
+
 
 class LatentCacheError(Exception):
     """Base of every error that latentcache raises on purpose."""
@@ -72,10 +74,14 @@ class RunStoppedError(LatentCacheError, RuntimeError):
 
 
 class ClipError(LatentCacheError, ValueError):
-    """One clip failed; `reason` is one of `records.REASONS`, the message is for people."""
+    """One clip failed; `reason` is one of `records.REASONS`, the message is for people.
+
+    The message is stored and shown in many places, so it loses the secrets of URLs and everything
+    unprintable here.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(printable(redact(message)))
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:

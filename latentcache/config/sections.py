@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from latentcache.errors import did_you_mean
-from latentcache.storage.urls import has_password
+from latentcache.storage.urls import has_password, public_name
 
 Positive = Annotated[int, Field(gt=0)]
 #: Roles that a column of a corpus table can have.
@@ -304,8 +304,12 @@ class Config(Section):
         return encoder
 
     def without_secrets(self) -> dict[str, Any]:
-        """Return what a cache stores: no storage options, and no URL, for a cache can be moved."""
+        """Return what a cache stores: no storage options, and no URL, for a cache can be moved.
+
+        Of a signed URL of the corpus its name is stored.
+        """
         data = self.model_dump(mode="json")
+        data["corpus"]["source"] = public_name(self.corpus.source)
         del data["corpus"]["storage_options"]
         del data["cache"]["storage_options"], data["cache"]["url"]
         return data

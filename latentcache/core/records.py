@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from latentcache.errors import ConfigError
+from latentcache.redaction import printable, redact
 
 FORMAT_VERSION = 1
 
@@ -152,6 +153,10 @@ class ClipResult:
     def __post_init__(self) -> None:
         if self.reason is not None and self.reason not in REASONS:
             raise ConfigError(f"unknown reason {self.reason!r}")
+        if (
+            self.message is not None
+        ):  # it is stored and shown; a shard's may be any exception's text
+            object.__setattr__(self, "message", printable(redact(self.message)))
 
     @property
     def ok(self) -> bool:

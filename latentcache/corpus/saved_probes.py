@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -29,12 +30,15 @@ FOLDER = "probed"
 FLUSH_INTERVAL_S = 30.0
 #: What is older is passed over: files may have changed since.
 MAX_AGE_S = 7 * 86400.0
+#: URLs that become Python objects at a time.
+DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
 _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
-#: One row a source. is_trusted: its shape was the corpus's to say, and only the identity was found.
+#: One row per source, known by the digest of its URL, which may hold a secret. is_trusted: its shape was
+#: the corpus's to say, and only the identity was found.
 SCHEMA = pa.schema(
     [
-        SOURCE_SCHEMA.field("url"),
+        pa.field("url_digest", pa.string(), nullable=False),
         SOURCE_SCHEMA.field("kind"),
         pa.field("is_trusted", pa.bool_(), nullable=False),
         *(SOURCE_SCHEMA.field(name) for name in ("frames", "fps", "height", "width")),
@@ -43,7 +47,7 @@ SCHEMA = pa.schema(
 )
 
 Found = Mapping[str, Any]
-_FOUND = [name for name in SCHEMA.names if name not in ("url", "kind", "is_trusted")]
+_FOUND = [name for name in SCHEMA.names if name not in ("url_digest", "kind", "is_trusted")]
 
 
 class SavedProbes:
@@ -64,7 +68,9 @@ class SavedProbes:
 
     def add(self, url: str, kind: str, is_trusted: bool, found: Found) -> None:
         """Keep what was found of a source; it is written with others, now and then."""
-        self._rows.append({"url": url, "kind": kind, "is_trusted": is_trusted, **found})
+        self._rows.append(
+            {"url_digest": _digest(url), "kind": kind, "is_trusted": is_trusted, **found}
+        )
         if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
 
@@ -113,12 +119,14 @@ class Known:
 
     def __init__(self, found: pa.Table, urls: pa.ChunkedArray) -> None:
         self._urls, self._found = urls, found
-        wanted = urls.cast(pa.large_string())
+        batches = pa.table({"url": urls}).to_batches(max_chunksize=DIGESTED_ROWS)
+        digests = (_digest(url) for batch in batches for url in batch["url"].to_pylist())
+        wanted = pa.array(digests, pa.large_string())
         self._places: dict[tuple[str, bool], npt.NDArray[np.int64]] = {}
         for kind, trusted in itertools.product(("video", "image"), (False, True)):
             mask = pc.and_(pc.equal(found["kind"], kind), pc.equal(found["is_trusted"], trusted))
             rows = np.flatnonzero(mask.to_numpy())
-            value_set = found["url"].cast(pa.large_string()).filter(mask).combine_chunks()
+            value_set = found["url_digest"].cast(pa.large_string()).filter(mask).combine_chunks()
             at = pc.fill_null(pc.index_in(wanted, value_set=value_set), -1).to_numpy()
             if len(rows):
                 self._places[kind, trusted] = np.where(at < 0, -1, rows[at])
@@ -156,6 +164,10 @@ def is_saved_probe(path: str) -> bool:
     """Tell whether this is the path of a table of what was probed."""
     folder, _, name = path.rpartition("/")
     return folder == FOLDER and _NAME.fullmatch(name) is not None
+
+
+def _digest(url: str) -> str:
+    return hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
 
 
 def _decoders() -> dict[str, str]:

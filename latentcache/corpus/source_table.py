@@ -19,7 +19,16 @@ from latentcache.config.sections import CorpusConfig
 from latentcache.corpus.table_readers import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.schemas import SOURCE_SCHEMA
-from latentcache.storage.urls import folder_of, is_url, redact
+from latentcache.storage.urls import (
+    CREDENTIALS,
+    QUERIES,
+    RELATIVE_QUERIES,
+    USERS,
+    folder_of,
+    is_http,
+    is_url,
+    redact,
+)
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 VIDEOS = (
@@ -29,7 +38,6 @@ VIDEOS = (
 _NUMBERS = ("frames", "fps", "height", "width")
 _ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
 _DOTS = r"(^|/)\.\.?(/|$)"
-_WITH_CREDENTIALS = r"://[^/@\s:]*:[^/@\s]*@"
 _PROBED = "Correct it, or leave it empty to have the source probed"
 
 
@@ -56,14 +64,17 @@ def read_source_table(
         raise CorpusError(f"{where} has no rows. Give a table with one row a video or image.")
     rows = _Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names})
     path, kind = rows.paths()
+    folder = folder_of(config.source)
     columns = {
-        "name": number_repeated(rows.text("key", required=True) if "key" in roles else path),
-        "url": rows.urls(path, folder_of(config.source)),
+        "name": number_repeated(rows.names(path, folder)),
+        "url": rows.urls(path, folder),
         "kind": kind,
         "caption": rows.text("caption"),
         **{role: rows.number(role) for role in _NUMBERS},
     }
-    return to_source_table(columns, {c: _keepable(data[c]) for c in config.keep})
+    paths = {roles.get("video"), roles.get("image")}
+    kept = {c: rows.public(data[c], folder) if c in paths else data[c] for c in config.keep}
+    return to_source_table(columns, {c: _keepable(column) for c, column in kept.items()})
 
 
 def to_source_table(
@@ -122,15 +133,47 @@ class _Rows:
             path = pc.coalesce(path, image)
         else:
             other, suffixes = ("image", IMAGES) if role == "video" else ("video", VIDEOS)
-            pattern = rf"(?i)\.({'|'.join(suffixes)})([?#][^/]*)?$"
+            pattern = rf"(?i)\.({'|'.join(suffixes)})([?#].*)?$"
             kind = pc.if_else(pc.match_substring_regex(path, pattern), other, role)
         self.refuse(pc.is_null(path), role, "is empty: every source needs a path")
         return path, kind
 
+    def names(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+        """Return what sources are known by: their keys, else their paths, without the secrets of URLs.
+
+        Refuses rows that are only told apart by what is left out: a number would depend on their order,
+        and a digest of a signature changes with every signing.
+        """
+        role = "key" if "key" in self.roles else self.path_role
+        full = self.text("key", required=True) if role == "key" else path
+        public = self.public(full, folder)
+        if public is full or pc.count_distinct(full).as_py() == pc.count_distinct(public).as_py():
+            return public
+        first: dict[str, str] = {}
+        for row, (name, given) in enumerate(zip(public.to_pylist(), full.to_pylist(), strict=True)):
+            if first.setdefault(name, given) != given:
+                why = (
+                    "differs from an earlier row only in the query or the user of its URL, which names "
+                    "leave out, since they may be secrets. Add a column of unique names to the table, "
+                    "and name it as the role `key` in corpus.columns"
+                )
+                raise self.error(role, row, why)
+        return public
+
+    def public(self, column: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+        """Return URLs, and paths relative to `folder`, without query and credentials."""
+        if not _is_text(column.type):
+            return column
+        relative = RELATIVE_QUERIES if is_http(folder) else ()
+        for pattern, kept in (*QUERIES, *USERS, *relative):
+            if pc.any(pc.match_substring_regex(column, pattern)).as_py():
+                column = pc.replace_substring_regex(column, pattern, kept)
+        return column
+
     def urls(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
         """Return where the paths are; relative ones start at `folder`, the table's own."""
         self.refuse(
-            pc.match_substring_regex(path, _WITH_CREDENTIALS),
+            pc.match_substring_regex(path, CREDENTIALS),
             self.path_role,
             "carries a password, which the cache would store. Remove it, and give credentials in "
             "corpus.storage_options or in the environment",

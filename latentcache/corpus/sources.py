@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +23,7 @@ from latentcache.storage.source_files import (
     open_source,
     read_many,
 )
-from latentcache.storage.urls import folder_of, has_magic, is_url, join, redact
+from latentcache.storage.urls import folder_of, has_magic, is_url, join, redact, without_query
 
 #: Names that `keep` cannot carry: columns that the cache's tables or the batches have already.
 RESERVED = frozenset(
@@ -82,17 +81,25 @@ def _read(config: CorpusConfig) -> Corpus:
         return Corpus(table=table, keep=tuple(config.keep))
     if not is_file(source, options):
         raise FileNotFoundError(source)
-    base = folder_of(source)
-    text = posixpath.splitext(source[len(base) :])[0] + ".txt"
-    texts = [text] if is_file(join(base, text), options) else []
-    return _from_files(config, "one file", base, [source[len(base) :]], texts)
+    return _from_file(config)
+
+
+def _from_file(config: CorpusConfig) -> Corpus:
+    """Make the table of one file; a signed URL is good for the file itself, and not for its caption."""
+    source, options = config.source, config.storage_options
+    base, name = folder_of(source), without_query(source)
+    text = posixpath.splitext(name)[0] + ".txt"
+    texts = [text[len(base) :]] if name == source and is_file(text, options) else []
+    corpus = _from_files(config, "one file", base, [name[len(base) :]], texts)
+    url = source if is_url(source) else corpus.table["url"][0].as_py()
+    index = corpus.table.schema.get_field_index("url")
+    column = pa.array([url], pa.string())
+    return replace(corpus, table=corpus.table.set_column(index, SOURCE_SCHEMA.field("url"), column))
 
 
 def _suffix(path: str) -> str:
     """Return the suffix in lower case without its dot; of a URL, without what follows `?`."""
-    if is_url(path):
-        path = re.split(r"[?#]", path, maxsplit=1)[0]
-    return posixpath.splitext(path)[1][1:].lower()
+    return posixpath.splitext(without_query(path))[1][1:].lower()
 
 
 def _check_keep(config: CorpusConfig) -> None:

@@ -17,6 +17,7 @@ from latentcache.decoders import decord, image, packets, pyav
 from latentcache.decoders.identity import identify, local_path
 from latentcache.errors import ClipError
 from latentcache.storage.source_files import open_source
+from latentcache.storage.urls import without_query
 
 
 class Reader(Protocol):
@@ -54,7 +55,7 @@ class Source:
         path = local_path(self.url, options)
         if path is not None:
             return path
-        suffix = posixpath.splitext(self.url)[1]
+        suffix = posixpath.splitext(without_query(self.url))[1]
         temporary = tempfile.NamedTemporaryFile(prefix="latentcache-", suffix=suffix)  # noqa: SIM115
         self._closing.enter_context(temporary)
         try:

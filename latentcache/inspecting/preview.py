@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latentcache.decoders.frames import Frame
 from latentcache.inspecting.clip_reader import Pair
+from latentcache.redaction import printable
 
 #: The best encoder there is takes the pictures; the second one is in every build of FFmpeg.
 ENCODERS = {"libx264": {"crf": "16", "preset": "fast"}, "mpeg4": {"qmin": "2", "qmax": "3"}}
@@ -64,7 +65,9 @@ def labelled(frame: Frame, label: str) -> Frame:
     """Return a frame [h, w, 3] with a line of text above."""
     strip = Image.new("RGB", (frame.shape[1], LABEL_HEIGHT), BACKGROUND)
     font = ImageFont.load_default(FONT_SIZE)
-    ImageDraw.Draw(strip).text((6, LABEL_HEIGHT // 2), label, INK, font=font, anchor="lm")
+    ImageDraw.Draw(strip).text(
+        (6, LABEL_HEIGHT // 2), printable(label), INK, font=font, anchor="lm"
+    )
     return np.concatenate([np.asarray(strip), frame])
 
 

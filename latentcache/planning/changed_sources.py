@@ -13,7 +13,7 @@ from latentcache.errors import (
 )
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import NAMED
-from latentcache.storage.folder import redact
+from latentcache.redaction import printable, redact
 
 #: Clips whose sources are looked at before a run goes on: of remote ones, some 30 s.
 MAX_CHECKED = 10_000
@@ -37,7 +37,8 @@ def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | Non
             found = identify_url(item[0], options)
         except ClipError as error:
             return str(error)
-        return None if found == item[1] else f"{item[0]}: {item[1]} in the plan, {found} now"
+        where = printable(redact(item[0]))
+        return None if found == item[1] else f"{where}: {item[1]} in the plan, {found} now"
 
     with ThreadPoolExecutor(16) as pool:
         lines = [line for line in pool.map(changed, expected.items()) if line]

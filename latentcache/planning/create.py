@@ -17,6 +17,7 @@ from latentcache.planning.plan import Plan
 from latentcache.planning.planned import PlannedCache, kept_fields, read_plan
 from latentcache.planning.planner import NAMED
 from latentcache.planning.recipe import make_recipe
+from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
 #: Of `cache`, what all of a cache's shards have in common.
@@ -164,4 +165,4 @@ def _kept_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(printable, names[:NAMED])) + more

@@ -23,7 +23,7 @@ from latentcache.errors import (
     CorpusError,
 )
 from latentcache.planning.plan import Plan, check_geometry, make_plan
-from latentcache.storage.folder import redact
+from latentcache.redaction import printable, redact
 
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
@@ -72,6 +72,6 @@ def _nothing_to_encode(config: Config, plan: Plan) -> str:
     reasons = Counter(plan.rejected["reason"].to_pylist())
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
     examples = plan.rejected.slice(0, NAMED).to_pylist()
-    lines += [f"  {row['source']}: {row['message']}" for row in examples]
+    lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
     head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])

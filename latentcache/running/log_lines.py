@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from latentcache.core.records import ShardReport
+from latentcache.redaction import printable, redact
 from latentcache.running.events import Died, Event, GaveUp, Retried, Started
-from latentcache.storage.urls import redact
 
 LOGS = "logs"
 #: What a segment holds before the next one begins: it is written every few seconds, and read whole.
@@ -157,4 +157,4 @@ def text(facts: Mapping[str, Any], name: str) -> str:
     value = facts.get(name)
     if not isinstance(value, str):
         return ""
-    return "".join(c if c.isprintable() else " " for c in value)
+    return printable(value)

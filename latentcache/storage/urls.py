@@ -1,33 +1,25 @@
-"""URLs as text: joined, told from paths, and shown to people without their secrets. No I/O."""
+"""URLs as text: joined, told from paths, and named without their secrets. No I/O."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+
+from latentcache.redaction import redact as redact
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
+#: `scheme://user:password@`; a password may hold spaces and another @.
+CREDENTIALS = r"://[^/@:]*:[^/]*@"
 _MAGIC = re.compile(r"[*?\[]")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
-_SIGNATURES = re.compile(
-    r"(?i)([?&][^=&\s]*(?:signature|sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s'\"]+"
+#: The parts of a URL that are no part of its name, as (pattern, what stays), for `re` and for Arrow's RE2:
+#: a query or fragment (of http from the first ? or #; elsewhere those may be part of a name, so only where
+#: they begin as `name=`), and a user.
+QUERIES = (
+    (r"(?is)^((?:[^?#]*::)?https?://[^?#]*)[?#].*$", r"\1"),
+    (r"(?s)^([A-Za-z][A-Za-z0-9+.-]*(?:://|::).*?)[?#][A-Za-z0-9_.%~-]+=.*$", r"\1"),
 )
-_SECRET_NAME = re.compile(r"(?i)key|secret|token|passw|credential|sas|connection_string|auth")
-
-
-def redact(text: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return `text` without users, passwords and signatures of URLs, and without secret options."""
-    for secret in _secrets(options or {}):
-        text = text.replace(secret, "***")
-    return _SIGNATURES.sub(r"\1***", _CREDENTIALS.sub("***@", text))
-
-
-def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets(value)
-        elif isinstance(value, str) and len(value) >= 4 and _SECRET_NAME.search(str(name)):
-            yield value
+USERS = ((r"(?i)((?:https?|s?ftps?|ssh|smb|web?davs?)://)[^/]*@", r"\1"),)
+#: Of a path relative to a folder on http.
+RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 
 
 def scheme_of(text: str) -> str | None:
@@ -43,7 +35,27 @@ def is_url(text: str) -> bool:
 
 def has_password(url: str) -> bool:
     """Tell whether a URL carries `user:password@`."""
-    return re.search(r"://[^/@\s:]*:[^/@\s]*@", url) is not None
+    return re.search(CREDENTIALS, url) is not None
+
+
+def is_http(url: str) -> bool:
+    """Tell whether a URL is on http, where what follows `?` is a query."""
+    return re.match(r"(?i)(?:[^?#]*::)?https?://", url) is not None
+
+
+def without_query(url: str) -> str:
+    """Return a URL without its query and fragment."""
+    for pattern, kept in QUERIES:
+        url = re.sub(pattern, kept, url)
+    return url
+
+
+def public_name(url: str) -> str:
+    """Return what a URL is known by: itself without query, fragment and credentials."""
+    url = without_query(url)
+    for pattern, kept in USERS:
+        url = re.sub(pattern, kept, url)
+    return url
 
 
 def join(base: str, *parts: str) -> str:
@@ -64,4 +76,5 @@ def has_magic(url: str) -> bool:
 
 def folder_of(url: str) -> str:
     """Return what comes before a URL's or a path's last part, with its slash: `s3://b/` of `s3://b/a`."""
+    url = without_query(url)  # which may hold slashes
     return url[: url.rfind("/") + 1]

@@ -18,6 +18,7 @@ from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistic
 from latentcache.inspecting.report.markup import Markup, h
 from latentcache.inspecting.report.reconstructions import Shown, psnr_by_position
 from latentcache.inspecting.report.words import recipe_in_words
+from latentcache.redaction import printable
 
 #: Nothing may be loaded or run but the page's own style and pictures, whatever a caption holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -167,7 +168,7 @@ def _failure_table(failures: Mapping[str, Failures], what: str) -> Markup:
             reason,
             f"{found.count:,}",
             REASONS.get(reason, ""),
-            [h("div", h("b", key), " ", message) for key, message in found.examples],
+            [h("div", h("b", printable(key)), " ", message) for key, message in found.examples],
         )
         for reason, found in sorted(failures.items(), key=lambda item: -item[1].count)
     ]
@@ -191,7 +192,11 @@ def _clip(clip: Shown) -> Markup:
     plural = "s" if clip.frames > 1 else ""
     return h(
         "article",
-        h("header", h("h3", clip.key, dir="auto"), h("span", _score(clip), class_="score")),
+        h(
+            "header",
+            h("h3", printable(clip.key), dir="auto"),
+            h("span", _score(clip), class_="score"),
+        ),
         h("p", f"{clip.bucket}: {clip.frames} frame{plural}{rate}", class_="dim"),
         h("p", _shortened(clip.caption), class_="caption", dir="auto") if clip.caption else None,
         h("div", f"No source to compare with: {clip.problem}", class_="note")
