@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers
+from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
 
 from .cli import OK, Parser, human_bytes, run_job, storage_options
@@ -32,7 +33,7 @@ def main() -> int:
 
 def clean(args: argparse.Namespace) -> int:
     """List leftovers, and remove them where that is asked for; returns the exit status."""
-    storage = Storage(args.cache, storage_options(args.storage_option))
+    storage = Storage(args.cache, storage_options(args.overrides))
     manifest = read_manifest(storage)
     found = find_leftovers(storage.files(), manifest, time.time())
     _print(found)
@@ -59,7 +60,7 @@ def _print(found: Leftovers) -> None:
 
 def _print_files(what: str, files: Sequence[StoredFile]) -> None:
     for file in files[:NAMED]:
-        print(f"{human_bytes(file.num_bytes):>10}  {file.path}  ({what})")
+        print(f"{human_bytes(file.num_bytes):>10}  {printable(file.path)}  ({what})")
     if len(files) > NAMED:
         print(f"{'':>10}  and {len(files) - NAMED} more {what}")
 

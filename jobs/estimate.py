@@ -35,10 +35,7 @@ WARM_SOURCES = 512
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache estimate", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change the config"
-    )
+    parser.add_config()
     parser.add_argument("--clips", type=int, default=32, help="clips of each bucket to encode (32)")
     parser.add_argument(
         "--sources", type=int, default=2000, help="probe so many at most, drawn at random (2000)"

@@ -21,18 +21,17 @@ from latentcache.planning.create import check_folder, create_cache
 from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
-from .cli import Parser, encode, human_bytes, run_job
+from .cli import Parser, human_bytes, run_job
+from .progress import encode
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache precompute", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG.yaml")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change the config"
-    )
+    parser.add_config()
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     return run_job(precompute, parser)
 
@@ -117,7 +116,7 @@ def _print_rejected(plan: Plan) -> None:
     for reason, count in reasons.most_common():
         print(f"rejected: {count} x {reason}: {REASONS[reason]}")
     for row in plan.rejected.slice(0, 5).to_pylist():
-        print(f"  {row['source']}: {row['message']}")
+        print(f"  {printable(row['source'])}: {row['message']}")
     if plan.rejected.num_rows:
         print(
             "Rejected sources are rows of the cache's table, with their reasons; there is no latent."

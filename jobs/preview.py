@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from latentcache.config.files import load_stored_config
 from latentcache.core.records import ClipId
 from latentcache.errors import ConfigError
 from latentcache.format.snapshot import read_index
@@ -16,9 +15,9 @@ from latentcache.inspecting import preview
 from latentcache.inspecting.choose import find_places, sample_places
 from latentcache.inspecting.clip_reader import Pair, PairReader
 from latentcache.reading.cache import Cache, open_cache
+from latentcache.redaction import printable
 
-from .cli import OK, Parser, made_folder, run_job, storage_options
-from .looking import add_cache_arguments
+from .cli import OK, Parser, is_override, made_folder, run_job, storage_options, stored_config
 
 #: Keys that are listed where none was given.
 LISTED = 10
@@ -27,10 +26,14 @@ LISTED = 10
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache preview", description=__doc__)
-    add_cache_arguments(parser)
+    parser.add_argument("cache", metavar="CACHE_URL")
     parser.add_argument(
-        "keys", nargs="*", metavar="KEY", help="clips; without any, some are listed"
+        "words",
+        nargs="*",
+        metavar="KEY | section.key=value",
+        help="clips; without any, some are listed. Or where things are here, such as encoder.model=...",
     )
+    parser.add_argument("--device", help="where the model decodes (cuda if there is one, else cpu)")
     parser.add_argument("-o", "--output", default="preview", metavar="DIR", help="folder (preview)")
     parser.add_argument("--sample", type=int, metavar="N", help="N clips of all buckets")
     parser.add_argument("--seed", type=int, default=0, help="of --sample (0)")
@@ -50,13 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """Decode and write; returns the exit status."""
     if args.seed < 0 or (args.sample is not None and args.sample < 1):
         raise ConfigError("--sample is at least 1, and --seed at least 0")
-    options = storage_options(args.storage_option)
-    cache = open_cache(args.cache, options)
-    manifest = cache.manifest
-    config = load_stored_config(
-        manifest.config, url=args.cache, storage_options=options, overrides=args.set
-    )
-    places = find_places(cache, args.keys) + _sampled(cache, args.sample or 0, args.seed)
+    overrides = [word for word in args.words if is_override(word)]
+    keys = [word for word in args.words if not is_override(word)]
+    cache = open_cache(args.cache, storage_options(overrides, others=True))
+    config = stored_config(cache.manifest, args.cache, overrides)
+    places = find_places(cache, keys) + _sampled(cache, args.sample or 0, args.seed)
     places = list(dict.fromkeys(places))
     with PairReader(cache, config, args.device) as reader:
         if not places:
@@ -78,7 +79,7 @@ def _sampled(cache: Cache, num: int, seed: int) -> list[ClipId]:
 def _list_keys(cache: Cache, reader: PairReader) -> int:
     print(f"{len(cache)} clips are ok. Name some, or add --sample N. Some keys:")
     for place in _sampled(cache, LISTED, seed=0):
-        print(f"  {reader.clip(place).key}")
+        print(f"  {printable(reader.clip(place).key)}")
     return OK
 
 
@@ -87,9 +88,12 @@ def _told(pair: Pair) -> Pair:
     if pair.quality is not None:
         ssim = pair.quality.mean_ssim
         more = "" if ssim is None else f", SSIM {ssim:.4f}"
-        print(f"{pair.clip.key}: PSNR {pair.quality.psnr_db:.1f} dB{more}", flush=True)
+        print(f"{printable(pair.clip.key)}: PSNR {pair.quality.psnr_db:.1f} dB{more}", flush=True)
     elif pair.problem:
-        print(f"{pair.clip.key}: decoded without its source: {pair.problem}", file=sys.stderr)
+        print(
+            f"{printable(pair.clip.key)}: decoded without its source: {pair.problem}",
+            file=sys.stderr,
+        )
     return pair
 
 

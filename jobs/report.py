@@ -10,21 +10,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latentcache.config.files import load_stored_config
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.report.collect import Report, collect
 from latentcache.storage.folder import Storage
 
-from .cli import OK, Parser, run_job, storage_options
-from .looking import add_cache_arguments, write_file
+from .cli import OK, Parser, run_job, storage_options, stored_config, write_file
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache report", description=__doc__)
-    add_cache_arguments(parser)
+    parser.add_cache()
+    parser.add_argument("--device", help="where the model decodes (cuda if there is one, else cpu)")
     parser.add_argument(
         "-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)"
     )
@@ -42,12 +41,9 @@ def report(args: argparse.Namespace) -> int:
             "the report's plots need the package 'matplotlib', which is not installed. Run: "
             "pip install 'latentcache[report]'"
         )
-    options = storage_options(args.storage_option)
-    storage = Storage(args.cache, options)
+    storage = Storage(args.cache, storage_options(args.overrides, others=True))
     manifest = read_manifest(storage)
-    config = load_stored_config(
-        manifest.config, url=args.cache, storage_options=options, overrides=args.set
-    )
+    config = stored_config(manifest, args.cache, args.overrides)
     found = collect(
         storage,
         manifest,

@@ -9,19 +9,14 @@ from latentcache.format.snapshot import current_index
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.planned import failed_shards, reopen_cache
 
-from .cli import Parser, encode, run_job, storage_options
+from .cli import Parser, run_job, storage_options
+from .progress import encode
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache resume", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="run.* settings, or where things are",
-    )
+    parser.add_cache("run.* settings, or ")
     parser.add_argument(
         "--retry-failed", action="store_true", help="encode failed clips again, too"
     )
@@ -33,7 +28,8 @@ def main() -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
-    planned = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    options = storage_options(args.overrides, others=True)
+    planned = reopen_cache(args.cache, options, args.overrides)
     missing = planned.missing_shards()
     committed = current_index(planned.storage)
     failed = failed_shards(committed) if args.retry_failed else []

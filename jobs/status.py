@@ -56,7 +56,7 @@ def status(args: argparse.Namespace) -> int:
     """Look once, or until the cache is finished; returns the exit status."""
     if args.watch is not None and not (0 < args.watch < math.inf):
         raise ConfigError(f"--watch takes a number of seconds above 0, not {args.watch:g}")
-    watch = Watch(Storage(args.cache, storage_options(args.storage_option)))
+    watch = Watch(Storage(args.cache, storage_options(args.overrides)))
     screen = _Screen()
     for found in _looks(watch, args.watch):
         if args.json:

@@ -41,7 +41,7 @@ def stream(args: argparse.Namespace) -> int:
     """Stream and measure; returns the exit status."""
     if args.epochs < 1 or (args.steps is not None and args.steps < 1):
         raise ConfigError("--epochs and --steps are at least 1")
-    cache = open_cache(args.cache, storage_options(args.storage_option), disk_cache=args.disk_cache)
+    cache = open_cache(args.cache, storage_options(args.overrides), disk_cache=args.disk_cache)
     spec = cache.spec
     print(
         f"cache    {redact(args.cache)}: {len(cache)} clips, {spec.model_class}, {spec.channels} "

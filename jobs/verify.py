@@ -16,6 +16,7 @@ from tqdm import tqdm
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.paths import CACHE_JSON
 from latentcache.inspecting.verify import Findings, repair, verify
+from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
 from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
@@ -27,13 +28,7 @@ NAMED = 50
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache verify", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="for --sample: run.* settings, or where things are",
-    )
+    parser.add_cache("for --sample: run.* settings, or ")
     parser.add_argument(
         "--sample", type=int, default=0, metavar="N", help="encode N clips again and compare"
     )
@@ -49,7 +44,7 @@ def check(args: argparse.Namespace) -> int:
     """Verify, sample and repair; returns the exit status."""
     if args.sample < 0:
         raise ConfigError(f"--sample is a number of clips, not {args.sample}")
-    options = storage_options(args.storage_option)
+    options = storage_options(args.overrides, others=args.sample > 0)
     storage, url = Storage(args.cache, options), redact(args.cache)
     with _Bar() as bar:
         findings = verify(storage, bar.start, bar.step)
@@ -100,13 +95,14 @@ def _repeat(args: argparse.Namespace, findings: Findings) -> None:
     from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
     from latentcache.planning.planned import reopen_cache
 
-    planned = reopen_cache(args.cache, storage_options(args.storage_option), args.overrides)
+    options = storage_options(args.overrides, others=True)
+    planned = reopen_cache(args.cache, options, args.overrides)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     results = list(repeat(planned, choose(findings.sound, args.sample, args.seed), device))
     tried = [result for result in results if result.problem is None]
     for result in results:
         if result.problem is not None:
-            print(f"sample   {result.key}: not encoded again: {result.problem}")
+            print(f"sample   {printable(result.key)}: not encoded again: {result.problem}")
         elif not result.ok:
             findings.add(
                 f"latents/{result.place.shard.bucket}",

@@ -1,9 +1,9 @@
 """What can go wrong, for whom.
 
 LatentCacheError            anything this package raises on purpose
-├── ConfigError             the config file or the command line (exit status 2)
+├── ConfigError             the config file or the command line
 │   └── GeometryError       frames or sizes that the encoder cannot take
-├── CorpusError             the table of sources (exit status 2)
+├── CorpusError             the table of sources
 ├── StorageError            object storage: unknown scheme, no access, disk full
 │   └── UnreachableError    it did not answer, however often it was tried
 ├── CacheError              what is on storage is not a usable cache
@@ -14,6 +14,10 @@ LatentCacheError            anything this package raises on purpose
 ├── RunStoppedError         a run stopped itself: nearly everything failed, or decodes to something else
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
+A job that one of these ends exits with its `exit_status`: 2 where the config, the command line, the corpus
+or the cache that was named is wrong, so that the same command fails again; 1 for all else, such as storage
+that refuses or does not answer, the cache's or the corpus's, in every job.
+
 Messages say what was wrong, what was got, the consequence and the fix.
 """
 
@@ -21,16 +25,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 from latentcache.redaction import printable, redact
 
 
 class LatentCacheError(Exception):
-    """Base of every error that latentcache raises on purpose."""
+    """Base of every error that latentcache raises on purpose. exit_status: of a job that it ends."""
+
+    exit_status: ClassVar[int] = 1
 
 
 class ConfigError(LatentCacheError, ValueError):
     """The configuration or the command line is wrong."""
+
+    exit_status = 2
 
 
 class GeometryError(ConfigError):
@@ -39,6 +48,8 @@ class GeometryError(ConfigError):
 
 class CorpusError(LatentCacheError, ValueError):
     """The table of sources is empty, unreadable or lacks a column."""
+
+    exit_status = 2
 
 
 class StorageError(LatentCacheError, OSError):
@@ -52,6 +63,8 @@ class UnreachableError(StorageError):
 class CacheError(LatentCacheError, ValueError):
     """What is on storage is not a cache that this version can use."""
 
+    exit_status = 2
+
 
 class RecipeMismatchError(CacheError):
     """The recipe, a source or the weights differ from what the cache was made with."""
@@ -59,6 +72,8 @@ class RecipeMismatchError(CacheError):
 
 class CorruptionError(CacheError):
     """Stored bytes are missing or fail their checksum."""
+
+    exit_status = 1
 
 
 class EncoderError(LatentCacheError, RuntimeError):

@@ -227,7 +227,7 @@ class FaultLab:
             path = make_config(self._folder, self._corpus, place.url, clips=clips, cache=cache)
             return "precompute", path
         options = [
-            f"--storage-option={name}={json.dumps(value)}"
+            f"cache.storage_options.{name}={json.dumps(value)}"
             for name, value in place.storage_options.items()
         ]
         return "resume", place.url, *options, *(["--retry-failed"] if job == "retry" else [])

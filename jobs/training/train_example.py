@@ -87,7 +87,7 @@ def main() -> int:
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit status."""
     _check(args)
-    cache = open_cache(args.cache, storage_options(args.storage_option))
+    cache = open_cache(args.cache, storage_options(args.overrides))
     settings = _settings(args, cache)
     # Now, for it would be a pity after the first steps.
     folder = made_folder(Path(args.checkpoint_dir), "Give another --checkpoint-dir.")

@@ -56,8 +56,11 @@ def _line(model: type[BaseModel], path: Sequence[str], problems: Sequence[Any]) 
     text = " or ".join(dict.fromkeys(_message(p["msg"]) for p in problems))
     if text.startswith("should be "):
         text = "should be " + text.removeprefix("should be ").replace(" or should be ", " or ")
-    quiet = first["type"] == "value_error" or "storage_options" in path  # these may be secrets
-    return f"  {key}: {text}" + ("" if quiet else f"; got {repr(first['input'])[:100]}")
+    quiet = first["type"] == "value_error" or _may_be_secret(path)
+    got = "" if quiet else f"; got {repr(first['input'])[:100]}"
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
+        got += ". Write it in quotes"
+    return f"  {key}: {text}{got}"
 
 
 def _message(message: str) -> str:
@@ -84,24 +87,31 @@ def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     """Return `data` with `dotted.key=value` overrides; values are YAML. Raises ConfigError."""
     for override in overrides:
         key, equals, text = override.partition("=")
+        secret = _may_be_secret(key.split("."))
+        shown = repr(f"{key}=***" if secret else override)
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"{override!r} is not an override; write section.key=value")
+            raise ConfigError(f"{shown} is not an override; write section.key=value")
         try:
             value = parse_yaml(text)
         except ConfigError as error:
-            raise ConfigError(f"{override!r}: the value is not YAML: {error}") from None
-        data = _set(data, key.split("."), value, override)
+            why = "" if secret else f": {error}"
+            raise ConfigError(f"{shown}: the value is not YAML{why}") from None
+        data = _set(data, key.split("."), value, shown)
     return data
 
 
-def _set(data: dict[str, Any], path: Sequence[str], value: Any, override: str) -> dict[str, Any]:
+def _may_be_secret(path: Sequence[str]) -> bool:
+    return "storage_options" in path
+
+
+def _set(data: dict[str, Any], path: Sequence[str], value: Any, shown: str) -> dict[str, Any]:
     head, *rest = path
     if not rest:
         return {**data, head: value}
     inner = data.get(head)
     if inner is not None and not isinstance(inner, dict):
-        raise ConfigError(f"{override!r}: {head!r} is a value, {inner!r}, not a section with keys")
-    return {**data, head: _set(inner or {}, rest, value, override)}
+        raise ConfigError(f"{shown}: {head!r} is a value, not a section with keys")
+    return {**data, head: _set(inner or {}, rest, value, shown)}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:

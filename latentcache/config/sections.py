@@ -39,6 +39,23 @@ def _without_password(url: str) -> str:
     return url
 
 
+#: What YAML 1.1 takes for booleans, and YAML 1.2 for text.
+_BOOLEAN_WORDS = frozenset({"yes", "no", "on", "off"})
+
+
+def _without_boolean_words(value: Any, key: str = "") -> Any:
+    """Refuse `verify: no` where nothing says of what type a value is: as text it would count as true."""
+    if isinstance(value, str) and value.lower() in _BOOLEAN_WORDS:
+        raise ValueError(f"{key or 'an item'} is the text {value!r} here; write true or false")
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        _without_boolean_words(inner, str(name))
+    for inner in value if isinstance(value, list | tuple) else ():
+        _without_boolean_words(inner, key)
+    return value
+
+
+#: Settings that are handed on as they are.
+Options = Annotated[dict[str, Any], AfterValidator(_without_boolean_words)]
 Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -66,7 +83,7 @@ class CorpusConfig(Section):
         description="A source whose frames have more pixels than this is recorded as failed before "
         "one is decoded. The default is 8192x8192.",
     )
-    storage_options: dict[str, Any] = Field(
+    storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
     )
 
@@ -210,7 +227,7 @@ class CacheConfig(Section):
         default=64, description="Clips a shard: the unit of retry, and one storage object."
     )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
-    storage_options: dict[str, Any] = Field(
+    storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the cache; never stored."
     )
 

@@ -9,14 +9,16 @@ import yaml
 
 from latentcache.errors import ConfigError
 
-_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_INT, _FLOAT, _BOOL = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool"))
+#: What YAML 1.1 takes for something else than text: dates have no place here, nor has `=`.
+_DROPPED = {_INT, _FLOAT, _BOOL, "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 16:9 is text (YAML 1.1 reads it as 969), and no key comes twice in silence."""
+    """YAML 1.2's plain scalars: 16:9, no, on and 2024-05-01 are text. No key comes twice in silence."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - how PyYAML declares it
-        first: [r for r in resolvers if r[0] not in (_INT, _FLOAT)]
+        first: [r for r in resolvers if r[0] not in _DROPPED]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -31,6 +33,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 _Loader.add_implicit_resolver(
     _INT, re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
 )
@@ -52,5 +55,5 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark
         at = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
         raise ConfigError(f"{error.problem}{at}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as a 13th month
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(" ".join(str(error).split())) from None

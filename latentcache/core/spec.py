@@ -100,14 +100,19 @@ class IdSpec:
     """What the ids of a discrete tokenizer mean.
 
     bit_order: of lookup-free quantisers, whose id is its code's signs: which end channel 0 is on.
-    special: names of ids that no pixel gives, such as a mask, and their values. scales: side lengths of
-    multi-scale ids, which are stored one scale after the other, [sum of squares]; else ids are [t, h, w].
+    scales: side lengths of multi-scale ids, which are stored one scale after the other, [sum of squares];
+    else ids are [t, h, w].
     """
 
     codebook_size: int
     bit_order: Literal["none", "lsb_first", "msb_first"] = "none"
-    special: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.codebook_size <= 1 << 32:
+            raise ConfigError(
+                f"a codebook of {self.codebook_size} codes: ids are stored in 32 bits at most"
+            )
 
     @property
     def dtype(self) -> str:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import ClipError, CorpusError, StorageError
+from latentcache.errors import ClipError, StorageError, UnreachableError
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ def probe_sources(
     """Return `sources` with missing facts filled in and the columns of PROBE_SCHEMA added.
 
     A source that cannot be used gets a reason and a message; nothing raises for it. saved: what earlier
-    attempts found, and where to keep what this one finds. Raises CorpusError where the sources' storage
+    attempts found, and where to keep what this one finds. Raises UnreachableError where their storage
     does not answer: a plan must not lose them for that.
     """
     columns = _Columns()
@@ -100,7 +100,7 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
             found = found.result()
         except ClipError as error:
             if error.reason == "unreachable":
-                raise CorpusError(f"the corpus cannot be read: {error}") from error
+                raise UnreachableError(f"the corpus cannot be read: {error}") from error
             found = {"reason": error.reason, "message": str(error)}
         else:
             if saved:

@@ -52,7 +52,7 @@ class Corpus:
 def read_corpus(config: CorpusConfig) -> Corpus:
     """Read the corpus: sources that are files come sorted by path, those of a table in its order.
 
-    Raises CorpusError, saying what to change, where there is nothing usable.
+    Raises CorpusError, saying what to change, where there is nothing usable, and StorageError.
     """
     _check_keep(config)
     try:
@@ -64,7 +64,7 @@ def read_corpus(config: CorpusConfig) -> Corpus:
             "current directory."
         ) from None
     except StorageError as error:
-        raise CorpusError(f"the corpus cannot be read: {error}") from error.__cause__
+        raise type(error)(f"the corpus cannot be read: {error}") from error.__cause__
 
 
 def _read(config: CorpusConfig) -> Corpus:

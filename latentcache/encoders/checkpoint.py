@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from torch import nn
 
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.diffusers.weights import ModelFiles
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, LatentCacheError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 #: How files begin: a zip (torch.save since 1.6), and a pickle of protocol 2 (before it).
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
 #: What broken files make the unpickler and the zip reader raise.
-_BROKEN = (
+BROKEN = (
     pickle.UnpicklingError,
     RuntimeError,
     ValueError,
@@ -31,8 +32,12 @@ _BROKEN = (
     AttributeError,
     TypeError,
     AssertionError,
+    MemoryError,
+    OverflowError,
     struct.error,
 )
+#: What an architecture that is read off another model's tensors makes Python and torch raise.
+_MISFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 #: Tensors that an error names before it says how many more there are.
 _NAMED = 3
 
@@ -88,6 +93,23 @@ class Checkpoint:
                 "nonsense. Give the file as it was published, and the variant that it is of."
             )
 
+    @contextlib.contextmanager
+    def architecture_of(self, name: str) -> Iterator[None]:
+        """Read the architecture of model `name` off this file inside: its tensors may be anybody's.
+
+        Raises EncoderError for whatever goes wrong.
+        """
+        try:
+            yield
+        except LatentCacheError:
+            raise
+        except _MISFIT as error:
+            raise EncoderError(
+                f"{self.key}: {self.path.name} is no checkpoint of {name}: no such model has tensors of "
+                f"these names and shapes ({' '.join(str(error).split())[:200]}). Give the file as it was "
+                "published, and check that encoder.kind is the model's."
+            ) from error
+
     def check_unchanged(self, spec: LatentSpec) -> None:
         """Raise EncoderError where the file is not the one that the cache is made with.
 
@@ -115,7 +137,7 @@ class Checkpoint:
                 weights_only=True,
                 mmap=mmap and head.startswith(_ZIP),
             )
-        except _BROKEN as error:
+        except BROKEN as error:
             raise self._unreadable(error) from None
         return self._tensors(loaded)
 
@@ -130,7 +152,7 @@ class Checkpoint:
             ) from None
         try:
             return load_file(self.path)
-        except (SafetensorError, *_BROKEN) as error:
+        except (SafetensorError, *BROKEN) as error:
             raise self._unreadable(error) from None
 
     def _tensors(self, loaded: Any) -> dict[str, torch.Tensor]:
@@ -188,6 +210,10 @@ def locate(path: str, key: str) -> Checkpoint:
             f"{key}: there is no file {path!r} on this machine. Give the path of the checkpoint, "
             "downloaded to every machine that encodes."
         )
+    try:
+        found.open("rb").close()
+    except OSError as error:
+        raise ConfigError(f"{key}: {path!r} cannot be read: {error.strerror}.") from None
     return Checkpoint(key=key, path=found)
 
 

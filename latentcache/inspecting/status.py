@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,8 @@ import pyarrow.compute as pc
 from latentcache.core.records import ShardId
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, count, text
+from latentcache.running.speed import clips_per_s, done_by, time_left
 
-#: The speed that people are told is that of the last minutes.
-RECENT_S = 300.0
 #: Speeds over time, in as many equal parts of the run, or fewer where there were fewer heartbeats.
 NUM_SPEEDS = 30
 
@@ -142,7 +141,7 @@ def assess(
     known: Counter[str] = Counter()
     for found in reasons.values():
         known.update(found)
-    clips_per_s = _recent_speed(timed) if going_on else 0.0
+    speed = clips_per_s(timed) if going_on else 0.0
     left = _clips_left(planned.num_clips - clips, going_on)
     return Status(
         state=_state(is_complete, bool(index.num_rows or runs), bool(going_on)),
@@ -159,8 +158,8 @@ def assess(
         speeds=speeds(timed, min(NUM_SPEEDS, max((len(run.done) for run in timed), default=0))),
         since_s=min((run.started_s for run in timed), default=None),
         until_s=max((run.heard_s for run in timed), default=None),
-        clips_per_s=clips_per_s,
-        left_s=left / clips_per_s if clips_per_s and left else None,
+        clips_per_s=speed,
+        left_s=time_left(left, speed),
         silent_s=max(0.0, now_s - max(run.heard_s for run in runs)) if runs else None,
         runs=tuple(runs),
     )
@@ -188,27 +187,5 @@ def speeds(runs: Sequence[RunFacts], num: int) -> list[float]:
     if end <= start or not num:
         return []
     edges = np.linspace(start, end, num + 1)
-    done = sum((_done_by(run, edges) for run in runs), np.zeros(num + 1))
+    done = sum((done_by(run, edges) for run in runs), np.zeros(num + 1))
     return [round(float(speed), 6) for speed in np.diff(done) * num / (end - start)]
-
-
-def _recent_speed(runs: Sequence[RunFacts]) -> float:
-    """Return clips/s of runs that go on, over RECENT_S, or since the first clip was waited for."""
-    end = max(run.heard_s for run in runs)
-    start = max(end - RECENT_S, min(map(_first_beat, runs)))
-    if end <= start:
-        return 0.0
-    before, now = (sum(float(_done_by(run, at)) for run in runs) for at in (start, end))
-    return max(0.0, now - before) / (end - start)
-
-
-def _first_beat(run: RunFacts) -> float:
-    """Return when the first clip may have been begun: of heartbeats without a clip the last."""
-    waiting = [time_s for time_s, done in run.done if not done]
-    return max(waiting, default=run.started_s)
-
-
-def _done_by(run: RunFacts, at_s: Any) -> Any:
-    """Return the clips done at these times, between heartbeats as if at a constant speed."""
-    times, done = zip(*[(run.started_s, 0), *run.done], strict=True)
-    return np.interp(at_s, times, np.maximum.accumulate(done))

@@ -193,9 +193,7 @@ def test_a_spec_survives_json(
         dtype=dtype,
         stored=stored,
         fixed_size=size,
-        ids=IdSpec(codebook_size=8, special={"mask": 8}, scales=(1, 2))
-        if stored == "ids"
-        else None,
+        ids=IdSpec(codebook_size=8, scales=(1, 2)) if stored == "ids" else None,
         weights_sha256=weights,
         normaliser=Normaliser(kind="channel", shift=(0.5,), scale=tuple(scale)),
         packages={"torch": "2.9"},

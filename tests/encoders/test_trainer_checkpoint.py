@@ -40,7 +40,7 @@ def test_classes_of_the_trainer_are_not_needed_and_not_run(tmp_path: Path) -> No
     loaded = trainer_checkpoint.read(file)
     assert loaded.settings["downsample"] == [4, 4, 4]
     assert loaded.settings["n_codes"] == 64
-    assert loaded.shape("codebook.embeddings") == (64, 8)
+    assert loaded.shape("codebook.embeddings", 2) == (64, 8)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", None])
@@ -50,15 +50,15 @@ def test_tensors_are_found_where_trainers_keep_them(tmp_path: Path, key: str | N
     assert loaded.tensors.keys() == tensors.keys()
     assert loaded.count("a.{}.") == 2
     assert loaded.select("a.").tensors.keys() == {"a.0.weight", "a.1.weight"}
-    assert loaded.shape("a.0.weight") == (2, 3)
+    assert loaded.shape("a.0.weight", 2) == (2, 3)
     with pytest.raises(EncoderError, match=r"x\.ckpt holds no tensor 'c'.* such as a\.0\.weight"):
-        loaded.shape("c")
+        loaded.shape("c", 2)
 
 
 def test_shapes_are_read_without_the_values(tmp_path: Path) -> None:
     loaded = read(tmp_path / "x.ckpt", {"state_dict": {"a": torch.ones(5)}}, only_shapes=True)
     assert loaded.tensors["a"].is_meta
-    assert loaded.shape("a") == (5,)
+    assert loaded.shape("a", 1) == (5,)
 
 
 def test_functions_that_a_file_names_are_not_called(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_on_s3(
     before = {path: s3.filesystem.cat_file(path) for path in s3.filesystem.find(url)}
     s3.put("cache/samples/9x64x96/000000.parquet", b"x")
     s3.put("cache/notes.txt", b"x")
-    options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
+    options = [f"cache.storage_options.{key}={value}" for key, value in s3.options.items()]
     assert run_clean(monkeypatch, url, "--yes", *options) == 0
     captured = capsys.readouterr()
     assert "Removed 1 files, 1 B." in captured.out

@@ -360,7 +360,7 @@ def test_what_is_no_cache_is_said(tmp_path: Path) -> None:
 def test_on_s3_and_without_secrets(tmp_path: Path, s3: S3) -> None:
     url = f"{s3.url}/cache"
     prepared = plan_cache(tmp_path, url, storage_options=s3.options)
-    options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
+    options = [f"cache.storage_options.{key}={value}" for key, value in s3.options.items()]
     assert "state    not started" in show(url, *options)[1]
     half = prepared.missing_shards()[0]
     fill_cache(prepared)

@@ -393,7 +393,7 @@ def test_on_s3(tmp_path: Path, s3: S3, name: str) -> None:
     url = f"{s3.url}/cache"
     prepared = plan_cache(tmp_path, url, format=name, storage_options=s3.options)
     fill_cache(prepared)
-    options = [f"--storage-option={key}={value}" for key, value in s3.options.items()]
+    options = [f"cache.storage_options.{key}={value}" for key, value in s3.options.items()]
     out, _ = run_verify(url, *options)
     assert "0 problems" in out
     path = next(n for n in s3.filesystem.find(url) if f"latents/{BUCKET}/" in n and "json" not in n)

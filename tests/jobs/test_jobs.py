@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import latentcache
-from jobs import cli
+from jobs import progress
 from latentcache import encoders
 from latentcache.planning import planner
 from latentcache.running.events import Progress
@@ -388,8 +388,8 @@ def test_the_cache_says_which_frames_each_latent_frame_stands_for(clean: Path) -
 def test_a_run_without_workers_says_that_it_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "NO_WORKER_S", 0.0)
-    with cli._Bar(total=3) as bar:
+    monkeypatch.setattr(progress, "NO_WORKER_S", 0.0)
+    with progress.Bar(total=3) as bar:
         bar.show(Progress(clips_done=1, workers=1))
         assert "no worker is up" not in capsys.readouterr().err
         bar.show(Progress(clips_done=1, workers=0))

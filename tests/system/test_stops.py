@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.cli import encode
+from jobs.progress import encode
 from latentcache.core.records import ShardReport
 from latentcache.errors import StorageError
 from latentcache.running.driver import Run
@@ -176,7 +176,7 @@ def options_of(s3: S3) -> list[str]:
     text = {
         name: yaml.safe_dump(value, default_flow_style=True) for name, value in s3.options.items()
     }
-    return [f"--storage-option={name}={value.splitlines()[0]}" for name, value in text.items()]
+    return [f"cache.storage_options.{name}={value.splitlines()[0]}" for name, value in text.items()]
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,9 @@ def _locate(config: Config) -> tuple[Checkpoint, _Variant]:
             "be scaled for another model. Give the file under its own name."
         )
     variant = _Variant(z=z, dim=dim, normaliser=_normaliser(config, z, dim))
-    checkpoint.check_shapes(shapes, variant.empty_model(), variant.name)
+    with checkpoint.architecture_of(variant.name):
+        model = variant.empty_model()
+    checkpoint.check_shapes(shapes, model, variant.name)
     return checkpoint, variant
 
 

@@ -33,9 +33,9 @@ from latentcache.encoders.tokenizers.discrete import (
 from latentcache.errors import ConfigError, EncoderError
 
 ENCODER, DECODER = "encoder.jit", "decoder.jit"
-#: Levels of the finite scalar quantiser of every DV tokenizer; an id is sum(level_i * basis_i), the first
-#: channel changing fastest, and the basis the product of the levels before.
-FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
+#: Codes of every DV tokenizer: the product of the levels (8, 8, 8, 5, 5, 5) of its finite scalar quantiser.
+#: An id is sum(level_i * basis_i), the first channel changing fastest; the basis is the product of those
+#: before.
 CODES = 64_000
 CV_CHANNELS = 16
 #: 2 * (x / 255) - 1 in float64, then rounded, as its numpy2tensor has it.

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Section
+from latentcache.config.sections import Options, Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
@@ -38,7 +38,7 @@ class Config(Section):
     checkpoint: str = Field(
         min_length=1, description="Path of a .pt file that VideoTokenizer.save wrote."
     )
-    settings: dict[str, Any] = Field(
+    settings: Options = Field(
         description="The arguments that the VideoTokenizer was made with, among them image_size, "
         "codebook_size and layers. The file holds them as a pickle, which is not opened."
     )
@@ -116,7 +116,13 @@ def _required(config: Config, name: str) -> int:
 def _stride(config: Config) -> tuple[int, int, int]:
     """Count the layers that halve time, and height and width."""
     layers = config.settings.get("layers", ())
-    names = [layer if isinstance(layer, str) else layer[0] for layer in layers]
+    try:
+        names = [layer if isinstance(layer, str) else str(layer[0]) for layer in layers]
+    except (TypeError, LookupError):
+        raise ConfigError(
+            "encoder.settings.layers: should be a list of names and of [name, width]; got "
+            f"{repr(layers)[:100]}"
+        ) from None
     if any(name.startswith("cond_") for name in names):
         raise ConfigError(
             "encoder.settings.layers: conditioned layers need a condition for each clip"

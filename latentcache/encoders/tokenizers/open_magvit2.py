@@ -46,8 +46,9 @@ class Config(Section):
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors."""
     file = locate(config.checkpoint, "encoder.checkpoint")
-    shape = Shape.of(_select(config, trainer_checkpoint.read(file, only_shapes=True)))
-    ids = IdSpec(codebook_size=1 << shape.bits, bit_order="lsb_first")
+    with file.architecture_of(MODEL_CLASS):
+        shape = Shape.of(_select(config, trainer_checkpoint.read(file, only_shapes=True)))
+        ids = IdSpec(codebook_size=1 << shape.bits, bit_order="lsb_first")
     return LatentSpec(
         encoder=config.kind,
         model_class=MODEL_CLASS,
@@ -79,7 +80,7 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     file = locate(config.checkpoint, "encoder.checkpoint")
     file.check_unchanged(spec)
     loaded = _select(config, trainer_checkpoint.read(file))
-    with torch.device("meta"):
+    with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = OpenMagvit2(Shape.of(loaded))
     trainer_checkpoint.load_into(network, loaded)
     return DiscreteEncoder(network.to(device), spec, device, LEVELS)

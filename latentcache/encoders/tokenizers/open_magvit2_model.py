@@ -45,15 +45,15 @@ class Shape:
     @classmethod
     def of(cls, loaded: TrainerCheckpoint) -> Shape:
         """Read the architecture off a checkpoint. Raises EncoderError where it is of another kind."""
-        stem = loaded.shape("encoder.conv_in.conv_1.weight")[0]
-        levels = range(loaded.count("encoder.down.{}."))
+        stem = loaded.shape("encoder.conv_in.conv_1.weight", 5)[0]
+        levels = range(max(1, loaded.count("encoder.down.{}.")))
         return cls(
             stem=stem,
             widths=tuple(
-                loaded.shape(f"encoder.down.{i}.block.0.conv1.conv_1.weight")[0] for i in levels
+                loaded.shape(f"encoder.down.{i}.block.0.conv1.conv_1.weight", 5)[0] for i in levels
             ),
             blocks=loaded.count("encoder.down.0.block.{}."),
-            bits=loaded.shape("encoder.conv_out.conv_1.weight")[0],
+            bits=loaded.shape("encoder.conv_out.conv_1.weight", 5)[0],
         )
 
 

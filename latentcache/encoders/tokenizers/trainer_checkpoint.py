@@ -7,7 +7,6 @@ pickled, so that an old file loads without the packages that wrote it.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,23 +14,11 @@ from typing import Any
 
 import torch
 
-from latentcache.encoders.checkpoint import Checkpoint
+from latentcache.encoders.checkpoint import BROKEN, Checkpoint
 from latentcache.errors import EncoderError
 
 #: Where trainers keep the state dict; a file without any of them is one itself.
 _STATE_KEYS = ("state_dict", "model_state_dict")
-#: What files that are damaged, or hold more than data, make the reader raise.
-_BROKEN = (
-    pickle.UnpicklingError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-)
 
 
 class _Inert(dict[Any, Any]):
@@ -64,15 +51,24 @@ class TrainerCheckpoint:
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
         return replace(self, tensors=kept)
 
-    def shape(self, name: str) -> torch.Size:
-        """Return the shape of a tensor that tells the architecture. Raises EncoderError."""
+    def shape(self, name: str, axes: int) -> torch.Size:
+        """Return the shape, of `axes` axes, of a tensor that tells the architecture.
+
+        Raises EncoderError where it is not there, or has another number of axes.
+        """
         if name not in self.tensors:
             raise EncoderError(
                 f"{self.file.key}: {self.file.path.name} holds no tensor {name!r}, so it is not of "
                 f"this kind. It has {len(self.tensors)} tensors, such as "
                 f"{', '.join(sorted(self.tensors)[:3]) or 'none'}. Check encoder.kind and the file."
             )
-        return self.tensors[name].shape
+        shape = self.tensors[name].shape
+        if len(shape) != axes or not all(shape):
+            raise EncoderError(
+                f"{self.file.key}: {self.file.path.name} has the tensor {name!r} of shape {list(shape)}, "
+                f"and this kind's has {axes} axes. Check encoder.kind and the file."
+            )
+        return shape
 
     def count(self, pattern: str) -> int:
         """Return how many of `pattern` with {} as 0, 1, 2 ... begin the name of a tensor."""
@@ -88,9 +84,8 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
     try:
         with torch.serialization.safe_globals(_stand_ins(file.path)):
             contents = torch.load(file.path, map_location=where, weights_only=True)
-        if not isinstance(contents, Mapping):
-            raise TypeError(f"it holds a {type(contents).__name__}, not tensors by name")
-    except _BROKEN as error:
+        state = _state_of(contents)
+    except BROKEN as error:
         # What torch refused, and not its advice to read the file in a way that runs code.
         reasons = [part for part in str(error).split("\n\n") if "weights_only" not in part]
         raise EncoderError(
@@ -98,9 +93,22 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
             f"{' '.join(' '.join(reasons).split())[:300]}). If you trust it, load it where it was "
             "made and save its state dict again: torch.save({'state_dict': ...}, path)."
         ) from None
-    state = next((contents[key] for key in _STATE_KEYS if key in contents), contents)
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
     return TrainerCheckpoint(file=file, tensors=tensors, settings=_settings(contents))
+
+
+def _state_of(contents: Any) -> Mapping[Any, Any]:
+    """Return the state dict among what was loaded. Raises TypeError where there is none."""
+    state = contents
+    if isinstance(contents, Mapping):
+        state = next((contents[key] for key in _STATE_KEYS if key in contents), contents)
+    if not isinstance(state, Mapping):
+        raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
+    return state
 
 
 def _stand_ins(path: Path) -> list[Any]:

@@ -31,6 +31,7 @@ MODEL_CLASS = "VAR VQVAE"
 LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0) * 2 - 1
 #: How far `Phi` goes from its input to its convolution; no tensor, and the same in all published weights.
 PHI_RATIO = 0.5
+_CODEBOOK = "quantize.embedding.weight"
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 #: Counts how often training used each code; has one row a scale of the training.
 _HITS = "quantize.ema_vocab_hit_SV"
@@ -58,9 +59,10 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
     """Return the spec from the shapes of the tensors."""
     file = locate(config.checkpoint, "encoder.checkpoint")
     loaded = _select(trainer_checkpoint.read(file, only_shapes=True))
-    stride = Shape.of(loaded).stride
+    with file.architecture_of(MODEL_CLASS):
+        stride = Shape.of(loaded).stride
     side = stride * config.scales[-1]
-    codes, _ = loaded.shape("quantize.embedding.weight")
+    codes, _ = loaded.shape(_CODEBOOK, 2)
     ids = IdSpec(codebook_size=codes, scales=tuple(config.scales))
     return LatentSpec(
         encoder=config.kind,
@@ -95,11 +97,11 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> VAREncod
     file = locate(config.checkpoint, "encoder.checkpoint")
     file.check_unchanged(spec)
     loaded = _select(trainer_checkpoint.read(file))
-    with torch.device("meta"):
+    with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = VARTokenizer(
             Shape.of(loaded),
             config.scales,
-            codes=loaded.shape("quantize.embedding.weight")[0],
+            codes=loaded.shape(_CODEBOOK, 2)[0],
             phis=loaded.count("quantize.quant_resi.qresi_ls.{}."),
         )
     trainer_checkpoint.load_into(network, loaded)
@@ -107,7 +109,7 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> VAREncod
 
 
 def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
-    loaded.shape("quantize.embedding.weight")
+    loaded.shape(_CODEBOOK, 2)
     if not loaded.count("quantize.quant_resi.qresi_ls.{}."):
         raise ConfigError(
             f"encoder.checkpoint: {loaded.file.path.name} has no quantize.quant_resi.qresi_ls: its scales "

@@ -42,7 +42,8 @@ class Config(Section):
 def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids have a type of their own
     """Return the spec from the shapes of the tensors and the trainer's settings."""
     file = locate(config.checkpoint, "encoder.checkpoint")
-    shape = _shape(config, trainer_checkpoint.read(file, only_shapes=True))
+    with file.architecture_of(MODEL_CLASS):
+        shape = _shape(config, trainer_checkpoint.read(file, only_shapes=True))
     ids = IdSpec(codebook_size=shape.codes)
     return LatentSpec(
         encoder=config.kind,
@@ -67,7 +68,7 @@ def identity(config: Config) -> Mapping[str, Any]:
         "model_class": MODEL_CLASS,
         "revision": 1,
         "weights_sha256": file.sha256(),
-        "stride": list(_shape(config, trainer_checkpoint.read(file, only_shapes=True)).stride),
+        "stride": list(describe(config, dtype="").stride),
     }
 
 
@@ -76,16 +77,16 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     file = locate(config.checkpoint, "encoder.checkpoint")
     file.check_unchanged(spec)
     loaded = trainer_checkpoint.read(file)
-    with torch.device("meta"):
+    with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = VQVAE(_shape(config, loaded))
     trainer_checkpoint.load_into(network, loaded)
     return DiscreteEncoder(network.to(device), spec, device, LEVELS)
 
 
 def _shape(config: Config, loaded: TrainerCheckpoint) -> Shape:
-    codes, code_channels = loaded.shape("codebook.embeddings")
+    codes, code_channels = loaded.shape("codebook.embeddings", 2)
     shape = Shape(
-        hidden=loaded.shape("encoder.conv_last.conv.weight")[0],
+        hidden=loaded.shape("encoder.conv_last.conv.weight", 5)[0],
         # The last entry of the stack is a BatchNorm, without blocks of its own.
         blocks=loaded.count("encoder.res_stack.{}.block."),
         codes=codes,

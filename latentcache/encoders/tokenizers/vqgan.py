@@ -27,7 +27,8 @@ from latentcache.errors import ConfigError
 MODEL_CLASS = "VQGAN"
 #: x / 127.5 - 1 in float64, then rounded, as its data sets have it.
 LEVELS = torch.from_numpy((np.arange(256) / 127.5 - 1.0).astype(np.float32))
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.weight")
+_CODEBOOK = "quantize.embedding.weight"
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", _CODEBOOK)
 
 
 class Config(Section):
@@ -44,8 +45,9 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
     """Return the spec from the shapes of the tensors."""
     file = locate(config.checkpoint, "encoder.checkpoint")
     loaded = _select(trainer_checkpoint.read(file, only_shapes=True))
-    stride = Shape.of(loaded).stride
-    ids = IdSpec(codebook_size=loaded.shape("quantize.embedding.weight")[0])
+    with file.architecture_of(MODEL_CLASS):
+        stride = Shape.of(loaded).stride
+    ids = IdSpec(codebook_size=loaded.shape(_CODEBOOK, 2)[0])
     return LatentSpec(
         encoder=config.kind,
         model_class=MODEL_CLASS,
@@ -77,8 +79,8 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     file = locate(config.checkpoint, "encoder.checkpoint")
     file.check_unchanged(spec)
     loaded = _select(trainer_checkpoint.read(file))
-    with torch.device("meta"):
-        network = VQGAN(Shape.of(loaded), *loaded.shape("quantize.embedding.weight"))
+    with file.architecture_of(MODEL_CLASS), torch.device("meta"):
+        network = VQGAN(Shape.of(loaded), *loaded.shape(_CODEBOOK, 2))
     trainer_checkpoint.load_into(network, loaded)
     return DiscreteEncoder(network.to(device), spec, device, LEVELS)
 

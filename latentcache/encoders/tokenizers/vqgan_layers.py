@@ -46,12 +46,14 @@ class Shape:
     @classmethod
     def of(cls, loaded: TrainerCheckpoint) -> Shape:
         """Read the architecture off a checkpoint. Raises EncoderError where it is of another kind."""
-        stem = loaded.shape("encoder.conv_in.weight")[0]
-        levels = range(loaded.count("encoder.down.{}."))
-        code_channels, latent_channels, quant_kernel, _ = loaded.shape("quant_conv.weight")
+        stem = loaded.shape("encoder.conv_in.weight", 4)[0]
+        levels = range(max(1, loaded.count("encoder.down.{}.")))
+        code_channels, latent_channels, quant_kernel, _ = loaded.shape("quant_conv.weight", 4)
         return cls(
             stem=stem,
-            widths=tuple(loaded.shape(f"encoder.down.{i}.block.0.conv1.weight")[0] for i in levels),
+            widths=tuple(
+                loaded.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels
+            ),
             blocks=loaded.count("encoder.down.0.block.{}."),
             encoder_attention=tuple(
                 loaded.count(f"encoder.down.{i}.attn.{{}}.") > 0 for i in levels

@@ -321,8 +321,7 @@ def arguments(cache: Path, **changes: object) -> argparse.Namespace:
         "clips": 1,
         "seed": 0,
         "device": None,
-        "set": [],
-        "storage_option": [],
+        "overrides": [],
     }
     return argparse.Namespace(cache=str(cache), **{**common, **changes})
 

@@ -1,0 +1,201 @@
+"""A run shown as it goes: the bar, what failed, the summary, and how to go on."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+from tqdm import tqdm
+
+from latentcache.core.image_quality import psnr_in_words
+from latentcache.core.records import REASONS, ShardId, ShardReport
+from latentcache.core.units import human_bytes, human_time
+from latentcache.errors import LatentCacheError
+from latentcache.planning.planned import PlannedCache, num_rejected
+from latentcache.redaction import printable, redact
+from latentcache.running.driver import Run, Summary
+from latentcache.running.events import GaveUp, Progress, Retried
+from latentcache.running.speed import Pace, clips_per_s, time_left
+
+from .cli import INTERRUPTED, OK, SOME_FAILED, print_error
+
+#: Seconds between lines of progress where the output is not a terminal.
+LINE_INTERVAL_S = 10.0
+#: A run without any worker for as long says so: loading a large model takes less, losing a cluster more.
+NO_WORKER_S = 120.0
+NAMED_FAILURES = 10
+#: tqdm's own, but for the speed and the time left, which are those that `status` shows.
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
+def encode(
+    planned: PlannedCache, missing: Sequence[ShardId], failed: Sequence[ShardId] = ()
+) -> int:
+    """Encode missing shards, and failed clips again; print the summary, return the exit status."""
+    run = Run(planned, missing, failed)
+    num_tasks = len(missing) + len(failed)
+    url = redact(planned.storage.url)
+    manifest = planned.manifest
+    skipped = sum(bucket.num_clips for bucket in manifest.buckets) - planned.num_clips(missing)
+    if not num_tasks:
+        print(f"\nNothing to encode: all {skipped} clips are committed.")
+    total = planned.num_clips([*missing, *failed])
+    try:
+        with closing(run.events()) as events, Bar(total) as bar:
+            for event in events:
+                bar.show(event)
+    except KeyboardInterrupt:
+        print("\nInterrupted. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
+        return INTERRUPTED
+    except LatentCacheError as error:
+        print_error(error)
+        print("Stopped. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
+        return error.exit_status
+    if num_tasks:
+        _print_summary(run.summary, skipped)
+    _print_failures(run.summary)
+    rejected = num_rejected(planned.storage)
+    clips = sum(run.published["num_clips"].to_pylist())
+    failed = clips - sum(run.published["num_ok"].to_pylist())
+    print(f"\ncache    {clips - failed} clips ok, {failed} failed, {rejected} sources rejected")
+    if failed:
+        print(f"Try the failed ones again:  latentcache resume {shlex.quote(url)} --retry-failed")
+    print(f"Next:  latentcache stream {shlex.quote(url)}")
+    return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
+
+
+def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:
+    return (
+        f"{summary.shards} of {num_tasks} shards were committed and are safe; those in flight will be "
+        f"encoded again.\nGo on with:  latentcache resume {shlex.quote(url)}"
+    )
+
+
+class Bar:
+    """tqdm on a terminal, a line now and then elsewhere. Counts clips that are done, in flight or not."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._committed = 0
+        self._done = 0
+        self._printed = self._last_up = time.monotonic()
+        self._pace = Pace(self._printed)
+        self._warnings: set[str] = set()
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, dynamic_ncols=True, bar_format=BAR)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, event: object) -> None:
+        """Take an event in and show it."""
+        if isinstance(event, ShardReport):
+            self._committed += event.num_clips
+            for key, _, message in event.failures:
+                self._say(f"failed: {key}: {message}")
+        elif isinstance(event, Retried | GaveUp):
+            verb = "will be retried" if isinstance(event, Retried) else "given up"
+            task = event.task
+            self._say(
+                f"shard {task.shard.name} {verb} (attempt {task.attempts}): {redact(task.error)}"
+            )
+        elif isinstance(event, Progress):
+            self._look_at_workers(event.workers)
+            for warning in event.warnings:
+                self._warn(warning)
+        done = event.clips_done if isinstance(event, Progress) else 0
+        self._done = min(self._total, max(self._done, done, self._committed))
+        self._pace.add(time.monotonic(), self._done)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._speed(), refresh=False)
+            self._bar.update(self._done - self._bar.n)
+        elif time.monotonic() - self._printed > LINE_INTERVAL_S:
+            self._printed = time.monotonic()
+            print(f"{self._done}/{self._total} clips, {self._speed()}", flush=True)
+
+    def _speed(self) -> str:
+        """Return the speed and the time left, in words."""
+        speed = clips_per_s([self._pace])
+        left_s = time_left(self._total - self._done, speed)
+        left = "" if left_s is None else f", {human_time(left_s)} left"
+        return f"{speed:.2f} clips/s{left}"
+
+    def _look_at_workers(self, workers: int) -> None:
+        if workers:
+            self._last_up = time.monotonic()
+        elif time.monotonic() - self._last_up > NO_WORKER_S:
+            self._warn("no worker is up; the run waits until the cluster has a place for one")
+
+    def _warn(self, text: str) -> None:
+        """Say it once: every worker warns for itself."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._say(f"warning: {text}")
+
+    def _say(self, text: str) -> None:
+        text = printable(text)
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _print_summary(summary: Summary, skipped: int) -> None:
+    wall_s = max(summary.wall_s, 1e-9)
+    busy_s = wall_s * max(1, summary.workers)
+    before = f" ({skipped} more were there before)" if skipped else ""
+    print(f"\nclips    {summary.clips_ok} ok, {summary.clips_failed} failed{before}")
+    elsewhere = f", {summary.shards_elsewhere} by another run" if summary.shards_elsewhere else ""
+    print(
+        f"shards   {summary.shards} written{elsewhere}, {summary.shards_failed} failed, "
+        f"{summary.retries} retries"
+    )
+    if summary.stored_bytes:
+        ratio = summary.stored_bytes / summary.raw_bytes
+        print(
+            f"bytes    {human_bytes(summary.stored_bytes)} stored, {ratio:.2f} of "
+            f"{human_bytes(summary.raw_bytes)} raw"
+        )
+    print(
+        f"speed    {summary.clips_ok / wall_s:.2f} clips/s, {summary.frames / wall_s:.0f} pixel frames/s, "
+        f"{wall_s:.1f} s after {summary.start_s:.1f} s of starting up"
+    )
+    print(
+        f"time     encode {summary.encode_s:.1f} s ({summary.encode_s / busy_s:.0%} of the run), "
+        f"waiting for pixels {summary.wait_s:.1f} s, write {summary.write_s:.1f} s, "
+        f"decode {summary.decode_s:.1f} s in all processes"
+    )
+    if errors := summary.tiling_errors:
+        print(
+            f"tiling   error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "
+            f"{len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation)"
+        )
+    if summary.psnrs_db:
+        print(f"quality  {psnr_in_words(summary.psnrs_db)}")
+
+
+def _print_failures(summary: Summary) -> None:
+    if not summary.reasons and not summary.shard_errors:
+        return
+    print("\nfailed:")
+    for reason, count in summary.reasons.most_common():
+        print(f"  {count:>6} x {reason}: {REASONS[reason]}")
+    for name, error in list(summary.shard_errors.items())[:NAMED_FAILURES]:
+        print(f"    shard {name}: {printable(redact(error))}")
+    for key, reason, message in summary.failures[:NAMED_FAILURES]:
+        if reason != "shard_failed":
+            print(f"    {printable(key)}: {message}")
+    if len(summary.failures) > NAMED_FAILURES:
+        print("    ... all of them: cache.table() where status is 'failed'")
