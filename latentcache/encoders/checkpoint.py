@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import pickle
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +16,15 @@ import torch
 from torch import nn
 
 from latentcache.core.spec import LatentSpec
-from latentcache.encoders.diffusers.weights import ModelFiles
 from latentcache.errors import ConfigError, EncoderError, LatentCacheError
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+_SAFETENSORS: tuple[type[Exception], ...] = ()
+with contextlib.suppress(ImportError):  # it comes with the extra `diffusers`
+    from safetensors import SafetensorError
+
+    _SAFETENSORS = (SafetensorError,)
 
 #: How files begin: a zip (torch.save since 1.6), and a pickle of protocol 2 (before it).
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
@@ -34,6 +41,8 @@ BROKEN = (
     AssertionError,
     MemoryError,
     OverflowError,
+    ImportError,
+    *_SAFETENSORS,
     struct.error,
 )
 #: What an architecture that is read off another model's tensors makes Python and torch raise.
@@ -51,8 +60,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file."""
-        files = ModelFiles(folder=self.path.parent, config={}, weights=(self.path,))
-        return files.weights_sha256()
+        return file_sha256(self.path)
 
     def shapes(self) -> Shapes:
         """Return the tensors' shapes by name, without reading their values where it can be helped."""
@@ -143,7 +151,6 @@ class Checkpoint:
 
     def _read_safetensors(self) -> dict[str, torch.Tensor]:
         try:
-            from safetensors import SafetensorError
             from safetensors.torch import load_file
         except ImportError:
             raise ConfigError(
@@ -152,7 +159,7 @@ class Checkpoint:
             ) from None
         try:
             return load_file(self.path)
-        except (SafetensorError, *BROKEN) as error:
+        except BROKEN as error:
             raise self._unreadable(error) from None
 
     def _tensors(self, loaded: Any) -> dict[str, torch.Tensor]:
@@ -165,7 +172,11 @@ class Checkpoint:
         others = [
             str(name)
             for name, value in loaded.items()
-            if not (isinstance(value, torch.Tensor) and value.is_floating_point())
+            if not (
+                isinstance(name, str)
+                and isinstance(value, torch.Tensor)
+                and value.is_floating_point()
+            )
         ]
         if others or not loaded:
             raise ConfigError(
@@ -200,6 +211,18 @@ class Checkpoint:
         return ConfigError(
             f"{self.key}: {self.path} cannot be read ({type(error).__name__}: {reason}). {advice}"
         )
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read again only when its size or time has changed."""
+    facts = path.stat()
+    return _cached_sha256(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - part of the key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locate(path: str, key: str) -> Checkpoint:

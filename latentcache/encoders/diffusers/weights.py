@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from latentcache.encoders.checkpoint import file_sha256
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.storage.urls import redact
 
@@ -44,7 +45,7 @@ class ModelFiles:
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the file, or of the list of the digests of several files."""
-        digests = [_file_sha256(path) for path in self.weights]
+        digests = [file_sha256(path) for path in self.weights]
         return digests[0] if len(digests) == 1 else _sha256("\n".join(digests).encode())
 
     def config_sha256(self) -> str:
@@ -188,14 +189,3 @@ def _unreachable(model: str, name: str, error: Exception | None) -> ConfigError:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    facts = path.stat()
-    return _cached_sha256(path.resolve(), facts.st_size, facts.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - part of the key
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
