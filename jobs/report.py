@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from latentcache.core.machine import install_command
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
@@ -39,7 +40,7 @@ def report(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             "the report's plots need the package 'matplotlib', which is not installed. Run: "
-            "pip install 'latentcache[report]'"
+            + install_command("report")
         )
     storage = Storage(args.cache, storage_options(args.overrides, others=True))
     manifest = read_manifest(storage)

@@ -191,10 +191,18 @@ def check_extras(rest: list[str]) -> None:
 
 #: The name is in no package index: what is there under it, if anything, is not this project.
 BY_NAME = re.compile(r"pip3? install [^`\n]*(?<![\w./-])latentcache(?![\w-])")
-TEXTS = [*PAGES.values(), *ROOT.glob("configs/*.yaml"), *ROOT.glob("examples/*.py")]
+TEXTS = [
+    *PAGES.values(),
+    *ROOT.glob("configs/*.yaml"),
+    *(
+        path
+        for name in ("examples", "jobs", "latentcache")
+        for path in ROOT.glob(f"{name}/**/*.py")
+    ),
+]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_is_installed_by_its_name(path: Path) -> None:
     assert BY_NAME.findall(path.read_text(encoding="utf-8")) == []
 

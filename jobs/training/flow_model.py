@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from latentcache.core.machine import install_command
 from latentcache.core.posterior import sample_seed
 from latentcache.errors import ConfigError
 
@@ -54,7 +55,7 @@ def _transformer_class() -> type[nn.Module]:
     except ImportError as error:
         raise ConfigError(
             f"the trainer's model is one of diffusers, which cannot be imported ({error}). "
-            "Run: pip install 'latentcache[diffusers]'"
+            f"Run: {install_command('diffusers')}"
         ) from None
     return WanTransformer3DModel  # type: ignore[no-any-return]
 

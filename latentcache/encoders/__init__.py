@@ -17,6 +17,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from latentcache.config.files import validate
+from latentcache.core.machine import install_command
 from latentcache.encoders.protocol import EncoderModule
 from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
@@ -84,7 +85,7 @@ def _installed(name: str) -> EncoderModule:
     if kind.package is not None and importlib.util.find_spec(kind.package) is None:
         raise ConfigError(
             f"encoder.kind {name!r} runs on the package {kind.package!r}, which is not installed. "
-            f"Run: pip install 'latentcache[{kind.extra}]'"
+            f"Run: {install_command(kind.extra or name)}"
         )
     return builtin(name)
 

@@ -29,7 +29,7 @@ with contextlib.suppress(ImportError):  # it comes with the extra `diffusers`
 #: How files begin: a zip (torch.save since 1.6), and a pickle of protocol 2 (before it).
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
 #: What broken files make the unpickler and the zip reader raise.
-BROKEN = (
+BROKEN: tuple[type[BaseException], ...] = (
     pickle.UnpicklingError,
     RuntimeError,
     ValueError,
@@ -199,7 +199,7 @@ class Checkpoint:
             )
         return ConfigError(f"{self.key}: {self.path} is {what}. {fix}")
 
-    def _unreadable(self, error: Exception) -> ConfigError:
+    def _unreadable(self, error: BaseException) -> ConfigError:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         code = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
         advice = (

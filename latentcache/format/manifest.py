@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import pydantic
 
+from latentcache import __version__
 from latentcache.core.records import FORMAT_VERSION, Bucket, ShardFormat
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import CacheError, CorruptionError
@@ -22,7 +23,7 @@ from latentcache.format.tables import read_bounded
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-CREATED_BY = "latentcache 0.1.0"
+CREATED_BY = f"latentcache {__version__}"
 #: The largest buffer that blosc compresses; a larger sample cannot have been written.
 MAX_SAMPLE_BYTES = 2**31 - 17
 #: With 21 latent frames, the JSON text of a bucket is 1 kB: this is enough for thousands of them.
@@ -97,7 +98,7 @@ class Manifest:
         if too_new:
             raise CacheError(
                 f"{where} has format version {version}; this latentcache reads up to "
-                f"{FORMAT_VERSION} and would misread it. Run: pip install -U latentcache"
+                f"{FORMAT_VERSION} and would misread it. Install a newer latentcache."
             )
         try:
             checksum.check(data)

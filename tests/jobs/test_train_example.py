@@ -24,6 +24,7 @@ from jobs.training import checkpoints
 from jobs.training.flow_model import FlowModel, draw, flow_loss
 from jobs.training.train_example import average_gradients
 from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.machine import install_command
 from latentcache.format.shards.protocol import ArrayLayout
 from tests.tools.caches import ROOT, run_inline
 from tests.tools.ranks import run_ranks
@@ -322,7 +323,7 @@ def test_wrong_arguments_end_in_one_message(
     (tmp_path / "file").write_text("")
     assert "Give another --checkpoint-dir" in train(cache, tmp_path / "file", status=2)
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    assert "pip install 'latentcache[diffusers]'" in train(cache, tmp_path, status=2)
+    assert install_command("diffusers") in train(cache, tmp_path, status=2)
 
 
 def test_a_checkpoint_is_json_and_tensors(cache: str, tmp_path: Path) -> None:

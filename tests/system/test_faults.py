@@ -27,7 +27,6 @@ from latentcache.decoders.source import Source
 from latentcache.errors import (
     CacheError,
     ClipError,
-    CorpusError,
     LatentCacheError,
     StorageError,
     UnreachableError,
@@ -157,7 +156,7 @@ def test_a_plan_does_not_lose_sources_to_an_outage(corpus: tuple[str, dict[str, 
             future.set_exception(ClipError(answer["reason"], answer["message"]))
             return future
 
-    with pytest.raises(CorpusError, match=r"the corpus cannot be read: cannot read .*tried"):
+    with pytest.raises(UnreachableError, match=r"the corpus cannot be read: cannot read .*tried"):
         probe_sources(sources, cast(DecodePool, Pool()))
 
 
@@ -205,7 +204,7 @@ def test_a_corpus_is_read_whole_or_not_at_all(
     expected = read().table
     for kind, found, error in outcomes(read, ["transient", "outage", "refused", "delay"]):
         if kind in ("outage", "refused"):
-            assert isinstance(error, CorpusError), (kind, error)
+            assert isinstance(error, StorageError), (kind, error)
             assert "not there" not in str(error), kind
         else:
             assert error is None, (kind, error)

@@ -173,7 +173,7 @@ def test_the_jobs_on_urls_of_other_storage(
 def test_a_bucket_that_is_not_there_is_one_message(tmp_path: Path, corpus: Path, s3: S3) -> None:
     options = {"storage_options": s3.options}
     config = make_config(tmp_path, corpus, "s3://no-such-bucket-here/cache", cache=options)
-    _, err = run_job("precompute", config, status=2)
+    _, err = run_job("precompute", config, status=1)
     assert "no-such-bucket-here" in err
     assert SECRET not in err
     assert len(err.strip().splitlines()) == 1
@@ -293,8 +293,8 @@ def test_an_outage_of_the_corpus_is_no_plan_without_sources(
     """The decoding process tries again for as long as it does in earnest."""
     config, url = config_on(tmp_path, corpus, s3_by_proxy, max_failed_fraction=1.0)
     proxy.choose = lambda method, path: "reset" if "v1.mp4" in path and method == "GET" else None
-    _, err = run_job("precompute", config, status=2)
-    assert "CorpusError: the corpus cannot be read: cannot read" in err
+    _, err = run_job("precompute", config, status=1)
+    assert "UnreachableError: the corpus cannot be read: cannot read" in err
     assert f"tried {retry.TRIES} times" in err
     assert "v1.mp4" in err
     proxy.choose = lambda method, path: None

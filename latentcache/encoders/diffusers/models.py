@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 
 from latentcache.config.sections import Section
+from latentcache.core.machine import install_command
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
@@ -230,7 +231,7 @@ def _check_arguments(vae: Any, model_class: ModelClass) -> None:
 def _unknown(name: str, what: str) -> EncoderError:
     return EncoderError(
         f"{name} of diffusers {packages()['diffusers']} {what}, so its chunking is not known to be "
-        "what the recipe says. Run: pip install 'latentcache[diffusers]'"
+        f"what the recipe says. Run: {install_command('diffusers')}"
     )
 
 
@@ -242,7 +243,7 @@ def _diffusers_class(class_name: str) -> Any:
     except AttributeError:
         raise ConfigError(
             f"diffusers {diffusers.__version__} has no {class_name}. "
-            "Run: pip install --upgrade 'latentcache[diffusers]'"
+            "Run: pip install --upgrade diffusers"
         ) from None
 
 

@@ -17,7 +17,7 @@ from latentcache.core.spec import ITEM_BYTES
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import BucketInfo, Manifest
 from latentcache.format.paths import REJECTED, sample_path, samples_folder, shard_of_sample_file
-from latentcache.format.schemas import INDEX_SCHEMA, SAMPLE_SCHEMA, check_samples
+from latentcache.format.schemas import INDEX_SCHEMA, check_samples
 from latentcache.format.tables import read_sized_table
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
@@ -33,10 +33,10 @@ STAGES = ("decode_s", "encode_s")
 #: Columns whose values' times are shown apart.
 GROUPS = ("decoder",)
 _FAILED_COLUMNS = ("key", "reason", "message")
-_NEEDED = (*_FAILED_COLUMNS, "status", "length", "start_s", "end_s", *STAGES)
-_OPTIONAL = ("tiling_error", "psnr", *GROUPS)
-_READ = [name for name in SAMPLE_SCHEMA.names if name in (*_NEEDED, *_OPTIONAL)]
-_READ += [name for name in _OPTIONAL if name not in _READ]
+_NEEDED = [
+    *(*_FAILED_COLUMNS, "status", "length", "start_s", "end_s"),
+    *("tiling_error", "psnr", *GROUPS, *STAGES),
+]
 
 
 @dataclass(kw_only=True)
@@ -211,7 +211,7 @@ def _read_shards(storage: Storage, bucket: str) -> Iterator[tuple[int, ShardFact
 
 
 def _read_shard(storage: Storage, path: str) -> ShardFacts:
-    table, num_bytes = read_sized_table(storage, path, _READ)
+    table, num_bytes = read_sized_table(storage, path, _NEEDED)
     try:
         check_samples(table, _NEEDED)
         return summarise(table, num_bytes)
@@ -220,13 +220,10 @@ def _read_shard(storage: Storage, path: str) -> ShardFacts:
 
 
 def summarise(table: pa.Table, table_bytes: int) -> ShardFacts:
-    """Return what a sample table says. Tables of older versions lack some columns, and have no times."""
+    """Return what a sample table says."""
     ok = table.filter(pc.equal(table["status"], "ok"))
     seconds = pc.sum(pc.subtract(ok["end_s"], ok["start_s"])).as_py()
-    errors, psnrs_db = (
-        ok[name].drop_null().to_pylist() if name in ok.column_names else []
-        for name in ("tiling_error", "psnr")
-    )
+    errors, psnrs_db = (ok[name].drop_null().to_pylist() for name in ("tiling_error", "psnr"))
     return ShardFacts(
         table_bytes=table_bytes,
         num_clips=len(table),
@@ -235,7 +232,7 @@ def summarise(table: pa.Table, table_bytes: int) -> ShardFacts:
         duration_s=seconds or 0.0,
         failures=_failures(table.filter(pc.not_equal(table["status"], "ok"))),
         times=_times(ok),
-        groups={name: _times_by(ok, name) for name in GROUPS if name in ok.column_names},
+        groups={name: _times_by(ok, name) for name in GROUPS},
         tiling_errors=errors,
         psnrs_db=psnrs_db,
     )

@@ -1,0 +1,207 @@
+"""Corpora of signed URLs: their secrets reach the plan's `url` column and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import latentcache
+from jobs import preview, report
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.sources import read_corpus
+from latentcache.errors import CorpusError
+from tests.tools import caches
+from tests.tools.caches import make_config, run_inline, run_job
+from tests.tools.videos import moving_pattern, write_video
+
+pytest.importorskip("aiohttp", reason="fsspec reads http with it")
+
+SECRET = "hush-hush-4711"
+SIGNED = f"?X-Amz-Signature={SECRET}/a%2B&X-Amz-Credential=me{SECRET}"
+
+
+@dataclass
+class Server:
+    """url: of the folder that is served, whatever the query. gone: names that are answered with 404."""
+
+    url: str = ""
+    gone: set[str] = field(default_factory=set)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """A folder, with ranges."""
+
+    def __init__(self, *args: Any, server_facts: Server, **kwargs: Any) -> None:
+        self.facts = server_facts
+        super().__init__(*args, **kwargs)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file() or path.name in self.facts.gone:
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        if wanted := self.headers.get("Range"):
+            first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(part)
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[Server]:
+    facts = Server()
+    handler = functools.partial(Handler, directory=str(folder), server_facts=facts)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    facts.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield facts
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    for name in ("good", "later"):
+        write_video(folder / f"{name}.mp4", moving_pattern(5, 64, 96, seed=len(name)))
+    with serve(folder) as facts:
+        rows = [
+            f"{facts.url}/good.mp4{SIGNED},one",
+            f"later.mp4?token={SECRET},two",
+            f"{facts.url}/gone.mp4{SIGNED},three",
+            f"gone-too.mp4?sig={SECRET}#{SECRET},four",
+        ]
+        (folder / "table.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
+        yield facts
+
+
+def everything_kept(cache: Path) -> dict[str, str]:
+    """Return what every file of a cache holds, as text: Parquet is compressed, so it is read."""
+    found = {}
+    for path in cache.rglob("*"):
+        if path.is_file():
+            found[str(path.relative_to(cache))] = path.read_bytes().decode("latin1")
+            if path.suffix == ".parquet":
+                table = pq.read_table(path)
+                found[str(path.relative_to(cache))] += f"{table.schema}{table.to_pydict()}"
+    return found
+
+
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+) -> None:
+    cache = tmp_path / "cache"
+    config = make_config(tmp_path, Path("x"), str(cache), run={"runner": runner, "workers": 1})
+    data = yaml.safe_load(config.read_text())
+    data["corpus"] = {"source": f"{server.url}/table.csv{SIGNED}", "keep": ["video"]}
+    data["corpus"]["columns"] = {"video": "video", "caption": "caption"}
+    config.write_text(yaml.safe_dump(data))
+    shown = list(run_job("precompute", config, status=3))
+
+    server.gone |= {"later.mp4"}  # after the plan: from now on its clip fails in the run
+    for table in cache.glob("samples/5x64x96/*"):
+        table.unlink()
+    shown += run_job("resume", cache, status=2)
+    assert "later.mp4" in shown[-1]
+    shown += run_job("resume", cache, "--skip-changed", status=3)
+    monkeypatch.setitem(caches.MAINS, "preview", preview.main)
+    monkeypatch.setitem(caches.MAINS, "report", report.main)
+    shown.append(run_inline("status", cache)[1])
+    shown.append(run_inline("verify", cache, "--sample", 1)[1])
+    server.gone |= {"good.mp4"}
+    shown.append(run_inline("verify", cache, "--sample", 1)[1])
+    shown.append(run_inline("preview", cache, "--sample", 1, "-o", tmp_path / "out")[1])
+    page = tmp_path / "page.html"
+    shown.append(run_inline("report", cache, "-o", page, "--clips", 1)[1])
+
+    assert not [text for text in [*shown, page.read_text()] if SECRET in text]
+    holding = {name for name, text in everything_kept(cache).items() if SECRET in text}
+    assert holding == {"plan/5x64x96.parquet"}
+    plan = pq.read_table(cache / "plan" / "5x64x96.parquet")
+    assert {name for name in plan.column_names if SECRET in str(plan[name].to_pylist())} == {"url"}
+    rows = latentcache.open_cache(str(cache)).table().to_pylist()
+    assert {row["source"]: (row["status"], row["reason"]) for row in rows} == {
+        f"{server.url}/good.mp4": ("ok", None),
+        "later.mp4": ("failed", "missing"),
+        f"{server.url}/gone.mp4": ("failed", "missing"),
+        "gone-too.mp4": ("failed", "missing"),
+    }
+
+
+def read(tmp_path: Path, rows: list[str], **config: Any) -> pa.Table:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"video": rows, "id": [f"n{i}" for i in range(len(rows))]}), path)
+    return read_corpus(CorpusConfig(source=str(path), **config)).table
+
+
+def test_rows_that_only_a_secret_tells_apart_need_a_key(tmp_path: Path) -> None:
+    rows = [f"https://h/get?id={i}&sig={SECRET}" for i in range(3)]
+    with pytest.raises(
+        CorpusError, match=r"row 2 .*h/get\?\*\*\*.* differs from an earlier"
+    ) as told:
+        read(tmp_path, rows)
+    assert "role `key`" in str(told.value)
+    assert SECRET not in str(told.value)
+    named = read(tmp_path, rows, columns={"video": "video", "key": "id"})
+    assert named["name"].to_pylist() == ["n0", "n1", "n2"]
+    assert named["url"].to_pylist() == rows
+
+
+def test_the_same_url_twice_is_numbered_as_before(tmp_path: Path) -> None:
+    url = f"https://h/a.mp4?sig={SECRET}"
+    table = read(tmp_path, [url, url, "s3://b/a.mp4"])
+    assert table["name"].to_pylist() == ["https://h/a.mp4", "https://h/a.mp4@2", "s3://b/a.mp4"]
+    assert table["url"].to_pylist() == [url, url, "s3://b/a.mp4"]
+
+
+def test_a_key_that_is_the_url_is_without_its_secrets_too(tmp_path: Path) -> None:
+    url = f"https://me@h/a.mp4?sig={SECRET}"
+    table = read(tmp_path, [url], columns={"video": "video", "key": "video"})
+    assert table["name"].to_pylist() == ["https://h/a.mp4"]
+
+
+def test_the_kind_of_a_signed_file_is_told_by_its_suffix(tmp_path: Path) -> None:
+    table = read(tmp_path, ["https://h/a.png?sig=x/y", "https://h/b.mp4?sig=x/y"])
+    assert table["kind"].to_pylist() == ["image", "video"]
+
+
+def test_one_signed_file_is_a_corpus(server: Server) -> None:
+    url = f"{server.url}/good.mp4{SIGNED}"
+    table = read_corpus(CorpusConfig(source=url)).table
+    assert table["url"].to_pylist() == [url]
+    assert table["name"].to_pylist() == ["good.mp4"]
