@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.keyframes import is_mirrored_or_projected, starts_afresh
+from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError
 
 #: What reading packets raises; IndexError where damage announces a stream that PyAV does not know.
@@ -115,6 +116,7 @@ def _video_stream(container: Any, max_pixels: int | None) -> Any:
     if max_pixels is not None:  # for streams whose size changes on the way
         context.options = {"max_pixels": str(max_pixels)}
     stream.thread_type = "NONE"  # decoding processes are the parallelism
+    context.thread_count = 1  # dav1d and libvpx look at this only: by default one per CPU
     return stream
 
 
@@ -127,10 +129,13 @@ def check_pixels(height: int, width: int, max_pixels: int | None) -> None:
         )
 
 
-def failure(reason: str, what: str, error: BaseException) -> ClipError:
-    """Return the ClipError for an error of FFmpeg's, without the file's name and the error's number."""
-    if isinstance(error, MemoryError):
-        return ClipError("out_of_memory", f"{what}: no memory within run.decode_memory_bytes")
+def failure(reason: str, what: str, error: BaseException) -> ClipError | ProcessTroubleError:
+    """Return the ClipError for an error of FFmpeg's, without the file's name and the error's number.
+
+    ProcessTroubleError where the error says nothing about the file.
+    """
+    if trouble := trouble_of(error):
+        return trouble
     return ClipError(reason, f"{what}: {getattr(error, 'strerror', None) or error}")
 
 

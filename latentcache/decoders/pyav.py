@@ -21,6 +21,7 @@ from latentcache.decoders.packets import (
     open_video,
     read_index,
 )
+from latentcache.decoders.rgb import to_rgb, turned
 from latentcache.errors import ClipError
 
 NAME = "pyav"
@@ -205,25 +206,3 @@ def _decode(stream: Any, packet: Any) -> Any:
         return stream.codec_context.decode(packet)
     except (av.FFmpegError, ValueError) as error:
         raise failure("corrupt", "the video stream is damaged", error) from error
-
-
-def to_rgb(frame: Any) -> Frame:
-    """Return a frame as uint8 [h, w, 3], turned as shown."""
-    return np.ascontiguousarray(turned(frame.to_ndarray(format="rgb24"), frame))
-
-
-def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
-    """Return `pixels` of a frame turned and mirrored as its display matrix says, to multiples of 90."""
-    try:
-        side_data = frame.side_data.get("DISPLAYMATRIX")
-    except (
-        ValueError
-    ):  # PyAV has no name for something there, such as the view that it is of spatial video
-        return np.rot90(pixels, round(frame.rotation / 90) % 4)
-    if side_data is None:
-        return pixels
-    # [a b u, c d v, x y w]: the pixel at (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
