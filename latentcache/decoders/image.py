@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.packets import check_pixels
+from latentcache.decoders.streams import check_pixels
 from latentcache.errors import ClipError
 
 NAME = "pillow"
