@@ -54,7 +54,7 @@ class PacketIndex:
     pts, times_s: presentation times [N], ascending, in the stream's time base and in s. end_s: end of the
     last frame. counted: `pts` are not what the decoder's frames carry, which are counted instead.
     starts: in decoding order. holes: frames after which others are lost. num_declared: N; of a cut file,
-    what it had when whole. packets: all of the stream's.
+    what it had when whole. packets: all of the stream's. is_guess: some have no times in their packets.
     """
 
     pts: npt.NDArray[np.int64]
@@ -66,6 +66,7 @@ class PacketIndex:
     holes: npt.NDArray[np.int64]
     num_declared: int
     packets: PacketTable
+    is_guess: bool = False
 
     def key_frames(self) -> list[int]:
         """Return which frames decoding can start at, in the order of showing."""
@@ -97,9 +98,9 @@ def read_index(path: str, max_pixels: int | None = None) -> PacketIndex:
 
 
 def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> PacketIndex:
-    kept = _shown(packets)
-    order = sorted(kept, key=lambda i: packets.pts[i] or 0)
-    pts = np.array([packets.pts[i] for i in order], dtype=np.int64)
+    kept, times = _shown(packets)
+    order = sorted(kept, key=times.__getitem__)
+    pts = np.array([times[i] for i in order], dtype=np.int64)
     durations = np.array([_duration(packets, i) for i in order], dtype=np.int64)
     index = build_index(stream, packets, pts, durations, _starts(packets))
     found_s = index.end_s - float(index.times_s[0])
@@ -115,6 +116,7 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
         times_s=index.times_s[:settled],
         end_s=index.end_s if settled == len(pts) else float(index.times_s[settled]),
         counted=counted,
+        is_guess=any(packets.pts[i] is None for i in kept),
         suits_decord=settled == len(packets)
         and not (counted or packets.has_false_keys)
         and all(start.closed for start in index.starts)
@@ -158,27 +160,44 @@ def _duration(packets: PacketTable, row: int) -> int:
     return packets.duration[row]
 
 
-def _shown(packets: PacketTable) -> list[int]:
-    """Return the packets, in decoding order, that a decoder shows: those from the first key frame on."""
+def _shown(packets: PacketTable) -> tuple[list[int], dict[int, int]]:
+    """Return the packets, in decoding order, that a decoder shows, and when.
+
+    They are those from the first key frame on. Program streams have times for some packets only; the
+    others get one that is a guess.
+    """
     first = packets.is_key.index(True) if any(packets.is_key) else 0
     shown = [
         i
         for i in range(first, len(packets))
         if packets.shows[i] is Shows.PICTURE and not packets.is_discarded[i]
     ]
+    if not shown:
+        raise ClipError("no_video", "the video stream has no frame that is shown")
+    times = _times(packets, shown)
+    start_pts = packets.pts[first]
+    if start_pts is not None:
+        shown = [i for i in shown if times[i] >= start_pts]
+    if not shown:
+        raise ClipError("no_video", "the video stream has no frame that is shown")
+    return shown, times
+
+
+def _times(packets: PacketTable, shown: Sequence[int]) -> dict[int, int]:
+    """Return presentation times by packet. Raises ClipError where nothing tells of them."""
+    times, last = {}, packets.pts[shown[0]]
     untimed = sum(packets.pts[i] is None for i in shown)
-    if untimed:
+    if last is None or any(packets.pts[i] is None and packets.duration[i] <= 0 for i in shown):
         raise ClipError(
             "no_timestamps",
             f"{untimed} of {len(shown)} frames have no presentation time. Put the stream into a "
             "container: ffmpeg -r RATE -i FILE -c copy FILE.mp4",
         )
-    start_pts = packets.pts[first]
-    if start_pts is not None:
-        shown = [i for i in shown if (packets.pts[i] or 0) >= start_pts]
-    if not shown:
-        raise ClipError("no_video", "the video stream has no frame that is shown")
-    return shown
+    for i in shown:
+        pts = packets.pts[i]
+        last = last + packets.duration[i] if pts is None else pts
+        times[i] = last
+    return times
 
 
 def _check_times(start_s: float, end_s: float) -> None:

@@ -47,8 +47,9 @@ class Look:
             height, width = turned(np.empty((frame.height, frame.width, 1)), frame).shape[:2]
             self.shape = height, width
         self.pts.append(frame.pts)
-        self.corrected.append(self.clock.correct(frame.pts, frame.dts))
-        self.durations.append(frame.duration or 0)
+        duration = frame.duration or 0
+        self.corrected.append(self.clock.correct(frame.pts, frame.dts, duration))
+        self.durations.append(duration)
 
 
 class Clock:
@@ -57,16 +58,20 @@ class Clock:
     def __init__(self) -> None:
         self._faults = {"pts": 0, "dts": 0}
         self._last: dict[str, int] = {}
+        self._next: int | None = None
 
-    def correct(self, pts: int | None, dts: int | None) -> int | None:
-        """Return the time of the next frame in the order of showing."""
+    def correct(self, pts: int | None, dts: int | None, duration: int) -> int | None:
+        """Return the time of the next frame in the order of showing; without any, it follows the last."""
         for name, value in (("pts", pts), ("dts", dts)):
             if value is not None:
                 self._faults[name] += name in self._last and value <= self._last[name]
                 self._last[name] = value
-        if pts is not None and (dts is None or self._faults["pts"] <= self._faults["dts"]):
-            return pts
-        return dts
+        has_pts = pts is not None and (dts is None or self._faults["pts"] <= self._faults["dts"])
+        time = pts if has_pts else dts
+        if time is None:
+            time = self._next
+        self._next = None if time is None else time + duration
+        return time
 
 
 def checked(
@@ -85,6 +90,8 @@ def checked(
 def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:
     count = len(look.pts)
     expected: list[int] = index.pts[:count].tolist()
+    if index.is_guess:
+        return _from_pictures(path, index, max_pixels)
     has_all = not look.ended or count == len(index.pts)
     if has_all and look.pts == expected:
         return index
@@ -122,28 +129,36 @@ def _from_pictures(path: str, index: PacketIndex, max_pixels: int | None) -> Pac
 
 
 def look_at(path: str, index: PacketIndex, max_pixels: int | None, limit: int | None) -> Look:
-    """Decode from the beginning, as a reader does, up to so many pictures, or to the end.
+    """Decode from the beginning, as a reader does, up to so many pictures, or to the end (None).
 
-    Up to the first damage: after it, nothing is known. Before the first picture damage is passed over.
+    Up to a limit, damage ends it: after that, nothing is known. Before the first picture it does not.
     """
     look, start = Look(), index.starts[0]
     container, stream = open_video(path, max_pixels)
-    stream.codec_context.options = {**(stream.codec_context.options or {}), **_FAST}
-    with container, Complaints():
+    context = stream.codec_context
+    context.options = {**(context.options or {}), **_FAST}
+    with container, Complaints() as complaints:
         for _, packet in packets_at(container, stream, index.packets, start.row, None):
-            try:
-                frames = decode(stream, packet)
-            except ClipError:
-                if look.pts and limit is not None:
-                    return look
-                continue
+            frames, is_damaged = _decoded(stream, packet)
+            if (
+                limit is not None
+                and look.pts
+                and (is_damaged or complaints.first(context.name) is not None)
+            ):
+                return look
             for frame in frames:
-                if is_early(frame, start.pts):
-                    continue
-                if frame.is_corrupt and look.pts and limit is not None:
-                    return look
-                look.add(frame)
+                if not is_early(frame, start.pts):
+                    look.add(frame)
                 if limit is not None and len(look.pts) >= limit:
                     return look
     look.ended = True
     return look
+
+
+def _decoded(stream: Any, packet: Any) -> tuple[list[Any], bool]:
+    """Return the frames of a packet, and whether the decoder met damage in it."""
+    try:
+        frames = decode(stream, packet)
+    except ClipError:
+        return [], True
+    return frames, any(frame.is_corrupt for frame in frames)
