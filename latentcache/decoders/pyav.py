@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
 
 NAME = "pyav"
+
+#: Decoders that fail at the first damaged slice where they are asked to. Of others a complaint is damage.
+FAILING_DECODERS = ("h26", "hevc", "mpeg", "msmpeg4", "wmv", "vc1", "flv", "rv", "mjpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class Reader:
         self._path = path
         self._index = index
         self._max_pixels = max_pixels
+        self._harmless: set[str] = set()
         self.times_s, self.end_s = index.times_s, index.end_s
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
@@ -126,7 +131,7 @@ class Reader:
         count, is_first = 0, start != self._index.starts[0]  # the file's first is what FFmpeg shows
         packets = packets_at(container, stream, self._index.packets, start.row, seek_to)
         with container, Complaints() as complaints:
-            for _, packet in packets:
+            for row, packet in packets:
                 for frame in decode(stream, packet):
                     if is_early(frame, start.pts):
                         continue
@@ -137,8 +142,39 @@ class Reader:
                     if is_first and not _stands_alone(frame):
                         raise ClipError("corrupt", f"frame {index} is no key frame")
                     is_first = False
-                    _check_undamaged(frame, index, complaints.first(stream.codec_context.name))
+                    if frame.is_corrupt:
+                        raise ClipError("corrupt", f"frame {index} is damaged: parts are missing")
+                    while complaint := complaints.first(stream.codec_context.name):
+                        if self._is_damage(complaint, start, seek_to, row):
+                            raise ClipError("corrupt", f"frame {index} is damaged: {complaint}")
                     yield index, frame
+
+    def _is_damage(self, complaint: str, start: Start, seek_to: int | None, last: int) -> bool:
+        """Tell whether a complaint is about a picture: then the decoder fails where it may not conceal.
+
+        Decodes again from `start` to row `last`, once for each wording.
+        """
+        wording = re.sub(r"-?(0x[0-9a-f]+|\d+)", "#", complaint)
+        if wording in self._harmless:
+            return False
+        container, stream = open_video(self._path, self._max_pixels)
+        context = stream.codec_context
+        if not context.name.startswith(FAILING_DECODERS):
+            container.close()
+            return True
+        context.options = {**(context.options or {}), "err_detect": "explode"}
+        with container, Complaints():
+            try:
+                for row, packet in packets_at(
+                    container, stream, self._index.packets, start.row, seek_to
+                ):
+                    decode(stream, packet)
+                    if row >= last:
+                        break
+            except ClipError:
+                return True
+        self._harmless.add(wording)
+        return False
 
     def _position(self, frame: Any) -> int | None:
         """Return which frame of the index this is, or None where it is none of them."""
@@ -152,9 +188,3 @@ class Reader:
 def _stands_alone(frame: Any) -> bool:
     """Tell whether a frame is a key frame: containers claim it of frames that are none."""
     return bool(frame.key_frame or frame.pict_type == PictureType.I)
-
-
-def _check_undamaged(frame: Any, index: int, complaint: str | None) -> None:
-    """Raise ClipError where the decoder concealed damage here or in a frame that this one refers to."""
-    if frame.is_corrupt or complaint:
-        raise ClipError("corrupt", f"frame {index} is damaged: {complaint or 'parts are missing'}")

@@ -21,6 +21,8 @@ NO_CONTAINERS = frozenset(
     | {"segment", "stream_segment,ssegment", "hds", "smoothstreaming", "whip", "video4linux2,v4l2"}
     | {"rtp_mpegts", "webm_chunk", "fifo", "srt", "uncodedframecrc", "ico", "webm_dash_manifest"}
 )
+#: Of no bytes, or of pictures that no container keeps.
+NO_ENCODERS = frozenset({"wrapped_avframe", "vnull", "a64multi", "a64multi5"})
 SIZES = ((64, 96), (96, 128), (144, 176), (120, 160), (576, 720), (288, 352))
 
 
@@ -40,7 +42,7 @@ def encoders() -> list[str]:
             codec = Codec(name, "w")
         except ValueError:
             continue
-        if codec.type == "video" and codec.video_formats and not codec.hardware:
+        if codec.type == "video" and codec.video_formats and name not in NO_ENCODERS:
             found.append(name)
     return found
 
