@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.packets import PacketIndex
+from latentcache.decoders.index import PacketIndex
 
 NAME = "decord"
 decord.logging.set_level(decord.logging.QUIET)
@@ -72,5 +72,7 @@ class Reader:
             self._reader.seek_accurate(index)
         self._next = -1  # unknown until the read succeeds
         frame: Frame = self._reader.next().asnumpy()
+        if frame.shape[2:] != (3,):
+            raise RuntimeError(f"decord returns {frame.shape}, which is no picture in RGB")
         self._next = index + 1
         return frame

@@ -76,7 +76,10 @@ def _resize(frame: Frame, size: tuple[int, int], interpolation: str) -> Any:
     import torch  # imported on first use: a decoding process that never resizes starts faster
 
     pixels_BCHW = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(
-        pixels_BCHW, size=size, mode=interpolation, antialias=True, align_corners=False
-    )
+    try:
+        resized = torch.nn.functional.interpolate(
+            pixels_BCHW, size=size, mode=interpolation, antialias=True, align_corners=False
+        )
+    except RuntimeError as error:  # torch has no other name for it on the CPU
+        raise MemoryError(f"a frame cannot be resized: {error}") from error
     return resized[0].permute(1, 2, 0).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,13 +10,20 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.packets import check_pixels
+from latentcache.decoders.streams import check_pixels
+from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError
 
 NAME = "pillow"
 Image.MAX_IMAGE_PIXELS = None  # corpus.max_pixels it is, for images and videos alike
 #: Pillow would cut their values off at 255, and what is black and white in them is not known.
 _UNBOUNDED_MODES = frozenset({"I", "F"})
+
+#: What Pillow's readers raise for files that they do not understand.
+_PILLOW_ERRORS: tuple[type[Exception], ...] = (
+    OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, EOFError,
+    ArithmeticError, struct.error,
+)  # fmt: skip
 
 
 class Reader:
@@ -26,23 +34,49 @@ class Reader:
 
     def __init__(self, path: str, max_pixels: int | None = None) -> None:
         self.times_s = np.zeros(1)
-        try:
-            with Image.open(path) as image:
-                check_pixels(image.height, image.width, max_pixels)
+        with _open(path) as image:
+            check_pixels(image.height, image.width, max_pixels)
+            try:
+                image.load()
                 self._pixels = _to_rgb(ImageOps.exif_transpose(image))
-        except FileNotFoundError as error:
-            raise ClipError("missing", f"no such file: {path}") from error
-        except UnidentifiedImageError as error:
-            raise ClipError("unreadable", "the file is no image that Pillow can read") from error
-        except ClipError:
-            raise
-        except (OSError, ValueError, SyntaxError, IndexError, TypeError) as error:
-            raise ClipError("corrupt", f"the image is damaged: {error}") from error
+            except ClipError:
+                raise
+            except NotImplementedError as error:
+                raise _unknown(error) from error
+            except _PILLOW_ERRORS as error:
+                raise _damaged(error) from error
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the image [h, w, 3]."""
         assert indices.max(initial=0) == 0
         yield self._pixels
+
+
+def _open(path: str) -> Image.Image:
+    """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
+    try:
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise ClipError("missing", f"no such file: {path}") from error
+    except UnidentifiedImageError as error:
+        raise ClipError("unreadable", "the file is no image that Pillow can read") from error
+    except NotImplementedError as error:
+        raise _unknown(error) from error
+    except _PILLOW_ERRORS as error:
+        raise trouble_of(error) or _unknown(error) from error
+
+
+def _unknown(error: BaseException) -> ClipError:
+    return ClipError(
+        "unreadable",
+        f"Pillow cannot read this variant of the format: {error}. Convert it to PNG, say",
+    )
+
+
+def _damaged(error: BaseException) -> ClipError | ProcessTroubleError:
+    if "not available" in str(error):  # a decoder that this build of Pillow lacks
+        return _unknown(error)
+    return trouble_of(error) or ClipError("corrupt", f"the image is damaged: {error}")
 
 
 def _to_rgb(image: Image.Image) -> Frame:

@@ -23,6 +23,7 @@ import numpy as np
 
 from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError, ShardError
 
 #: A process may take this long to import what it needs.
@@ -181,7 +182,8 @@ class DecodePool:
             return
         try:
             if request.clip is None:
-                request.future.set_result(process.ask(request.message, self._timeout_s))
+                answer = _ask_persistently(process, request.message, self._timeout_s, [{}] * 3)
+                request.future.set_result(answer)
                 self.give_back(buffer)
             else:
                 request.future.set_result(self._decoded(process, request, buffer))
@@ -193,31 +195,55 @@ class DecodePool:
         clip = request.clip
         assert clip is not None
         pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
-        answer = _ask_persistently(
-            process, {**request.message, "buffer": buffer.index}, self._timeout_s
-        )
+        message = {**request.message, "buffer": buffer.index}
+        answer = _ask_persistently(process, message, self._timeout_s, _DECODE_ATTEMPTS)
         return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
 
 
+#: The last attempt is without decord, which hangs and crashes on some damaged files.
+_DECODE_ATTEMPTS: Sequence[Mapping[str, Any]] = (
+    {"without_decord": False},
+    {"without_decord": False},
+    {"without_decord": True},
+)
+
+
 def _ask_persistently(
-    process: _Process, message: Mapping[str, Any], timeout_s: float
+    process: _Process,
+    message: Mapping[str, Any],
+    timeout_s: float,
+    attempts: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Ask again where the process was lost: it may have been killed for no fault of the clip.
 
-    The last attempt is without decord, which hangs and crashes on some damaged files.
+    Where it took too long, only what differs is tried. Where it lacked something, a fresh one is asked.
     """
-    attempts = [False, False, True]
+    left = list(attempts)
+    had_trouble = False
     while True:
-        without_decord = attempts.pop(0)
+        attempt = left.pop(0)
         try:
-            return process.ask({**message, "without_decord": without_decord}, timeout_s)
+            return process.ask({**message, **attempt}, timeout_s)
+        except ProcessTroubleError as trouble:
+            process.kill()
+            if had_trouble:
+                raise _final(trouble) from trouble
+            had_trouble = True
+            left.insert(0, attempt)
         except ClipError as error:
             if error.reason == "decode_timeout":
-                del attempts[:-1]
+                left = [other for other in left[-1:] if other != attempt]
             elif error.reason != "decoder_crashed":
                 raise
-            if not attempts:
+            if not left:
                 raise
+
+
+def _final(trouble: ProcessTroubleError) -> ClipError | ShardError:
+    """Return the error for trouble that a fresh process has, too."""
+    if trouble.lacks == "memory":
+        return ClipError("out_of_memory", str(trouble))
+    return ShardError(str(trouble))
 
 
 class _Request:
@@ -248,7 +274,10 @@ class _Process:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
 
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and wait for its answer; raises ClipError where there is none in time."""
+        """Send a request and wait for its answer.
+
+        Raises ClipError, also where there is no answer in time, and ProcessTroubleError.
+        """
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(json.dumps(message).encode())
@@ -261,6 +290,8 @@ class _Process:
             answer: dict[str, Any] = json.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:
             raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
+        if "lacks" in answer:
+            raise ProcessTroubleError(answer["lacks"], answer["message"])
         if "reason" in answer:
             raise ClipError(answer["reason"], answer["message"])
         return answer

@@ -24,6 +24,7 @@ from latentcache.decoders import decord, pyav
 from latentcache.decoders.frames import Frame, fit_frame, select_frames
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
+from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError, LatentCacheError, UnreachableError
 
 PR_SET_PDEATHSIG = 1
@@ -33,6 +34,16 @@ READY = b"ready"
 
 #: After these another decoder may do better.
 DECODING_ERRORS: tuple[type[Exception], ...] = (ClipError, *decord.Error)
+
+
+def _unreadable(error: BaseException, url: str) -> dict[str, Any]:
+    """Return the answer for a source that its storage, or this machine, does not give."""
+    if isinstance(error, UnreachableError):
+        return {"reason": "unreachable", "message": str(error)}
+    if isinstance(error, LatentCacheError):
+        return {"reason": "unreadable", "message": str(error)}
+    why = getattr(error, "strerror", None) or error
+    return {"reason": "unreadable", "message": f"cannot be read: {why}: {url}"}
 
 
 class Buffers:
@@ -61,22 +72,19 @@ class Worker:
         self._source: Source | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do one request; a ClipError becomes an answer with `reason` and `message`."""
+        """Do one request.
+
+        A ClipError becomes an answer with `reason` and `message`, and what this process has run out of
+        one with `lacks` and `message`.
+        """
         try:
             return self._probe(request) if request["op"] == "probe" else self._decode(request)
         except ClipError as error:
             return {"reason": error.reason, "message": str(error)}
-        except UnreachableError as error:
-            return {"reason": "unreachable", "message": str(error)}
-        except MemoryError:
-            self._source = None
-            message = "decoding needs more memory than run.decode_memory_bytes allows"
-            return {"reason": "out_of_memory", "message": message}
-        except LatentCacheError as error:
-            return {"reason": "unreadable", "message": str(error)}
-        except OSError as error:
-            why = error.strerror or error
-            return {"reason": "unreadable", "message": f"cannot be read: {why}: {request['url']}"}
+        except (ProcessTroubleError, LatentCacheError, MemoryError, OSError) as error:
+            if trouble := trouble_of(error):
+                return {"lacks": trouble.lacks, "message": str(trouble)}
+            return _unreadable(error, request["url"])
 
     def _open(self, request: Mapping[str, Any]) -> Source:
         if self._source is None or self._source.url != request["url"]:

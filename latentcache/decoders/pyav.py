@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import PictureType
 
+from latentcache.decoders import look
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.packets import (
-    DEMUX_ERRORS,
-    PacketIndex,
-    Start,
-    failure,
-    open_video,
-    read_index,
-)
+from latentcache.decoders.index import PacketIndex, Start, read_index
+from latentcache.decoders.packets import SeekMissedError, packets_at
+from latentcache.decoders.rgb import to_rgb
+from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
 
 NAME = "pyav"
+
+#: Decoders that fail at the first damaged slice where they are asked to. Of others a complaint is damage.
+FAILING_DECODERS = ("h26", "hevc", "mpeg", "msmpeg4", "wmv", "vc1", "flv", "rv", "mjpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,39 +41,24 @@ class VideoInfo:
 
 
 def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
-    """Count the frames of a video and find its shape, without decoding more than one frame."""
-    index = read_index(path, max_pixels)
-    height, width = _first_shape(path, index, max_pixels)
-    found = len(index.times_s)
+    """Count the frames of a video and find its shape, without decoding more than a few."""
+    found = read_index(path, max_pixels)
+    index, (height, width) = look.checked(path, found, max_pixels)
+    if found.suits_decord and not index.suits_decord:
+        raise ClipError(
+            "unreadable",
+            "the decoder shows other frames than the file's packets announce. Encode it again: "
+            "ffmpeg -i FILE NEW_FILE",
+        )
+    count = len(index.times_s)
     found_s = index.end_s - float(index.times_s[0])
     return VideoInfo(
         frames=index.num_declared,
-        duration_s=found_s * index.num_declared / found,
-        fps=found / found_s,
+        duration_s=found_s * index.num_declared / count,
+        fps=count / found_s,
         height=height,
         width=width,
     )
-
-
-def _first_shape(path: str, index: PacketIndex, max_pixels: int | None) -> tuple[int, int]:
-    """Return height and width of the first frame that can be decoded, damaged or not."""
-    error = ClipError("no_video", "the video stream has no frame that can be decoded")
-    container, stream = open_video(path, max_pixels)
-    with container, Complaints():
-        for packet in _packets_from(container, stream, index.starts[0]):
-            try:
-                frames = _decode(stream, packet)
-            except ClipError as damage:  # of this packet: others may be well
-                error = damage
-                continue
-            for frame in frames:
-                height, width = turned(np.empty((frame.height, frame.width, 1)), frame).shape[:2]
-                return height, width
-    raise error
-
-
-class _SeekMissedError(Exception):
-    """Seeking went past the packet that was looked for."""
 
 
 class Reader:
@@ -85,6 +70,7 @@ class Reader:
         self._path = path
         self._index = index
         self._max_pixels = max_pixels
+        self._harmless: set[str] = set()
         self.times_s, self.end_s = index.times_s, index.end_s
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
@@ -92,22 +78,22 @@ class Reader:
 
         Raises ClipError("corrupt") at the first frame that is damaged, or refers to one that is.
         """
-        wanted = np.unique(indices)
+        wanted: list[int] = np.unique(indices).tolist()
         self._refuse_holes(wanted)
-        starts = self._index.starts_for(int(wanted[0]))
-        has_begun = False
+        starts = self._index.starts_for(wanted[0])
         for start in starts:
+            count = len(wanted)
             try:
                 for frame in self._from(start, wanted):
-                    has_begun = True
+                    wanted = wanted[1:]
                     yield frame
             except ClipError:
-                if has_begun or start is starts[-1]:
+                if start is starts[-1] or len(wanted) < count:
                     raise
             else:
                 return
 
-    def _refuse_holes(self, wanted: npt.NDArray[np.int64]) -> None:
+    def _refuse_holes(self, wanted: list[int]) -> None:
         holes = self._index.holes
         inside = holes[(holes >= wanted[0]) & (holes < wanted[-1])]
         if len(inside):
@@ -116,16 +102,20 @@ class Reader:
                 "corrupt", f"frames are lost between {times_s[0]:.3f} s and {times_s[1]:.3f} s"
             )
 
-    def _from(self, start: Start, wanted: npt.NDArray[np.int64]) -> Iterator[Frame]:
-        """Yield the wanted frames, decoding from `start`: by seeking, or by reading up to there."""
-        try:
-            yield from self._decode(start, wanted, seeks=start != self._index.starts[0])
-        except _SeekMissedError:  # before any frame
-            yield from self._decode(start, wanted, seeks=False)
+    def _from(self, start: Start, wanted: list[int]) -> Iterator[Frame]:
+        """Yield the wanted frames, decoding from `start`, found by seeking where that leads there."""
+        for seek_to in self._index.seeks_for(start):
+            try:
+                for frame in self._decode(start, wanted, seek_to):
+                    wanted = wanted[1:]
+                    yield frame
+            except SeekMissedError:  # what was found before is right
+                continue
+            return
 
-    def _decode(self, start: Start, wanted: npt.NDArray[np.int64], seeks: bool) -> Iterator[Frame]:
+    def _decode(self, start: Start, wanted: list[int], seek_to: int | None) -> Iterator[Frame]:
         position = 0
-        for index, frame in self._shown(start, seeks):
+        for index, frame in self._shown(start, seek_to):
             if index > wanted[position]:
                 raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
             if index == wanted[position]:
@@ -135,22 +125,56 @@ class Reader:
                     return
         raise ClipError("truncated", f"the stream ends before frame {wanted[position]}")
 
-    def _shown(self, start: Start, seeks: bool) -> Iterator[tuple[int, Any]]:
+    def _shown(self, start: Start, seek_to: int | None) -> Iterator[tuple[int, Any]]:
         """Yield the frames from `start` on with their indices; raises at the first damaged one."""
         container, stream = open_video(self._path, self._max_pixels)
         count, is_first = 0, start != self._index.starts[0]  # the file's first is what FFmpeg shows
+        packets = packets_at(container, stream, self._index.packets, start.row, seek_to)
         with container, Complaints() as complaints:
-            for packet in _packets_from(container, stream, start, seeks):
-                for frame in _decode(stream, packet):
+            for row, packet in packets:
+                for frame in decode(stream, packet):
+                    if is_early(frame, start.pts):
+                        continue
                     index = count if self._index.counted else self._position(frame)
                     count += 1
-                    if index is None or _is_early(frame, start):
+                    if index is None:
                         continue
                     if is_first and not _stands_alone(frame):
                         raise ClipError("corrupt", f"frame {index} is no key frame")
                     is_first = False
-                    _check_undamaged(frame, index, complaints.first(stream.codec_context.name))
+                    if frame.is_corrupt:
+                        raise ClipError("corrupt", f"frame {index} is damaged: parts are missing")
+                    while complaint := complaints.first(stream.codec_context.name):
+                        if self._is_damage(complaint, start, seek_to, row):
+                            raise ClipError("corrupt", f"frame {index} is damaged: {complaint}")
                     yield index, frame
+
+    def _is_damage(self, complaint: str, start: Start, seek_to: int | None, last: int) -> bool:
+        """Tell whether a complaint is about a picture: then the decoder fails where it may not conceal.
+
+        Decodes again from `start` to row `last`, once for each wording.
+        """
+        wording = re.sub(r"-?(0x[0-9a-f]+|\d+)", "#", complaint)
+        if wording in self._harmless:
+            return False
+        container, stream = open_video(self._path, self._max_pixels)
+        context = stream.codec_context
+        if not context.name.startswith(FAILING_DECODERS):
+            container.close()
+            return True
+        context.options = {**(context.options or {}), "err_detect": "explode"}
+        with container, Complaints():
+            try:
+                for row, packet in packets_at(
+                    container, stream, self._index.packets, start.row, seek_to
+                ):
+                    decode(stream, packet)
+                    if row >= last:
+                        break
+            except ClipError:
+                return True
+        self._harmless.add(wording)
+        return False
 
     def _position(self, frame: Any) -> int | None:
         """Return which frame of the index this is, or None where it is none of them."""
@@ -161,69 +185,6 @@ class Reader:
         return index if known else None
 
 
-def _is_early(frame: Any, start: Start) -> bool:
-    """Tell whether a frame is shown before the one that decoding started at: it may lack references."""
-    return frame.pts is not None and start.pts is not None and frame.pts < start.pts
-
-
 def _stands_alone(frame: Any) -> bool:
     """Tell whether a frame is a key frame: containers claim it of frames that are none."""
     return bool(frame.key_frame or frame.pict_type == PictureType.I)
-
-
-def _check_undamaged(frame: Any, index: int, complaint: str | None) -> None:
-    """Raise ClipError where the decoder concealed damage here or in a frame that this one refers to."""
-    if frame.is_corrupt or complaint:
-        raise ClipError("corrupt", f"frame {index} is damaged: {complaint or 'parts are missing'}")
-
-
-def _packets_from(container: Any, stream: Any, start: Start, seeks: bool = False) -> Iterator[Any]:
-    """Yield the packets from `start` on; raises _SeekMissedError where seeking ended after it."""
-    if seeks:
-        target = start.pts if start.dts is None else start.dts
-        try:
-            container.seek(target, stream=stream, backward=True, any_frame=False)
-        except (av.FFmpegError, ValueError) as error:
-            raise _SeekMissedError from error
-    started = False
-    try:
-        for packet in container.demux(stream):
-            started = started or (packet.pts, packet.dts) == (start.pts, start.dts)
-            if started and packet.is_corrupt:
-                yield None  # what comes next is damaged: only what is complete comes out
-                return
-            if started:
-                yield packet
-            elif seeks and (not packet.size or (packet.dts or 0) > (start.dts or 0)):
-                raise _SeekMissedError
-    except DEMUX_ERRORS as error:
-        raise failure("corrupt", "the container is damaged", error) from error
-
-
-def _decode(stream: Any, packet: Any) -> Any:
-    try:
-        return stream.codec_context.decode(packet)
-    except (av.FFmpegError, ValueError) as error:
-        raise failure("corrupt", "the video stream is damaged", error) from error
-
-
-def to_rgb(frame: Any) -> Frame:
-    """Return a frame as uint8 [h, w, 3], turned as shown."""
-    return np.ascontiguousarray(turned(frame.to_ndarray(format="rgb24"), frame))
-
-
-def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
-    """Return `pixels` of a frame turned and mirrored as its display matrix says, to multiples of 90."""
-    try:
-        side_data = frame.side_data.get("DISPLAYMATRIX")
-    except (
-        ValueError
-    ):  # PyAV has no name for something there, such as the view that it is of spatial video
-        return np.rot90(pixels, round(frame.rotation / 90) % 4)
-    if side_data is None:
-        return pixels
-    # [a b u, c d v, x y w]: the pixel at (x, y) is shown at (a x + c y, b x + d y).
-    a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

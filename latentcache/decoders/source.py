@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from latentcache.decoders import decord, image, packets, pyav
+from latentcache.decoders import decord, image, look, pyav
 from latentcache.decoders.identity import identify, local_path
+from latentcache.decoders.index import read_index
 from latentcache.errors import ClipError
 from latentcache.storage.source_files import open_source
 from latentcache.storage.urls import without_query
@@ -75,8 +76,10 @@ class Source:
     def _open(self, without_decord: bool) -> Reader:
         if self._kind == "image":
             return image.Reader(self.path, self._max_pixels)
-        index = packets.read_index(self.path, self._max_pixels)
-        if not without_decord and index.suits_decord:
+        index = read_index(self.path, self._max_pixels)
+        if not index.suits_decord:
+            index, _ = look.checked(self.path, index, self._max_pixels)
+        elif not without_decord:  # headers say all of these, and the probe has looked
             with contextlib.suppress(*decord.Error):  # PyAV says what is wrong, if anything is
                 reader = decord.Reader(self.path, index)
                 self._closing.callback(reader.close)

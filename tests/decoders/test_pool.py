@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from latentcache.core.records import Clip
-from latentcache.decoders import pyav
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.decoders.rgb import to_rgb
 from latentcache.errors import ClipError, ShardError
 from tests.tools.videos import (
     SHARED_VIDEOS,
@@ -110,7 +110,7 @@ def test_side_data_that_pyav_has_no_name_for_does_no_harm(pool: DecodePool, tmp_
     with av.open(str(tmp_path / "turned.jpg")) as container:
         frame = next(container.decode(video=0))
     shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
-    assert np.abs(pyav.to_rgb(frame).astype(int) - shown).mean() < 3
+    assert np.abs(to_rgb(frame).astype(int) - shown).mean() < 3
 
 
 @pytest.mark.parametrize("without_decord", [False, True])

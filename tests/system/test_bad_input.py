@@ -17,7 +17,7 @@ from jobs import precompute
 from latentcache.core.records import REASONS
 from latentcache.decoders import decord
 from latentcache.decoders.frames import Frame, fit_frame
-from latentcache.decoders.packets import read_index
+from latentcache.decoders.index import read_index
 from latentcache.decoders.pool import DecodePool
 from latentcache.decoders.source import Source
 from latentcache.errors import ClipError

@@ -1,13 +1,16 @@
-"""A decoding program that hangs, crashes or dies on request, by the name of the source; else decodes."""
+"""A decoding program that hangs, crashes, dies or starves, as the source's name says; else it decodes."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import av
 
 from latentcache.decoders import process
 
@@ -22,6 +25,11 @@ class Worker(process.Worker):
         if "once" in name and not Path(request["url"] + ".died").exists():
             Path(request["url"] + ".died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if "starving" in name:
+            raise av.error.BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if "starved" in name and not Path(request["url"] + ".starved").exists():
+            Path(request["url"] + ".starved").touch()
+            raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         if "decord" in name and not request["without_decord"]:
             time.sleep(1000)
         return super()._decode(request)

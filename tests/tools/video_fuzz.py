@@ -18,7 +18,7 @@ import numpy as np
 
 from latentcache.decoders import pool as decode_pool
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.packets import read_index
+from latentcache.decoders.index import read_index
 from latentcache.errors import ClipError
 from tests.decoders.test_pool import make_clip
 from tests.tools.bad_videos import FRONT, OPEN_GOP, encode

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.filter import Graph
 
 from latentcache.decoders.frames import Frame
 
@@ -60,12 +61,26 @@ def write_video(
     return path
 
 
+def scaled(frame: av.VideoFrame) -> Frame:
+    """A frame in RGB as FFmpeg's own `scale` filter makes it: interlaced ones as if they were not."""
+    graph = Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=frame, time_base=Fraction(1, 1000)),
+        graph.add("scale", "flags=bilinear"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    )
+    graph.configure()
+    graph.push(frame)
+    return graph.pull().to_ndarray()
+
+
 def read_with_pyav(path: Path, limit: int = 1 << 30) -> Frame:
     """The first frames of a video as PyAV decodes them, turned as shown: the reference."""
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(container.streams.best("video")):
-            rgb = frame.to_ndarray(format="rgb24")
+            rgb = scaled(frame) if frame.interlaced_frame else frame.to_ndarray(format="rgb24")
             frames.append(np.rot90(rgb, round(frame.rotation / 90) % 4))
             if len(frames) == limit:
                 break

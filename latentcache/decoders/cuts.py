@@ -1,0 +1,84 @@
+"""Whether a file was cut, and how many frames it had when whole, from what its header says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import av
+
+from latentcache.decoders.packets import PacketTable
+from latentcache.errors import ClipError
+
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+MATROSKA = "matroska,webm"
+AVI = "avi"
+#: An index spends at least so much of a file on a frame; a header that declares more frames is damaged.
+MIN_FRAME_BYTES = 4
+_MAX_RIFFS = 10_000
+
+
+def num_missing(
+    path: str, container: Any, stream: Any, packets: PacketTable, num_shown: int, found_s: float
+) -> int:
+    """Return how many of the frames that were there are cut off.
+
+    Raises ClipError where the header declares more than there can have been.
+    """
+    missing = 0.0
+    kind = container.format.name
+    if kind == MP4:
+        missing = int(stream.frames) - len(packets) - packets.num_empty
+    elif kind == AVI and is_cut_avi(path):
+        # A chunk can be empty, or show nothing: what is missing is as dense as what is there
+        slots = max(dts for dts in (-1, *packets.dts) if dts is not None) + 1
+        missing = int(stream.frames) - max(slots, len(packets))
+        missing *= num_shown / max(slots, len(packets))
+    elif kind == MATROSKA and container.duration and is_cut_matroska(path):
+        missing = num_shown * (container.duration / av.time_base / found_s - 1)
+    count = max(0, round(missing))
+    if count * MIN_FRAME_BYTES > Path(path).stat().st_size:
+        raise ClipError(
+            "corrupt",
+            f"the header declares {num_shown + count} frames, and the file has {num_shown}",
+        )
+    return count
+
+
+def is_cut_matroska(path: str) -> bool:
+    """Tell whether a Matroska file ends before its segment, whose size its header gives."""
+    with Path(path).open("rb") as file:
+        head = file.read(1 << 12)
+        size = file.seek(0, 2)
+    at = head.find(b"\x18\x53\x80\x67")
+    if at < 0 or at + 12 > len(head):
+        return False
+    width = 9 - head[at + 4].bit_length()
+    declared = int.from_bytes(head[at + 4 : at + 4 + width]) - (1 << 7 * width)
+    is_known = declared != (1 << 7 * width) - 1
+    return is_known and at + 4 + width + declared > size
+
+
+def is_cut_avi(path: str) -> bool:
+    """Tell whether an AVI ends before its RIFF chunks, or was never finished.
+
+    The number of frames in its header does not tell: it counts those that were dropped, too.
+    """
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        return any(end > size for end in _riff_ends(file, size))
+
+
+def _riff_ends(file: IO[bytes], size: int) -> list[int]:
+    """Return where the RIFF chunks of a file say that they end; an unfinished one never does."""
+    ends: list[int] = []
+    at = 0
+    while at + 8 <= size and len(ends) < _MAX_RIFFS:
+        file.seek(at)
+        head = file.read(8)
+        if head[:4] != b"RIFF":
+            break
+        length = int.from_bytes(head[4:], "little")
+        at = at + 8 + length + length % 2 if length else size + 1
+        ends.append(at - length % 2)
+    return ends

@@ -1,0 +1,164 @@
+"""A look at what a decoder shows: no header tells of every packet that gives no picture, or two.
+
+The first pictures of a file are compared with its index. Where they differ, the whole file is decoded
+once, and what comes out is the index: slow, and right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from latentcache.decoders.complaints import Complaints
+from latentcache.decoders.index import PacketIndex, build_index
+from latentcache.decoders.packets import packets_at
+from latentcache.decoders.rgb import turned
+from latentcache.decoders.streams import decode, is_early, open_video
+from latentcache.errors import ClipError
+
+#: Pictures that are compared. Hidden frames and the like come every few ones, where there are any.
+NUM_PICTURES = 16
+#: Of pictures that a decoder reorders and whose times follow the order of decoding, those that may not
+#: be in their place yet when the look ends.
+_REORDERED = 4
+#: What no time or place depends on, and half of what decoding costs.
+_FAST = {"skip_loop_filter": "all", "skip_idct": "all"}
+
+
+@dataclass(kw_only=True)
+class Look:
+    """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
+
+    shape: height and width as shown of the first picture. ended: by the file's end, without damage.
+    """
+
+    pts: list[int | None] = field(default_factory=list)
+    corrected: list[int | None] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    shape: tuple[int, int] | None = None
+    ended: bool = False
+    clock: Clock = field(default_factory=lambda: Clock())
+
+    def add(self, frame: Any) -> None:
+        """Note a frame, the next in the order of showing."""
+        if self.shape is None:
+            height, width = turned(np.empty((frame.height, frame.width, 1)), frame).shape[:2]
+            self.shape = height, width
+        self.pts.append(frame.pts)
+        duration = frame.duration or 0
+        self.corrected.append(self.clock.correct(frame.pts, frame.dts, duration))
+        self.durations.append(duration)
+
+
+class Clock:
+    """FFmpeg's best guess at presentation times: of pts and dts, the ones with fewer faults."""
+
+    def __init__(self) -> None:
+        self._faults = {"pts": 0, "dts": 0}
+        self._last: dict[str, int] = {}
+        self._next: int | None = None
+
+    def correct(self, pts: int | None, dts: int | None, duration: int) -> int | None:
+        """Return the time of the next frame in the order of showing; without any, it follows the last."""
+        for name, value in (("pts", pts), ("dts", dts)):
+            if value is not None:
+                self._faults[name] += name in self._last and value <= self._last[name]
+                self._last[name] = value
+        has_pts = pts is not None and (dts is None or self._faults["pts"] <= self._faults["dts"])
+        time = pts if has_pts else dts
+        if time is None:
+            time = self._next
+        self._next = None if time is None else time + duration
+        return time
+
+
+def checked(
+    path: str, index: PacketIndex, max_pixels: int | None
+) -> tuple[PacketIndex, tuple[int, int]]:
+    """Return an index that agrees with the decoder, and height and width of the first picture as shown.
+
+    Raises ClipError where no picture can be decoded.
+    """
+    look = look_at(path, index, max_pixels, NUM_PICTURES)
+    if look.shape is None:
+        raise ClipError("no_video", "the video stream has no frame that can be decoded")
+    return _reconciled(path, index, look, max_pixels), look.shape
+
+
+def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:
+    count = len(look.pts)
+    expected: list[int] = index.pts[:count].tolist()
+    if index.is_guess:
+        return _from_pictures(path, index, max_pixels)
+    has_all = not look.ended or count == len(index.pts)
+    if has_all and look.pts == expected:
+        return index
+    if has_all and _in_order(look, expected):
+        return replace(index, counted=True, suits_decord=False)
+    return _from_pictures(path, index, max_pixels)
+
+
+def _in_order(look: Look, expected: list[int]) -> bool:
+    """Tell whether the pictures are those of the index, whatever times the decoder gives them.
+
+    In some files times follow the order of decoding; sorted, they are those of showing.
+    """
+    if look.corrected == expected:
+        return True
+    known = sorted(pts for pts in look.pts if pts is not None)
+    settled = len(expected) if look.ended else len(expected) - _REORDERED
+    return len(known) == len(expected) and known[:settled] == expected[:settled]
+
+
+def _from_pictures(path: str, index: PacketIndex, max_pixels: int | None) -> PacketIndex:
+    """Decode the whole file, and return the index of the pictures that come out."""
+    look = look_at(path, index, max_pixels, None)
+    pts = np.array([p for p in look.corrected if p is not None], dtype=np.int64)
+    if not len(pts):
+        raise ClipError("no_timestamps", "the file does not say when its frames are shown")
+    durations = np.array(
+        [d for d, p in zip(look.durations, look.corrected, strict=True) if p is not None]
+    )
+    container, stream = open_video(path, max_pixels)
+    with container:
+        fresh = build_index(stream, index.packets, np.sort(pts), durations, index.starts)
+    lost = max(0, index.num_declared - len(index.pts))
+    return replace(fresh, num_declared=len(pts) + lost)
+
+
+def look_at(path: str, index: PacketIndex, max_pixels: int | None, limit: int | None) -> Look:
+    """Decode from the beginning, as a reader does, up to so many pictures, or to the end (None).
+
+    Up to a limit, damage ends it: after that, nothing is known. Before the first picture it does not.
+    """
+    look, start = Look(), index.starts[0]
+    container, stream = open_video(path, max_pixels)
+    context = stream.codec_context
+    context.options = {**(context.options or {}), **_FAST}
+    with container, Complaints() as complaints:
+        for _, packet in packets_at(container, stream, index.packets, start.row, None):
+            frames, is_damaged = _decoded(stream, packet)
+            if (
+                limit is not None
+                and look.pts
+                and (is_damaged or complaints.first(context.name) is not None)
+            ):
+                return look
+            for frame in frames:
+                if not is_early(frame, start.pts):
+                    look.add(frame)
+                if limit is not None and len(look.pts) >= limit:
+                    return look
+    look.ended = True
+    return look
+
+
+def _decoded(stream: Any, packet: Any) -> tuple[list[Any], bool]:
+    """Return the frames of a packet, and whether the decoder met damage in it."""
+    try:
+        frames = decode(stream, packet)
+    except ClipError:
+        return [], True
+    return frames, any(frame.is_corrupt for frame in frames)

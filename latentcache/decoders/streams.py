@@ -1,0 +1,97 @@
+"""A video's best stream in PyAV: opened with the limits that every reader of it keeps, and decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import av
+from av.stream import Disposition
+
+from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
+from latentcache.errors import ClipError
+
+#: What reading packets raises; IndexError where damage announces a stream that PyAV does not know.
+DEMUX_ERRORS: tuple[type[Exception], ...] = (av.FFmpegError, ValueError, IndexError)
+#: Playlists and the like, which would show other files than the one that was identified.
+REFERRING_FORMATS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "imf", "webm_dash_manifest"})
+#: Covers and previews, which containers keep in streams of their own.
+_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+
+
+def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
+    """Return the PyAV container and its best video stream; raises ClipError."""
+    try:
+        container = av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+    except FileNotFoundError as error:
+        raise ClipError("missing", f"no such file: {path}") from error
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise failure(
+            "unreadable", "it is no video, or its header is damaged or missing", error
+        ) from error
+    try:
+        return container, _video_stream(container, max_pixels)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _video_stream(container: Any, max_pixels: int | None) -> Any:
+    if container.format.name in REFERRING_FORMATS:
+        raise ClipError(
+            "unreadable", f"the file is a playlist ({container.format.name}) of others, not a video"
+        )
+    stream = _best_stream(container)
+    context = stream.codec_context
+    if context is None:
+        raise ClipError("unreadable", "FFmpeg has no decoder for the video stream")
+    check_pixels(context.height, context.width, max_pixels)
+    if max_pixels is not None:  # for streams whose size changes on the way
+        context.options = {**(context.options or {}), "max_pixels": str(max_pixels)}
+    stream.thread_type = "NONE"  # decoding processes are the parallelism
+    context.thread_count = 1  # dav1d and libvpx look at this only: by default one per CPU
+    return stream
+
+
+def _best_stream(container: Any) -> Any:
+    """Return the stream that FFmpeg plays, and never the cover picture of something else."""
+    best = container.streams.best("video")
+    if best is None:
+        raise ClipError("no_video", "the file has no video stream")
+    if not best.disposition & _PICTURES:
+        return best
+    videos = [s for s in container.streams.video if not s.disposition & _PICTURES]
+    if not videos:
+        raise ClipError("no_video", "the file has no video stream but a cover picture")
+    return max(videos, key=lambda s: (s.codec_context.width * s.codec_context.height, -s.index))
+
+
+def check_pixels(height: int, width: int, max_pixels: int | None) -> None:
+    """Raise ClipError("too_large") where a frame has more pixels than the configuration allows."""
+    if max_pixels is not None and height * width > max_pixels:
+        raise ClipError(
+            "too_large",
+            f"a frame is {width} x {height}, and corpus.max_pixels allows {max_pixels} pixels",
+        )
+
+
+def failure(reason: str, what: str, error: BaseException) -> ClipError | ProcessTroubleError:
+    """Return the ClipError for an error of FFmpeg's, without the file's name and the error's number.
+
+    ProcessTroubleError where the error says nothing about the file.
+    """
+    if trouble := trouble_of(error):
+        return trouble
+    return ClipError(reason, f"{what}: {getattr(error, 'strerror', None) or error}")
+
+
+def decode(stream: Any, packet: Any) -> list[Any]:
+    """Return the frames that come out for a packet, or for the end of the stream (None)."""
+    try:
+        return list(stream.codec_context.decode(packet))
+    except (av.FFmpegError, ValueError) as error:
+        raise failure("corrupt", "the video stream is damaged", error) from error
+
+
+def is_early(frame: Any, start_pts: int | None) -> bool:
+    """Tell whether a frame is shown before the one that decoding started at: it may lack references."""
+    return frame.pts is not None and start_pts is not None and frame.pts < start_pts

@@ -1,0 +1,129 @@
+"""Every container and codec that this build of FFmpeg can write, and what FFmpeg shows of a file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from av.codec import Codec, codecs_available
+from av.format import ContainerFormat, formats_available
+
+from latentcache.decoders.frames import Frame
+from tests.videos import moving_pattern, scaled
+
+#: Of one picture each, or that need a device or another program.
+NO_CONTAINERS = frozenset(
+    {"alsa", "oss", "fbdev", "image2", "image2pipe", "hls", "dash", "rtp", "rtsp", "sap", "tee", "null"}
+    | {"segment", "stream_segment,ssegment", "hds", "smoothstreaming", "whip", "video4linux2,v4l2"}
+    | {"rtp_mpegts", "webm_chunk", "fifo", "srt", "uncodedframecrc", "ico", "webm_dash_manifest"}
+)
+#: Of no bytes, or of pictures that no container keeps.
+NO_ENCODERS = frozenset({"wrapped_avframe", "vnull", "a64multi", "a64multi5"})
+SIZES = ((64, 96), (96, 128), (144, 176), (120, 160), (576, 720), (288, 352))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What FFmpeg's decoder gives from a file's beginning: times in s [N], and frames [N, H, W, 3]."""
+
+    times_s: list[float]
+    frames: list[Frame]
+
+
+def encoders() -> list[str]:
+    """The video encoders that run on a CPU."""
+    found = []
+    for name in sorted(codecs_available):
+        try:
+            codec = Codec(name, "w")
+        except ValueError:
+            continue
+        if codec.type == "video" and codec.video_formats and name not in NO_ENCODERS:
+            found.append(name)
+    return found
+
+
+def containers() -> list[str]:
+    """The containers that can be written into a file."""
+    found = []
+    for name in sorted(formats_available):
+        try:
+            is_output = ContainerFormat(name, "w").is_output
+        except ValueError:
+            continue
+        if is_output and name not in NO_CONTAINERS:
+            found.append(name)
+    return found
+
+
+def write(path: Path, container: str, codec: str, frames: int, options: dict[str, str]) -> bool:
+    """Write a video at the first size and pixel format that both take; tell whether there is one."""
+    formats = [f.name for f in Codec(codec, "w").video_formats or ()]
+    formats.sort(key=lambda name: name != "yuv420p")
+    for size in SIZES:
+        for pix_fmt in formats[:2]:
+            try:
+                _write(path, container, codec, frames, size, pix_fmt, options)
+            except (av.FFmpegError, ValueError, OSError, IndexError):
+                continue
+            return True
+    return False
+
+
+def _write(
+    path: Path, container: str, codec: str, frames: int, size: tuple[int, int], pix_fmt: str,
+    options: dict[str, str],
+) -> None:  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with av.open(str(path), "w", format=container) as out:
+            stream = out.add_stream(codec, rate=25, options={"g": "6", "strict": "-2", **options})
+            stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+            for values in moving_pattern(frames, *size):
+                frame = av.VideoFrame.from_ndarray(values, format="rgb24")
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+
+
+def shown(path: Path) -> Shown:
+    """Decode a file as FFmpeg does, and correct presentation times as it does.
+
+    Where times follow the order of decoding they are sorted: FFmpeg's own correction depends on how many
+    threads it decodes with, and leaves gaps.
+    """
+    raw: list[int | None] = []
+    corrected, frames = [], []
+    faults, last, following = [0, 0], [-(1 << 62)] * 2, None
+    for frame, rgb in _decode(path):
+        times = (frame.pts, frame.dts)
+        for which, value in enumerate(times):
+            if value is not None:
+                faults[which] += value <= last[which]
+                last[which] = value
+        has_pts = frame.pts is not None and (faults[0] <= faults[1] or frame.dts is None)
+        time = frame.pts if has_pts else frame.dts
+        time = following if time is None else time
+        following = None if time is None else time + (frame.duration or 0)
+        raw.append(frame.pts)
+        corrected.append(float("nan") if time is None else float(time * frame.time_base))
+        frames.append(rgb)
+        base = frame.time_base
+    if None not in raw and raw != sorted(raw):
+        corrected = [float(pts * base) for pts in sorted(raw)]
+    return Shown(corrected, frames)
+
+
+def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Frame]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "NONE"
+        for packet in container.demux(stream):
+            if not packet.size and packet.dts is not None:
+                continue
+            for frame in stream.codec_context.decode(packet):
+                rgb = scaled(frame) if frame.interlaced_frame else frame.to_ndarray(format="rgb24")
+                yield frame, np.rot90(rgb, round(frame.rotation / 90) % 4)

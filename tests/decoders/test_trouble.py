@@ -1,0 +1,91 @@
+"""What a decoding process takes, and what it lacks: never a reason against a clip that is good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from latentcache.decoders.pool import DecodePool
+from latentcache.errors import ClipError, ShardError
+from tests.bad_videos import encode, write_bomb
+from tests.decoders.test_pool import make_clip, pixels_of
+from tests.videos import read_with_pyav
+
+NUM_SOURCES = 50
+FRAMES = 24
+#: Made so that decord is not asked: ten bits, which it gets wrong, or a codec that it does not know.
+CODECS = {
+    "ten_bit.mp4": ("libx264", {"preset": "ultrafast"}, "yuv420p10le"),
+    "dav1d.mkv": ("libsvtav1", {"preset": "12"}, "yuv420p"),
+    "interlaced.ts": ("libx264", {"flags": "+ildct+ilme", "preset": "ultrafast"}, "yuv420p"),
+}
+
+
+def peak_bytes(process: psutil.Process) -> int:
+    """The most memory that a process has had, from its status file."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_decoding_process_takes_no_more_for_fifty_sources_than_for_two(
+    tmp_path: Path, name: str
+) -> None:
+    codec, options, pix_fmt = CODECS[name]
+    size = (180, 320)
+    whole = encode(tmp_path / name, codec, options, frames=FRAMES, size=size, pix_fmt=pix_fmt)
+    expected = read_with_pyav(whole)
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    threads, peaks = [], []
+    with DecodePool(num_processes=1, num_buffers=1, timeout_s=60) as pool:
+        for index in range(NUM_SOURCES):
+            path = tmp_path / f"{index}_{name}"
+            path.symlink_to(whole)
+            decoded = pool.decode(make_clip(path, (FRAMES, *size))).result()
+            assert decoded.decoder == "pyav"
+            np.testing.assert_array_equal(pixels_of(decoded), expected)
+            (process,) = (
+                p for p in psutil.Process().children(recursive=True) if p.pid not in before
+            )
+            threads.append(process.num_threads())
+            peaks.append(peak_bytes(process))
+    assert set(threads) == {threads[0]}
+    assert peaks[-1] - peaks[1] < expected.nbytes  # a clip's frames are not kept, not even once
+
+
+@pytest.fixture
+def starver() -> Iterator[DecodePool]:
+    with DecodePool(
+        num_processes=1, num_buffers=2, timeout_s=60, program="tests.decoders.sleeper"
+    ) as pool:
+        yield pool
+
+
+def test_a_clip_whose_process_lacked_something_is_decoded_by_a_fresh_one(
+    starver: DecodePool, tmp_path: Path
+) -> None:
+    path = encode(tmp_path / "starved.mp4")
+    got = pixels_of(starver.decode(make_clip(path, (5, 64, 96))).result())
+    np.testing.assert_array_equal(got, read_with_pyav(path)[:5])
+
+
+def test_what_the_machine_lacks_is_no_fault_of_a_clip(starver: DecodePool, tmp_path: Path) -> None:
+    path = encode(tmp_path / "starving.mp4")
+    fine = encode(tmp_path / "fine.mp4")
+    with pytest.raises(ShardError, match=r"temporarily unavailable.*run\.decode_processes"):
+        starver.decode(make_clip(path, (5, 64, 96))).result()
+    pixels_of(starver.decode(make_clip(fine, (5, 64, 96))).result())
+
+
+def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(tmp_path: Path) -> None:
+    write_bomb(tmp_path / "bomb.png")
+    with (
+        DecodePool(num_processes=1, num_buffers=1, timeout_s=60, memory_bytes=300 << 20) as pool,
+        pytest.raises(ClipError, match=r"run\.decode_memory_bytes") as caught,
+    ):
+        pool.probe(str(tmp_path / "bomb.png"), "image").result()
+    assert caught.value.reason == "out_of_memory"
