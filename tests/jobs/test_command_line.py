@@ -40,13 +40,13 @@ def to_nowhere() -> list[str]:
 
 
 @pytest.fixture
-def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     from latentcache.storage import retry
 
-    monkeypatch.setattr(retry, "TRIES", 1)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
 
 
-@pytest.mark.usefixtures("one_try")
+@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("job", ALL)
 def test_storage_that_is_down_is_exit_status_1_in_every_job(job: str) -> None:
     status, printed = run_inline(job, "s3://bucket/cache", *to_nowhere())
@@ -55,7 +55,7 @@ def test_storage_that_is_down_is_exit_status_1_in_every_job(job: str) -> None:
     assert "Traceback" not in printed
 
 
-@pytest.mark.usefixtures("one_try")
+@pytest.mark.usefixtures("no_waiting")
 def test_it_is_for_precompute_too_for_the_cache_and_for_the_corpus(tmp_path: Path) -> None:
     config = make_config(tmp_path, tmp_path, "s3://bucket/cache")
     assert run_inline("precompute", config, *to_nowhere())[0] == 1
