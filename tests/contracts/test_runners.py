@@ -74,14 +74,16 @@ def run(runner: str, folder: Path, kinds: Mapping[str, str | None], **encoder: s
     prepared, outcome = planned_from(config), Outcome()
     (bucket,) = prepared.manifest.buckets
     shards = prepared.missing_shards()
-    names = {shard.index: Path(prepared.plan.shard(shard).clips[0].source).stem for shard in shards}
+    names = {
+        shard.number: Path(prepared.plan.shard(shard).clips[0].source).stem for shard in shards
+    }
     run = Run(prepared, shards)
     try:
         for event in run.events():
             if isinstance(event, Retried | GaveUp):
                 task = event.task
                 facts = (type(event), task.attempts, task.error)
-                outcome.events.setdefault(names[task.shard.index], []).append(facts)
+                outcome.events.setdefault(names[task.shard.number], []).append(facts)
             elif isinstance(event, ShardReport):
                 facts = (ShardReport, event.num_ok, tuple(event.failures))
                 outcome.events.setdefault(names[event.shard], []).append(facts)
