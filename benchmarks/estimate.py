@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from latentcache.config.sections import Config
+from latentcache.core.machine import num_cpus
 from latentcache.planning.create import create_cache
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    print(f"{len(os.sched_getaffinity(0))} CPUs, torch {torch.__version__}, load {os.getloadavg()}")
+    print(f"{num_cpus()} CPUs, torch {torch.__version__}, load {os.getloadavg()}")
     for name, sections in cases(args.weights).items():
         print(name)
         for _ in range(args.repeat):

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import decord
@@ -29,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
-from latentcache.config.sections import Config
+from latentcache.config.sections import Config, QualityConfig
 from latentcache.core.records import ShardId
 from latentcache.format.paths import sample_path
 from latentcache.planning.create import create_cache
@@ -85,15 +84,9 @@ def prepare(
 
 def worker_of(prepared: PlannedCache) -> ShardWorker:
     """A worker on the CPU, warmed up by nothing yet."""
-    config = prepared.config
-    spec = WorkerSpec(
-        manifest=prepared.manifest,
-        storage=prepared.storage,
-        run=config.run,
-        encoder=config.encoder,
-        interpolation=config.clips.interpolation,
-    )
-    return ShardWorker(replace(spec, num_cpus=1), torch.device("cpu"))
+    config = prepared.config.model_copy(update={"quality": QualityConfig(every=0)})
+    spec = WorkerSpec(config=config, manifest=prepared.manifest, storage=prepared.storage)
+    return ShardWorker(spec, torch.device("cpu"))
 
 
 def encode_all(prepared: PlannedCache, worker: ShardWorker) -> float:

@@ -18,6 +18,8 @@ from latentcache.format.manifest import Manifest
 from latentcache.redaction import printable, redact
 
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+#: What `--device` takes, for its help.
+DEVICES = "auto (cuda if there is a GPU, else cpu), cpu, cuda or cuda:N"
 #: What a job that only reads stored bytes can be told of where they are.
 _OPTIONS = "cache.storage_options"
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
+from latentcache.core.machine import resolve_device
 from latentcache.core.spec import LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
@@ -50,6 +51,7 @@ def estimate(args: argparse.Namespace) -> int:
     if min(args.clips, args.gpus, args.sources) < 1 or (args.price or 0) < 0:
         raise ConfigError("--clips, --gpus and --sources are at least 1, and --price is at least 0")
     config = load_config(args.config, args.overrides)
+    resolve_device(config.run.device, "run.device")  # before the corpus is probed
     spec, identity = resolve_encoder(config)
     plan, scale = _plan(config, spec, args.sources)
     found = measure(config, plan, spec, identity, num_clips=args.clips, scale=scale)

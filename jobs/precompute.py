@@ -22,6 +22,7 @@ from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.redaction import printable
+from latentcache.running.driver import check_device
 from latentcache.storage.folder import Storage, redact
 
 from .cli import Parser, human_bytes, run_job
@@ -43,6 +44,8 @@ def precompute(args: argparse.Namespace) -> int:
     spec, identity = resolve_encoder(config)
     saved = SavedProbes(storage, config.corpus.max_pixels)
     is_new = not args.dry_run and not check_folder(config, spec, identity)
+    if is_new:
+        check_device(config.run)
     with _ProbeBar() as bar:
         plan = plan_corpus(config, spec, bar.start, bar.step, saved if is_new else None)
     if saved.num_found:

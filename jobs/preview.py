@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from latentcache.core.machine import resolve_device
 from latentcache.core.records import ClipId
 from latentcache.errors import ConfigError
 from latentcache.format.snapshot import read_index
@@ -17,7 +18,16 @@ from latentcache.inspecting.clip_reader import Pair, PairReader
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.redaction import printable
 
-from .cli import OK, Parser, is_override, made_folder, run_job, storage_options, stored_config
+from .cli import (
+    DEVICES,
+    OK,
+    Parser,
+    is_override,
+    made_folder,
+    run_job,
+    storage_options,
+    stored_config,
+)
 
 #: Keys that are listed where none was given.
 LISTED = 10
@@ -33,7 +43,7 @@ def main() -> int:
         metavar="KEY | section.key=value",
         help="clips; without any, some are listed. Or where things are here, such as encoder.model=...",
     )
-    parser.add_argument("--device", help="where the model decodes (cuda if there is one, else cpu)")
+    parser.add_argument("--device", help=f"where the model decodes: {DEVICES}")
     parser.add_argument("-o", "--output", default="preview", metavar="DIR", help="folder (preview)")
     parser.add_argument("--sample", type=int, metavar="N", help="N clips of all buckets")
     parser.add_argument("--seed", type=int, default=0, help="of --sample (0)")
@@ -53,13 +63,14 @@ def run(args: argparse.Namespace) -> int:
     """Decode and write; returns the exit status."""
     if args.seed < 0 or (args.sample is not None and args.sample < 1):
         raise ConfigError("--sample is at least 1, and --seed at least 0")
+    device = resolve_device(args.device, "--device")
     overrides = [word for word in args.words if is_override(word)]
     keys = [word for word in args.words if not is_override(word)]
     cache = open_cache(args.cache, storage_options(overrides, others=True))
     config = stored_config(cache.manifest, args.cache, overrides)
     places = find_places(cache, keys) + _sampled(cache, args.sample or 0, args.seed)
     places = list(dict.fromkeys(places))
-    with PairReader(cache, config, args.device) as reader:
+    with PairReader(cache, config, device) as reader:
         if not places:
             return _list_keys(cache, reader)
         pairs = (reader.pair(place, source=args.source) for place in places)

@@ -10,21 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latentcache.core.machine import install_command
+from latentcache.core.machine import install_command, resolve_device
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.report.collect import Report, collect
 from latentcache.storage.folder import Storage
 
-from .cli import OK, Parser, run_job, storage_options, stored_config, write_file
+from .cli import DEVICES, OK, Parser, run_job, storage_options, stored_config, write_file
 
 
 def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache report", description=__doc__)
     parser.add_cache()
-    parser.add_argument("--device", help="where the model decodes (cuda if there is one, else cpu)")
+    parser.add_argument("--device", help=f"where the model decodes: {DEVICES}")
     parser.add_argument(
         "-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)"
     )
@@ -42,6 +42,7 @@ def report(args: argparse.Namespace) -> int:
             "the report's plots need the package 'matplotlib', which is not installed. Run: "
             + install_command("report")
         )
+    device = resolve_device(args.device, "--device")
     storage = Storage(args.cache, storage_options(args.overrides, others=True))
     manifest = read_manifest(storage)
     config = stored_config(manifest, args.cache, args.overrides)
@@ -51,7 +52,7 @@ def report(args: argparse.Namespace) -> int:
         config,
         num_clips=args.clips,
         seed=args.seed,
-        device=args.device,
+        device=device,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     from latentcache.inspecting.report.page import render  # matplotlib

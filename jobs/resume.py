@@ -8,6 +8,7 @@ import sys
 from latentcache.format.snapshot import current_index
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.planned import failed_shards, reopen_cache
+from latentcache.running.driver import check_device
 
 from .cli import Parser, run_job, storage_options
 from .progress import encode
@@ -34,6 +35,8 @@ def resume(args: argparse.Namespace) -> int:
     committed = current_index(planned.storage)
     failed = failed_shards(committed) if args.retry_failed else []
     tasks = [*missing, *failed]
+    if tasks:
+        check_device(planned.config.run)
     looked_at = None if args.skip_changed else check_sources(planned, tasks)
     shards = sum(bucket.num_shards for bucket in planned.manifest.buckets)
     print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")

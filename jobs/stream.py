@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from latentcache.core.machine import resolve_device
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader
@@ -29,7 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-shuffle", action="store_true")
-    parser.add_argument("--device", help="where batches go, such as cuda (the CPU)")
+    parser.add_argument("--device", default="cpu", help="where batches go, such as cuda (cpu)")
     parser.add_argument("--no-check", action="store_true", help="leave out the CRC32C of clips")
     parser.add_argument(
         "--disk-cache", metavar="FOLDER", help="keep what is read of a remote cache on a local disk"
@@ -41,6 +42,7 @@ def stream(args: argparse.Namespace) -> int:
     """Stream and measure; returns the exit status."""
     if args.epochs < 1 or (args.steps is not None and args.steps < 1):
         raise ConfigError("--epochs and --steps are at least 1")
+    device = resolve_device(args.device, "--device", others=True)
     cache = open_cache(args.cache, storage_options(args.overrides), disk_cache=args.disk_cache)
     spec = cache.spec
     print(
@@ -53,7 +55,7 @@ def stream(args: argparse.Namespace) -> int:
         shuffle=not args.no_shuffle,
         seed=args.seed,
         num_threads=args.threads,
-        device=args.device,
+        device=device,
         check=not args.no_check,
     )
     started = time.perf_counter()

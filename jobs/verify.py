@@ -11,15 +11,17 @@ import shlex
 import sys
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.paths import CACHE_JSON
 from latentcache.inspecting.verify import Findings, repair, verify
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
-from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
+from .cli import DEVICES, OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
 
 #: Problems that are printed one by one.
 NAMED = 50
@@ -33,7 +35,7 @@ def main() -> int:
         "--sample", type=int, default=0, metavar="N", help="encode N clips again and compare"
     )
     parser.add_argument("--seed", type=int, default=0, help="draws the sampled clips (0)")
-    parser.add_argument("--device", help="where --sample encodes (the GPU if there is one)")
+    parser.add_argument("--device", help=f"where --sample encodes: {DEVICES}")
     parser.add_argument(
         "--repair", action="store_true", help="mark bad shards, so that resume encodes them again"
     )
@@ -44,6 +46,7 @@ def check(args: argparse.Namespace) -> int:
     """Verify, sample and repair; returns the exit status."""
     if args.sample < 0:
         raise ConfigError(f"--sample is a number of clips, not {args.sample}")
+    device = resolve_device(args.device, "--device")
     options = storage_options(args.overrides, others=args.sample > 0)
     storage, url = Storage(args.cache, options), redact(args.cache)
     with _Bar() as bar:
@@ -51,7 +54,7 @@ def check(args: argparse.Namespace) -> int:
     for note in findings.notes:
         print(f"note     {note}")
     if args.sample and findings.sound:
-        _repeat(args, findings)
+        _repeat(args, findings, device)
     _print_problems(findings)
     print(
         f"\nverified {url}: {findings.num_clips} clips in {len(findings.sound)} sound shards, "
@@ -88,16 +91,13 @@ class _Bar:
             self._bar.update()
 
 
-def _repeat(args: argparse.Namespace, findings: Findings) -> None:
+def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) -> None:
     """Encode sampled clips again, and print what came of it."""
-    import torch
-
     from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
     from latentcache.planning.planned import reopen_cache
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     results = list(repeat(planned, choose(findings.sound, args.sample, args.seed), device))
     tried = [result for result in results if result.problem is None]
     for result in results:

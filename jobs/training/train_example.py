@@ -20,14 +20,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from latentcache.core.machine import resolve_device
 from latentcache.core.posterior import sample_seed
 from latentcache.errors import ConfigError, RunStoppedError
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
-from latentcache.reading.loader.targets import parse_device
 from latentcache.storage.folder import redact
 
-from ..cli import INTERRUPTED, OK, Parser, made_folder, run_job, storage_options
+from ..cli import DEVICES, INTERRUPTED, OK, Parser, made_folder, run_job, storage_options
 from . import checkpoints
 from .checkpoints import Facts
 from .flow_model import FlowModel, draw, flow_loss
@@ -80,18 +80,19 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=4, help="of 24 channels each (4)")
     parser.add_argument("--depth", type=int, default=4, help="layers (4)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="such as cpu (a GPU of this process's, if there is one)")
+    parser.add_argument("--device", help=f"{DEVICES}; with torchrun auto and cuda mean a GPU each")
     return run_job(run, parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit status."""
     _check(args)
+    device = _device(args.device)
     cache = open_cache(args.cache, storage_options(args.overrides))
     settings = _settings(args, cache)
     # Now, for it would be a pity after the first steps.
     folder = made_folder(Path(args.checkpoint_dir), "Give another --checkpoint-dir.")
-    with _ranks(args.device) as ranks:
+    with _ranks(device) as ranks:
         trainer = Trainer(cache, settings, ranks)
         say = print if ranks.rank == 0 else _say_nothing
         say(f"cache    {redact(args.cache)}: {len(cache)} clips, {cache.spec.model_class}")
@@ -140,11 +141,18 @@ def _settings(args: argparse.Namespace, cache: Cache) -> Settings:
     )
 
 
+def _device(asked: str | None) -> torch.device:
+    """Return this process's device: of the GPUs of a machine that of its place among its processes."""
+    device = resolve_device(asked, "--device")
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}", "LOCAL_RANK: device")
+
+
 @contextmanager
-def _ranks(device_name: str | None) -> Iterator[Ranks]:
+def _ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, if it has."""
-    world_size, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0")
-    device = parse_device(device_name or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(mode=True, warn_only=True)

@@ -246,7 +246,8 @@ class RunConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
-        description="Where the encoder runs; auto: the GPU that Ray assigned, or cpu.",
+        description="Where the encoder runs; auto: cuda if there is a GPU, else cpu. cuda without a GPU is "
+        "refused.",
     )
     max_retries: Annotated[int, Field(ge=0)] = Field(
         default=3,
@@ -278,6 +279,10 @@ class RunConfig(Section):
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often while the run goes on."
     )
+
+    def num_decode_processes(self, num_cpus: int) -> int:
+        """Return the decoding processes of a worker that may use `num_cpus` CPUs."""
+        return num_cpus if self.decode_processes == "auto" else self.decode_processes
 
 
 class QualityConfig(Section):

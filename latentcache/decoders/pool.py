@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.config.sections import Config
 from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.trouble import ProcessTroubleError
@@ -116,6 +117,19 @@ class DecodePool:
         ]
         for lane in self._lanes:
             lane.start()
+
+    @classmethod
+    def for_run(cls, config: Config, *, num_processes: int, num_buffers: int) -> DecodePool:
+        """Return a pool that decodes a configuration's corpus, with the limits that it sets."""
+        return cls(
+            num_processes=num_processes,
+            num_buffers=num_buffers,
+            timeout_s=config.run.decode_timeout_s,
+            interpolation=config.clips.interpolation,
+            storage_options=config.corpus.storage_options,
+            max_pixels=config.corpus.max_pixels,
+            memory_bytes=config.run.decode_memory_bytes,
+        )
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:
         """Decode a clip; the future raises ClipError where the clip, its decoder or its time fails."""

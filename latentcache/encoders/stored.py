@@ -13,6 +13,7 @@ import torch
 from latentcache import encoders
 from latentcache.core import posterior
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.machine import resolve_device
 from latentcache.core.spec import LatentSpec, Stored
 from latentcache.encoders.protocol import Encoder
 from latentcache.errors import ClipError, EncoderError, RecipeMismatchError
@@ -36,7 +37,7 @@ class Decoder:
     ) -> None:
         self._key = _key(changes, device)
         self._stored = manifest.spec.stored
-        self._encoder = _build(manifest, changes or {}, _device(device))
+        self._encoder = _build(manifest, changes or {}, resolve_device(device))
 
     def is_for(self, changes: Mapping[str, Any] | None, device: str | torch.device | None) -> bool:
         """Tell whether it was built for the same changes and device."""
@@ -83,16 +84,10 @@ def _check_same(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def _key(
     changes: Mapping[str, Any] | None, device: str | torch.device | None
 ) -> tuple[dict[str, Any], torch.device]:
-    return dict(changes or {}), _device(device)
+    return dict(changes or {}), resolve_device(device)
 
 
 def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:

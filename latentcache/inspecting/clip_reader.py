@@ -16,7 +16,7 @@ from latentcache.core.image_quality import Quality, compare
 from latentcache.core.records import Clip, ClipId
 from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.stored import Decoder
-from latentcache.errors import ClipError, ConfigError, EncoderError
+from latentcache.errors import ClipError, EncoderError
 from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
 
@@ -43,18 +43,12 @@ class PairReader:
     config: the cache's, with what is elsewhere here, such as `encoder.model` or `corpus.storage_options`.
     """
 
-    def __init__(self, cache: Cache, config: Config, device: str | None = None) -> None:
+    def __init__(self, cache: Cache, config: Config, device: torch.device | None = None) -> None:
         self.cache = cache
         self._config = config
-        self._device = check_device(device)
+        self._device = device
         self._plan = PlanReader(cache.storage, cache.manifest)
-        self._pool = DecodePool(
-            num_processes=1,
-            num_buffers=1,
-            timeout_s=config.run.decode_timeout_s,
-            interpolation=config.clips.interpolation,
-            storage_options=config.corpus.storage_options,
-        )
+        self._pool = DecodePool.for_run(config, num_processes=1, num_buffers=1)
 
     def __enter__(self) -> PairReader:
         return self
@@ -124,15 +118,3 @@ class PairReader:
         rows, position = self.cache.rows(*place.shard), [self._position(place)]
         start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
         return clip.frames / (end_s - start_s) if end_s > start_s else 1.0
-
-
-def check_device(device: str | None) -> str | None:
-    """Return the device's name; raises ConfigError where there is no such device here."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--device {device!r} cannot be used here: {reason}. Give cpu, cuda or cuda:N, or leave it out."
-        ) from None
-    return device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,14 +87,7 @@ def repeat(
     """Decode and encode clips again, one after the other, and yield how far each is off."""
     module, config = encoders.resolve(planned.config.encoder)
     encoder = module.build(config, spec=planned.manifest.spec, device=device)
-    pool = DecodePool(
-        num_processes=1,
-        num_buffers=1,
-        timeout_s=planned.config.run.decode_timeout_s,
-        interpolation=planned.config.clips.interpolation,
-        storage_options=planned.config.corpus.storage_options,
-    )
-    with closing(pool):
+    with DecodePool.for_run(planned.config, num_processes=1, num_buffers=1) as pool:
         for place in places:
             stored, row = _read(planned, place)
             clip = planned.plan.shard(place.shard).clips[row]

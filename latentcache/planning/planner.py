@@ -44,15 +44,8 @@ def plan_corpus(
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     on_sources(corpus)
-    processes = config.run.decode_processes
-    with DecodePool(
-        num_processes=num_cpus() if processes == "auto" else processes,
-        num_buffers=num_cpus() if processes == "auto" else processes,
-        timeout_s=config.run.decode_timeout_s,
-        storage_options=config.corpus.storage_options,
-        max_pixels=config.corpus.max_pixels,
-        memory_bytes=config.run.decode_memory_bytes,
-    ) as pool:
+    processes = config.run.num_decode_processes(num_cpus())
+    with DecodePool.for_run(config, num_processes=processes, num_buffers=processes) as pool:
         sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
     if not plan.num_clips:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -11,7 +12,9 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentcache.config.sections import RunConfig
 from latentcache.core.image_quality import psnr_quantiles
+from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard
@@ -64,11 +67,21 @@ class Summary:
     psnrs_db: list[float] = field(default_factory=list)
 
     def add(self, report: ShardReport) -> None:
-        """Count a finished shard."""
+        """Count a shard that was encoded, here or by another run."""
         if report.committed_before:
             self.shards_elsewhere += 1
             return
         self.shards += 1
+        self._add_clips(report)
+
+    def add_given_up(self, name: str, error: str, report: ShardReport | None) -> None:
+        """Count a shard that was given up. report: of the failed clips, unless there are rows of theirs."""
+        self.shards_failed += 1
+        self.shard_errors[name] = error
+        if report is not None:
+            self._add_clips(report)
+
+    def _add_clips(self, report: ShardReport) -> None:
         self.clips_ok += report.num_ok
         self.clips_failed += report.num_clips - report.num_ok
         self.frames += report.num_frames
@@ -168,17 +181,12 @@ class Run:
                 self._check()
 
     def _worker_spec(self) -> WorkerSpec:
-        config = self._planned.config
+        planned = self._planned
         return WorkerSpec(
-            manifest=self._planned.manifest,
-            storage=self._planned.storage,
-            run=config.run,
-            encoder=config.encoder,
-            interpolation=config.clips.interpolation,
-            kept=self._planned.kept,
-            corpus_options=config.corpus.storage_options,
-            max_pixels=config.corpus.max_pixels,
-            quality=config.quality,
+            config=planned.config,
+            manifest=planned.manifest,
+            storage=planned.storage,
+            kept=planned.kept,
         )
 
     def _count(self, event: Event) -> Event:
@@ -209,27 +217,26 @@ class Run:
         if isinstance(event, Retried):
             self.summary.retries += 1
             return event
-        self.summary.shards_failed += 1
-        self.summary.shard_errors[task.shard.name] = task.error
-        return self._record_failed(event)
+        report = self._record_failed(task)
+        self.summary.add_given_up(task.shard.name, task.error, report)
+        return report or event
 
-    def _record_failed(self, gave_up: GaveUp) -> Event:
+    def _record_failed(self, task: Task) -> ShardReport | None:
         """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""
-        shard, storage = gave_up.task.shard, self._planned.storage
+        shard, storage = task.shard, self._planned.storage
         if storage.exists(sample_path(*shard)):
-            return gave_up
+            return None
         manifest = self._planned.manifest
         report = commit_failed_shard(
             storage,
             manifest.layouts()[shard.bucket],
             self._planned.plan.shard(shard),
-            gave_up.task.error,
+            task.error,
             self._planned.kept,
             manifest.fingerprint,
         )
         self._log.take(report)
         self._judge.add_clips(report)
-        self.summary.add(report)
         self._snapshot.add(report)
         return report
 
@@ -256,6 +263,17 @@ class Run:
     def _judged_rows(self) -> list[dict[str, Any]]:
         storage = self._planned.storage
         return [row for path in self._judged for row in read_table(storage, path).to_pylist()]
+
+
+def check_device(run: RunConfig) -> None:
+    """Raise ConfigError where the workers will be on this machine, and it lacks the device they need.
+
+    Workers find that out themselves, and on a cluster only they can; here it is found before hours of
+    probing.
+    """
+    elsewhere = run.ray_address or "RAY_ADDRESS" in os.environ
+    if run.runner == "local" or not elsewhere:
+        resolve_device(run.device, "run.device")
 
 
 def _options(planned: PlannedCache) -> dict[str, Any]:

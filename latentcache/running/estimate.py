@@ -22,13 +22,12 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config, QualityConfig
-from latentcache.core.machine import num_cpus
+from latentcache.core.machine import num_cpus, resolve_device
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder
-from latentcache.errors import ConfigError
 from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
@@ -158,7 +157,7 @@ def measure(
     scale: how many times larger the corpus is than what was planned of it. Raises what a run would:
     EncoderError, RunStoppedError (of the quality gate), ConfigError.
     """
-    device = _device(config)
+    device = resolve_device(config.run.device, "run.device")
     cpus = max(1, num_cpus() // _workers_here(config, device))
     shard_clips = max(1, -(-num_clips // SHARDS))
     sample = sample_plan(plan, shard_clips, cpus)
@@ -166,15 +165,10 @@ def measure(
         cache = {"url": folder, "storage_options": {}, "shard_clips": shard_clips}
         small = config.model_copy(update={"cache": config.cache.model_copy(update=cache)})
         worker_spec = WorkerSpec(
+            config=small,
             manifest=make_manifest(small, spec, identity, sample),
             storage=Storage(folder),
-            run=config.run,
-            encoder=config.encoder,
-            interpolation=config.clips.interpolation,
-            corpus_options=config.corpus.storage_options,
-            max_pixels=config.corpus.max_pixels,
             num_cpus=cpus,
-            quality=config.quality,
         )
         started = time.perf_counter()
         worker = ShardWorker(worker_spec, device)
@@ -183,10 +177,10 @@ def measure(
             reports = _run(worker, sample, shard_clips)
         finally:
             worker.close()
-    processes = config.run.decode_processes
+    num_processes = config.run.num_decode_processes(cpus)
     return Estimate(
         device=str(device),
-        buckets=_summarise(plan, reports, cpus if processes == "auto" else processes, scale),
+        buckets=_summarise(plan, reports, num_processes, scale),
         quality=config.quality,
         shard_clips=config.cache.shard_clips,
         start_s=start_s,
@@ -269,16 +263,6 @@ def _summarise(
     return estimates
 
 
-def _device(config: Config) -> torch.device:
-    has_gpu = torch.cuda.is_available()
-    if config.run.device == "cuda" and not has_gpu:
-        raise ConfigError(
-            "run.device is cuda, and torch sees no GPU here, so what one would take cannot be measured. "
-            "Estimate on a machine like those of the run, or for a CPU with run.device=cpu."
-        )
-    return torch.device("cuda" if config.run.device != "cpu" and has_gpu else "cpu")
-
-
 def _workers_here(config: Config, device: torch.device) -> int:
     """Return how many workers will share this machine's CPUs."""
     if device.type == "cuda":
@@ -322,7 +306,7 @@ def try_batches(config: Config, spec: LatentSpec, buckets: Iterable[str]) -> lis
     if "tiling" not in config.encoder:
         return []
     module, encoder_config = encoders.resolve(config.encoder)
-    device = _device(config)
+    device = resolve_device(config.run.device, "run.device")
     encoder = module.build(encoder_config, spec=spec, device=device)
     if not isinstance(encoder, TiledEncoder):
         return []

@@ -1,4 +1,4 @@
-"""Tells when a run is hopeless, and what its failures have in common. No I/O."""
+"""Tells whose failure an error is, when a run is hopeless, and what failures have in common. No I/O."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import REASONS, ShardReport
+from latentcache.errors import ClipError, ConfigError, RunStoppedError, StorageError
 
 Row = Mapping[str, Any]
+#: What an error costs: `clip`, one row of its shard; `shard`, an attempt at the shard; `stop`, the run.
+Cost = Literal["clip", "shard", "stop"]
+
+#: Errors of one clip, whose reason its row records.
+OF_CLIP = (ClipError,)
+#: Errors that no other shard would escape: of the cache's storage, where nothing can be committed (sources
+#: are read by the decoding processes, and are their clips' failures), and the quality gate's verdict.
+OF_RUN = (StorageError, RunStoppedError)
 
 #: While nothing is committed, every worker may fail this many times what it can have in hand: it may
 #: die once with all of it, and a shard that kills it may come first when each is tried alone.
@@ -33,6 +42,20 @@ FACTS: Mapping[str, Callable[[Row], str | None]] = {
         f"{row['source_height']}x{row['source_width']}" if row["source_height"] else None
     ),
 }
+
+
+def classify(error: BaseException, *, starting: bool = False) -> Cost:
+    """Tell what an error costs that a worker raised. Every runner and worker goes by this rule.
+
+    Whatever is not known to be a clip's or the run's costs its shard: encoders are other people's code,
+    and may raise anything, SystemExit included. A shard is tried again, and so is a worker's start, but
+    for a wrong configuration, which the next start would find as wrong.
+
+    starting: raised while the worker was built.
+    """
+    if isinstance(error, OF_RUN) or (starting and isinstance(error, ConfigError)):
+        return "stop"
+    return "clip" if isinstance(error, OF_CLIP) and not starting else "shard"
 
 
 @dataclass

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from latentcache.core.records import Shard, ShardId
+from latentcache.core.records import Shard, ShardId, ShardReport
+from latentcache.running.attempt import Failed
 from latentcache.running.events import (
     GaveUp,
     Retried,
@@ -41,6 +43,16 @@ class WorkQueue:
         """Go on at a random place, for another run may be working on the same cache at this one."""
         if self._fresh:
             self._fresh.rotate(-random.randrange(len(self._fresh)))  # noqa: S311 - not for secrets
+
+    def settle(
+        self, task: Task, outcome: ShardReport | Failed, worker: str
+    ) -> ShardReport | Retried | GaveUp:
+        """Return what became of an attempt at a task. Raises what stops the run. worker: its name."""
+        if not isinstance(outcome, Failed):
+            return replace(outcome, worker=worker)
+        if outcome.stop is not None:
+            raise outcome.stop
+        return self.failed(task, outcome.error)
 
     def failed(self, task: Task, error: str) -> Retried | GaveUp:
         """Put a failed task back, or give it up."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from latentcache import encoders
-from latentcache.config.sections import QualityConfig, RunConfig
+from latentcache.config.sections import Config
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import Bucket, ChunkRef, ClipResult, Shard, ShardReport
 from latentcache.decoders.pool import DecodedClip, DecodePool
@@ -28,7 +28,6 @@ from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.stored import to_stored
 from latentcache.encoders.tiled import tiling_error
-from latentcache.errors import ClipError
 from latentcache.format.commit import commit_shard, report_committed
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
@@ -36,6 +35,7 @@ from latentcache.format.paths import sample_path
 from latentcache.format.schemas import object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_sized_table
+from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
 
@@ -55,26 +55,20 @@ SPARE_BUFFERS = 2
 class WorkerSpec:
     """All that a worker needs, as plain data that travels to any node.
 
-    num_cpus: CPUs that this worker may use. quality: clips that it decodes and compares; none unless given.
+    num_cpus: CPUs that this worker may use.
     """
 
+    config: Config
     manifest: Manifest
     storage: Storage
-    run: RunConfig
-    encoder: Mapping[str, Any]
-    interpolation: str
     kept: Sequence[pa.Field] = ()
-    corpus_options: Mapping[str, Any] = field(default_factory=dict)
-    max_pixels: int | None = None
     num_cpus: int = 1
-    quality: QualityConfig = field(default_factory=lambda: QualityConfig(every=0))
 
 
 class ShardWorker:
-    """Encodes shards; thread-safe. A bad clip is recorded in its row, anything else fails its shard.
+    """Encodes shards; thread-safe. A bad clip is recorded in its row; anything else is raised.
 
-    A StorageError is of the cache's storage: sources are read by the decoding processes, and what goes
-    wrong there is their clip's.
+    What an error costs is said in `failure_policy.classify`.
 
     clips_done: encoded or failed since the start, committed or not; for a progress bar.
     """
@@ -84,7 +78,7 @@ class ShardWorker:
         self._layouts = spec.manifest.layouts()
         self._format = get_format(spec.manifest.format)
         self._encoder = _build_encoder(spec, device)
-        self.gate = Gate(self._encoder, spec.quality)
+        self.gate = Gate(self._encoder, spec.config.quality)
         self._pool = _build_pool(spec)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
@@ -155,7 +149,7 @@ class ShardWorker:
                         futures[index] = None
                         wait_s += time.perf_counter() - waiting
                         row, result = self._encode_clip(shard, index, decoded)
-                except ClipError as error:
+                except OF_CLIP as error:
                     result = ClipResult(reason=error.reason, message=str(error))
                 rows.append(row)
                 results.append(result)
@@ -176,7 +170,7 @@ class ShardWorker:
             error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=index)
             number = shard.index * self._spec.manifest.shard_clips + index
             psnr = self.gate.look(row, pixels[0], key=shard.clips[index].key, number=number)
-        except ClipError as clip_error:
+        except OF_CLIP as clip_error:
             failure = clip_error
         finally:
             decoded.release()
@@ -231,25 +225,18 @@ def _result(row: Mapping[str, Any]) -> ClipResult:
 
 
 def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
-    module, config = encoders.resolve(spec.encoder)
+    module, config = encoders.resolve(spec.config.encoder)
     return module.build(config, spec=spec.manifest.spec, device=device)
 
 
 def _build_pool(spec: WorkerSpec) -> DecodePool:
-    processes = spec.run.decode_processes
-    num_processes = spec.num_cpus if processes == "auto" else processes
+    run = spec.config.run
+    num_processes = run.num_decode_processes(spec.num_cpus)
     buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
     clip_bytes = max(3 * b.frames * b.height * b.width for b in buckets)
-    affordable = spec.run.decode_ahead_bytes // clip_bytes
-    return DecodePool(
-        num_processes=num_processes,
-        num_buffers=max(2, min(num_processes + SPARE_BUFFERS, affordable)),
-        timeout_s=spec.run.decode_timeout_s,
-        interpolation=spec.interpolation,
-        storage_options=spec.corpus_options,
-        max_pixels=spec.max_pixels,
-        memory_bytes=spec.run.decode_memory_bytes,
-    )
+    affordable = run.decode_ahead_bytes // clip_bytes
+    num_buffers = max(2, min(num_processes + SPARE_BUFFERS, affordable))
+    return DecodePool.for_run(spec.config, num_processes=num_processes, num_buffers=num_buffers)
 
 
 def _abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:

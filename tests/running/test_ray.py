@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.cluster_utils import Cluster
 
 import latentcache
@@ -118,9 +119,26 @@ def test_workers_that_cannot_start_stop_the_run_with_the_cause(
         tmp_path,
         corpus,
         str(tmp_path / "cache"),
-        run={"runner": "ray", "ray_address": cluster, "device": "cuda", "max_retries": 1},
+        encoder={"kind": "tests.tools.encoders.raising", "build": "KeyError"},
+        run={"runner": "ray", "ray_address": cluster, "max_retries": 1},
     )
-    with pytest.raises(EncoderError, match=r"could not start, 2 times: .*torch sees no GPU"):
+    with pytest.raises(EncoderError, match="could not start, 2 times: KeyError: 'weights'"):
+        run(planned_from(config))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA GPU")
+def test_a_gpu_that_torch_cannot_use_on_its_node_stops_the_run(
+    cluster: str, corpus: Path, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        run={"runner": "ray", "ray_address": cluster, "device": "cuda"},
+    )
+    with pytest.raises(
+        ConfigError, match=r"run\.device='cuda' is not there: torch .* sees no CUDA"
+    ):
         run(planned_from(config))
 
 

@@ -51,13 +51,13 @@ def collect(
     *,
     num_clips: int,
     seed: int,
-    device: str | None = None,
+    device: torch.device | None = None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Report:
     """Read a cache, decode a sample of it, and compare it with its sources.
 
     What is committed now is shown, published or not. config: as for PairReader. `say` gets a line a step.
-    Raises CorruptionError where a sample table cannot be read; ConfigError for a wrong device.
+    Raises CorruptionError where a sample table cannot be read.
     """
     say("reading the sample tables")
     report = Report(url=redact(storage.url), manifest=manifest, facts=read_facts(storage, manifest))

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
+from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader import state as loader_state
@@ -32,7 +33,7 @@ from latentcache.reading.loader.prefetch import Waiting, read_ahead
 from latentcache.reading.loader.selection import prefix_cuts
 from latentcache.reading.loader.source import Source, agree
 from latentcache.reading.loader.state import Position
-from latentcache.reading.loader.targets import make_target, parse_device
+from latentcache.reading.loader.targets import make_target
 from latentcache.reading.loader.transform import Transform
 from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
 from latentcache.reading.order.mixture import Mixture
@@ -141,7 +142,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         )
         self.rank, self.world_size, self.follow = rank, world_size, follow
         self.prefetch_bytes = prefetch_bytes
-        self.device, self.check = parse_device(device), check
+        self.device = resolve_device("cpu" if device is None else device, others=True)
+        self.check = check
         self.stats = LoaderStats()
         self._memory = Recycler(prefetch_bytes)
         self._sources = [

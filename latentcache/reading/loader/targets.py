@@ -82,22 +82,6 @@ def make_target(device: torch.device, transform: Transform, memory: Recycler) ->
     return DeviceTarget(device, transform, memory)
 
 
-def parse_device(device: torch.device | str | None) -> torch.device:
-    """Return a device, the CPU by default. Raises ConfigError where torch has none of that name here."""
-    try:
-        parsed = torch.device(device or "cpu")
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device {device!r} is none that torch knows: {str(error).splitlines()[0]}"
-        ) from None
-    if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {device!r}: torch {torch.__version__} sees no CUDA GPU here. Leave device out "
-            "for batches on the CPU, or install a torch that is built for the GPU."
-        )
-    return parsed
-
-
 class CpuTarget:
     """Batches in CPU memory. Samples are transformed one by one, where that can be, in their place."""
 

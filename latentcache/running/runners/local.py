@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import replace
+from functools import partial
 
-import torch
-
+from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardReport
-from latentcache.errors import LatentCacheError, RunStoppedError, StorageError
-from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task, worker_name
+from latentcache.errors import EncoderError
+from latentcache.running.attempt import Failed, attempt
+from latentcache.running.events import Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
@@ -20,16 +20,22 @@ PROGRESS_INTERVAL_S = 1.0
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
-    """Encode every shard of `work`, yielding events as they come."""
-    device = "cuda" if spec.run.device != "cpu" and torch.cuda.is_available() else "cpu"
+    """Encode every shard of `work`, yielding events as they come.
+
+    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built.
+    """
+    device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
-        yield from _run(ShardWorker(spec, torch.device(device)), log, work, load_shard)
+        worker = attempt(lambda: ShardWorker(spec, device), starting=True)
+        if isinstance(worker, Failed):
+            raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
+        yield from _run(worker, log, work, load_shard)
 
 
 def _run(
     worker: ShardWorker, log: WarningLog, work: WorkQueue, load_shard: LoadShard
 ) -> Iterator[Event]:
-    running: dict[Future[ShardReport], Task] = {}
+    running: dict[Future[ShardReport | Failed], Task] = {}
     pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
     try:
         name = worker_name(socket.gethostname(), (), 0)
@@ -38,7 +44,7 @@ def _run(
             _fill(worker, work, load_shard, pool, running)
             done, _ = wait(running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                yield _outcome(future, running.pop(future), work, name)
+                yield work.settle(running.pop(future), future.result(), name)
             yield Progress(
                 clips_done=worker.clips_done,
                 workers=1,
@@ -55,22 +61,13 @@ def _fill(
     work: WorkQueue,
     load_shard: LoadShard,
     pool: ThreadPoolExecutor,
-    running: dict[Future[ShardReport], Task],
+    running: dict[Future[ShardReport | Failed], Task],
 ) -> None:
     while len(running) < SHARDS_IN_HAND and not any(task.attempts for task in running.values()):
         task = work.take(alone=not running)
         if task is None:
             return
-        shard = load_shard(task.shard)
-        running[pool.submit(worker.encode_shard, shard, retry_failed=task.retry_failed)] = task
-
-
-def _outcome(
-    future: Future[ShardReport], task: Task, work: WorkQueue, name: str
-) -> ShardReport | GaveUp | Retried:
-    try:
-        return replace(future.result(), worker=name)
-    except (StorageError, RunStoppedError):
-        raise  # the cache's storage, where no shard can be committed; or the gate's verdict
-    except (LatentCacheError, OSError, RuntimeError, ValueError) as error:
-        return work.failed(task, f"{type(error).__name__}: {error}")
+        encode = partial(
+            worker.encode_shard, load_shard(task.shard), retry_failed=task.retry_failed
+        )
+        running[pool.submit(attempt, encode)] = task

@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from latentcache.config.sections import RunConfig
-from latentcache.core.machine import num_cpus
+from latentcache.core.machine import num_cpus, resolve_device
 from latentcache.core.records import Shard, ShardReport
-from latentcache.errors import ConfigError, EncoderError, RunStoppedError, StorageError
+from latentcache.errors import ConfigError, EncoderError
+from latentcache.running.attempt import Failed, attempt, in_one_line
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
@@ -38,40 +40,46 @@ class EncodeActor:
     """One GPU's worker. Its methods run in threads: shards in hand, and one that answers the driver."""
 
     def __init__(self, spec: WorkerSpec, number: int) -> None:
-        device = torch.device(_device(spec.run))
-        if device.type == "cpu":
-            torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
         self._log = WarningLog()
         self._log.__enter__()  # for as long as this process lives
-        self._worker = ShardWorker(spec, device)
+        self._worker = attempt(partial(_start_worker, spec), starting=True)
         self._gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         self._name = worker_name(socket.gethostname(), self._gpus, number)
         self._metrics = WorkerMetrics(self._name)
 
-    def place(self) -> tuple[str, list[Any]]:
-        """Return this worker's name and the GPUs that Ray assigned to it; answering means that it is up."""
+    def place(self) -> tuple[str, list[Any]] | Failed:
+        """Return this worker's name and the GPUs that Ray assigned to it, or why it cannot work."""
+        if isinstance(self._worker, Failed):
+            return self._worker
         return self._name, list(self._gpus)
 
-    def encode_shard(self, shard: Shard, retry_failed: bool) -> ShardReport:
-        """Encode and commit one shard."""
-        report = self._worker.encode_shard(shard, retry_failed=retry_failed)
-        report = replace(report, worker=self._name)
-        self._metrics.add(report)
-        return report
+    def encode_shard(self, shard: Shard, retry_failed: bool) -> ShardReport | Failed:
+        """Encode and commit one shard, or say how that failed."""
+        encode = partial(self._up.encode_shard, shard, retry_failed=retry_failed)
+        outcome = attempt(encode)
+        if not isinstance(outcome, Failed):
+            self._metrics.add(outcome)
+        return outcome
 
     def progress(self) -> tuple[int, tuple[str, ...]]:
         """Return the clips done since the start, and what was logged since the last time."""
-        return self._worker.clips_done, self._log.take()
+        return self._up.clips_done, self._log.take()
 
     def close(self) -> None:
         """Stop decoding, and wait for what is being encoded; a shard that is being written is finished."""
-        self._worker.close()
+        self._up.close()
+
+    @property
+    def _up(self) -> ShardWorker:
+        assert isinstance(self._worker, ShardWorker), "only a worker that is up is asked for more"
+        return self._worker
 
 
-def _device(run: RunConfig) -> str:
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise EncoderError("run.device is cuda, and torch sees no GPU; use run.device=cpu or auto")
-    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
+def _start_worker(spec: WorkerSpec) -> ShardWorker:
+    device = resolve_device(spec.config.run.device, "run.device")
+    if device.type == "cpu":
+        torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
+    return ShardWorker(spec, device)
 
 
 @dataclass(eq=False)
@@ -94,7 +102,7 @@ class _Slot:
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work` on Ray actors, yielding events as they come."""
-    started_here = connect(spec.run.ray_address)
+    started_here = connect(spec.config.run.ray_address)
     runner = _Runner(spec, work, load_shard)
     metrics = RunMetrics()
     try:
@@ -138,7 +146,7 @@ def _connect(address: str | None) -> None:
             ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"Ray cannot start on this machine: {_first_line(error)}. Set RAY_TMPDIR to a folder with "
+                f"Ray cannot start on this machine: {in_one_line(error)}. Set RAY_TMPDIR to a folder with "
                 "a short path and room, or use run.runner=local, which needs no Ray."
             ) from error
         return
@@ -155,7 +163,10 @@ def num_workers(run_config: RunConfig) -> tuple[int, int]:
     """Return (actors, GPUs an actor) for the cluster's resources; raises ConfigError."""
     gpus = int(ray.cluster_resources().get("GPU", 0)) if run_config.device != "cpu" else 0
     if run_config.device == "cuda" and not gpus:
-        raise ConfigError("run.device is cuda, and Ray sees no GPU; use run.device=cpu or auto")
+        raise ConfigError(
+            "run.device='cuda' is not there: the Ray cluster has no GPU. Use run.device=auto or cpu, or "
+            "start the run when nodes with GPUs have joined."
+        )
     if run_config.workers == "auto":
         return max(1, gpus), int(gpus > 0)
     if gpus and run_config.workers > gpus:
@@ -170,8 +181,8 @@ class _Runner:
     def __init__(self, spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> None:
         self._work = work
         self._load_shard = load_shard
-        self._max_starts = spec.run.max_retries + 1
-        workers, gpus = num_workers(spec.run)
+        self._max_starts = spec.config.run.max_retries + 1
+        workers, gpus = num_workers(spec.config.run)
         cpus = ray.cluster_resources().get("CPU", 1.0)
         self._spec = replace(spec, num_cpus=max(1, int(cpus // workers)))
         self._options = {
@@ -236,37 +247,51 @@ class _Runner:
         if task is None:
             return  # the actor died, and this was settled with the rest of what it had in hand
         try:
-            yield ray.get(reference)
-        except RayTaskError as error:
-            # The cache's storage, where no shard can be committed; or the gate's verdict.
-            if isinstance(error.cause, StorageError | RunStoppedError):
-                raise error.cause from None
-            yield self._work.failed(task, _first_line(error.cause or error))
+            outcome = ray.get(reference)
         except RayActorError as error:
-            lost = [task, *slot.in_hand.values()]
-            slot.in_hand.clear()
-            ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
-            yield Died(name=slot.name, error=_first_line(error))
-            for each in lost:
-                yield self._work.failed(each, f"its worker died: {_first_line(error)}")
-            self._start(slot)
+            yield from self._settle_death(slot, task, in_one_line(error))
+        except (
+            RayError
+        ) as error:  # the task or its result was lost on the way, and not by the encoder
+            yield self._work.failed(task, in_one_line(error))
+        else:
+            yield self._work.settle(task, outcome, slot.name)
+
+    def _settle_death(self, slot: _Slot, task: Task, error: str) -> Iterator[Event]:
+        lost = [task, *slot.in_hand.values()]
+        slot.in_hand.clear()
+        ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
+        yield Died(name=slot.name, error=error)
+        for each in lost:
+            yield self._work.failed(each, f"its worker died: {error}")
+        self._start(slot)
 
     def _settle_start(self, slot: _Slot) -> Iterator[Event]:
         reference, slot.ready = slot.ready, None
         try:
-            slot.name, gpus = ray.get(reference)
-            slot.is_up = True
-            slot.failed_starts = 0
-            number = self._slots.index(slot)
-            yield Started(worker=number, name=slot.name, gpus=tuple(map(str, gpus)))
+            place = ray.get(reference)
         except RayError as error:
-            slot.failed_starts += 1
-            yield Died(name=slot.name, error=_last_line(error))
-            if slot.failed_starts >= self._max_starts:
-                raise EncoderError(
-                    f"a worker could not start, {slot.failed_starts} times: {_last_line(error)}"
-                ) from error
-            self._start(slot)
+            place = Failed(error=in_one_line(error))
+        if isinstance(place, Failed):
+            yield from self._settle_failed_start(slot, place)
+            return
+        slot.name, gpus = place
+        slot.is_up = True
+        slot.failed_starts = 0
+        number = self._slots.index(slot)
+        yield Started(worker=number, name=slot.name, gpus=tuple(map(str, gpus)))
+
+    def _settle_failed_start(self, slot: _Slot, failed: Failed) -> Iterator[Event]:
+        slot.failed_starts += 1
+        yield Died(name=slot.name, error=failed.error)
+        if failed.stop is not None:
+            raise failed.stop
+        if slot.failed_starts >= self._max_starts:
+            raise EncoderError(
+                f"a worker could not start, {slot.failed_starts} times: {failed.error}"
+            )
+        ray.kill(slot.actor)
+        self._start(slot)
 
     def _poll(self) -> Progress:
         self._polled = time.monotonic()
@@ -287,12 +312,3 @@ class _Runner:
         return Progress(
             clips_done=clips, workers=len(up), shards_in_hand=in_hand, warnings=warnings
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1].strip()

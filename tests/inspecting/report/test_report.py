@@ -336,7 +336,7 @@ def test_what_is_wrong_is_one_message(
         job.report(arguments(cache, output=str(tmp_path / "file" / "x.html")))
     with pytest.raises(ConfigError, match="--clips and --seed are at least 0"):
         job.report(arguments(cache, clips=-1))
-    with pytest.raises(ConfigError, match="--device 'nothing' cannot be used here"):
+    with pytest.raises(ConfigError, match="--device='nothing' is not a device to be used here"):
         job.report(arguments(cache, device="nothing"))
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -18,7 +18,7 @@ from latentcache.errors import ConfigError
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.loader import LatentLoader
-from latentcache.reading.loader.targets import CpuTarget, DeviceTarget, parse_device
+from latentcache.reading.loader.targets import CpuTarget, DeviceTarget
 from latentcache.reading.loader.transform import Transform
 from tests.tools.synthetic import Synthetic, make_spec, write_cache
 
@@ -93,12 +93,14 @@ def test_memory_is_counted_as_it_is_taken() -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(written: Synthetic) -> None:
-    with pytest.raises(ConfigError, match="device 'gpu' is none that torch knows"):
+    with pytest.raises(ConfigError, match="device='gpu' is not a device to be used here"):
         LatentLoader(written.url, device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r"device 'cuda': torch .* sees no CUDA GPU here"):
+        with pytest.raises(
+            ConfigError, match=r"device='cuda' is not there: torch .* sees no CUDA GPU"
+        ):
             LatentLoader(written.url, device="cuda")
-    assert parse_device(None) == CPU
+    assert LatentLoader(written.url).device == CPU
 
 
 @pytest.fixture(scope="module")

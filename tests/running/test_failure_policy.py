@@ -1,0 +1,79 @@
+"""What an error costs, and what an attempt at some work becomes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from latentcache import errors
+from latentcache.errors import ClipError, LatentCacheError, StorageError
+from latentcache.running.attempt import Failed, attempt
+from latentcache.running.failure_policy import classify
+from tests.tools.encoders.raising import OF_CLIP, OF_RUN, OF_SHARD, OwnStorageError
+
+
+def raising(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("cost", "kinds"),
+    [("clip", OF_CLIP), ("stop", OF_RUN), ("shard", set(OF_SHARD) - {"unknown reason"})],
+)
+def test_each_error_costs_a_clip_a_shard_or_the_run(cost: str, kinds: set[str]) -> None:
+    every = {**OF_CLIP, **OF_RUN, **OF_SHARD}
+    assert {kind: classify(every[kind]()) for kind in kinds} == dict.fromkeys(kinds, cost)
+
+
+def test_every_class_of_error_has_a_cost() -> None:
+    own = [
+        e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, LatentCacheError)
+    ]
+    costs = {
+        e: classify(e("unreadable", "it")) if e is ClipError else classify(e("it")) for e in own
+    }
+    names = {cost: {e.__name__ for e in own if costs[e] == cost} for cost in ("clip", "stop")}
+    assert names == {
+        "clip": {"ClipError"},
+        "stop": {"StorageError", "UnreachableError", "RunStoppedError"},
+    }
+
+
+def test_a_wrong_configuration_stops_a_start_and_costs_a_shard_later() -> None:
+    for kind in ("ConfigError", "GeometryError"):
+        assert classify(OF_SHARD[kind](), starting=True) == "stop"
+        assert classify(OF_SHARD[kind]()) == "shard"
+    assert classify(OF_CLIP["ClipError"](), starting=True) == "shard"
+
+
+def test_an_attempt_gives_what_the_work_does() -> None:
+    assert attempt(lambda: 3) == 3
+
+
+@pytest.mark.parametrize("kind", [*OF_SHARD, *OF_RUN])
+def test_a_failed_attempt_can_go_to_another_process(kind: str) -> None:
+    error = {**OF_SHARD, **OF_RUN}[kind]()
+    failed = attempt(lambda: raising(error))
+    assert isinstance(failed, Failed)
+    there = pickle.loads(pickle.dumps(failed))
+    assert there.error == failed.error
+    assert failed.error.startswith(type(error).__name__)
+    assert (there.stop is not None) == (kind in OF_RUN)
+    if kind in OF_RUN:
+        assert str(there.stop) == str(error)
+        assert isinstance(error, type(there.stop))
+
+
+def test_an_errors_cause_is_kept_in_its_own_process() -> None:
+    error = OwnStorageError()
+    failed = attempt(lambda: raising(error))
+    assert isinstance(failed, Failed)
+    assert type(failed.stop) is StorageError
+    assert failed.stop.__cause__ is error
+
+
+def test_an_interrupt_ends_a_start_and_not_the_driver_later() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        attempt(lambda: raising(KeyboardInterrupt()), starting=True)
+    assert attempt(lambda: raising(KeyboardInterrupt())) == Failed(error="KeyboardInterrupt")
