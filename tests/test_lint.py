@@ -14,6 +14,8 @@ import pytest
 
 from tests.lint import LINTERS, ROOT, run
 
+pytestmark = pytest.mark.slow
+
 RULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
 CONTRACTS = {contract["name"]: contract for contract in RULES["contracts"]}
 PLANTED = "planted"
