@@ -1,4 +1,4 @@
-"""What the jobs share: exit statuses, the words of errors, options of storage, folders of the user's."""
+"""What the jobs share: exit statuses, the words of errors, folders of the user's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ ERRORS = [
     for each in vars(errors).values()
     if isinstance(each, type) and issubclass(each, LatentCacheError)
 ]
-OF_THE_USER = ("ConfigError", "CorpusError", "CacheError", "StorageError")
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -57,14 +56,9 @@ def test_an_error_is_one_message_and_a_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What the user's input is to blame for exits with 2; a damaged cache and the rest with 1."""
-    ancestors = {each.__name__ for each in kind.__mro__}
-    expected = WRONG_INPUT if ancestors & set(OF_THE_USER) else OTHER
-    if "CorruptionError" in ancestors:
-        expected = OTHER
     error = kind.__new__(kind)
     error.args = ("no such thing. Do that.",)
-    assert run(monkeypatch, error) == expected
+    assert run(monkeypatch, error) == kind.exit_status
     assert capsys.readouterr() == ("", f"{kind.__name__}: {error}\n")
 
 
@@ -95,19 +89,6 @@ def test_a_wrong_command_line_says_what_and_how(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("latentcache job: unrecognized arguments: --no-such-option\nusage: ")
-
-
-def test_options_of_storage_are_yaml_and_may_be_nested() -> None:
-    pairs = ["key=abc", "anon=true", "client_kwargs.endpoint_url=http://h:1/x", "n=3"]
-    assert cli.storage_options(pairs) == {
-        "key": "abc",
-        "anon": True,
-        "client_kwargs": {"endpoint_url": "http://h:1/x"},
-        "n": 3,
-    }
-    assert cli.storage_options([]) == {}
-    with pytest.raises(ConfigError, match="anon"):
-        cli.storage_options(["anon"])
 
 
 def test_a_folder_is_made_or_one_message_says_why_not(tmp_path: Path) -> None:

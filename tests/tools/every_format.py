@@ -13,11 +13,24 @@ from av.codec import Codec, codecs_available
 from av.format import ContainerFormat, formats_available
 
 from latentcache.decoders.frames import Frame
-from tests.videos import moving_pattern, scaled
+from tests.tools.videos import moving_pattern, scaled
 
 #: Of one picture each, or that need a device or another program.
 NO_CONTAINERS = frozenset(
-    {"alsa", "oss", "fbdev", "image2", "image2pipe", "hls", "dash", "rtp", "rtsp", "sap", "tee", "null"}
+    {
+        "alsa",
+        "oss",
+        "fbdev",
+        "image2",
+        "image2pipe",
+        "hls",
+        "dash",
+        "rtp",
+        "rtsp",
+        "sap",
+        "tee",
+        "null",
+    }
     | {"segment", "stream_segment,ssegment", "hds", "smoothstreaming", "whip", "video4linux2,v4l2"}
     | {"rtp_mpegts", "webm_chunk", "fifo", "srt", "uncodedframecrc", "ico", "webm_dash_manifest"}
 )
