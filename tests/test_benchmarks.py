@@ -39,7 +39,7 @@ def client(endpoint: str) -> object:
     )
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 
 def test_the_s3_server_gives_objects_ranges_and_tails_and_counts_what_it_sent(served):

@@ -29,6 +29,8 @@ from tests.tools import config_docs
 from tests.tools.doc_blocks import PAGES, ROOT, anchors, blocks, commands, links
 from tests.tools.synthetic import write_cache
 
+pytestmark = pytest.mark.slow
+
 SMALLEST = {
     "corpus": {"source": "/data"},
     "clips": {"frames": 49, "size": [480, 720]},

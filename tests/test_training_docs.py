@@ -22,6 +22,8 @@ from tests.tools.caches import ROOT
 from tests.tools.ranks import run_ranks
 from tests.tools.synthetic import write_cache
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/training.md").read_text(), re.M | re.S)
 #: Whole programs start with their names; everything else is a part of one.
 SCRIPTS = {m[1]: block for block in BLOCKS if (m := re.match(r"# (\w+)\.py", block))}

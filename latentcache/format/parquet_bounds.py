@@ -18,6 +18,9 @@ TAIL_BYTES = 8
 #: Footers take 200 bytes a column of a row group: this is enough for shards of 10,000 clips.
 MAX_FOOTER_BYTES = 1 << 22
 
+#: Groups in groups of a schema. A list takes two; columns of tables are lists of lists at most.
+MAX_DEPTH = 32
+
 _DICTIONARY_PAGE, _REPEATED = 2, 2
 
 
@@ -76,7 +79,7 @@ def read_row_groups(footer: bytes) -> list[RowGroup]:
     """Read what a footer (of `footer_bytes`) says of the row groups. Raises ValueError."""
     metadata, _ = read_struct(footer, 0)
     try:
-        repeated = [name for name, again in _leaves(metadata[2]) if again]
+        repeated = frozenset(path for path, again in _leaves(metadata[2]) if again)
         return [_row_group(group, repeated) for group in metadata.get(4, [])]
     except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"its footer is not one of Parquet ({error!r})") from None
@@ -95,39 +98,51 @@ def _leaves(schema: list[Struct]) -> Iterator[tuple[tuple[str, ...], bool]]:
         again = repeated or element.get(3) == _REPEATED
         if element.get(5):
             groups.append((element[5], here, again))
+            if (
+                len(groups) > MAX_DEPTH
+            ):  # every path is kept, so that memory would grow by the square
+                raise ValueError("the schema in its footer is nested deeper than any is")
         else:
             yield here, again
 
 
-def _row_group(group: Struct, repeated: list[tuple[str, ...]]) -> RowGroup:
-    columns = []
-    for chunk in group[1]:
-        facts = chunk[3]
-        path = tuple(part.decode() for part in facts[3])
-        # A chunk of no values has a dictionary page, and 0 for where its data pages are.
-        offset, dictionary = facts[9], facts.get(11)
-        if dictionary is not None and dictionary > 0 and (dictionary < offset or not offset):
-            offset = dictionary
-        columns.append(
-            Column(
-                path=path,
-                offset=min(
-                    filter(None, (dictionary, offset))
-                ),  # a chunk without values may lack pages: 0
-                length=facts[7],
-                num_values=facts[5],
-                repeated=path in repeated,
-            )
-        )
-    return RowGroup(num_rows=group[3], columns=tuple(columns))
+def _row_group(group: Struct, repeated: frozenset[tuple[str, ...]]) -> RowGroup:
+    columns = tuple(_column(chunk[3], repeated) for chunk in group[1])
+    return RowGroup(num_rows=_number(group[3]), columns=columns)
+
+
+def _column(facts: Struct, repeated: frozenset[tuple[str, ...]]) -> Column:
+    path = tuple(part.decode() for part in facts[3])
+    # The dictionary's page, if there is one, comes before those of data. A chunk of no values may have
+    # either one or neither, and 0 or nothing for where it would be.
+    pages = (_number(facts[9]), _number(facts.get(11, 0)))
+    return Column(
+        path=path,
+        offset=min(filter(None, pages), default=0),
+        length=_number(facts[7]),
+        num_values=_number(facts[5]),
+        repeated=path in repeated,
+    )
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} in the place of a number")
+    return value
 
 
 def measure(data: Any, columns: Iterable[Column], start: int = 0) -> Pages:
     """Add up the pages of columns, read as Parquet's readers do. Raises ValueError.
 
-    data: the file's bytes from `start` on.
+    data: the file's bytes from `start` on. Each byte is looked at once: columns that share any are refused.
     """
-    return sum((_measure(data, column, start) for column in columns), Pages())
+    total, end = Pages(), start
+    for column in sorted(columns, key=lambda column: column.offset):
+        total += _measure(data, column, start)
+        if column.offset < end:
+            raise ValueError(f"columns of it would share bytes, from {column.offset} to {end}")
+        end = column.offset + column.length
+    return total
 
 
 def _measure(data: Any, column: Column, start: int) -> Pages:

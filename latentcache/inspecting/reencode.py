@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -71,8 +72,9 @@ def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list
         ends = np.cumsum([row["num_ok"] for row in shards])
         picked = rng.choice(ends[-1], min(num_clips, int(ends[-1])), replace=False)
         drawn.append([_drawn(bucket, shards, ends, int(n)) for n in picked])
-    turns = [places[n] for n in range(num_clips) for places in drawn if n < len(places)]
-    return sorted(turns[:num_clips], key=lambda p: (p.shard, p.position))
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*drawn))
+    taken = itertools.islice(filter(None, turns), num_clips)
+    return sorted(taken, key=lambda p: (p.shard, p.position))
 
 
 def _drawn(bucket: str, shards: Sequence[Mapping[str, Any]], ends: Array, number: int) -> Drawn:

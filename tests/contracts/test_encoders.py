@@ -17,6 +17,8 @@ from latentcache.encoders import KINDS, resolve
 from latentcache.errors import EncoderError, GeometryError
 from tests.contracts.encoder_cases import Case, all_cases
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CASES = all_cases()
 

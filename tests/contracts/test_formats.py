@@ -367,6 +367,7 @@ def test_shard_objects_are_those_that_zarr_python_writes(
     assert [theirs.read(e.path) for e in encoded] == [e.data for e in encoded]
 
 
+@pytest.mark.slow
 def test_a_process_that_imports_zarr_alone_reads_bfloat16(tmp_path: Path) -> None:
     layout, storage = make_layout(), Storage(str(tmp_path))
     rows = make_rows(layout, 4)

@@ -27,6 +27,7 @@ def test_it_pickles_empty() -> None:
     assert pickle.loads(pickle.dumps(lru)).get("a") is None
 
 
+@pytest.mark.slow
 def test_a_fork_while_it_is_locked_does_not_hang() -> None:
     lru: Lru[str, int] = Lru(2)
     lru.put("a", 1)

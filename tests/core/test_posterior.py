@@ -167,6 +167,7 @@ def test_moments_are_not_normalised_by_mistake() -> None:
         posterior.normalise(moments(), CHANNEL)
 
 
+@pytest.mark.slow
 def test_import_pulls_in_nothing_of_the_write_half() -> None:
     code = (
         "import sys, latentcache.core.posterior\n"

@@ -30,6 +30,8 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import ROOT, make_config, make_corpus, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.slow
+
 SOURCES = 11
 
 

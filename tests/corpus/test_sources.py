@@ -147,7 +147,7 @@ def put_all(url: str, options: dict[str, Any], names: Sequence[str]) -> None:
         store.write(name, name.encode())
 
 
-@pytest.mark.parametrize("kind", ["memory", "s3"])
+@pytest.mark.parametrize("kind", ["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def test_object_stores_give_the_same_corpus(kind: str, request: pytest.FixtureRequest) -> None:
     s3: S3 | None = request.getfixturevalue("s3") if kind == "s3" else None
     url, options = (f"{s3.url}/data", s3.options) if s3 else ("memory://corpus/data", {})

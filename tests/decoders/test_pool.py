@@ -26,6 +26,8 @@ from tests.tools.videos import (
     write_video,
 )
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = sorted(p.name for p in SHARED_VIDEOS.glob("*")) if SHARED_VIDEOS.is_dir() else []
 
 

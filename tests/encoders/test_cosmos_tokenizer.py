@@ -30,7 +30,10 @@ def expected(raw: dict[str, Any], video: torch.Tensor) -> torch.Tensor:
         return module(torch.from_numpy(values).to(torch.float32))[0]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("variant", ["DV4x8x8", "CV4x8x8"])

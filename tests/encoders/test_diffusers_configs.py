@@ -8,6 +8,8 @@ from latentcache.config.files import load_config
 from latentcache.encoders import resolve
 from tests.tools.tiny_models import save
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: The tiny model of each example's geometry; sizes that decide what is legal are the published ones.
 EXAMPLES = {

@@ -17,6 +17,8 @@ from tests.tools.diffusers_tools import (
 )
 from tests.tools.tiny_models import save
 
+pytestmark = pytest.mark.slow
+
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

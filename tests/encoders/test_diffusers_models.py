@@ -34,6 +34,8 @@ from tests.tools.diffusers_tools import (
 )
 from tests.tools.tiny_models import TINY, save, save_cogvideox, save_wan
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=[*VIDEO, *IMAGE])
 def name(request: pytest.FixtureRequest) -> str:

@@ -14,6 +14,8 @@ import torch
 from tests.tools.diffusers_tools import reference
 from tests.tools.tiny_models import save
 
+pytestmark = pytest.mark.slow
+
 
 def model(name: str, tmp_path: Path, **changes: Any) -> Any:
     return reference(save(name, tmp_path, **changes))

@@ -12,6 +12,8 @@ from latentcache.errors import ConfigError, EncoderError, GeometryError
 from tests.tools.diffusers_tools import built, described, pixels, reference
 from tests.tools.tiny_models import save, save_cogvideox, save_wan, save_wan22
 
+pytestmark = pytest.mark.slow
+
 
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))

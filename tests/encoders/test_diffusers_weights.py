@@ -13,6 +13,8 @@ from latentcache.errors import ConfigError, EncoderError
 from tests.tools.diffusers_tools import CPU, built, described, pixels, reference, section
 from tests.tools.tiny_models import save, save_wan
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_in_several_files_are_loaded_and_hashed(tmp_path: Path) -> None:
     model = save_wan(tmp_path / "whole")

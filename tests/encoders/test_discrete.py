@@ -16,6 +16,8 @@ from latentcache.errors import ConfigError, EncoderError
 from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
 from tests.tools.published import Published, pixels
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -18,6 +18,8 @@ from tests.tools.discrete_models import (
     save_vqgan,
 )
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 #: What saves a tiny model, the key of the config that says where it is, and the shape of one clip's ids.
 EXAMPLES: dict[str, tuple[Callable[[Path], dict[str, Any]], str, tuple[int, ...]]] = {

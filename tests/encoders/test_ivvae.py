@@ -15,6 +15,8 @@ from latentcache.encoders.native.ivvae_model import IVVAE, Carry
 from latentcache.errors import ConfigError, EncoderError
 from tests.tools import golden
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 GOLDEN_FRAMES = (1, 5, 9, 17)
 OWN = {"shift": 0.25, "scale": 2.0}

@@ -10,6 +10,8 @@ from latentcache.errors import ConfigError, EncoderError, GeometryError
 from tests.tools.discrete_models import save_magvit2
 from tests.tools.published import pixels
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("magvit2_pytorch", reason="the extra magvit2 is not installed")
 CPU = torch.device("cpu")
 IN_TIME = ["residual", ["compress_space", 16], ["compress_time", 16], ["compress_time", 16]]

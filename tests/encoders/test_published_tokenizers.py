@@ -15,6 +15,8 @@ from latentcache.encoders.inference import to_values
 from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
 from tests.tools.published import Published
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TOKENIZERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "videogpt": save_videogpt,

@@ -66,6 +66,7 @@ def test_a_module_elsewhere_is_an_encoder_too(
         resolve({"kind": "elsewhere.other"})
 
 
+@pytest.mark.slow
 def test_describing_does_not_import_diffusers(tmp_path: Path) -> None:
     save_wan(tmp_path)
     code = (

@@ -28,6 +28,8 @@ from tests.tools.diffusers_tools import (
 from tests.tools.discrete_models import save_var, save_videogpt
 from tests.tools.tiny_models import save
 
+pytestmark = pytest.mark.slow
+
 Size = tuple[int, int]
 
 

@@ -17,6 +17,8 @@ from latentcache.errors import ConfigError, EncoderError
 from tests.tools import golden
 from tests.tools.videos import SHARED, SHARED_VIDEOS, read_with_pyav
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TAEF2 = {half: SHARED / "weights" / f"taef2_{half}.pth" for half in ("encoder", "decoder")}
 needs_taef2 = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from latentcache.errors import CorruptionError
-from latentcache.format import damage, tables
+from latentcache.format import tables
 from latentcache.format.paths import plan_path, sample_path
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.storage.folder import Storage
@@ -26,16 +26,16 @@ def test_a_plan_may_take_far_more_memory_than_its_file(repetitive: pa.Table) -> 
         from_parquet(data)
     for path in (plan_path("5x8x8"), sample_path("5x8x8", 0)):
         storage.write(path, data)
-    assert damage.read_table(storage, plan_path("5x8x8")).num_rows == 20_000
+    assert tables.read_table(storage, plan_path("5x8x8")).num_rows == 20_000
     with pytest.raises(CorruptionError, match="would take more than"):
-        damage.read_table(storage, sample_path("5x8x8", 0))
+        tables.read_table(storage, sample_path("5x8x8", 0))
 
 
 def test_a_plan_takes_a_part_of_the_machines_memory_at_most(
     repetitive: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(damage, "_memory_bytes", lambda: repetitive.nbytes)
+    monkeypatch.setattr(tables, "_memory_bytes", lambda: repetitive.nbytes)
     storage = Storage("memory://repetitive")
     storage.write(plan_path("5x8x8"), to_parquet(repetitive))
     with pytest.raises(CorruptionError, match="would take more than"):
-        damage.read_table(storage, plan_path("5x8x8"))
+        tables.read_table(storage, plan_path("5x8x8"))

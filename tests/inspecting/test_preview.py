@@ -47,6 +47,7 @@ def near(a: np.ndarray, b: torch.Tensor) -> float:
     return float(np.abs(a.astype(float) - b.numpy()).mean())
 
 
+@pytest.mark.slow
 def test_a_clip_lies_beside_its_source_at_its_own_rate(cache: Path, tmp_path: Path) -> None:
     out, _ = run_job("preview", cache, "v0.mp4#0", "-o", tmp_path / "made")
     (path,) = (tmp_path / "made").glob("*")
@@ -66,6 +67,7 @@ def test_a_clip_lies_beside_its_source_at_its_own_rate(cache: Path, tmp_path: Pa
     assert near(panels[1], decoded) < 6 < near(panels[1], decoded.flip(0))
 
 
+@pytest.mark.slow
 def test_an_image_is_a_png_and_the_source_can_be_left_out(cache: Path, tmp_path: Path) -> None:
     (path,) = look(cache, tmp_path / "made", "picture.png#0", source=False)
     with Image.open(path) as image:
@@ -75,6 +77,7 @@ def test_an_image_is_a_png_and_the_source_can_be_left_out(cache: Path, tmp_path:
     np.testing.assert_array_equal(pixels[preview.LABEL_HEIGHT :: 2, ::2], decoded[0].numpy())
 
 
+@pytest.mark.slow
 def test_a_grid_is_one_file_of_all(cache: Path, tmp_path: Path) -> None:
     (video,) = look(cache, tmp_path / "a", "v0.mp4#0", "picture.png#0", "v1.mp4#1", grid=True)
     assert video.name == "grid.mp4"
@@ -87,6 +90,7 @@ def test_a_grid_is_one_file_of_all(cache: Path, tmp_path: Path) -> None:
     assert still.name == "grid.png"
 
 
+@pytest.mark.slow
 def test_samples_are_of_every_bucket_and_without_a_key_some_are_listed(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +103,7 @@ def test_samples_are_of_every_bucket_and_without_a_key_some_are_listed(
     assert "  picture.png#0\n" in said
 
 
+@pytest.mark.slow
 def test_a_clip_without_its_source_is_shown_alone(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +119,7 @@ def test_a_clip_without_its_source_is_shown_alone(
     assert "decoded without its source: missing: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_refused_with_near_ones(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         look(cache, tmp_path / "made", "v0.mp4#O", "v1.mp4")

@@ -145,6 +145,7 @@ def show(*args: object) -> tuple[int, str]:
         signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
     corpus = make_corpus(tmp_path / "corpus", 3)
@@ -182,6 +183,7 @@ def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert "--retry-failed" in printed
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_told_by_its_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +216,7 @@ def test_silence_is_said_in_words(tmp_path: Path) -> None:
     assert "interrupted: nothing has been written for 60.0 min. Go on with:  latentcache" in printed
 
 
+@pytest.mark.slow
 def test_a_look_reads_no_table_that_snapshot_and_logs_account_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +286,7 @@ def test_rows_that_cannot_be_are_not_believed(tmp_path: Path) -> None:
         assert look(prepared.storage).clips_ok == sum(true["num_ok"].to_pylist()), facts
 
 
+@pytest.mark.slow
 def test_json_has_everything_and_is_one_line(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 3)
     prepared = prepare(tmp_path, corpus)

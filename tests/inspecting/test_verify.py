@@ -89,6 +89,7 @@ def run_verify(*args: object, status: int = 0) -> tuple[str, str]:
 # A flipped byte.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec"), VARIANTS)
 def test_a_flipped_byte_is_found_in_every_object(name: str, codec: str, tmp_path: Path) -> None:
     prepared = make_cache(tmp_path, format=name, compression={"codec": codec})
@@ -137,6 +138,7 @@ def shard_objects(cache: Path) -> Iterator[tuple[Path, bytes]]:
             yield path, path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_what_is_gone_short_or_long_is_found(name: str, tmp_path: Path) -> None:
     prepared = make_cache(tmp_path, format=name)
@@ -303,6 +305,7 @@ def run_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_repair_and_resume_give_the_cache_that_was(run: Path) -> None:
     cache, clean = run / "cache", Manifest.from_bytes((run / "cache/cache.json").read_bytes())
     before = read_files(cache)
@@ -326,6 +329,7 @@ def test_repair_and_resume_give_the_cache_that_was(run: Path) -> None:
     assert Manifest.from_bytes((cache / "cache.json").read_bytes()) == clean
 
 
+@pytest.mark.slow
 def test_planning_again_mends_what_the_plan_wrote(run: Path, tmp_path: Path) -> None:
     cache, before = run / "cache", read_files(run / "cache")
     damaged = (plan_path(BUCKET), "samples/rejected/000000.parquet", f"latents/{BUCKET}/zarr.json")
@@ -341,6 +345,7 @@ def test_planning_again_mends_what_the_plan_wrote(run: Path, tmp_path: Path) -> 
     assert {**read_files(cache), INDEX: b""} == {**before, INDEX: b""}
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_json_is_not_repaired(run: Path) -> None:
     file = run / "cache" / "cache.json"
     before = file.read_bytes()
@@ -358,6 +363,7 @@ def test_a_damaged_cache_json_is_not_repaired(run: Path) -> None:
 # Clips encoded again.
 
 
+@pytest.mark.slow
 def test_sampled_clips_are_encoded_again(run: Path, tmp_path: Path) -> None:
     out, _ = run_verify(run / "cache", "--sample", 5, "--seed", 3)
     assert "5 of 5 clips encoded again: 5 equal bit for bit" in out
@@ -370,6 +376,7 @@ def test_sampled_clips_are_encoded_again(run: Path, tmp_path: Path) -> None:
     assert "v0.mp4#0: not encoded again: " in out
 
 
+@pytest.mark.slow
 def test_latents_of_another_model_are_found(run: Path, tmp_path: Path) -> None:
     prepared = reopen_cache(str(run / "cache"), {})
     before = read_files(run / "cache")

@@ -35,6 +35,8 @@ from tests.tools.caches import (
 from tests.tools.encoders import slow
 from tests.tools.videos import read_with_pyav, write_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

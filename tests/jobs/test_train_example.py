@@ -30,6 +30,8 @@ from tests.tools.caches import ROOT, run_inline
 from tests.tools.ranks import run_ranks
 from tests.tools.synthetic import write_cache
 
+pytestmark = pytest.mark.slow
+
 #: 16 clips of two buckets, so that an epoch is of 9 steps, or of 4 of two processes.
 TINY = ["--batch-size", "2", "--heads", "1", "--depth", "1", "--log-every", "1"]
 STEPS, EVERY = 12, 4

@@ -24,6 +24,8 @@ from tests.tools.discrete_models import save_vqgan
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import read_with_pyav, write_video
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -30,6 +30,8 @@ from latentcache.running.worker import SHARDS_IN_HAND
 from tests.tools import caches
 from tests.tools.caches import make_config, make_corpus, run_inline
 
+pytestmark = pytest.mark.slow
+
 BUCKET = BucketEstimate(
     name="5x64x96",
     num_clips=1000,

@@ -91,6 +91,7 @@ def test_lines_that_are_none_are_passed_over() -> None:
     assert read_lines(b"\n".join([*bad, good])) == read_lines(good)
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_it_did(corpus: Path, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, corpus)
     run = run_of(prepared)
@@ -121,6 +122,7 @@ def test_a_run_logs_what_it_did(corpus: Path, tmp_path: Path) -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.slow
 def test_failed_clips_are_logged_with_their_reasons(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 3)
     prepared = prepare(tmp_path, corpus)
@@ -159,6 +161,7 @@ def test_every_event_of_a_runner_is_logged() -> None:
     assert not list(log_lines.describe(elsewhere))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_keeps_what_it_logged(corpus: Path, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, corpus)
     running = run_of(prepared).events()
@@ -229,6 +232,7 @@ def refuse(kind: type[StorageError], writes: list[str]) -> Any:
     return refusing
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_fails_nothing_and_is_said_once(
     corpus: Path,
     tmp_path: Path,
@@ -259,6 +263,7 @@ def test_a_run_that_ends_as_its_storage_is_gone_does_not_wait_for_the_log(
     assert len(writes) == 1
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_to_do_logs_nothing(corpus: Path, tmp_path: Path) -> None:
     prepared = prepare(tmp_path, corpus)
     list(run_of(prepared).events())
@@ -268,6 +273,7 @@ def test_a_run_with_nothing_to_do_logs_nothing(corpus: Path, tmp_path: Path) -> 
     assert [*(tmp_path / "cache/logs").iterdir()] == before
 
 
+@pytest.mark.slow
 def test_caches_are_the_same_whatever_their_runs_logged(corpus: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):

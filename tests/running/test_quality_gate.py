@@ -55,6 +55,7 @@ def run(folder: Path, corpus: Path, name: str, /, **sections: dict[str, object])
     return run_inline("precompute", make_config(folder, corpus, str(folder / name), **sections))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_encoder_stops_the_run_in_its_first_clips(
     mistake: str, tmp_path: Path, corpus: Path
@@ -78,6 +79,7 @@ def test_the_message_tells_a_mistake_from_the_others(mistake: str, expected: str
         gate.look(latents, pixels, key="l", number=1)
 
 
+@pytest.mark.slow
 def test_a_verdict_reaches_the_driver_through_ray(tmp_path: Path, corpus: Path) -> None:
     sections: dict[str, dict[str, object]] = {"run": {"runner": "ray", "device": "cpu"}}
     status, printed = run(tmp_path, corpus, "bgr", quality={"min_psnr": WARN_PSNR_DB}, **sections)
@@ -97,6 +99,7 @@ def _encoded(name: str, **quality: float) -> tuple[Gate, Array, torch.Tensor]:
     return gate, as_numpy(latents.contiguous()), pixels
 
 
+@pytest.mark.slow
 def test_without_a_limit_a_mistake_is_warned_of_once_and_recorded(
     tmp_path: Path, corpus: Path
 ) -> None:
@@ -108,6 +111,7 @@ def test_without_a_limit_a_mistake_is_warned_of_once_and_recorded(
     assert all(psnr is not None and psnr < WARN_PSNR_DB for psnr in recorded.values())
 
 
+@pytest.mark.slow
 def test_resume_goes_on_in_spite_of_the_gate_where_it_is_told_to(
     tmp_path: Path, corpus: Path
 ) -> None:
@@ -118,6 +122,7 @@ def test_resume_goes_on_in_spite_of_the_gate_where_it_is_told_to(
     assert psnrs(cache)
 
 
+@pytest.mark.slow
 def test_the_gate_changes_no_latent(tmp_path: Path, corpus: Path) -> None:
     caches = []
     for every in (0, 1):
@@ -132,6 +137,7 @@ def test_the_gate_changes_no_latent(tmp_path: Path, corpus: Path) -> None:
     assert all(psnrs(caches[1]).values())
 
 
+@pytest.mark.slow
 def test_sampled_clips_are_chosen_by_place_so_that_two_runs_agree(
     tmp_path: Path, corpus: Path
 ) -> None:
@@ -147,6 +153,7 @@ def test_sampled_clips_are_chosen_by_place_so_that_two_runs_agree(
     assert len({bucket for bucket, _, _ in sampled}) == 2
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_a_preview_measures(tmp_path: Path, corpus: Path) -> None:
     from latentcache.config.files import load_config
 
@@ -162,6 +169,7 @@ def test_what_is_recorded_is_what_a_preview_measures(tmp_path: Path, corpus: Pat
             assert psnr == round(quality.psnr_db, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"), [("no_memory", "no GPU memory to decode"), ("no_decoder", "cannot decode")]
 )

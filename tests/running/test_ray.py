@@ -27,7 +27,10 @@ from tests.tools.mounts import disk, pages
 from tests.tools.planned import planned_from
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")

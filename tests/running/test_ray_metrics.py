@@ -18,7 +18,10 @@ from latentcache.running.runners.ray_metrics import STAGES, RunMetrics, WorkerMe
 from tests.running.test_log import prepare, run_of
 from tests.tools.caches import make_corpus
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning"),
+]
 
 #: Ray's agent needs them to serve anything.
 prometheus = pytest.importorskip("prometheus_client.parser", reason="needs ray[default]")

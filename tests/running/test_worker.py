@@ -43,6 +43,7 @@ def test_a_stored_sample_depends_on_the_key_alone() -> None:
     assert (one != other).any()
 
 
+@pytest.mark.slow
 def test_the_snapshot_is_published_while_the_run_goes_on(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 4)
     run_config = {"snapshot_interval_s": 1e-6}

@@ -197,6 +197,7 @@ def hammer(folder: Path, seed: int, num: int) -> None:
             put(cache, number)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_processes_share_a_folder_and_survive_one_that_is_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
@@ -219,6 +220,7 @@ def test_processes_share_a_folder_and_survive_one_that_is_killed(tmp_path: Path)
     assert disk_bytes(tmp_path) <= 300_000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_amid_a_write_does_not_hold_the_lock(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, LARGE, "f")

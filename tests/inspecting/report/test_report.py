@@ -95,6 +95,7 @@ class Elements(HTMLParser):
         self.text.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_alone_and_shows_hostile_text_as_text(page: Path) -> None:
     text = page.read_text()
     found = Elements(text)
@@ -106,6 +107,7 @@ def test_the_page_is_alone_and_shows_hostile_text_as_text(page: Path) -> None:
     assert page.stat().st_size < 5 << 20
 
 
+@pytest.mark.slow
 def test_every_clip_is_shown_with_its_source_and_how_close_it_is(page: Path, cache: Path) -> None:
     opened = latentcache.open_cache(str(cache))
     text = page.read_text()
@@ -120,6 +122,7 @@ def test_every_clip_is_shown_with_its_source_and_how_close_it_is(page: Path, cac
     assert sorted(re.findall(r"PSNR ([\d.]+) dB, SSIM", text)) == scores
 
 
+@pytest.mark.slow
 def test_sources_are_the_pixels_that_the_encoder_saw(cache: Path) -> None:
     storage = Storage(str(cache))
     manifest = read_manifest(storage)
@@ -138,6 +141,7 @@ def test_sources_are_the_pixels_that_the_encoder_saw(cache: Path) -> None:
     assert pair.fps == 10
 
 
+@pytest.mark.slow
 def test_without_a_decoder_the_rest_is_shown(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from latentcache.encoders.dct import DCTEncoder
 
@@ -150,6 +154,7 @@ def test_without_a_decoder_the_rest_is_shown(cache: Path, monkeypatch: pytest.Mo
     assert "Mean ± standard deviation by channel" in text
 
 
+@pytest.mark.slow
 def test_without_sources_latents_are_decoded_alone(cache: Path, tmp_path: Path) -> None:
     corpus = cache.parent / "corpus"
     try:
@@ -164,6 +169,7 @@ def test_without_sources_latents_are_decoded_alone(cache: Path, tmp_path: Path) 
     assert text.count("<img") == sum(len(clip.thumbnails) for clip in found.clips)
 
 
+@pytest.mark.slow
 def test_damaged_latents_are_named_and_the_others_shown(cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cache"
     shutil.copytree(cache, copy)
@@ -326,6 +332,7 @@ def arguments(cache: Path, **changes: object) -> argparse.Namespace:
     return argparse.Namespace(cache=str(cache), **{**common, **changes})
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_message(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def through_workers(loader: LatentLoader, num_workers: int, start_method: str) -
         raise error.with_traceback(None) from None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("num_workers", "start_method"),
@@ -165,6 +166,7 @@ def test_the_order_is_the_same_for_any_workers(
         assert torch.equal(found["latents"], batch["latents"])
 
 
+@pytest.mark.slow
 def test_ranks_with_workers_lose_and_double_nothing(written: Synthetic) -> None:
     whole = LatentLoader(written.url, batch_size=1)
     found = []
@@ -174,6 +176,7 @@ def test_ranks_with_workers_lose_and_double_nothing(written: Synthetic) -> None:
     assert sorted(found) == sorted(flat(whole))
 
 
+@pytest.mark.slow
 def test_set_epoch_reaches_persistent_workers(written: Synthetic) -> None:
     plain = LatentLoader(written.url, batch_size=2)
     expected = [keys(plain) for _ in range(3)]
@@ -190,6 +193,7 @@ def test_set_epoch_reaches_persistent_workers(written: Synthetic) -> None:
         assert keys(data) == expected[epoch]
 
 
+@pytest.mark.slow
 def test_a_fork_amid_an_iteration_is_sound(written: Synthetic) -> None:
     loader = LatentLoader(written.url, batch_size=2)
     expected = keys(loader)
@@ -201,6 +205,7 @@ def test_a_fork_amid_an_iteration_is_sound(written: Synthetic) -> None:
     assert [first["key"], *keys(running)] == expected
 
 
+@pytest.mark.slow
 def test_posterior_samples_do_not_depend_on_workers(moments: Synthetic) -> None:
     loader = LatentLoader(moments.url, batch_size=2, seed=3)
     expected = list(loader)
@@ -273,6 +278,7 @@ def test_a_state_fits_another_world_size(before: int, after: int, written: Synth
     assert together == rest[: len(rest) // after * after]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_state_is_taken_and_restored_through_workers(
     num_workers: int, written: Synthetic
@@ -352,6 +358,7 @@ def test_ids_are_neither_normalised_nor_sampled(tmp_path: Path) -> None:
 # Errors and resources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_corruption_names_the_clip(num_workers: int, tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), buckets={"5x32x32": 9})
@@ -436,6 +443,7 @@ def test_options_that_make_no_sense_are_refused(
         LatentLoader(written.url).set_epoch(-1)
 
 
+@pytest.mark.slow
 def test_reading_needs_nothing_of_writing(written: Synthetic) -> None:
     code = (
         "import sys\n"

@@ -134,6 +134,7 @@ def test_a_snapshot_whose_shards_have_changed_is_refused(growing: Synthetic) -> 
         LatentLoader(growing.url, batch_size=2).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_workers_read_the_snapshot_that_was_chosen(growing: Synthetic) -> None:
     """Persistent ones too, which have a copy of the loader from before."""
     few = grow(growing, [1, 4])
@@ -197,6 +198,7 @@ def _follow(rank: int, url: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_take_rank_0s_snapshot(growing: Synthetic, tmp_path: Path) -> None:
     few = grow(growing, [1, 4])
     arguments = (growing.url, str(tmp_path))
@@ -207,6 +209,7 @@ def test_ranks_take_rank_0s_snapshot(growing: Synthetic, tmp_path: Path) -> None
         assert sorted(together) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_a_run_is_followed_while_it_goes_on(tmp_path: Path) -> None:
     """It commits some forty shards, one by one, and publishes each."""
     corpus = make_corpus(tmp_path / "corpus", 4, frames=51)

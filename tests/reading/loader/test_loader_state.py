@@ -50,6 +50,7 @@ def as_json(state: Any) -> Any:
     return json.loads(json.dumps(state))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_a_stateful_dataloader_goes_on_with_the_next_batch(num_workers: int, cache: Cache) -> None:
     """After any number of batches, the end of the epoch included, and on into the next one."""
@@ -72,6 +73,7 @@ def test_a_stateful_dataloader_goes_on_with_the_next_batch(num_workers: int, cac
         assert keys(resumed) == expected[1]
 
 
+@pytest.mark.slow
 def test_a_state_taken_every_few_steps_counts_those_since(cache: Cache) -> None:
     expected = keys(LatentLoader(cache, batch_size=2))
     for num in range(1, 6):
@@ -84,6 +86,7 @@ def test_a_state_taken_every_few_steps_counts_those_since(cache: Cache) -> None:
         assert taken + keys(loader) == expected
 
 
+@pytest.mark.slow
 def test_persistent_workers_go_on_with_the_epoch_of_their_state(cache: Cache) -> None:
     reference = LatentLoader(cache, batch_size=1)
     reference.set_epoch(4)
@@ -107,6 +110,7 @@ def rest_of(loaders: list[LatentLoader], num_workers: int) -> Iterator[list[str]
     return (batch for step in itertools.zip_longest(*parts) for batch in step if batch)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     before=st.integers(1, 4),
@@ -140,6 +144,7 @@ def test_the_state_of_a_dataloader_fits_any_ranks_and_workers(
     assert list(rest_of(loaders, workers_after)) == whole[num * before :]
 
 
+@pytest.mark.slow
 def test_the_state_at_the_end_of_an_epoch_is_the_start_of_the_next(cache: Cache) -> None:
     for num_workers in (0, 2):
         data = wrap(LatentLoader(cache, batch_size=2), num_workers)
@@ -159,6 +164,7 @@ def refusal(data: StatefulDataLoader[Any]) -> str:
     return "none"
 
 
+@pytest.mark.slow
 def test_a_dataloader_refuses_the_state_of_other_ranks(cache: Cache) -> None:
     data = wrap(LatentLoader(cache, batch_size=1), 2)
     list(itertools.islice(data, 3))

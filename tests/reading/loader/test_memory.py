@@ -71,6 +71,7 @@ def test_small_tensors_and_pickles_work() -> None:
     assert recycler.empty((2, 3), torch.float16).shape == (2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_does_not_write_into_its_parents_tensors() -> None:
     tensor = Recycler(1 << 30).empty(SHAPE, torch.uint8).fill_(7)

@@ -126,6 +126,7 @@ def test_a_loader_with_a_device_pickles(written: Synthetic) -> None:
     assert len(list(again)) == len(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_cuda_in_a_dataloaders_worker_is_refused(written: Synthetic) -> None:
     loader = LatentLoader(written.url, batch_size=2)

@@ -14,6 +14,7 @@ from tests.tools.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtu
 from tests.tools.synthetic import write_cache
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]

@@ -13,7 +13,7 @@ from av.codec import Codec, codecs_available
 from av.format import ContainerFormat, formats_available
 
 from latentcache.decoders.frames import Frame
-from tests.videos import moving_pattern, scaled
+from tests.tools.videos import moving_pattern, scaled
 
 #: Of one picture each, or that need a device or another program.
 NO_CONTAINERS = frozenset(

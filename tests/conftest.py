@@ -1,0 +1,56 @@
+"""Quick tests: all but those marked slow or long and those of whole systems. They start nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+WHOLE_SYSTEMS = Path(__file__).parent / "system"
+#: Fixtures that are servers: a test that has one, or another fixture that has, is slow.
+SERVERS = {"s3_server"}
+#: What begins another process or a server, as (owner, name).
+STARTS = [
+    (subprocess.Popen, "__init__"),
+    (multiprocessing.process.BaseProcess, "start"),
+    (os, "fork"),
+    (socket.socket, "listen"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_quick(item):
+            item.add_marker(pytest.mark.quick)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    marked = item.get_closest_marker("slow") or item.get_closest_marker("long")
+    served = SERVERS & set(getattr(item, "fixturenames", ()))
+    return not (marked or served or WHOLE_SYSTEMS in item.path.parents)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with starts_refused() if item.get_closest_marker("quick") else contextlib.nullcontext():
+        return (yield)
+
+
+@contextlib.contextmanager
+def starts_refused() -> Iterator[None]:
+    """Fail what starts a process or a server within, in a test or in its fixtures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in STARTS:
+            patch.setattr(owner, name, refuse)
+        yield
+
+
+def refuse(*_: object, **__: object) -> NoReturn:
+    pytest.fail("This test starts a process or a server, so it is not quick: mark it slow.")
