@@ -13,11 +13,11 @@ from latentcache.decoders import decord, pyav
 from latentcache.decoders.index import read_index
 from latentcache.decoders.source import Source
 from latentcache.errors import ClipError
-from tests.bad_videos import OPEN_GOP, encode
-from tests.decoders import kinds
-from tests.decoders.every_format import assert_as_ffmpeg_shows, shown
-from tests.decoders.kinds import B_FRAMES, GOP, INTERLACED
-from tests.videos import SHARED, needs_shared_videos
+from tests.tools import odd_videos as kinds
+from tests.tools.bad_videos import OPEN_GOP, encode
+from tests.tools.every_format import assert_as_ffmpeg_shows, shown
+from tests.tools.odd_videos import B_FRAMES, GOP, INTERLACED
+from tests.tools.videos import SHARED, needs_shared_videos
 
 CASES = SHARED / "cases"
 X265 = {"x265-params": "log-level=none"}

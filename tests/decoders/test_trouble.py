@@ -11,9 +11,9 @@ import pytest
 
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, ShardError
-from tests.bad_videos import encode, write_bomb
 from tests.decoders.test_pool import make_clip, pixels_of
-from tests.videos import read_with_pyav
+from tests.tools.bad_videos import encode, write_bomb
+from tests.tools.videos import read_with_pyav
 
 NUM_SOURCES = 50
 FRAMES = 24
@@ -60,7 +60,7 @@ def test_a_decoding_process_takes_no_more_for_fifty_sources_than_for_two(
 @pytest.fixture
 def starver() -> Iterator[DecodePool]:
     with DecodePool(
-        num_processes=1, num_buffers=2, timeout_s=60, program="tests.decoders.sleeper"
+        num_processes=1, num_buffers=2, timeout_s=60, program="tests.tools.sleeper"
     ) as pool:
         yield pool
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 from av.stream import Disposition
 
-from tests.bad_videos import encode
+from tests.tools.bad_videos import encode
 
 Make = Callable[[Path], object]
 GOP = {"g": "12"}

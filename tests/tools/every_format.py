@@ -15,7 +15,7 @@ from av.format import ContainerFormat, formats_available
 from latentcache.decoders import pyav
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.source import Source
-from tests.videos import moving_pattern, scaled
+from tests.tools.videos import moving_pattern, scaled
 
 #: Of one picture each, or that need a device or another program.
 NO_CONTAINERS = frozenset(
