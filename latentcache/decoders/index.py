@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
 STREAMED_FORMATS = frozenset({"flv", "asf"})
 #: What a demultiplexer says of a cut file, which `PacketIndex.num_declared` accounts for.
 END_OF_FILE = re.compile(r"ended prematurely|Packet corrupt|partial file")
+#: So near to a join of two recordings, times can be off by a frame.
+_JOIN_FRAMES = 3
 #: Frames a second where a file gives neither durations nor a rate; only the last frame's end needs it.
 UNKNOWN_RATE = 25.0
 #: Times that span more than a week are damage, and would be sampled into millions of clips.
@@ -75,7 +77,7 @@ class PacketIndex:
 
     def starts_for(self, frame: int) -> list[Start]:
         """Return where to start for a frame: the nearest packet that claims it can, then safer ones."""
-        if self.counted or self.packets.restarts:
+        if self.counted or self.packets.joins:
             return [self.starts[0]]
         before = [s for s in self.starts if s.pts is not None and s.pts <= self.pts[frame]]
         closed = [s for s in before if s.closed]
@@ -120,6 +122,7 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
         suits_decord=settled == len(packets)
         and not (counted or packets.has_false_keys)
         and all(start.closed for start in index.starts)
+        and not _lacks_reordering(stream, pts, kept, times)
         and _decord_knows(path, container, stream),
         holes=_holes(packets, durations, pts, container.format.name),
         num_declared=max(len(kept) + missing, settled),
@@ -220,6 +223,14 @@ def _starts(packets: PacketTable) -> tuple[Start, ...]:
     )
 
 
+def _lacks_reordering(
+    stream: Any, pts: npt.NDArray[np.int64], kept: Sequence[int], times: Mapping[int, int]
+) -> bool:
+    """Tell whether a decoder reorders frames, and their times do not say so."""
+    in_order = [times[i] for i in kept] == pts.tolist()
+    return in_order and len(kept) > 1 and int(stream.codec_context.reorder_depth) > 0
+
+
 def _decord_knows(path: str, container: Any, stream: Any) -> bool:
     context = stream.codec_context
     return (
@@ -265,7 +276,10 @@ def _holes(
     """Return after which frames others are lost, in formats that go on after a loss, or may be cut."""
     gaps = np.diff(pts)
     if container_name in STEADY_FORMATS:
-        return np.flatnonzero((durations[:-1] > 0) & (gaps > 1.5 * durations[:-1]))
+        lost = (durations[:-1] > 0) & (gaps > 1.5 * durations[:-1])
+        for row in packets.joins:  # FFmpeg parses the last frames before one with what comes after
+            lost &= np.abs(pts[1:] - (packets.pts[row] or 0)) > _JOIN_FRAMES * durations[:-1]
+        return np.flatnonzero(lost)
     last_dts = packets.dts[-1]
     if container_name not in STREAMED_FORMATS or last_dts is None:
         return np.zeros(0, dtype=np.int64)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from latentcache.decoders.keyframes import starts_afresh
@@ -13,6 +14,8 @@ from latentcache.errors import ClipError
 
 #: Formats that are recorded and joined as they come: their times can restart.
 JOINED_FORMATS = frozenset({"mpegts", "mpeg"})
+#: Headers of two pictures can be alike, and so can their last bytes.
+_END_BYTES = 64
 #: A second, in the time base of those.
 _JUMP = 90_000
 
@@ -21,37 +24,44 @@ _JUMP = 90_000
 class PacketTable:
     """All packets of a stream as columns, in decoding order, empty ones left out.
 
-    pts, dts: in the stream's time base; where times restart, they go on from the part before. shows: what
-    headers tell. ends_within: the last packet is cut. restarts: whether times did. has_false_keys: of
-    key frames, some are none that decord can start at.
+    pts, dts: in the stream's time base; where times restart, they go on from the part before. ends: a
+    checksum. shows: what headers tell. ends_within: the last packet is cut. joins: rows at which times
+    restarted. has_false_keys: some key frames are none that decord can start at.
     """
 
     pts: list[int | None]
     dts: list[int | None]
     size: list[int]
     pos: list[int | None]
+    ends: list[int]
     is_key: list[bool]
     is_discarded: list[bool]
     shows: list[Shows]
     duration: list[int]
     num_empty: int = 0
     ends_within: bool = False
-    restarts: bool = False
+    joins: set[int] = field(default_factory=set)
     has_false_keys: bool = False
 
     def __len__(self) -> int:
         return len(self.size)
 
     def is_at(self, row: int, packet: Any) -> bool:
-        """Tell whether a packet is the one of a row: by its bytes' place, its size and its flag.
+        """Tell whether a packet is the one of a row: by its bytes, their place and its flag.
 
         Times do not tell it: after a seek FFmpeg can give them to the tail of the packet before.
         """
-        if row >= len(self) or packet.size != self.size[row]:
-            return False
-        if packet.is_keyframe != self.is_key[row] or packet.pos != self.pos[row]:
-            return False
-        return packet.pos is not None or packet.pts == self.pts[row]
+        return (
+            row < len(self)
+            and packet.size == self.size[row]
+            and packet.is_keyframe == self.is_key[row]
+            and packet.pos == self.pos[row]
+            and _ends(packet) == self.ends[row]
+        )
+
+    def is_whole(self, row: int, packet: Any) -> bool:
+        """Tell whether nothing of a packet is lost: near a join FFmpeg's flag means no more than that."""
+        return not packet.is_corrupt or not self.joins.isdisjoint(range(row, row + 3))
 
     def place(self, row: int, packet: Any) -> None:
         """Give a packet the times of its row: after a seek FFmpeg can guess others."""
@@ -61,7 +71,7 @@ class PacketTable:
 def read_packets(container: Any, stream: Any) -> PacketTable:
     """Read all packets. Raises ClipError where there is none."""
     table = PacketTable(
-        pts=[], dts=[], size=[], pos=[], is_key=[], is_discarded=[], shows=[], duration=[]
+        pts=[], dts=[], size=[], pos=[], ends=[], is_key=[], is_discarded=[], shows=[], duration=[]
     )
     add = _Adder(container, stream, table)
     try:
@@ -76,7 +86,15 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
         table.ends_within = True
     if not len(table):
         raise ClipError("no_video", "the video stream has no frames")
+    if table.shows[-1] is Shows.NOTHING and stream.codec_context.name == "mpeg4":
+        table.shows[-1] = Shows.PICTURE  # where FFmpeg repeats the one before
     return table
+
+
+def _ends(packet: Any) -> int:
+    """Return a checksum of a packet's ends: some containers give several packets one place."""
+    data = memoryview(packet)
+    return zlib.crc32(data[-_END_BYTES:], zlib.crc32(data[:_END_BYTES]))
 
 
 class _Adder:
@@ -100,6 +118,7 @@ class _Adder:
         table.dts.append(packet.dts)
         table.size.append(packet.size)
         table.pos.append(packet.pos)
+        table.ends.append(_ends(packet))
         table.is_key.append(is_key)
         table.is_discarded.append(packet.is_discard)
         table.duration.append(packet.duration or 0)
@@ -118,7 +137,7 @@ class _Adder:
             elif dts < self._next_dts - 1 - duration and not self._ends_jump(dts):
                 self._offset += self._next_dts - dts
                 dts = self._next_dts
-                self._table.restarts = True
+                self._table.joins.add(len(self._table))
         if self._offset:
             packet.dts = dts
             packet.pts = None if packet.pts is None else packet.pts + self._offset
@@ -171,7 +190,7 @@ def _matched(
         if at is not None and has_sought and not table.is_at(at, packet):
             raise SeekMissedError
         if at is not None:
-            if at >= row and packet.is_corrupt:
+            if at >= row and not table.is_whole(at, packet):
                 break  # what comes next is damaged: only what is complete comes out
             if at >= row:
                 table.place(at, packet)

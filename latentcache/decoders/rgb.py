@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer
 
 from latentcache.decoders.frames import Frame
+
+#: Frames at the end of a stream have no time base, and only pixels go through the filter.
+_ANY_TIME = Fraction(1, 1000)
 
 
 def to_rgb(frame: Any) -> Frame:
@@ -30,7 +34,7 @@ def _as_progressive(frame: Any) -> Any:
     graph = Graph()
     graph.threads = 1
     buffer = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME
     )
     graph.link_nodes(buffer, graph.add("setfield", "mode=prog"), graph.add("buffersink"))
     graph.configure()

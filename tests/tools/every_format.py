@@ -12,7 +12,9 @@ import numpy as np
 from av.codec import Codec, codecs_available
 from av.format import ContainerFormat, formats_available
 
+from latentcache.decoders import pyav
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.source import Source
 from tests.tools.videos import moving_pattern, scaled
 
 #: Of one picture each, or that need a device or another program.
@@ -45,6 +47,7 @@ class Shown:
 
     times_s: list[float]
     frames: list[Frame]
+    is_damaged: bool
 
 
 def encoders() -> list[str]:
@@ -102,13 +105,43 @@ def _write(
             out.mux(stream.encode(None))
 
 
+def assert_as_ffmpeg_shows(
+    path: Path, times_s: list[float] | None = None, tolerance_s: float = 1e-3
+) -> str:
+    """Each frame read by itself is that of FFmpeg's sequence, at its time; return the decoder's name.
+
+    The last ones come first, so that each is sought. times_s: instead of FFmpeg's, where those restart.
+    """
+    expected = shown(path)
+    count = len(expected.frames)
+    assert pyav.probe(str(path)).frames == count
+    names = []
+    for without_decord in (False, True):
+        source = Source(str(path), "video")
+        try:
+            reader = source.reader(without_decord)
+            wanted_s = expected.times_s if times_s is None else times_s
+            np.testing.assert_allclose(reader.times_s, wanted_s, rtol=0, atol=tolerance_s)
+            for index in {0: None, **dict.fromkeys(range(count - 1, -1, -3)), count // 2: None}:
+                (got,) = reader.frames(np.array([index]))
+                np.testing.assert_array_equal(got, expected.frames[index], err_msg=f"frame {index}")
+            for index, got in enumerate(reader.frames(np.arange(count))):
+                np.testing.assert_array_equal(got, expected.frames[index], err_msg=f"frame {index}")
+            assert index == count - 1
+            names.append(reader.name)
+        finally:
+            source.close()
+    return names[0]
+
+
 def shown(path: Path) -> Shown:
     """Decode a file as FFmpeg does, and correct presentation times as it does.
 
-    Where times follow the order of decoding they are sorted: FFmpeg's own correction depends on how many
-    threads it decodes with, and leaves gaps.
+    Times are sorted: where they follow the order of decoding, FFmpeg's own correction leaves gaps, and in
+    program streams it can go back by a frame.
     """
     raw: list[int | None] = []
+    is_damaged = False
     corrected, frames = [], []
     faults, last, following = [0, 0], [-(1 << 62)] * 2, None
     for frame, rgb in _decode(path):
@@ -124,10 +157,11 @@ def shown(path: Path) -> Shown:
         raw.append(frame.pts)
         corrected.append(float("nan") if time is None else float(time * frame.time_base))
         frames.append(rgb)
+        is_damaged |= frame.is_corrupt
         base = frame.time_base
     if None not in raw and raw != sorted(raw):
         corrected = [float(pts * base) for pts in sorted(raw)]
-    return Shown(corrected, frames)
+    return Shown(sorted(corrected), frames, is_damaged)
 
 
 def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Frame]]:
