@@ -1,17 +1,17 @@
-"""What can go wrong, for whom.
+"""What can go wrong, and for whom.
 
 LatentCacheError            anything this package raises on purpose
 ├── ConfigError             the config file or the command line (exit status 2)
 │   └── GeometryError       frames or sizes that the encoder cannot take
 ├── CorpusError             the table of sources (exit status 2)
 ├── StorageError            object storage: unknown scheme, no access, disk full
-│   └── UnreachableError    it did not answer, however often it was tried
+│   └── UnreachableError    it did not answer, even after several tries
 ├── CacheError              what is on storage is not a usable cache
 │   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
-│   └── CorruptionError     bytes that fail their CRC32C, or are missing where a table says ok
+│   └── CorruptionError     bytes that fail their CRC32C, or that are missing although a table says ok
 ├── EncoderError            an encoder cannot be built or broke its contract
 ├── ShardError              a shard failed as a whole; it is retried
-├── RunStoppedError         a run stopped itself: nearly everything failed, or decodes to something else
+├── RunStoppedError         a run stopped itself: nearly everything failed, or the latents decode wrongly
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
 Messages say what was wrong, what was got, the consequence and the fix.
@@ -44,7 +44,7 @@ class StorageError(LatentCacheError, OSError):
 
 
 class UnreachableError(StorageError):
-    """Object storage did not answer, or was too busy, for as long as it was tried."""
+    """Object storage did not answer, or stayed too busy, for all tries."""
 
 
 class CacheError(LatentCacheError, ValueError):
@@ -68,11 +68,11 @@ class ShardError(LatentCacheError, RuntimeError):
 
 
 class RunStoppedError(LatentCacheError, RuntimeError):
-    """A run stopped itself, because nearly everything failed or decodes to something else."""
+    """A run stopped itself: nearly everything failed, or the latents decode to something else."""
 
 
 class ClipError(LatentCacheError, ValueError):
-    """One clip failed; `reason` is one of `records.REASONS`, the message is for people."""
+    """One clip failed; `reason` is one of `records.REASONS`, and the message is for people."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -83,6 +83,6 @@ class ClipError(LatentCacheError, ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?`, or an empty string where nothing known is near `word`."""
+    """Return ` Did you mean 'x'?`, or an empty string if no known word is near `word`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

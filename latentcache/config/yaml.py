@@ -13,7 +13,7 @@ _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 16:9 is text (YAML 1.1 reads it as 969), and no key comes twice in silence."""
+    """YAML in which 16:9 is text (YAML 1.1 reads it as 969) and in which a repeated key is an error."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - how PyYAML declares it
         first: [r for r in resolvers if r[0] not in (_INT, _FLOAT)]

@@ -1,4 +1,4 @@
-"""Facts of the machine that this process runs on."""
+"""Facts about the machine that this process runs on."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def versions() -> dict[str, str]:
 
 
 def num_cpus() -> int:
-    """Return the CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

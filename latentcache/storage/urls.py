@@ -1,4 +1,4 @@
-"""URLs as text: joined, told from paths, and shown to people without their secrets. No I/O."""
+"""URLs as text: joined, told apart from paths, and shown to people without secrets. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECRET_NAME = re.compile(r"(?i)key|secret|token|passw|credential|sas|connection
 
 
 def redact(text: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return `text` without users, passwords and signatures of URLs, and without secret options."""
+    """Return `text` without the users, passwords and signatures of URLs and without secret options."""
     for secret in _secrets(options or {}):
         text = text.replace(secret, "***")
     return _SIGNATURES.sub(r"\1***", _CREDENTIALS.sub("***@", text))
@@ -47,7 +47,7 @@ def has_password(url: str) -> bool:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join parts with single slashes; of a chained URL (`zip://a::s3://b`) the first path grows."""
+    """Join parts with single slashes; in a chained URL (`zip://a::s3://b`) they go on the first path."""
     head, chain, rest = base.partition("::") if is_url(base) else (base, "", "")
     if chain and "://" in head:
         return join(head, *parts) + chain + rest
@@ -63,5 +63,5 @@ def has_magic(url: str) -> bool:
 
 
 def folder_of(url: str) -> str:
-    """Return what comes before a URL's or a path's last part, with its slash: `s3://b/` of `s3://b/a`."""
+    """Return what precedes the last part of a URL or path, with its slash: `s3://b/` of `s3://b/a`."""
     return url[: url.rfind("/") + 1]
