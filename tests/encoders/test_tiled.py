@@ -291,7 +291,7 @@ def test_tiles_in_time_are_refused_for_causal_encoders() -> None:
 def test_encoders_that_cannot_be_tiled_say_why(tmp_path: Path) -> None:
     section_of_tiles = tiles((128, 128), (32, 32))
     for name, raw, why in (
-        ("ids", save_videogpt, "gives ids, and between two codes there is no code to blend to"),
+        ("ids", save_videogpt, "gives ids, and there is no code between two codes to blend to"),
         ("scales", save_var, "gives ids"),
         (
             "own",
