@@ -1,6 +1,6 @@
-"""How far a cache is: from its plan, what is committed and what its runs have logged. No I/O, no clock.
+"""How far a cache is, from its plan, what is committed, and its runs' logs. No I/O, no clock.
 
-`watch` reads those facts from storage; `jobs/status.py` shows what this makes of them.
+`watch` reads those facts from storage; `jobs/status.py` shows the result.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from latentcache.core.records import ShardId
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, count, text
 
-#: The speed that people are told is that of the last minutes.
+#: The window of the speed that people are told: only the last minutes.
 RECENT_S = 300.0
-#: Speeds over time, in as many equal parts of the run, or fewer where there were fewer heartbeats.
+#: Speeds over time, in this many equal parts of the run; fewer if there were fewer heartbeats.
 NUM_SPEEDS = 30
 
 #: A shard, as (bucket, index).
@@ -29,11 +29,11 @@ State = Literal["not started", "running", "interrupted", "finished"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What one run has logged. Times are seconds since the epoch, of the machine that it ran on.
+    """What one run has logged. Times are in seconds since the epoch, by the clock of its machine.
 
-    how: it ended; empty where it has not said so. num_clips: that it set out to encode. num_retried: shards
-    with failed clips that it set out to try again. done: of its heartbeats, when, and how many clips were
-    done by then, committed or not.
+    how: how it ended; empty if it has not said so. num_clips: how many it set out to encode. num_retried:
+    shards with failed clips that it set out to try again. done: for each heartbeat, its time and how many
+    clips were done by then, committed or not.
     """
 
     name: str
@@ -70,11 +70,11 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How far a cache is. reasons: of the failed clips, those `num_unexplained` left out.
+    """How far a cache is. reasons: of the failed clips, except those that `num_unexplained` counts.
 
-    speeds: clips/s in equal parts of the time from since_s to until_s, the last run's or all that go on.
-    clips_per_s: of the last minutes. left_s: at that speed; None where nothing tells it. silent_s: since a
-    run has written anything; None where none ever has.
+    speeds: clips/s in equal parts of the time from since_s to until_s, of the last run or of all active
+    ones. clips_per_s: over the last minutes. left_s: at that speed; None if it is not known. silent_s:
+    since a run last wrote anything; None if none ever has.
     """
 
     state: State
@@ -130,7 +130,7 @@ def assess(
 ) -> Status:
     """Return how far a cache is.
 
-    index: INDEX_SCHEMA, a row a committed shard. reasons: of those with failed clips, as far as known.
+    index: INDEX_SCHEMA, a row per committed shard. reasons: of those with failed clips, as far as known.
     """
     runs = sorted(runs, key=lambda run: run.started_s)
     is_complete = index.num_rows >= planned.num_shards
@@ -175,13 +175,13 @@ def _state(is_complete: bool, is_begun: bool, is_going_on: bool) -> State:
 
 
 def _clips_left(uncommitted: int, going_on: Sequence[RunFacts]) -> int:
-    """Return clips to encode; a run that only tries failed ones again has no other measure than its own."""
+    """Return how many clips to encode; a run that only retries failed ones gives its own number."""
     own = max((run.num_clips - run.clips_done for run in going_on), default=0)
     return uncommitted if uncommitted > 0 else max(0, own)
 
 
 def speeds(runs: Sequence[RunFacts], num: int) -> list[float]:
-    """Return clips/s in `num` equal parts of the time in which these runs went on."""
+    """Return clips/s in `num` equal parts of the time in which these runs were active."""
     if not runs:
         return []
     start, end = min(run.started_s for run in runs), max(run.heard_s for run in runs)
@@ -193,7 +193,7 @@ def speeds(runs: Sequence[RunFacts], num: int) -> list[float]:
 
 
 def _recent_speed(runs: Sequence[RunFacts]) -> float:
-    """Return clips/s of runs that go on, over RECENT_S, or since the first clip was waited for."""
+    """Return clips/s of active runs, over RECENT_S, or from when the first clip may have been begun."""
     end = max(run.heard_s for run in runs)
     start = max(end - RECENT_S, min(map(_first_beat, runs)))
     if end <= start:
@@ -203,12 +203,12 @@ def _recent_speed(runs: Sequence[RunFacts]) -> float:
 
 
 def _first_beat(run: RunFacts) -> float:
-    """Return when the first clip may have been begun: of heartbeats without a clip the last."""
+    """Return when the first clip may have been begun: the last heartbeat without a clip."""
     waiting = [time_s for time_s, done in run.done if not done]
     return max(waiting, default=run.started_s)
 
 
 def _done_by(run: RunFacts, at_s: Any) -> Any:
-    """Return the clips done at these times, between heartbeats as if at a constant speed."""
+    """Return the clips done at these times; between heartbeats the speed counts as constant."""
     times, done = zip(*[(run.started_s, 0), *run.done], strict=True)
     return np.interp(at_s, times, np.maximum.accumulate(done))
