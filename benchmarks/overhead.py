@@ -161,7 +161,7 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
         return 5 * len(videos) / encode_all(prepared, worker)
 
     ours, encoding, ratio = alternate(pipeline, alone)
-    print(f"pipeline {ours:.2f} s, encoding alone {encoding:.2f} s: {ratio:.3f}")
+    print(f"pipeline {ours:.2f} s, only encoding {encoding:.2f} s: {ratio:.3f}")
     worker.close()
 
 

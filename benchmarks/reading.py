@@ -162,7 +162,7 @@ def bench_compressed(folder: Path, args: argparse.Namespace) -> None:
     chunks = chunks_of(cache)
     ratio = sum(map(len, chunks)) / len(chunks) / size
     for threads in (1, 2):
-        works: dict[str, Work] = {"decompression alone": bare(chunks, size, threads)}
+        works: dict[str, Work] = {"only decompression": bare(chunks, size, threads)}
         for check in (False, True):
             works[f"loader, check={check}"] = stream(cache, threads, normalise=False, check=check)
         works["loader, check=True, normalised"] = stream(cache, threads)

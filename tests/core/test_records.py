@@ -147,7 +147,9 @@ def test_the_first_frame_stands_alone_where_one_is_left_over(
     spec = make_spec(frame_rule=rule)
     assert [spec.pixel_frames(t, frames) for t in range(len(ranges))] == ranges
     for t in (-1, len(ranges)):
-        with pytest.raises(IndexError, match=f"has {len(ranges)} latent frames, so none with number {t}"):
+        with pytest.raises(
+            IndexError, match=f"has {len(ranges)} latent frames, so none with number {t}"
+        ):
             spec.pixel_frames(t, frames)
 
 

@@ -171,9 +171,7 @@ def test_a_kept_column_must_not_be_one_of_the_caches(
     write: Callable[[Rows], Path], name: str
 ) -> None:
     assert name in RESERVED
-    with pytest.raises(
-        ConfigError, match=rf"keep: '{name}' is a column that the cache already"
-    ):
+    with pytest.raises(ConfigError, match=rf"keep: '{name}' is a column that the cache already"):
         read(write([{"video": "a", name: 1}]), keep=[name])
 
 
@@ -256,7 +254,10 @@ def test_a_csv_value_longer_than_a_mebibyte_is_read(tmp_path: Path) -> None:
         ('["a"]', "line 3 is a list, not an object"),
         ('{"video": 7.5, "caption": ["x"]}', r"line 3: column 'caption' is \['x'\], not text"),
         ('{"video": "\\ud800"}', "line 3: column 'video' is .*ud800', not text"),
-        ('{"video": "a", "s": "x"}', r"line 3: column 's' is 'x', not the type of the lines before"),
+        (
+            '{"video": "a", "s": "x"}',
+            r"line 3: column 's' is 'x', not the type of the lines before",
+        ),
     ],
 )
 def test_a_bad_json_line_is_named(tmp_path: Path, line: str, why: str) -> None:

@@ -189,7 +189,9 @@ def test_allegro_with_tiles_smaller_than_their_overlaps_is_refused(tmp_path: Pat
 
 def test_cosmos_longer_than_its_statistics_is_refused(tmp_path: Path) -> None:
     spec = described(save("cosmos", tmp_path), "cosmos")
-    with pytest.raises(GeometryError, match=r"8k\+1, at most 121 frames per clip, not 129.*to 121\."):
+    with pytest.raises(
+        GeometryError, match=r"8k\+1, at most 121 frames per clip, not 129.*to 121\."
+    ):
         spec.check_frames(129)
 
 

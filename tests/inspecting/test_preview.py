@@ -117,8 +117,12 @@ def test_a_clip_without_its_source_is_shown_alone(
 def test_a_wrong_key_is_refused_with_near_ones(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         look(cache, tmp_path / "made", "v0.mp4#O", "v1.mp4")
-    assert "the cache has no clip with the key 'v0.mp4#O'. Near ones: 'v0.mp4#" in str(caught.value)
-    assert "no clip with the key 'v1.mp4'. Similar keys: 'v1.mp4#0', 'v1.mp4#1'" in str(caught.value)
+    assert "the cache has no clip with the key 'v0.mp4#O'. Similar keys: 'v0.mp4#" in str(
+        caught.value
+    )
+    assert "no clip with the key 'v1.mp4'. Similar keys: 'v1.mp4#0', 'v1.mp4#1'" in str(
+        caught.value
+    )
     assert not (tmp_path / "made").exists()
     with pytest.raises(ConfigError, match=r"Some that it has: 'picture\.png#0'"):
         look(cache, tmp_path / "made", "%%%")
