@@ -210,7 +210,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:
-    """Return `values` in another type, or None where one of them cannot be."""
+    """Return `values` in another type, or None if one of them cannot be cast."""
     try:
         return values.cast(kind)
     except pa.ArrowException:

@@ -31,7 +31,7 @@ def test_wan_normalises_as_the_wan_pipeline_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_cogvideox_multiplies_video_latents_by_its_factor(tmp_path: Path, invert: bool) -> None:
-    """invert_scale_latents is about the condition image of image-to-video alone."""
+    """invert_scale_latents is only about the condition image of image-to-video."""
     model = save_cogvideox(tmp_path, scaling_factor=0.7, invert_scale_latents=invert)
     z = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(posterior.normalise(z, described(model).normaliser), z * 0.7)

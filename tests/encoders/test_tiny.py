@@ -108,7 +108,7 @@ def test_taehv_is_the_published_code(tmp_path: Path, variant: str) -> None:
     """`tests/data/tiny.npz` holds what the published code gave, in float32 on a CPU.
 
     It is taehv.py of github.com/madebyollin/taehv at commit 1f14a56: its TAEHV, made with the
-    checkpoint's name alone, of parameters set by `golden.state_dict`. <variant>_latents: its
+    checkpoint's name only, with parameters set by `golden.state_dict`. <variant>_latents: its
     encode_video's (parallel), of `golden.pixels(variant, 1, T, H, W, 3)` / 255. _raw: every 11th
     value of its decoder's output (parallel, before the patches become pixels) for the latents
     `golden.latents(variant, 1, 3, C, 1, 2)`, [N, T, C, H, W]. _pixels: its decode_video's of the

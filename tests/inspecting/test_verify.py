@@ -1,4 +1,4 @@
-"""Verify: whatever is changed in a cache is found and named, and what can be mended is mended."""
+"""Verify: whatever is changed in a cache is found and named, and what can be repaired is repaired."""
 
 from __future__ import annotations
 

@@ -32,5 +32,5 @@ def bits_to_ids(codes: torch.Tensor, order: BitOrder) -> torch.Tensor:
 
 
 def ids_to_bits(ids: torch.Tensor, bits: int, order: BitOrder) -> torch.Tensor:
-    """Return bool [..., bits], True where the channel is positive, of ids [...] of any integer type."""
+    """Return bool [..., bits], True if the channel is positive, for ids [...] of any integer type."""
     return (ids.long().unsqueeze(-1) & _worth(bits, order, ids.device)) != 0
