@@ -1,6 +1,6 @@
 """A read-only S3 server on loopback whose bandwidth is capped over all connections together.
 
-It knows what readers ask for: GET with ranges, HEAD and ListObjectsV2, path style, of one folder
+It supports what readers request: GET with ranges, HEAD and ListObjectsV2, path style, of one folder
 whose first level is the buckets. It checks no signature.
 
 `python benchmarks/capped_s3.py FOLDER [--rate-mb-s 100] [--port 9000]`
@@ -23,16 +23,16 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-#: Bytes that are sent at a time: 2.6 ms of 100 MB/s.
+#: Bytes that are sent at a time: 2.6 ms at 100 MB/s.
 PIECE_BYTES = 256 << 10
-#: How late the server may be, in seconds, and still catch up: its timer's grain.
+#: How late the server may be, in seconds, and still catch up: the grain of its timer.
 CREDIT_S = 0.01
 MAX_KEYS = 1000
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 class Cap:
-    """Lets `rate` bytes a second through, whoever asks; None lets all through."""
+    """Lets `rate` bytes per second through in all; None lets everything through."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate, self._next_s = rate, 0.0
@@ -56,7 +56,7 @@ class Request:
     headers: dict[str, str]
 
     def first(self, name: str, default: str = "") -> str:
-        """The query's first value of that name."""
+        """The first value of that name in the query."""
         return self.query.get(name, [default])[0]
 
 
@@ -73,7 +73,7 @@ class Reply:
 
 
 def answer(root: Path, request: Request) -> Reply:
-    """What S3 would say; reads the file system, sends nothing."""
+    """What S3 would answer; reads the file system, sends nothing."""
     if request.method not in ("GET", "HEAD"):
         return _error("405 Method Not Allowed", "MethodNotAllowed")
     bucket, _, key = request.path.lstrip("/").partition("/")
@@ -209,7 +209,7 @@ def _pieces(reply: Reply) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Running:
-    """endpoint: the URL to give to S3 clients. num_bytes: what was sent so far."""
+    """endpoint: the URL to give to S3 clients. num_bytes: how much has been sent so far."""
 
     endpoint: str
     _counter: Any
@@ -225,7 +225,7 @@ class Running:
 
 def _run(root: Path, rate: float | None, counter: Any, port: int, ready: Any) -> None:
     async def main() -> None:
-        # The server alone writes the counter, so it needs no lock.
+        # Only the server writes the counter, so it needs no lock.
         server = Server(root, rate, counter)
         listening = await asyncio.start_server(server.serve, "127.0.0.1", port, limit=1 << 20)
         ready.send(listening.sockets[0].getsockname()[1])
@@ -238,7 +238,7 @@ def _run(root: Path, rate: float | None, counter: Any, port: int, ready: Any) ->
 
 @contextlib.contextmanager
 def running(root: Path, rate: float | None, port: int = 0) -> Iterator[Running]:
-    """Serve a folder from a process of its own. rate: bytes a second, None for no cap."""
+    """Serve a folder from a separate process. rate: bytes per second, None for no cap."""
     context = multiprocessing.get_context("fork")
     counter = context.Value("q", 0, lock=False)
     here, there = context.Pipe()

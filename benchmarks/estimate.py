@@ -1,6 +1,6 @@
 """An estimate of a run beside the run itself: `python benchmarks/estimate.py --videos FOLDER`.
 
-With --weights FOLDER (of taef2_encoder.pth and its decoder) a trained encoder is tried, too.
+With --weights FOLDER (of taef2_encoder.pth and its decoder) a trained encoder is also tried.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUCKETS = {"area": 147456, "multiple": 16, "aspect_ratios": ["16:9", "3:2"]}
 
 
 def cases(weights: Path | None) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """Configurations to compare, by name: one that decoding limits, one that the encoder does."""
+    """Configurations to compare, by name: one that decoding limits, and one that the encoder limits."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {
         "dct": {
             "clips": {"frames": 17, "select": "all", "buckets": BUCKETS},
@@ -66,7 +66,7 @@ def compare(sections: Mapping[str, Mapping[str, Any]], videos: Path, num_clips: 
     ):
         off = estimated / real - 1
         print(f"  {name:<8}{estimated:>9.1f} {unit:<4}said{real:>9.1f} {unit:<4}real{off:>+8.0%}")
-    print(f"  {plan.num_clips} clips, {num_clips} a bucket measured; limits: {limits}")
+    print(f"  {plan.num_clips} clips, {num_clips} per bucket measured; limits: {limits}")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
 `python benchmarks/growth.py run --runner ray`    the same with a Ray actor
 `python benchmarks/growth.py stream`              a stream over many epochs
 
-Each prints what it sees as it goes, and at the end how much a process grew after the first quarter.
+Each prints what it sees during the run, and at the end how much a process grew after the first quarter.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.tools.videos import moving_pattern, write_video
 
 CLIP_FRAMES = 5
 CLIPS_A_VIDEO = 50
-#: How the processes of a run are known by their command line; Ray names an actor's after its class.
+#: Parts of the command line by which a run's processes are known; Ray names an actor's after its class.
 ROLES = {"actor": "ray::EncodeActor", "decoder": "latentcache.decoders.process"}
 SAMPLES = 20
 
@@ -77,7 +77,7 @@ class Watch:
             start, end = samples[len(samples) // 4], samples[-1]
             done = end[0] - start[0]
             rss, fds, threads = (b - a for a, b in zip(start[1:], end[1:], strict=True))
-            per = f", {1024 * rss / done:.1f} KiB a {self._unit[:-1]}" if done else ""
+            per = f", {1024 * rss / done:.1f} KiB per {self._unit[:-1]}" if done else ""
             print(f"  {role:<11}{rss:+.1f} MiB{per}, {fds:+d} fds, {threads:+d} threads")
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
-#: For all readers alike. Large blocks stay in the process, as a fresh page costs those that allocate
-#: every batch a fault; and torch's threads sleep while they wait, as the cores are needed elsewhere.
+#: Environment of all readers. Large blocks stay in the process, because a new page costs readers that
+#: allocate every batch a fault. torch's threads sleep while they wait, as the cores are needed elsewhere.
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 }
 
 if __name__ == "__main__" and not ENVIRONMENT.keys() & os.environ.keys():
-    # Anew, because glibc and OpenMP read it when the process starts.
+    # The process starts again, because glibc and OpenMP read the environment only at the start.
     os.execve(sys.executable, [sys.executable, *sys.argv], {**ENVIRONMENT, **os.environ})
 
 import argparse
@@ -60,12 +60,12 @@ PACKAGES = (
 )
 LEAST_BATCHES = 3
 WRITE_TIMEOUT_S = 300.0
-#: Beyond what a run should take before it counts as hung.
+#: Time beyond the expected duration after which a run counts as hung.
 PATIENCE_S = 60.0
 
 
 class Contest:
-    """The data in every format, and what was measured of every reader."""
+    """The data in every format, and what was measured for every reader."""
 
     def __init__(self, root: Path, samples: Latents, args: argparse.Namespace) -> None:
         self._root, self._samples, self._args = root, samples, args
@@ -73,7 +73,7 @@ class Contest:
         self._written: dict[str, tuple[float, str | None]] = {}
 
     def write(self, reader: Reader) -> tuple[float, str | None]:
-        """Write a reader's format, once; returns bytes on disk over raw ones, and an error."""
+        """Write a reader's format, once; returns bytes on disk over raw bytes, and an error."""
         if reader.data not in self._written:
             folder = self._folder(reader)
             job = functools.partial(reader.write, self._samples, folder)
@@ -105,7 +105,7 @@ class Contest:
     def measure(self, readers: Sequence[Reader], source: str, server: Running | None) -> list[Any]:
         """Find each reader's best number of lanes, then run all in turn, round by round."""
         results = [self._best(reader, source, server) for reader in readers]
-        # An epoch from S3 takes seconds, and varies little.
+        # One epoch from S3 is enough: it takes seconds and varies little.
         for _ in range(max(1, self._args.rounds - bool(server))):
             for reader, result in zip(readers, results, strict=True):
                 if result["error"] is None:
@@ -115,7 +115,7 @@ class Contest:
                     result["runs"] += [run] if run else []
                     _progress(source, reader, result["lanes"], run, result["error"])
         for result in results:
-            if result["error"]:  # no comparison on what it did before it failed
+            if result["error"]:  # no comparison with what it did before it failed
                 result["runs"] = []
         return results
 
@@ -152,7 +152,7 @@ def _progress(source: str, reader: Reader, lanes: int, run: Any, error: str | No
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that take part."""
+    """Versions of the packages that take part."""
     found = {}
     for package in PACKAGES:
         try:
@@ -163,7 +163,7 @@ def versions() -> dict[str, str]:
 
 
 def select(names: str | None) -> tuple[list[Reader], list[tuple[Reader, str]]]:
-    """The readers whose names hold one of the comma-separated parts, and those that cannot run."""
+    """The readers whose names contain one of the comma-separated parts, and those that cannot run."""
     parts = [part.strip().lower() for part in (names or "").split(",")]
     chosen = [r for r in READERS if any(part in r.name.lower() for part in parts)]
     if not chosen:
@@ -209,7 +209,7 @@ def compete(root: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def preload(readers: Sequence[Reader]) -> None:
-    """Import the peers before forking: each measurement would import them anew."""
+    """Import the peers before forking; otherwise each measurement would import them again."""
     for module in ("s3fs", "safetensors.torch", "litdata", "webdataset"):
         if importlib.util.find_spec(module.partition(".")[0]):
             importlib.import_module(module)
@@ -218,7 +218,7 @@ def preload(readers: Sequence[Reader]) -> None:
 
 
 def make_latents(root: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Write the flat file; returns where the base is from and how well it compresses."""
+    """Write the flat file; returns where the base comes from and how well it compresses."""
     base, origin = latents.base_latent(args.latents)
     samples = latents.write(base, args.samples, root / "flat.bin")
     noisy = latents.ratio(samples[0])
@@ -236,24 +236,28 @@ def parse() -> argparse.Namespace:
     add("--samples", type=int, default=256, help="2.25 MB each, in every format (256)")
     add("--formats", help="parts of readers' names, comma-separated (all)")
     add("--source", choices=[PAGE_CACHE, S3, "both"], default="both")
-    add("--seconds", type=float, default=1.0, help="a run from page cache lasts (1)")
+    add("--seconds", type=float, default=1.0, help="how long a run from page cache lasts (1)")
     add("--rounds", type=int, default=3, help="alternating runs of every reader (3)")
-    add("--cap-mb-s", type=float, default=100, help="of the S3 server (100); 0: none")
+    add("--cap-mb-s", type=float, default=100, help="cap of the S3 server (100); 0: none")
     add("--latents", type=Path, default=SHARED, help=f"folder with {latents.REAL}")
-    add("--scratch", type=Path, help="where all formats are written: 25 MB a sample (a new folder)")
+    add(
+        "--scratch",
+        type=Path,
+        help="where all formats are written: 25 MB per sample (a new folder)",
+    )
     add("--json", type=Path, help="write the report there")
     add("--table", type=Path, metavar="FILE.json", help="print an earlier report; measure nothing")
     args = parser.parse_args()
     if args.samples < LEAST_BATCHES * BATCH_SIZE or args.samples % BATCH_SIZE:
         parser.error(
-            f"--samples is a multiple of {BATCH_SIZE}, so that batches are whole, and at least "
+            f"--samples must be a multiple of {BATCH_SIZE}, so that batches are whole, and at least "
             f"{LEAST_BATCHES * BATCH_SIZE}, so that an epoch has a middle"
         )
     return args
 
 
 def main() -> int:
-    """Measure, or print what was measured; returns 1 where a reader returned other values."""
+    """Measure, or print what was measured; returns 1 if a reader returned wrong values."""
     args = parse()
     if args.table:
         print(report.markdown(json.loads(args.table.read_text())))

@@ -1,4 +1,4 @@
-"""What a figure was measured on, for the benchmarks to print. Needs the standard library alone."""
+"""The machine of a figure, for the benchmarks to print. Needs only the standard library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """The machine, in a line."""
+    """The machine, in one line."""
     model = "unknown CPU"
     if Path("/proc/cpuinfo").exists():
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]

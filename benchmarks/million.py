@@ -2,7 +2,7 @@
 
     python benchmarks/million.py [--shards 1000000] [--folder /tmp/million]
 
-Writes cache.json and index.parquet alone; no latents are read. Also measures how long it takes to go on
+Writes only cache.json and index.parquet; no latents are read. Also measures how long it takes to continue
 in the middle of an epoch of ten million samples, and to pack the state.
 """
 
@@ -29,7 +29,7 @@ from latentcache.reading.order.epoch import BucketShards, Epoch, Order
 from tests.tools.synthetic import write_index
 
 T = TypeVar("T")
-#: Wan 2.1 at 81 frames: 16x21 latents of three aspect ratios, 2 to 4 MB each.
+#: Latents of Wan 2.1 at 81 frames: 16x21, of three aspect ratios, 2 to 4 MB each.
 BUCKETS = ("81x480x832", "81x832x480", "81x640x640", "1x480x832")
 SHARD_CLIPS = 64
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def resume(num_samples: int) -> None:
-    """Measure the first batch of an epoch that goes on somewhere, and a whole epoch's order."""
+    """Measure the first batch of an epoch that starts somewhere, and a whole epoch's order."""
     shards = [BucketShards(num_samples=np.full(num_samples // 32, 32), sample_bytes=2_250_000)]
     order = Order(batch_size=8)
     num_batches = order.num_batches(shards)
@@ -74,7 +74,7 @@ def resume(num_samples: int) -> None:
 
 
 def timed(name: str, function: Callable[[], T]) -> T:
-    """Call, and print how long it took and what the process holds then."""
+    """Call, and print how long it took and how much memory the process then holds."""
     started, cpu_started = time.perf_counter(), time.process_time()
     value = function()
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started

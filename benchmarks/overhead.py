@@ -1,7 +1,7 @@
 """What the pipeline costs beside the work itself, as ratios within one run, alternating.
 
-`python benchmarks/overhead.py decode`  the pipeline with a free encoder against decord alone
-`python benchmarks/overhead.py encode`  the pipeline with a heavy Wan VAE against encoding alone
+`python benchmarks/overhead.py decode`  the pipeline with a free encoder against only decord
+`python benchmarks/overhead.py encode`  the pipeline with a heavy Wan VAE against only encoding
 
 `--videos FOLDER` gives your own clips; without it the benchmark makes some.
 """
@@ -51,7 +51,7 @@ def alternate(one: Callable[[], float], other: Callable[[], float]) -> tuple[flo
 
 
 def some_videos(folder: Path, given: str | None, count: int = 5) -> list[Path]:
-    """The files to decode: the user's, or made ones of 49 frames of 480x720."""
+    """The files to decode: the user's, or synthetic ones of 49 frames of 480x720."""
     if given:
         return sorted(Path(given).glob("*.mp4"))
     folder.mkdir()
@@ -90,10 +90,10 @@ def worker_of(prepared: PlannedCache) -> ShardWorker:
 
 
 def encode_all(prepared: PlannedCache, worker: ShardWorker) -> float:
-    """Encode and write every shard; returns pixel frames a second."""
+    """Encode and write every shard; returns pixel frames per second."""
     (bucket,) = prepared.manifest.buckets
     shards = [prepared.plan.shard(ShardId(bucket.name, i)) for i in range(bucket.num_shards)]
-    for shard in shards:  # committed by the run before, it would be left as it is
+    for shard in shards:  # a shard that an earlier run committed would be left as it is
         prepared.storage.delete(sample_path(bucket.name, shard.index))
     started = time.perf_counter()
     with ThreadPoolExecutor(SHARDS_IN_HAND) as pool:
@@ -102,7 +102,7 @@ def encode_all(prepared: PlannedCache, worker: ShardWorker) -> float:
 
 
 def decode_alone(videos: list[Path], repeat: int, *, batch: bool) -> float:
-    """Decode with decord alone, one thread; returns pixel frames a second."""
+    """Decode only with decord, one thread; returns pixel frames per second."""
     started = time.perf_counter()
     frames = 0
     for path in videos * repeat:
@@ -115,7 +115,7 @@ def decode_alone(videos: list[Path], repeat: int, *, batch: bool) -> float:
 
 
 def bench_decode(folder: Path, args: argparse.Namespace) -> None:
-    """Pipeline frames/s with `dct` against decord's own, one decoding process or thread each."""
+    """Pipeline frames/s with `dct` against decord's, one decoding process or thread each."""
     videos = some_videos(folder / "videos", args.videos)
     repeat = max(1, 40 // len(videos))
     prepared = prepare(folder, videos, repeat)
@@ -130,7 +130,7 @@ def bench_decode(folder: Path, args: argparse.Namespace) -> None:
 
 
 def bench_encode(folder: Path, args: argparse.Namespace) -> None:
-    """Wall time of the pipeline against encoding alone, with a full-size Wan VAE of random weights."""
+    """Wall time of the pipeline against only encoding, with a full-size Wan VAE of random weights."""
     videos = some_videos(folder / "videos", args.videos)[:3]
     model = save_wan(folder / "wan", base_dim=96, num_res_blocks=2, z_dim=16)
     encoder = {
@@ -154,7 +154,7 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
         return 5 * len(videos) / encode_all(prepared, worker)
 
     ours, encoding, ratio = alternate(pipeline, alone)
-    print(f"pipeline {ours:.2f} s, encoding alone {encoding:.2f} s: {ratio:.3f}")
+    print(f"pipeline {ours:.2f} s, only encoding {encoding:.2f} s: {ratio:.3f}")
     worker.close()
 
 
@@ -162,7 +162,7 @@ BENCHMARKS = {"decode": bench_decode, "encode": bench_encode}
 
 
 def main() -> None:
-    """Run the benchmarks that were named."""
+    """Run the named benchmarks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

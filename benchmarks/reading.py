@@ -1,4 +1,4 @@
-"""What reading costs beside the bytes themselves: CPU time a sample, alternating within one process.
+"""What reading costs beside the bytes themselves: CPU time per sample, alternating within one process.
 
 `python benchmarks/reading.py [--samples N] [--rounds N] [--folder FOLDER]`
 
@@ -36,12 +36,12 @@ from tests.tools.synthetic import write_cache
 
 BUCKET = "49x480x720"
 BATCH = 8
-#: A fork of this work: reads or computes some samples, and returns how many.
+#: One piece of this work: reads or computes some samples, and returns how many.
 Work = Callable[[], int]
 
 
 def measure(works: dict[str, Work], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Run all in turn, in each round; returns (CPU, wall) seconds a sample of every round."""
+    """Run all in turn, in each round; returns (CPU, wall) seconds per sample of every round."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for work in works.values():
         work()  # warm up
@@ -55,7 +55,7 @@ def measure(works: dict[str, Work], rounds: int) -> dict[str, list[tuple[float, 
 
 
 def show(title: str, found: dict[str, list[tuple[float, float]]]) -> None:
-    """Print the median of each, and of its ratio to the first one of the same round."""
+    """Print the median of each, and of its ratio to the first in the same round."""
     print(f"\n{title}")
     base = next(iter(found.values()))
     for name, rounds in found.items():
@@ -80,7 +80,7 @@ def make(folder: Path, codec: str, stored: str, samples: int) -> Cache:
 
 
 def stream(cache: Cache, threads: int, **options: object) -> Work:
-    """The loader, an epoch."""
+    """The loader, for one epoch."""
     loader = LatentLoader(cache, batch_size=BATCH, num_threads=threads, **options)  # type: ignore[arg-type]
     return lambda: sum(len(batch["key"]) for batch in loader)
 
@@ -110,7 +110,7 @@ def flat(path: Path, num: int, size: int) -> Work:
 
 
 def bare(chunks: list[bytes], size: int, threads: int) -> Work:
-    """Decompression alone, into batches that are let go of."""
+    """Only decompression, into batches that are freed."""
     memory = Recycler(1 << 28)
 
     def batch(some: list[bytes]) -> int:
@@ -128,7 +128,7 @@ def bare(chunks: list[bytes], size: int, threads: int) -> Work:
 
 
 def repeat(call: Callable[[], object], times: int = 16) -> Work:
-    """Call as often, alone in a thread, as the threads that read do."""
+    """Make as many calls, in one thread, as the threads that read make."""
 
     def work() -> int:
         with ThreadPoolExecutor(1, initializer=compute_alone, initargs=(2,)) as pool:
@@ -156,13 +156,13 @@ def bench_files(folder: Path, args: argparse.Namespace) -> None:
 
 
 def bench_compressed(folder: Path, args: argparse.Namespace) -> None:
-    """Compressed samples against decompression alone, with as many threads."""
+    """Compressed samples against only decompression, with as many threads."""
     cache = make(folder, "zstd", "mean", args.samples)
     size = int(np.prod(cache.buckets[BUCKET].shape)) * 2
     chunks = chunks_of(cache)
     ratio = sum(map(len, chunks)) / len(chunks) / size
     for threads in (1, 2):
-        works: dict[str, Work] = {"decompression alone": bare(chunks, size, threads)}
+        works: dict[str, Work] = {"only decompression": bare(chunks, size, threads)}
         for check in (False, True):
             works[f"loader, check={check}"] = stream(cache, threads, normalise=False, check=check)
         works["loader, check=True, normalised"] = stream(cache, threads)
@@ -171,7 +171,7 @@ def bench_compressed(folder: Path, args: argparse.Namespace) -> None:
 
 
 def bench_moments(folder: Path, args: argparse.Namespace) -> None:
-    """Posterior samples and what they are made of."""
+    """Posterior samples, and the steps that make them."""
     cache = make(folder, "zstd", "moments", args.samples // 2)
     works = {
         f"loader, 2 threads, {posterior}": stream(cache, 2, posterior=posterior)

@@ -1,10 +1,10 @@
-"""Quality of shuffles, simulated: how many shards a global batch meets, and what is open for that.
+"""Quality of shuffles, simulated: how many shards a global batch meets, and how much is open for that.
 
 `python benchmarks/shuffle.py [--samples N] [--json FILE]`
 
 A shard is open from the step that takes its first sample to the one that takes its last. A loader
-that downloads shards whole has as many bytes on disk; latentcache reads each sample by itself and
-holds nothing of them. mosaicml-streaming's orders come from its own functions, where it is installed.
+that downloads whole shards has as many bytes on disk; latentcache reads each sample by itself and holds
+none of them. mosaicml-streaming's orders come from its own functions, if it is installed.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ PY1S_NODES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Of one order: means over the steps of an epoch, and the most that was open.
+    """Figures of one order: means over the steps of an epoch, and the most that was open.
 
-    shards_in_many: distinct ones in MANY_STEPS steps, which an order that walks through as many shards
-    as a step has samples, side by side, does not raise.
+    shards_in_many: distinct shards in MANY_STEPS steps. An order that walks through as many shards side
+    by side as a step has samples does not raise it.
     """
 
     order: str
@@ -54,7 +54,7 @@ class Quality:
 
 
 def quality(name: str, steps: Int64) -> Quality:
-    """Judge an order. steps: numbers of the samples [steps, STEP_SAMPLES]."""
+    """Measure an order. steps: numbers of the samples [steps, STEP_SAMPLES]."""
     shards = steps // SHARD_SAMPLES
     many = shards.reshape(-1, MANY_STEPS * STEP_SAMPLES)
     num_steps = len(shards)
@@ -101,7 +101,7 @@ def mosaics(algo: str, num_samples: int, block: int, nodes: int, seed: int) -> I
 
 
 def permutation(num_samples: int, seed: int) -> Int64:
-    """Every sample anywhere."""
+    """A permutation of all samples."""
     return np.random.default_rng(seed).permutation(num_samples).reshape(-1, STEP_SAMPLES)
 
 
@@ -122,7 +122,7 @@ def orders(num_samples: int, seed: int) -> Iterator[tuple[str, Callable[[], Int6
 
 
 def mosaic_variants() -> Iterator[tuple[str, str, int, int]]:
-    """What is special, algorithm, block and canonical nodes; py1s knows no blocks."""
+    """What is special, algorithm, block and canonical nodes; py1s has no blocks."""
     for nodes in (1, PY1S_NODES):
         yield f"canonical nodes: {nodes}", "py1s", BLOCKS[0], nodes
     for algo in ("py1e", "py1br"):
@@ -152,7 +152,9 @@ def main() -> None:
     args = parser.parse_args()
     group = STEP_SAMPLES * MANY_STEPS
     if args.samples < group or args.samples % group:
-        parser.error(f"--samples is a multiple of {group}: so many samples have {MANY_STEPS} steps")
+        parser.error(
+            f"--samples must be a multiple of {group}, which makes {MANY_STEPS} whole steps"
+        )
     if not importlib.util.find_spec("streaming"):
         print("mosaicml-streaming is not installed: its orders are left out", file=sys.stderr)
     found = [quality(name, make()) for name, make in orders(args.samples, args.seed)]

@@ -48,13 +48,15 @@ def main() -> int:
 def tour(folder: Path) -> None:
     """Make clips and run one job after another on them."""
     config, cache = folder / "config.yaml", folder / "cache"
-    say(f"{NUM_VIDEOS} short videos, with captions, and one file that is not a video")
+    say(f"{NUM_VIDEOS} short videos with captions, and one file that is not a video")
     make_clips(folder / "clips")
     config.write_text(CONFIG.format(folder=folder))
     print(config.read_text())
     say("Encode them, and kill the run with SIGKILL in the middle")
     kill_midway(["precompute", str(config)], cache)
-    say("Finish it: what was committed is not encoded again. The bad file makes the exit status 3")
+    say(
+        "Finish it: committed clips are not encoded again. Because of the bad file the exit status is 3"
+    )
     run("resume", str(cache), expected=3)
     say("Check every byte")
     run("verify", str(cache))

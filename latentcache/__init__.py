@@ -1,6 +1,6 @@
 """latentcache: VAE latents of video and image corpora, computed once and streamed into training.
 
-The read half is here: `open_cache` and `LatentLoader`. The jobs write: `latentcache precompute`.
+The read half is here: `open_cache` and `LatentLoader`. The jobs write caches: `latentcache precompute`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
     "open_cache",
 ]
 
-# At first use: zarr-python imports this package for its data type, and need not wait for torch.
+# Imported at first use: zarr-python imports this package for its data type and must not wait for torch.
 _LAZY = {
     "Cache": "reading.cache",
     "open_cache": "reading.cache",

@@ -1,17 +1,17 @@
-"""What can go wrong, for whom.
+"""What can go wrong, and for whom.
 
 LatentCacheError            anything this package raises on purpose
 ├── ConfigError             the config file or the command line
 │   └── GeometryError       frames or sizes that the encoder cannot take
 ├── CorpusError             the table of sources
 ├── StorageError            object storage: unknown scheme, no access, disk full
-│   └── UnreachableError    it did not answer, however often it was tried
+│   └── UnreachableError    it did not answer, even after several tries
 ├── CacheError              what is on storage is not a usable cache
 │   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
-│   └── CorruptionError     bytes that fail their CRC32C, or are missing where a table says ok
+│   └── CorruptionError     bytes that fail their CRC32C, or that are missing although a table says ok
 ├── EncoderError            an encoder cannot be built or broke its contract
 ├── ShardError              a shard failed as a whole; it is retried
-├── RunStoppedError         a run stopped itself: nearly everything failed, or decodes to something else
+├── RunStoppedError         a run stopped itself: nearly everything failed, or the latents decode wrongly
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
 A job that one of these ends exits with its `exit_status`: 2 where the config, the command line, the corpus
@@ -57,7 +57,7 @@ class StorageError(LatentCacheError, OSError):
 
 
 class UnreachableError(StorageError):
-    """Object storage did not answer, or was too busy, for as long as it was tried."""
+    """Object storage did not answer, or stayed too busy, for all tries."""
 
 
 class CacheError(LatentCacheError, ValueError):
@@ -85,7 +85,7 @@ class ShardError(LatentCacheError, RuntimeError):
 
 
 class RunStoppedError(LatentCacheError, RuntimeError):
-    """A run stopped itself, because nearly everything failed or decodes to something else."""
+    """A run stopped itself: nearly everything failed, or the latents decode to something else."""
 
 
 class ClipError(LatentCacheError, ValueError):
@@ -104,6 +104,6 @@ class ClipError(LatentCacheError, ValueError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?`, or an empty string where nothing known is near `word`."""
+    """Return ` Did you mean 'x'?`, or an empty string if no known word is near `word`."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -246,7 +246,7 @@ class FaultLab:
             assert "3 clips ok, 2 failed" in printed, printed
 
     def run(self, backend: Backend, job: str, kind: str, at: int, seed: int = 0) -> Outcome:
-        """Run into one fault, mend the storage, go on; the cache must be as if nothing had been."""
+        """Run into one fault, repair the storage, continue; the cache must be as if nothing happened."""
         place = backend.place()
         try:
             start = self._starts[job]

@@ -1,4 +1,4 @@
-"""The contestants of benchmarks/loader.py: one module a peer, each with its READERS."""
+"""The contestants of benchmarks/loader.py: one module per peer, each with its READERS."""
 
 from __future__ import annotations
 

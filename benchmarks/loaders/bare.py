@@ -1,6 +1,6 @@
 """References without a loader around them: safetensors with kept handles, and preadv of a flat file.
 
-Both read into batches that are used again, and shuffle over everything. From page cache only.
+Both read into batches that are reused, and shuffle over everything. From page cache only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _finished(numbers: list[int], out: torch.Tensor, parts: list) -> Batch:  # t
 
 
 def write_shards(latents: Latents, folder: Path) -> None:
-    """Write one safetensors file a shard, a tensor a sample."""
+    """Write one safetensors file per shard, one tensor per sample."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ def write_shards(latents: Latents, folder: Path) -> None:
 
 
 def open_shards(place: Place, num_threads: int) -> Epochs:
-    """Keep a handle a shard."""
+    """Keep a handle per shard."""
     from safetensors import safe_open
 
     handles = [

@@ -1,4 +1,4 @@
-"""A torch DataLoader over one file a sample, as most trainers do it: .safetensors or .pt."""
+"""A torch DataLoader over one file per sample, as most trainers do it: .safetensors or .pt."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _load_safetensors(source: Any) -> torch.Tensor:
 
 
 class Files(Dataset[tuple[int, torch.Tensor]]):
-    """One file a sample; opens its own S3 client in each worker."""
+    """One file per sample; opens its own S3 client in each worker."""
 
     def __init__(self, place: Place, suffix: str, load: Callable[[Any], torch.Tensor]) -> None:
         self._place, self._suffix, self._load = place, suffix, load
@@ -74,7 +74,7 @@ def _name(index: int, suffix: str) -> str:
 
 
 def write(latents: Latents, folder: Path, *, suffix: str, save: Callable[..., None]) -> None:
-    """Write one file a sample."""
+    """Write one file per sample."""
     folder.mkdir(parents=True)
     for index in range(len(latents)):
         save(latents[index], folder / _name(index, suffix))

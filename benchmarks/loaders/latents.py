@@ -1,6 +1,6 @@
 """The latents that all formats hold: a real one repeated with small noise, or a synthetic one.
 
-They lie in one flat file, from which the formats are written and against which they are checked.
+They are in one flat file, from which the formats are written and with which they are compared.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numcodecs.blosc
 import numpy as np
 import torch
 
-#: [C, T, H, W] of a CogVideoX latent of 49 frames of 480x720: 2.25 MB as bfloat16.
+#: Shape [C, T, H, W] of a CogVideoX latent of 49 frames of 480x720: 2.25 MB as bfloat16.
 SHAPE = (16, 13, 60, 90)
 SAMPLE_BYTES = 2 * int(np.prod(SHAPE))
 REAL = "cogvideox_16x13x60x90.pt"
-#: Deviation of the noise as a fraction of the latent's own: it changes four values of five by a
-#: step or so of bfloat16, and the ratio of byte shuffle and zstd-5 by less than 0.001.
+#: Deviation of the noise as a fraction of the latent's own. It changes four of five values by about one
+#: step of bfloat16, and the ratio of byte shuffle and zstd-5 by less than 0.001.
 NOISE = 0.01
 LEVEL = 5
 
@@ -43,7 +43,7 @@ class Latents:
 
 
 def base_latent(folder: Path | None) -> tuple[torch.Tensor, str]:
-    """The sample [C, T, H, W], float32, that is repeated, and where it is from."""
+    """The sample [C, T, H, W], float32, that is repeated, and where it comes from."""
     if folder is None or not (folder / REAL).exists():
         return _synthetic(), "synthetic: smooth in space, half normal noise"
     stored = torch.load(folder / REAL, map_location="cpu", weights_only=True)
@@ -58,7 +58,7 @@ def _synthetic() -> torch.Tensor:
 
 
 def write(base: torch.Tensor, num: int, path: Path) -> Latents:
-    """Write `num` noisy copies of `base`; sample i is a function of the base and i."""
+    """Write `num` noisy copies of `base`; sample i depends only on the base and i."""
     scale = NOISE * float(base.std())
     with path.open("wb") as file:
         for index in range(num):
@@ -69,6 +69,6 @@ def write(base: torch.Tensor, num: int, path: Path) -> Latents:
 
 
 def ratio(sample: torch.Tensor) -> float:
-    """Compressed bytes (byte shuffle, zstd-5) of a sample as bfloat16, over raw ones."""
+    """Compressed bytes (byte shuffle, zstd-5) of a sample as bfloat16, over raw bytes."""
     words = sample.to(torch.bfloat16).contiguous().view(torch.int16).numpy().reshape(-1)
     return len(numcodecs.blosc.compress(words, b"zstd", LEVEL)) / words.nbytes

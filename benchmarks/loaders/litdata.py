@@ -26,7 +26,7 @@ from benchmarks.loaders.reader import (
 
 
 def _item(index: int, latents: Latents) -> dict[str, Any]:
-    # As int16: torch cannot give numpy, through which litData writes, a bfloat16.
+    # As int16: litData writes through numpy, and torch cannot give numpy a bfloat16.
     return {"index": index, "latents": latents[index].view(torch.int16)}
 
 
@@ -71,7 +71,7 @@ def _allow_http() -> None:
     """Let obstore, which litData downloads through, speak to an endpoint without TLS."""
     from litdata.streaming import downloader
 
-    options = getattr(downloader, "_OBSTORE_CLIENT_OPTIONS", None)  # it offers no setting for it
+    options = getattr(downloader, "_OBSTORE_CLIENT_OPTIONS", None)  # there is no setting for it
     if options is not None:
         options["allow_http"] = True
 

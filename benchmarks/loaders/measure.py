@@ -1,4 +1,4 @@
-"""One measurement of one reader, in a process of its own: its rate, its CPU time, and its values."""
+"""One measurement of one reader, in a separate process: its rate, its CPU time, and its values."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from benchmarks.loaders.reader import BATCH_SIZE, READ_AHEAD, Batch, Place, Read
 
 
 class WrongValuesError(Exception):
-    """A reader returned something else than what was written."""
+    """A reader returned something other than what was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """num_samples in wall_s; cpu_s of the process and its children; first_batch_s from opening on.
+    """num_samples in wall_s; cpu_s of the process and its children; first_batch_s since opening.
 
-    wire_bytes: that the S3 server sent.
+    wire_bytes: what the S3 server sent.
     """
 
     num_samples: int
@@ -46,17 +46,17 @@ class Run:
 
     @property
     def mb_per_s(self) -> float:
-        """Megabytes of raw latents a second."""
+        """Megabytes of raw latents per second."""
         return self.samples_per_s * SAMPLE_BYTES / 1e6
 
     @property
     def cpu_ms(self) -> float:
-        """Milliseconds of CPU a sample."""
+        """Milliseconds of CPU per sample."""
         return 1e3 * self.cpu_s / self.num_samples
 
 
 class Clock:
-    """Wall and CPU seconds of this process and those under it, over the windows that it runs."""
+    """Wall and CPU seconds of this process and its descendants, over the windows that it runs."""
 
     def __init__(self) -> None:
         self.wall_s = self.cpu_s = 0.0
@@ -73,7 +73,7 @@ class Clock:
 
 
 def _tree_cpu_s() -> float:
-    """User and system seconds of this process, its children, and theirs that have ended."""
+    """User and system seconds of this process, its children, and those of theirs that have ended."""
     me = psutil.Process()
     total = 0.0
     for process in [me, *me.children(recursive=True)]:
@@ -86,7 +86,7 @@ def _tree_cpu_s() -> float:
 def steady(reader: Reader, place: Place, lanes: int, latents: Latents, seconds: float) -> Run:
     """Read epochs until the clock has run for `seconds`; the first one warms up.
 
-    The clock runs in the middle of each epoch, as `window` has it.
+    The clock runs in the middle of each epoch, as `window` says.
     """
     opened = time.perf_counter()
     epochs, clock, num_samples, epoch = reader.open(place, lanes), Clock(), 0, 0
@@ -118,9 +118,9 @@ def steady(reader: Reader, place: Place, lanes: int, latents: Latents, seconds: 
 def window(num_batches: int) -> tuple[int, int]:
     """The batches of an epoch at whose delivery the clock starts and stops.
 
-    Readers read ahead, so the first batches are late, and the last ones cost nothing any more; an
-    epoch of training is so long that neither counts. In an epoch of fewer batches than four times
-    READ_AHEAD, what is read ahead tells.
+    Readers read ahead, so the first batches are late and the last ones cost nothing. An epoch of training
+    is so long that neither counts. In an epoch of fewer batches than four times READ_AHEAD, reading ahead
+    shows in the result.
     """
     margin = min(READ_AHEAD, num_batches // 4)
     return margin, num_batches - 1 - margin
@@ -146,7 +146,7 @@ def cold(reader: Reader, place: Place, lanes: int, latents: Latents) -> Run:
 
 
 def check(latents: Latents, seen: list[int], batch: Batch | None) -> None:
-    """Compare an epoch's last batch bit for bit, and its numbers with one of each."""
+    """Compare an epoch's last batch bit for bit, and check that each number comes once."""
     if batch is None or Counter(seen) != Counter(range(len(latents))):
         missing = sorted(set(range(len(latents))) - set(seen))
         repeated = [n for n, times in Counter(seen).items() if times > 1]
@@ -162,7 +162,7 @@ def check(latents: Latents, seen: list[int], batch: Batch | None) -> None:
 def in_process(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str | None]:
     """Call in a forked process, so that readers share nothing; returns the result, or an error.
 
-    Forked, because importing every peer takes seconds; the caller must have started no threads.
+    It forks, because importing every peer takes seconds; the caller must not have started any threads.
     """
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
@@ -174,7 +174,7 @@ def in_process(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str 
     except EOFError:
         process.join()
         answer = None, f"its process ended with status {process.exitcode}"
-    with contextlib.suppress(ProcessLookupError):  # its workers, too
+    with contextlib.suppress(ProcessLookupError):  # its workers too
         os.killpg(process.pid or 0, signal.SIGKILL)
     process.join()
     return answer
@@ -182,7 +182,7 @@ def in_process(function: Callable[[], Any], timeout_s: float) -> tuple[Any, str 
 
 def _call(function: Callable[[], Any], answer: Any) -> None:
     os.setsid()
-    warnings.simplefilter("ignore")  # of peers: arrays that are not writable, files left open
+    warnings.simplefilter("ignore")  # peers warn about read-only arrays and files left open
     try:
         answer.send((function(), None))
     except WrongValuesError as error:

@@ -1,6 +1,6 @@
 """mosaicml-streaming: MDS, raw and with whole shards compressed by zstd.
 
-Compressed shards are read from S3 only: from a disk they are read once, and left there raw.
+Compressed shards are read only from S3: from a disk they are read once, and then left there raw.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.loaders.reader import (
     needs,
 )
 
-#: What streaming imports of torchvision for its datasets of pictures.
+#: What streaming imports from torchvision for its image datasets.
 PLACEHOLDERS = {
     "torchvision": (),
     "torchvision.datasets": ("VisionDataset",),
@@ -45,7 +45,7 @@ PLACEHOLDERS = {
 
 
 def load(name: str = "streaming") -> Any:
-    """Import a module of streaming, also where torchvision is not installed."""
+    """Import a module of streaming, even if torchvision is not installed."""
     if importlib.util.find_spec("torchvision"):
         return importlib.import_module(name)
     importlib.import_module("transformers.tokenization_utils_base")  # looks for a real torchvision
@@ -67,7 +67,7 @@ def _placeholders() -> Iterator[None]:
 
 
 def write(latents: Latents, folder: Path, *, compression: str | None) -> None:
-    """Write MDS; it knows no bfloat16, so the latents go in as int16 of the same bits."""
+    """Write MDS; it has no bfloat16, so the latents go in as int16 of the same bits."""
     columns = {"index": "int", "latents": "ndarray:int16:" + ",".join(map(str, SHAPE))}
     with load().MDSWriter(
         out=str(folder),
@@ -98,8 +98,8 @@ def open_loader(place: Place, num_workers: int) -> Epochs:
         batch_size=8,
     )
     for stream in dataset.streams:
-        # The client that fetched the index has a connection, which forked workers would all read from:
-        # answers get mixed up then.
+        # The client that fetched the index has a connection. Forked workers would all read from it, and
+        # answers would get mixed up.
         stream._downloader.clean_up()
     loader = data_loader(dataset, num_workers)
     return functools.partial(_epoch, loader)

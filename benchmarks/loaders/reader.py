@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 from benchmarks.loaders.latents import Latents
 
 BATCH_SIZE = 8
-#: Samples a shard, in every format that has shards: 72 MB raw, near the peers' default of 64 MB.
+#: Samples per shard, in every format that has shards: 72 MB raw, near the peers' default of 64 MB.
 SHARD_SAMPLES = 32
-#: Batches that a reader has under way or ready, at most: about as many for all.
+#: Batches that a reader has in progress or ready, at most: about equal for all.
 READ_AHEAD = 8
 BUCKET = "latents"
 REGION = "us-east-1"
@@ -32,7 +32,7 @@ Epochs = Callable[[int], Iterator[Batch]]
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a format's data lie. folder: on disk. endpoint: of the S3 server that has them, or None.
+    """Where a format's data are. folder: on disk. endpoint: of the S3 server that has them, or None.
 
     scratch: an empty folder for the reader's own copies; num: samples.
     """
@@ -52,7 +52,7 @@ class Place:
 class Reader:
     """A loader with its format. data: the name of its folder, which other readers may share.
 
-    lanes: what the number is that is tried out, "threads" or "workers" (0: none, the consumer reads).
+    lanes: what the varied number counts, "threads" or "workers" (0: none, the consumer reads).
     missing: why it cannot run here, or None.
     """
 
@@ -75,7 +75,7 @@ class Reader:
 
 
 def needs(module: str, package: str) -> Callable[[], str | None]:
-    """A reader's `missing`, where it needs a package."""
+    """A reader's `missing`, if it needs a package."""
     return lambda: None if importlib.util.find_spec(module) else f"pip install {package}"
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: What the others are compared with, compressed and not.
+#: Readers with which the others are compared, compressed and not.
 OURS = ("latentcache zarr zstd", "latentcache zarr raw")
 TITLES = {
     "page-cache": "From page cache, steady",

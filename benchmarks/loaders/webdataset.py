@@ -31,7 +31,7 @@ BUFFER_SAMPLES = 32
 
 
 def write(latents: Latents, folder: Path) -> None:
-    """Write one .npy a sample, bfloat16 as int16 of the same bits."""
+    """Write one .npy per sample, bfloat16 as int16 of the same bits."""
     folder.mkdir(parents=True)
     for first in range(0, len(latents), SHARD_SAMPLES):
         with tarfile.open(folder / f"{first // SHARD_SAMPLES:06d}.tar", "w") as tar:
@@ -45,7 +45,7 @@ def write(latents: Latents, folder: Path) -> None:
 
 
 def _sample(raw: dict[str, Any]) -> dict[str, Any]:
-    """Take the array where it lies, at the end of the .npy: its own decoder copies it."""
+    """Take the array in place, at the end of the .npy; the package's own decoder copies it."""
     words = np.frombuffer(raw["npy"], np.int16, offset=len(raw["npy"]) - 2 * int(np.prod(SHAPE)))
     return {"index": int(raw["__key__"]), "latents": words.reshape(SHAPE)}
 

@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], data: Any, where: str) -> Model:
-    """Validate `data`; raises ConfigError with one line a problem, naming the nearest known key."""
+    """Validate `data`; raises ConfigError with one line per problem, naming the nearest known key."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -25,14 +25,14 @@ def validate(model: type[Model], data: Any, where: str) -> Model:
         for problem in error.errors():
             path = _path_in(data, problem["loc"], is_missing=problem["type"] == "missing")
             problems.setdefault(path, []).append(problem)
-        # Of a union's members, those that took the value for something else failed further out.
+        # Members of a union that took the value for something else failed further out.
         outer = {path[:i] for path in problems for i in range(len(path))}
         lines = [_line(model, path, p) for path, p in problems.items() if path not in outer]
         raise ConfigError("\n".join([f"{where}:", *lines])) from None
 
 
 def _path_in(data: Any, loc: Sequence[str | int], is_missing: bool) -> tuple[str, ...]:
-    """Return the keys of an error's location, without the names of a union's members among them."""
+    """Return the keys of an error's location, leaving out the names of a union's members."""
     path: list[str] = []
     for i, part in enumerate(loc):
         try:

@@ -1,4 +1,4 @@
-"""The configuration: one pydantic model a section. `config_files` reads them."""
+"""The configuration: one pydantic model per section. `config.files` reads them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 def _without_password(url: str) -> str:
-    """Refuse `scheme://user:password@host`: the cache stores its configuration, URLs included."""
+    """Refuse `scheme://user:password@host`: the cache stores its configuration, including URLs."""
     if has_password(url):
         raise ValueError(
             "the URL carries a password, which the cache would store. Remove it, and give "
@@ -81,7 +81,7 @@ class CorpusConfig(Section):
     max_pixels: Positive = Field(
         default=1 << 26,
         description="A source whose frames have more pixels than this is recorded as failed before "
-        "one is decoded. The default is 8192x8192.",
+        "any frame is decoded. The default is 8192x8192.",
     )
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
@@ -102,9 +102,11 @@ class CorpusConfig(Section):
 
 
 class BucketsConfig(Section):
-    """Sizes by aspect ratio at about one area."""
+    """Sizes by aspect ratio, all of about one area."""
 
-    area: Positive = Field(description="Pixels of a frame, about; such as 345600 for 480x720.")
+    area: Positive = Field(
+        description="About how many pixels a frame has, such as 345600 for 480x720."
+    )
     multiple: Positive = Field(description="Heights and widths are multiples of this.")
     aspect_ratios: list[float | str] = Field(
         min_length=1, description="Width over height: numbers, or text such as '16:9'."
@@ -143,19 +145,19 @@ class ClipsConfig(Section):
     """Which frames of a source become clips, and at what size."""
 
     frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
-        description="Frames a clip; or a list: the longest one that fits the source is used."
+        description="Frames per clip; or a list: the longest that fits the source is used.",
     )
     fps: PositiveFloat | None = Field(
         default=None,
-        description="Frames are sampled at this rate, each the nearest in presentation time; "
+        description="Frames are sampled at this rate, each nearest in presentation time; "
         "omitted: every frame, at the source's own rate.",
     )
     select: str = Field(
-        default="first", description="first | all | uniform:K | random:K (K clips a source)."
+        default="first", description="first | all | uniform:K | random:K (K clips per source)."
     )
     stride: Positive | None = Field(
         default=None,
-        description="For select: all. Sampled frames from one clip's start to the next's; "
+        description="For select: all. Sampled frames between the starts of two clips; "
         "omitted: clips follow each other without overlap.",
     )
     size: tuple[Positive, Positive] | None = Field(
@@ -170,8 +172,8 @@ class ClipsConfig(Section):
     )
     too_short: Literal["record", "shorten"] = Field(
         default="record",
-        description="A source with fewer frames than a clip: record it as failed, or shorten its "
-        "clip to the longest number of frames that the encoder takes.",
+        description="What happens to a source with fewer frames than a clip: record it as failed, or "
+        "shorten its clip to the most frames that the encoder takes.",
     )
     seed: int = Field(default=0, description="For select: random:K.")
 
@@ -195,7 +197,7 @@ class ClipsConfig(Section):
 
     @property
     def frame_counts(self) -> list[int]:
-        """The numbers of frames that were asked for, longest first."""
+        """The numbers of frames that the config asks for, longest first."""
         frames = [self.frames] if isinstance(self.frames, int) else self.frames
         return sorted(set(frames), reverse=True)
 
@@ -205,7 +207,7 @@ class ClipsConfig(Section):
 
 
 class CompressionConfig(Section):
-    """How shard objects are compressed; the latents' values do not depend on it."""
+    """How shard objects are compressed; this does not change the latents' values."""
 
     codec: Literal["zstd", "none"] = Field(
         default="zstd", description="zstd (after a byte shuffle), or none."
@@ -220,11 +222,11 @@ class CacheConfig(Section):
     format: Literal["zarr", "parquet"] = Field(default="zarr", description="Shard format.")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None,
-        description="Of the stored latents; omitted: bfloat16. Not for discrete tokenizers, whose ids are "
-        "stored in the smallest unsigned type that holds the codebook.",
+        description="The dtype of the stored latents; omitted: bfloat16. Not for discrete tokenizers, "
+        "whose ids are stored in the smallest unsigned type that holds the codebook.",
     )
     shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
-        default=64, description="Clips a shard: the unit of retry, and one storage object."
+        default=64, description="Clips per shard: the unit of retry, and one storage object."
     )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
     storage_options: Options = Field(
@@ -233,16 +235,17 @@ class CacheConfig(Section):
 
 
 class RunConfig(Section):
-    """How the work is run; the latents' values do not depend on it."""
+    """How the work is run; this does not change the latents' values."""
 
     runner: Literal["ray", "local"] = Field(
-        default="ray", description="ray: one actor a GPU; local: everything in this process."
+        default="ray", description="ray: one actor per GPU; local: everything in this process."
     )
     ray_address: str | None = Field(
         default=None, description="Address of a running Ray cluster; omitted: start one locally."
     )
     workers: Positive | Literal["auto"] = Field(
-        default="auto", description="Actors; auto: one a GPU, or one where there is no GPU."
+        default="auto",
+        description="Number of actors; auto: one per GPU, or one if there is no GPU.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
@@ -255,29 +258,29 @@ class RunConfig(Section):
     )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="The run stops where more than this part of its clips failed, or no shard can be "
-        "encoded at all; 1: it never does.",
+        description="The run stops if more than this fraction of its clips failed, or if no shard can be "
+        "encoded at all; 1: it never stops.",
     )
     judged_clips: Positive = Field(
-        default=100, description="Clips that are done before max_failed_fraction is looked at."
+        default=100, description="Clips that must be done before max_failed_fraction is applied."
     )
     decode_timeout_s: PositiveFloat = Field(
         default=60.0, description="A clip that takes longer to decode is recorded as failed."
     )
     decode_processes: Positive | Literal["auto"] = Field(
-        default="auto", description="Decoding processes a worker; auto: its share of the CPUs."
+        default="auto", description="Decoding processes per worker; auto: its share of the CPUs."
     )
     decode_memory_bytes: Annotated[int, Field(ge=1 << 29)] = Field(
         default=4 << 30,
-        description="Memory that a decoding process may take for itself (on Linux); a clip that needs "
+        description="Memory that one decoding process may take (on Linux); a clip that needs "
         "more is recorded as failed.",
     )
     decode_ahead_bytes: Positive = Field(
         default=1 << 30,
-        description="Decoded pixels that a worker holds at most (at least two clips).",
+        description="At most this many bytes of decoded pixels are held per worker (at least two clips).",
     )
     snapshot_interval_s: PositiveFloat = Field(
-        default=60.0, description="The snapshot is published this often while the run goes on."
+        default=60.0, description="The snapshot is published this often during a run."
     )
 
     def num_decode_processes(self, num_cpus: int) -> int:
@@ -286,23 +289,22 @@ class RunConfig(Section):
 
 
 class QualityConfig(Section):
-    """Clips that a run decodes and compares with their sources as it goes; it changes no latents."""
+    """Clips that a run decodes and compares with their sources; the latents do not change."""
 
     every: Annotated[int, Field(ge=0)] = Field(
         default=256,
         description="One clip in this many of each bucket, from the first one on, is decoded and compared, "
-        "for the column psnr of the sample table; 0: none, also not the first ones.",
+        "for the column psnr of the sample table; 0: none, not even the first ones.",
     )
     judged_clips: Positive = Field(
         default=3,
-        description="Clips that each worker compares first of all, whichever they are, and before "
-        "min_psnr is looked at.",
+        description="Each worker compares its first clips, this many, before min_psnr is applied.",
     )
     min_psnr: PositiveFloat | None = Field(
         default=None,
-        description="In dB: the run stops where the median of the latest clips that a worker compared is "
-        "lower, or has red and blue exchanged. null: it never does, and warns below 20 dB. 20 suits most "
-        "trained models.",
+        description="In dB: the run stops if the median over a worker's latest compared clips is lower, or "
+        "if red and blue are swapped. null: it never stops, and warns below 20 dB. 20 suits most trained "
+        "models.",
     )
 
 

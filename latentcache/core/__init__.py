@@ -1,1 +1,1 @@
-"""What every room speaks of: records, specs, dtypes, the machine. Imports nothing but errors."""
+"""What every room uses: records, specs, dtypes, the machine. Imports nothing but errors."""

@@ -1,4 +1,4 @@
-"""Stored data types by the name that cache.json and Zarr use, in numpy and in torch."""
+"""Stored data types in numpy and in torch, by the name that cache.json and Zarr use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 Array = npt.NDArray[Any]
-#: Tensors of one item size share memory with numpy through these; numpy itself knows no bfloat16.
+#: Integer dtypes through which tensors share memory with numpy, by item size: numpy has no bfloat16.
 _CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the numpy dtype; bfloat16 is that of ml_dtypes."""
+    """Return the numpy dtype; bfloat16 comes from ml_dtypes."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
@@ -25,7 +25,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def as_numpy(tensor: torch.Tensor) -> Array:
-    """Return a contiguous CPU tensor as a numpy array that shares its memory, bfloat16 included."""
+    """Return a contiguous CPU tensor, bfloat16 included, as a numpy array that shares its memory."""
     name = str(tensor.dtype).removeprefix("torch.")
     carrier: Array = tensor.view(_CARRIERS[tensor.element_size()]).numpy()
     return carrier.view(numpy_dtype(name))

@@ -19,30 +19,30 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How close a clip is to its source, a number a frame. ssim is empty for frames smaller than WINDOW."""
+    """How close a clip is to its source, one number per frame. ssim is empty for frames under WINDOW."""
 
     mse: tuple[float, ...]
     ssim: tuple[float, ...]
 
     @property
     def psnr_db(self) -> float:
-        """PSNR of the whole clip: of the mean squared error of all its frames."""
+        """PSNR of the whole clip, from the mean squared error over all its frames."""
         return psnr_db(_mean(self.mse))
 
     def frame_psnr_db(self, frame: int) -> float:
-        """PSNR of one frame."""
+        """PSNR of each frame."""
         return psnr_db(self.mse[frame])
 
     @property
     def mean_ssim(self) -> float | None:
-        """Mean SSIM of the frames, or None where there is none."""
+        """Mean SSIM of the frames, or None if there is none."""
         return _mean(self.ssim) if self.ssim else None
 
 
 def compare(decoded_THWC: torch.Tensor, source_THWC: torch.Tensor) -> Quality:
     """Compare uint8 clips [T, H, W, 3] of one size.
 
-    A decoder may give fewer frames than its encoder took: they are compared with the source's first.
+    A decoder may give fewer frames than its encoder took: they are compared with the source's first frames.
     """
     source = source_THWC[: len(decoded_THWC)]
     large = min(source.shape[1:3]) >= WINDOW
@@ -57,13 +57,13 @@ def mse(a_THWC: torch.Tensor, b_THWC: torch.Tensor) -> torch.Tensor:
     _check_same_shape(a_THWC, b_THWC)
     pairs = zip(
         a_THWC, b_THWC, strict=True
-    )  # a frame at a time: a clip as float32 takes four times its bytes
+    )  # one frame at a time: as float32, a clip takes four times its bytes
     errors = [(a.float() - b.float()).square().mean(dtype=torch.float64) for a, b in pairs]
     return torch.stack(errors)
 
 
 def psnr_db(mean_squared_error: float) -> float:
-    """Return the PSNR in dB of uint8 values with this mean squared error; infinite where it is 0."""
+    """Return the PSNR in dB of uint8 values with this mean squared error; infinite if it is 0."""
     if mean_squared_error == 0:
         return math.inf
     return 10 * math.log10(PEAK**2 / mean_squared_error)
@@ -80,7 +80,7 @@ def psnr_quantiles(psnrs_db: Sequence[float]) -> dict[str, float]:
 
 
 def psnr_in_words(psnrs_db: Sequence[float]) -> str:
-    """Say what the PSNR is of the clips that a run compared, at least one."""
+    """Say how high the PSNR is of the clips (at least one) that a run compared."""
     found = psnr_quantiles(psnrs_db)
     return (
         f"PSNR {found['median']:.1f} dB (median), {found['5 %']:.1f} (5 %), {found['lowest']:.1f} "
@@ -91,8 +91,8 @@ def psnr_in_words(psnrs_db: Sequence[float]) -> str:
 def ssim(a_THWC: torch.Tensor, b_THWC: torch.Tensor) -> torch.Tensor:
     """Return the SSIM of each frame, float64 [T], of uint8 clips [T, H, W, 3].
 
-    The mean over red, green and blue and over every place where the window lies inside the frame.
-    Raises ValueError for frames that are smaller than the window.
+    The mean over red, green and blue and over every position at which the window lies inside the frame.
+    Raises ValueError for frames smaller than the window.
     """
     _check_same_shape(a_THWC, b_THWC)
     if min(a_THWC.shape[1:3]) < WINDOW:
@@ -103,7 +103,7 @@ def ssim(a_THWC: torch.Tensor, b_THWC: torch.Tensor) -> torch.Tensor:
 
 
 def _frame_ssim(a_HWC: torch.Tensor, b_HWC: torch.Tensor) -> torch.Tensor:
-    # Around 0: the squares are smaller, and so is what float32 loses when they cancel in a variance.
+    # Centred on 0: the squares are smaller, so float32 loses less when they cancel in a variance.
     a, b = (frame.permute(2, 0, 1).float() - PEAK / 2 for frame in (a_HWC, b_HWC))
     mean_a, mean_b, square_a, square_b, product = _blur(torch.stack([a, b, a * a, b * b, a * b]))
     variances = square_a - mean_a.square() + square_b - mean_b.square()
@@ -121,7 +121,7 @@ def _blur(planes_NCHW: torch.Tensor) -> torch.Tensor:
     weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
     kernel = (weights / weights.sum()).to(planes_NCHW)
     planes = planes_NCHW.flatten(0, 1)
-    # Groups of one plane: ten times as fast on a CPU as a batch of planes with one channel.
+    # One plane per group: on a CPU ten times as fast as a batch of planes with one channel.
     down, across = (
         kernel.view(1, 1, *shape).expand(len(planes), 1, *shape)
         for shape in ((WINDOW, 1), (1, WINDOW))
@@ -133,7 +133,7 @@ def _blur(planes_NCHW: torch.Tensor) -> torch.Tensor:
 def _check_same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4 or not len(a):
         raise ValueError(
-            "two clips [T, H, W, 3] of one shape can be compared, not "
+            "only two clips [T, H, W, 3] of the same shape can be compared, not "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )
 

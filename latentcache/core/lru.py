@@ -1,4 +1,4 @@
-"""A bounded map that forgets what was used longest ago, for threads and safe after a fork."""
+"""A bounded map that drops the least recently used item. Safe for threads and after a fork."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """At most `max_items` items. Pickles empty; a forked process starts with an empty one, too."""
+    """At most `max_items` items. Pickles empty; a forked process also starts with an empty one."""
 
     def __init__(self, max_items: int) -> None:
         self._max_items = max_items
@@ -29,11 +29,13 @@ class Lru(Generic[K, V]):
         self._pid = os.getpid()
 
     def _after_fork(self) -> None:
-        if self._pid != os.getpid():  # the parent's threads may have held the lock: it never opens
+        if (
+            self._pid != os.getpid()
+        ):  # a thread of the parent may have held the lock: it never opens
             self._fresh()
 
     def get(self, key: K) -> V | None:
-        """Return the value, which becomes the one used last, or None."""
+        """Return the value and mark it as used last; None if there is none."""
         self._after_fork()
         with self._lock:
             if key not in self._items:
@@ -42,7 +44,7 @@ class Lru(Generic[K, V]):
             return self._items[key]
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
-        """Return the value; where there is none, one thread makes it and the others wait for it."""
+        """Return the value; if there is none, one thread makes it and the others wait for it."""
         if (value := self.get(key)) is not None:
             return value
         with self._lock:
@@ -58,7 +60,7 @@ class Lru(Generic[K, V]):
                 self._making.pop(key, None)
 
     def put(self, key: K, value: V) -> None:
-        """Keep the value, in the place of the one used longest ago where the map is full."""
+        """Keep the value; if the map is full, it replaces the least recently used one."""
         self._after_fork()
         with self._lock:
             self._items[key] = value

@@ -1,6 +1,6 @@
-"""Posteriors and normalisers: what is done to an encoder's output before it is stored and after.
+"""Posteriors and normalisers: what happens to an encoder's output before it is stored and after.
 
-Both halves use it, so it needs torch alone. Moments are [.., 2C, t, h, w]: mean, then log-variance.
+Both halves use this module, so it needs only torch. Moments [.., 2C, t, h, w]: mean, then log-variance.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def split(moments_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def sample_seed(*parts: int | str) -> int:
-    """Return a seed of 63 bits that is a function of `parts` alone, such as (seed, epoch, key).
+    """Return a seed of 63 bits that depends only on `parts`, such as (seed, epoch, key).
 
-    The same on every machine, in every process and version; parts do not run into one another.
+    It is the same on every machine, in every process and version; parts cannot run into one another.
     """
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
@@ -32,9 +32,9 @@ def sample_seed(*parts: int | str) -> int:
 def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     """Draw one sample of each posterior of a batch [B, C, t, h, w], in float32 on its device.
 
-    Row i is a function of its moments and seeds[i] alone: the batch around it does not matter, nor
-    the device, since the noise is drawn on the CPU. torch draws the same noise on every x86-64 CPU
-    with AVX2; elsewhere its last bits may differ.
+    Row i depends only on its moments and seeds[i]. The batch around it does not matter. Neither does
+    the device, because the noise is drawn on the CPU. torch draws the same noise on every x86-64 CPU
+    with AVX2; on other CPUs its last bits may differ.
     """
     if len(seeds) != len(mean):
         raise ValueError(f"{len(mean)} posteriors need as many seeds, not {len(seeds)}")
@@ -46,7 +46,7 @@ def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> to
 
 
 def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:
-    """Fill a contiguous float32 tensor on the CPU with noise that is a function of the seed."""
+    """Fill a contiguous float32 tensor on the CPU with noise that depends only on the seed."""
     return noise.normal_(generator=torch.Generator().manual_seed(seed))
 
 
@@ -55,7 +55,7 @@ def sample_into(
 ) -> torch.Tensor:
     """Write mean + exp(logvar / 2) * noise to `out`, and return it.
 
-    out, noise: float32, on the moments' device. The noise is used up: fresh memory costs more than sums.
+    out, noise: float32, on the moments' device. The noise is overwritten: new memory costs more than sums.
     """
     out.copy_(logvar).mul_(0.5).exp_().mul_(noise)
     return out.add_(noise.copy_(mean))
@@ -64,11 +64,10 @@ def sample_into(
 def reduce(
     encoded: torch.Tensor, store: Stored, keys: Sequence[str], *, channels: int | None = None
 ) -> torch.Tensor:
-    """Return what is stored of an encoder's output for the clips `keys`.
+    """Return what is stored from an encoder's output for the clips `keys`.
 
-    encoded: moments [B, 2C, t, h, w]; or, where the encoder has no posterior, latents
-    [B, C, t, h, w], which `channels` (the spec's) tells apart. A `sample` is seeded from the clip's
-    key alone.
+    encoded: moments [B, 2C, t, h, w]; or latents [B, C, t, h, w], if the encoder has no posterior.
+    `channels` (the spec's) tells the two apart. A `sample` is seeded only from the clip's key.
     """
     if store in ("moments", "ids"):
         return encoded
@@ -83,7 +82,7 @@ def reduce(
 def normalise(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
     """Return (latents - shift) * scale for [B, C, t, h, w] or [C, t, h, w], in the same dtype.
 
-    Computed in float32. Not for moments.
+    Computed in float32. Moments are not accepted.
     """
     if normaliser.kind == "none":
         return latents
@@ -113,18 +112,18 @@ def shift_and_scale(
     for values in (shift, scale):
         if len(values) not in (1, channels):
             raise ValueError(
-                f"the normaliser has {len(values)} values and the latents {list(latents.shape)} "
+                f"the normaliser has {len(values)} values, but the latents {list(latents.shape)} "
                 f"have {channels} channels: take the mean of moments, and the cache's normaliser"
             )
     return shift.view(-1, 1, 1, 1), scale.view(-1, 1, 1, 1)
 
 
 def _of_frames(values: torch.Tensor, channels: int, frames: int) -> torch.Tensor:
-    """Return [C, t, 1, 1] of the values of all channels and latent frames: the first t."""
+    """Return the values of all channels and the first t latent frames as [C, t, 1, 1]."""
     if len(values) % channels or len(values) < channels * frames:
         raise ValueError(
-            f"the normaliser has {len(values)} values and the latents {channels} channels and "
-            f"{frames} latent frames, which it lacks values for: take the mean of moments, the "
-            "cache's normaliser, and no more latent frames than it has"
+            f"the normaliser's {len(values)} values do not cover the latents' {channels} channels and "
+            f"{frames} latent frames: take the mean of moments, the cache's normaliser, and no more "
+            "latent frames than it has values for"
         )
     return values.view(channels, -1, 1, 1)[:, :frames]

@@ -1,6 +1,6 @@
-"""Frozen records that travel between the steps, validated at construction. No I/O.
+"""Frozen records that travel between the steps; they are validated at construction. No I/O.
 
-Axes: B batch, T pixel frames, H W pixels, C latent channels; t h w are the latent's. Ranges are half-open.
+Axes: B batch, T pixel frames, H W pixels, C latent channels; t h w of the latent. Ranges are half-open.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ FORMAT_VERSION = 1
 
 ShardFormat = Literal["zarr", "parquet"]
 
-#: Why a clip failed, in the words that a summary prints.
+#: Why a clip failed, in the words that a summary uses.
 REASONS: Mapping[str, str] = {
     "missing": "the file is not there",
-    "unreachable": "the storage of the file did not answer, however often it was tried",
+    "unreachable": "the storage of the file did not answer, even after several tries",
     "unreadable": "no decoder can open the file",
     "no_video": "the file has no video stream or no frames",
     "no_timestamps": "the file does not say when its frames are shown",
     "too_large": "a frame has more pixels than corpus.max_pixels allows",
     "truncated": "the stream ends before the clip does",
     "corrupt": "the decoder met damaged data",
-    "too_short": "the source has fewer frames than the shortest clip that was asked for",
+    "too_short": "the source has fewer frames than the shortest clip that the config asks for",
     "illegal_frames": "the encoder cannot take a single frame, and this is an image",
     "source_changed": "the file is not the one that was planned",
     "decode_timeout": "decoding took longer than run.decode_timeout_s",
@@ -39,7 +39,7 @@ REASONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Bucket:
-    """Pixel shape T x H x W; every clip of a bucket gives a latent of one shape."""
+    """Pixel shape T x H x W; all clips of a bucket give latents of one shape."""
 
     frames: int
     height: int
@@ -61,10 +61,10 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One sample to make: `frames` sampled frames of a source from sampled frame `start` on.
+    """One sample to make: `frames` sampled frames of a source, starting at sampled frame `start`.
 
-    source: the name of the source in the corpus; url: where it is; identity: its content's digest.
-    fps: sampling rate; None samples every frame. height, width: of the bucket it is cropped to.
+    source: the name of the source in the corpus; url: where it is; identity: the digest of its content.
+    fps: sampling rate; None samples every frame. height, width: the bucket's, to which it is cropped.
     """
 
     key: str
@@ -82,7 +82,7 @@ class Clip:
 
 
 class ShardId(NamedTuple):
-    """Where a shard is: the name of its bucket, and its number there."""
+    """Where a shard is: the name of its bucket, and its number in it."""
 
     bucket: str
     number: int
@@ -95,7 +95,7 @@ class ShardId(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class ClipId:
-    """Where a clip is in its cache. row: of the shard, failed clips counted."""
+    """Where a clip is in its cache. row: its row in the shard; failed clips count too."""
 
     shard: ShardId
     row: int
@@ -111,7 +111,7 @@ class Shard:
 
     @property
     def id(self) -> ShardId:
-        """Where it is."""
+        """The shard's address."""
         return ShardId(self.bucket.name, self.index)
 
     @property
@@ -122,7 +122,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkRef:
-    """Where the bytes of row `row` are in its shard object, and their CRC32C (Castagnoli)."""
+    """Where the bytes of row `row` are in its shard object, and the CRC32C (Castagnoli) of them."""
 
     row: int
     offset: int
@@ -132,10 +132,10 @@ class ChunkRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """What became of a clip. `reason` is None where it is ok.
+    """What became of a clip. `reason` is None if it is ok.
 
-    tiling_error: of clips that were encoded untiled, too; see `encoders.tiled.tiling_error`. psnr: of
-    clips that were decoded, too, in dB against the pixels that were encoded; see `gate`.
+    tiling_error: for clips that were also encoded untiled; see `encoders.tiled.tiling_error`. psnr: for
+    clips that were also decoded, in dB against the pixels that were encoded; see `quality_gate`.
     """
 
     reason: str | None = None
@@ -166,12 +166,12 @@ class ClipResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
-    """What a finished shard tells its driver; becomes a row of the snapshot.
+    """What a finished shard reports to its driver; it becomes a row of the snapshot.
 
-    Times are seconds: decode_s summed over decoding processes, encode_s and wait_s of the encoder's
-    thread (busy, and waiting for pixels), write_s of compression and upload. tiling_errors, psnrs_db: of
-    the clips that have one. committed_before: another run was faster, and nothing was written. worker:
-    the name of the one that encoded it, empty where none could.
+    Times are seconds: decode_s is the sum over decoding processes; encode_s and wait_s are those of the
+    encoder's thread (busy, and waiting for pixels); write_s is compression and upload. tiling_errors and
+    psnrs_db: of the clips that have one. committed_before: another run was faster, and nothing was
+    written. worker: the name of the worker that encoded it, empty if none could.
     """
 
     bucket: str

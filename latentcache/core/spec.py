@@ -28,7 +28,7 @@ ITEM_BYTES: Mapping[str, int] = {
 class FrameRule:
     """Which numbers of pixel frames an encoder takes: T % multiple in remainders, minimum <= T <= maximum.
 
-    Also, where sizes have a rule beyond the stride, which numbers of rows or columns.
+    Also used for numbers of rows or columns, if sizes have a rule beyond the stride.
     """
 
     multiple: int = 1
@@ -54,12 +54,12 @@ class FrameRule:
         return next((n for n in range(at_most, lowest - 1, -1) if self.is_legal(n)), None)
 
     def shortest(self, at_least: int) -> int | None:
-        """Return the smallest legal number of frames >= at_least, or None: there is none past maximum."""
+        """Return the smallest legal number of frames >= at_least, or None if `maximum` is below it."""
         start = max(self.minimum, at_least)
         return next((n for n in range(start, start + self.multiple + 1) if self.is_legal(n)), None)
 
     def nearest(self, frames: int) -> list[int]:
-        """Return the legal numbers next to `frames`, below and above, where there are any."""
+        """Return the nearest legal numbers below and above `frames`, as far as there are any."""
         near = [self.longest(frames), self.shortest(frames)]
         return [n for n in near if n is not None]
 
@@ -81,9 +81,9 @@ def _frame_rule(data: Mapping[str, Any]) -> FrameRule:
 class Normaliser:
     """How a trainer turns raw latents into what its model sees: (z - shift) * scale, elementwise.
 
-    kind: `none`; `scale` (one value); `shift_scale` (one value each); `channel` (one value a channel);
-    `channel_frame` (one value a channel and latent frame, those of a channel in a row: as many latent
-    frames, from the clip's first on, as can be normalised).
+    kind: `none`; `scale` (one value); `shift_scale` (one shift and one scale); `channel` (one value per
+    channel); `channel_frame` (one value per channel and latent frame, the frames of a channel in a row;
+    as many latent frames can be normalised as it has values for, from the clip's first one on).
     """
 
     kind: Literal["none", "scale", "shift_scale", "channel", "channel_frame"] = "none"
@@ -124,15 +124,15 @@ class IdSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec:
-    """What the latents of a cache are: written into cache.json, and all that a reader needs to know.
+    """What the latents of a cache are. It is written into cache.json and is all that a reader needs.
 
     encoder: kind in the config; model_class: the class that ran. channels: C of one latent, without
     the log-variance that `moments` store beside the mean. stride: pixels per latent along T, H, W.
-    dtype: of the stored array. compute_dtype: of the encoder. pixel_range, pixel_layout: what the model
-    was fed, RGB; BCHW is a frame at a time.
-    weights_sha256: over the weight files; None where the encoder has no weights. ids: for discrete
-    tokenizers, whose `channels` is 1. fixed_size: (height, width) where the encoder takes only one.
-    size_rules: of height and of width, where being a multiple of the stride is not enough.
+    dtype: of the stored array. compute_dtype: of the encoder. pixel_range, pixel_layout: of the model's
+    RGB input; BCHW means one frame at a time.
+    weights_sha256: over the weight files; None if the encoder has no weights. ids: for discrete
+    tokenizers, whose `channels` is 1. fixed_size: (height, width) if the encoder takes only one size.
+    size_rules: of height and of width, if being a multiple of the stride is not enough.
     """
 
     encoder: str
@@ -173,7 +173,7 @@ class LatentSpec:
 
         [C, t, h, w]; [t, h, w] for ids, or [n] for multi-scale ids.
 
-        Raises GeometryError where the encoder cannot take the clip.
+        Raises GeometryError if the encoder cannot take the clip.
         """
         self.check_frames(frames)
         self.check_size(height, width)
@@ -184,23 +184,23 @@ class LatentSpec:
         return (sum(side * side for side in self.ids.scales),) if self.ids.scales else grid
 
     def check_frames(self, frames: int) -> None:
-        """Raise GeometryError, naming the nearest legal numbers, where `frames` is not legal."""
+        """Raise GeometryError, naming the nearest legal numbers, if `frames` is not legal."""
         if self.frame_rule.is_legal(frames):
             return
         near = " or ".join(map(str, self.frame_rule.nearest(frames)))
         raise GeometryError(
-            f"{self.model_class} takes {self.frame_rule.describe()} frames a clip, not {frames}: "
-            f"it would drop or regroup the rest in silence. Set clips.frames to {near}."
+            f"{self.model_class} takes {self.frame_rule.describe()} frames per clip, not {frames}: "
+            f"it would silently drop or regroup the rest. Set clips.frames to {near}."
         )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise GeometryError, naming the nearest legal sizes, where H or W is off the stride."""
+        """Raise GeometryError, naming the nearest legal sizes, if H or W is off the stride."""
         _, sh, sw = self.stride
         if self.fixed_size is not None:
             if (height, width) == self.fixed_size:
                 return
             raise GeometryError(
-                f"{self.model_class} takes {self.fixed_size[0]}x{self.fixed_size[1]} pixels alone, not "
+                f"{self.model_class} takes only {self.fixed_size[0]}x{self.fixed_size[1]} pixels, not "
                 f"{height}x{width}. Set clips.size to [{self.fixed_size[0]}, {self.fixed_size[1]}]."
             )
         if self.size_rules is not None:
@@ -210,7 +210,7 @@ class LatentSpec:
         near = [max(sh, round(height / sh) * sh), max(sw, round(width / sw) * sw)]
         raise GeometryError(
             f"{self.model_class} reduces height by {sh} and width by {sw}; {height}x{width} is not "
-            f"a multiple, and the border would be cut in silence. Use {near[0]}x{near[1]}."
+            f"a multiple, and the border would be silently cut off. Use {near[0]}x{near[1]}."
         )
 
     def _check_size_rules(
@@ -220,7 +220,7 @@ class LatentSpec:
             if not rule.is_legal(got):
                 raise GeometryError(
                     f"{self.model_class} takes a {axis} of {rule.describe()} pixels, not {got}: it "
-                    "would leave the rest out in silence. "
+                    "would silently leave out the rest. "
                     f"Use a {axis} of {' or '.join(map(str, rule.nearest(got)))}."
                 )
 
@@ -229,11 +229,9 @@ class LatentSpec:
         st = self.stride[0]
         if not 0 <= t < -(-frames // st):
             raise IndexError(
-                f"a clip of {frames} frames has {-(-frames // st)} latent frames, no {t}"
+                f"a clip of {frames} frames has {-(-frames // st)} latent frames, so none with number {t}"
             )
-        alone = (
-            frames - 1
-        ) % st + 1  # 1 where the first frame stands alone, st where groups are even
+        alone = (frames - 1) % st + 1  # 1 if the first frame stands alone, st if groups are even
         return (0, alone) if t == 0 else (alone + st * (t - 1), alone + st * t)
 
     def to_json(self) -> dict[str, Any]:

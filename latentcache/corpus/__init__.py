@@ -1,1 +1,1 @@
-"""From a folder, glob or table to a table of sources, and what probing says of each."""
+"""From a folder, glob or table to a table of sources, with the facts that probing finds."""

@@ -1,4 +1,4 @@
-"""Probing: sources to frames, duration, height, width and identity, in parallel, in killable processes."""
+"""Probing: finds the frames, duration, size and identity of sources, in parallel, in killable processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 Row = dict[str, Any]
 Probed = Future[dict[str, Any]] | Found
 
-#: What a table of sources must already say for the files' headers to be left unread.
+#: What a table of sources must already say so that the files' headers need not be read.
 TRUSTED = {"video": ("frames", "fps", "height", "width"), "image": ("height", "width")}
-#: Requests under way at once; more would only hold memory.
+#: Concurrent requests; more would only hold memory.
 WINDOW = 256
-#: Files, of each kind, that are looked at once more before what an earlier attempt found is taken.
+#: Files of each kind that are checked again before an earlier attempt's results are used.
 CHECKED = 64
 #: Sources whose facts become Arrow arrays together.
 CHUNK_ROWS = 1 << 16
@@ -65,14 +65,14 @@ def probe_sources(
             collect()
     except BaseException:
         if saved:
-            with suppress(StorageError):  # of two errors the first says what is wrong
+            with suppress(StorageError):  # of two errors the first one says what is wrong
                 saved.flush()
         raise
     return columns.put_into(sources)
 
 
 def _hold(known: Known, pool: DecodePool) -> bool:
-    """Tell whether files are still those that an earlier attempt probed, by looking at some."""
+    """Tell, by checking some, whether files are still those that an earlier attempt probed."""
     looked_at = [
         (pool.probe(url, kind, identity_only=True), identity)
         for url, kind, identity in known.sample(CHECKED)
@@ -94,7 +94,7 @@ def is_trusted(row: Mapping[str, Any]) -> bool:
 
 
 def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
-    """Return what is known of a source: what its table says, and else what was found."""
+    """Return what is known about a source: what its table says, or else what was found."""
     if isinstance(found, Future):
         try:
             found = found.result()
@@ -115,7 +115,7 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
 
 
 class _Columns:
-    """The facts of sources, by column: Arrow's arrays take a tenth of the memory of Python's objects."""
+    """The facts about sources, by column: Arrow's arrays take a tenth of the memory of Python's objects."""
 
     TYPES: ClassVar = {
         **{name: SOURCE_SCHEMA.field(name).type for name in TRUSTED["video"]},
@@ -137,7 +137,7 @@ class _Columns:
         self._rows.clear()
 
     def put_into(self, sources: pa.Table) -> pa.Table:
-        """Return the sources with these columns, in the place of those that they have."""
+        """Return the sources with these columns, which replace those that they have."""
         self._close_chunk()
         facts = pa.Table.from_batches(self._batches)
         for field in facts.schema:

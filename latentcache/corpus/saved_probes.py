@@ -1,4 +1,4 @@
-"""What was probed, kept in the cache's folder until the plan is there: a plan that was cut off goes on."""
+"""Probe results kept in the cache's folder until there is a plan: planning that was cut off continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 FOLDER = "probed"
 #: Seconds between two writes.
 FLUSH_INTERVAL_S = 30.0
-#: What is older is passed over: files may have changed since.
+#: Older tables are skipped: files may have changed since.
 MAX_AGE_S = 7 * 86400.0
 #: URLs that become Python objects at a time.
 DIGESTED_ROWS = 1 << 16
@@ -51,10 +51,10 @@ _FOUND = [name for name in SCHEMA.names if name not in ("url_digest", "kind", "i
 
 
 class SavedProbes:
-    """Sources that were probed for a cache which has no plan yet; failures are not kept, but tried again.
+    """Sources that were probed for a cache without a plan; failures are not kept but tried again.
 
-    num_found: how many of this attempt's sources an earlier one has probed. Its methods raise
-    StorageError where the cache's storage refuses: better now than after the whole corpus.
+    num_found: how many of this attempt's sources an earlier attempt probed. Its methods raise
+    StorageError if the cache's storage refuses: better now than after the whole corpus.
     """
 
     def __init__(self, storage: Storage, max_pixels: int) -> None:
@@ -75,7 +75,7 @@ class SavedProbes:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was found since the last time."""
+        """Write what was found since the last write."""
         if self._rows:
             table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
             facts = {_FACTS: {**self._conditions, "written_s": time.time()}}
@@ -86,22 +86,22 @@ class SavedProbes:
         self._flushed_at = time.monotonic()
 
     def find(self, urls: pa.ChunkedArray) -> Known | None:
-        """Return what earlier attempts found of the sources at these URLs; None where that is nothing."""
+        """Return what earlier attempts found of the sources at these URLs; None if they found nothing."""
         tables = [
             table for path in saved_tables(self._storage) if (table := self._read(path)) is not None
         ]
         return Known(pa.concat_tables(tables).combine_chunks(), urls) if tables else None
 
     def remove(self) -> None:
-        """Remove what all attempts kept: the plan has it now."""
+        """Remove what all attempts kept, because the plan now has it."""
         for path in saved_tables(self._storage):
             try:
                 self._storage.delete(path)
             except StorageError as error:
-                log.warning("%s is left, and does no harm: %s", path, error)
+                log.warning("%s could not be removed, and does no harm: %s", path, error)
 
     def _read(self, path: str) -> pa.Table | None:
-        """Read a table; None where it is damaged, old, or was made under other conditions."""
+        """Read a table; None if it is damaged, old, or made under other conditions."""
         try:
             table = read_table(self._storage, path)
             facts = json.loads(table.schema.metadata[_FACTS.encode()])
@@ -110,12 +110,12 @@ class SavedProbes:
                 return None
             return table.select(SCHEMA.names).cast(SCHEMA)
         except (CacheError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s is passed over, and its sources are probed again: %s", path, error)
+            log.warning("%s is skipped, and its sources are probed again: %s", path, error)
             return None
 
 
 class Known:
-    """What was found of sources, by their rows in the corpus. Of another kind, a source is another one."""
+    """What was found of sources, by row in the corpus. A source of another kind is another source."""
 
     def __init__(self, found: pa.Table, urls: pa.ChunkedArray) -> None:
         self._urls, self._found = urls, found
@@ -132,7 +132,7 @@ class Known:
                 self._places[kind, trusted] = np.where(at < 0, -1, rows[at])
 
     def look(self, row: int, kind: str, is_trusted: bool) -> Found | None:
-        """Return what was found of the source in a row, or None."""
+        """Return what was found about the source in a row, or None."""
         places = self._places.get((kind, is_trusted))
         if places is None or places[row] < 0:
             return None
@@ -156,12 +156,12 @@ class Known:
 
 
 def saved_tables(storage: Storage) -> list[str]:
-    """Return the paths of what was probed for a cache that has no plan yet."""
+    """Return the paths of the probe results of a cache without a plan."""
     return [f"{FOLDER}/{name}" for name in sorted(storage.list(FOLDER)) if _NAME.fullmatch(name)]
 
 
 def is_saved_probe(path: str) -> bool:
-    """Tell whether this is the path of a table of what was probed."""
+    """Tell whether this is the path of a table of probe results."""
     folder, _, name = path.rpartition("/")
     return folder == FOLDER and _NAME.fullmatch(name) is not None
 

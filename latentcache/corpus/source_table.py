@@ -1,6 +1,6 @@
-"""Step 1 of the way of the data, from a table: its columns by role become the table of sources.
+"""Step 1 of the data flow, from a table: its columns by role become the table of sources.
 
-Columns stay in Arrow, so that millions of rows do not become Python objects.
+Columns stay in Arrow, so millions of rows do not become Python objects.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_source_table(
         ),
     )
     if not data.num_rows:
-        raise CorpusError(f"{where} has no rows. Give a table with one row a video or image.")
+        raise CorpusError(f"{where} has no rows. Give a table with one row per video or image.")
     rows = _Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names})
     path, kind = rows.paths()
     folder = folder_of(config.source)
@@ -106,7 +106,7 @@ class _Rows:
         return "video" if "video" in self.roles else "image"
 
     def text(self, role: str, required: bool = False) -> pa.ChunkedArray:
-        """Return the role's column as strings, null where it is empty or the role is not mapped."""
+        """Return the role's column as strings; null if it is empty or the role is not mapped."""
         if role not in self.roles:
             return pa.chunked_array([pa.nulls(self.data.num_rows, pa.string())])
         given = self.data[self.roles[role]]
@@ -122,7 +122,7 @@ class _Rows:
         return column
 
     def paths(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-        """Return paths and kinds: of two columns the filled one tells the kind, else the suffix."""
+        """Return paths and kinds: with two columns the filled one gives the kind, else the suffix does."""
         role = self.path_role
         path = self.text(role)
         if "image" in self.roles and self.roles["image"] != self.roles[role]:
@@ -171,7 +171,7 @@ class _Rows:
         return column
 
     def urls(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-        """Return where the paths are; relative ones start at `folder`, the table's own."""
+        """Return the URLs of the paths; relative ones start at `folder`, the table's own."""
         self.refuse(
             pc.match_substring_regex(path, CREDENTIALS),
             self.path_role,
@@ -190,7 +190,7 @@ class _Rows:
             url = pc.if_else(absolute, path, url)
         if not is_url(folder):
             return url
-        # A local file system resolves `..` by itself; an object store takes it for a name.
+        # Only a local file system resolves `..` by itself; an object store takes it for a name.
         dotted = pc.and_not(pc.match_substring_regex(path, _DOTS), absolute)
         if not pc.any(dotted).as_py():
             return url
@@ -198,7 +198,7 @@ class _Rows:
         return _replace(url, dotted, resolved)
 
     def number(self, role: str) -> pa.ChunkedArray:
-        """Return the role's column as SOURCE_SCHEMA has it, null where it must be probed."""
+        """Return the role's column as SOURCE_SCHEMA has it; null if it must be probed."""
         kind = SOURCE_SCHEMA.field(role).type
         if role not in self.roles:
             return pa.chunked_array([pa.nulls(self.data.num_rows, kind)])
@@ -231,7 +231,7 @@ class _Rows:
         return floats
 
     def refuse(self, bad: pa.ChunkedArray, role: str, why: str) -> None:
-        """Raise CorpusError for the first row where `bad` is true."""
+        """Raise CorpusError for the first row at which `bad` is true."""
         row = pc.index(bad, True).as_py()
         if row >= 0:
             raise self.error(role, row, why)
@@ -253,7 +253,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:
-    """Return `values` in another type, or None where one of them cannot be."""
+    """Return `values` in another type, or None if one of them cannot be cast."""
     try:
         return values.cast(kind)
     except pa.ArrowException:
@@ -261,7 +261,7 @@ def _cast(values: Any, kind: pa.DataType) -> Any:
 
 
 def _null_where(mask: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column with nulls where `mask` is true: the column itself, no copy, if nowhere."""
+    """Return a column with nulls at the rows at which `mask` is true; the column itself if nowhere."""
     if not pc.any(mask).as_py():
         return column
     return pc.if_else(mask, pa.scalar(None, column.type), column)
@@ -275,7 +275,7 @@ def _replace(column: pa.ChunkedArray, mask: pa.ChunkedArray, values: list[str]) 
 
 
 def resolve(folder: str, path: str) -> str:
-    """Return the URL of a path relative to a folder's, `.` and `..` resolved within the bucket."""
+    """Return the URL of a path relative to a folder's, with `.` and `..` resolved within the bucket."""
     scheme, _, rest = folder.partition("://")
     bucket, _, inner = rest.partition("/")
     return f"{scheme}://{bucket}{posixpath.normpath('/' + posixpath.join(inner, path))}"

@@ -1,4 +1,4 @@
-"""Step 1 of the way of the data: a directory, glob, table or file to the table of sources."""
+"""Step 1 of the data flow: from a directory, glob, table or file to the table of sources."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from latentcache.storage.source_files import (
 )
 from latentcache.storage.urls import folder_of, has_magic, is_url, join, redact, without_query
 
-#: Names that `keep` cannot carry: columns that the cache's tables or the batches have already.
+#: Names that `keep` cannot carry: columns that the cache's tables or the batches already have.
 RESERVED = frozenset(
     {"latents"}.union(*(s.names for s in (SOURCE_SCHEMA, PROBE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA)))
 )
-#: How `Corpus.ignored` counts files whose name, or whose folder's name, starts with a dot.
+#: How `Corpus.ignored` counts files if their name, or the name of one of their folders, starts with a dot.
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
 _CAPTIONS_AT_ONCE = 1024
@@ -50,7 +50,7 @@ class Corpus:
 
 
 def read_corpus(config: CorpusConfig) -> Corpus:
-    """Read the corpus: sources that are files come sorted by path, those of a table in its order.
+    """Read the corpus: sources that are files are sorted by path, those of a table keep its order.
 
     Raises CorpusError, saying what to change, where there is nothing usable, and StorageError.
     """
@@ -106,7 +106,7 @@ def _check_keep(config: CorpusConfig) -> None:
     for i, name in enumerate(config.keep):
         if name in RESERVED:
             raise ConfigError(
-                f"corpus.keep: {name!r} is the name of a column that the cache has already, with "
+                f"corpus.keep: {name!r} is a column that the cache already has, with "
                 "its own meaning. Rename the column in your table, or remove it from corpus.keep."
             )
         if name in config.keep[:i]:
@@ -209,8 +209,8 @@ def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[byte
     except FileNotFoundError:
         gone = next((url for url in urls if not is_file(url, options)), urls[0])
         raise CorpusError(
-            f"the caption file {redact(gone)} cannot be read: it was removed meanwhile, or is a link to "
-            "what is not there. Restore it, or remove it."
+            f"the caption file {redact(gone)} cannot be read: it was removed during planning, or is a "
+            "broken link. Restore it, or remove it."
         ) from None
 
 

@@ -1,7 +1,7 @@
 """Readers of .csv, .jsonl and .parquet files: the wanted columns, as Arrow.
 
-Columns with a role come as strings from CSV and JSON lines (`corpus_tables` parses numbers, naming
-the row); columns of `keep` in the type that Arrow infers.
+Columns with a role come as strings from CSV and JSON lines (`source_table` parses numbers and names
+the row). Columns of `keep` come in the type that Arrow infers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from latentcache.errors import CorpusError, StorageError, did_you_mean
 
-#: Rows of JSON lines that are Python objects at one time.
+#: Rows of JSON lines that are held as Python objects at a time.
 JSON_ROWS = 1 << 16
-#: A value longer than a block cannot be parsed; Arrow's own 1 MiB is short for some captions.
+#: The size of a block. No value can be longer than one, and Arrow's own 1 MiB is short for some captions.
 CSV_BLOCK_BYTES = 16 << 20
 
 
@@ -54,7 +54,7 @@ class Wanted:
 
 
 def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
-    """Read columns of a CSV file with a header: RFC 4180 quotes, UTF-8 with or without its mark."""
+    """Read columns of a CSV file with a header: RFC 4180 quotes, UTF-8 with or without a BOM."""
     columns = wanted.choose(_csv_header(file, wanted.where))
     _check_quotes(file, wanted.where)
     try:
@@ -64,7 +64,7 @@ def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
             return _parse_csv(file, columns, wanted, use_threads=False)
     except pa.ArrowInvalid as error:
         raise CorpusError(
-            f"{wanted.where} is not a CSV file in UTF-8 that can be read: {error}. Correct that "
+            f"{wanted.where} is not a readable CSV file in UTF-8: {error}. Correct that "
             "row; values with commas, quotes or line breaks belong in double quotes."
         ) from None
 
@@ -85,7 +85,7 @@ def _csv_header(file: IO[bytes], where: str) -> list[str]:
 
 
 def _check_quotes(file: IO[bytes], where: str) -> None:
-    """Raise CorpusError where a quote is never closed: the rows after it would be part of one value."""
+    """Raise CorpusError if a quote is never closed: the rows after it would be part of one value."""
     file.seek(0)
     num_quotes = sum(block.count(b'"') for block in iter(lambda: file.read(1 << 20), b""))
     if num_quotes % 2 == 0:
@@ -101,7 +101,7 @@ def _check_quotes(file: IO[bytes], where: str) -> None:
     except csv.Error as error:
         if "unexpected end of data" in str(error):
             raise CorpusError(
-                f"{where}: a quote that is opened in the row of line {line + 1} is never closed, so that "
+                f"{where}: a quote that is opened in the row of line {line + 1} is never closed, so "
                 "all rows from there on would be one value. Close it, or double it."
             ) from None
     finally:
@@ -123,7 +123,7 @@ def _parse_csv(file: IO[bytes], columns: list[str], wanted: Wanted, use_threads:
 
 
 def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
-    """Read columns of a Parquet file, in the types that they have there."""
+    """Read columns of a Parquet file, in the file's own types."""
     try:
         parquet = pq.ParquetFile(file)
         columns = wanted.choose(parquet.schema_arrow.names)
@@ -132,12 +132,12 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
         raise
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
-            f"{wanted.where} is not a Parquet file that can be read: {str(error).splitlines()[0]}"
+            f"{wanted.where} is not a readable Parquet file: {str(error).splitlines()[0]}"
         ) from None
 
 
 def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
-    """Read columns of JSON lines; a column that a line does not have is null there."""
+    """Read columns of JSON lines; a column that a line lacks is null there."""
     names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
     have: dict[str, None] = {}
     batches: list[pa.Table] = []
@@ -168,10 +168,12 @@ def _json_row(line: bytes, where: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CorpusError(f"{where} is not JSON: {error}. Every line is one object.") from None
+        raise CorpusError(
+            f"{where} is not JSON: {error}. Write one JSON object per line."
+        ) from None
     if not isinstance(row, dict):
         raise CorpusError(
-            f"{where} is a {type(row).__name__}, not an object. Write one object a line, such as "
+            f"{where} is a {type(row).__name__}, not an object. Write one object per line, such as "
             '{"video": "a.mp4", "caption": "a dog runs"}.'
         )
     return row
@@ -204,7 +206,7 @@ def _json_text(value: Any) -> str | None:
 def _fail_json(
     rows: Sequence[tuple[int, Mapping[str, Any]]], name: str, wanted: Wanted
 ) -> NoReturn:
-    """Raise CorpusError for the first line whose value does not go with the ones before it."""
+    """Raise CorpusError for the first line whose value does not match the type of those before it."""
     kind: pa.DataType = pa.null()
     for number, row in rows:
         value = row.get(name)
@@ -222,7 +224,7 @@ def _fail_json(
                 .type
             )
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            expected = "text" if name in wanted.text else f"what the lines before hold ({kind})"
+            expected = "text" if name in wanted.text else f"the type of the lines before ({kind})"
             raise CorpusError(
                 f"{wanted.where}: line {number}: column {name!r} is {ascii(value)[:200]}, not "
                 f"{expected}. "

@@ -1,8 +1,8 @@
-"""Encoders: pixels to latents. One module a kind, imported when a configuration names it.
+"""Encoders: pixels to latents. One module per kind, imported when a configuration names it.
 
-A module outside this package that exposes the same names (see `interfaces.EncoderModule`) is named
-by its path, `kind: my_package.my_encoder`; `kind: my_package.my_encoder:name` names an object in it
-that exposes them, or a function that takes the place of `build`. See docs/encoder-plugins.md.
+A module outside this package that exposes the same names (see `protocol.EncoderModule`) is named
+by its path, `kind: my_package.my_encoder`. `kind: my_package.my_encoder:name` names an object in it
+that exposes them, or a function that replaces `build`. See docs/encoder-plugins.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from latentcache.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """Where a kind is implemented, and the package beyond latentcache's own that it runs on."""
+    """Where a kind is implemented, and which package it needs beyond latentcache's own."""
 
     module: str
     package: str | None = None
@@ -60,7 +60,7 @@ _EXPOSED = ("Config", "describe", "identity", "build")
 def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
     """Return the module and the validated configuration of the config's `encoder` section.
 
-    A key `tiling`, which any encoder takes, puts the module over tiles: see `encoders.tiled`.
+    A key `tiling`, which any encoder takes, runs the module over tiles: see `encoders.tiled`.
     Loads no model. Raises ConfigError for an unknown kind, a missing package or a wrong key.
     """
     raw = dict(raw)
@@ -115,7 +115,7 @@ def _import(path: str) -> Any:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # found, but it lacks a package of its own: that message is the better one
+            raise  # the module was found but lacks a package of its own: that message says more
     except (ImportError, ValueError, TypeError) as error:
         if isinstance(error, ImportError) and error.name is not None:
             raise
@@ -124,7 +124,7 @@ def _import(path: str) -> Any:
             "statement, such as my_package.my_encoder."
         ) from None
     raise ConfigError(
-        f"encoder.kind: there is no module {path!r} to import. Install the package that holds "
+        f"encoder.kind: there is no module {path!r} to import. Install the package that contains "
         f"it, or use one of: {', '.join(KINDS)}."
     )
 

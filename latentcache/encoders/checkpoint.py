@@ -1,4 +1,4 @@
-"""Checkpoints that are one file: read without running code, checked tensor by tensor, hashed."""
+"""One-file checkpoints: read without running code, checked tensor by tensor, hashed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A file of tensors by name: PyTorch's (.pth, .pt) or safetensors. `key`: names it in messages."""
+    """A file of tensors by name: PyTorch's (.pth, .pt) or safetensors. `key` names it in messages."""
 
     key: str
     path: Path
@@ -63,7 +63,7 @@ class Checkpoint:
         return file_sha256(self.path)
 
     def shapes(self) -> Shapes:
-        """Return the tensors' shapes by name, without reading their values where it can be helped."""
+        """Return the tensors' shapes by name, without reading their values if that is possible."""
         return {name: tuple(tensor.shape) for name, tensor in self._read(mmap=True).items()}
 
     def load_into(
@@ -71,7 +71,7 @@ class Checkpoint:
     ) -> nn.Module:
         """Return `model`, made on the meta device, with this file's tensors: frozen, in eval mode.
 
-        Raises EncoderError where they are not the model's, one for one.
+        Raises EncoderError if they do not match the model's tensors one for one.
         """
         tensors = self._read(mmap=False)
         self.check_shapes({key: tuple(t.shape) for key, t in tensors.items()}, model, name)
@@ -97,8 +97,8 @@ class Checkpoint:
         if told:
             raise EncoderError(
                 f"{self.key}: {self.path} is no checkpoint of {name}: of its tensors it "
-                f"{'; it '.join(told)}. Loaded anyway, the rest would stay random and the latents be "
-                "nonsense. Give the file as it was published, and the variant that it is of."
+                f"{'; it '.join(told)}. If it were loaded anyway, the rest would stay random and the "
+                "latents would be nonsense. Give the file as it was published, and its variant."
             )
 
     @contextlib.contextmanager
@@ -119,9 +119,9 @@ class Checkpoint:
             ) from error
 
     def check_unchanged(self, spec: LatentSpec) -> None:
-        """Raise EncoderError where the file is not the one that the cache is made with.
+        """Raise EncoderError if the file is not the one that the cache is made with.
 
-        A worker may see another file at the same path than the planner did.
+        A worker may see another file at this path than the planner did.
         """
         found = self.sha256()
         if found != spec.weights_sha256:
@@ -154,7 +154,7 @@ class Checkpoint:
             from safetensors.torch import load_file
         except ImportError:
             raise ConfigError(
-                f"{self.key}: {self.path} is a safetensors file, and the package is not installed. "
+                f"{self.key}: {self.path} is a safetensors file, but the package is not installed. "
                 "Run: pip install safetensors"
             ) from None
         try:
@@ -163,7 +163,7 @@ class Checkpoint:
             raise self._unreadable(error) from None
 
     def _tensors(self, loaded: Any) -> dict[str, torch.Tensor]:
-        """Return what was loaded, if it is floating-point tensors by name and nothing else."""
+        """Return what was loaded if it is floating-point tensors by name and nothing else."""
         if not isinstance(loaded, Mapping):
             raise ConfigError(
                 f"{self.key}: {self.path} holds a {type(loaded).__name__}, not tensors by name. "
@@ -182,7 +182,7 @@ class Checkpoint:
             raise ConfigError(
                 f"{self.key}: {self.path} holds {_few('', others) or 'nothing'} beside "
                 "floating-point tensors by name. Training checkpoints keep the weights under one "
-                "of their keys: save that part alone, with torch.save."
+                "of their keys: save only that part, with torch.save."
             )
         return dict(loaded)
 
@@ -203,8 +203,8 @@ class Checkpoint:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         code = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
         advice = (
-            "It holds more than tensors, such as a whole model or code, which is not loaded, since "
-            "unpickling it can run any code. Save its state_dict() alone."
+            "It holds more than tensors, such as a whole model or code. It is not loaded, because "
+            "unpickling can run any code. Save only its state_dict()."
             if code
             else "The file is damaged or cut short: download it again."
         )
@@ -226,7 +226,7 @@ def _cached_sha256(path: Path, size: int, mtime_ns: int) -> str:  # noqa: ARG001
 
 
 def locate(path: str, key: str) -> Checkpoint:
-    """Return the checkpoint at a local path. Raises ConfigError where there is no file."""
+    """Return the checkpoint at a local path. Raises ConfigError if there is no file."""
     found = Path(path).expanduser()
     if not found.is_file():
         raise ConfigError(
@@ -241,7 +241,7 @@ def locate(path: str, key: str) -> Checkpoint:
 
 
 def _few(verb: str, names: Iterable[str]) -> str:
-    """Return `verb a, b and 3 more`, or nothing where there are no names."""
+    """Return `verb a, b and 3 more`, or an empty string if there are no names."""
     ordered = sorted(names)
     if not ordered:
         return ""

@@ -11,7 +11,7 @@ from latentcache.errors import EncoderError
 def check_pixels(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, int, int]:
     """Return the latent's (t, h, w) for a batch of pixels.
 
-    Raises EncoderError where it is not uint8 [B, T, H, W, 3], and GeometryError where the encoder
+    Raises EncoderError if the batch is not uint8 [B, T, H, W, 3], and GeometryError if the encoder
     cannot take its T, H or W.
     """
     shape = tuple(pixels_BTHWC.shape)
@@ -25,7 +25,7 @@ def check_pixels(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, int
 
 
 def check_latents(spec: LatentSpec, latents_BCthw: torch.Tensor) -> None:
-    """Raise EncoderError where the batch is not latents [B, C, t, h, w] of this encoder."""
+    """Raise EncoderError if the batch is not latents [B, C, t, h, w] of this encoder."""
     shape = tuple(latents_BCthw.shape)
     if len(shape) == 5 and shape[1] == spec.channels:
         return
@@ -37,7 +37,7 @@ def check_latents(spec: LatentSpec, latents_BCthw: torch.Tensor) -> None:
 
 
 def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
-    """Return a batch of ids as int64. Raises EncoderError where they are not ids of this encoder."""
+    """Return a batch of ids as int64. Raises EncoderError if they are not ids of this encoder."""
     what = spec.ids
     assert what is not None
     axes = "[B, n] of all scales" if what.scales else "[B, t, h, w]"
@@ -50,18 +50,18 @@ def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
     low, high = torch.aminmax(ids.long())
     if low < 0 or high >= what.codebook_size:
         raise EncoderError(
-            f"{spec.model_class} has the codes 0 to {what.codebook_size - 1}, and ids go from "
-            f"{int(low)} to {int(high)}. Take special ids out before decoding; ids that an encoder "
-            "gave are from another model than the spec's."
+            f"{spec.model_class} has the codes 0 to {what.codebook_size - 1}, but these ids go from "
+            f"{int(low)} to {int(high)}. Take special ids out before decoding; if an encoder "
+            "gave these ids, it has another model than the spec's."
         )
     return ids.long()
 
 
 def check_encoded(spec: LatentSpec, encoded: torch.Tensor, expected: tuple[int, ...]) -> None:
-    """Raise EncoderError where an encoder did not return what its spec says."""
+    """Raise EncoderError if an encoder did not return what its spec says."""
     if tuple(encoded.shape) != expected:
         raise EncoderError(
-            f"{spec.model_class} returned {list(encoded.shape)} where its spec says "
+            f"{spec.model_class} returned {list(encoded.shape)}, but its spec says "
             f"{list(expected)}: stored, they would be read as something else. The model's config "
             "and its weights disagree, or this version of its package behaves differently."
         )

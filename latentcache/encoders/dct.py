@@ -1,6 +1,6 @@
 """An orthonormal 3-D DCT autoencoder: no weights, the geometry of Wan 2.1, fast on a CPU.
 
-For demos, tests and measuring the pipeline around an encoder that is almost free. It is no learned
+For demos, for tests and for measuring the pipeline with an encoder that is almost free. It is no learned
 autoencoder: 16 of the 768 coefficients of each block are kept, so decoding gives a blurred video,
 and a diffusion model trained on these latents learns blurred videos.
 """
@@ -19,19 +19,19 @@ from latentcache.encoders.checks import check_latents, check_pixels
 
 #: Pixels of a block along T, H, W; three colours each.
 STRIDE = (4, 8, 8)
-#: The kept coefficients as frequencies (colour, t, y, x): of luma the lowest 2x2x2 and one more
-#: along each of y and x; of each chroma the mean and one along each of y and x.
+#: The kept coefficients as frequencies (colour, t, y, x). Luma keeps the lowest 2x2x2 and one more
+#: along each of y and x; each chroma keeps the mean and one along each of y and x.
 KEPT = (
     *((0, t, y, x) for t in (0, 1) for y in (0, 1) for x in (0, 1)),
     *((0, 0, 2, 0), (0, 0, 0, 2)),
     *((colour, 0, y, x) for colour in (1, 2) for y, x in ((0, 0), (1, 0), (0, 1))),
 )
 CHANNELS = len(KEPT)
-#: The log-variance that diffusers' distributions clamp to: a posterior without spread.
+#: The log-variance to which diffusers' distributions clamp: a posterior without spread.
 LOGVAR = -30.0
-#: Pixels are converted in pieces of this many values: 3 MiB as float32. Measured at 480x720 on one
-#: thread: within 10 % of the best from 1.7 to 3.3 MiB; a whole group of frames at once, 17 MiB, is
-#: half as fast.
+#: How many values are converted at a time: 3 MiB as float32. Measured at 480x720 on one thread:
+#: 1.7 to 3.3 MiB are all within 10 % of the best; a whole group of frames at once, 17 MiB, is half
+#: as fast.
 _PIECE = 3 << 18
 
 
@@ -88,7 +88,7 @@ def kept_basis() -> torch.Tensor:
 
 
 class DCTEncoder:
-    """See the module. The first frame stands alone, as a block of four copies of itself."""
+    """See the module. The first frame is a block by itself: four copies of it."""
 
     def __init__(self, spec: LatentSpec, device: torch.device) -> None:
         self.spec = spec
@@ -99,12 +99,12 @@ class DCTEncoder:
         pairs_cx = sorted({(c, x) for c, _, _, x in KEPT})
         vertical = torch.stack([torch.outer(times[t], rows[y]) for t, y in pairs_ty])
         across = torch.stack([torch.outer(columns[x], dct_matrix(3)[c]) for c, x in pairs_cx])
-        # By the number of frames: [pairs_ty, frames x rows]. A frame alone gets the sum of four.
+        # Keyed by the number of frames: [pairs_ty, frames x rows]. A single frame gets the sum of four.
         self._vertical = {
             4: vertical.flatten(1).float().to(device),
             1: vertical.sum(1).float().to(device),
         }
-        # uint8 to [-1, 1] is 2 / 255 here, and -1 in the first coefficient: others sum to zero.
+        # Scaling uint8 to [-1, 1] is 2 / 255 here, and -1 in the first coefficient: others sum to zero.
         self._across = (across.flatten(1).T * (2 / 255)).float().contiguous().to(device)
         self._offset = math.sqrt(math.prod(STRIDE) * 3)
         index = [

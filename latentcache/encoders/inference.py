@@ -1,4 +1,4 @@
-"""How encoders with networks of our own run: the same bits each time, and pixels in and out."""
+"""How encoders with our own networks run: the same bits each time, and pixels in and out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def exact_kernels(device: torch.device) -> Iterator[None]:
 
 
 def to_values(pixels_BTHWC: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Return contiguous [B, T, 3, H, W] on the device of `levels`: what the model is fed for each level.
+    """Return contiguous [B, T, 3, H, W] on the device of `levels`: the model's input for each level.
 
-    levels: [256], in the model's dtype, made on the CPU: a table is the same on every device, where
+    levels: [256], in the model's dtype, made on the CPU. A table is the same on every device, whereas
     CUDA divides by a number by multiplying with its reciprocal.
     """
     pixels_BTCHW = pixels_BTHWC.to(levels.device).permute(0, 1, 4, 2, 3).contiguous()
@@ -33,6 +33,6 @@ def to_values(pixels_BTHWC: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def to_pixels(values_BTCHW: torch.Tensor) -> torch.Tensor:
-    """Return uint8 pixels [B, T, H, W, 3] on the CPU of values in [0, 1]: clamped, then rounded."""
+    """Return values in [0, 1], clamped and then rounded, as uint8 pixels [B, T, H, W, 3] on the CPU."""
     levels = values_BTCHW.float().clamp(0, 1).mul_(255).round_()
     return levels.to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().cpu()

@@ -1,7 +1,7 @@
-"""What happens where a GPU has no memory left for an encoder: nothing is changed in silence.
+"""What happens if a GPU has too little memory for an encoder: nothing changes silently.
 
-`encode` is what the pipeline calls. A clip or tile that does not fit fails its shard, and the message
-names a size that does.
+The pipeline calls `encode`. A clip or tile that does not fit fails its shard, and the message names
+a size that fits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from latentcache.errors import EncoderError
 
 
 def encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-    """Encode a batch. Raises EncoderError with the size of a tile that fits, where this does not."""
+    """Encode a batch. If it does not fit, raises EncoderError with the size of a tile that does."""
     encoded = try_encode(encoder, pixels_BTHWC)
     if encoded is None:
         raise EncoderError(_no_room(encoder, pixels_BTHWC))
@@ -24,15 +24,15 @@ def encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
 
 
 def try_encode(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> torch.Tensor | None:
-    """Encode a batch; None where the GPU has no memory for it, and all that can be is free again."""
+    """Encode a batch; None if the GPU has no memory for it, after freeing all that can be freed."""
     with contextlib.suppress(torch.OutOfMemoryError):
         return encoder.encode(pixels_BTHWC)
-    torch.cuda.empty_cache()  # out here: the exception held what it had been given
+    torch.cuda.empty_cache()  # after the except block: the exception kept its arguments alive
     return None
 
 
 def size_that_fits(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> tuple[int, int] | None:
-    """Halve height and width until the upper left corner of one clip fits; None where none does."""
+    """Halve height and width until the upper left corner of one clip fits; None if none does."""
     _, sh, sw = encoder.spec.stride
     height, width = pixels_BTHWC.shape[2:4]
     while (height, width) != (sh, sw):
@@ -43,13 +43,13 @@ def size_that_fits(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> tuple[int, i
 
 
 def why_untileable(spec: LatentSpec) -> str | None:
-    """Return why an encoder's latents cannot be stitched from tiles; None where they can."""
+    """Return why an encoder's latents cannot be stitched from tiles; None if they can."""
     name = spec.model_class
     if spec.ids is not None:
-        return f"{name} gives ids, and between two codes there is no code to blend to"
+        return f"{name} gives ids, and there is no code between two codes to blend to"
     if spec.fixed_size is not None:
         height, width = spec.fixed_size
-        return f"{name} takes {height}x{width} pixels alone"
+        return f"{name} takes only {height}x{width} pixels"
     if spec.size_rules is not None:
         return f"{name} has tiles of its own, which its trainers see"
     return None
@@ -71,8 +71,8 @@ def _no_room(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> str:
     fits = size_that_fits(encoder, pixels_BTHWC)
     if fits is None:
         return (
-            f"{head}, nor for any part of them. Make clips shorter, use a larger GPU, or end what else "
-            "runs on this one."
+            f"{head}, nor for any part of them. Make clips shorter, use a larger GPU, or stop the other "
+            "programs on this one."
         )
     return (
         f"{head}; encoder.tiling.tile: [{fits[0]}, {fits[1]}] fits. Tiles change the latents, so they are "

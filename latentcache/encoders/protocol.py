@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """A built encoder on its device. Not thread-safe: callers take turns.
 
-    Deterministic: the same pixels give the same bits on the same device. Stateless between calls:
-    an exception in one call must not change the next one's result.
+    Deterministic: the same pixels give the same bits on the same device. Stateless: an exception in one
+    call must not change the result of the next.
     """
 
     spec: LatentSpec
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels [B, T, H, W, 3] (on the CPU, perhaps pinned).
+        """Encode uint8 pixels [B, T, H, W, 3] (on the CPU, possibly pinned).
 
-        Returns on the encoder's device, un-normalised, in its compute dtype: [B, 2C, t, h, w] mean and
-        log-variance (clamped as the model's own distribution does) where it has a posterior and
-        [B, C, t, h, w] where it has none; ids [B, t, h, w] for discrete encoders.
+        Returns un-normalised output on the encoder's device, in its compute dtype. With a posterior:
+        [B, 2C, t, h, w] mean and log-variance (clamped as the model's own distribution clamps it).
+        Without one: [B, C, t, h, w]. Discrete encoders: ids [B, t, h, w].
         """
         ...
 
@@ -44,9 +44,9 @@ class EncoderModule(Protocol):
     def describe(self, config: Any, *, dtype: str) -> LatentSpec:
         """Return the spec without loading weights into memory.
 
-        dtype: of stored latents; discrete tokenizers take that of their IdSpec instead.
+        dtype: of stored latents; discrete tokenizers use the dtype of their IdSpec instead.
 
-        Raises ConfigError or EncoderError with what to do.
+        Raises ConfigError or EncoderError whose message says what to do.
         """
         ...
 

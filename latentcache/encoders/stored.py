@@ -1,6 +1,6 @@
 """From a cached latent back to pixels, with the encoder that the cache was made with.
 
-`Cache.decode` imports this when it is called: the read half does without encoders otherwise.
+`Cache.decode` imports this when it is called: the rest of the read half works without encoders.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from latentcache.encoders.protocol import Encoder
 from latentcache.errors import ClipError, EncoderError, RecipeMismatchError
 from latentcache.format.manifest import Manifest, recipe_difference
 
-#: What decides latents, and not which model they are of: it may differ where they are decoded.
+#: Spec fields that decide latents but not which model they are of: they may differ for decoding.
 _ENCODING_ONLY = ("dtype", "packages", "tiling")
 
 
 class Decoder:
-    """The encoder of a cache, built to decode. Not for several threads at once.
+    """The encoder of a cache, built to decode. Not safe to use from several threads at once.
 
-    Raises ConfigError, RecipeMismatchError or EncoderError where it cannot be built.
+    Raises ConfigError, RecipeMismatchError or EncoderError if it cannot be built.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Decoder:
         self._encoder = _build(manifest, changes or {}, resolve_device(device))
 
     def is_for(self, changes: Mapping[str, Any] | None, device: str | torch.device | None) -> bool:
-        """Tell whether it was built for the same changes and device."""
+        """Tell whether the encoder was built for the same changes and device."""
         return self._key == _key(changes, device)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Decoder:
 
 
 def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> torch.Tensor:
-    """Decode one sample, as it is stored, to uint8 [T, H, W, 3] on the CPU; of moments the mean."""
+    """Decode one sample, as it is stored, to uint8 [T, H, W, 3] on the CPU; moments decode to the mean."""
     if stored == "moments":
         latents = posterior.split(latents)[0]
     return encoder.decode(latents[None])[0]
@@ -57,14 +57,14 @@ def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> to
 
 def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
     raw = {**manifest.config.get("encoder", {}), **changes}
-    raw.pop("tiling", None)  # of encoding alone
+    raw.pop("tiling", None)  # only for encoding
     module, config = encoders.resolve(raw)
     _check_same(manifest.recipe["encoder"], module.identity(config))
     spec: LatentSpec = module.describe(config, dtype=manifest.spec.dtype)
     encoder = module.build(config, spec=spec, device=device)
     if not callable(getattr(encoder, "decode", None)):
         raise EncoderError(
-            f"{spec.model_class} has no `decode`, so what was cached with it cannot be looked at. Add "
+            f"{spec.model_class} has no `decode`, so latents made with it cannot be looked at. Add "
             "it to the encoder: see latentcache.encoders.protocol.Encoder."
         )
     return encoder
@@ -78,8 +78,8 @@ def _check_same(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     lines = recipe_difference({"encoder": old}, {"encoder": new})
     if lines:
         raise RecipeMismatchError(
-            "the cache cannot be decoded with this model: it is not the one that encoded it, and the "
-            "pixels would be wrong. Give the cache's own with `encoder`. The difference:\n"
+            "the cache cannot be decoded with this model: another one encoded it, and the "
+            "pixels would be wrong. Give the cache's own model with `encoder`. The difference:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
 
@@ -93,7 +93,7 @@ def _key(
 def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
     """Turn one encoded clip [1, ...] into the array that is stored.
 
-    Raises ClipError("non_finite") where a value is not finite in the stored dtype.
+    Raises ClipError("non_finite") if a value is not finite in the stored dtype.
     """
     stored = posterior.reduce(encoded, spec.stored, [key], channels=spec.channels)[0]
     stored = stored.to(torch_dtype(spec.dtype)).cpu()

@@ -1,6 +1,6 @@
-"""Any encoder, over overlapping tiles: the encoder's own on each, stitched in latent space.
+"""Any encoder, over overlapping tiles: it encodes each tile, and the latents are stitched together.
 
-`encoders.resolve` puts this around the encoder where the configuration has a section `encoder.tiling`.
+`encoders.resolve` wraps the encoder in this if the configuration has a section `encoder.tiling`.
 See docs/tiling.md for what it changes.
 """
 
@@ -25,17 +25,17 @@ from latentcache.errors import ConfigError, GeometryError
 
 log = logging.getLogger(__name__)
 
-#: Changes of how tiles are cut and blended are counted here, and are part of the recipe.
+#: The revision of how tiles are cut and blended; it counts changes and is part of the recipe.
 REVISION = 1
 NotNegative = Annotated[int, Field(ge=0)]
 
 
 class Tiling(Section):
-    """The section `encoder.tiling`, of any encoder."""
+    """The section `encoder.tiling`, which any encoder can have."""
 
     tile: tuple[Positive, Positive] = Field(description="[height, width] of a tile, in pixels.")
     overlap: tuple[NotNegative, NotNegative] = Field(
-        description="[height, width] that neighbours share, in pixels; blended from one to the other."
+        description="[height, width] in pixels that neighbours share; blended from one to the other."
     )
     frames: Positive | None = Field(
         default=None,
@@ -51,18 +51,18 @@ class Tiling(Section):
     )
     batch: Positive = Field(
         default=1,
-        description="Tiles of a clip that are encoded at once, at most: halved where a GPU has no memory "
-        "for them. Most encoders round otherwise in another batch, in the last bits.",
+        description="At most this many tiles of a clip are encoded at once; halved if a GPU has no memory "
+        "for them. With another batch size most encoders differ in the last bits.",
     )
     measure: NotNegative = Field(
         default=3,
         description="Clips of each bucket that are encoded untiled as well, for the column tiling_error. "
-        "No part of the recipe; 0 where a CPU's memory is too small for them.",
+        "Not part of the recipe; set 0 if a CPU's memory is too small for them.",
     )
 
 
 class TiledModule:
-    """An `interfaces.EncoderModule` around another one; its configuration is the other's."""
+    """A `protocol.EncoderModule` around another one, whose configuration it has."""
 
     def __init__(self, module: EncoderModule, section: Tiling) -> None:
         self.Config: type[BaseModel] = module.Config
@@ -70,7 +70,7 @@ class TiledModule:
         self._tiling = section
 
     def describe(self, config: Any, *, dtype: str) -> LatentSpec:
-        """Return the other's spec as it holds of tiles. Raises ConfigError where they do not fit it."""
+        """Return the other's spec as it applies to tiles. Raises ConfigError if they do not fit it."""
         return tiled_spec(self._module.describe(config, dtype=dtype), self._tiling)
 
     def identity(self, config: Any) -> Mapping[str, Any]:
@@ -79,7 +79,7 @@ class TiledModule:
         return {**self._module.identity(config), "tiling": {"revision": REVISION, **tiles}}
 
     def build(self, config: Any, *, spec: LatentSpec, device: torch.device) -> TiledEncoder:
-        """Build the other one and put it over tiles."""
+        """Build the other encoder and run it over tiles."""
         return TiledEncoder(
             self._module.build(config, spec=spec, device=device), spec, self._tiling
         )
@@ -88,8 +88,8 @@ class TiledModule:
 class TiledEncoder:
     """See the module. A clip that is no larger than a tile is encoded whole.
 
-    Batches hold tiles of one clip, of one shape, in order: the clips around it change nothing. Where the
-    GPU has no memory for a batch, this and all later ones are halved, and a warning is logged.
+    A batch holds tiles of one shape and one clip, in order, so other clips change nothing. If the GPU
+    has no memory for a batch, this and all later batches are halved, and a warning is logged.
     """
 
     def __init__(self, untiled: Encoder, spec: LatentSpec, section: Tiling) -> None:
@@ -99,15 +99,15 @@ class TiledEncoder:
         self._batch = section.batch
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to what the encoder gives, of its shape and dtype.
+        """Encode uint8 pixels to what the wrapped encoder gives, in its shape and dtype.
 
-        Raises EncoderError where the GPU has no memory for one tile.
+        Raises EncoderError if the GPU has no memory for one tile.
         """
         check_pixels(self.spec, pixels_BTHWC)
         return torch.cat([self._encode_clip(clip) for clip in torch.split(pixels_BTHWC, 1)])
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
-        """Decode as the encoder does, untiled."""
+        """Decode as the wrapped encoder does, untiled."""
         return self.untiled.decode(latents_BCthw)
 
     def is_whole(self, frames: int, height: int, width: int) -> bool:
@@ -119,7 +119,7 @@ class TiledEncoder:
         """Return the tiles of a clip of T x H x W pixels."""
         section, (st, sh, sw) = self.tiling, self.spec.stride
         (tile_h, tile_w), (over_h, over_w) = section.tile, section.overlap
-        if height <= tile_h and width <= tile_w:  # cut in time alone
+        if height <= tile_h and width <= tile_w:  # cut only in time
             tile_h, tile_w, over_h, over_w = height, width, 0, 0
         over_time = [Span(0, frames, 0, -(-frames // st))]
         if section.frames is not None and frames > section.frames:
@@ -169,13 +169,13 @@ class TiledEncoder:
 def tiling_error(
     encoder: Encoder, pixels_BTHWC: torch.Tensor, encoded: torch.Tensor, *, shard: int, row: int
 ) -> float | None:
-    """Return by how much a clip's tiled latents differ from the untiled ones, if it is a sampled clip.
+    """Return how far a clip's tiled latents are from the untiled ones, if the clip is in the sample.
 
-    Sampled are the first `tiling.measure` rows of shard 0 of each bucket. The error is the root mean
+    The sample is the first `tiling.measure` rows of shard 0 of each bucket. The error is the root mean
     square of the difference of the means (of the posterior, before they are rounded to the stored dtype),
-    over the untiled latent's standard deviation: the root mean square of its difference from each
-    channel's own mean. 0 where the clip is no larger than a tile; None where the untiled clip does not
-    fit into the GPU's memory, or is the same everywhere.
+    divided by the untiled latent's standard deviation: the root mean square of its difference from each
+    channel's own mean. 0 if the clip is no larger than a tile. None if the untiled clip does not fit
+    into the GPU's memory, or if its latent is the same everywhere.
     """
     if not isinstance(encoder, TiledEncoder) or shard or row >= encoder.tiling.measure:
         return None
@@ -192,7 +192,7 @@ def tiling_error(
 
 
 def tiled_spec(spec: LatentSpec, section: Tiling) -> LatentSpec:
-    """Return an encoder's spec as it holds of tiles. Raises ConfigError where the tiles do not fit it."""
+    """Return an encoder's spec as it applies to tiles. Raises ConfigError if the tiles do not fit it."""
     why_not = out_of_memory.why_untileable(spec)
     if why_not is not None:
         raise ConfigError(f"encoder.tiling: {why_not}. Remove encoder.tiling.")
@@ -215,7 +215,7 @@ def _check_size(spec: LatentSpec, section: Tiling, axis: int) -> None:
             legal = FrameRule(multiple=stride, minimum=stride if key == "tile" else 0)
             raise GeometryError(
                 f"encoder.tiling.{key}: {spec.model_class} reduces {name} by {stride}, and {size} is no "
-                f"multiple of it: latents of neighbours would not lie on each other. "
+                f"multiple of it: the latents of neighbouring tiles would not line up. "
                 f"Use {' or '.join(map(str, legal.nearest(size)))}."
             )
     if overlap >= tile:
@@ -226,12 +226,12 @@ def _check_size(spec: LatentSpec, section: Tiling, axis: int) -> None:
 
 
 def _checked_frames(spec: LatentSpec, frames: int, overlap: int | None, edge: Edge) -> FrameRule:
-    """Return which numbers of frames tiles in time can be put over; raises where these cannot be."""
+    """Return the numbers of frames that tiles in time can cover; raises if there can be no such tiles."""
     rule, stride, name = spec.frame_rule, spec.stride[0], spec.model_class
     if spec.exactness == "prefix_exact":
         raise ConfigError(
-            f"encoder.tiling.frames: {name} is causal (prefix_exact): its latents depend on no later "
-            "frames, and blended tiles of frames would. Remove frames and frame_overlap: tile height and "
+            f"encoder.tiling.frames: {name} is causal (prefix_exact): its latents do not depend on later "
+            "frames, but blended tiles of frames would. Remove frames and frame_overlap. Tile height and "
             "width, or shorten clips."
         )
     if overlap is None:
@@ -251,7 +251,7 @@ def _checked_frames(spec: LatentSpec, frames: int, overlap: int | None, edge: Ed
         )
     if edge == "cut" and ((frames - overlap) % rule.multiple or rule.minimum > 1):
         raise GeometryError(
-            f"encoder.tiling.edge: cut could leave a tile of a number of frames that {name} does not take. "
+            f"encoder.tiling.edge: cut could leave a tile with a number of frames that {name} refuses. "
             "Use shift."
         )
     multiple = math.lcm(rule.multiple, stride)

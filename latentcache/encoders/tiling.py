@@ -1,7 +1,7 @@
-"""Overlapping tiles of a clip, and the stitch of their latents. Pure: numbers and tensors in and out.
+"""Overlapping tiles of a clip, and the stitching of their latents. Pure: numbers and tensors in and out.
 
-Everything is as in diffusers' `tiled_encode`: linear ramps over the overlap, in latent space, a tile with
-the one above it first and then with the one to its left, each of which is blended already.
+Everything is as in diffusers' `tiled_encode`: linear ramps over the overlap, in latent space. A tile is
+blended first with the one above it and then with the one to its left; both are already blended.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Literal
 
 import torch
 
-#: Where a row of tiles ends: `shift` moves the last one back to the border, so that all have one shape;
-#: `cut` leaves of it what is inside, as diffusers does.
+#: How a row of tiles ends: `shift` moves the last one back to the border, so that all have one shape;
+#: `cut` keeps the part of it that is inside, as diffusers does.
 Edge = Literal["shift", "cut"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """A tile along one axis: its pixels [start, stop), and its latents [first, last) of the whole's.
+    """A tile along one axis: its pixels [start, stop), and its latents [first, last) in the whole clip's.
 
-    dropped: latents at the tile's beginning that are left out: those of a first frame that stands alone
-    in the tile, and not in the clip.
+    dropped: how many latents at the tile's beginning are left out. They are those of a first frame that
+    stands by itself in the tile but not in the clip.
     """
 
     start: int
@@ -33,12 +33,12 @@ class Span:
     dropped: int = 0
 
 
-#: The tiles of a clip are all combinations of these: along T, H and W.
+#: Tiles of a clip: all combinations of these, along T, H and W.
 Spans = tuple[Sequence[Span], Sequence[Span], Sequence[Span]]
 
 
 def starts(length: int, tile: int, overlap: int, edge: Edge) -> list[int]:
-    """Return where tiles begin so that they cover `length`; 0 alone where one tile does."""
+    """Return the positions at which tiles begin so that they cover `length`; only 0 if one tile does."""
     step = tile - overlap
     if edge == "cut":
         return list(range(0, length, step))
@@ -57,8 +57,9 @@ def spans(length: int, tile: int, overlap: int, *, stride: int, edge: Edge) -> l
 def frame_spans(length: int, tile: int, overlap: int, *, stride: int, edge: Edge) -> list[Span]:
     """Return the tiles along T, of `length` frames.
 
-    Where a clip's first latent stands for fewer frames than others (1 of 1 + 4k), that of a later tile
-    is no latent of the clip, and is dropped. length, tile and overlap leave the same remainder by stride.
+    If a clip's first latent stands for fewer frames than others (1 of 1 + 4k), the first latent of a
+    later tile is not one of the clip's and is dropped. length, tile and overlap have the same remainder
+    by stride.
     """
     alone = (length - 1) % stride + 1
     found = []
@@ -81,7 +82,7 @@ def cut_out(pixels_BTHWC: torch.Tensor, of: Spans) -> list[torch.Tensor]:
 
 
 def batches(tiles: Sequence[torch.Tensor]) -> list[list[int]]:
-    """Return the numbers of the tiles of one shape, for every shape, in order."""
+    """Return, for every shape, the numbers of the tiles of that shape, in order."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, tile in enumerate(tiles):
         by_shape.setdefault(tuple(tile.shape), []).append(number)
@@ -89,7 +90,7 @@ def batches(tiles: Sequence[torch.Tensor]) -> list[list[int]]:
 
 
 def stitch(tiles: Sequence[torch.Tensor], of: Spans) -> torch.Tensor:
-    """Return the whole's latents [.., t, h, w] of its tiles', in the order T, H, W and in their dtype.
+    """Stitch the tiles' latents, in the order T, H, W, to the whole's [.., t, h, w], in their dtype.
 
     Blended in float32. Equal tiles give their own values back, bit for bit.
     """
@@ -128,7 +129,7 @@ def _blend_all(
 
 
 def _blend(before: torch.Tensor, tile: torch.Tensor, overlap: int, dim: int) -> torch.Tensor:
-    """Return the tile with a ramp from the end of the one before it: 0, 1/n, .. (n-1)/n of its own."""
+    """Return the tile with a ramp from the end of the one before it: its own part is 0, 1/n, .. (n-1)/n."""
     weights = torch.arange(overlap, dtype=torch.float32, device=tile.device) / max(1, overlap)
     weights = weights.view(-1, *[1] * (-1 - dim))
     end = before.narrow(dim, before.shape[dim] - overlap, overlap)

@@ -1,1 +1,1 @@
-"""Looking at a cache: verify, status, preview, report, and what can be removed."""
+"""Looking at a cache: verify, status, preview, report, and which files can be removed."""

@@ -1,4 +1,4 @@
-"""Which clips of a cache to look at: those with given keys, or a sample of every bucket."""
+"""Which clips of a cache to look at: those with given keys, or a sample from every bucket."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from latentcache.format.tables import read_table
 from latentcache.planning.planned import read_plan
 from latentcache.reading.cache import Cache
 
-#: Keys that an error names, and keys of a bucket that are compared with a wrong one letter by letter.
+#: Keys that an error names, and keys of a bucket that are compared letter by letter with a wrong one.
 NAMED, COMPARED = 5, 10_000
 
 
 def sample_places(cache: Cache, index: pa.Table, num: int, seed: int) -> list[ClipId]:
-    """Return up to `num` ok clips: one of every bucket first, then of all clips alike.
+    """Return up to `num` ok clips: one from every bucket first, then evenly from all clips.
 
-    index: the snapshot that `cache` was opened with. A function of its arguments alone.
+    index: the snapshot that `cache` was opened with. The result depends only on the arguments.
     """
     buckets, shards = index["bucket"].to_pylist(), index["shard"].to_pylist()
     num_ok = index["num_ok"].to_numpy().astype(np.int64)
@@ -39,7 +39,7 @@ def sample_places(cache: Cache, index: pa.Table, num: int, seed: int) -> list[Cl
 
 
 def draw_stratified(counts: Sequence[int], num: int, seed: int) -> list[int]:
-    """Draw up to `num` distinct numbers below sum(counts): one of every group, the largest first, then any.
+    """Draw up to `num` distinct numbers below sum(counts): one per group, the largest first, then any.
 
     counts: sizes of the consecutive groups that make up the range.
     """
@@ -52,10 +52,10 @@ def draw_stratified(counts: Sequence[int], num: int, seed: int) -> list[int]:
 
 
 def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
-    """Return where the ok clips with these keys are, in their order.
+    """Return where the ok clips with these keys are, in the order of the keys.
 
-    Raises ConfigError for a key that the cache's plan does not have, naming near ones, and for a clip that
-    has no latent, saying why.
+    Raises ConfigError for a key that the cache's plan does not have, naming similar ones, and for a clip
+    without a latent, saying why.
     """
     wanted = pa.array(keys, pa.string())
     found: dict[str, ClipId] = {}
@@ -78,7 +78,7 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
 
 
 def _near(key: str, keys: pa.ChunkedArray) -> list[str]:
-    """Return keys that contain what was given, or else look like it."""
+    """Return keys that contain the given text, or else look like it."""
     containing = keys.filter(pc.match_substring(keys, key)).slice(0, NAMED).to_pylist()
     return containing or difflib.get_close_matches(key, keys.slice(0, COMPARED).to_pylist(), NAMED)
 
@@ -90,10 +90,10 @@ def _problems(cache: Cache, key: str, place: ClipId | None, near: Sequence[str])
         if not examples:
             plan = read_plan(cache.storage, cache.manifest, cache.manifest.buckets[0].name)
             examples = plan["key"][:NAMED].to_pylist()
-        said = "Near ones" if near else "Some that it has"
+        said = "Similar keys" if near else "Some that it has"
         yield f"the cache has no clip with the key {key!r}. {said}: {', '.join(map(repr, examples))}"
     elif place.shard.number not in cache.shards(place.shard.bucket)[0]:
-        yield f"clip {key!r} is planned, and not encoded yet: resume the cache, and look again"
+        yield f"clip {key!r} is planned but not encoded yet: resume the cache, and look again"
     elif place.row not in {chunk.row for chunk in cache.rows(*place.shard).chunks}:
         table = read_table(cache.storage, sample_path(*place.shard))
         failed = table.filter(pc.equal(table["row"], place.row)).to_pylist()[0]

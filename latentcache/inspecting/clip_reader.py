@@ -1,7 +1,7 @@
-"""Cached clips beside their sources: what a latent decodes to, and the pixels that it was made of.
+"""Cached clips beside their sources: what a latent decodes to, and the pixels that it was made from.
 
 For people who look: the report and the preview. Sources are decoded as the run decoded them, from the
-plan's rows, and models are built as `Cache.decode` builds them.
+plan's rows. Models are built as `Cache.decode` builds them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from latentcache.reading.cache import Cache
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """What a cached clip decodes to, and its source: uint8 [T, H, W, 3]; for T see `quality.compare`.
+    """A decoded clip and its source: uint8 [T, H, W, 3]; for T see `image_quality.compare`.
 
-    source, quality: None where the source was not wanted or cannot be had; `problem` says why it cannot.
+    source, quality: None if the source was not wanted or is not available; `problem` then says why not.
     """
 
     place: ClipId
@@ -38,9 +38,9 @@ class Pair:
 
 
 class PairReader:
-    """Reads pairs. Not for several threads; close it to end its decoding process.
+    """Reads pairs. Not safe to use from several threads; close it to end its decoding process.
 
-    config: the cache's, with what is elsewhere here, such as `encoder.model` or `corpus.storage_options`.
+    config: the cache's, changed for what is elsewhere here, such as `encoder.model`.
     """
 
     def __init__(self, cache: Cache, config: Config, device: torch.device | None = None) -> None:
@@ -58,7 +58,7 @@ class PairReader:
 
     @functools.cached_property
     def decoder(self) -> Decoder:
-        """The model, loaded when first asked for. Raises ConfigError, RecipeMismatchError, EncoderError."""
+        """The model, loaded at first use. Raises ConfigError, RecipeMismatchError, EncoderError."""
         return Decoder(self.cache.manifest, self._config.encoder, self._device)
 
     def clip(self, place: ClipId) -> Clip:
@@ -72,7 +72,7 @@ class PairReader:
         return latents
 
     def pair(self, place: ClipId, *, source: bool = True) -> Pair:
-        """Decode a clip, and its source too if it is wanted. Raises CorruptionError and EncoderError."""
+        """Decode a clip, and its source if it is wanted. Raises CorruptionError and EncoderError."""
         clip = self.clip(place)
         decoded = self._decode(place)
         pixels, problem = self._source(clip) if source else (None, None)
@@ -112,7 +112,7 @@ class PairReader:
         return rows.index(place.row)
 
     def _fps(self, place: ClipId, clip: Clip) -> float:
-        """Return the frames a second of a clip: those it was sampled at, or its source's own on average."""
+        """Return a clip's frames per second: its sampling rate, or its source's own on average."""
         if clip.fps is not None:
             return clip.fps
         rows, position = self.cache.rows(*place.shard), [self._position(place)]

@@ -1,7 +1,7 @@
-"""Clean: what a cache's folder holds that no plan refers to. Decides alone; nothing is touched here.
+"""Clean: what a cache's folder holds that no plan refers to. It only decides; nothing is touched here.
 
-A cache never deletes by itself: a write that was cut off leaves its temporary file, and planning that
-was cut off and done again with another configuration leaves the first one's tables.
+A cache never deletes by itself. A write that was cut off leaves its temporary file. Planning that was
+cut off and repeated with another configuration leaves the first one's tables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from latentcache.format.shards import get_format
 from latentcache.running.log_lines import is_log
 from latentcache.storage.folder import StoredFile
 
-#: A write takes seconds, so a temporary file of this age belongs to none that is going on.
+#: Age from which a temporary file counts as abandoned; a write takes seconds.
 TEMPORARY_AGE_S = 3600.0
-#: As `Storage.write` names them, beside the file that they were to become.
+#: Names of temporary files as `Storage.write` makes them, beside the file that they were to become.
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
 #: Everything that a plan or a commit of either format writes for a bucket.
@@ -33,9 +33,9 @@ _OURS = re.compile(
 class Leftovers:
     """What is in a cache's folder beyond the cache, by path.
 
-    temporary: of interrupted writes and planning. unplanned: of buckets and shards that the plan does
-    not have. Both can go. recent: temporary, and perhaps being written. foreign: not of a cache, and left
-    alone.
+    temporary: of interrupted writes and planning. unplanned: of buckets and shards that are not in the
+    plan. Both can go. recent: temporary, and perhaps being written. foreign: not of a cache, and left
+    untouched.
     """
 
     temporary: list[StoredFile] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Leftovers:
 def find_leftovers(files: Iterable[StoredFile], manifest: Manifest, now_s: float) -> Leftovers:
     """Sort out the files that do not belong to the cache. now_s: since the epoch.
 
-    Shard objects of the plan without a sample table belong to it: they are being committed, or a
+    Shard objects of the plan without a sample table belong to the cache: they are being committed, or a
     resumed run writes them again.
     """
     found, planned = Leftovers(), _Planned(manifest)
@@ -72,12 +72,12 @@ def find_leftovers(files: Iterable[StoredFile], manifest: Manifest, now_s: float
 
 
 def _is_temporary(path: str) -> bool:
-    """Tell whether a file is of a write that was cut off, or of planning."""
+    """Tell whether a file is from planning or from a write that was cut off."""
     return is_saved_probe(path) or bool(_TEMPORARY.fullmatch(path) and _is_of_cache(path))
 
 
 def _is_of_cache(path: str) -> bool:
-    """Tell whether a temporary file was to become something that a cache has."""
+    """Tell whether a temporary file was to become an object of a cache."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
     fixed = (CACHE_JSON, INDEX, "zarr.json", "latents/zarr.json", sample_path(REJECTED, 0))

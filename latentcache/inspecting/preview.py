@@ -1,4 +1,4 @@
-"""Pairs as files that any player opens: a clip beside its source as mp4, an image as PNG, a grid of all."""
+"""Pairs as playable files: a clip beside its source as mp4, an image as PNG, and a grid of all."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from latentcache.decoders.frames import Frame
 from latentcache.inspecting.clip_reader import Pair
 from latentcache.redaction import printable
 
-#: The best encoder there is takes the pictures; the second one is in every build of FFmpeg.
+#: Encoders, best first: the first available one is used. The second one is in every build of FFmpeg.
 ENCODERS = {"libx264": {"crf": "16", "preset": "fast"}, "mpeg4": {"qmin": "2", "qmax": "3"}}
 LABEL_HEIGHT, GAP, FONT_SIZE = 24, 6, 15
-#: Smaller pictures are enlarged, a pixel to a square of pixels, so that there is room for the labels.
+#: Smaller pictures are enlarged, each pixel to a square, so that there is room for the labels.
 MIN_WIDTH = 180
 #: Larger ones are reduced in a grid.
 CELL_WIDTH = 320
@@ -29,13 +29,13 @@ MAX_NAME = 150
 
 
 def file_name(key: str) -> str:
-    """Return a name without a suffix for a clip's files: letters, digits, `.`, `_` and `-`."""
+    """Return a clip's file name without a suffix: letters, digits, `.`, `_` and `-`."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", key.replace("/", "__").replace("#", "-"))
     return name.lstrip(".")[:MAX_NAME] or "clip"
 
 
 def file_names(keys: Sequence[str]) -> list[str]:
-    """Return a name for each clip, no two alike."""
+    """Return a name for each clip, all different."""
     names: list[str] = []
     for key in keys:
         name, number = file_name(key), 2
@@ -46,7 +46,7 @@ def file_names(keys: Sequence[str]) -> list[str]:
 
 
 def frames_of(pair: Pair) -> Iterator[Frame]:
-    """Yield a pair's frames [h, w, 3]: source and decoded side by side, labelled, or decoded alone."""
+    """Yield a pair's frames [h, w, 3]: source and decoded side by side, labelled, or only decoded."""
     score = f", {pair.quality.psnr_db:.1f} dB" if pair.quality else ""
     panels = [("decoded" + score, pair.decoded)]
     if pair.source is not None:
@@ -79,9 +79,9 @@ def beside(frames: Sequence[Frame]) -> Frame:
 
 
 def tiled(clips: Sequence[tuple[Sequence[Frame], float]]) -> tuple[Iterator[Frame], float]:
-    """Return the frames of a grid of clips, and its frames a second: the highest of theirs.
+    """Return the frames of a grid of clips, and its frames per second: the clips' highest.
 
-    clips: frames and frames a second of each. A clip that ends before the others stays on its last frame.
+    clips: frames and frames per second of each. A clip that ends before the others stays on its last frame.
     """
     fps = max(rate for _, rate in clips)
     last_s = max((len(frames) - 1) / rate for frames, rate in clips)
@@ -90,7 +90,7 @@ def tiled(clips: Sequence[tuple[Sequence[Frame], float]]) -> tuple[Iterator[Fram
 
 
 def _at(frames: Sequence[Frame], fps: float, time_s: float) -> Frame:
-    # Rounding must not show the frame before the one that starts at this time.
+    # Without this margin, rounding could show the frame before the one that starts at this time.
     return frames[min(int(time_s * fps + 1e-6), len(frames) - 1)]
 
 
@@ -107,7 +107,7 @@ def _grid(cells: Sequence[Frame]) -> Frame:
 
 
 def cell_of(pair: Pair) -> list[Frame]:
-    """Return a pair's frames in a size for the grid, under its key."""
+    """Return a pair's frames in a size for the grid, with its key above."""
     return [labelled(_reduced(frame), pair.clip.key) for frame in frames_of(pair)]
 
 
@@ -125,7 +125,7 @@ def write_png(path: Path, frame: Frame) -> None:
 
 
 def write_mp4(path: Path, frames: Iterable[Frame], fps: float) -> None:
-    """Write frames of one size as h264, or as MPEG-4 part 2 where FFmpeg has no h264 encoder."""
+    """Write frames of one size as h264, or as MPEG-4 part 2 if FFmpeg has no h264 encoder."""
     name = next(name for name in ENCODERS if name in av.codecs_available)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(

@@ -1,4 +1,4 @@
-"""Repeat: sampled clips decoded and encoded again, and held against what is stored of them."""
+"""Repeat: sampled clips are decoded and encoded again, and compared with what is stored."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from latentcache.format.shards import get_format
 from latentcache.format.tables import read_table
 from latentcache.planning.planned import PlannedCache
 
-#: How far an encoding may be off: RMS of the difference over that of the latents, or the part of the ids
-#: that differ. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds otherwise:
-#: bfloat16 keeps 8 bits, 0.004 of a value. Latents of another clip or model differ by about 1.
+#: How far an encoding may be off: RMS of the difference over that of the latents; for ids, the fraction
+#: that differs. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds
+#: differently: bfloat16 keeps 8 bits, 0.004 of a value. Latents of another clip or model differ by about 1.
 TOLERANCE = 0.02
 
 
@@ -42,9 +42,9 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
-    """What a clip gave this time. difference: see TOLERANCE, 0 where every bit is the same.
+    """What a clip gave this time. difference: see TOLERANCE; 0 if every bit is the same.
 
-    problem: why the clip could not be had, such as a source that is gone; else None.
+    problem: why the clip could not be read, such as a missing source; else None.
     """
 
     place: Drawn
@@ -54,12 +54,12 @@ class Repeated:
 
     @property
     def ok(self) -> bool:
-        """Whether it is what is stored; a source that is gone says nothing about the cache."""
+        """Whether it matches what is stored; a missing source says nothing about the cache."""
         return self.difference <= TOLERANCE
 
 
 def choose(rows: Sequence[Mapping[str, Any]], num_clips: int, seed: int) -> list[Drawn]:
-    """Draw ok clips, as many of each bucket as can be, without repeats.
+    """Draw ok clips without repeats, as evenly over the buckets as possible.
 
     rows: of the snapshot. The same rows and seed give the same clips.
     """
@@ -102,7 +102,7 @@ def repeat(
 
 
 def difference(stored: Array, again: Array) -> float:
-    """Return the RMS of the difference over the RMS of what is stored; of ids, the part that differs."""
+    """Return the RMS of the difference over the RMS of what is stored; for ids, the differing fraction."""
     if stored.tobytes() == again.tobytes():
         return 0.0
     if np.issubdtype(stored.dtype, np.integer):

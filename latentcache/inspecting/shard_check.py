@@ -1,4 +1,4 @@
-"""One committed shard, held against its plan: its sample table, its object, and every clip in it."""
+"""One committed shard, compared with its plan: its sample table, its object, and every clip in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from latentcache.storage.folder import Storage
 
 #: Columns of a plan that its sample tables repeat; those kept from the corpus join them.
 SHARED = ("key", "source", "start", "frames", "fps", "caption", "shard", "row")
-#: Of an object, beside its chunks: Zarr's index of 16 bytes a row, Parquet's footer of 200.
+#: Bytes of an object beside its chunks: Zarr's index of 16 bytes per row, Parquet's footer of 200.
 ROW_OVERHEAD_BYTES = 1024
 FILE_OVERHEAD_BYTES = 1 << 16
 
@@ -51,7 +51,7 @@ class ShardCheck:
 def check_shard(
     storage: Storage, manifest: Manifest, layout: ArrayLayout, shard: int, plan: pa.Table | None
 ) -> ShardCheck:
-    """Check a shard. plan: its rows of the plan, None where that cannot be read."""
+    """Check a shard. plan: its rows of the plan; None if that cannot be read."""
     bucket = layout.bucket.name
     check, path = ShardCheck(shard=ShardId(bucket, shard)), sample_path(bucket, shard)
     try:
@@ -60,7 +60,7 @@ def check_shard(
         facts = _facts(table, manifest, bucket, shard)
         check.summary = summarise(table, bucket, shard, num_bytes)
     except FileNotFoundError:
-        check.notes.append(f"{path} was removed meanwhile")
+        check.notes.append(f"{path} was removed during the check")
         return check
     except CorruptionError as error:
         check.problems.append((path, str(error)))
@@ -77,7 +77,7 @@ def check_shard(
 def _facts(
     table: pa.Table, manifest: Manifest, bucket: str, shard: int
 ) -> Mapping[str, Any] | None:
-    """Return size and CRC32C of the shard object, None where there is none. Raises ValueError."""
+    """Return size and CRC32C of the shard object; None if there is none. Raises ValueError."""
     facts = object_facts(table, manifest.fingerprint)
     if {*table["bucket"].to_pylist()} != {bucket} or {*table["shard"].to_pylist()} != {shard}:
         raise ValueError("its rows are of another shard")
@@ -86,11 +86,11 @@ def _facts(
 
 def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterator[str]:
     if table.num_rows != plan.num_rows:
-        yield f"it has {table.num_rows} rows, and the plan {plan.num_rows}"
+        yield f"it has {table.num_rows} rows, but the plan has {plan.num_rows}"
         return
     kept = [name for name in plan.column_names if name not in PLAN_SCHEMA.names]
     for name in (*SHARED, *kept):
-        # As text: NaN differs from itself, and is the same value here.
+        # Compared as text, because NaN differs from itself but is the same value here.
         if name not in table.column_names or repr(table[name].to_pylist()) != repr(
             plan[name].to_pylist()
         ):
@@ -113,7 +113,9 @@ def _check_object(
     path, chunks = shard_format.path(layout, shard), _chunks(table)
     if facts is None:
         if chunks:
-            check.problems.append((path, "its sample table has clips, and says there is no object"))
+            check.problems.append(
+                (path, "its sample table has clips, but says that there is no object")
+            )
         return
     data = _read_object(storage, layout, path, facts, check)
     if data is None:
@@ -136,7 +138,7 @@ def _read_object(
     most = layout.shard_rows * (longest_chunk(layout) + ROW_OVERHEAD_BYTES) + FILE_OVERHEAD_BYTES
     size = facts["bytes"]
     if not 0 <= size <= most:
-        check.problems.append((path, f"its sample table says {size} bytes, which cannot be"))
+        check.problems.append((path, f"its sample table says {size} bytes, which is impossible"))
         return None
     try:
         data = storage.read_ranges(path, [(0, size + 1)])[0]
@@ -145,7 +147,7 @@ def _read_object(
         return None
     if len(data) != size:
         more = "more" if len(data) > size else f"{len(data)}"
-        check.problems.append((path, f"it should have {size} bytes, and has {more}"))
+        check.problems.append((path, f"it should have {size} bytes, but has {more}"))
     return data
 
 
@@ -157,7 +159,7 @@ def _chunks(table: pa.Table) -> list[tuple[str, ChunkRef]]:
 
 def _check_chunk(data: bytes, layout: ArrayLayout, chunk: ChunkRef) -> str | None:
     if not (0 < chunk.length <= longest_chunk(layout) and chunk.offset >= 0):
-        return f"its sample table says {chunk.length} bytes at {chunk.offset}, which cannot be"
+        return f"its sample table says {chunk.length} bytes at {chunk.offset}, which is impossible"
     block = np.frombuffer(data, np.uint8)[chunk.offset : chunk.offset + chunk.length]
     if len(block) < chunk.length:
         return f"the object ends {chunk.length - len(block)} bytes early"
@@ -177,7 +179,7 @@ def _decode(
 
 
 def _check_values(spec: LatentSpec, values: Array) -> str | None:
-    """Say what is wrong with a sample's values: none is NaN or infinite, and no id is too large."""
+    """Say what is wrong with a sample's values, if any is NaN or infinite, or any id is too large."""
     if spec.ids is not None:
         bad = int((values >= spec.ids.codebook_size).sum())
         return f"{bad} ids are not below {spec.ids.codebook_size}" if bad else None

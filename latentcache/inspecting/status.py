@@ -1,6 +1,6 @@
-"""How far a cache is: from its plan, what is committed and what its runs have logged. No I/O, no clock.
+"""How far a cache is, from its plan, what is committed, and its runs' logs. No I/O, no clock.
 
-`watch` reads those facts from storage; `jobs/status.py` shows what this makes of them.
+`watch` reads those facts from storage; `jobs/status.py` shows the result.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ State = Literal["not started", "running", "interrupted", "finished"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What one run has logged. Times are seconds since the epoch, of the machine that it ran on.
+    """What one run has logged. Times are in seconds since the epoch, by the clock of its machine.
 
-    how: it ended; empty where it has not said so. num_clips: that it set out to encode. num_retried: shards
-    with failed clips that it set out to try again. done: of its heartbeats, when, and how many clips were
-    done by then, committed or not.
+    how: how it ended; empty if it has not said so. num_clips: how many it set out to encode. num_retried:
+    shards with failed clips that it set out to try again. done: for each heartbeat, its time and how many
+    clips were done by then, committed or not.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """How far a cache is. reasons: of the failed clips, those `num_unexplained` left out.
+    """How far a cache is. reasons: of the failed clips, except those that `num_unexplained` counts.
 
-    speeds: clips/s in equal parts of the time from since_s to until_s, the last run's or all that go on.
-    clips_per_s: of the last minutes. left_s: at that speed; None where nothing tells it. silent_s: since a
-    run has written anything; None where none ever has.
+    speeds: clips/s in equal parts of the time from since_s to until_s, of the last run or of all active
+    ones. clips_per_s: over the last minutes. left_s: at that speed; None if it is not known. silent_s:
+    since a run last wrote anything; None if none ever has.
     """
 
     state: State
@@ -129,7 +129,7 @@ def assess(
 ) -> Status:
     """Return how far a cache is.
 
-    index: INDEX_SCHEMA, a row a committed shard. reasons: of those with failed clips, as far as known.
+    index: INDEX_SCHEMA, a row per committed shard. reasons: of those with failed clips, as far as known.
     """
     runs = sorted(runs, key=lambda run: run.started_s)
     is_complete = index.num_rows >= planned.num_shards
@@ -174,13 +174,13 @@ def _state(is_complete: bool, is_begun: bool, is_going_on: bool) -> State:
 
 
 def _clips_left(uncommitted: int, going_on: Sequence[RunFacts]) -> int:
-    """Return clips to encode; a run that only tries failed ones again has no other measure than its own."""
+    """Return how many clips to encode; a run that only retries failed ones gives its own number."""
     own = max((run.num_clips - run.clips_done for run in going_on), default=0)
     return uncommitted if uncommitted > 0 else max(0, own)
 
 
 def speeds(runs: Sequence[RunFacts], num: int) -> list[float]:
-    """Return clips/s in `num` equal parts of the time in which these runs went on."""
+    """Return clips/s in `num` equal parts of the time in which these runs were active."""
     if not runs:
         return []
     start, end = min(run.started_s for run in runs), max(run.heard_s for run in runs)

@@ -1,8 +1,8 @@
-"""Verify: every object of a cache read once, and held against what the others say of it.
+"""Verify: every object of a cache is read once and compared with what the others say about it.
 
-Tables, cache.json and Zarr's metadata carry their own CRC32C; a shard object's is in its sample
-table, beside those of its clips. So a flipped byte is found wherever it is. Logs are
-not looked at: there is nothing of the latents in them.
+Tables, cache.json and Zarr's metadata carry their own CRC32C. A shard object's CRC32C is in its sample
+table, beside those of its clips. So a flipped byte is found wherever it is. Logs are not read: they hold
+nothing of the latents.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from latentcache.planning.plan import Plan
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-#: Shard objects in memory at a time take no more than this together, and are at most so many.
+#: Bounds on shard objects in memory at a time: their bytes together, and their number.
 MEMORY_BYTES = 1 << 30
 NUM_THREADS = 8
 #: Shards that are submitted at a time.
@@ -51,7 +51,7 @@ WINDOW = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """An object that is not what it should be. shard: to encode again, where that mends it."""
+    """An object that is not what it should be. shard: to encode again, if that repairs it."""
 
     path: str
     what: str
@@ -73,7 +73,7 @@ class Findings:
 
     @property
     def bad_shards(self) -> list[ShardId]:
-        """Shards that encoding again mends, in order."""
+        """Shards that encoding again repairs, in order."""
         return sorted({problem.shard for problem in self.problems if problem.shard})
 
     def add(self, path: str, what: str, shard: ShardId | None = None) -> None:
@@ -86,7 +86,7 @@ def verify(
     on_start: Callable[[int], object] = lambda _: None,
     on_shard: Callable[[], object] = lambda: None,
 ) -> Findings:
-    """Check everything in a cache. Raises CacheError where there is none, or one of a newer version.
+    """Check everything in a cache. Raises CacheError if there is none, or one of a newer version.
 
     on_start is called with the number of committed shards, on_shard after each.
     """
@@ -109,7 +109,7 @@ def verify(
 def repair(storage: Storage, findings: Findings) -> list[ShardId]:
     """Unpublish bad shards, then delete their sample tables; a resumed run encodes them again.
 
-    In this order no reader that opens the cache meanwhile is told of a shard that is gone.
+    In this order a reader that opens the cache in between never sees a shard that is gone.
     """
     publish(storage, pa.Table.from_pylist(findings.sound, schema=INDEX_SCHEMA))
     for shard in findings.bad_shards:
@@ -142,7 +142,7 @@ def _is_sealed(storage: Storage, path: str) -> bool:
 
 
 def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> dict[str, pa.Table]:
-    """Check what the plan wrote; returns the plans that can be read, by bucket."""
+    """Check what the plan wrote; returns the readable plans, by bucket."""
     layouts = list(manifest.layouts().values())
     for path, expected in get_format(manifest.format).metadata(layouts).items():
         _check_metadata(storage, path, expected, findings)
@@ -221,7 +221,7 @@ def _check_shards(
         rows = manifest.shard_clips
         planned = None if plan is None else plan.slice(shard * rows, rows)
         found = check_shard(storage, manifest, layout, shard, planned)
-        # Once more, in case a run was just writing the shard anew, or the fault was on the way here.
+        # Checked twice: a run may just have been writing the shard, or the transfer may have failed.
         return check_shard(storage, manifest, layout, shard, planned) if found.problems else found
 
     with ThreadPoolExecutor(threads) as pool:
@@ -267,7 +267,7 @@ def _check_snapshot(
     wrong = sorted(place for place in listed.keys() & sound if listed[place] != sound[place])
     for places, what in (
         (gone, "without a sample table"),
-        (wrong, "with other counts than it has"),
+        (wrong, "whose counts differ from their sample tables"),
     ):
         if places:
             text = f"it lists {len(places)} shards {what}, such as {places[0][0]}/{places[0][1]}"

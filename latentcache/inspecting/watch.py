@@ -1,8 +1,9 @@
-"""Looks at a cache from anywhere, again and again, and reads each time only what is new.
+"""Looks at a cache from anywhere, repeatedly, and reads only what is new each time.
 
-A look costs a listing of `logs/` and of every bucket's sample tables (a request for 1,000 objects), the
-snapshot, log segments that have grown (a run of 10 million clips logs about 100 MB), and sample tables of
-shards that are committed and neither in the snapshot nor in a log, or whose failures no log explains.
+A look costs a listing of `logs/` and of every bucket's sample tables (a request per 1,000 objects), the
+snapshot, log segments that have grown (a run of 10 million clips logs about 100 MB), and some sample
+tables: those of shards that are committed but neither in the snapshot nor in a log, or whose failures no
+log explains.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 NUM_THREADS = 16
-#: A segment is begun anew beyond SEGMENT_BYTES, and what was logged between two writes comes on top.
+#: The largest log segment. A new one begins beyond SEGMENT_BYTES; what two writes hold comes on top.
 MAX_SEGMENT_BYTES = 64 << 20
-#: Sample tables that a look reads for nothing but the reasons of failures.
+#: Sample tables that a look reads only for the reasons of failures.
 EXPLAINED_SHARDS = 256
 
 
@@ -43,7 +44,7 @@ class LogReader:
         self._segments: dict[str, tuple[int, list[LogEvent]]] = {}
 
     def runs(self) -> dict[str, list[LogEvent]]:
-        """Return what every run has logged until now, by its name and in order."""
+        """Return what every run has logged so far, by its name and in order."""
         sizes = self._storage.list(log_lines.LOGS)
         named = sorted((shard, name) for name in sizes if (shard := parse_segment(name)))
         grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
@@ -64,7 +65,7 @@ class LogReader:
 
 
 def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[ShardId, str]:
-    """Return the names of the workers that encoded shards, as far as logs tell; of several the last."""
+    """Return the names of the workers that encoded shards, as far as logs say; the last of several."""
     found: dict[ShardId, str] = {}
     for event in _commits(runs):
         shard, worker = _shard_of(event.facts), log_lines.text(event.facts, "worker")
@@ -74,7 +75,7 @@ def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[ShardId, str]:
 
 
 class Watch:
-    """Looks at one cache. Raises CacheError where there is none."""
+    """Looks at one cache. Raises CacheError if there is none."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -102,14 +103,14 @@ class Watch:
         return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> pa.Table:
-        """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""
+        """Return the rows of shards whose sample tables need not be read; the snapshot takes precedence."""
         rows = {_shard_of(row): row for row in self._index.to_pylist()}
         rows.update({shard: row for shard, facts in commits.items() if (row := self._row(facts))})
         rows.update({_shard_of(row): row for row in known_index(self._storage).to_pylist()})
         return pa.Table.from_pylist([*rows.values()], schema=INDEX_SCHEMA)
 
     def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the snapshot's row of a logged commit; None where its numbers are possible in no cache."""
+        """Return the snapshot's row of a logged commit; None if its numbers are impossible."""
         row: dict[str, Any] = {name: facts.get(name) for name in INDEX_SCHEMA.names}
         clips, ok = row["num_clips"], row["num_ok"]
         sizes = row["stored_bytes"], row["table_bytes"]
@@ -124,7 +125,7 @@ class Watch:
     def _reasons(
         self, commits: Mapping[ShardId, Mapping[str, Any]]
     ) -> dict[ShardId, Mapping[str, int]]:
-        """Return why clips failed, by shard: from the logs, else from the first sample tables."""
+        """Return why clips failed, by shard: from the logs, or else from the first sample tables."""
         found: dict[ShardId, Mapping[str, int]] = {}
         unexplained = []
         for row in self._index.to_pylist():
@@ -161,9 +162,9 @@ def _is_place(facts: Mapping[str, Any]) -> bool:
 
 def _being_probed(storage: Storage, num_tables: int) -> str:
     return (
-        f"{redact(storage.url)}: a corpus is being probed for this cache, or its run was stopped while it "
-        f"did: {num_tables} tables of what was found, one more every {FLUSH_INTERVAL_S:.0f} s. There is "
-        "nothing to show until it is planned. Look again, or go on with the same precompute."
+        f"{redact(storage.url)}: a corpus is being probed for this cache, or a run was stopped during "
+        f"that: {num_tables} tables of what was found, one more every {FLUSH_INTERVAL_S:.0f} s. There is "
+        "nothing to show until it is planned. Look again, or continue with the same precompute."
     )
 
 
@@ -179,7 +180,7 @@ def _logged_reasons(facts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _count_reasons(storage: Storage, shard: ShardId) -> dict[str, int]:
-    """Count the failures of one sample table; none where another run is just replacing it."""
+    """Count the failures of one sample table; none if another run is just replacing it."""
     try:
         table = read_table(storage, sample_path(*shard), ["reason"])
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A cache to read: what its latents are, samples by number and by key, and its table of clips."""
+"""A cache for reading: what its latents are, samples by number and by key, and its table of clips."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-#: Sample tables kept in memory: of 64 clips with captions, one takes some 50 kB.
+#: Sample tables kept in memory. One of 64 clips with captions takes about 50 kB.
 MAX_TABLES = 1024
-#: Sample tables read at a time when all are wanted.
+#: Sample tables read concurrently when all are wanted.
 NUM_THREADS = 16
-#: Sample tables that are asked for at a time by a scan, which lets go of each after its turn.
+#: Sample tables that a scan requests at a time; it frees each after its turn.
 NUM_QUEUED = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBucket:
-    """What is committed of a bucket. shape: of one stored sample; num_clips: ok and failed."""
+    """What is committed of a bucket. shape: of one stored sample; num_clips: ok and failed clips."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,12 +67,12 @@ def open_cache(
 ) -> Cache:
     """Open the published snapshot of a cache.
 
-    disk_cache: a folder on a local disk that keeps what is read of a remote cache, at most
-    disk_cache_bytes, for all processes that name it; of a local cache it keeps nothing.
+    disk_cache: a folder on a local disk that keeps what is read from a remote cache, at most
+    disk_cache_bytes for all processes that name it; nothing is kept of a local cache.
 
     expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
-    what your model was built for. Raises CacheError where there is no cache, nothing is committed
-    yet, or an expectation is not met.
+    what your model was built for. Raises CacheError if there is no cache, if nothing is committed
+    yet, or if an expectation is not met.
     """
     storage = Storage(str(url), storage_options)
     manifest = read_manifest(storage)
@@ -84,7 +84,7 @@ def open_cache(
 
 
 def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
-    """Raise CacheError where the spec differs from `expect`, and ConfigError for unknown fields."""
+    """Raise CacheError if the spec differs from `expect`, and ConfigError for unknown fields."""
     actual = spec.to_json()
     for name in expect:
         if name not in actual:
@@ -100,9 +100,9 @@ def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) ->
             f"  expected: {wanted}\n"
             f"  in the cache: {', '.join(f'{name} {_plain(actual[name])}' for name in expect)} "
             f"({describe(spec)})\n"
-            "A model that wants other latents would fail at its first layer or, worse, train on "
-            "them; the classic case is pixels with 3 channels reaching a model that wants 16. Open "
-            "the cache that was made with your model's encoder, or change what is expected."
+            "A model that expects other latents would fail at its first layer or, worse, train on "
+            "them. The classic case is pixels with 3 channels reaching a model that expects 16. Open "
+            "the cache that was made with your model's encoder, or change `expect`."
         )
 
 
@@ -120,10 +120,10 @@ def _plain(value: Any) -> str:
 
 
 class Cache:
-    """A published snapshot. Clips that failed have no number: len() and cache[i] are of ok ones.
+    """A published snapshot. Clips that failed have no number: len() and cache[i] count only ok clips.
 
-    They are ordered by bucket, shard and row. Sample tables are read when they are needed, and the
-    last `MAX_TABLES` kept. Safe to use from several threads, after a fork and when pickled.
+    Samples are ordered by bucket, shard and row. Sample tables are read when needed, and the last
+    `MAX_TABLES` are kept. Safe to use from several threads, after a fork and when pickled.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class Cache:
             check_index(index, manifest)
         except ValueError as error:
             raise CacheError(
-                f"{redact(storage.url)}: the snapshot does not fit: {error}. The two are of different "
-                "caches; resume to write it anew."
+                f"{redact(storage.url)}: the snapshot does not fit: {error}. It is of another "
+                "cache; resume this one to write its snapshot again."
             ) from None
         self._places = index.select(["bucket", "shard"]).to_pydict()
         num_ok = index["num_ok"].to_numpy()
@@ -183,7 +183,7 @@ class Cache:
 
     @functools.cached_property
     def snapshot(self) -> str:
-        """SHA-256 of what the order of samples follows from: bucket, shard, ok clips of rows."""
+        """SHA-256 of what determines the order of samples: bucket, shard, and rows of ok clips."""
         digest = hashlib.sha256(json.dumps(self._places["bucket"]).encode())
         for column in ("shard", "num_ok"):
             digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
@@ -191,18 +191,18 @@ class Cache:
 
     @functools.cached_property
     def shard_bits(self) -> Bits:
-        """Which shards of the plan are in this snapshot: what `at` takes."""
+        """Which shards of the plan are in this snapshot: the argument of `at`."""
         return shard_set.to_bits(self.manifest.buckets, self._index)
 
     def newest(self) -> Cache:
-        """Open the snapshot that is published now; the same cache where it is this one."""
+        """Open the snapshot that is published now; returns the same cache if it is this one."""
         cache = Cache(self.storage, self.manifest, read_index(self.storage), self._disk)
         return self if cache.snapshot == self.snapshot else cache
 
     def at(self, shard_bits: Bits, snapshot: str) -> Cache:
         """Return an earlier or a later snapshot, by its shards and its digest.
 
-        Raises CacheError where its shards are no longer as they were, or not published yet.
+        Raises CacheError if its shards have changed or are not published yet.
         """
         for cache in (self, self.newest()):
             rows = shard_set.rows_of(self.manifest.buckets, cache._index, shard_bits)
@@ -210,9 +210,9 @@ class Cache:
             if found and found.snapshot == snapshot:
                 return found
         raise CacheError(
-            f"{redact(self.storage.url)}: snapshot {snapshot[:12]} cannot be read any more: some of "
+            f"{redact(self.storage.url)}: snapshot {snapshot[:12]} can no longer be read: some of "
             "its shards are not published, or have been encoded again and hold other clips, so its "
-            "order of samples is gone. Start an epoch anew on the snapshot that there is."
+            "order of samples is lost. Start the epoch again on the snapshot that is there."
         )
 
     def shards(self, bucket: str) -> tuple[Array, Array]:
@@ -227,7 +227,7 @@ class Cache:
         return self.__getitems__([operator.index(index)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several samples, reading each shard's in as few requests as their places allow."""
+        """Return several samples, in as few requests per shard as their places allow."""
         groups: dict[int, list[tuple[int, int]]] = {}
         for n, index in enumerate(indices):
             place, position = self._locate(index)
@@ -241,15 +241,15 @@ class Cache:
         return [samples[n] for n in range(len(indices))]
 
     def sample(self, key: str) -> dict[str, Any]:
-        """Return the ok clip with that key. Raises KeyError.
+        """Return the ok clip with this key. Raises KeyError.
 
-        The first call reads the keys of every sample table and keeps them (about 50 bytes a clip);
-        every call then scans them, some milliseconds a million clips.
+        The first call reads the keys of every sample table and keeps them (about 50 bytes per clip).
+        Every call then scans them, which takes some milliseconds per million clips.
         """
         position = pc.index(self._keys, pa.scalar(key, pa.string())).as_py()
         if position < 0:
             raise KeyError(
-                f"no clip that is ok has the key {key!r}; cache.table() lists all clips, with the "
+                f"no ok clip has the key {key!r}; cache.table() lists all clips, with the "
                 "reasons of those that failed"
             )
         return self[position]
@@ -261,29 +261,29 @@ class Cache:
         encoder: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> torch.Tensor:
-        """Return what the ok clip with that key decodes to: uint8 [T, H, W, 3] on the CPU.
+        """Return the decoded ok clip with this key: uint8 [T, H, W, 3] on the CPU.
 
-        encoder: changes to the configuration that the cache was made with, such as where the model is
-        here: {"model": "models/wan"}. device: omitted, the GPU if there is one. The model stays loaded
-        for further calls; calls from several threads take turns. Some encoders give fewer frames than
-        they took.
+        encoder: changes to the configuration that the cache was made with, such as the model's place on
+        this machine: {"model": "models/wan"}. device: omitted, the GPU if there is one. The model stays
+        loaded for later calls; calls from several threads take turns. Some encoders give fewer frames
+        than they took.
 
-        Raises KeyError, as `sample`; RecipeMismatchError where the model is another than the cache's;
-        EncoderError where the encoder cannot decode; ConfigError where it is not found or not installed.
+        Raises KeyError, as `sample` does; RecipeMismatchError if the model is not the cache's; EncoderError
+        if the encoder cannot decode; ConfigError if it is not found or not installed.
         """
         latents = self.sample(key)["latents"]
         decoding = importlib.import_module(
             "latentcache.encoders.stored"
-        )  # encoders: not for a trainer
+        )  # imports the encoders, which a trainer does not need
         with self._decoding:
             if self._decoder is None or not self._decoder.is_for(encoder, device):
-                self._decoder = None  # lets go of the memory first
+                self._decoder = None  # frees the memory first
                 self._decoder = decoding.Decoder(self.manifest, encoder, device)
             pixels: torch.Tensor = self._decoder.decode(latents)
         return pixels
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return one row a clip, ok and failed, and one a rejected source; or some of the columns.
+        """Return one row per clip, ok and failed, and one per rejected source; or only some columns.
 
         Reads every sample table. Columns are those of `tables.SAMPLE_SCHEMA` and those kept from
         the corpus. Raises CacheError for any other.
@@ -320,7 +320,7 @@ class Cache:
                 yield from zip(some, tables, strict=True)
 
     def rows(self, bucket: str, shard: int) -> ShardRows:
-        """Return the ok rows of a shard, from memory where they were read lately."""
+        """Return the ok rows of a shard, from memory if they were read recently."""
         return self._tables.get_or_make(
             (bucket, shard), lambda: ShardRows(bucket, shard, self._read_table(bucket, shard))
         )
@@ -342,7 +342,7 @@ class Cache:
         if positions and max(positions) >= len(rows):
             raise CacheError(
                 f"{redact(self.storage.url)}: shard {bucket}/{shard} has {len(rows)} ok clips, "
-                "fewer than when the cache was opened: it was encoded again. Open the cache anew."
+                "fewer than when the cache was opened: it was encoded again. Open the cache again."
             )
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:
@@ -350,7 +350,7 @@ class Cache:
                 self.storage, layout, shard, chunks, arrays, check=check, disk=self._disk
             )
         except CorruptionError:
-            # One by one, to learn which clip it is; none of them, if the next read is sound.
+            # One by one, to find the damaged clip; no error if the next read is sound.
             for position, chunk, array in zip(positions, chunks, arrays, strict=True):
                 try:
                     self._format.read(self.storage, layout, shard, [chunk], [array])

@@ -1,4 +1,4 @@
-"""Which shards a snapshot has, as bits: what a loader's state keeps of a cache that goes on growing."""
+"""Which shards a snapshot has, as bits: what a loader's state keeps of a cache that is still growing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from latentcache.errors import CacheError
 from latentcache.format.manifest import BucketInfo
 
-#: One bit a shard of the plan, buckets by name.
+#: One bit per shard of the plan, buckets by name.
 Bits = npt.NDArray[np.uint8]
 
 
@@ -26,7 +26,7 @@ def to_bits(buckets: Sequence[BucketInfo], index: pa.Table) -> Bits:
 
 
 def rows_of(buckets: Sequence[BucketInfo], index: pa.Table, bits: Bits) -> pa.Table | None:
-    """Return the rows of a snapshot that are in a set; None where it lacks some."""
+    """Return the rows of a snapshot that are in a set; None if the snapshot lacks some of the set."""
     wanted = np.unpackbits(bits).astype(np.bool_)
     chosen = wanted[_numbers(buckets, index)]
     if int(wanted.sum()) != int(chosen.sum()):
@@ -35,7 +35,7 @@ def rows_of(buckets: Sequence[BucketInfo], index: pa.Table, bits: Bits) -> pa.Ta
 
 
 def to_text(bits: Bits) -> str:
-    """Return bits as text for JSON: two bytes a shard at the worst, hardly any where all are there."""
+    """Return bits as text for JSON: at worst two bytes per shard, and very few if all shards are there."""
     return base64.b64encode(zlib.compress(bits.tobytes())).decode()
 
 
@@ -53,7 +53,7 @@ def from_text(buckets: Sequence[BucketInfo], text: str) -> Bits:
 
 
 def _numbers(buckets: Sequence[BucketInfo], index: pa.Table) -> npt.NDArray[np.int64]:
-    """Return the number in the plan of each shard of a snapshot."""
+    """Return each shard's number in the plan, for the shards of a snapshot."""
     ordered = sorted(buckets, key=lambda bucket: bucket.name)
     names = index["bucket"].combine_chunks().dictionary_encode()
     ends = np.cumsum([bucket.num_shards for bucket in ordered])

@@ -1,7 +1,8 @@
-"""A cache on a local disk of what was read from remote shards, for all processes of a machine.
+"""A cache on a local disk for bytes read from remote shards, shared by all processes of a machine.
 
-A file a shard object, with holes where nothing was read yet. Every chunk that is read from it must fit
-its CRC32C, so what is absent, torn by a crash or of a shard that was encoded anew counts as not there.
+One file per shard object, with holes for what has not been read. A chunk that is read from it must match
+its CRC32C. So a chunk that is absent, torn by a crash, or from before its shard was encoded again counts
+as not there.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from latentcache.errors import ConfigError
 
 FOLDER = "latentcache-v1"
 SUFFIX = ".chunks"
-#: What is left after eviction, of the bound: making room for every chunk anew would list all files.
+#: The fraction of the bound that eviction leaves, so that not every new chunk lists all files.
 KEPT_FRACTION = 0.9
 BLOCK_BYTES = 4096
-#: Of st_blocks, on every system.
+#: The unit of st_blocks, on every system.
 STAT_BLOCK_BYTES = 512
 
 
@@ -39,10 +40,10 @@ class Buffers(Protocol):
 class DiskCache:
     """Chunks of one cache, in a folder that any number of caches and processes share.
 
-    max_bytes bounds the disk blocks of all files in the folder, but for those that other processes
-    write at that moment; the files used longest ago go first, and no file of anybody else's does.
-    Safe to use from several threads, after a fork and when pickled: it holds nothing open. Raises
-    ConfigError where the folder cannot be used.
+    max_bytes bounds the disk blocks of all files in the folder, except those that other processes are
+    writing at that moment. The least recently used files are removed first, and never a file of anyone
+    else. Safe to use from several threads, after a fork and when pickled: it holds nothing open. Raises
+    ConfigError if the folder cannot be used.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int, cache_fingerprint: str) -> None:
@@ -63,14 +64,14 @@ class DiskCache:
     def read(
         self, path: str, chunks: Sequence[ChunkRef], buffers: Buffers
     ) -> Iterator[tuple[int, memoryview]]:
-        """Yield (position in `chunks`, bytes) of those that are there, once they are in their buffer."""
+        """Yield (position in `chunks`, bytes) of the chunks that are there, once in their buffer."""
         try:
             fd = os.open(self._file(path), os.O_RDONLY)
         except OSError:
             return
         try:
             with contextlib.suppress(OSError):
-                os.utime(fd)  # used last: the order of eviction
+                os.utime(fd)  # eviction goes by the time of last use
             for n, chunk in enumerate(chunks):
                 buffer = buffers[n]
                 if _holds(fd, chunk, buffer):
@@ -79,7 +80,7 @@ class DiskCache:
             os.close(fd)
 
     def write(self, path: str, found: Mapping[ChunkRef, memoryview]) -> None:
-        """Keep chunks, where they fit. A disk that refuses them costs a warning, and nothing is kept."""
+        """Keep chunks if they fit. If the disk refuses them, there is a warning and nothing is kept."""
         num_bytes = sum(_blocks(chunk) for chunk in found)
         if not 0 < num_bytes <= self.max_bytes * KEPT_FRACTION:
             return
@@ -90,7 +91,9 @@ class DiskCache:
             fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
                 for chunk, data in found.items():
-                    os.pwrite(fd, data, chunk.offset)  # one cut short counts as not there
+                    os.pwrite(
+                        fd, data, chunk.offset
+                    )  # a chunk that is cut short counts as not there
             finally:
                 os.close(fd)
         except OSError as error:
@@ -116,12 +119,14 @@ class DiskCache:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield _Used(fd, self.folder)
         finally:
-            fcntl.flock(fd, fcntl.LOCK_UN)  # closing would not, had this process forked meanwhile
+            fcntl.flock(
+                fd, fcntl.LOCK_UN
+            )  # closing does not unlock if this process has forked since
             os.close(fd)
 
 
 class _Used:
-    """The bytes that all processes have taken, in a file that is locked; never less than they have."""
+    """The bytes that all processes have taken, in a locked file; never less than the true number."""
 
     def __init__(self, fd: int, folder: Path) -> None:
         self._fd, self._folder = fd, folder
@@ -152,7 +157,7 @@ def _blocks(chunk: ChunkRef) -> int:
 
 
 def _evict(folder: Path, max_bytes: int) -> int:
-    """Remove the files used longest ago until the rest takes at most `max_bytes`; returns what it takes."""
+    """Remove the least recently used files until the rest takes at most `max_bytes`; returns the rest."""
     files = []
     for file in folder.glob(f"*/*{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):

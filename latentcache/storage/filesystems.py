@@ -29,22 +29,22 @@ PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
-#: Their fsspec file systems remember listings; other machines write too, so they must not.
+#: Schemes whose fsspec file systems remember listings. Other machines write too, so they must not.
 _REMEMBERS_LISTINGS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 _S3 = {"s3", "s3a"}
-#: botocore and s3fs (twice, one in the other) each try again by themselves: with `retry` around them that
-#: would be 625 requests, each of which may wait for 15 s. `retry` alone does it.
+#: botocore retries by itself, and so does s3fs (twice, one inside the other). With `retry` around them that
+#: would be 625 requests, each of which may wait for 15 s. So only `retry` tries again.
 _ONE_TRY = {"total_max_attempts": 1}
-#: Requests to S3 at a time; botocore's 10 would have the others wait for their turn.
+#: Concurrent requests to S3; with botocore's 10, the others would wait for their turn.
 MAX_CONNECTIONS = 64
-#: Of a file system's own message in ours; some servers answer with a page of HTML.
+#: The most characters quoted from a file system's own message; some servers answer with a page of HTML.
 MESSAGE_CHARACTERS = 500
 
 
 def resolve_package_url(url: str) -> str:
     """Turn `package://name/folder` into the path of a folder inside an installed package.
 
-    The package is located, not imported. Raises ConfigError where it is not installed.
+    The package is located, not imported. Raises ConfigError if it is not installed.
     """
     name, _, rest = url.removeprefix("package://").partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
@@ -86,7 +86,7 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
                 if scheme in _S3:
                     fs.retries = 1
                 return fs, path
-            # Not by url_to_fs: `::` in the name of a local file is no chain of file systems.
+            # url_to_fs is not used: `::` in the name of a local file is no chain of file systems.
             return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
     except ImportError:
         raise ConfigError(
@@ -104,7 +104,7 @@ def _how_to_install(scheme: str) -> str:
 
 @contextlib.contextmanager
 def translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors into StorageError; only FileNotFoundError and ImportError stay what they are."""
+    """Turn errors into StorageError; only FileNotFoundError and ImportError pass unchanged."""
     try:
         yield
     except (ImportError, ConfigError, StorageError):
@@ -129,7 +129,7 @@ def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseExcepti
 
 
 def _cause(error: BaseException, options: Mapping[str, Any]) -> BaseException | None:
-    """Return the error to chain, or None where a traceback of it would show a secret."""
+    """Return the error to chain, or None if its traceback would show a secret."""
     linked: BaseException | None = error
     while linked is not None:
         if redact(str(linked), options) != str(linked):
@@ -152,7 +152,7 @@ def _advice(error: BaseException) -> str:
 
 
 def is_local_filesystem(fs: Any) -> bool:
-    """Tell whether its files are on this machine."""
+    """Tell whether the file system's files are on this machine."""
     return "file" in protocols(fs)
 
 

@@ -26,18 +26,18 @@ __all__ = ["Storage", "StoredFile", "join", "redact"]
 
 T = TypeVar("T")
 
-#: File systems whose files appear as they are written, and whose rename replaces a file whole.
+#: File systems whose files appear while they are written, and whose rename replaces a file as a whole.
 _SHOWS_HALVES = {"sftp", "ssh"}
 TEMPORARY_SUFFIX = ".tmp"
 RANGE_NOT_SATISFIABLE = 416
 PRECONDITION_FAILED = 412
-#: What stores without conditional writes may answer to one.
+#: Errors with which stores without conditional writes may answer one.
 NO_CONDITIONS = (400, 405, 501)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """One file of a folder. modified_s: since the epoch, None where the file system does not tell."""
+    """One file of a folder. modified_s: since the epoch; None if the file system does not report it."""
 
     path: str
     num_bytes: int
@@ -49,7 +49,7 @@ class Storage:
     """One folder on any fsspec file system, addressed by paths relative to it.
 
     Safe to use from several threads; after a fork each process opens its own file system.
-    Pickles as URL and options, for workers. What fails for a passing reason is tried again.
+    Pickles as URL and options, for workers. Transient failures are tried again.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
@@ -69,14 +69,14 @@ class Storage:
             options = dict(self._options)
             if (
                 self._opened is not None
-            ):  # forked: handles and event loops of the parent are unusable
+            ):  # forked: the parent's handles and event loops are unusable
                 options["skip_instance_cache"] = True
             fs, root = open_filesystem(self.url, options)
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1], self._opened[2]
 
     def connect(self) -> None:
-        """Open the file system in this process, if it was not: once, before many threads each do."""
+        """Open the file system in this process unless it is open: once, before many threads would."""
         self._open()
 
     @property
@@ -85,7 +85,7 @@ class Storage:
         return is_local_filesystem(self._open()[0])
 
     def local_path(self, path: str = "") -> Path:
-        """Return the local path; only where `is_local`."""
+        """Return the local path; only if `is_local`."""
         return Path(self._full(path))
 
     def _full(self, path: str) -> str:
@@ -98,18 +98,18 @@ class Storage:
             return retry.call(functools.partial(function, *args, **kwargs))
 
     def write(self, path: str, data: bytes) -> None:
-        """Write one object whole: readers see the old bytes or the new, never a part.
+        """Write one object as a whole: readers see the old bytes or the new ones, never a part.
 
-        On an object store this is one PUT, or above the file system's limit (100 MiB on S3) a
+        On an object store this is one PUT; above the file system's limit (100 MiB on S3) it is a
         multipart upload, which appears when it is complete.
         """
         self._write(path, data, _replace_file, _put)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write one object whole where there is none; returns whether it was written.
+        """Write one object as a whole unless one is there; returns whether it was written.
 
-        Of several that do so at once one succeeds, on local files and on stores that write on condition
-        (S3, Google); elsewhere it may be more. After a lost answer it may be False though this wrote it.
+        If several do so at once, one succeeds on local files and on stores with conditional writes (S3,
+        Google); on others several may. After a lost answer it may be False although this call wrote it.
         """
         return self._write(path, data, _create_file, _create)
 
@@ -135,7 +135,7 @@ class Storage:
         return cast(bytes, self._do("read", path, self._open()[0].cat_file, self._full(path)))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """Read (offset, length) ranges of one object, concurrently where the file system can.
+        """Read (offset, length) ranges of one object, concurrently if the file system can.
 
         Raises FileNotFoundError. A range past the end gives fewer bytes than asked for.
         """
@@ -160,7 +160,7 @@ class Storage:
     def read_into(self, path: str, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[int]:
         """Fill buffers from offsets of one local file, and yield how many bytes each one got.
 
-        Each is filled when its turn comes, so all may be the same one. Only where `is_local`. Raises
+        Each is filled when its turn comes, so all may be the same buffer. Only if `is_local`. Raises
         FileNotFoundError.
         """
         with translated("read", join(self.url, path), self._options):
@@ -172,7 +172,7 @@ class Storage:
                 os.close(fd)
 
     def exists(self, path: str) -> bool:
-        """Tell whether an object is there; a refusal is an error, not a no."""
+        """Tell whether an object is there; a refused request is an error, not a no."""
         return self._info(path) is not None
 
     def size(self, path: str) -> int:
@@ -217,7 +217,7 @@ class Storage:
         return sorted(found, key=lambda file: file.path)
 
     def delete(self, path: str) -> None:
-        """Remove one object; nothing happens where it is not there."""
+        """Remove one object; does nothing if it is not there."""
         with contextlib.suppress(FileNotFoundError):
             self._do("delete", path, self._open()[0].rm_file, self._full(path))
 
@@ -249,13 +249,13 @@ def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
 
 
 def _replace_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole, in the place of any before it."""
+    """Write a file that appears whole and replaces any before it."""
     with _new_file(path, data) as temporary:
         temporary.replace(path)
 
 
 def _create_file(path: Path, data: bytes) -> bool:
-    """Write a file that appears whole where there is none; returns whether it was written."""
+    """Write a file that appears whole, unless one is there; returns whether it was written."""
     with _new_file(path, data) as temporary:
         try:
             os.link(temporary, path)
@@ -270,7 +270,7 @@ def _create_file(path: Path, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _new_file(path: Path, data: bytes) -> Iterator[Path]:
-    """Write through a temporary name in the same directory, so that giving it its own is atomic."""
+    """Write through a temporary name in the same directory, so that the final rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
@@ -283,7 +283,7 @@ def _new_file(path: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or a power cut could keep a later rename and lose this one
+        os.fsync(folder)  # otherwise a power cut could keep a later rename and lose this one
     finally:
         os.close(folder)
 
@@ -301,7 +301,7 @@ def _put(fs: Any, path: str, data: bytes) -> None:
 
 
 def _create(fs: Any, path: str, data: bytes) -> bool:
-    """Write one object of a remote file system where there is none; returns whether it was written."""
+    """Write one object of a remote file system unless one is there; returns whether it was written."""
     if _SHOWS_HALVES & set(protocols(fs)):
         if fs.exists(path):
             return False
@@ -322,7 +322,7 @@ def _create(fs: Any, path: str, data: bytes) -> bool:
 
 
 def _bytes_or_raise(got: bytes | BaseException) -> bytes:
-    """Return what was read; nothing where a store refuses a range that starts past the end."""
+    """Return what was read; nothing if a store refuses a range that starts past the end."""
     if isinstance(got, BaseException):
         if retry.http_status(got) != RANGE_NOT_SATISFIABLE:
             raise got
@@ -333,7 +333,7 @@ def _bytes_or_raise(got: bytes | BaseException) -> bytes:
 def _pread_all(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     fd = os.open(path, os.O_RDONLY)
     try:
-        size = os.fstat(fd).st_size  # what is past the end takes no memory, whatever was asked for
+        size = os.fstat(fd).st_size  # bytes past the end take no memory, however many are requested
         return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]
     finally:
         os.close(fd)

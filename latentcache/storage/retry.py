@@ -1,4 +1,4 @@
-"""Tries again what failed for a passing reason: a reset connection, a time-out, throttling."""
+"""Retries what failed for a passing reason: a reset connection, a time-out, throttling."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Six tries wait about 16 s together, for stores throttle for seconds; more would only delay the message
-#: about what is really down. A try that itself takes long (a server that does not answer) uses up the
-#: budget, after which there is no other.
+#: Six tries wait about 16 s in all, because stores throttle for seconds. More would only delay the message
+#: about a server that is really down. A try that itself takes long (a server that does not answer) uses up
+#: the budget, and then there is no other try.
 TRIES = 6
 FIRST_WAIT_S = 0.5
 BUDGET_S = 30.0
@@ -51,7 +51,7 @@ _TRANSIENT_CODES = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
-#: Of the HTTP libraries under fsspec's file systems; by name, since none of them need be installed.
+#: Error names of the HTTP libraries under fsspec's file systems; by name, as none need be installed.
 _TRANSIENT_CLASSES = {
     "ClientConnectionError",
     "ClientPayloadError",
@@ -95,7 +95,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def _response(error: BaseException) -> Mapping[str, Any]:
-    response = getattr(error, "response", None)  # as botocore's errors have it
+    response = getattr(error, "response", None)  # where botocore's errors have it
     return response if isinstance(response, dict) else {}
 
 
@@ -113,9 +113,9 @@ def call(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Call `function`, again after a transient failure, with exponential waits and jitter.
+    """Call `function`, and again after a transient failure, with exponential waits and jitter.
 
-    The last error is raised as it is, with a note on how often and for how long it was tried.
+    The last error is raised unchanged, with a note on how often and for how long it was tried.
     """
     start = clock()
     for attempt in range(1, tries + 1):

@@ -1,4 +1,4 @@
-"""A corpus's files on any URL: found, listed and read. What fails for a passing reason is tried again."""
+"""A corpus's files on any URL: found, listed and read. Transient failures are tried again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def open_source(url: str, options: Mapping[str, Any] | None = None) -> Iterator[
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file whose reads are tried again, whose errors say what to do, and that never ends early."""
+    """A remote file that retries reads, whose errors say what to do, and that never ends early."""
 
     def __init__(self, file: Any, url: str, options: Mapping[str, Any] | None) -> None:
         self._file, self._url, self._options = file, url, options
@@ -61,7 +61,7 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def _read_at(self, length: int) -> bytes:
-        if self._file.tell() != self._position:  # of a read that failed
+        if self._file.tell() != self._position:  # a read failed and left it elsewhere
             self._file.seek(self._position)
         data = cast(bytes, self._file.read(length))
         size = getattr(self._file, "size", None)
@@ -77,7 +77,7 @@ def _read(url: str, options: Mapping[str, Any] | None, function: Callable[[], T]
 
 def is_directory(url: str, options: Mapping[str, Any] | None = None) -> bool:
     """Tell whether a URL is a folder with something in it (object stores know no empty ones)."""
-    if scheme_of(url) in ("http", "https"):  # to find out, fsspec would download the file
+    if scheme_of(url) in ("http", "https"):  # fsspec would download the file to find out
         return url.endswith("/")
     return _type_of(url, options) == "directory"
 
@@ -88,7 +88,7 @@ def is_file(url: str, options: Mapping[str, Any] | None = None) -> bool:
 
 
 def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
-    """Return `file`, `directory` or, where nothing is there, None. To isdir, a refusal would be a no."""
+    """Return `file`, `directory`, or None if nothing is there. isdir would take a refusal for a no."""
     fs, path = open_filesystem(url, options)
     try:
         return str(_read(url, options, functools.partial(fs.info, path))["type"])
@@ -101,8 +101,8 @@ def find_files(
 ) -> list[str]:
     """Return the paths, relative to the folder and sorted, of the files in it and in its folders.
 
-    Symbolic links are followed, except into a folder that holds them. Raises StorageError where a
-    part of the tree cannot be listed: a corpus must not lose it in silence.
+    Symbolic links are followed, except into a folder that holds them. Raises StorageError if a
+    part of the tree cannot be listed: a corpus must not silently lose it.
     """
     fs, root = open_filesystem(url, options)
     if is_local_filesystem(fs):
@@ -132,7 +132,7 @@ def _walk(root: str, max_depth: int | None) -> Iterator[str]:
             for entry in entries:
                 name = f"{relative}/{entry.name}" if relative else entry.name
                 if not _is_folder(entry):
-                    # No pipes or sockets. A link to nothing is a source, and will say so.
+                    # Pipes and sockets are left out. A broken link stays a source and fails as one.
                     if entry.is_symlink() or entry.is_file():
                         yield name
                 elif max_depth is None or len(above) + 1 < max_depth:
@@ -140,7 +140,7 @@ def _walk(root: str, max_depth: int | None) -> Iterator[str]:
 
 
 def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[str, list[str]]:
-    """Return a glob's part before the first wildcard, and the files that match, relative to it."""
+    """Return a glob's part before the first wildcard, and the matching files, relative to it."""
     parts = pattern.split("/")
     fixed = next(i for i, part in enumerate(parts) if has_magic(part))
     base, rest = "/".join(parts[:fixed]) or ("/" if fixed else "."), parts[fixed:]
@@ -150,13 +150,13 @@ def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[
 
 
 def read_many(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[bytes]:
-    """Read small files of one file system, concurrently where it can. Raises FileNotFoundError."""
+    """Read small files of one file system, concurrently if it can. Raises FileNotFoundError."""
     if not urls:
         return []
     fs = open_filesystem(urls[0], options)[0]
     paths = [open_filesystem(url, options)[1] for url in urls]
     if is_local_filesystem(fs):
         return _read(urls[0], options, lambda: [Path(p).read_bytes() for p in paths])
-    nones = [None] * len(paths)  # whole files; not `cat`, which takes `[` in a name for a pattern
+    nones = [None] * len(paths)  # whole files; `cat` would take `[` in a name for a pattern
     call = functools.partial(fs.cat_ranges, paths, nones, nones, on_error="raise")
     return cast("list[bytes]", _read(urls[0], options, call))

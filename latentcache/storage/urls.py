@@ -59,7 +59,7 @@ def public_name(url: str) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """Join parts with single slashes; of a chained URL (`zip://a::s3://b`) the first path grows."""
+    """Join parts with single slashes; in a chained URL (`zip://a::s3://b`) they go on the first path."""
     head, chain, rest = base.partition("::") if is_url(base) else (base, "", "")
     if chain and "://" in head:
         return join(head, *parts) + chain + rest

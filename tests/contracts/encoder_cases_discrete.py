@@ -64,7 +64,7 @@ def _open_magvit2(folder: Path) -> dict[str, Any]:
 
 
 def _cosmos(variant: str, folder: Path) -> dict[str, Any]:
-    """The folder's name alone tells a Cosmos tokenizer, and its file is hashed."""
+    """Only the folder's name identifies a Cosmos tokenizer, and its file is hashed."""
     model = folder / f"Cosmos-0.1-Tokenizer-{variant}"
     model.mkdir()
     (model / "encoder.jit").write_bytes(b"")

@@ -78,7 +78,7 @@ CASES = (
         raw=functools.partial(_taesd, "taesd", has_decoder=False),
         frames=(1, 2, 5),
         rounding=0.0,
-        decodes=r"TAESD taesd has its decoder in a file of its own.*Set encoder.decoder",
+        decodes=r"TAESD taesd has its decoder in a separate file.*Set encoder.decoder",
     ),
     *(
         Case(

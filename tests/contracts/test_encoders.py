@@ -1,4 +1,4 @@
-"""What every encoder promises: see `interfaces.Encoder`. A new one is one more case: `encoder_cases`."""
+"""What every encoder promises: see `protocol.Encoder`. A new one is one more case: `encoder_cases`."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_rule_with_a_maximum_takes_what_is_legal_up_to_it(
 def test_a_rule_with_a_maximum_says_so() -> None:
     rule = FrameRule(multiple=8, remainders=(1,), maximum=121)
     assert rule.describe() == "8k+1, at most 121"
-    with pytest.raises(GeometryError, match=r"at most 121 frames a clip, not 129.*to 121\."):
+    with pytest.raises(GeometryError, match=r"at most 121 frames per clip, not 129.*to 121\."):
         make_spec(stride=(8, 8, 8), frame_rule=rule).check_frames(129)
 
 
@@ -147,7 +147,9 @@ def test_the_first_frame_stands_alone_where_one_is_left_over(
     spec = make_spec(frame_rule=rule)
     assert [spec.pixel_frames(t, frames) for t in range(len(ranges))] == ranges
     for t in (-1, len(ranges)):
-        with pytest.raises(IndexError, match=f"has {len(ranges)} latent frames, no {t}"):
+        with pytest.raises(
+            IndexError, match=f"has {len(ranges)} latent frames, so none with number {t}"
+        ):
             spec.pixel_frames(t, frames)
 
 
@@ -256,7 +258,7 @@ def test_a_size_rule_beyond_the_stride_is_held_by_height_and_width() -> None:
 def test_an_encoder_of_one_size_takes_no_other() -> None:
     spec = make_spec(fixed_size=(256, 256))
     spec.check_size(256, 256)
-    with pytest.raises(GeometryError, match=r"takes 256x256 pixels alone, not 256x512\. Set clips"):
+    with pytest.raises(GeometryError, match=r"takes only 256x256 pixels, not 256x512\. Set clips"):
         spec.check_size(256, 512)
 
 

@@ -25,7 +25,7 @@ from tests.tools.corpora import column, make, read
         ("t.jsonl", b'{"video":"a"}\n{"video":\n', "line 2 is not JSON"),
         ("t.jsonl", b'{"video":"a"}\n{"video":"\xe9"}\n', "line 2 is not JSON: .*utf-8"),
         ("t.jsonl", b'{"video":"a"}\n{"video":["b"]}\n', r"line 2: column 'video' is \['b'\], not text"),
-        ("t.parquet", b"PAR1" + bytes(100), "is not a Parquet file that can be read"),
+        ("t.parquet", b"PAR1" + bytes(100), "is not a readable Parquet file"),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_names_the_place(

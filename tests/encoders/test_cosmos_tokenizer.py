@@ -73,7 +73,7 @@ def test_the_variant_is_never_guessed(tmp_path: Path) -> None:
 
 def test_a_variant_that_the_folder_contradicts_is_refused(tmp_path: Path) -> None:
     module, config = resolve({**save_cosmos(tmp_path), "variant": "DV8x8x8"})
-    with pytest.raises(ConfigError, match=r"variant is DV8x8x8, and encoder.model is .* DV4x8x8"):
+    with pytest.raises(ConfigError, match=r"variant is DV8x8x8, but encoder.model is .* DV4x8x8"):
         module.describe(config, dtype="bfloat16")
 
 
@@ -81,7 +81,7 @@ def test_another_stride_than_the_file_s_is_found_at_the_first_clip(tmp_path: Pat
     raw = save_cosmos(tmp_path)
     folder = Path(raw["model"]).rename(tmp_path / "tokenizer")
     encoder = build({**raw, "model": str(folder), "variant": "DV8x8x8"})
-    with pytest.raises(EncoderError, match=r"returned \[1, 3, 1, 1\] where its spec says"):
+    with pytest.raises(EncoderError, match=r"returned \[1, 3, 1, 1\], but its spec says"):
         encoder.encode(pixels(1, 9, 8, 8))
 
 
@@ -118,6 +118,6 @@ def test_what_is_not_torchscript_is_told(tmp_path: Path) -> None:
 def test_ids_outside_the_codebook_are_refused(tmp_path: Path) -> None:
     encoder = build(save_cosmos(tmp_path))
     with pytest.raises(
-        EncoderError, match="the codes 0 to 63999, and these ids go from 0 to 64000"
+        EncoderError, match="the codes 0 to 63999, but these ids go from 0 to 64000"
     ):
         encoder.decode(torch.tensor([[[[0, 64_000]]]]))

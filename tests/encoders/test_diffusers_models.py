@@ -219,7 +219,7 @@ def test_class_that_the_installed_diffusers_lacks_is_refused_by_name(
     )
     with pytest.raises(ConfigError) as caught:
         described(model, name)
-    assert f"diffusers 0.35.2, which is installed, has no {TINY[name][0]}" in str(caught.value)
+    assert f"the installed diffusers 0.35.2 has no {TINY[name][0]}" in str(caught.value)
     assert "pip install 'diffusers>=0.36'" in str(caught.value)
 
 
@@ -286,7 +286,7 @@ def test_model_that_breaks_its_spec_is_caught(tmp_path: Path) -> None:
     encoder._vae.use_tiling = True  # a tile stride that leaves half of the latent out
     encoder._vae.tile_sample_min_height = encoder._vae.tile_sample_min_width = 16
     encoder._vae.tile_sample_stride_height = encoder._vae.tile_sample_stride_width = 32
-    with pytest.raises(EncoderError, match=r"returned .* where its spec says \[1, 32, 1, 4, 6\]"):
+    with pytest.raises(EncoderError, match=r"returned .*, but its spec says \[1, 32, 1, 4, 6\]"):
         encoder.encode(pixels(1))
 
 

@@ -33,7 +33,7 @@ def test_wan_normalises_as_the_wan_pipeline_does(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_cogvideox_multiplies_video_latents_by_its_factor(tmp_path: Path, invert: bool) -> None:
-    """invert_scale_latents is about the condition image of image-to-video alone."""
+    """invert_scale_latents is only about the condition image of image-to-video."""
     model = save_cogvideox(tmp_path, scaling_factor=0.7, invert_scale_latents=invert)
     z = torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(posterior.normalise(z, described(model).normaliser), z * 0.7)
@@ -171,7 +171,7 @@ def test_allegro_takes_what_its_tiles_cover_alone(tmp_path: Path) -> None:
     ):
         spec.check_size(120, 128)
     with pytest.raises(
-        GeometryError, match=r"not 160: it would leave the rest out.*of 128 or 176\."
+        GeometryError, match=r"not 160: it would silently leave out the rest.*of 128 or 176\."
     ):
         spec.check_size(128, 160)
 
@@ -191,7 +191,9 @@ def test_allegro_with_tiles_smaller_than_their_overlaps_is_refused(tmp_path: Pat
 
 def test_cosmos_longer_than_its_statistics_is_refused(tmp_path: Path) -> None:
     spec = described(save("cosmos", tmp_path), "cosmos")
-    with pytest.raises(GeometryError, match=r"8k\+1, at most 121 frames a clip, not 129.*to 121\."):
+    with pytest.raises(
+        GeometryError, match=r"8k\+1, at most 121 frames per clip, not 129.*to 121\."
+    ):
         spec.check_frames(129)
 
 
@@ -251,7 +253,7 @@ def test_vidtok_ids_are_fsq_codes_of_8_levels_lowest_channel_first(tmp_path: Pat
 
 def test_ids_outside_the_codebook_are_refused_by_decode(tmp_path: Path) -> None:
     encoder = built(save("vidtok_fsq", tmp_path), "vidtok_fsq")
-    with pytest.raises(EncoderError, match=r"codes 0 to 4095, and ids go from 0 to 4096"):
+    with pytest.raises(EncoderError, match=r"codes 0 to 4095, but these ids go from 0 to 4096"):
         encoder.decode(torch.tensor([0, 4096]).view(1, 2, 1, 1))
     with pytest.raises(
         EncoderError, match=r"decodes whole numbers \[B, t, h, w\], not torch.float32"

@@ -83,7 +83,7 @@ def test_ids_do_not_depend_on_how_many_positions_are_compared_at_once(
     [
         (torch.zeros(1, 2, 3, 4), r"decodes whole numbers \[B, t, h, w\], not torch.float32"),
         (torch.zeros(2, 3, 4, dtype=torch.long), r"not torch.int64 \[2, 3, 4\]"),
-        (torch.full((1, 1, 2, 2), 64), "the codes 0 to 63, and these ids go from 64 to 64"),
+        (torch.full((1, 1, 2, 2), 64), "the codes 0 to 63, but these ids go from 64 to 64"),
         (torch.full((1, 1, 2, 2), -1), "Take special ids, such as masks, out before decoding"),
     ],
 )
@@ -137,10 +137,10 @@ class TestVideoGPT:
         ("contents", "stride", "message"),
         [
             ({"hyper_parameters": {}}, None, r"Set encoder.stride, such as \[4, 4, 4\]"),
-            ({}, [2, 4, 4], r"is \[2, 4, 4\], and the checkpoint was trained with \[4, 4, 4\]"),
-            ({"hyper_parameters": {}}, [2, 2, 8], "needs 3 downsampling convolutions, and"),
+            ({}, [2, 4, 4], r"is \[2, 4, 4\], but the checkpoint was trained with \[4, 4, 4\]"),
+            ({"hyper_parameters": {}}, [2, 2, 8], "needs 3 downsampling convolutions, but"),
             ({"hyper_parameters": {}}, [4, 4, 3], "three powers of 2"),
-            ({"hyper_parameters": {}}, [2, 2, 2], "of which one at least is 4"),
+            ({"hyper_parameters": {}}, [2, 2, 2], "at least one of them 4"),
         ],
     )
     def test_a_stride_that_cannot_be_is_refused(

@@ -161,7 +161,9 @@ def test_variant_comes_from_the_tensors_with_its_published_normaliser(
 
 def test_a_name_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:
     path = hollow(tmp_path / "ivvae_z16_dim96.pth", 64, 16)
-    with pytest.raises(ConfigError, match=r"by its name z16_dim96, and by its tensors z16_dim64"):
+    with pytest.raises(
+        ConfigError, match=r"is z16_dim96 by its name, but z16_dim64 by its tensors"
+    ):
         described(path)
 
 

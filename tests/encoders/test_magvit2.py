@@ -35,7 +35,7 @@ def test_ids_are_the_package_s_own(tmp_path: Path) -> None:
 
 
 def test_the_last_frames_reach_no_id_and_single_frames_are_refused(tmp_path: Path) -> None:
-    """Fails where the package mends its time compression: then take the refusal out."""
+    """Fails once the package fixes its time compression: then take the refusal out."""
     module, config = resolve(save_magvit2(tmp_path, layers=IN_TIME))
     spec = module.describe(config, dtype="bfloat16")
     encoder = module.build(config, spec=spec, device=CPU)

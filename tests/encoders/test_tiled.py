@@ -233,7 +233,7 @@ def test_tiles_in_time_narrow_the_legal_frames(tmp_path: Path) -> None:
     tiled = build({**section(tmp_path), "tiling": tiling})
     assert [n for n in range(26) if tiled.spec.frame_rule.is_legal(n)] == [1, 9, 17, 25]
     assert tiled.encode(pixels(25, size=(16, 16))).shape[2:] == (7, 2, 2)
-    with pytest.raises(GeometryError, match=r"takes 8k\+1 frames a clip, not 16.*to 9 or 17"):
+    with pytest.raises(GeometryError, match=r"takes 8k\+1 frames per clip, not 16.*to 9 or 17"):
         tiled.encode(pixels(16, size=(16, 16)))
 
 
@@ -293,7 +293,7 @@ def test_tiles_in_time_are_refused_for_causal_encoders() -> None:
 def test_encoders_that_cannot_be_tiled_say_why(tmp_path: Path) -> None:
     section_of_tiles = tiles((128, 128), (32, 32))
     for name, raw, why in (
-        ("ids", save_videogpt, "gives ids, and between two codes there is no code to blend to"),
+        ("ids", save_videogpt, "gives ids, and there is no code between two codes to blend to"),
         ("scales", save_var, "gives ids"),
         (
             "own",

@@ -110,7 +110,7 @@ def test_taehv_is_the_published_code(tmp_path: Path, variant: str) -> None:
     """`tests/data/tiny.npz` holds what the published code gave, in float32 on a CPU.
 
     It is taehv.py of github.com/madebyollin/taehv at commit 1f14a56: its TAEHV, made with the
-    checkpoint's name alone, of parameters set by `golden.state_dict`. <variant>_latents: its
+    checkpoint's name only, with parameters set by `golden.state_dict`. <variant>_latents: its
     encode_video's (parallel), of `golden.pixels(variant, 1, T, H, W, 3)` / 255. _raw: every 11th
     value of its decoder's output (parallel, before the patches become pixels) for the latents
     `golden.latents(variant, 1, 3, C, 1, 2)`, [N, T, C, H, W]. _pixels: its decode_video's of the
@@ -217,7 +217,7 @@ def test_variant_of_a_video_checkpoint_comes_from_its_name(
 def test_variant_is_never_guessed(tmp_path: Path) -> None:
     for name in ("mine.pth", "taew2_1_finetuned.pth", "taeltx2_3_wide.pth"):
         path = hollow(tmp_path / name, "taew2_1")
-        with pytest.raises(ConfigError, match=rf"name {name} tells none.*Set encoder.variant"):
+        with pytest.raises(ConfigError, match=rf"name {name} names none.*Set encoder.variant"):
             describe(taehv_section(path))
     assert describe(taehv_section(path, variant="taew2_1")).model_class == "TAEHV taew2_1"
     path = save_taesd(tmp_path, "taesd")[0].rename(tmp_path / "encoder.pth")
@@ -227,7 +227,7 @@ def test_variant_is_never_guessed(tmp_path: Path) -> None:
 
 def test_variant_and_name_must_agree(tmp_path: Path) -> None:
     path = hollow(tmp_path / "taew2_1.pth", "taew2_1")
-    with pytest.raises(ConfigError, match=r"is 'taehv', and .*taew2_1.pth of 'taew2_1'"):
+    with pytest.raises(ConfigError, match=r"is 'taehv', but .*taew2_1.pth of 'taew2_1'"):
         describe(taehv_section(path, variant="taehv"))
     with pytest.raises(ConfigError, match=r"unknown variant 'taew21'. Did you mean 'taew2_1'\?"):
         describe(taehv_section(path, variant="taew21"))
@@ -250,7 +250,7 @@ def test_the_variant_without_a_frame_rule_is_refused_by_name(tmp_path: Path) -> 
 
 def test_decoder_must_be_of_the_encoders_model(tmp_path: Path) -> None:
     encoder, decoder = save_taesd(tmp_path, "taesd")[0], save_taesd(tmp_path, "taesdxl")[1]
-    with pytest.raises(ConfigError, match=r"taesdxl_decoder.pth is of taesdxl, and .* of taesd:"):
+    with pytest.raises(ConfigError, match=r"taesdxl_decoder.pth is of taesdxl, but .* of taesd:"):
         describe(taesd_section(encoder, decoder))
     wrong = save_taesd(tmp_path, "taesd3")[1].rename(tmp_path / "other.pth")
     with pytest.raises(EncoderError, match=r"encoder.decoder: .*no checkpoint of the decoder of"):

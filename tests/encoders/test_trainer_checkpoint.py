@@ -96,7 +96,7 @@ def test_a_list_is_no_checkpoint(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_told(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.ckpt"
     path.write_bytes(data)
-    with pytest.raises(EncoderError, match=r"x\.ckpt cannot be read as weights alone"):
+    with pytest.raises(EncoderError, match=r"x\.ckpt cannot be read as plain weights"):
         trainer_checkpoint.read(locate(str(path), "encoder.checkpoint"))
 
 

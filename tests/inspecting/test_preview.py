@@ -123,8 +123,12 @@ def test_a_clip_without_its_source_is_shown_alone(
 def test_a_wrong_key_is_refused_with_near_ones(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         look(cache, tmp_path / "made", "v0.mp4#O", "v1.mp4")
-    assert "the cache has no clip with the key 'v0.mp4#O'. Near ones: 'v0.mp4#" in str(caught.value)
-    assert "no clip with the key 'v1.mp4'. Near ones: 'v1.mp4#0', 'v1.mp4#1'" in str(caught.value)
+    assert "the cache has no clip with the key 'v0.mp4#O'. Similar keys: 'v0.mp4#" in str(
+        caught.value
+    )
+    assert "no clip with the key 'v1.mp4'. Similar keys: 'v1.mp4#0', 'v1.mp4#1'" in str(
+        caught.value
+    )
     assert not (tmp_path / "made").exists()
     with pytest.raises(ConfigError, match=r"Some that it has: 'picture\.png#0'"):
         look(cache, tmp_path / "made", "%%%")
@@ -152,7 +156,7 @@ def test_clips_without_a_latent_say_why(tmp_path: Path) -> None:
         find_places(opened, keys[:2])
     written.storage.delete(sample_path("5x32x32", 1))
     publish(written.storage, build_index(written.storage))
-    with pytest.raises(ConfigError, match="'5x32x32-0004' is planned, and not encoded yet"):
+    with pytest.raises(ConfigError, match="'5x32x32-0004' is planned but not encoded yet"):
         find_places(latentcache.open_cache(str(tmp_path)), keys[4:5])
 
 

@@ -1,4 +1,4 @@
-"""Verify: whatever is changed in a cache is found and named, and what can be mended is mended."""
+"""Verify: whatever is changed in a cache is found and named, and what can be repaired is repaired."""
 
 from __future__ import annotations
 
@@ -245,8 +245,9 @@ def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: PlannedCache) 
     rows = read_index(cache.storage).to_pylist()
     rows[2]["num_ok"] -= 1
     publish(cache.storage, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-    assert f"1 shards with other counts than it has, such as {BUCKET}/1" in only_problem(
-        cache.storage, INDEX
+    assert (
+        f"1 shards whose counts differ from their sample tables, such as {BUCKET}/1"
+        in only_problem(cache.storage, INDEX)
     )
 
 

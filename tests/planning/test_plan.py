@@ -174,7 +174,7 @@ def test_kept_columns_reach_clips_and_rejected_sources() -> None:
 
 
 def test_illegal_frames_and_sizes_name_the_nearest_legal_ones() -> None:
-    with pytest.raises(GeometryError, match=r"takes 4k\+1 frames a clip, not 16.*13 or 17"):
+    with pytest.raises(GeometryError, match=r"takes 4k\+1 frames per clip, not 16.*13 or 17"):
         check_geometry(clips(frames=16), SPEC)
     with pytest.raises(GeometryError, match=r"484x720 is not a multiple.*Use 480x720"):
         check_geometry(clips(size=(484, 720)), SPEC)

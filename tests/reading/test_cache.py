@@ -92,7 +92,7 @@ def test_samples_are_found_by_key(tmp_path: Path) -> None:
     cache = open_cache(str(tmp_path))
     for key in written.arrays:
         assert cache.sample(key)["key"] == key
-    with pytest.raises(KeyError, match="no clip that is ok has the key '5x32x32-0001'"):
+    with pytest.raises(KeyError, match="no ok clip has the key '5x32x32-0001'"):
         cache.sample("5x32x32-0001")
 
 
@@ -130,7 +130,7 @@ def test_latents_that_a_model_cannot_take_are_refused_with_both_specs(tmp_path: 
     assert "what differs: channels" in message
     assert 'expected: channels 3, stored "mean"' in message
     assert 'in the cache: channels 16, stored "mean" (Synthetic, 16 channels' in message
-    assert "pixels with 3 channels reaching a model that wants 16" in message
+    assert "pixels with 3 channels reaching a model that expects 16" in message
     with pytest.raises(ConfigError, match=r"no 'channel'\. Did you mean 'channels'"):
         open_cache(str(tmp_path), expect={"channel": 16})
 

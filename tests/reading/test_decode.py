@@ -108,7 +108,7 @@ def test_ids_decode_too(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_not_there_is_a_key_error(dct_cache: Path) -> None:
-    with pytest.raises(KeyError, match="no clip that is ok has the key 'nothing'"):
+    with pytest.raises(KeyError, match="no ok clip has the key 'nothing'"):
         latentcache.open_cache(str(dct_cache)).decode("nothing")
 
 

@@ -1,4 +1,4 @@
-"""What an estimate measures, how it scales, and that it leaves the cache alone."""
+"""What an estimate measures, how it scales, and that it changes nothing in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work queue: order, retries, and failed shards that are tried alone."""
+"""The work queue: order, retries, and failed shards that go only to an idle worker."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_of_two_corpora_at_once_one_is_refused(
     spec, identity = resolve_encoder(config)
     loser = (config, make_manifest(config, spec, identity, other), other)
     storage = Storage(config.cache.url)
-    storage.write(CACHE_JSON, manifest.to_bytes())  # the other has not mended the plan yet
+    storage.write(CACHE_JSON, manifest.to_bytes())  # the other has not repaired the plan yet
     for path, data in _planned(loser[1], other):
         storage.write(path, data)
     with pytest.raises(RecipeMismatchError, match="another corpus; which one cannot be said"):

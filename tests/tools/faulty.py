@@ -28,7 +28,7 @@ READS = {"read", "ranges", "open"}
 #: Kind of fault -> operations that it befalls; None: any.
 KINDS: dict[str, set[str] | None] = {
     "transient": None,  # this operation fails once: reset, timed out, throttled, 503
-    "outage": None,  # from this operation on nothing works until the storage is mended
+    "outage": None,  # from this operation on nothing works until the storage is repaired
     "refused": None,  # 403, once
     "torn": {"write"},  # a write gets as far as its first half; then as an outage
     "torn_once": {"write"},

@@ -18,7 +18,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def noise(name: str, *shape: int) -> npt.NDArray[np.float32]:
-    """Numbers in [-1, 1) that are a function of `name` and the shape alone.
+    """Numbers in [-1, 1) that depend only on `name` and the shape.
 
     The top 24 bits of the raw 64-bit outputs of PCG64, seeded with the CRC-32 of the name, divided
     by 2^23, less 1: NumPy guarantees the stream of a bit generator, and float32 holds 24 bits.

@@ -1,4 +1,4 @@
-"""How the autoencoders of diffusers are called: pixels [B, 3, T, H, W] to what is stored, and back."""
+"""How the autoencoders of diffusers are called: from pixels [B, 3, T, H, W] to what is stored, and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encode_mode(vae: Any, pixels: torch.Tensor, store: Stored) -> torch.Tensor: 
 
 
 def decode_sample(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Return what most classes decode to."""
+    """Return the output of `decode` as most classes give it."""
     pixels: torch.Tensor = vae.decode(latents).sample
     return pixels
 
@@ -34,8 +34,8 @@ def decode_sample(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 def by_frame(encode: Encode) -> Encode:
     """Map an encoder of images over the frames, one at a time.
 
-    Each frame then is the model's own call on it alone, bit for bit, whatever clip or batch it is in:
-    kernels are chosen by the batch's size, and round otherwise from one to the next.
+    Each frame then gets the model's own call, bit for bit, whatever its clip or batch: kernels are
+    chosen by the batch's size, and round differently.
     """
 
     def encode_frames(vae: Any, pixels: torch.Tensor, store: Stored) -> torch.Tensor:
@@ -64,7 +64,7 @@ def by_latent_frame(decode: Decode) -> Decode:
 
 
 def decode_svd(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode a clip at once: the decoder, alone, mixes its frames."""
+    """Decode a clip at once: only the decoder mixes frames."""
     clips = []
     for clip in latents.unbind():
         frames = clip.transpose(0, 1).contiguous()
@@ -73,7 +73,7 @@ def decode_svd(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def decode_allegro(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode to [B, 3, T, H, W]: the class gives frames before channels."""
+    """Decode to [B, 3, T, H, W] with a class that puts frames before channels."""
     pixels: torch.Tensor = vae.decode(latents).sample
     return pixels.transpose(1, 2)
 
@@ -89,7 +89,7 @@ def decode_ltx(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def encode_vidtok(vae: Any, pixels: torch.Tensor, store: Stored) -> torch.Tensor:
-    """Encode as VidTok's `forward` does: a causal model wants its first frame stride - 1 times more."""
+    """Encode as VidTok's `forward` does: a causal model needs its first frame stride - 1 more times."""
     if vae.is_causal:
         front = pixels[:, :, :1].expand(-1, -1, vae.temporal_compression_ratio - 1, -1, -1)
         pixels = torch.cat([front, pixels], dim=2)
@@ -106,7 +106,7 @@ def decode_vidtok(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def reset_vidtok(vae: Any) -> None:
-    """Let go of the frames kept for a next chunk; every call starts afresh in any case."""
+    """Drop the frames kept for a next chunk; every call starts from scratch in any case."""
     vae._empty_causal_cached(vae)
     vae._set_first_chunk(True)
 
@@ -128,7 +128,7 @@ def encode_vq(vae: Any, image: torch.Tensor, store: Stored) -> torch.Tensor:
 
 
 def decode_vq(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode ids [1, h, w], or latents: MoVQ's (spatial norm) as they are, others quantised first."""
+    """Decode ids [1, h, w], or latents: MoVQ's (spatial norm) unchanged, others quantised first."""
     if latents.is_floating_point():
         is_movq = vae.config.norm_type == "spatial"
         pixels: torch.Tensor = vae.decode(latents, force_not_quantize=is_movq).sample
@@ -141,13 +141,13 @@ def decode_vq(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def encode_flux2(vae: Any, image: torch.Tensor, store: Stored) -> torch.Tensor:
-    """Return moments with every 2x2 latents as channels: mean and log-variance each, not mixed."""
+    """Return moments with every 2x2 latents as channels; mean and log-variance are kept apart."""
     mean, logvar = encode_moments(vae, image, store).chunk(2, dim=1)
     return torch.cat([patchify(mean), patchify(logvar)], dim=1)
 
 
 def decode_flux2(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Decode latents of which every 2x2 are channels."""
+    """Decode latents whose channels are 2x2 latents."""
     return decode_sample(vae, torch.pixel_shuffle(latents, 2))
 
 

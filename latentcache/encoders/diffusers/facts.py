@@ -1,6 +1,6 @@
 """What this package knows of an autoencoder class of diffusers. No I/O but through `Settings`.
 
-`video_classes` and `image_classes` hold one record a class; `diffusers_models` runs them.
+`video_classes` and `image_classes` hold one record per class; `models` runs them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from latentcache.core.spec import Exactness, FrameRule, IdSpec, Normaliser, Stored
 from latentcache.errors import ConfigError
 
-#: What is stored of a class with a posterior, and of one without.
+#: What can be stored for a class with a posterior, and for one without.
 POSTERIOR: tuple[Stored, ...] = ("moments", "mean", "sample")
 DETERMINISTIC: tuple[Stored, ...] = ("mean",)
 UNTILED: Mapping[str, Any] = {"use_tiling": False, "use_slicing": False}
-#: The same, one clip at a time: for classes whose result a batch would change, or that take one alone.
+#: The same, one clip at a time: for classes that take only one clip, or whose result depends on the batch.
 UNTILED_ALONE: Mapping[str, Any] = {"use_tiling": False, "use_slicing": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A model's files, as far as its facts depend on them.
+    """A model's files, in so far as its facts depend on them.
 
-    setting: reads a key of config.json, or the class's default where the file lacks it. tensor: reads
-    a buffer from the weights' files, and nothing else of them.
+    setting: reads a key of config.json, or the class's default if the file lacks it. tensor: reads one
+    buffer from the weights' files, and nothing else from them.
     """
 
     setting: Callable[[str], Any]
@@ -41,12 +41,12 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What holds of one model. Where not said here, see the fields of `LatentSpec` of these names.
+    """What is true of one model. For names not explained here, see the fields of `LatentSpec`.
 
-    channels: of its latents; of ids, those of what is quantised. attributes: what steers hidden
-    chunking and tiling, set on the model one by one so that no version's default decides; they are
-    part of the recipe. stores: what can be stored of it. ids: what its ids mean, where it has any.
-    pixel_range: None where its models differ, and the configuration must say.
+    channels: of its latents; with ids, of what is quantised. attributes: the attributes that steer
+    hidden chunking and tiling. They are set on the model one by one, so that no version's default
+    decides, and they are part of the recipe. stores: what can be stored. ids: what its ids mean, if it
+    has any. pixel_range: None if its models differ, and the configuration must say.
     """
 
     channels: int
@@ -67,8 +67,8 @@ class ModelClass:
 
     since: the first version of diffusers that has it. encode: (model, pixels [B, 3, T, H, W], what is
     stored) to moments, latents or ids. decode: (model, latents or ids) to pixels [B, 3, T, H, W].
-    reset: clears state kept on the module, where it keeps any. arguments: defaults of methods that no
-    attribute replaces, and that are checked since they decide the latents: {method: {name: value}}.
+    reset: clears state kept on the module, if it keeps any. arguments: defaults of method arguments that
+    no attribute replaces; they are checked because they decide the latents: {method: {name: value}}.
     prepare: what else is done to a loaded model.
     """
 
@@ -90,12 +90,12 @@ def grouped(multiple: int, *, first_alone: bool = True, maximum: int | None = No
 
 
 def halvings(blocks: Sequence[Any]) -> int:
-    """Return by how much a network reduces whose every block but one halves."""
+    """Return the reduction of a network in which every block but one halves."""
     return int(2 ** (len(blocks) - 1))
 
 
 def scaled(factor: float, shift: float = 0.0) -> Normaliser:
-    """Return (z - shift) * factor, of the simplest kind."""
+    """Return (z - shift) * factor, as the simplest kind that can say it."""
     if shift:
         return Normaliser(kind="shift_scale", shift=(float(shift),), scale=(float(factor),))
     if factor == 1:
@@ -114,7 +114,7 @@ def by_channel(
 def by_channel_and_frame(
     mean: Sequence[float], std: Sequence[float], channels: int, factor: float
 ) -> Normaliser:
-    """Return the same with a value for each channel and latent frame: those of a channel in a row."""
+    """Return the same with a value for each channel and latent frame; a channel's values are in a row."""
     frames = len(mean) / channels
     _check_lengths(mean, std, channels * math.ceil(frames), "values of channels and latent frames")
     return Normaliser(
@@ -123,7 +123,7 @@ def by_channel_and_frame(
 
 
 def require_stride(name: str, temporal: int, expected: int) -> None:
-    """Raise ConfigError where a class encodes groups of frames that its model does not reduce to one."""
+    """Raise ConfigError if a class encodes groups of frames that its model does not reduce to one."""
     if temporal != expected:
         raise ConfigError(
             f"encoder.model: this {name} reduces time by {temporal}, but the class encodes frames in "

@@ -1,7 +1,7 @@
-"""Image autoencoders of diffusers, for images, and for video frame by frame: see `image_classes`.
+"""Image autoencoders of diffusers, for images and for video frame by frame: see `image_classes`.
 
-Each frame is encoded on its own, and is the model's own call on it bit for bit, whatever clip or batch
-it comes in.
+Each frame is encoded on its own. It equals the model's own call on that frame bit for bit, whatever clip
+or batch it comes in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Config(models.ModelSection):
     kind: Literal["diffusers_image"]
     pixel_range: tuple[Literal[-1, 0], Literal[1]] | None = Field(
         default=None,
-        description="What the model is fed, [0, 1] or [-1, 1]; for VQModel, whose models differ.",
+        description="The pixel range that the model takes, [0, 1] or [-1, 1]; only for VQModel, whose "
+        "models differ.",
     )
 
 

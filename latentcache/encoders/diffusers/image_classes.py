@@ -1,4 +1,4 @@
-"""The image autoencoders of diffusers, mapped over frames: one record a class, read from their code."""
+"""The image autoencoders of diffusers, mapped over frames: one record per class, read from their code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from latentcache.errors import ConfigError
 
 
 def _facts(channels: int, spatial: int, normaliser: Normaliser, **others: Any) -> ModelFacts:
-    """Return what holds of every image class: any number of frames, each on its own."""
+    """Return what is true of every image class: any number of frames, each on its own."""
     return ModelFacts(
         channels=channels,
         stride=(1, spatial, spatial),
@@ -37,8 +37,8 @@ def _facts(channels: int, spatial: int, normaliser: Normaliser, **others: Any) -
 def _kl(settings: Settings) -> ModelFacts:
     """Read the autoencoder of SD, SDXL, SD3 or FLUX.
 
-    Most are scaled, SD3's and FLUX's shifted too; a few, such as Playground 2.5's, are normalised by
-    channel and then scaled.
+    Most are scaled; SD3's and FLUX's are also shifted. A few, such as Playground 2.5's, are normalised
+    by channel and then scaled.
     """
     channels, factor = int(settings("latent_channels")), float(settings("scaling_factor"))
     mean, std = settings("latents_mean"), settings("latents_std")
@@ -50,14 +50,14 @@ def _kl(settings: Settings) -> ModelFacts:
 
 
 def _flux2(settings: Settings) -> ModelFacts:
-    """Read FLUX.2's: its trainers see every 2x2 latents as channels, normalised by BatchNorm's statistics.
+    """Read FLUX.2's. Its trainers see every 2x2 latents as channels, normalised by BatchNorm's statistics.
 
-    So that is what is stored, before the normalisation: a model of 32 channels and stride 8 gives 128
-    channels of stride 16. Nothing but the order of the values differs from what `vae.encode` gives.
+    That form is stored, before the normalisation: a model of 32 channels and stride 8 gives 128
+    channels of stride 16. Only the order of the values differs from what `vae.encode` gives.
     """
     if tuple(settings("patch_size")) != (2, 2):
         raise ConfigError(
-            f"encoder.model: this AutoencoderKLFlux2 has patches of {settings('patch_size')}, and the "
+            f"encoder.model: this AutoencoderKLFlux2 has patches of {settings('patch_size')}, but the "
             "FLUX.2 pipeline makes patches of 2x2 whatever the config says. Take a model of 2x2."
         )
     channels = 4 * int(settings("latent_channels"))
@@ -79,7 +79,7 @@ def _dc(settings: Settings) -> ModelFacts:
 
 
 def _tiny(settings: Settings) -> ModelFacts:
-    """Read a TAESD: its latents are those of its big model after that one's normalisation."""
+    """Read a TAESD: its latents are its large model's, already normalised as for that model."""
     return _facts(
         int(settings("latent_channels")),
         halvings(settings("encoder_block_out_channels")),
@@ -90,9 +90,9 @@ def _tiny(settings: Settings) -> ModelFacts:
 
 
 def _vq(settings: Settings) -> ModelFacts:
-    """Read a VQModel: ids, or what is quantised to them, which Kandinsky 2's trainers take.
+    """Read a VQModel: ids, or the latents that are quantised to them, which Kandinsky 2's trainers take.
 
-    aMUSEd's is fed [0, 1] (its pipeline's do_normalize=False) and the others [-1, 1], and no key of
+    aMUSEd's takes [0, 1] (its pipeline's do_normalize=False) and the others take [-1, 1]. No key of
     config.json says so.
     """
     embed = settings("vq_embed_dim")
@@ -108,7 +108,7 @@ def _vq(settings: Settings) -> ModelFacts:
 
 
 def _flat(values: Sequence[Any]) -> list[float]:
-    """Return a list of numbers, which some config.json nest as [1, C, 1, 1]."""
+    """Return a list of numbers, which some config.json files nest as [1, C, 1, 1]."""
     flat: list[float] = torch.tensor(values, dtype=torch.float64).flatten().tolist()
     return flat
 

@@ -1,4 +1,4 @@
-"""What diffusers' KVAE does to inputs past 3 GB, and why such ones are refused."""
+"""What diffusers' KVAE does to inputs past 3 GB, and why they are refused."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 from latentcache.errors import GeometryError
 
-#: Bytes of a layer's input from which KVAESafeConv3d splits it in time.
+#: Bytes of a layer's input at which KVAESafeConv3d starts to split it in time.
 SPLIT_BYTES = 3 * 10**9
 
 
 def refuse_misaligned_splits(vae: Any) -> None:
-    """Make the model raise GeometryError where a convolution of stride 2 in time would be split.
+    """Make the model raise GeometryError if a convolution of stride 2 in time would be split.
 
-    Its pieces begin where the last one's two frames are kept from, which is one frame early after a
-    piece of odd length: latents would be of shifted frames, in silence.
+    Each piece begins with the two frames kept from the piece before. After a piece of odd length that
+    is one frame too early, and the latents would silently be of shifted frames.
     """
     for module in vae.encoder.modules():
         if isinstance(module, torch.nn.Conv3d) and module.stride[0] > 1:

@@ -1,6 +1,6 @@
-"""Describe, load and run an autoencoder of diffusers by the record of its class.
+"""Describes, loads and runs an autoencoder of diffusers by the record of its class.
 
-`diffusers_video` and `diffusers_image` are this with their own tables of classes.
+The kinds `diffusers_video` and `diffusers_image` are this module with their own tables of classes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
 
 class ModelSection(Section):
-    """What the encoders of diffusers have in common. What changes the latents has no default."""
+    """What the encoders of diffusers have in common. Nothing that changes the latents has a default."""
 
     model: str = Field(
         min_length=1, description="A folder, or an id on the Hugging Face hub, of the model."
@@ -43,14 +43,15 @@ class ModelSection(Section):
         description="What the encoder computes in. float32 is exact: no TF32 on GPUs."
     )
     store: Stored = Field(
-        description="moments: mean and log-variance; mean: it alone, or the latents of a model without "
-        "a posterior; sample: one, seeded by the clip's key; ids: of a model that quantises."
+        description="moments: mean and log-variance; mean: only the mean, or the latents of a model "
+        "without a posterior; sample: one sample, seeded by the clip's key; ids: the ids of a model that "
+        "quantises."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
-    """A model's files, its class and what holds of it."""
+    """A model's files, its class, and the facts about it."""
 
     files: ModelFiles
     model_class: ModelClass
@@ -66,14 +67,14 @@ def locate_model(
 ) -> Located:
     """Return a model's files and facts; loads nothing but small buffers. Raises ConfigError.
 
-    pixel_range: what the configuration says, for classes whose models differ in it.
+    pixel_range: what the configuration says; for classes whose models differ in it.
     """
     files = locate(config.model, config.subfolder, config.revision)
     name = str(files.config.get("_class_name"))
     if name not in classes:
         raise ConfigError(
-            f"encoder.model: {config.model!r} is of class {name}, which kind {kind} does "
-            f"not know, nor what it does to frames.{did_you_mean(name, classes)} "
+            f"encoder.model: {config.model!r} is of class {name}. The kind {kind} does not know that "
+            f"class, nor what it does to frames.{did_you_mean(name, classes)} "
             f"Known classes: {', '.join(classes)}."
         )
     model_class = classes[name]
@@ -117,7 +118,7 @@ def describe(located: Located, config: ModelSection, kind: str, dtype: str) -> L
 
 
 def identity(located: Located, config: ModelSection, kind: str) -> Mapping[str, Any]:
-    """Return the encoder's part of the recipe; where the model lies is no part of it."""
+    """Return the encoder's part of the recipe; the model's location is not part of it."""
     return {
         "kind": kind,
         "model_class": located.model_class.name,
@@ -142,7 +143,7 @@ def build(
     files, model_class = located.files, located.model_class
     if files.weights_sha256() != spec.weights_sha256:
         raise EncoderError(
-            f"the weights in {files.folder} have the SHA-256 {files.weights_sha256()}, and the "
+            f"the weights in {files.folder} have the SHA-256 {files.weights_sha256()}, but the "
             f"cache is made with {spec.weights_sha256}: latents of two models would be mixed. Put "
             "the same weights on every machine; for a hub id set encoder.revision to a commit."
         )
@@ -166,8 +167,8 @@ def _check_installed(model_class: ModelClass) -> None:
     installed = packages()["diffusers"]
     if _release(installed) < _release(model_class.since):
         raise ConfigError(
-            f"encoder.model: diffusers {installed}, which is installed, has no {model_class.name}: "
-            f"version {model_class.since} is the first that does. "
+            f"encoder.model: the installed diffusers {installed} has no {model_class.name}; "
+            f"version {model_class.since} is the first that has it. "
             f"Run: pip install 'diffusers>={model_class.since}'"
         )
 
@@ -182,9 +183,9 @@ def _pixel_range(
     if facts.pixel_range is None:
         if configured is None:
             raise ConfigError(
-                f"encoder.pixel_range: required for {name}, whose models differ in it and do not say "
-                "so in config.json. Set [0, 1] for aMUSEd's, and [-1, 1] for those of Kandinsky 2 and "
-                "latent diffusion."
+                f"encoder.pixel_range: required for {name}, because its models differ in it and their "
+                "config.json does not say so. Set [0, 1] for aMUSEd's, and [-1, 1] for those of "
+                "Kandinsky 2 and latent diffusion."
             )
         return configured
     if configured not in (None, facts.pixel_range):
@@ -248,7 +249,7 @@ def _diffusers_class(class_name: str) -> Any:
 
 
 def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
-    """Load a model for inference. Raises EncoderError, also where tensors would stay random."""
+    """Load a model for inference. Raises EncoderError, also if tensors would stay random."""
     try:
         vae, info = _diffusers_class(class_name).from_pretrained(
             str(files.folder),
@@ -267,32 +268,32 @@ def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
     if info["missing_keys"]:
         raise EncoderError(
             f"{class_name} in {files.folder}: the weights lack {len(info['missing_keys'])} tensors "
-            f"that config.json asks for, such as {info['missing_keys'][0]}; they would stay "
-            "random, and the latents be nonsense. The files are of different models: "
+            f"that config.json asks for, such as {info['missing_keys'][0]}. They would stay "
+            "random, and the latents would be nonsense. The files are of different models: "
             "download the model again."
         )
     return vae.eval().requires_grad_(False)
 
 
 class DiffusersEncoder:
-    """An autoencoder of diffusers on its device, fed and read as diffusers' own pipelines do."""
+    """An autoencoder of diffusers on its device, used as diffusers' own pipelines use it."""
 
     def __init__(self, vae: Any, located: Located, spec: LatentSpec, device: torch.device) -> None:
         self.spec = spec
         self._vae = vae
         self._class = located.model_class
-        # Mean and log-variance, whatever is stored of them.
+        # Mean and log-variance, whichever of them is stored.
         self._encoded_channels = spec.channels * (2 if "moments" in located.facts.stores else 1)
         self._device = device
         self._dtype: torch.dtype = getattr(torch, spec.compute_dtype)
-        # A tensor: CUDA divides by a number by multiplying with its reciprocal, an ulp off the CPU.
+        # A tensor: CUDA divides by a number by multiplying with its reciprocal, one ulp off the CPU.
         self._white = torch.tensor(255.0, device=device)
 
     @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to what the model itself gives, bit for bit.
 
-        Moments [B, 2C, t, h, w], [B, C, t, h, w] where it has no posterior, or ids [B, t, h, w].
+        Moments [B, 2C, t, h, w]; [B, C, t, h, w] if it has no posterior; or ids [B, t, h, w].
         """
         thw = check_pixels(self.spec, pixels_BTHWC)
         pixels = self._to_model_range(pixels_BTHWC)
@@ -318,7 +319,7 @@ class DiffusersEncoder:
             latents = latents_BCthw.to(self._device, self._dtype)
         with self._model() as vae:
             values_BCTHW = self._class.decode(vae, latents)
-        # VideoProcessor's arithmetic: to [0, 1] in the model's dtype, to levels in float32.
+        # Arithmetic of VideoProcessor: to [0, 1] in the model's dtype, to levels in float32.
         if self.spec.pixel_range == (-1.0, 1.0):
             values_BCTHW = values_BCTHW * 0.5 + 0.5
         levels = values_BCTHW.clamp(0, 1).float().mul_(255).round_()
@@ -327,7 +328,7 @@ class DiffusersEncoder:
 
     def _to_model_range(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return contiguous [B, 3, T, H, W]: x / 255, or 2 * (x / 255) - 1, in float32."""
-        pixels = pixels_BTHWC.to(self._device)  # blocking: callers reuse their buffers
+        pixels = pixels_BTHWC.to(self._device)  # blocking, because callers reuse their buffers
         values = pixels.permute(0, 4, 1, 2, 3).contiguous().to(torch.float32).div_(self._white)
         if self.spec.pixel_range == (-1.0, 1.0):
             values = values.mul_(2.0).sub_(1.0)
@@ -335,7 +336,7 @@ class DiffusersEncoder:
 
     @contextlib.contextmanager
     def _model(self) -> Iterator[Any]:
-        """Lend the model: deterministic kernels, true float32, no state left behind by an error."""
+        """Lend the model, with deterministic kernels and true float32; an error leaves no state behind."""
         try:
             with exact_kernels(self._device):
                 yield self._vae

@@ -1,4 +1,4 @@
-"""Video autoencoders of diffusers: see `video_classes` for which, and `diffusers_models` for how."""
+"""Video autoencoders of diffusers: see `video_classes` for which, and `models` for how."""
 
 from __future__ import annotations
 

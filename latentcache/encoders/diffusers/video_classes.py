@@ -1,6 +1,6 @@
-"""The video autoencoders of diffusers, one record a class, read from their code.
+"""The video autoencoders of diffusers, one record per class, read from their code.
 
-A further class is one more record in `VIDEO_CLASSES`, and a tiny model of it in the contract suite.
+To add a class, add a record to `VIDEO_CLASSES` and a tiny model of it to the contract suite.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from latentcache.encoders.diffusers.facts import (
 from latentcache.encoders.diffusers.kvae import refuse_misaligned_splits
 from latentcache.errors import ConfigError
 
-#: Standard deviation of Cosmos 1.0's model input: sigma_data of its schedulers, which is no part of
-#: the autoencoder's files. Its pipelines and trainers multiply normalised latents by it.
+#: Standard deviation of Cosmos 1.0's model input: sigma_data of its schedulers, which is not in the
+#: autoencoder's files. Its pipelines and trainers multiply normalised latents by it.
 _COSMOS_SIGMA_DATA = 0.5
-#: Frames of a tile of Allegro, and by how much tiles overlap in T, H and W: constants of the class.
+#: Allegro's frames per tile, and by how much tiles overlap in T, H and W: constants of the class.
 _ALLEGRO_FRAMES = 24
 _ALLEGRO_OVERLAP = (8, 120, 80)
 #: Frames that KVAE encodes at once, after the first one: a default of its `_encode`.
 _KVAE_SEGMENT = 16
-#: What a VidTok that is not causal encodes and decodes at once; other numbers its `forward` pads or cuts.
+#: Frames that a non-causal VidTok encodes and decodes at once; its `forward` pads or cuts other numbers.
 _VIDTOK_FRAMES = 16
 
 
@@ -50,7 +50,7 @@ def _qwen_image(settings: Settings) -> ModelFacts:
 
 
 def _wan_like(settings: Settings, name: str, patch_size: int) -> ModelFacts:
-    """Count what the layers do: scale_factor_* of the config only describe it.
+    """Count what the layers do: the config's scale_factor_* only describes it.
 
     Normalised by channel, with the reciprocal rounded to float32 as in the pipelines.
     """
@@ -71,12 +71,12 @@ def _wan_like(settings: Settings, name: str, patch_size: int) -> ModelFacts:
 def _cogvideox(settings: Settings) -> ModelFacts:
     """Read a CogVideoX.
 
-    Frames go in batches of 8, and T % 8 more into the first one. GroupNorm sees a batch, so any T but
-    1, 8k and 8k+1 would be normalised over batches that training had not; and 8k and 8k+1 are grouped
-    differently: a prefix is exact only from 8k+1 to 8k+1.
+    Frames go in batches of 8, and T % 8 more go into the first one. GroupNorm sees one batch. With any T
+    but 1, 8k and 8k+1 it would normalise over batches that training did not have. 8k and 8k+1 are grouped
+    differently, so a prefix is exact only from 8k+1 to 8k+1.
 
-    invert_scale_latents (1.5 image-to-video) is about the condition image alone, whose latent is
-    divided by the factor; the same pipeline's own latents are video latents times the factor (see
+    invert_scale_latents (1.5 image-to-video) is only about the condition image, whose latent is
+    divided by the factor. The same pipeline's own latents are video latents times the factor (see
     prepare_latents and decode_latents of diffusers' CogVideoXImageToVideoPipeline).
     """
     spatial = halvings(settings("block_out_channels"))
@@ -95,9 +95,9 @@ def _cogvideox(settings: Settings) -> ModelFacts:
 
 
 def _hunyuan(settings: Settings) -> ModelFacts:
-    """Read a HunyuanVideo, whole.
+    """Read a HunyuanVideo, which encodes the whole clip at once.
 
-    The class's default would send T > 16 through tiles of 17 frames, even with tiling off. GroupNorm
+    By default the class would send T > 16 through tiles of 17 frames, even with tiling off. GroupNorm
     sees the whole clip, so prefixes are not exact.
     """
     return ModelFacts(
@@ -111,7 +111,7 @@ def _hunyuan(settings: Settings) -> ModelFacts:
 
 
 def _hunyuan15(settings: Settings) -> ModelFacts:
-    """Read a HunyuanVideo 1.5, one clip at a time: its attention's mask does not fit a batch."""
+    """Read a HunyuanVideo 1.5; it takes one clip at a time, because its attention mask fits no batch."""
     return ModelFacts(
         channels=int(settings("latent_channels")),
         stride=_ratios(settings),
@@ -125,8 +125,8 @@ def _hunyuan15(settings: Settings) -> ModelFacts:
 def _ltx(settings: Settings) -> ModelFacts:
     """Read an LTX-Video or LTX-2.
 
-    Its encoder obeys use_framewise_decoding, which is set to False for that. What the layers reduce by
-    is counted: the class's own ratios count a layer twice that reduces space or time alone.
+    Its encoder obeys use_framewise_decoding, which is set to False for that reason. The layers'
+    reductions are counted: the class's own ratios count a layer twice that reduces only space or only time.
     """
     blocks, kinds = settings("spatio_temporal_scaling"), settings("downsample_type")
     if isinstance(blocks, bool):
@@ -175,9 +175,9 @@ def _mochi(settings: Settings) -> ModelFacts:
 
 
 def _allegro(settings: Settings) -> ModelFacts:
-    """Read an Allegro, which encodes only in tiles of its own, and those are what its trainers see.
+    """Read an Allegro, which encodes only in its own tiles; its trainers see those latents.
 
-    Where tiles do not end with the clip, the class leaves zeros; and it takes one clip at a time.
+    If tiles do not end with the clip, the class leaves zeros. It takes one clip at a time.
     """
     spatial, size = halvings(settings("block_out_channels")), int(settings("sample_size"))
     frames, rows, columns = (
@@ -187,7 +187,7 @@ def _allegro(settings: Settings) -> ModelFacts:
     if min(rows, columns) <= 0:
         raise ConfigError(
             f"encoder.model: this AutoencoderKLAllegro has tiles of {size} pixels (sample_size), "
-            f"which its overlaps of {_ALLEGRO_OVERLAP[1:]} are too large for. Take a model with "
+            f"which are too small for its overlaps of {_ALLEGRO_OVERLAP[1:]}. Take a model with "
             "larger tiles: the published one has 320."
         )
     return ModelFacts(
@@ -212,7 +212,7 @@ def _tiles(size: int, stride: int) -> FrameRule:
 
 
 def _magvit(settings: Settings) -> ModelFacts:
-    """Read EasyAnimate's: the first frame alone, then groups of 4."""
+    """Read EasyAnimate's: the first frame by itself, then groups of 4."""
     blocks = settings("down_block_types")
     temporal = 2 ** sum("Temporal" in block for block in blocks[:-1])
     require_stride("AutoencoderKLMagvit", temporal, 4)
@@ -232,7 +232,7 @@ def _magvit(settings: Settings) -> ModelFacts:
 
 
 def _cosmos(settings: Settings) -> ModelFacts:
-    """Read a continuous Cosmos tokenizer: no posterior; statistics of a limited number of frames."""
+    """Read a continuous Cosmos tokenizer: no posterior; statistics for a limited number of frames."""
     channels, stride = int(settings("latent_channels")), _ratios(settings)
     mean, std = settings("latents_mean"), settings("latents_std")
     normaliser, longest = scaled(_COSMOS_SIGMA_DATA), None
@@ -252,8 +252,8 @@ def _cosmos(settings: Settings) -> ModelFacts:
 def _kvae(settings: Settings) -> ModelFacts:
     """Read a KVAE: segments of 17, 16, 16, ... frames, each with its own GroupNorm statistics.
 
-    diffusers throws the encoder's log-variance away and gives zeros in its place: unit noise, were it
-    sampled. So there is no posterior to store.
+    diffusers replaces the encoder's log-variance by zeros, which would be unit noise in a sample.
+    So there is no posterior to store.
     """
     temporal = int(settings("temporal_compress_times"))
     if _KVAE_SEGMENT % temporal:
@@ -286,9 +286,9 @@ def _svd(settings: Settings) -> ModelFacts:
 
 
 def _vidtok(settings: Settings) -> ModelFacts:
-    """Read a VidTok: KL (not normalised), or FSQ of 8 levels a channel, the first channel the lowest.
+    """Read a VidTok: KL (not normalised), or FSQ with 8 levels per channel, the first channel lowest.
 
-    What is not causal has 16k frames: its `forward` would pad or cut others.
+    A non-causal one has 16k frames: its `forward` would pad or cut other numbers.
     """
     levels = range(len(settings("ch_mult")) - 1)
     spatial_ds, tempo_ds = settings("spatial_ds"), settings("tempo_ds")
@@ -312,7 +312,7 @@ def _vidtok(settings: Settings) -> ModelFacts:
 
 
 def _ratios(settings: Settings) -> tuple[int, int, int]:
-    """Return the stride where the layers are made from these keys."""
+    """Return the stride if the layers are made from these keys."""
     spatial = int(settings("spatial_compression_ratio"))
     return (int(settings("temporal_compression_ratio")), spatial, spatial)
 

@@ -1,4 +1,4 @@
-"""Find a diffusers model, in a folder or on the hub; hash its weights, and read single tensors of them."""
+"""Finds a diffusers model in a folder or on the hub, hashes its weights, and reads single tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentcache.errors import ConfigError, EncoderError
 from latentcache.storage.urls import redact
 
 CONFIG = "config.json"
-#: Whole files first; an index names the files that the weights are split over.
+#: Names of weight files, whole files first; an index names the files that the weights are split over.
 _WHOLE = "diffusion_pytorch_model.safetensors"
 _CANDIDATES = (
     _WHOLE,
@@ -32,7 +32,7 @@ _INDEX_SUFFIX = ".index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model on the local disk: its folder, its config.json and its weights' files, sorted."""
+    """A model on the local disk: its folder, its config.json and its weight files, sorted."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -49,24 +49,24 @@ class ModelFiles:
         return digests[0] if len(digests) == 1 else _sha256("\n".join(digests).encode())
 
     def config_sha256(self) -> str:
-        """Return the SHA-256 of what config.json says of the model, not of where it came from."""
+        """Return the SHA-256 of what config.json says about the model, without where it came from."""
         content = {key: value for key, value in self.config.items() if not key.startswith("_")}
         return _sha256(json.dumps(content, sort_keys=True).encode())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor of the weights, and nothing else of them. Raises ConfigError."""
+        """Read one tensor of the weights, and nothing else. Raises ConfigError."""
         for path in self.weights:
             found = _read_tensor(path, name)
             if found is not None:
                 return found
         raise ConfigError(
-            f"encoder.model: the weights in {self.folder} hold no {name}, which the latents are "
-            "normalised with. Download the model whole, or save it with save_pretrained."
+            f"encoder.model: the weights in {self.folder} hold no {name}, which normalises the "
+            "latents. Download the whole model, or save it with save_pretrained."
         )
 
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor | None:
-    """Return a tensor of a file, or None. Raises EncoderError where the file is damaged."""
+    """Return a tensor of a file, or None. Raises EncoderError if the file is damaged."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
@@ -83,9 +83,9 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor | None:
 
 
 def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFiles:
-    """Return the files of a local folder or of a hub id, downloading the latter where needed.
+    """Return the files of a local folder or of a hub id, which is downloaded if needed.
 
-    Raises ConfigError with what to do.
+    Raises ConfigError, whose message says what to do.
     """
     root = Path(model).expanduser()
     if root.is_dir():
@@ -116,7 +116,7 @@ def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
     if not present:
         raise ConfigError(
             f"encoder.model: {folder} holds no {_WHOLE}, so there are no weights to load. Download "
-            "the model whole, or save it with save_pretrained."
+            "the whole model, or save it with save_pretrained."
         )
     weights = [folder / name for name in _shards_of(folder / present[0])]
     for path in weights:
@@ -129,7 +129,7 @@ def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
 
 
 def _shards_of(path: Path) -> list[str]:
-    """Return the names of the weights' files: of an index what it lists, else the file itself."""
+    """Return the names of the weight files: those that an index lists, else the file itself."""
     if not path.name.endswith(_INDEX_SUFFIX):
         return [path.name]
     try:
@@ -160,7 +160,9 @@ def _download(model: str, subfolder: str | None, revision: str | None) -> Path:
                 if shard != name:
                     fetch(shard)
         except (EntryNotFoundError, OSError, ValueError) as error:
-            failure = failure or error  # the first: why the safetensors are not to be had
+            failure = (
+                failure or error
+            )  # keep the first one: why the safetensors could not be fetched
         else:
             return folder
     raise _unreachable(model, _WHOLE, failure)
@@ -180,10 +182,10 @@ def _no_config(where: str, subfolder: str | None) -> ConfigError:
 def _unreachable(model: str, name: str, error: Exception | None) -> ConfigError:
     reason = (redact(str(error)).strip().splitlines() or [""])[0]
     return ConfigError(
-        f"encoder.model: {name} of {model!r} is neither in the local Hugging Face cache nor to be "
-        f"had from the hub ({type(error).__name__}: {reason}). It is read as a hub id, since there "
-        "is no such folder. Check the id and the network, log in with `hf auth login` where the "
-        "model is gated, or download it and set encoder.model to the folder."
+        f"encoder.model: {name} of {model!r} is not in the local Hugging Face cache and could not be "
+        f"fetched from the hub ({type(error).__name__}: {reason}). It is read as a hub id, because there "
+        "is no such folder. Check the id and the network; log in with `hf auth login` if the "
+        "model is gated; or download it and set encoder.model to the folder."
     )
 
 

@@ -22,11 +22,11 @@ from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native.ivvae_model import IVVAE, Carry
 from latentcache.errors import ConfigError, EncoderError
 
-#: Pixels per latent along T, H, W; and frames of every group but a clip's first, which is one frame.
+#: Pixels per latent along T, H, W; and the frames of every group except a clip's first, which has one.
 STRIDE = (4, 8, 8)
-#: Changes of the arithmetic are counted here, and are part of the recipe.
+#: The revision of the arithmetic; it counts changes and is part of the recipe.
 REVISION = 1
-#: (z, dim) of the published checkpoints, and the (shift, scale) that the published code has for each.
+#: (z, dim) of the published checkpoints, and the (shift, scale) of each in the published code.
 PUBLISHED: Mapping[tuple[int, int], tuple[float, float]] = {
     (4, 64): (0.1250, 1.3196),
     (8, 64): (-0.0322, 1.0940),
@@ -34,7 +34,7 @@ PUBLISHED: Mapping[tuple[int, int], tuple[float, float]] = {
     (16, 96): (-0.0483, 0.7619),
 }
 _NAME = re.compile(r"ivvae_z(\d+)_dim(\d+)")
-#: Tensors of shapes [z, ...] and [dim, ...].
+#: Names of tensors whose shapes are [z, ...] and [dim, ...].
 _Z, _DIM = "conv1.conv_2d.weight", "encoder.conv1.conv_2d.weight"
 
 
@@ -44,7 +44,7 @@ class Config(Section):
     kind: Literal["ivvae"]
     checkpoint: str = Field(
         min_length=1,
-        description="The file, such as ivvae_z16_dim96.pth; its tensors tell the variant.",
+        description="The file, such as ivvae_z16_dim96.pth; the variant is read from its tensors.",
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
         description="What the encoder computes in; the published code uses bfloat16."
@@ -56,7 +56,7 @@ class Config(Section):
     shift: float | None = Field(
         default=None,
         allow_inf_nan=False,
-        description="Of a variant of your own: trainers take (z - shift) * scale.",
+        description="For your own variant: trainers take (z - shift) * scale.",
     )
     scale: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="See `shift`.")
 
@@ -69,7 +69,7 @@ class Config(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """What a checkpoint is of: z latent channels, dim channels at full size."""
+    """A checkpoint's variant: z latent channels, dim channels at full size."""
 
     z: int
     dim: int
@@ -104,7 +104,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
 
 
 def identity(config: Config) -> Mapping[str, Any]:
-    """Return the encoder's part of the recipe; where the checkpoint lies is no part of it."""
+    """Return the encoder's part of the recipe; the checkpoint's location is not part of it."""
     checkpoint, variant = _locate(config)
     return {
         "kind": config.kind,
@@ -130,20 +130,20 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> IVVAEEnc
 
 
 def _locate(config: Config) -> tuple[Checkpoint, _Variant]:
-    """Return the checkpoint, with all its tensors' shapes checked, and what it is of."""
+    """Return the checkpoint, with all its tensors' shapes checked, and its variant."""
     checkpoint = locate(config.checkpoint, "encoder.checkpoint")
     shapes = checkpoint.shapes()
     if not all(len(shapes.get(name, ())) == 4 for name in (_Z, _DIM)):
         raise EncoderError(
-            f"encoder.checkpoint: {checkpoint.path} is no checkpoint of IV-VAE: it has no "
-            f"{_Z} or no {_DIM}, which are convolutions. Give a file such as ivvae_z16_dim96.pth."
+            f"encoder.checkpoint: {checkpoint.path} is no checkpoint of IV-VAE: it lacks the "
+            f"convolution {_Z} or {_DIM}. Give a file such as ivvae_z16_dim96.pth."
         )
     z, dim = shapes[_Z][0], shapes[_DIM][0]
     told = _NAME.search(checkpoint.path.name)
     if told is not None and (int(told[1]), int(told[2])) != (z, dim):
         raise ConfigError(
-            f"encoder.checkpoint: {checkpoint.path.name} is by its name z{told[1]}_dim{told[2]}, and "
-            f"by its tensors z{z}_dim{dim}: a file was renamed or mixed up, and the latents would "
+            f"encoder.checkpoint: {checkpoint.path.name} is z{told[1]}_dim{told[2]} by its name, but "
+            f"z{z}_dim{dim} by its tensors: a file was renamed or mixed up, and the latents would "
             "be scaled for another model. Give the file under its own name."
         )
     variant = _Variant(z=z, dim=dim, normaliser=_normaliser(config, z, dim))
@@ -157,7 +157,7 @@ def _normaliser(config: Config, z: int, dim: int) -> Normaliser:
     published = PUBLISHED.get((z, dim))
     if published is not None and config.shift is not None:
         raise ConfigError(
-            f"encoder.shift and encoder.scale are for variants of your own: z{z}_dim{dim} has the "
+            f"encoder.shift and encoder.scale are for your own variants: z{z}_dim{dim} has the "
             f"published {published[0]} and {published[1]}. Remove them."
         )
     if config.shift is not None and config.scale is not None:
@@ -166,21 +166,21 @@ def _normaliser(config: Config, z: int, dim: int) -> Normaliser:
         known = ", ".join(f"z{z}_dim{dim}" for z, dim in PUBLISHED)
         raise ConfigError(
             f"encoder.checkpoint: z{z}_dim{dim} is none of the published variants ({known}), so "
-            "nobody has said how its latents are normalised. Set encoder.shift and encoder.scale: "
+            "no normalisation of its latents is known. Set encoder.shift and encoder.scale: "
             "the mean of its latents, and one over their standard deviation."
         )
     return Normaliser(kind="shift_scale", shift=published[:1], scale=published[1:])
 
 
 class IVVAEEncoder:
-    """IV-VAE on its device. What goes from group to group is in a `Carry` of each call's own."""
+    """IV-VAE on its device. What passes from group to group is in a `Carry`, one per call."""
 
     def __init__(self, model: IVVAE, spec: LatentSpec, device: torch.device) -> None:
         self.spec = spec
         self._model = model
         self._device = device
         self._dtype: torch.dtype = getattr(torch, spec.compute_dtype)
-        # The published script's order: to the model's dtype first, then x / 127.5 - 1 in it.
+        # Order as in the published script: first to the model's dtype, then x / 127.5 - 1 in it.
         self._levels = (torch.arange(256).to(self._dtype) / 127.5 - 1.0).to(device)
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
@@ -201,7 +201,7 @@ class IVVAEEncoder:
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode un-normalised latents [B, C, t, h, w] to uint8 pixels [B, T, H, W, 3] on the CPU.
 
-        Levels are rounded; the published script cuts their fractions off, half a level darker.
+        Levels are rounded; the published script cuts off their fractions, half a level darker.
         """
         check_latents(self.spec, latents_BCthw)
         carry = Carry()

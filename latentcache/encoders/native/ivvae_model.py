@@ -1,7 +1,7 @@
 """The network of IV-VAE, for one frame group at a time: keyframe temporal compression, group convolution.
 
 After "Improved Video VAE for Latent Video Diffusion Model" (Wu et al., CVPR 2025) and the published
-checkpoints of ali-vilab/iv-vae, whose parameter names it has. Axes: B batch, T frames of a group
+checkpoints of ali-vilab/iv-vae, whose parameter names it uses. Axes: B batch, T frames of a group
 (1 in a clip's first group, then 4, or 2 and 1 further down), H W rows and columns.
 
 Channels are two halves. The keyframe half describes single frames: it is reduced in time by taking
@@ -33,9 +33,9 @@ _COLOURS = 3
 
 @dataclass
 class Carry:
-    """What a group takes over from the group before it: of every group convolution the last frame.
+    """What a group takes over from the group before it: the last frame of every group convolution.
 
-    One a clip (or batch of clips) and direction; nothing is kept on the modules.
+    One per clip (or batch of clips) and direction; nothing is kept on the modules.
     """
 
     is_first: bool = True
@@ -137,11 +137,11 @@ class ImageNorm(nn.Module):
 
 
 class Residual(nn.Module):
-    """Norm, SiLU and convolution, twice, beside a shortcut; by group or, where `is_flat`, by image."""
+    """Norm, SiLU and convolution, twice, beside a shortcut; by group or, if `is_flat`, by image."""
 
     def __init__(self, half: int, out_half: int, *, is_flat: bool) -> None:
         super().__init__()
-        self.residual = nn.ModuleDict(  # under their places among layers without parameters
+        self.residual = nn.ModuleDict(  # numbered as if layers without parameters were counted
             {
                 "0": HalvesNorm(half),
                 "2": _conv(half, out_half, is_flat=is_flat),
@@ -166,7 +166,7 @@ def _conv(half: int, out_half: int, *, is_flat: bool) -> nn.Module:
 
 
 class ImageAttention(nn.Module):
-    """Self-attention with one head among the places of each image [N, C, H, W]."""
+    """Self-attention with one head over the positions of each image [N, C, H, W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class ImageAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention in each frame, by each half on its own."""
+    """Attention in each frame, for each half on its own."""
 
     def __init__(self, half: int) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve height and width, and time where `halves_time` and the group has more than one frame."""
+    """Halve height and width. Also halve time if `halves_time` and the group has more than one frame."""
 
     def __init__(self, half: int, *, halves_time: bool) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double height and width and halve channels; double time too, but in the first group."""
+    """Double height and width and halve channels; also double time, except in the first group."""
 
     def __init__(self, half: int, *, doubles_time: bool) -> None:
         super().__init__()

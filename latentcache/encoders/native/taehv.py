@@ -1,12 +1,12 @@
 """TAEHV: the tiny autoencoders of video models (Hunyuan, Wan, CogVideoX, LTX and others).
 
-By Ollin Boer Bohan, github.com/madebyollin/taehv. A latent frame is made of 4 (LTX: 8) pixel frames and
-of what a memory keeps of those before. The published code repeats the last frame of a clip until its
-length fits; here only lengths that fit are legal, so that every latent is of real frames alone and a
-prefix of a cached latent is the latent of that prefix.
+By Ollin Boer Bohan, github.com/madebyollin/taehv. A latent frame is made from 4 (LTX: 8) pixel frames
+and from a memory of those before. The published code repeats the last frame of a clip until its length
+fits. Here only lengths that fit are legal. So every latent is made only of real frames, and a prefix of
+a cached latent is the latent of that prefix.
 
-Encoder and decoder are not aligned: the decoder gives a clip's first frame first, and the frames that
-it has made before that, 3 (LTX: 7), are dropped. So k latents, of 4k frames, decode to the first 4k - 3.
+Encoder and decoder are not aligned: before a clip's first frame the decoder makes 3 frames (LTX: 7),
+which are dropped. So k latents, made from 4k frames, decode to the first 4k - 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
 from latentcache.encoders.native.tiny_models import TAEHV, Memory
 from latentcache.errors import ConfigError
 
-#: Changes of the arithmetic are counted here, and are part of the recipe.
+#: The revision of the arithmetic; it counts changes and is part of the recipe.
 REVISION = 1
 
 
@@ -38,9 +38,9 @@ REVISION = 1
 class Variant:
     """One published checkpoint.
 
-    patch: pixels along each side that the network sees as one place. merges, splits: frames that
-    become one, and that one becomes, at each of the three stages. is_super: has the larger decoder.
-    keeps_even: keeps all decoded frames where the number of latents is even (CogVideoX).
+    patch: pixels along each side that the network sees as one position. merges, splits: how many frames
+    become one, and how many one becomes, at each of the three stages. is_super: has the larger decoder.
+    keeps_even: keeps all decoded frames if the number of latents is even (CogVideoX).
     """
 
     channels: int
@@ -56,7 +56,7 @@ class Variant:
         return (math.prod(self.merges), 8 * self.patch, 8 * self.patch)
 
     def dropped(self, num_latents: int) -> int:
-        """Return how many frames that the decoder makes come before the clip's first one."""
+        """Return how many frames the decoder makes before the clip's first one."""
         return 0 if self.keeps_even and num_latents % 2 == 0 else math.prod(self.splits) - 1
 
     def empty_model(self) -> TAEHV:
@@ -91,7 +91,7 @@ class Config(Section):
     checkpoint: str = Field(min_length=1, description="The file, such as taew2_1.pth.")
     variant: str | None = Field(
         default=None,
-        description=f"{' | '.join(VARIANTS)}; omitted: the one that the file is named after.",
+        description=f"{' | '.join(VARIANTS)}; omitted: taken from the file's name.",
     )
     dtype: Dtype = Field(description="What the encoder computes in.")
     store: Literal["mean"] = Field(default="mean", description="The latent: there is no posterior.")
@@ -118,7 +118,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
 
 
 def identity(config: Config) -> Mapping[str, Any]:
-    """Return the encoder's part of the recipe; where the checkpoint lies is no part of it."""
+    """Return the encoder's part of the recipe; the checkpoint's location is not part of it."""
     checkpoint, name = _locate(config)
     return {
         "kind": config.kind,
@@ -145,8 +145,8 @@ def _locate(config: Config) -> tuple[Checkpoint, str]:
     if "taeh3" in (config.variant, checkpoint.path.name.partition(".")[0]):
         raise ConfigError(
             "encoder.variant: taeh3 (MiniMax H3) is not supported: it encodes 17 frames at a time "
-            "with latents that are dropped at the end, so that which frames a latent covers is not "
-            "what this program records."
+            "and drops latents at the end, so a latent would not cover the frames that this program "
+            "records for it."
         )
     name = choose_variant(config.variant, checkpoint.path, VARIANTS)
     checkpoint.check_shapes(checkpoint.shapes(), VARIANTS[name].empty_model(), name)
@@ -154,7 +154,7 @@ def _locate(config: Config) -> tuple[Checkpoint, str]:
 
 
 class TAEHVEncoder:
-    """TAEHV on its device. What goes from group to group is in a `Memory` of each call's own."""
+    """TAEHV on its device. What passes from group to group is in a `Memory`, one per call."""
 
     def __init__(
         self, model: TAEHV, variant: Variant, spec: LatentSpec, device: torch.device
@@ -189,7 +189,7 @@ class TAEHVEncoder:
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode latents [B, C, t, h, w] to uint8 pixels [B, T, H, W, 3] on the CPU.
 
-        T is 4 t - 3 (LTX: 8 t - 7): see the module. taecvx gives all 4 t where t is even.
+        T is 4 t - 3 (LTX: 8 t - 7): see the module. taecvx gives all 4 t if t is even.
         """
         check_latents(self.spec, latents_BCthw)
         memory = Memory(batch=len(latents_BCthw))
@@ -199,7 +199,7 @@ class TAEHVEncoder:
             return torch.cat(groups, dim=1)[:, self._variant.dropped(len(groups)) :].contiguous()
 
     def _decode_latent(self, latent_BChw: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """Return the uint8 pixels [B, T, H, W, 3] that the decoder makes of one latent frame."""
+        """Return the uint8 pixels [B, T, H, W, 3] that the decoder makes from one latent frame."""
         frames = self._model.decoder.run(latent_BChw, memory)
         values = F.pixel_shuffle(frames, self._variant.patch)
         return to_pixels(torch.unflatten(values, 0, (len(latent_BChw), -1)))

@@ -1,7 +1,7 @@
 """TAESD: the tiny autoencoders of picture models (SD, SDXL, SD3, FLUX, Sana), frame by frame.
 
-By Ollin Boer Bohan, github.com/madebyollin/taesd. An encoder and a decoder are a file each; a decoder
-is needed only to look at what was cached, and is no part of the recipe.
+By Ollin Boer Bohan, github.com/madebyollin/taesd. The encoder and the decoder are separate files. The
+decoder is needed only to look at what was cached, and is not part of the recipe.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from latentcache.encoders.native import tiny_models
 from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
 from latentcache.errors import ConfigError, EncoderError
 
-#: Changes of the arithmetic are counted here, and are part of the recipe.
+#: The revision of the arithmetic; it counts changes and is part of the recipe.
 REVISION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One published pair of files. has_pool: with a group norm over the whole picture inside."""
+    """One published pair of files. has_pool: has a group norm over the whole picture inside."""
 
     channels: int
     stride: int = 8
@@ -71,7 +71,7 @@ class Config(Section):
     )
     variant: str | None = Field(
         default=None,
-        description=f"{' | '.join(VARIANTS)}; omitted: the one that the encoder's file is named after.",
+        description=f"{' | '.join(VARIANTS)}; omitted: taken from the encoder file's name.",
     )
     dtype: Dtype = Field(description="What the encoder computes in.")
     store: Literal["mean"] = Field(default="mean", description="The latent: there is no posterior.")
@@ -98,7 +98,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:
 
 
 def identity(config: Config) -> Mapping[str, Any]:
-    """Return the encoder's part of the recipe; the decoder, and where files lie, are no part of it."""
+    """Return the encoder's part of the recipe; the decoder and the files' locations are not part of it."""
     checkpoint, name = _locate(config)
     return {
         "kind": config.kind,
@@ -137,8 +137,8 @@ def _locate(config: Config) -> tuple[Checkpoint, str]:
         named = other.path.name.partition(".")[0].removesuffix("_decoder")
         if named in VARIANTS and named != name:
             raise ConfigError(
-                f"encoder.decoder: {other.path.name} is of {named}, and the encoder of {name}: "
-                "what is decoded would not be what was encoded. Give the decoder of the same model."
+                f"encoder.decoder: {other.path.name} is of {named}, but the encoder is of {name}: "
+                "decoding would not give back what was encoded. Give the decoder of the same model."
             )
         other.check_shapes(other.shapes(), variant.empty_decoder(), f"the decoder of {name}")
     return checkpoint, name
@@ -173,7 +173,7 @@ class TAESDEncoder:
         """Decode latents [B, C, T, h, w] to uint8 pixels [B, T, H, W, 3] on the CPU."""
         if self._decoder is None:
             raise EncoderError(
-                f"{self.spec.model_class} has its decoder in a file of its own, and none is "
+                f"{self.spec.model_class} has its decoder in a separate file, but none is "
                 "configured, so nothing can be decoded. Set encoder.decoder to the file."
             )
         check_latents(self.spec, latents_BCthw)

@@ -1,8 +1,8 @@
 """The networks of TAESD and TAEHV, under the parameter names of their published checkpoints.
 
-By Ollin Boer Bohan: github.com/madebyollin/taesd and github.com/madebyollin/taehv. Names are the
-places of layers in a sequence; those that only change the order of values have none. Axes: N frames
-of all clips of a batch, clip after clip.
+By Ollin Boer Bohan: github.com/madebyollin/taesd and github.com/madebyollin/taehv. Parameter names are
+the positions of layers in a sequence; layers that only change the order of values are not counted.
+Axes: N frames of all clips of a batch, clip after clip.
 """
 
 # ruff: noqa: D102 - what `forward` does is said by its class
@@ -43,10 +43,10 @@ class SoftClamp(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three convolutions beside the input; before them, where `has_pool`, a normalised detour.
+    """Three convolutions beside the input; if `has_pool`, with a normalised detour before them.
 
-    The detour's group norm takes its statistics over the whole picture, so that tiles of a picture
-    are not encoded as the picture is.
+    The detour's group norm takes its statistics over the whole picture. So tiles of a picture are not
+    encoded as the picture is.
     """
 
     def __init__(self, width: int, *, has_pool: bool = False) -> None:
@@ -106,16 +106,16 @@ def taesana_decoder(channels: int) -> nn.Sequential:
 
 @dataclass
 class Memory:
-    """What the frames to come need of those before: the last input frame of every memory block.
+    """What later frames need from earlier ones: the last input frame of every memory block.
 
-    One a batch of clips and direction; nothing is kept on the modules.
+    One per batch of clips and direction; nothing is kept on the modules.
     """
 
     batch: int
     _last: dict[nn.Module, torch.Tensor] = field(default_factory=dict)
 
     def exchange(self, block: nn.Module, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return for every frame the one before it, zeros before the first; keep the last ones."""
+        """Return for every frame the one before it (zeros before the first); keep the last ones."""
         x_BTCHW = torch.unflatten(x_NCHW, 0, (self.batch, -1))
         newest = x_BTCHW[:, -1:].clone()  # a view would keep all frames
         before = self._last.get(block, torch.zeros_like(newest))
@@ -191,7 +191,7 @@ class FrameNetwork(nn.Sequential):
 
 
 def taehv_encoder(channels: int, patch: int, times: tuple[int, int, int]) -> FrameNetwork:
-    """Frames of `patch` x `patch` pixels a place to latents; `times`: frames merged at each stage."""
+    """Frames to latents, `patch` x `patch` pixels per position; `times`: frames merged at each stage."""
     layers: list[nn.Module] = [_conv3(_COLOURS * patch**2, _WIDTH), nn.ReLU()]
     for factor in times:
         layers += [MergeFrames(_WIDTH, factor), _conv3(_WIDTH, _WIDTH, stride=2, bias=False)]
@@ -200,7 +200,7 @@ def taehv_encoder(channels: int, patch: int, times: tuple[int, int, int]) -> Fra
 
 
 def taehv_decoder(channels: int, patch: int, times: tuple[int, int, int]) -> FrameNetwork:
-    """Latents to frames of `patch` x `patch` pixels a place; `times`: frames made at each stage."""
+    """Latents to frames, `patch` x `patch` pixels per position; `times`: frames made at each stage."""
     widths = (256, 128, 64, 64)
     layers: list[nn.Module] = [SoftClamp(), _conv3(channels, widths[0]), nn.ReLU()]
     for width, narrower, factor in zip(widths[:-1], widths[1:], times, strict=True):
@@ -211,7 +211,7 @@ def taehv_decoder(channels: int, patch: int, times: tuple[int, int, int]) -> Fra
 
 
 def taehv_super_decoder(channels: int, patch: int, times: tuple[int, int, int]) -> FrameNetwork:
-    """Return the larger decoder of the `super` checkpoints: `taehv_decoder` from outside."""
+    """Return the larger decoder of the `super` checkpoints; used like `taehv_decoder`."""
     widths = (512, 256, 128, 64)
     layers: list[nn.Module] = [_conv1(channels, widths[0])]
     for width, narrower, factor in zip(widths[:-1], widths[1:], times, strict=True):

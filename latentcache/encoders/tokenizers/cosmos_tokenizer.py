@@ -1,9 +1,9 @@
-"""NVIDIA's Cosmos tokenizers from their TorchScript files: DV gives ids, CV 16 plain channels.
+"""NVIDIA's Cosmos tokenizers from their TorchScript files: DV gives ids, CV gives 16 latent channels.
 
-A clip of 1 + kT frames goes through `encoder.jit` whole, as `CausalVideoTokenizer.encode` of the
-published package does. Its `forward` instead cuts a video into independent windows of 17 frames,
-pads each in time with copies of its ends, and pads frames with black to multiples of 16; none of
-that happens here, so that longer clips have other latents than `forward` would give: those of a
+The whole clip of 1 + kT frames goes through `encoder.jit`, as in `CausalVideoTokenizer.encode` of the
+published package. The package's `forward` works differently: it cuts a video into independent windows
+of 17 frames, pads each in time with copies of its ends, and pads frames with black to multiples of 16.
+None of that happens here. So longer clips have other latents than `forward` would give: those of a
 causal model over the whole clip.
 """
 
@@ -38,7 +38,7 @@ ENCODER, DECODER = "encoder.jit", "decoder.jit"
 #: before.
 CODES = 64_000
 CV_CHANNELS = 16
-#: 2 * (x / 255) - 1 in float64, then rounded, as its numpy2tensor has it.
+#: Input values of the model: 2 * (x / 255) - 1 in float64, then rounded, as in its numpy2tensor.
 LEVELS = torch.from_numpy((2.0 * (np.arange(256) / 255.0) - 1.0).astype(np.float32))
 _VARIANT = re.compile(r"(CV|DV)(\d+)x(\d+)x(\d+)")
 
@@ -54,8 +54,8 @@ class Config(Section):
     )
     variant: Variant | None = Field(
         default=None,
-        description="Continuous or discrete, and pixels per latent along T, H, W. Omitted: from the "
-        "folder's name, such as Cosmos-0.1-Tokenizer-DV8x16x16; the files do not tell it.",
+        description="Continuous or discrete, and pixels per latent along T, H, W. Omitted: taken from the "
+        "folder's name, such as Cosmos-0.1-Tokenizer-DV8x16x16; the files do not say it.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         description="What the encoder computes in. The published package uses bfloat16 on a GPU; "
@@ -96,13 +96,13 @@ def identity(config: Config) -> Mapping[str, Any]:
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
-    """Load the encoder, and the decoder where there is one. Raises ConfigError and EncoderError."""
+    """Load the encoder, and the decoder if there is one. Raises ConfigError and EncoderError."""
     file = _encoder_file(config)
     file.check_unchanged(spec)
     dtype: torch.dtype = getattr(torch, config.dtype)
     if device.type == "cpu" and dtype != torch.float32:
         raise ConfigError(
-            f"encoder.dtype is {config.dtype}, and torch cannot pool frames in it on a CPU, as these "
+            f"encoder.dtype is {config.dtype}, but on a CPU torch cannot pool frames in it, as these "
             "models do. Set encoder.dtype to float32, or run on a GPU."
         )
     decoder = file.path.with_name(DECODER)
@@ -119,20 +119,20 @@ def _encoder_file(config: Config) -> Checkpoint:
 
 
 def _variant(config: Config) -> tuple[str, tuple[int, int, int]]:
-    """Return the variant and its stride. Raises ConfigError where nothing names it, or two names differ."""
+    """Return the variant and its stride. Raises ConfigError if nothing names it, or two names differ."""
     folder = Path(config.model).expanduser().resolve().name
     found = _VARIANT.search(folder)
     named = found.group() if found else None
     variant = config.variant or named
     if variant is None:
         raise ConfigError(
-            f"encoder.variant: the folder's name, {folder!r}, does not say which "
-            "tokenizer this is, and the files do not either; a wrong stride would be stored with every "
-            "latent. Set encoder.variant, such as DV8x16x16."
+            f"encoder.variant: the folder's name, {folder!r}, does not say which tokenizer this is. The "
+            "files do not say it either, and a wrong stride would be stored with every latent. Set "
+            "encoder.variant, such as DV8x16x16."
         )
     if named is not None and variant != named:
         raise ConfigError(
-            f"encoder.variant is {variant}, and encoder.model is a folder of {named}. "
+            f"encoder.variant is {variant}, but encoder.model is a folder of {named}. "
             "Correct one of them."
         )
     _, t, h, w = _VARIANT.fullmatch(variant).groups()  # type: ignore[union-attr] # it matched, or was checked
@@ -143,7 +143,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
     """Return a TorchScript module in eval mode. Raises EncoderError."""
     try:
         with warnings.catch_warnings():
-            # torch advises its makers to export instead; these files are what NVIDIA publishes.
+            # torch warns authors to export instead; these files are what NVIDIA publishes.
             warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
             return torch.jit.load(str(path), map_location=device).eval().to(dtype)  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
@@ -154,7 +154,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 class CosmosEncoder:
-    """The two TorchScript modules on their device; one `interfaces.Encoder` for both sorts of latents."""
+    """The two TorchScript modules on their device: a `protocol.Encoder` for both kinds of latents."""
 
     def __init__(self, encoder: Any, decoder: Any, spec: LatentSpec, device: torch.device) -> None:
         self.spec = spec
@@ -169,7 +169,7 @@ class CosmosEncoder:
         with exact_kernels(self._device):
             values_BTCHW = to_values(pixels_BTHWC, self._levels)
             outputs = self._encoder(values_BTCHW.transpose(1, 2).contiguous())
-        # DV: ids, codes, loss. CV: latents and numbers that only training uses; or the latents alone.
+        # DV: ids, codes, loss. CV: latents, and perhaps numbers that only training uses.
         encoded: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
         check_encoded(self.spec, encoded, (len(pixels_BTHWC), *expected))
         if self.spec.ids is None:
@@ -184,7 +184,7 @@ class CosmosEncoder:
                 "decode. Put the file next to the encoder."
             )
         if self.spec.ids is not None:
-            # The published modules take int32, as their encoders give it.
+            # The published modules take int32, which is what their encoders give.
             given = check_ids(self.spec, latents_BCthw).to(self._device, torch.int32)
         else:
             check_latents(self.spec, latents_BCthw)

@@ -1,8 +1,8 @@
-"""What the discrete tokenizers share: uint8 pixels to ids, and ids to uint8 pixels.
+"""What the discrete tokenizers share: from uint8 pixels to ids, and from ids to uint8 pixels.
 
-They compute in float32 alone: a code near a tie is another one in a lower precision, and an id that
-differs is wrong by more than rounding. Ids leave as int64; the pipeline stores them in the type
-that the spec names.
+They compute only in float32. In a lower precision a code near a tie becomes another code, and then the
+id is wrong by more than rounding. Ids leave as int64; the pipeline stores them in the type that the
+spec names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from latentcache.encoders.checks import check_encoded, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.errors import EncoderError
 
-#: Frames that an image network takes at once: 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
+#: Frames that an image network takes at once. 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
 FRAMES_AT_ONCE = 16
-#: Positions that are compared with the codebook at once: 16,384 codes need 512 MiB of distances.
+#: Positions that are compared with the codebook at once. 16,384 codes need 512 MiB of distances.
 _ROWS_AT_ONCE = 1 << 13
 
 
 class Tokenizer(Protocol):
-    """A network between pixel values [B, 3, T, H, W] and ids [B, t, h, w], or [B, n] of many scales."""
+    """A network between pixel values [B, 3, T, H, W] and ids [B, t, h, w], or multi-scale ids [B, n]."""
 
     def to_ids(self, values_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return int64 ids."""
@@ -36,10 +36,10 @@ class Tokenizer(Protocol):
 
 
 class DiscreteEncoder:
-    """An `interfaces.Encoder` around a tokenizer on its device.
+    """A `protocol.Encoder` around a tokenizer on its device.
 
-    levels: float32 [256], what the tokenizer is fed for each level of a pixel, computed as the
-    published code does.
+    levels: float32 [256], the tokenizer's input for each level of a pixel, computed as in the
+    published code.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DiscreteEncoder:
         self._levels = levels.to(device)
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to int64 ids [B, t, h, w], or [B, n] where they have several scales."""
+        """Encode uint8 pixels to int64 ids [B, t, h, w], or [B, n] if they have several scales."""
         expected = check_clip(self.spec, pixels_BTHWC)
         with exact_kernels(self._device):
             values_BTCHW = to_values(pixels_BTHWC, self._levels)
@@ -68,15 +68,13 @@ class DiscreteEncoder:
 
 
 def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:
-    """Return the shape of one clip's latent. Raises EncoderError and GeometryError as `check_pixels`."""
-    check_pixels(
-        replace(spec, stored="mean", ids=None), pixels_BTHWC
-    )  # which returns (t, h, w) alone
+    """Return the shape of one clip's latent. Raises EncoderError and GeometryError, as `check_pixels`."""
+    check_pixels(replace(spec, stored="mean", ids=None), pixels_BTHWC)  # it returns only (t, h, w)
     return spec.latent_shape(*pixels_BTHWC.shape[1:4])
 
 
 def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
-    """Return a batch of ids as int64. Raises EncoderError where they are not ids of this encoder."""
+    """Return a batch of ids as int64. Raises EncoderError if they are not ids of this encoder."""
     assert spec.ids is not None
     scales = spec.ids.scales
     number = sum(side * side for side in scales)
@@ -90,26 +88,26 @@ def check_ids(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
 
 
 def check_range(spec: LatentSpec, ids: torch.Tensor) -> torch.Tensor:
-    """Return int64 ids. Raises EncoderError where one is outside the codebook."""
+    """Return int64 ids. Raises EncoderError if one is outside the codebook."""
     assert spec.ids is not None
     low, high = (int(extreme) for extreme in torch.aminmax(ids))
     if low < 0 or high >= spec.ids.codebook_size:
         raise EncoderError(
-            f"{spec.model_class} has the codes 0 to {spec.ids.codebook_size - 1}, and these ids go "
-            f"from {low} to {high}. Take special ids, such as masks, out before decoding; where the "
+            f"{spec.model_class} has the codes 0 to {spec.ids.codebook_size - 1}, but these ids go "
+            f"from {low} to {high}. Take special ids, such as masks, out before decoding. If the "
             "encoder gave them, its weights are of another model than the spec's."
         )
     return ids
 
 
 def pixels_of(values_BCTHW: torch.Tensor, pixel_range: tuple[float, float]) -> torch.Tensor:
-    """Return uint8 pixels [B, T, H, W, 3] on the CPU of values in the tokenizer's range."""
+    """Return values in the tokenizer's range as uint8 pixels [B, T, H, W, 3] on the CPU."""
     low, high = pixel_range
     return to_pixels(((values_BCTHW.float() - low) / (high - low)).transpose(1, 2))
 
 
 def nearest_code(vectors_NC: torch.Tensor, codebook_KC: torch.Tensor) -> torch.Tensor:
-    """Return the int64 index [N] of the nearest code by Euclidean distance, the first of equal ones."""
+    """Return the int64 index [N] of the nearest code by Euclidean distance; the first if several tie."""
     squares = codebook_KC.square().sum(1)
     indices = [
         (rows.square().sum(1, keepdim=True) + squares)

@@ -1,10 +1,10 @@
-"""MAGVIT-v2 as the package magvit2-pytorch has it: ids [t, h, w], channel 0 in the highest bit.
+"""MAGVIT-v2 as in the package magvit2-pytorch: ids [t, h, w], channel 0 in the highest bit.
 
-Trainers of this package feed it pixels in [0, 1]. It is causal, and more than that: in version 0.5.1 a
-`compress_time` layer halves time with windows that end before the pair of frames that they stand for,
-so that with a stride k in time id frame t sees pixel frames up to k(t - 1) + 1, not kt: the first id frame
-sees none, and the last k - 1 frames of a clip reach no id. Its decoder was trained with that. A single
-frame would give the same ids whatever it shows, and is refused.
+Trainers of this package feed it pixels in [0, 1]. It is more than causal. In version 0.5.1 a
+`compress_time` layer halves time with windows that end before the pair of frames that they stand for.
+So with a stride k in time, id frame t sees pixel frames only up to k(t - 1) + 1, not kt. The first id
+frame sees none, and the last k - 1 frames of a clip reach no id. Its decoder was trained with that. A
+single frame would give the same ids whatever it shows, and is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latentcache.errors import ConfigError, EncoderError
 MODEL_CLASS = "magvit2-pytorch VideoTokenizer"
 LEVELS = torch.arange(256, dtype=torch.float32) / 255.0
 _PACKAGES = ("magvit2-pytorch", "vector-quantize-pytorch")
-#: What only training needs; the first would download weights, and the second still be built.
+#: Settings for training only. The first would download weights; the second would still be built.
 _NO_TRAINING = {"perceptual_loss_weight": 0.0, "use_gan": False}
 _TRAINING_PARTS = ("discr.", "multiscale_discrs.", "vgg.")
 
@@ -89,9 +89,9 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     found = {name for name in loaded.tensors if not name.startswith(_TRAINING_PARTS)}
     if wanted != found:
         raise EncoderError(
-            f"encoder.settings: they make a VideoTokenizer of {len(wanted)} tensors, and {file.path} "
-            f"has {len(found)}; one has no {min(wanted ^ found)}. Give the settings that it was "
-            "trained with."
+            f"encoder.settings: they make a VideoTokenizer of {len(wanted)} tensors, but {file.path} "
+            f"has {len(found)}; one of the two has no {min(wanted ^ found)}. Give the settings that it "
+            "was trained with."
         )
     try:
         network.load_state_dict({name: loaded.tensors[name] for name in found}, strict=False)
@@ -108,7 +108,7 @@ def _required(config: Config, name: str) -> int:
     if not isinstance(value, int) or config.settings.get("num_codebooks", 1) != 1:
         raise ConfigError(
             f"encoder.settings.{name}: required, a whole number, with one codebook; got {value!r}. "
-            "Lookup-free quantisation alone is known here, not the package's FSQ."
+            "Only lookup-free quantisation is supported, not the package's FSQ."
         )
     return value
 
@@ -156,7 +156,7 @@ def _network(config: Config) -> Any:
 
 
 class Magvit2:
-    """A `discrete.Tokenizer` around the package's."""
+    """A `discrete.Tokenizer` around the package's own."""
 
     def __init__(self, network: Any) -> None:
         self._network = network

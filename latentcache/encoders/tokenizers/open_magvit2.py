@@ -1,8 +1,7 @@
 """Open-MAGVIT2's video tokenizer: 18-bit ids [t, h, w], channel 0 in the lowest bit, from its `.ckpt` file.
 
-It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible
-and change the statistics of its normalisation, so that they are not what the published results are
-of.
+It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible.
+They change the statistics of its normalisation, so they do not match the published results.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
 from latentcache.errors import ConfigError
 
 MODEL_CLASS = "Open-MAGVIT2"
-#: (x / 255 - 0.5) / 0.5 in float32, as its data set has it.
+#: Input values of the model: (x / 255 - 0.5) / 0.5 in float32, as in its data set.
 LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0 - 0.5) / 0.5
 _PARTS = ("encoder.", "decoder.")
 _AVERAGED = "model_ema."
@@ -38,8 +37,8 @@ class Config(Section):
         min_length=1, description="Path of the .ckpt file, such as video_128_262144.ckpt."
     )
     weights: Literal["averaged", "last"] = Field(
-        description="averaged: the moving average that its evaluation uses; last: those of the last "
-        "step. A file that was made for inference may hold one of them alone."
+        description="averaged: the moving average that its evaluation uses; last: the weights of the last "
+        "step. A file made for inference may hold only one of them.",
     )
 
 
@@ -87,18 +86,18 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
 
 
 def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:
-    """Return encoder and decoder as they last were, or as averaged. Raises ConfigError."""
+    """Return encoder and decoder with the last or the averaged weights. Raises ConfigError."""
     last = loaded.select(*_PARTS)
     if config.weights == "last" or not last.tensors:
         return last
-    # The average names its tensors as the model does, without the dots.
+    # Tensors of the average have the model's names without the dots.
     averages = {
         name: loaded.tensors.get(_AVERAGED + name.replace(".", "")) for name in last.tensors
     }
     absent = [name for name, tensor in averages.items() if tensor is None]
     if absent:
         raise ConfigError(
-            f"encoder.weights is averaged, and {loaded.file.path.name} holds no average of "
+            f"encoder.weights is averaged, but {loaded.file.path.name} holds no average of "
             f"{len(absent)} tensors, such as {absent[0]}. Set encoder.weights to last."
         )
     tensors = {name: tensor for name, tensor in averages.items() if tensor is not None}

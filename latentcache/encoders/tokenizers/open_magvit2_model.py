@@ -1,7 +1,7 @@
 """The video tokenizer of Open-MAGVIT2 (Luo et al. 2024, arXiv:2409.04410), by its parameter names.
 
 Convolutions see no later frame, but every GroupNorm takes its statistics over all frames of the
-clip, so that a prefix of a clip has other codes than the clip.
+clip. So a prefix of a clip has other codes than the clip.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Steps = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a tokenizer; `widths` has one entry a level, from full resolution down."""
+    """The sizes of a tokenizer; `widths` has one entry per level, from full resolution down."""
 
     stem: int
     widths: tuple[int, ...]
@@ -31,7 +31,7 @@ class Shape:
 
     @property
     def steps(self) -> list[_Steps]:
-        """What each level but the last reduces T, H, W by: time only where the level widened the stem."""
+        """The factors by which each level but the last reduces T, H, W; time only if the level is wider."""
         return [(1 if width == self.stem else 2, 2, 2) for width in self.widths[:-1]]
 
     @property
@@ -62,7 +62,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class CausalConv(nn.Module):
-    """A 3-D convolution, padded with zeros: all of them before the first frame, and around each frame."""
+    """A 3-D convolution with zero padding: in time only before the first frame, in space on all sides."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Upsample(nn.Module):
         larger: torch.Tensor = interleaved.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         if self._step[0] == 1:
             return larger
-        # Of the first two frames, both made of the first latent, the first is kept.
+        # Both of the first two frames are made from the first latent; the first one is kept.
         return torch.cat([larger[:, :, :1], larger[:, :, 2:]], dim=2)
 
 
@@ -142,7 +142,7 @@ class AdaptiveNorm(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, and what changes it."""
+    """The blocks of one resolution, and the layer that changes the resolution."""
 
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels [B, 3, T, H, W] to one number a bit, [B, bits, t, h, w]."""
+    """Pixels [B, 3, T, H, W] to one number per bit, [B, bits, t, h, w]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Read the tensors of a trainer's own checkpoint without running any code that it names.
+"""Reads the tensors of a trainer's own checkpoint without running any code that it names.
 
-`checkpoint` is for files of nothing but tensors. Trainers pickle whole objects beside the weights
+`checkpoint` is for files of nothing but tensors. Trainers also pickle whole objects beside the weights
 (hyper-parameters, callbacks). Each of their classes is replaced by one that only holds what was
-pickled, so that an old file loads without the packages that wrote it.
+pickled. So an old file loads without the packages that wrote it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from latentcache.encoders.checkpoint import BROKEN, Checkpoint
 from latentcache.errors import EncoderError
 
-#: Where trainers keep the state dict; a file without any of them is one itself.
+#: Keys under which trainers keep the state dict; a file without any of them is one itself.
 _STATE_KEYS = ("state_dict", "model_state_dict")
 
 
 class _Inert(dict[Any, Any]):
-    """Stands in for a class that a checkpoint names: keeps its state as items, and does nothing."""
+    """Stands in for a class that a checkpoint names: it keeps its state as items and does nothing else."""
 
     def __new__(cls, *_: object, **__: object) -> _Inert:
         return super().__new__(cls)
@@ -40,14 +40,14 @@ class _Inert(dict[Any, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerCheckpoint:
-    """What a checkpoint holds: the state dict and the trainer's hyper-parameters, one level flat."""
+    """The state dict of a checkpoint, and the trainer's hyper-parameters."""
 
     file: Checkpoint
     tensors: Mapping[str, torch.Tensor]
     settings: Mapping[str, Any]
 
     def select(self, *prefixes: str) -> TrainerCheckpoint:
-        """Return the file with the tensors whose names begin so, and no others."""
+        """Return the file with only the tensors whose names begin with one of the prefixes."""
         kept = {name: t for name, t in self.tensors.items() if name.startswith(prefixes)}
         return replace(self, tensors=kept)
 
@@ -71,7 +71,7 @@ class TrainerCheckpoint:
         return shape
 
     def count(self, pattern: str) -> int:
-        """Return how many of `pattern` with {} as 0, 1, 2 ... begin the name of a tensor."""
+        """Count how many of `pattern`, with {} as 0, 1, 2 ..., begin the name of a tensor."""
         number = 0
         while any(name.startswith(pattern.format(number)) for name in self.tensors):
             number += 1
@@ -89,7 +89,7 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
         # What torch refused, and not its advice to read the file in a way that runs code.
         reasons = [part for part in str(error).split("\n\n") if "weights_only" not in part]
         raise EncoderError(
-            f"{file.key}: {file.path} cannot be read as weights alone ({type(error).__name__}: "
+            f"{file.key}: {file.path} cannot be read as plain weights ({type(error).__name__}: "
             f"{' '.join(' '.join(reasons).split())[:300]}). If you trust it, load it where it was "
             "made and save its state dict again: torch.save({'state_dict': ...}, path)."
         ) from None
@@ -118,7 +118,7 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _settings(contents: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return Lightning's hyper-parameters; those of a model built from one namespace are inside it."""
+    """Return Lightning's hyper-parameters; if a model was built from one namespace, those inside it."""
     settings = contents.get("hyper_parameters", {})
     if not isinstance(settings, Mapping):
         return {}
@@ -127,7 +127,7 @@ def _settings(contents: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def load_into(module: torch.nn.Module, loaded: TrainerCheckpoint) -> None:
-    """Put the tensors into a module made on the meta device: every one, and no others, in float32.
+    """Put the tensors into a module made on the meta device, all of them and no others, in float32.
 
     Leaves it frozen and in eval mode. Raises EncoderError.
     """

@@ -1,7 +1,7 @@
 """The multi-scale tokenizer of VAR (Tian et al. 2024, arXiv:2404.02905): 680 ids [n] of a 256x256 image.
 
-Ids are stored scale after scale, each in raster order. `VAREncoder.teacher_input` gives what a VAR
-transformer is fed with them, [679, 32] for the published ten scales.
+Ids are stored scale after scale, each scale in raster order. `VAREncoder.teacher_input` makes a VAR
+transformer's input from them, [679, 32] for the published ten scales.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from latentcache.encoders.tokenizers.vqgan_layers import Autoencoder, Shape
 from latentcache.errors import ConfigError
 
 MODEL_CLASS = "VAR VQVAE"
-#: x / 255 in float32, then doubled, then less one, as its data set has it.
+#: Input values of the model: x / 255 in float32, then doubled, then less one, as in its data set.
 LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0) * 2 - 1
-#: How far `Phi` goes from its input to its convolution; no tensor, and the same in all published weights.
+#: How far `Phi` goes from its input to its convolution. It is no tensor and equal in all published weights.
 PHI_RATIO = 0.5
 _CODEBOOK = "quantize.embedding.weight"
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
-#: Counts how often training used each code; has one row a scale of the training.
+#: The buffer that counts how often training used each code; it has one row per scale of the training.
 _HITS = "quantize.ema_vocab_hit_SV"
 
 
@@ -70,7 +70,7 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
         channels=1,
         stride=(1, stride, stride),
         pixel_layout="BCHW",
-        frame_rule=FrameRule(maximum=1),  # its ids have no axis of time
+        frame_rule=FrameRule(maximum=1),  # its ids have no time axis
         stored="ids",
         dtype=ids.dtype,
         exactness="exact",
@@ -113,15 +113,15 @@ def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     if not loaded.count("quantize.quant_resi.qresi_ls.{}."):
         raise ConfigError(
             f"encoder.checkpoint: {loaded.file.path.name} has no quantize.quant_resi.qresi_ls: its scales "
-            "share one convolution or have one each, and the kind var knows the published way alone, "
-            "which shares four between all scales."
+            "share one convolution or have one each. The kind var supports only the published form, "
+            "in which four are shared between all scales."
         )
     kept = {name: t for name, t in loaded.select(*_PARTS).tensors.items() if name != _HITS}
     return replace(loaded, tensors=kept)
 
 
 class Phi(nn.Conv2d):
-    """A 3x3 convolution, mixed with its input: what an upsampled scale goes through."""
+    """A 3x3 convolution, mixed with its input, which every upsampled scale passes through."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
@@ -132,7 +132,7 @@ class Phi(nn.Conv2d):
 
 
 class Phis(nn.Module):
-    """The convolutions, fewer than scales; each scale has the one nearest to its place from 0 to 1."""
+    """The convolutions, fewer than scales; each scale uses the nearest one, all placed from 0 to 1."""
 
     def __init__(self, channels: int, number: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Phis(nn.Module):
 
 
 class Quantiser(nn.Module):
-    """Quantises what the coarser scales left over, from the coarsest to the finest."""
+    """Quantises what coarser scales left over, from the coarsest to the finest."""
 
     def __init__(self, codes: int, channels: int, phis: int, scales: Sequence[int]) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Quantiser(nn.Module):
         return total
 
     def teacher_input(self, ids_Bn: torch.Tensor) -> torch.Tensor:
-        """Return what a VAR transformer is fed for each id but the first, [B, n - 1, C]."""
+        """Return a VAR transformer's input for each id but the first, [B, n - 1, C]."""
         total = torch.zeros(())
         inputs = []
         for i, ids in enumerate(self._by_scale(ids_Bn)[:-1]):
@@ -219,7 +219,7 @@ class VARTokenizer(Autoencoder):
 
 
 class VAREncoder(DiscreteEncoder):
-    """A `DiscreteEncoder` that can also make a VAR transformer's input of stored ids."""
+    """A `DiscreteEncoder` that can also make a VAR transformer's input from stored ids."""
 
     _tokenizer: VARTokenizer
 

@@ -1,8 +1,8 @@
 """VideoGPT's VQ-VAE: ids [t, h, w] from its `.ckpt` files, such as `ucf101_stride4x4x4`.
 
-Its attention sees the whole clip in both directions of time, so any other length or chunking gives
-other ids: a clip is encoded whole. Normalisation uses the running statistics, and the codebook
-stays as it was trained.
+Its attention sees the whole clip in both directions of time. Any other length or chunking gives other
+ids, so a clip is encoded whole. Normalisation uses the running statistics, and the codebook stays as it
+was trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from latentcache.encoders.tokenizers.videogpt_model import VQVAE, Shape
 from latentcache.errors import ConfigError
 
 MODEL_CLASS = "VideoGPT VQ-VAE"
-#: x / 255 - 0.5 in float32, as its data set has it.
+#: Input values of the model: x / 255 - 0.5 in float32, as in its data set.
 LEVELS = torch.arange(256, dtype=torch.float32) / 255.0 - 0.5
 
 
@@ -35,7 +35,7 @@ class Config(Section):
     stride: tuple[Positive, Positive, Positive] | None = Field(
         default=None,
         description="Pixels per id along T, H, W. Omitted: the checkpoint's own `downsample`; "
-        "required where it has none, for the tensors do not tell it.",
+        "required if it has none, because the tensors do not say it.",
     )
 
 
@@ -96,14 +96,14 @@ def _shape(config: Config, loaded: TrainerCheckpoint) -> Shape:
     if len(shape.steps) != loaded.count("encoder.convs.{}."):
         raise ConfigError(
             f"encoder.stride: {list(shape.stride)} needs {len(shape.steps)} downsampling convolutions, "
-            f"and {loaded.file.path.name} has {loaded.count('encoder.convs.{}.')}: the ids would be of "
-            "other places. Set encoder.stride to what the model was trained with."
+            f"but {loaded.file.path.name} has {loaded.count('encoder.convs.{}.')}: the ids would belong to "
+            "other positions. Set encoder.stride to what the model was trained with."
         )
     return shape
 
 
 def _stride(config: Config, trained: Any) -> tuple[int, int, int]:
-    """Return the stride of the checkpoint's settings, or of the config where it has none."""
+    """Return the stride of the checkpoint's settings, or of the config if it has none."""
     stride = config.stride if trained is None else tuple(int(size) for size in trained)
     if stride is None:
         raise ConfigError(
@@ -112,12 +112,12 @@ def _stride(config: Config, trained: Any) -> tuple[int, int, int]:
         )
     if config.stride not in (None, stride):
         raise ConfigError(
-            f"encoder.stride is {list(config.stride or ())}, and the checkpoint was trained with "
+            f"encoder.stride is {list(config.stride or ())}, but the checkpoint was trained with "
             f"{list(stride)}. Remove encoder.stride."
         )
     if len(stride) != 3 or max(stride) < 4 or any(size & (size - 1) for size in stride):
         raise ConfigError(
-            f"encoder.stride: {list(stride)} is not that of a VideoGPT VQ-VAE: three powers of 2, "
-            "of which one at least is 4."
+            f"encoder.stride: {list(stride)} is not one of a VideoGPT VQ-VAE. Give three powers of 2, "
+            "at least one of them 4."
         )
     return stride

@@ -1,6 +1,6 @@
 """The VQ-VAE of VideoGPT (Yan et al. 2021, arXiv:2104.10157), by the parameter names of its checkpoints.
 
-Axes: B batch, C channels, T H W as the network has reduced them; L positions along one axis.
+Axes: B batch, C channels, T H W at the network's current reduction; L positions along one axis.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from latentcache.encoders.tokenizers.discrete import nearest_code
 
-#: Attention heads of every block; the published model has no setting for it.
+#: Attention heads of every block; the published model has no setting for them.
 HEADS = 2
 _KERNEL = 4
-#: Along T, H, W.
+#: A factor along each of T, H, W.
 Steps = tuple[int, int, int]
 
 
@@ -32,7 +32,7 @@ class Shape:
 
     @property
     def steps(self) -> list[Steps]:
-        """Strides of the downsampling convolutions: every axis that still is to be halved, is."""
+        """Strides of the downsampling convolutions: each halves every axis that must still be halved."""
         halvings = [size.bit_length() - 1 for size in self.stride]
         return [
             (1 + (halvings[0] > i), 1 + (halvings[1] > i), 1 + (halvings[2] > i))
@@ -41,7 +41,7 @@ class Shape:
 
 
 class SamePad(nn.Module):
-    """Zero padding such that a convolution divides each axis by its stride; the odd one goes in front."""
+    """Zero padding with which a convolution divides each axis by its stride; an odd zero goes in front."""
 
     def __init__(self, kernel: int, stride: Steps) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Upsample(nn.Module):
 
 
 class AxisAttention(nn.Module):
-    """Self-attention along one axis of a channels-last volume; the others are batch."""
+    """Self-attention along one axis of a channels-last volume; the other axes are batch."""
 
     def __init__(self, channels: int, axis: int) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The codes, and the running sums that training updates them from, which encoding leaves alone."""
+    """The codes, and the running sums from which training updates them; encoding does not change them."""
 
     embeddings: torch.Tensor
 

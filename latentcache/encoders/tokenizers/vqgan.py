@@ -1,6 +1,6 @@
 """VQGAN ids of every frame, [T, h, w], from `.ckpt` files of taming-transformers and latent-diffusion.
 
-What TECO and the reproductions of Genie train on: 16x16 ids of a 256x256 frame for a VQGAN of
+TECO and the reproductions of Genie train on these: 16x16 ids of a 256x256 frame for a VQGAN of
 stride 16. Frames do not see one another, so any cut in time is exact.
 """
 
@@ -25,7 +25,7 @@ from latentcache.encoders.tokenizers.vqgan_layers import Autoencoder, Shape
 from latentcache.errors import ConfigError
 
 MODEL_CLASS = "VQGAN"
-#: x / 127.5 - 1 in float64, then rounded, as its data sets have it.
+#: Input values of the model: x / 127.5 - 1 in float64, then rounded, as in its data sets.
 LEVELS = torch.from_numpy((np.arange(256) / 127.5 - 1.0).astype(np.float32))
 _CODEBOOK = "quantize.embedding.weight"
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", _CODEBOOK)
@@ -37,7 +37,7 @@ class Config(Section):
     kind: Literal["vqgan"]
     checkpoint: str = Field(
         min_length=1,
-        description="Path of the .ckpt file. The architecture is read off its tensors.",
+        description="Path of the .ckpt file. The architecture is read from its tensors.",
     )
 
 
@@ -88,15 +88,15 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
 def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     """Leave out the discriminator, the loss and averages of the codebook. Raises ConfigError."""
     unknown = {
-        "quantize.proj.weight": "draws its ids with Gumbel noise, so that they differ from call to call",
+        "quantize.proj.weight": "draws its ids with Gumbel noise, so they differ from call to call",
         "quantize.used": "renumbers its ids by a table that is not part of the checkpoint's architecture",
     }
     for name, what in unknown.items():
         if name in loaded.tensors:
             raise ConfigError(
                 f"encoder.checkpoint: {loaded.file.path.name} has the tensor {name}: its quantiser {what}. "
-                "The kind vqgan takes the nearest code of a codebook. Write a module of your own for "
-                "it and name that in encoder.kind."
+                "The kind vqgan takes the nearest code of a codebook. Write your own module for "
+                "it and name that module in encoder.kind."
             )
     return loaded.select(*_PARTS)
 

@@ -1,7 +1,7 @@
 """The image autoencoder of taming-transformers (arXiv:2012.09841), by its parameter names.
 
-VQGANs and VAR's tokenizer share it. All of its architecture can be read from the tensors of a
-checkpoint: `Shape`.
+VQGANs and VAR's tokenizer share it. The tensors of a checkpoint show its whole architecture: see
+`Shape`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _GROUPS, _EPSILON = 32, 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of an autoencoder. Tuples have one entry a level, from full resolution down.
+    """The sizes of an autoencoder. Tuples have one entry per level, from full resolution down.
 
-    fused: one convolution for query, key and value, as VAR has it. attention: where the encoder and where
-    the decoder attends; which levels do is not told by anything but the tensors. quant_kernel: size of the
-    convolutions on both sides of the quantiser.
+    fused: one convolution for query, key and value, as in VAR. attention: at which levels the encoder and
+    the decoder attend; only the tensors show it. quant_kernel: size of the convolutions on both sides of
+    the quantiser.
     """
 
     stem: int
@@ -147,7 +147,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, each with attention after it where the level attends."""
+    """The blocks of one resolution, each followed by attention if the level attends."""
 
     def __init__(
         self, inputs: int, outputs: int, blocks: int, *, attends: bool, fused: bool
@@ -169,7 +169,7 @@ class Level(nn.Module):
         yield from (module for module in (self.downsample, self.upsample) if module is not None)
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return [B, outputs, H, W], resized where the level ends with that."""
+        """Return [B, outputs, H, W], resized if the level ends with that."""
         for step in self._steps():
             x_BCHW = step(x_BCHW)
         return x_BCHW

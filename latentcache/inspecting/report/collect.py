@@ -1,4 +1,4 @@
-"""Everything that the report shows of a cache, gathered: facts, statistics of latents, sampled clips."""
+"""Everything that the report shows of a cache: facts, statistics of latents, sampled clips."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-#: Clips whose latents are read for the statistics, at least as many as are shown, and their bytes at most.
+#: Clips whose latents are read for the statistics (at least as many as are shown), and the most bytes.
 STATISTICS_CLIPS, STATISTICS_BYTES = 64, 1 << 29
-#: Pictures of the whole page.
+#: The most bytes of pictures on the page.
 PICTURE_BYTES = 3 << 20
 
 
@@ -32,7 +32,7 @@ PICTURE_BYTES = 3 << 20
 class Report:
     """What there is to show. url: without secrets.
 
-    problem: why nothing could be decoded. damaged: what of the sample is not what was written.
+    problem: why nothing could be decoded. damaged: parts of the sample that differ from what was written.
     """
 
     url: str

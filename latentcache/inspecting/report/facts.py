@@ -23,14 +23,14 @@ from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-#: Sample tables read at a time: they are small, so requests overlap to hide latency.
+#: Sample tables read concurrently: they are small, so overlapping requests hide the latency.
 NUM_THREADS = 16
-#: Failed clips named for each reason.
+#: Failed clips named per reason.
 EXAMPLES = 5
-#: Edges of the bins in which times are counted: a millisecond to about an hour, eight bins a decade.
+#: Edges of the bins in which times are counted: from a millisecond to about an hour, eight per decade.
 TIME_EDGES_S: Array = np.logspace(-3, 3.5, 53)
 STAGES = ("decode_s", "encode_s")
-#: Columns whose values' times are shown apart.
+#: Columns by whose values times are shown separately.
 GROUPS = ("decoder",)
 _FAILED_COLUMNS = ("key", "reason", "message")
 _NEEDED = [
@@ -41,7 +41,7 @@ _NEEDED = [
 
 @dataclass(kw_only=True)
 class Failures:
-    """Clips or sources that failed for one reason. examples: (key, message) of a few."""
+    """Clips or sources that failed for one reason. examples: (key, message) of a few of them."""
 
     count: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Failures:
 
 @dataclass(kw_only=True)
 class Times:
-    """What clips took: their number, seconds by stage, and how many fall into each bin of TIME_EDGES_S."""
+    """Times of clips: their number, seconds by stage, and how many fall into each bin of TIME_EDGES_S."""
 
     num_clips: int = 0
     total_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -72,7 +72,7 @@ class Times:
 
 @dataclass(kw_only=True)
 class BucketFacts:
-    """What is planned of a bucket and what is committed of it. duration_s: of the ok clips' sources."""
+    """What is planned and committed of a bucket. duration_s: of the ok clips' sources."""
 
     bucket: Bucket
     planned_clips: int
@@ -104,7 +104,7 @@ class BucketFacts:
 class Facts:
     """What the sample tables say.
 
-    times: of ok clips; groups: the same by decoder, and by worker where logs say which one encoded a shard.
+    times: of ok clips; groups: the same by decoder, and by worker if logs say which one encoded a shard.
     failures and rejected (sources): by reason. index: the snapshot of what is committed, INDEX_SCHEMA.
     """
 
@@ -137,7 +137,7 @@ class ShardFacts:
 def read_facts(
     storage: Storage, manifest: Manifest, on_table: Callable[[], object] = lambda: None
 ) -> Facts:
-    """Read every sample table that there is now; `on_table` is called after each.
+    """Read all current sample tables; `on_table` is called after each.
 
     Raises CorruptionError for a table that cannot be read.
     """

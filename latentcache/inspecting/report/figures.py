@@ -1,4 +1,4 @@
-"""Plots as SVG text whose colours are CSS variables, so that one drawing reads in light and in dark."""
+"""Plots as SVG text whose colours are CSS variables, so that one drawing suits light and dark pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentcache.core.dtypes import Array
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
 from latentcache.inspecting.report.markup import Markup, h
 
-#: Colours that stand for CSS variables while matplotlib draws, and occur nowhere else.
+#: Colours that stand for CSS variables while matplotlib draws; they occur nowhere else.
 INK, GRID, ONE, TWO = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 VARIABLES = {INK: "--ink", GRID: "--line", ONE: "--one", TWO: "--two"}
 STYLE: Mapping[str, Any] = {
@@ -40,7 +40,7 @@ STYLE: Mapping[str, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-#: Inches: narrow, so that the text stays readable on a phone.
+#: Size in inches: narrow, so that the text stays readable on a phone.
 SIZE = (4.2, 2.5)
 HISTOGRAM_BINS = 20
 HEATMAP_BINS = 80
@@ -72,7 +72,7 @@ class Plot:
 
 
 def _adapted(svg: str, name: str, title: str) -> str:
-    """Return an SVG document as an element of a page: its own names, the page's colours and font."""
+    """Return an SVG document as an element of a page: own names, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -85,7 +85,7 @@ def _adapted(svg: str, name: str, title: str) -> str:
 
 
 def distribution(name: str, title: str, unit: str, values: Sequence[float]) -> Markup:
-    """Draw how finite values are distributed, each one marked below."""
+    """Draw how finite values are distributed, with a mark below for each one."""
     plot = Plot(unit, "clips")
     plot.axes.hist(values, bins=min(HISTOGRAM_BINS, max(5, len(values))), color=ONE)
     plot.axes.plot(values, np.zeros(len(values)), "|", color=TWO, markersize=9, clip_on=False)
@@ -102,7 +102,7 @@ def by_position(psnr_db: Mapping[str, float]) -> Markup:
 
 
 def channel_means(statistics: ChannelStatistics) -> Markup:
-    """Draw mean and standard deviation of every channel, and what the normaliser takes them for."""
+    """Draw mean and standard deviation of every channel, and the normaliser's values for them."""
     plot = Plot("channel", "value")
     channels = np.arange(len(statistics.mean))
     if statistics.is_normalised:
@@ -125,7 +125,7 @@ def channel_means(statistics: ChannelStatistics) -> Markup:
 
 
 def channel_histograms(statistics: ChannelStatistics) -> Markup:
-    """Draw the histogram of every channel as a column, each as dark as its own highest bin allows."""
+    """Draw the histogram of every channel as a column; each is scaled to its own highest bin."""
     low, high = np.percentile(statistics.values, [0.1, 99.9])
     high = high if high > low else low + 1
     counts = [np.histogram(row, HEATMAP_BINS, (low, high))[0] for row in statistics.values]
@@ -146,7 +146,7 @@ def channel_histograms(statistics: ChannelStatistics) -> Markup:
 
 
 def id_frequencies(statistics: IdStatistics) -> Markup:
-    """Draw how often ids occur, the most frequent first, and how often if all occurred alike."""
+    """Draw how often ids occur, the most frequent first, and how often if all were equally frequent."""
     plot = Plot("rank of the id", "share of all ids")
     ranks = np.arange(1, len(statistics.counts) + 1)
     plot.axes.loglog(ranks, statistics.counts / statistics.num_ids, color=ONE, label="measured")
@@ -157,7 +157,7 @@ def id_frequencies(statistics: IdStatistics) -> Markup:
 
 def times(edges_s: Array, counts: Mapping[str, Array]) -> Markup:
     """Draw how long clips took, by stage. counts: of each bin between the edges."""
-    plot = Plot("seconds a clip", "clips")
+    plot = Plot("seconds per clip", "clips")
     for colour, (stage, bins) in zip((ONE, TWO), counts.items(), strict=True):
         plot.axes.stairs(bins, edges_s, color=colour, fill=True, alpha=0.55, label=stage)
     used = np.flatnonzero(np.sum(list(counts.values()), axis=0))

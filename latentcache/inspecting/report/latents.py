@@ -13,11 +13,11 @@ from latentcache.core import posterior
 from latentcache.core.dtypes import Array
 from latentcache.core.spec import IdSpec, LatentSpec, Normaliser
 
-#: Values kept for histograms: in all, and of a clip's channel.
+#: Values kept for histograms: in all, and per channel of a clip.
 MAX_VALUES, MAX_CLIP_VALUES = 1 << 22, 4096
-#: A channel is dead below, and exploding above, these multiples of what is expected of it: a standard
-#: deviation of 1 after the cache's normaliser, or the channels' median where there is none. Those of the
-#: published models lie between 0.2 and 5.
+#: A channel is dead below, and exploding above, these multiples of its expected standard deviation: 1
+#: after the cache's normaliser, or the channels' median if there is none. The channels of the published
+#: models lie between 0.2 and 5.
 DEAD, EXPLODING = 0.02, 20.0
 
 Verdict = Literal["dead", "exploding", "ok"]
@@ -27,8 +27,8 @@ Verdict = Literal["dead", "exploding", "ok"]
 class ChannelStatistics:
     """Float64 arrays [C] over all values of the clips. values: [C, n], some of them, for histograms.
 
-    normal_mean, normal_std: after the cache's normaliser. shift, scale: the normaliser's; over the latent
-    frames' mean where it has values for each. posterior_std: mean of the posteriors', of stored moments.
+    normal_mean, normal_std: after the cache's normaliser. shift, scale: the normaliser's; if it has
+    values per latent frame, their mean. posterior_std: mean over the posteriors of stored moments.
     """
 
     num_clips: int
@@ -69,12 +69,12 @@ class IdStatistics:
 
     @property
     def num_ids(self) -> int:
-        """Ids that were counted, each time they occur."""
+        """How many ids were counted; each occurrence counts."""
         return int(self.counts.sum())
 
     @property
     def usage(self) -> float:
-        """The part of the codebook that occurs."""
+        """The fraction of the codebook that occurs."""
         return len(self.counts) / self.codebook_size
 
     @property
@@ -85,7 +85,7 @@ class IdStatistics:
 
     @property
     def perplexity(self) -> float:
-        """The number of ids, used alike, that has this entropy."""
+        """The number of equally frequent ids that has this entropy."""
         return float(2**self.entropy_bits)
 
 
@@ -93,7 +93,7 @@ Statistics = ChannelStatistics | IdStatistics
 
 
 def describe_latents(samples: Iterable[torch.Tensor], spec: LatentSpec) -> Statistics | None:
-    """Return statistics of stored samples, as the cache gives them; None where there are none."""
+    """Return statistics of stored samples, as the cache gives them; None if there are none."""
     if spec.ids is not None:
         return _ids(samples, spec.ids)
     return _channels(samples, spec)
@@ -178,7 +178,7 @@ def _some(values_Cn: torch.Tensor, channels: int) -> Array:
 
 
 def normaliser_values(normaliser: Normaliser, channels: int) -> tuple[Array, Array]:
-    """Return shift and scale, float64 [C]; of a normaliser of latent frames, their means."""
+    """Return shift and scale, float64 [C]; if the normaliser has values per latent frame, their means."""
     return _of_channels(normaliser.shift, channels), _of_channels(normaliser.scale, channels)
 
 

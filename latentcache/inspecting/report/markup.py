@@ -1,4 +1,4 @@
-"""HTML that what it shows cannot break: all children and attributes are escaped but markup itself."""
+"""HTML that its contents cannot break: all children and attributes are escaped, except markup itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ VOID = frozenset({"meta", "img", "br"})
 
 
 class Markup(str):
-    """Text that is HTML already."""
+    """Text that is already HTML."""
 
     __slots__ = ()
 
 
 def h(tag: str, *children: object, **attributes: object) -> Markup:
-    """Return an element. Children that are lists are their items; `class_` is the attribute `class`."""
+    """Return an element. A list among the children stands for its items; `class_` becomes `class`."""
     shown = "".join(
         f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
         for name, value in attributes.items()
@@ -27,7 +27,7 @@ def h(tag: str, *children: object, **attributes: object) -> Markup:
 
 
 def join(children: Iterable[object]) -> Markup:
-    """Return the children one after the other, escaped where they are not markup; None is nothing."""
+    """Return the children one after the other, escaped unless they are markup; None adds nothing."""
     return Markup("".join(_one(child) for child in children if child is not None))
 
 

@@ -20,7 +20,7 @@ from latentcache.inspecting.report.reconstructions import Shown, psnr_by_positio
 from latentcache.inspecting.report.words import recipe_in_words
 from latentcache.redaction import printable
 
-#: Nothing may be loaded or run but the page's own style and pictures, whatever a caption holds.
+#: Only the page's own style and pictures may be loaded, and nothing may run, whatever a caption holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 CAPTION_CHARACTERS = 400
 _STAGE_NAMES = {"decode_s": "decode", "encode_s": "encode"}
@@ -101,7 +101,7 @@ def _recipe(report: Report) -> list[Markup]:
 def _table(
     head: Sequence[str], rows: Iterable[Sequence[object]], text: Sequence[int] = ()
 ) -> Markup:
-    """Return a table; the columns in `text` hold words, the others but the first numbers."""
+    """Return a table. The columns in `text` hold words; all others but the first hold numbers."""
     kind = ["text" if i in text else None for i in range(len(head))]
     return h(
         "div",
@@ -188,7 +188,7 @@ def _clips(report: Report) -> list[Markup]:
 
 
 def _clip(clip: Shown) -> Markup:
-    rate = f", {clip.fps:.3g} a second, from frame {clip.start}" if clip.frames > 1 else ""
+    rate = f", {clip.fps:.3g} per second, from frame {clip.start}" if clip.frames > 1 else ""
     plural = "s" if clip.frames > 1 else ""
     return h(
         "article",
@@ -237,7 +237,7 @@ def _db(value: float) -> str:
 
 
 def _psnr(clips: Iterable[Shown]) -> list[float]:
-    """Return the PSNR of the clips that were compared; of those that are identical, none."""
+    """Return the PSNR of the clips that were compared, without those that are identical."""
     scores = [clip.quality.psnr_db for clip in clips if clip.quality]
     return [score for score in scores if math.isfinite(score)]
 
@@ -269,9 +269,9 @@ def _position_words(psnr_db: Mapping[str, float]) -> list[Markup]:
     return [
         h(
             "p",
-            "A latent frame stands for a group of frames, and not all of a group come back alike: "
-            f"here position {best} at {psnr_db[best]:.1f} dB and position {worst} at "
-            f"{psnr_db[worst]:.1f} dB. “first” is the first frame, where it stands alone.",
+            "A latent frame stands for a group of frames, and these are not reproduced equally well: "
+            f"here position {best} has {psnr_db[best]:.1f} dB and position {worst} has "
+            f"{psnr_db[worst]:.1f} dB. “first” is the first frame, if it stands by itself.",
             class_="dim",
         )
     ]
@@ -312,7 +312,7 @@ def _channels(found: ChannelStatistics) -> list[Markup]:
     ]
     plots = [figures.channel_means(found), figures.channel_histograms(found)]
     return [
-        h("p", f"Of {found.num_clips} clips sampled over all buckets."),
+        h("p", f"From {found.num_clips} clips sampled over all buckets."),
         *notes,
         h("div", plots, class_="plots"),
         h("details", h("summary", "Every channel"), _channel_table(found, verdicts)),
@@ -342,14 +342,14 @@ def _channel_table(found: ChannelStatistics, verdicts: Sequence[str]) -> Markup:
 def _times(facts: Facts) -> list[Markup]:
     head = h("h2", "Time")
     if not facts.times.num_clips:
-        return [head, h("p", "No clip was encoded yet.")]
+        return [head, h("p", "No clip has been encoded yet.")]
     rows = [_times_row("all clips", facts.times)]
     for column, groups in facts.groups.items():
         rows += [_times_row(f"{column} {name}", times) for name, times in sorted(groups.items())]
     counts = {_STAGE_NAMES[stage]: bins for stage, bins in facts.times.bins.items()}
     return [
         head,
-        _table(("", "clips", "decode", "a clip", "encode", "a clip"), rows),
+        _table(("", "clips", "decode", "per clip", "encode", "per clip"), rows),
         h("p", "Decoding is summed over processes, which work at the same time.", class_="dim"),
         h("div", figures.times(TIME_EDGES_S, counts), class_="plots"),
         *_tiling(facts.tiling_errors),
@@ -373,7 +373,7 @@ def _tiling(errors: Sequence[float]) -> list[Markup]:
     return [
         h(
             "p",
-            f"Tiling: an error of {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, "
-            f"of {len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation).",
+            f"Tiling: an error of {sum(errors) / len(errors):.2g} on average, at most {max(errors):.2g}, "
+            f"over {len(errors)} clips also encoded untiled (RMS over the latents' standard deviation).",
         )
     ]

@@ -1,4 +1,4 @@
-"""What the contact sheet shows of a clip, and how quality depends on a frame's place in its group. Pure."""
+"""What the contact sheet shows of a clip, and the quality by a frame's position in its group. Pure."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from latentcache.inspecting.clip_reader import Pair
 
 #: Frames of a clip that are shown.
 NUM_FRAMES = 4
-#: Widths to try, until the pictures of a clip are no larger than their share of the page.
+#: Widths to try, until the pictures of a clip fit into their share of the page.
 WIDTHS = (384, 256, 160, 96)
 WEBP_QUALITY = 80
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
-    """One frame, counted from 0, as data URIs. source: None where it cannot be had."""
+    """One frame, counted from 0, as data URIs. source: None if it is not available."""
 
     frame: int
     decoded: str
@@ -48,7 +48,7 @@ class Shown:
 
 
 def show(pair: Pair, max_bytes: int) -> Shown:
-    """Return what is shown of a pair, in about `max_bytes` at most."""
+    """Return what is shown of a pair, in at most about `max_bytes`."""
     clip = pair.clip
     for width in WIDTHS:
         thumbnails = _thumbnails(pair, width)
@@ -91,10 +91,10 @@ def _data_uri(frame_HWC: torch.Tensor, width: int) -> str:
 
 
 def psnr_by_position(clips: Iterable[tuple[Quality, int]], spec: LatentSpec) -> dict[str, float]:
-    """Return the PSNR in dB of each position in a frame group, of the mean error over clips and groups.
+    """Return the PSNR in dB of each position in a frame group, from the mean error over clips and groups.
 
-    clips: qualities, and frames that were encoded. A group that is shorter, as the first frame of 1 + 4k
-    that stands alone, has positions of its own: `first`.
+    clips: qualities, and frames that were encoded. A shorter group, such as the first frame of 1 + 4k,
+    which stands by itself, has its own positions: `first`.
     """
     errors: dict[str, list[float]] = {}
     stride = spec.stride[0]

@@ -11,7 +11,7 @@ from latentcache.storage.urls import redact
 
 
 def recipe_in_words(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield (what, words), in the order in which it was done."""
+    """Yield (what, words), in the order in which the work was done."""
     recipe, spec = manifest.recipe, manifest.spec
     corpus = manifest.config.get("corpus", {})
     if "source" in corpus:
@@ -33,7 +33,9 @@ def recipe_in_words(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _clips(clips: Mapping[str, Any]) -> str:
     frames = clips["frames"]
     longest = " or ".join(map(str, frames)) if isinstance(frames, list) else str(frames)
-    rate = f"sampled at {clips['fps']:g} a second" if clips["fps"] else "every frame of the source"
+    rate = (
+        f"sampled at {clips['fps']:g} per second" if clips["fps"] else "every frame of the source"
+    )
     parts = [f"{longest} frames, {rate}", f"select {clips['select']}"]
     if clips["stride"]:
         parts.append(f"one every {clips['stride']} sampled frames")
@@ -45,7 +47,7 @@ def _clips(clips: Mapping[str, Any]) -> str:
             f"about {buckets['area']} pixels in multiples of {buckets['multiple']}, at {ratios}"
         )
     if clips["too_short"] == "shorten":
-        parts.append("shorter where the source is")
+        parts.append("shorter if the source is")
     return "; ".join(parts)
 
 
@@ -72,7 +74,7 @@ def _latents(spec: LatentSpec) -> str:
     stride = "x".join(map(str, spec.stride))
     what = f"ids of {spec.ids.codebook_size:,} codes" if spec.ids else f"{spec.channels} channels"
     return (
-        f"{what}, stride {stride} in T x H x W, frames a clip: {spec.frame_rule.describe()}; stores "
+        f"{what}, stride {stride} in T x H x W, frames per clip: {spec.frame_rule.describe()}; stores "
         f"{spec.stored} as {spec.dtype}"
     )
 
@@ -83,10 +85,10 @@ def _normaliser(spec: LatentSpec) -> str:
         return "none: a trainer takes the latents as they are"
     if normaliser.kind in ("scale", "shift_scale"):
         return f"(z - {normaliser.shift[0]:g}) x {normaliser.scale[0]:g}, not applied to what is stored"
-    return "(z - shift) x scale with values of each channel, not applied to what is stored"
+    return "(z - shift) x scale with values per channel, not applied to what is stored"
 
 
 def _storage(manifest: Manifest) -> str:
     codec, level = manifest.compression["codec"], manifest.compression["level"]
     packed = "uncompressed" if codec == "none" else f"{codec} of level {level}"
-    return f"{manifest.format}, {packed}, {manifest.shard_clips} clips a shard"
+    return f"{manifest.format}, {packed}, {manifest.shard_clips} clips per shard"

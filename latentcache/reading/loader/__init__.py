@@ -1,1 +1,1 @@
-"""What a LatentLoader is made of: which batches come, how they are read ahead, where they go."""
+"""The parts of a LatentLoader: which batches come, how they are read ahead, where they go."""

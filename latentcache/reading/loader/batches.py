@@ -17,7 +17,7 @@ from latentcache.reading.shard_rows import ShardRows
 
 
 class ReadBatch:
-    """A batch to read: one part a shard, straight into the rows of one tensor."""
+    """A batch to read: one part per shard, straight into the rows of one tensor."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class ReadBatch:
         self._found: list[tuple[ShardRows, list[int], list[int]]] = []
 
     def parts(self) -> Sequence[Callable[[], None]]:
-        """Return one part a shard, to be called in any order and by any thread."""
+        """Return one part per shard, to be called in any order and by any thread."""
         return [
             _Part(self, shard, rows, where)
             for shard, (rows, where) in self._plan.places(self._batch).items()
         ]
 
     def _memory(self) -> Staged:
-        """Return the batch's memory, taken only now: what was let go of last is still in CPU caches."""
+        """Return the batch's memory, taken only now: recently freed memory is still in CPU caches."""
         with self._lock:
             if self._staged is None:
                 self._staged = self._target.stage(len(self._batch.rows), self._shape)
@@ -60,7 +60,7 @@ class ReadBatch:
         self._found.append((table, rows, where))
 
     def finish(self) -> tuple[dict[str, Any], int]:
-        """Return the batch, its latents perhaps still on their way, and their bytes as stored."""
+        """Return the batch, with latents that may still be on their way, and their bytes as stored."""
         names = self._plan.columns
         if names is None:
             names = ["key", "caption", *self._found[0][0].kept]

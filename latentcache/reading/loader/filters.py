@@ -1,4 +1,4 @@
-"""Choosing samples by their columns: which ok rows of every shard an expression keeps."""
+"""Choosing samples by their columns: which ok rows of each shard an expression keeps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from latentcache.core.dtypes import Array
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 
-#: An expression of columns, or conditions of which all hold: [("score", ">", 5), ("width", ">=", 480)].
+#: An expression of columns, or conditions that must all hold: [("score", ">", 5), ("width", ">=", 480)].
 Where: TypeAlias = pc.Expression | Sequence[tuple[Any, ...]]
 
 
 class Chosen:
-    """The chosen ok rows of a bucket's shards: one bit a row, each shard's from a byte's start on."""
+    """The chosen ok rows of a bucket's shards: one bit per row; each shard starts a new byte."""
 
     def __init__(self, masks: Mapping[int, Array]) -> None:
         self.shards = np.array(sorted(masks), np.int64)
@@ -32,7 +32,7 @@ class Chosen:
         self._bits = np.concatenate([*packed, np.empty(0, np.uint8)])
 
     def rows(self, shard: int) -> npt.NDArray[np.int64]:
-        """Return the chosen rows of a shard, by their number among its ok ones."""
+        """Return the chosen rows of a shard, numbered among its ok rows."""
         at = int(np.searchsorted(self.shards, shard))
         start = int(self._ends[at - 1]) if at else 0
         return np.flatnonzero(np.unpackbits(self._bits[start : int(self._ends[at])]))
@@ -44,10 +44,10 @@ class Chosen:
 
 
 def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
-    """Return which samples of a cache `where` keeps: by bucket, of every committed shard.
+    """Return which samples of a cache `where` keeps, of every committed shard, by bucket.
 
-    Reads the columns that it names of every sample table. A null keeps nothing, as in SQL.
-    Raises ConfigError where the cache lacks a column, or a comparison makes no sense.
+    Reads the columns that it names from every sample table. A null keeps nothing, as in SQL.
+    Raises ConfigError if the cache lacks a column, or if a comparison makes no sense.
     """
     expression = where if isinstance(where, pc.Expression) else pq.filters_to_expression(where)
     columns = _columns(cache, expression)

@@ -1,4 +1,4 @@
-"""Streaming a cache into training: shuffled batches of one bucket each, read ahead by threads.
+"""Streaming a cache into training: shuffled batches, each from one bucket, read ahead by threads.
 
 Axes: B batch, C channels, t h w of the latent.
 """
@@ -39,16 +39,16 @@ from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
 from latentcache.reading.order.mixture import Mixture
 
 POSTERIORS = ("sample", "mode")
-#: Threads that read: those of a remote cache wait for it most of the time.
+#: Threads that read; with a remote cache they mostly wait for it.
 LOCAL_THREADS = 4
 REMOTE_THREADS = 16
 
 
 @dataclass
 class LoaderStats(Waiting):
-    """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: for data.
+    """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: waiting for data.
 
-    Under a DataLoader with workers the workers' copies count, and this one stays at zero.
+    Under a DataLoader with workers, only the workers' copies count; this one stays at zero.
     """
 
     num_batches: int = 0
@@ -59,44 +59,42 @@ class LoaderStats(Waiting):
 class LatentLoader(IterableDataset[dict[str, Any]]):
     """Batches of a cache, as an iterable and as a dataset of `DataLoader(loader, batch_size=None)`.
 
-    A batch: `latents` [B, C, t, h, w] (ids: [B, t, h, w]), contiguous and its own memory; `key`,
-    `caption` and the columns kept from the corpus, lists of B, or those in `columns`; `bucket`, the
-    name that all share; and `cache`, its number, where there are several.
+    A batch: `latents` [B, C, t, h, w] (ids: [B, t, h, w]), contiguous, in its own memory; lists of B for
+    `key`, `caption` and the columns kept from the corpus, or for those in `columns`; `bucket`, the name
+    that all share; and `cache`, its number, if there are several.
 
-    What comes: every ok clip once an epoch, or those that `where` keeps, an expression such as
-    `pc.field("score") > 5` of pyarrow.compute or its like as [("score", ">", 5)]; it reads these
-    columns of every sample table. drop_last leaves out the last short batch of each bucket. frames
-    cuts longer clips to their first frames, where the encoder's latents allow it. Of several caches,
-    which must hold latents of one kind, `weights` are the shares of batches (omitted: as many as each
-    has), and an epoch is `epoch_batches` (omitted: as many as they have together): see
-    `samplers.mixture`.
+    What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is an expression
+    such as `pc.field("score") > 5` of pyarrow.compute, or the same as [("score", ">", 5)]; it reads these
+    columns from every sample table. drop_last leaves out the last short batch of each bucket. frames cuts
+    longer clips to their first frames, if the encoder's latents allow it. Several caches must hold
+    latents of one kind. `weights` are their shares of batches (omitted: as many as each has), and an
+    epoch has `epoch_batches` (omitted: as many as they have together): see `order.mixture`.
 
     Order: a function of the snapshot and of (seed, epoch, batch_size, shuffle, drop_last, pool_bytes,
-    bucket_run, uneven), and with several caches of their weights; see `samplers.pool`. Rank r of n
-    takes every n-th batch. uneven says what becomes of the last ones where they do not go round:
-    "drop" gives up to world_size - 1 to none, "pad" repeats as many of the same epoch, so that no
-    rank waits in a collective for one that has run out, and with "exact", for evaluation, some ranks
-    have one more. bucket_run, a multiple of the world size, has all ranks of a step in one bucket,
-    and each read shards of its own.
+    bucket_run, uneven), and with several caches of their weights; see `order.epoch`. Rank r of n takes
+    every n-th batch. uneven says what becomes of the last batches if they do not suffice for all ranks.
+    "drop" gives up to world_size - 1 to none. "pad" repeats as many of the same epoch, so that no rank
+    waits in a collective for one that has run out. With "exact", for evaluation, some ranks have one
+    more. bucket_run, a multiple of the world size, puts all ranks of a step in one bucket, and lets each
+    read its own shards.
 
-    Epochs: an iteration that was finished moves on to the next epoch; one that was broken off
-    starts its epoch again, and one after `load_state_dict` goes on from there. Under a DataLoader
-    with workers this object does not see the batches go by: call `set_epoch` before each epoch, as
-    with a DistributedSampler (it reaches persistent workers, too). The order is the same for any
-    number of workers, and for none.
+    Epochs: after a finished iteration the next one is the next epoch. One that was broken off starts its
+    epoch again. One after `load_state_dict` continues from there. Under a DataLoader with workers this
+    object does not see the batches pass: call `set_epoch` before each epoch, as with a DistributedSampler
+    (it also reaches persistent workers). The order is the same for any number of workers, and for none.
 
-    follow: each epoch is of the newest snapshot of a cache that is still being written, as rank 0 of
+    follow: each epoch uses the newest snapshot of a cache that is still being written, as rank 0 of
     torch.distributed sees it; without torch.distributed, ranks agree through `newest` and `set_epoch`.
 
     posterior: for stored moments, "sample" draws with a seed of (seed, epoch, key) and "mode" takes
     the mean; other caches are read as they are. normalise: apply the encoder's (z - shift) * scale.
-    dtype: of the latents; omitted: the stored one. device: where they go; omitted: the CPU.
-    On a GPU what was stored is copied from pinned memory and computed there, where batches that were
-    read ahead wait; the noise of a posterior sample is drawn on the CPU, so that it is the same on all
-    devices. num_threads (omitted: 4, and 16
-    where a cache is remote) read, check and decompress; prefetch_bytes bounds what is read ahead,
-    pool_bytes the shards that samples are drawn from at a time (nothing of them is held in memory).
-    check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong latents.
+    dtype: of the latents; omitted: the stored one. device: where they go; omitted: the CPU. For a GPU,
+    stored bytes are copied from pinned memory and computed there, and batches that were read ahead wait
+    there. The noise of a posterior sample is drawn on the CPU, so it is the same on all devices.
+    num_threads (omitted: 4, or 16 if a cache is remote) read, check and decompress. prefetch_bytes bounds
+    what is read ahead. pool_bytes bounds the shards from which samples are drawn at a time (they are not
+    held in memory). check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong
+    latents.
     """
 
     def __init__(
@@ -166,9 +164,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self.num_threads = num_threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
         self._weights = None if weights is None else [float(weight) for weight in weights]
         self._epoch_batches = epoch_batches
-        # Shared memory, so that set_epoch reaches the persistent workers of a DataLoader.
+        # Shared memory lets set_epoch reach the persistent workers of a DataLoader.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._resume: Position | None = None  # where the next iteration starts, if not at 0
+        self._resume: Position | None = None  # start of the next iteration, if not 0
         self._at = Position(0)
         if follow:
             self._take_newest()
@@ -185,24 +183,24 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
 
     @property
     def cache(self) -> Cache:
-        """The snapshot of the cache, or of the first one."""
+        """The snapshot of the cache, or of the first of several."""
         return self._sources[0].map.cache
 
     @property
     def buckets(self) -> Sequence[BucketShards]:
-        """What is taken of the cache, or of the first one, as `order` sees it."""
+        """What is taken from the cache, or from the first of several, as `order` sees it."""
         return self._sources[0].map.shards
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next iteration, or of the one that is under way."""
+        """The epoch of the next iteration, or of the current one."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int, snapshots: Sequence[Mapping[str, Any]] | None = None) -> None:
-        """Choose the epoch of the next iteration; that of a loaded state goes on where it was.
+        """Choose the epoch of the next iteration; the epoch of a loaded state continues where it was.
 
-        snapshots: those to take, as `newest` returned them, perhaps to another rank. With `follow`
-        another epoch is of the newest ones; collective then, where there are several ranks.
+        snapshots: those to take, as `newest` returned them, perhaps on another rank. With `follow`,
+        another epoch takes the newest ones; with several ranks that is a collective call.
         """
         if epoch < 0:
             raise ConfigError(f"epoch {epoch}: epochs count from 0")
@@ -223,8 +221,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             self._choose(self.newest())
         elif not (dist.is_available() and dist.is_initialized()):
             raise ConfigError(
-                f"follow: {self.world_size} ranks would each see another snapshot and take different "
-                "orders. Initialise torch.distributed before the loader is made; or leave follow "
+                f"follow: each of {self.world_size} ranks would see another snapshot and take a different "
+                "order. Initialise torch.distributed before the loader is made; or leave follow "
                 "out, and call set_epoch(epoch, snapshots) on all ranks with one rank's newest()."
             )
         else:
@@ -260,7 +258,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def _align(self, at: Position) -> Position:
         """Return where all ranks are at the same place of a run, after a change of the world size.
 
-        Batches before the next step are left out, or come again, as `uneven` says.
+        Batches before the next step are left out or come again, as `uneven` says.
         """
         left = at.start % self.world_size
         if self.order.bucket_run == 1 or self.order.uneven == "exact" or not left:
@@ -271,14 +269,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         is_worker = get_worker_info() is not None
         at, self._resume = self._resume, None
-        # A worker may have loaded its state by itself, and knows the epoch better than the others.
+        # A worker may have loaded its state by itself; then it knows the epoch better than the others.
         if at is None or (at.epoch != self.epoch and not is_worker):
             at = Position(self.epoch)
         self._at = self._align(at)
         return self._iterate(self._jobs(self._at), self._at.epoch, is_worker=is_worker)
 
     def _jobs(self, at: Position) -> Iterator[ReadBatch]:
-        """Return this process's batches from there on, to be read."""
+        """Return this process's batches from there on, as jobs to read."""
         worker = get_worker_info()
         plan = self._plan(at.epoch)
         todo = self._places(
@@ -309,7 +307,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             self.stats.num_batches += 1
             self.stats.num_samples += len(batch["latents"].latents)
             self.stats.num_bytes += num_bytes
-            if self._at.loaded:  # by a worker, which so tells all others the epoch
+            if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
             self._at = Position(epoch, self._at.start, self._at.taken + 1)
             yield {**batch, "latents": batch["latents"].take()}
@@ -319,9 +317,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
         """Return where the iteration is, as JSON values that fit any rank and world size.
 
-        num_batches: that this rank has taken in this iteration; needed where the workers of a
-        DataLoader iterate, whose copies of this loader do not report back. A worker's own state, which
-        a StatefulDataLoader takes, fits that worker alone; `load_state_dict` takes the whole one's.
+        num_batches: how many this rank has taken in this iteration. It is needed if the workers of a
+        DataLoader iterate, because their copies of this loader do not report back. A worker's own state,
+        which a StatefulDataLoader takes, fits only that worker; `load_state_dict` takes the whole one's.
         """
         worker, at = get_worker_info(), self._at
         state = {**self._identity(), "epoch": at.epoch if worker else self.epoch}
@@ -332,11 +330,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         return {**state, "batches": at.start + taken * self.world_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, also with another world size or number of workers.
+        """Continue where `state_dict` was taken, also with another world size or number of workers.
 
-        Takes the state of a torchdata StatefulDataLoader around a loader as well. Snapshots are those
-        of the state, though the caches may have grown since.
-        Raises CacheError where the state is of another cache or order, or its snapshot is gone.
+        Also takes the state of a torchdata StatefulDataLoader around a loader. Snapshots are those of the
+        state, even if the caches have grown since.
+        Raises CacheError if the state is of another cache or order, or if its snapshot is gone.
         """
         own = loader_state.plain(state)
         worker = own.pop("worker", None)
@@ -346,8 +344,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             self._epoch.fill_(at.epoch)
         elif {**worker, "taken": 0} != {**self._worker(), "taken": 0}:
             raise CacheError(
-                f"the state is of worker {worker}, and this is {self._worker()}: a DataLoader goes on "
-                "with as many workers and ranks as its state is of. For others give the state of the "
+                f"the state is of worker {worker}, but this is {self._worker()}: a DataLoader continues "
+                "only with as many workers and ranks as in its state. For others give the state of the "
                 "whole DataLoader to load_state_dict of the loader, not of the DataLoader."
             )
         else:
@@ -355,7 +353,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self._at = self._resume = at
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take the snapshots of a state, where everything else is as in this loader."""
+        """Take the snapshots of a state, if everything else is as in this loader."""
         before = [source.identity() for source in self._sources]
         caches = loader_state.caches(state, len(before))
         try:

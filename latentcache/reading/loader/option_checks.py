@@ -1,4 +1,4 @@
-"""What a loader refuses before it reads anything: options, ranks and caches that do not go together."""
+"""What a loader refuses before it reads anything: options, ranks and caches that do not fit together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from latentcache.reading.order.epoch import Order
 
 
 def check_ranks(order: Order, rank: int, world_size: int) -> None:
-    """Raise ConfigError where there is no such rank, or the ranks of a step would not share a bucket."""
+    """Raise ConfigError if there is no such rank, or if the ranks of a step would not share a bucket."""
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} of world_size {world_size}: ranks are 0..world_size-1")
     if order.bucket_run > 1 and order.bucket_run % world_size:
@@ -25,23 +25,23 @@ def check_ranks(order: Order, rank: int, world_size: int) -> None:
 def check_mixture(
     order: Order, weights: Sequence[float] | None, epoch_batches: int | None, num_caches: int
 ) -> None:
-    """Raise ConfigError where weights are not one positive number a cache, or epochs make no sense."""
+    """Raise ConfigError if weights are not one positive number per cache, or epochs make no sense."""
     if weights is not None and (len(weights) != num_caches or not all(w > 0 for w in weights)):
         raise ConfigError(
-            f"weights {list(weights)} of {num_caches} caches: one positive number each is wanted"
+            f"weights {list(weights)} for {num_caches} caches: give one positive number for each"
         )
     if epoch_batches is not None and epoch_batches < 1:
-        raise ConfigError(f"epoch_batches is {epoch_batches}; an epoch has one at least")
+        raise ConfigError(f"epoch_batches is {epoch_batches}; an epoch has at least one")
     if order.uneven == "exact" and (num_caches > 1 or epoch_batches is not None):
         raise ConfigError(
-            'uneven="exact" takes each sample once, and an epoch of a mixture of caches, or of a '
+            'uneven="exact" takes each sample once, but an epoch of a mixture of caches, or of a '
             "given length, takes some of them more often than others. Evaluate one cache after the "
             "other, without epoch_batches."
         )
 
 
 def check_alike(caches: Sequence[Cache], transforms: Sequence[Transform]) -> None:
-    """Raise ConfigError where caches hold latents that no one model takes, or batches would differ."""
+    """Raise ConfigError if no one model takes the latents of all caches, or if batches would differ."""
     facts = [
         {
             "model_class": cache.spec.model_class,
@@ -59,12 +59,12 @@ def check_alike(caches: Sequence[Cache], transforms: Sequence[Transform]) -> Non
                 "these caches cannot be mixed: "
                 + "; ".join(f"{name} {facts[0][name]} and {fact[name]}" for name in wrong)
                 + f", of {caches[0]!r} and {cache!r}. A model trains on the latents of one encoder; "
-                "where dtypes alone differ, say with `dtype` which one batches shall have."
+                "if only the dtypes differ, say with `dtype` which one batches shall have."
             )
 
 
 def check_batches(order: Order, chosen: ShardMap) -> None:
-    """Raise ConfigError where a cache, or one of its buckets, would never come."""
+    """Raise ConfigError if a cache, or one of its buckets, would never come."""
     num_batches = order.num_batches(chosen.shards)
     if num_batches == 0:
         raise ConfigError(
@@ -83,9 +83,9 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
 
 
 def check_length(num_batches: int, num_steps: int, world_size: int) -> None:
-    """Raise ConfigError where an epoch has no batch for every rank."""
+    """Raise ConfigError if an epoch has no batch for every rank."""
     if num_steps == 0:
         raise ConfigError(
-            f"an epoch of {num_batches} batches has none for each of {world_size} ranks. Use a smaller "
+            f"an epoch of {num_batches} batches has too few for {world_size} ranks. Use a smaller "
             'batch_size, fewer ranks, or uneven="pad".'
         )

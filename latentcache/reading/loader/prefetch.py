@@ -17,7 +17,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Job(Protocol[T_co]):
-    """A batch to read: independent parts, then what makes the batch of them. Called by threads."""
+    """A batch to read: independent parts, then the step that joins them. Called by threads."""
 
     @property
     def num_bytes(self) -> int:
@@ -41,7 +41,7 @@ class Waiting:
 
 
 class _Pending(Generic[T]):
-    """A job that is under way; `result` ends with the batch or with the first part's exception."""
+    """A job in progress; `result` ends with the batch or with the first part's exception."""
 
     def __init__(self, job: Job[T]) -> None:
         self.result: Future[T] = Future()
@@ -52,7 +52,7 @@ class _Pending(Generic[T]):
         self._left = 0
 
     def submit(self, pool: ThreadPoolExecutor, num_threads: int) -> None:
-        """Have as many threads as are of use take the parts, one after the other."""
+        """Let as many threads as are useful take the parts, one after the other."""
         self._parts.extend(self._job.parts())
         self._left = len(self._parts)
         for _ in range(min(num_threads, self._left)):
@@ -74,20 +74,20 @@ class _Pending(Generic[T]):
 
     def _next(self) -> Callable[[], None] | None:
         with self._lock:
-            if not self._parts or self.result.done():  # done: a part failed, and the batch is lost
+            if not self._parts or self.result.done():  # done: a part failed, so the batch is lost
                 return None
             return self._parts.popleft()
 
 
 def compute_alone(num_threads: int) -> None:
-    """Have torch's operations in this thread run in this thread alone, and others in `num_threads`.
+    """Run this thread's torch operations only in this thread, and those of others in `num_threads`.
 
-    Otherwise each thread that reads has a team of threads of its own, as many as the machine has
-    cores, which wait for one another in busy loops: ten times the work on a machine that is in use.
+    Otherwise each reading thread has its own team of threads, as many as the machine has cores, which
+    wait for one another in busy loops: ten times the work on a machine that is in use.
     """
-    torch.get_num_threads()  # makes the setting of this thread, which later ones do not reach
+    torch.get_num_threads()  # creates this thread's own setting, which later ones do not change
     torch.set_num_threads(1)
-    # That was for this thread and for those to come: a thread that ends at once takes the latter back.
+    # That also set it for threads to come; a thread that ends at once takes this part back.
     restorer = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
     restorer.start()
     restorer.join()
@@ -96,11 +96,11 @@ def compute_alone(num_threads: int) -> None:
 def read_ahead(
     jobs: Iterator[Job[T]], *, num_threads: int, max_bytes: int, waiting: Waiting
 ) -> Iterator[T]:
-    """Yield the batches of `jobs` in order, while the next ones are read.
+    """Yield the batches of `jobs` in order, while the next ones are being read.
 
-    At most `max_bytes` of batches are under way or ready, or one. An exception of a job is raised
-    when its turn comes. When the iterator is closed, or let go, its threads end with the parts that
-    they are in.
+    At most `max_bytes` of batches (or one batch) are in progress or ready. A job's exception is raised
+    when its turn comes. When the iterator is closed or dropped, its threads end after their current
+    parts.
     """
     pool = ThreadPoolExecutor(
         num_threads,

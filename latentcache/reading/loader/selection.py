@@ -1,4 +1,4 @@
-"""What a loader takes of one snapshot: which samples, which columns, and how many latent frames."""
+"""What a loader takes from one snapshot: which samples, which columns, and how many latent frames."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from latentcache.reading.order.epoch import Batch, BucketShards
 
 
 class ShardMap:
-    """A snapshot's chosen samples as the sampler's arrays, and the way back from its numbers.
+    """A snapshot's chosen samples as arrays for `order`, and the way back from its numbers.
 
-    where: what chooses them, or None for all that are ok. columns: of a batch beside its latents;
-    None for key, caption and those kept from the corpus. Raises ConfigError for an unknown one.
+    where: what chooses them, or None for all ok clips. columns: of a batch besides its latents; None
+    for key, caption and those kept from the corpus. Raises ConfigError for an unknown column.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class ShardMap:
 
     @property
     def digest(self) -> str | None:
-        """SHA-256 of which samples `where` chose; None where all are taken."""
+        """SHA-256 of which samples `where` chose; None if all are taken."""
         if self._chosen is None:
             return None
         parts = (chosen.digest() for _, chosen in sorted(self._chosen.items()))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def places(self, batch: Batch) -> dict[int, tuple[list[int], list[int]]]:
-        """Return, for each shard of a batch, its rows and their places in the batch."""
+        """Return each shard of a batch with its rows and their places in the batch."""
         places: dict[int, tuple[list[int], list[int]]] = {}
         for n, (at, row) in enumerate(zip(batch.shards, batch.rows, strict=True)):
             shard = int(self._numbers[batch.bucket][at])
@@ -78,8 +78,8 @@ def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:
 def prefix_cuts(cache: Cache, frames: int | None) -> dict[int, int]:
     """Return how many latent frames stand for a clip's first `frames`, by how many are stored.
 
-    Of buckets with longer clips; shorter ones are taken whole. Raises ConfigError where the encoder's
-    latents of a clip's first frames are not those of the shorter clip, or frames end amid a latent.
+    Only for buckets with longer clips; shorter ones are taken whole. Raises ConfigError if the encoder's
+    latents of a clip's first frames are not those of the shorter clip, or if no latent ends at `frames`.
     """
     if frames is None:
         return {}
@@ -91,14 +91,15 @@ def prefix_cuts(cache: Cache, frames: int | None) -> dict[int, int]:
     spec = cache.spec
     if longer and (spec.exactness != "prefix_exact" or (spec.ids and spec.ids.scales)):
         raise ConfigError(
-            f"frames {frames}: {spec.model_class} latents cannot be cut, since those of a clip's "
+            f"frames {frames}: {spec.model_class} latents cannot be cut, because those of a clip's "
             f"first frames depend on the later ones ({spec.exactness}): a part of them would be the "
             "latents of no clip. Encode a cache with clips.frames of that length."
         )
     cuts = [(len(ranges), _num_within(name, ranges, frames)) for name, ranges in longer.items()]
     if len(dict(cuts)) < len(set(cuts)):
         raise ConfigError(
-            f"frames {frames} is another number of latent frames in buckets of as many: {sorted(longer)}"
+            f"frames {frames}: buckets with equally many latent frames would be cut differently: "
+            f"{sorted(longer)}"
         )
     return dict(cuts)
 
@@ -108,7 +109,7 @@ def _num_within(bucket: str, pixel_frames: Sequence[tuple[int, int]], frames: in
     if frames not in ends:
         near = sorted(ends, key=lambda end: abs(end - frames))[:2]
         raise ConfigError(
-            f"frames {frames}: no latent frame of bucket {bucket} ends there, and a part of one "
-            f"cannot be had. Use {' or '.join(map(str, sorted(near)))}."
+            f"frames {frames}: no latent frame of bucket {bucket} ends there, and latent frames cannot "
+            f"be split. Use {' or '.join(map(str, sorted(near)))}."
         )
     return operator.indexOf(ends, frames) + 1

@@ -1,4 +1,4 @@
-"""One cache as a loader reads it: a snapshot, which may be another one in the next epoch."""
+"""One cache as a loader reads it: a snapshot, which the next epoch may replace."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DIGEST_BYTES = 32
 
 
 class Source:
-    """A cache, what is taken of it, and what is done to it.
+    """A cache, what is taken from it, and what is done to it.
 
-    Its snapshot is in shared memory, so that what the main process chooses between two epochs reaches
-    the workers of a DataLoader, persistent ones too.
+    Its snapshot is in shared memory, so that a choice of the main process between two epochs reaches
+    the workers of a DataLoader, including persistent ones.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Source:
 
     @property
     def map(self) -> ShardMap:
-        """The samples of the snapshot that was chosen last, by any process."""
+        """The samples of the snapshot that any process chose last."""
         digest = self._shared[:DIGEST_BYTES].numpy().tobytes().hex()
         if digest != self._map.cache.snapshot:
             bits = self._shared[DIGEST_BYTES:].numpy()
@@ -55,13 +55,13 @@ class Source:
     def choose(self, snapshot: Mapping[str, Any]) -> None:
         """Take a snapshot, as `snapshot_of` describes it, from the next epoch on.
 
-        Raises CacheError where it is of another cache, or its shards have changed.
+        Raises CacheError if it is of another cache, or if its shards have changed.
         """
         cache = self.map.cache
         if snapshot.get("fingerprint") != cache.manifest.fingerprint:
             raise CacheError(
-                f"fingerprint: {snapshot.get('fingerprint', 'absent')} was expected, "
-                f"{cache.manifest.fingerprint} is that of {cache!r}"
+                f"fingerprint: {snapshot.get('fingerprint', 'absent')} was expected, but "
+                f"{cache!r} has {cache.manifest.fingerprint}"
             )
         if snapshot.get("snapshot") == cache.snapshot:
             return
@@ -72,7 +72,7 @@ class Source:
         self._shared[DIGEST_BYTES:] = torch.from_numpy(bits)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the order of samples follows from, as JSON values."""
+        """Return what determines the order of samples, as JSON values."""
         return self._identity if self.map else {}
 
     def newest(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Source:
 
 
 def snapshot_of(cache: Cache) -> dict[str, Any]:
-    """Return a snapshot as JSON values; one shard more in a cache makes another one."""
+    """Return a snapshot as JSON values; any further shard in a cache makes it another one."""
     return {
         "fingerprint": cache.manifest.fingerprint,
         "snapshot": cache.snapshot,
@@ -90,7 +90,7 @@ def snapshot_of(cache: Cache) -> dict[str, Any]:
 
 
 def agree(snapshots: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rank 0's, on all ranks of torch.distributed; collective."""
+    """Return rank 0's snapshots on all ranks of torch.distributed; a collective call."""
     dist.broadcast_object_list(snapshots, src=0)
     return snapshots
 

@@ -1,4 +1,4 @@
-"""A loader's state as JSON values: read from what a DataLoader made of it, and compared."""
+"""A loader's state as JSON values: read from a DataLoader's form of it, and compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE_VERSION = 2
 class Position:
     """A place in an epoch: `taken` batches of this process after the first `start` of all ranks.
 
-    loaded: by a worker of a DataLoader from a state of its own.
+    loaded: a worker of a DataLoader loaded its own state.
     """
 
     epoch: int
@@ -25,7 +25,7 @@ class Position:
 
 
 def position(state: Mapping[str, Any]) -> Position:
-    """Return where a state is. Raises CacheError where it does not say."""
+    """Return where a state is. Raises CacheError if it does not say."""
     numbers = [state.get("epoch"), state.get("batches")]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise CacheError(
@@ -36,7 +36,7 @@ def position(state: Mapping[str, Any]) -> Position:
 
 
 def caches(state: Mapping[str, Any], num_caches: int) -> list[Mapping[str, Any]]:
-    """Return what a state says of each cache, nothing of any where it is of another number of them."""
+    """Return what a state says of each cache; nothing of any if it has another number of caches."""
     found = state.get("caches")
     if isinstance(found, list) and len(found) == num_caches:
         return [cache if isinstance(cache, Mapping) else {} for cache in found]
@@ -46,8 +46,8 @@ def caches(state: Mapping[str, Any], num_caches: int) -> list[Mapping[str, Any]]
 def plain(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the loader's own state, also from that of a torchdata StatefulDataLoader around it.
 
-    The latter fits any rank, world size and number of workers then, as a DataLoader's does not.
-    Raises CacheError where its workers disagree.
+    That state then fits any rank, world size and number of workers, unlike a DataLoader's.
+    Raises CacheError if its workers disagree.
     """
     if "_snapshot" not in state:
         return dict(state.get("dataset_state") or state)
@@ -55,7 +55,7 @@ def plain(state: Mapping[str, Any]) -> dict[str, Any]:
         worker["dataset_state"] for worker in state["_snapshot"]["_worker_snapshots"].values()
     ]
     if not all(isinstance(worker, Mapping) and "worker" in worker for worker in workers):
-        raise CacheError("the state is of a DataLoader around something else than this loader")
+        raise CacheError("the state is of a DataLoader around something other than this loader")
     orders = [{k: v for k, v in worker.items() if k != "worker"} for worker in workers]
     if not orders or any(order != orders[0] for order in orders):
         raise CacheError("the workers of the DataLoader's state were not in the same iteration")
@@ -67,14 +67,14 @@ def plain(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise CacheError where a state is of another order than `identity` describes."""
+    """Raise CacheError if a state is of another order than `identity` describes."""
     wrong = _differences(state, identity)
     if wrong:
         raise CacheError(
-            "the loader's state is of another order of batches, so going on from it would "
+            "the loader's state is of another order of batches, so continuing from it would "
             "repeat some samples and leave out others:\n"
             + "\n".join(wrong)
-            + "\nMake the loader as it was made then, or start an epoch anew with set_epoch."
+            + "\nMake the loader as it was made then, or start the epoch again with set_epoch."
         )
 
 
@@ -85,6 +85,6 @@ def _differences(state: Mapping[str, Any], identity: Mapping[str, Any]) -> list[
         if name == "caches" and isinstance(there, list) and len(there) == len(here):
             for a, b in zip(there, here, strict=True):
                 lines += _differences(a if isinstance(a, Mapping) else {}, b)
-        elif there != here and name != "shards":  # the snapshot's digest says as much
+        elif there != here and name != "shards":  # the snapshot's digest already shows a difference
             lines.append(f"  {name}: {there} in the state, {here} here")
     return lines

@@ -1,7 +1,7 @@
-"""Where batches go: into CPU memory, sample by sample, or by way of it to a device, as a whole.
+"""Where batches go: into CPU memory, sample by sample; or through it to a device, as a whole.
 
-A target makes the memory that a batch is read into, and the tensor that the trainer gets. All but
-`take` is called by the threads that read.
+A target makes the memory that a batch is read into, and the tensor that the trainer gets. The threads
+that read call everything except `take`.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ class Staged(Protocol):
     """The memory of one batch."""
 
     def rows(self, where: Sequence[int]) -> list[torch.Tensor]:
-        """Return where to read the samples at these places of the batch, as they are stored."""
+        """Return the memory into which to read the samples at these places of the batch, as stored."""
         ...
 
     def done(
         self, rows: Sequence[torch.Tensor], where: Sequence[int], keys: Sequence[str], epoch: int
     ) -> None:
-        """Do what is to be done to each sample, once its row has been read."""
+        """Finish each of these samples, once its row has been read."""
         ...
 
     def finish(self) -> Arriving:
-        """Return the batch, once every sample is done."""
+        """Return the batch, once every sample is finished."""
         ...
 
 
 @dataclass(frozen=True)
 class Arriving:
-    """Latents that are there once the event, if there is one, has passed on their device."""
+    """Latents that are ready once the event, if there is one, has passed on their device."""
 
     latents: torch.Tensor
     event: torch.cuda.Event | None = None
 
     def take(self) -> torch.Tensor:
-        """Return the latents for what the calling thread does next on its current stream."""
+        """Return the latents for the next work of the calling thread on its current stream."""
         if self.event is not None:
             stream = torch.cuda.current_stream(self.latents.device)
             stream.wait_event(self.event)
             self.latents.record_stream(
                 stream
-            )  # or its memory could be given away while it is in use
+            )  # otherwise their memory could be reused while they are in use
         return self.latents
 
 
@@ -70,7 +70,7 @@ class Target(Protocol):
 
 
 def make_target(device: torch.device, transform: Transform, memory: Recycler) -> Target:
-    """Return the target for a device. Raises ConfigError in a DataLoader's worker, for CUDA."""
+    """Return the target for a device. Raises ConfigError for CUDA in a DataLoader's worker."""
     if device.type == "cpu":
         return CpuTarget(transform, memory)
     if device.type == "cuda" and get_worker_info() is not None:
@@ -83,14 +83,14 @@ def make_target(device: torch.device, transform: Transform, memory: Recycler) ->
 
 
 class CpuTarget:
-    """Batches in CPU memory. Samples are transformed one by one, where that can be, in their place."""
+    """Batches in CPU memory. Samples are transformed one by one and, if possible, in place."""
 
     def __init__(self, transform: Transform, memory: Recycler) -> None:
         self.transform, self.memory = transform, memory
         self._of_thread = threading.local()
 
     def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
-        """Return the bytes of the latents, and of what is stored where that has memory of its own."""
+        """Return the bytes of the latents, plus the stored bytes if these have their own memory."""
         sample_bytes = math.prod(self.transform.shape(stored_shape)) * self.transform.dtype.itemsize
         if not self.transform.in_place:
             sample_bytes += math.prod(stored_shape) * self.transform.stored_dtype.itemsize
@@ -101,7 +101,7 @@ class CpuTarget:
         return _CpuBatch(self, num_samples, stored_shape)
 
     def work(self, shape: torch.Size) -> torch.Tensor:
-        """Return this thread's memory to compute in, float32 [2, *shape]; fresh memory costs more."""
+        """Return this thread's memory to compute in, float32 [2, *shape]; new memory costs more."""
         work: torch.Tensor | None = getattr(self._of_thread, "work", None)
         if work is None or work.shape[1:] != shape:
             work = self._of_thread.work = torch.empty((2, *shape), dtype=torch.float32)
@@ -138,11 +138,11 @@ class _CpuBatch:
 
 
 class DeviceTarget:
-    """Batches on a device. What is stored is copied there, and transformed there, as a whole.
+    """Batches on a device. Stored bytes are copied there and transformed there, as a whole.
 
-    On CUDA the copies leave from pinned memory, on a stream of their own, as soon as a batch has been
-    read. torch's allocator of pinned memory uses it again once the copies from it are through, and
-    rounds it up to a power of two.
+    On CUDA the copies leave pinned memory on their own stream, as soon as a batch has been read. torch's
+    allocator of pinned memory reuses it once the copies from it are done, and rounds sizes up to a power
+    of two.
     """
 
     def __init__(self, device: torch.device, transform: Transform, memory: Recycler) -> None:
@@ -150,11 +150,13 @@ class DeviceTarget:
         self.device, self._stream = device, None
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
-            self.device = torch.device("cuda", index)  # threads that read have current devices too
+            self.device = torch.device(
+                "cuda", index
+            )  # each reading thread has its own current device
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
-        """Return the bytes of what is stored and of the noise, rounded up where they are pinned."""
+        """Return the bytes of what is stored and of the noise, rounded up if they are pinned."""
         stored = num_samples * math.prod(stored_shape) * self.transform.stored_dtype.itemsize
         noise = num_samples * math.prod(self.transform.shape(stored_shape)) * 4
         sizes = (stored, noise if self.transform.draws else 0)
@@ -172,7 +174,7 @@ class DeviceTarget:
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def send(self, stored: torch.Tensor, noise: torch.Tensor | None) -> Arriving:
-        """Copy what was read to the device, and make latents of it there."""
+        """Copy what was read to the device, and make latents from it there."""
         with self._on_stream():
             there = stored.to(self.device, non_blocking=True)
             noise_there = None if noise is None else noise.to(self.device, non_blocking=True)
@@ -185,7 +187,7 @@ class DeviceTarget:
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         if self._stream is None:
             return contextlib.nullcontext()
-        return torch.cuda.stream(self._stream)  # makes its device the current one, too
+        return torch.cuda.stream(self._stream)  # also makes its device the current one
 
 
 class _DeviceBatch:

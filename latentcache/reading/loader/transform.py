@@ -1,7 +1,7 @@
 """What is done to latents between storage and training: posterior samples, normaliser, dtype.
 
 The sums are the same, in the same order and in float32, on any device. Noise is always drawn on the
-CPU, so that a sample is the same wherever it ends up, up to the last bit of the device's own `exp`.
+CPU. So a sample is the same on every device, up to the last bit of the device's own `exp`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentcache.core.spec import LatentSpec
 
 
 class Transform:
-    """Makes latents of what is stored, for single samples and for batches. Thread-safe."""
+    """Makes latents from what is stored, for single samples and for batches. Thread-safe."""
 
     def __init__(
         self,
@@ -33,22 +33,22 @@ class Transform:
         self._normalises = normalise and spec.normaliser.kind != "none"
         self._has_moments = spec.stored == "moments"
         self._seed = seed
-        #: Latent frames that are kept, by how many are stored; all where there is no entry.
+        #: Latent frames that are kept, by how many are stored; all of them if there is no entry.
         self._cuts = dict(cuts or {})
         self._values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.stored_dtype = torch_dtype(spec.dtype)
         self.dtype = dtype or self.stored_dtype
         #: Whether noise is wanted.
         self.draws = self._has_moments and posterior == "sample"
-        #: Whether samples have the stored shape and dtype, and can be read where they will stay.
+        #: Whether samples have the stored shape and dtype, so that they can be read into their final place.
         self.in_place = not (self._has_moments or self._cuts) and self.dtype == self.stored_dtype
-        #: Whether samples that were read in place are done with.
+        #: Whether samples that were read in place need nothing more.
         self.idle = self.in_place and not self._normalises
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of a sample: [C, t, h, w] where [2C, t, h, w] is stored, else the same.
+        """Return the shape of a sample: [C, t, h, w] if [2C, t, h, w] is stored, else the same.
 
-        t is less where latent frames are cut off.
+        t is smaller if latent frames are cut off.
         """
         if self._cuts:
             *first, t, h, w = stored
@@ -56,7 +56,7 @@ class Transform:
         return (stored[0] // 2, *stored[1:]) if self._has_moments else stored
 
     def draw(self, noise: torch.Tensor, key: str, epoch: int) -> None:
-        """Fill float32 noise [C, t, h, w] on the CPU, a function of (seed, epoch, key)."""
+        """Fill float32 noise [C, t, h, w] on the CPU; it depends only on (seed, epoch, key)."""
         posteriors.draw_(noise, posteriors.sample_seed(self._seed, epoch, key))
 
     def __call__(
@@ -64,7 +64,7 @@ class Transform:
     ) -> torch.Tensor:
         """Return the latents of one sample or of a batch: a view of `stored`, or `work`.
 
-        noise: where `draws`; it is used up. work: memory to compute in. Both are float32, of the
+        noise: if `draws`; it is overwritten. work: memory to compute in. Both are float32, of the
         latents' shape, on the device of what is stored.
         """
         if self._cuts:

@@ -1,1 +1,1 @@
-"""Samplers: the order of batches, a pure function of seed and epoch. Arrays in, arrays out."""
+"""The order of batches: a pure function of seed and epoch. Arrays in, arrays out."""

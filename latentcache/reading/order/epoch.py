@@ -1,9 +1,9 @@
 """The order of batches from a planned pool of shards: a pure function of seed and epoch, by place.
 
-Samples of a batch share a bucket. Shuffled: a bucket's shards come in random order and its samples are
-shuffled within a window of as many as its share of `pool_bytes` holds (see `window`); batches of the
-buckets are interleaved in proportion (see `turns`). 64 samples from a window of 128 shards meet 50 of
-them, on average, and three quarters of that at the two ends of an epoch.
+Samples of a batch share a bucket. When shuffled, a bucket's shards come in random order. Its samples are
+shuffled within a window of as many samples as its share of `pool_bytes` holds (see `window`). Batches of
+the buckets are interleaved in proportion (see `turns`). 64 samples from a window of 128 shards meet 50 of
+them on average, and three quarters of that at the two ends of an epoch.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from latentcache.reading.order.turns import Interleaved, OneByOne, Turns
 
 Uneven = Literal["drop", "pad", "exact"]
 
-#: Samples that a pool holds at most: a wider window shuffles no better and takes memory to sort.
+#: The most samples in a pool: a wider window shuffles no better and takes memory to sort.
 MAX_POOL_SAMPLES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class BucketShards:
-    """A bucket: num_samples, int64, of each of its shards, and the bytes of a sample in memory."""
+    """A bucket: num_samples, int64, of each of its shards; and the bytes of one sample in memory."""
 
     num_samples: Int64
     sample_bytes: int
@@ -35,7 +35,7 @@ class BucketShards:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one bucket. shards, rows: which shard, and which of its samples; same length."""
+    """Samples of one bucket. shards, rows: each sample's shard and its number in it; same length."""
 
     bucket: int
     shards: Sequence[int]
@@ -44,15 +44,15 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What the order of an epoch follows from. seed >= 0; pool_bytes is shared by the buckets.
+    """What determines the order of an epoch. seed >= 0; the buckets share pool_bytes.
 
-    bucket_run: so many batches in a row share a bucket, and the i-th of each run takes from the i-th
-    part of the bucket's shards alone: with a multiple of the world size every step is of one bucket
-    on all ranks, and hardly a shard is read by two of them.
+    bucket_run: this many batches in a row share a bucket, and the i-th of each run takes only from the
+    i-th part of the bucket's shards. With a multiple of the world size, every step is of one bucket on
+    all ranks, and hardly any shard is read by two ranks.
 
-    uneven: what becomes of batches that make no whole step for all ranks (`places`) or no whole run:
-    "drop" leaves them out of this epoch, "pad" fills up with batches of the same epoch, "exact" takes
-    each once, so that some ranks have a batch more, and short runs at the end.
+    uneven: what becomes of batches that do not make a whole step for all ranks (`places`) or a whole run:
+    "drop" leaves them out of this epoch; "pad" fills up with batches of the same epoch; "exact" takes
+    each batch once, so some ranks have one batch more, and there are short runs at the end.
     """
 
     seed: int = 0
@@ -67,13 +67,13 @@ class Order:
         if self.seed < 0 or min(self.batch_size, self.pool_bytes, self.bucket_run) < 1:
             raise ConfigError(
                 f"seed {self.seed}, batch_size {self.batch_size}, pool_bytes {self.pool_bytes}, "
-                f"bucket_run {self.bucket_run}: the seed is at least 0, the others at least 1"
+                f"bucket_run {self.bucket_run}: the seed must be at least 0, the others at least 1"
             )
         if self.uneven not in get_args(Uneven):
             raise ConfigError(f"uneven {self.uneven!r} is not one of {', '.join(get_args(Uneven))}")
 
     def num_batches(self, buckets: Sequence[BucketShards]) -> int:
-        """Return the number of batches of an epoch, of all ranks together."""
+        """Return the number of batches of an epoch, over all ranks."""
         batches = [self.batches_of(bucket) for bucket in buckets]
         if self.uneven == "exact":
             return sum(batches)
@@ -85,7 +85,7 @@ class Order:
         return total // self.batch_size if self.drop_last else -(-total // self.batch_size)
 
     def runs_of(self, num_batches: int) -> int:
-        """Return the number of whole runs that a bucket's batches make, padded ones among them."""
+        """Return the number of whole runs that a bucket's batches make, including padded runs."""
         if self.uneven == "pad":
             return -(-num_batches // self.bucket_run)
         return num_batches // self.bucket_run
@@ -99,9 +99,9 @@ class Order:
 
 
 class Epoch:
-    """The batches of one epoch, by place: each costs as much after a million others as at once.
+    """The batches of one epoch, by place: a batch costs the same wherever it is.
 
-    cache: its number, where there are several. Holds a few numbers a shard and a sample of the pool.
+    cache: its number, if there are several. Holds a few numbers per shard and per sample of the pool.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Epoch:
         return self._num
 
     def batch(self, place: int) -> Batch:
-        """Return the batch at a place; from the epoch's end on, its first ones again."""
+        """Return the batch at a place; after the epoch's end its first ones come again."""
         number, batch = self._locate(place % self._num)
         shards, rows = self._buckets[number].batch(batch % int(self._batches[number]))
         return Batch(bucket=number, shards=shards.tolist(), rows=rows.tolist())
@@ -141,7 +141,7 @@ class Epoch:
 
 
 class _Bucket:
-    """The batches of one bucket, in `bucket_run` lanes: batch k is of lane k % bucket_run."""
+    """The batches of one bucket, in `bucket_run` lanes: batch k is in lane k % bucket_run."""
 
     def __init__(
         self, order: Order, bucket: BucketShards, width: int, key: tuple[int, ...]
@@ -170,8 +170,8 @@ class _Bucket:
     def _lane(self, lane: int) -> window.Shuffled:
         """Return the samples of a lane.
 
-        Lanes divide the shards, laid end to end, by their batches; the one with the bucket's last
-        batch is laid last, and has what makes no whole batch.
+        Lanes divide the shards, laid end to end, by their batches. The lane with the bucket's last batch
+        is laid last, and gets the samples that make no whole batch.
         """
         if lane not in self._lanes:
             place = (lane - self._num_batches) % self._order.bucket_run
@@ -182,14 +182,14 @@ class _Bucket:
         return self._lanes[lane]
 
     def _start_of(self, place: int) -> int:
-        """Return where the lane at a place begins: those with a batch more come last."""
+        """Return where the lane at a place begins: lanes with a batch more come last."""
         each, more = divmod(self._num_batches, self._order.bucket_run)
         short = self._order.bucket_run - more
         return self._order.batch_size * (place * each + max(0, place - short))
 
 
 def _windows(order: Order, buckets: Sequence[BucketShards]) -> list[int]:
-    """Return the width in samples of each bucket's window, by its share of the bytes."""
+    """Return the width in samples of each bucket's window, from its share of the bytes."""
     all_bytes = sum(int(b.num_samples.sum()) * b.sample_bytes for b in buckets)
     return [_window(order.pool_bytes, bucket, all_bytes) for bucket in buckets]
 
@@ -200,7 +200,7 @@ def _window(pool_bytes: int, bucket: BucketShards, all_bytes: int) -> int:
     held = pool_bytes * own_bytes // max(all_bytes, 1) // max(bucket.sample_bytes, 1)
     if held >= total and total <= MAX_POOL_SAMPLES:
         return total
-    # A shard is in the pool from its first sample to its last: a window and itself, and one that enters.
+    # A shard is in the pool from its first sample to its last: a window, its own length, and one entering.
     return max(0, min(held, MAX_POOL_SAMPLES) - 2 * int(bucket.num_samples.max(initial=0)))
 
 
@@ -214,11 +214,11 @@ def places(
     num_workers: int = 1,
     uneven: Uneven = "drop",
 ) -> range:
-    """Return the places of one worker of one rank, from batch `start` of all on.
+    """Return the places of one worker of one rank, from batch `start` of all batches on.
 
-    Rank r takes start + r, start + r + world_size, ... and its worker w of k every k-th of those,
-    from the w-th on: a DataLoader, which takes from its workers in turn, restores the rank's order
-    for any k. Every rank has as many, but for "exact"; those of "pad" go past the epoch's end.
+    Rank r takes start + r, start + r + world_size, ... Of these its worker w of k takes every k-th,
+    starting at the w-th. A DataLoader takes from its workers in turn, which restores the rank's order for
+    any k. Every rank has as many, except with "exact"; with "pad", places go past the epoch's end.
     """
     left = max(0, num_batches - start)
     steps = left // world_size if uneven == "drop" else -(-left // world_size)

@@ -15,10 +15,10 @@ from latentcache.reading.order.turns import Interleaved, OneByOne, Turns
 class Mixture:
     """The batches of one epoch of one cache or of several, by place.
 
-    Each cache goes through epochs of its own, one after another, and goes on in the next epoch of the
-    mixture where it was. An epoch is of `num_batches`, or of as many as the caches have together, and
-    `weights` are their shares of it; omitted, each cache comes once an epoch. Raises ConfigError
-    where a cache would get no batch.
+    Each cache goes through its own epochs, one after another, and continues in the mixture's next epoch
+    where it was. An epoch has `num_batches`, or as many as the caches have together. `weights` are the
+    caches' shares of it; omitted, each cache comes once per epoch. Raises ConfigError if a cache would
+    get no batch.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Mixture:
         return self._num
 
     def batch(self, place: int) -> tuple[int, int, Batch]:
-        """Return the cache of the batch at a place, its own epoch, and the batch.
+        """Return the cache of the batch at a place, that cache's own epoch, and the batch.
 
-        From the epoch's end on, its first ones again.
+        After the epoch's end its first batches come again.
         """
         run, offset = divmod(place % self._num, self._run)
         cache, turn = self._turns(run)
@@ -75,7 +75,7 @@ def shares(num_batches: int, weights: Sequence[float], run: int) -> Int64:
     counts[most[: num_runs - int(counts.sum())]] += 1
     if not counts.all():
         raise ConfigError(
-            f"weights {list(weights)}: of an epoch of {num_batches} batches cache "
+            f"weights {list(weights)}: in an epoch of {num_batches} batches cache "
             f"{int(np.argmin(counts))} gets none. Give more epoch_batches, or leave the cache out."
         )
     return counts

@@ -17,7 +17,7 @@ class Turns(Protocol):
     """`len(counts)` sequences as one of `sum(counts)` turns."""
 
     def __call__(self, place: int) -> tuple[int, int]:
-        """Return which sequence has the turn at `place`, and the number of this turn among its own."""
+        """Return the sequence that has the turn at `place`, and the turn's number within that sequence."""
         ...
 
 
@@ -28,7 +28,7 @@ class OneByOne:
         self._ends = np.cumsum(counts)
 
     def __call__(self, place: int) -> tuple[int, int]:
-        """Return (sequence, number of its turn)."""
+        """Return (sequence, number of the turn within it)."""
         sequence = int(np.searchsorted(self._ends, place, side="right"))
         return sequence, place - (int(self._ends[sequence - 1]) if sequence else 0)
 
@@ -50,8 +50,8 @@ class _Chunk:
 class Interleaved:
     """In proportion at any place: turn k of a sequence's n comes at a random time in [k/n, (k+1)/n).
 
-    After any number of turns a sequence has had its share of them but for as many as there are
-    sequences.
+    After any number of turns a sequence has had its share of them, give or take as many turns as
+    there are sequences.
     """
 
     def __init__(self, counts: Int64, words: Words) -> None:
@@ -62,7 +62,7 @@ class Interleaved:
         self._chunk = self._make_chunk(0)
 
     def __call__(self, place: int) -> tuple[int, int]:
-        """Return (sequence, number of its turn)."""
+        """Return (sequence, number of the turn within it)."""
         chunk = self._chunk_of(place)
         n = place - chunk.start
         return int(chunk.sequences[n]), int(chunk.turns[n])
@@ -93,7 +93,7 @@ class Interleaved:
         if number >= self._num_chunks:
             return self._counts
         time = number / self._num_chunks
-        # One turn on either side of the expected one, for rounding.
+        # Rounding: one turn on either side of the expected one.
         lows = np.clip((time * self._counts).astype(np.int64) - 1, 0, None)
         highs = np.minimum(lows + 3, self._counts)
         near = zip(lows.tolist(), highs.tolist(), strict=True)

@@ -1,9 +1,9 @@
-"""The shuffled order of a bucket's samples, by place: any part of it costs one window's work.
+"""The shuffled order of a bucket's samples, by place: any part of it costs only one window's work.
 
 Shards are laid end to end in random order. A sample goes to a random place within its shard, and from
-there by up to half a window to either side; at the ends places are reflected. Samples are taken in the
-order of their places: every part of a shard is met within one window and a shard's length, and a batch
-draws from all shards that the window holds.
+there up to half a window to either side; at the ends, places are reflected. Samples are taken in the order
+of their places. So every part of a shard comes within one window and a shard's length, and a batch draws
+from all shards in the window.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from latentcache.reading.order.philox import Float64, Int64, Words, fractions
 
-#: Samples sorted at a time where the window is smaller.
+#: Samples sorted at a time if the window is smaller.
 LEAST_BLOCK = 4096
 
 
@@ -25,7 +25,7 @@ class Sequence:
         self._starts = starts
 
     def take(self, start: int, stop: int) -> tuple[Int64, Int64]:
-        """Return (shard, row) of the samples at start..stop of the order, as far as it goes."""
+        """Return (shard, row) of the samples at start..stop of the order, up to its end."""
         return self._found(np.arange(start, min(stop, int(self._starts[-1]))))
 
     def _found(self, samples: Int64) -> tuple[Int64, Int64]:
@@ -35,7 +35,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class _Block:
-    """Samples of the order from place `start` on."""
+    """Samples of the order, from place `start` on."""
 
     number: int
     start: int
@@ -49,9 +49,8 @@ class _Block:
 class Shuffled(Sequence):
     """Samples low..high of shards laid end to end, shuffled within a window.
 
-    starts: bounds of the shards, none of them empty. window: in samples; one of high - low or more
-    gives every order of the samples the same chance. Holds a few numbers a shard and a sample of the
-    window.
+    starts: bounds of the shards, none of them empty. window: in samples; with high - low or more, every
+    order of the samples is equally likely. Holds a few numbers per shard and per sample of the window.
     """
 
     def __init__(self, starts: Int64, low: int, high: int, window: int, words: Words) -> None:
@@ -60,14 +59,14 @@ class Shuffled(Sequence):
         first = int(np.searchsorted(starts, low, side="right")) - 1
         last = int(np.searchsorted(starts, high, side="left"))
         self._edges = np.clip(starts[first : last + 1], low, high) - low
-        #: Twice the whole, reflected at both ends, is even over the whole.
+        #: Twice the whole range: reflected at both ends it is uniform over the range.
         self._window = window if window < self._num else 2 * self._num
         self._block_size = max(window, LEAST_BLOCK)
         self._last = max(0, -(-self._num // self._block_size) - 1)
         self._block = self._make_block(0)
 
     def take(self, start: int, stop: int) -> tuple[Int64, Int64]:
-        """Return (shard, row) of the samples at start..stop of the order, as far as it goes."""
+        """Return (shard, row) of the samples at start..stop of the order, up to its end."""
         parts, stop = [], min(stop, self._num)
         while start < stop:
             block = self._block_of(start)
@@ -90,7 +89,7 @@ class Shuffled(Sequence):
         """Sort the samples whose places are in the block's range."""
         low = number * self._block_size if number else -np.inf
         high = (number + 1) * self._block_size if number < self._last else np.inf
-        # Shards that reach into the range, by half a window or, for rounding, one sample more.
+        # Shards that reach into the range: by half a window, or by one sample more because of rounding.
         reach = self._window / 2 + 1
         edges = self._edges
         first = max(0, int(np.searchsorted(edges, low - reach, side="right")) - 1)

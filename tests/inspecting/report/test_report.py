@@ -215,7 +215,7 @@ def test_a_cache_with_nothing_committed_has_a_page(tmp_path: Path) -> None:
     facts = read_facts(written.storage, written.manifest)
     text = render(Report(url="here", manifest=written.manifest, facts=facts), made_at="today")
     assert "0 of 4 clips, 0 of 1 shards" in text
-    assert "No clip was encoded yet." in text
+    assert "No clip has been encoded yet." in text
 
 
 def test_times_are_by_stage_and_by_worker_where_it_is_known(tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def test_the_loader_pickles(written: Synthetic) -> None:
         ({"num_threads": 0}, "num_threads is 0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": 99, "drop_last": True}, "make 0 batches of 99 .* Use a smaller batch_size"),
-        ({"world_size": 99}, "none for each of 99 ranks"),
+        ({"world_size": 99}, "has too few for 99 ranks"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(

@@ -315,11 +315,11 @@ def test_caches_that_no_model_takes_together_are_refused(pair: list[Cache], tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": [1]}, "one positive number each"),
-        ({"weights": [1, 0]}, "one positive number each"),
+        ({"weights": [1]}, "one positive number for each"),
+        ({"weights": [1, 0]}, "one positive number for each"),
         ({"weights": [1000, 1]}, "cache 1 gets none"),
-        ({"epoch_batches": 0}, "an epoch has one at least"),
-        ({"epoch_batches": 3, "world_size": 4}, "3 batches has none for each of 4 ranks"),
+        ({"epoch_batches": 0}, "an epoch has at least one"),
+        ({"epoch_batches": 3, "world_size": 4}, "3 batches has too few for 4 ranks"),
         ({"uneven": "exact"}, "Evaluate one cache after the other"),
         ({"where": [("score", ">", 10)]}, "the 0 chosen clips"),
     ],

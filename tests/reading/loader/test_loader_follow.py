@@ -117,7 +117,7 @@ def test_a_snapshot_that_is_gone_is_refused(growing: Synthetic) -> None:
     state = loader.state_dict()
     grow(growing, [1])
     resumed = LatentLoader(growing.url, batch_size=2)
-    with pytest.raises(CacheError, match="cannot be read any more"):
+    with pytest.raises(CacheError, match="can no longer be read"):
         resumed.load_state_dict(state)
     assert len(keys(resumed)) == len(resumed)
 

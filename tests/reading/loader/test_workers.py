@@ -31,7 +31,7 @@ def make(cache: Cache) -> LatentLoader:
 
 
 def through(loader: Any, start_method: str) -> list[Any]:
-    num_workers = 2 if start_method == "fork" else 1  # the others import everything anew
+    num_workers = 2 if start_method == "fork" else 1  # the others import everything again
     return list(
         DataLoader(
             loader, batch_size=None, num_workers=num_workers, multiprocessing_context=start_method

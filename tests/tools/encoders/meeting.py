@@ -1,4 +1,4 @@
-"""An encoder outside the project that waits until others like it are up, so that none does all alone."""
+"""An encoder outside the project that waits until others like it are up, so that each has work."""
 
 from __future__ import annotations
 
