@@ -16,9 +16,8 @@ import torch
 
 from latentcache.config.sections import Config
 from latentcache.core.machine import num_cpus
-from latentcache.planning.create import create_cache
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.planner import grow_cache, plan_corpus
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.running.driver import Run
 from latentcache.running.estimate import measure
 
@@ -54,7 +53,7 @@ def compare(sections: Mapping[str, Mapping[str, Any]], videos: Path, num_clips: 
         spec, identity = resolve_encoder(config)
         plan = plan_corpus(config, spec)
         said = measure(config, plan, spec, identity, num_clips=num_clips)
-        prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
+        prepared = grow_cache(config)
         run = Run(prepared, prepared.missing_shards())
         for _ in run.events():
             pass

@@ -27,9 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import machine
 from latentcache.config.sections import Config
 from latentcache.core.records import ShardReport
-from latentcache.planning.create import create_cache
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.planner import grow_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run
 from tests.tools.synthetic import write_cache
@@ -99,9 +97,7 @@ def watch_run(folder: Path, runner: str, num_clips: int) -> None:
             "run": {"runner": runner, "decode_processes": 1, "snapshot_interval_s": 5.0},
         }
     )
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    prepared = create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    prepared = grow_cache(config)
     watch = Watch("clips")
     run = Run(prepared, prepared.missing_shards())
     next_at = 0
@@ -109,7 +105,7 @@ def watch_run(folder: Path, runner: str, num_clips: int) -> None:
         done = run.summary.clips_ok
         if isinstance(event, ShardReport) and done >= next_at:
             watch.sample(done)
-            next_at = done + plan.num_clips // SAMPLES
+            next_at = done + prepared.manifest.num_clips // SAMPLES
     watch.print_growth()
 
 

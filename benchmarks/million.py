@@ -2,8 +2,8 @@
 
     python benchmarks/million.py [--shards 1000000] [--folder /tmp/million]
 
-Writes only cache.json and index.parquet; no latents are read. Also measures how long it takes to continue
-in the middle of an epoch of ten million samples, and to pack the state.
+Writes only what is planned and index.parquet; no latents are read. Also measures how long it takes to
+continue in the middle of an epoch of ten million samples, and to pack the state.
 """
 
 from __future__ import annotations

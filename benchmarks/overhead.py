@@ -31,10 +31,9 @@ from benchmarks.machine import machine
 from latentcache.config.sections import Config, QualityConfig
 from latentcache.core.records import ShardId
 from latentcache.format.paths import sample_path
-from latentcache.planning.create import create_cache
+from latentcache.format.shards import get_format
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.planner import grow_cache
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import moving_pattern, write_video
@@ -77,9 +76,7 @@ def prepare(
         "run": {"runner": "local", "decode_processes": 1},
     }
     config = Config.model_validate({k: {**v, **changes.get(k, {})} for k, v in raw.items()})
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return grow_cache(config)
 
 
 def worker_of(prepared: PlannedCache) -> ShardWorker:
@@ -93,8 +90,11 @@ def encode_all(prepared: PlannedCache, worker: ShardWorker) -> float:
     """Encode and write every shard; returns pixel frames per second."""
     (bucket,) = prepared.manifest.buckets
     shards = [prepared.plan.shard(ShardId(bucket.name, i)) for i in range(bucket.num_shards)]
+    layout = prepared.manifest.layouts()[bucket.name]
+    shard_format = get_format(prepared.manifest.format)
     for shard in shards:  # a shard that an earlier run committed would be left as it is
         prepared.storage.delete(sample_path(bucket.name, shard.index))
+        prepared.storage.delete(shard_format.path(layout, shard.index))
     started = time.perf_counter()
     with ThreadPoolExecutor(SHARDS_IN_HAND) as pool:
         frames = sum(report.num_frames for report in pool.map(worker.encode_shard, shards))

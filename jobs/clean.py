@@ -1,7 +1,8 @@
-"""List what a cache's folder holds that no plan refers to; with --yes remove it, and nothing else.
+"""List what a cache's folder holds beyond the cache; with --yes remove it, and nothing else.
 
-That is temporary files of interrupted writes, older than an hour, and tables and objects of buckets and
-shards that the plan does not have. Foreign files are listed and left. Exit status: 0.
+That is temporary files of interrupted writes and tables of no generation, older than an hour, and shards
+all of whose rows were retired more than --retired-days ago. Readers that opened the cache before cannot
+read those any more. Foreign files are listed and left. Exit status: 0.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from latentcache.format.manifest import read_manifest
-from latentcache.inspecting.leftovers import Leftovers, find_leftovers
+from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
 
@@ -27,6 +28,13 @@ def main() -> int:
     """Parse the command line and run."""
     parser = Parser(prog="latentcache clean", description=__doc__)
     parser.add_cache()
+    parser.add_argument(
+        "--retired-days",
+        type=float,
+        default=30.0,
+        metavar="N",
+        help="shards go whose rows were all retired at least N days ago (30)",
+    )
     parser.add_argument("--yes", action="store_true", help="remove what is listed as removable")
     return run_job(clean, parser)
 
@@ -35,7 +43,9 @@ def clean(args: argparse.Namespace) -> int:
     """List leftovers, and remove them where that is asked for; returns the exit status."""
     storage = Storage(args.cache, storage_options(args.overrides))
     manifest = read_manifest(storage)
-    found = find_leftovers(storage.files(), manifest, time.time())
+    now_s = time.time()
+    retired = retired_shards(storage, manifest, now_s - 86400 * args.retired_days)
+    found = find_leftovers(storage.files(), manifest, now_s, retired)
     _print(found)
     removable = found.removable
     size = human_bytes(sum(file.num_bytes for file in removable))
@@ -53,7 +63,8 @@ def clean(args: argparse.Namespace) -> int:
 
 def _print(found: Leftovers) -> None:
     _print_files("of an interrupted write", found.temporary)
-    _print_files("of no plan", found.unplanned)
+    _print_files("of no generation", found.unplanned)
+    _print_files("of a retired shard", found.retired)
     _print_files("perhaps being written (less than an hour old); left", found.recent)
     _print_files("foreign; left", found.foreign)
 

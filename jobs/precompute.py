@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from latentcache.config.files import load_config
-from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
-from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.sources import Corpus
 from latentcache.format.manifest import Manifest
-from latentcache.planning.create import check_folder, create_cache
-from latentcache.planning.plan import Plan
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.grow import Difference
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.planner import NAMED, Hooks, grow_cache
+from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.running.driver import check_device
-from latentcache.storage.folder import Storage, redact
+from latentcache.storage.folder import redact
 
 from .cli import Parser, human_bytes, run_job
 from .progress import encode
@@ -34,29 +35,38 @@ def main() -> int:
     parser = Parser(prog="latentcache precompute", description=__doc__)
     parser.add_config()
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
+    parser.add_argument(
+        "--prune", action="store_true", help="retire clips of sources that the corpus lacks"
+    )
+    parser.add_argument(
+        "--check-content",
+        action="store_true",
+        help="open known sources too, whose size and time of change are as they were",
+    )
     return run_job(precompute, parser)
 
 
 def precompute(args: argparse.Namespace) -> int:
-    """Plan and encode; returns the exit status."""
+    """Plan what is new, and encode what is missing; returns the exit status."""
     config = load_config(args.config, args.overrides)
-    storage = Storage(config.cache.url, config.cache.storage_options)
-    spec, identity = resolve_encoder(config)
-    saved = SavedProbes(storage, config.corpus.max_pixels)
-    is_new = not args.dry_run and not check_folder(config, spec, identity)
-    if is_new:
+    if not args.dry_run:
         check_device(config.run)
     with _ProbeBar() as bar:
-        plan = plan_corpus(config, spec, bar.start, bar.step, saved if is_new else None)
-    if saved.num_found:
-        print(f"         {saved.num_found} of them were probed before, by a run that was stopped")
-    manifest = make_manifest(config, spec, identity, plan)
-    _print_plan(config, manifest, plan)
+        hooks = Hooks(
+            on_sources=bar.start,
+            on_probed=bar.step,
+            on_step=functools.partial(_print_step, args.prune),
+        )
+        planned = grow_cache(
+            config,
+            prune=args.prune,
+            check_content=args.check_content,
+            dry_run=args.dry_run,
+            hooks=hooks,
+        )
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
-    planned = create_cache(config, manifest, plan)
-    saved.remove()
     return encode(planned, planned.missing_shards())
 
 
@@ -93,34 +103,68 @@ class _ProbeBar:
             self._bar.update()
 
 
-def _print_plan(config: Config, manifest: Manifest, plan: Plan) -> None:
+def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Difference) -> None:
+    manifest = planned.manifest
     spec = manifest.spec
     print(
         f"encoder  {spec.model_class}, {spec.channels} channels, stores {spec.stored} as {spec.dtype}"
     )
-    print(f"cache    {redact(config.cache.url)} ({manifest.format}, {manifest.fingerprint[:12]})")
+    url = redact(planned.storage.url)
+    print(f"cache    {url} ({manifest.format}, {manifest.fingerprint[:12]})")
+    if manifest.generations:
+        _print_difference(difference, prune)
+    if step.clips:
+        _print_buckets(manifest, step)
+    _print_rejected(step.rejected)
+
+
+def _print_difference(difference: Difference, prune: bool) -> None:
+    """Say in one screen how the corpus differs from what the cache knows."""
+    gone = "are retired" if prune else "stay; --prune retires them"
+    kinds = [
+        ("new", difference.new, ""),
+        ("changed", difference.changed, ", whose old clips are retired"),
+        ("repaired", difference.repaired, ", which were rejected before"),
+        ("moved", difference.moved, ""),
+        ("gone", difference.gone, f", which {gone}"),
+        ("kept", difference.unreadable, ", which cannot be used now; their clips stay"),
+    ]
+    for word, names, what in kinds:
+        if names:
+            print(f"{word:<9}{len(names)} sources{what}: {_some(names)}")
+    if difference.num_relabelled:
+        print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
+    print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED])) + more
+
+
+def _print_buckets(manifest: Manifest, step: Step) -> None:
     print(f"\n{'bucket':<16}{'clips':>10}{'shards':>9}  {'latent':<22}{'raw bytes':>12}")
-    total = 0
-    for bucket in manifest.buckets:
-        size = bucket.num_clips * math.prod(bucket.shape) * ITEM_BYTES[spec.dtype]
-        total += size
-        shape = "x".join(map(str, bucket.shape))
-        print(
-            f"{bucket.name:<16}{bucket.num_clips:>10}{bucket.num_shards:>9}  {shape:<22}"
-            f"{human_bytes(size):>12}"
-        )
-    shards = sum(bucket.num_shards for bucket in manifest.buckets)
-    print(f"{'in all':<16}{plan.num_clips:>10}{shards:>9}  {'':<22}{human_bytes(total):>12}")
-    _print_rejected(plan)
+    total = shards = 0
+    for bucket, tables in sorted(step.clips.items()):
+        clips = sum(table.num_rows for table in tables)
+        shape = manifest.spec.latent_shape(bucket.frames, bucket.height, bucket.width)
+        size = clips * math.prod(shape) * ITEM_BYTES[manifest.spec.dtype]
+        num_shards = -(-clips // manifest.shard_clips)
+        total, shards = total + size, shards + num_shards
+        text = "x".join(map(str, shape))
+        print(f"{bucket.name:<16}{clips:>10}{num_shards:>9}  {text:<22}{human_bytes(size):>12}")
+    print(f"{'in all':<16}{step.num_clips:>10}{shards:>9}  {'':<22}{human_bytes(total):>12}")
 
 
-def _print_rejected(plan: Plan) -> None:
-    reasons = Counter(plan.rejected["reason"].to_pylist())
+def _print_rejected(rejected: pa.Table | None) -> None:
+    if rejected is None:
+        return
+    reasons = Counter(rejected["reason"].to_pylist())
     for reason, count in reasons.most_common():
         print(f"rejected: {count} x {reason}: {REASONS[reason]}")
-    for row in plan.rejected.slice(0, 5).to_pylist():
+    for row in rejected.slice(0, 5).to_pylist():
         print(f"  {printable(row['source'])}: {row['message']}")
-    if plan.rejected.num_rows:
+    if rejected.num_rows:
         print(
             "Rejected sources are rows of the cache's table, with their reasons; there is no latent."
         )

@@ -9,19 +9,22 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS, ShardId, ShardReport
 from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import LatentCacheError
-from latentcache.planning.planned import PlannedCache, num_rejected
+from latentcache.format.planned_sources import read_rejected
+from latentcache.format.snapshot import shard_of
+from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import printable, redact
 from latentcache.running.driver import Run, Summary
 from latentcache.running.events import GaveUp, Progress, Retried
 from latentcache.running.speed import Pace, clips_per_s, time_left
 
-from .cli import INTERRUPTED, OK, SOME_FAILED, print_error
+from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 
 #: Seconds between lines of progress where the output is not a terminal.
 LINE_INTERVAL_S = 10.0
@@ -32,18 +35,20 @@ NAMED_FAILURES = 10
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
-def encode(
-    planned: PlannedCache, missing: Sequence[ShardId], failed: Sequence[ShardId] = ()
-) -> int:
-    """Encode missing shards, and failed clips again; print the summary, return the exit status."""
-    run = Run(planned, missing, failed)
-    num_tasks = len(missing) + len(failed)
+def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
+    """Encode missing shards; print the summary, return the exit status."""
+    run = Run(planned, missing)
+    num_tasks = len(missing)
     url = redact(planned.storage.url)
-    manifest = planned.manifest
-    skipped = sum(bucket.num_clips for bucket in manifest.buckets) - planned.num_clips(missing)
+    total = planned.num_clips(missing)
+    skipped = planned.manifest.num_clips - total
+    if not planned.manifest.exclusive:
+        print(
+            "note     this storage cannot create an object on condition that it is not there: let only one "
+            "run work on this cache at a time"
+        )
     if not num_tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
-    total = planned.num_clips([*missing, *failed])
     try:
         with closing(run.events()) as events, Bar(total) as bar:
             for event in events:
@@ -58,7 +63,14 @@ def encode(
     if num_tasks:
         _print_summary(run.summary, skipped)
     _print_failures(run.summary)
-    rejected = num_rejected(planned.storage)
+    if unfinished := _unfinished(planned, run.published):
+        print(
+            f"{unfinished} shards are not in the storage, though the run has ended: another run may be "
+            f"at work on them. Go on with:  latentcache resume {shlex.quote(url)}",
+            file=sys.stderr,
+        )
+        return OTHER
+    rejected = read_rejected(planned.storage, planned.manifest).num_rows
     clips = sum(run.published["num_clips"].to_pylist())
     failed = clips - sum(run.published["num_ok"].to_pylist())
     print(f"\ncache    {clips - failed} clips ok, {failed} failed, {rejected} sources rejected")
@@ -66,6 +78,12 @@ def encode(
         print(f"Try the failed ones again:  latentcache resume {shlex.quote(url)} --retry-failed")
     print(f"Next:  latentcache stream {shlex.quote(url)}")
     return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
+
+
+def _unfinished(planned: PlannedCache, published: pa.Table) -> int:
+    """Return how many planned shards storage does not hold, as it was listed at the end of the run."""
+    there = {shard_of(row) for row in published.select(["bucket", "shard"]).to_pylist()}
+    return sum(shard not in there for shard in planned.planned_shards())
 
 
 def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:

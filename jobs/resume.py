@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 
-from latentcache.format.snapshot import current_index
+from latentcache.format.manifest import refresh
 from latentcache.planning.changed_sources import check_sources
-from latentcache.planning.planned import failed_shards, reopen_cache
+from latentcache.planning.create import take_step, write_metadata
+from latentcache.planning.grow import failed_rows, plan_retry
+from latentcache.planning.planned import PlannedCache, reopen_cache
+from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
 from .cli import Parser, run_job, storage_options
@@ -31,18 +35,35 @@ def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides)
+    if args.retry_failed:
+        planned = _plan_again(planned)
+    write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
     missing = planned.missing_shards()
-    committed = current_index(planned.storage)
-    failed = failed_shards(committed) if args.retry_failed else []
-    tasks = [*missing, *failed]
-    if tasks:
+    if missing:
         check_device(planned.config.run)
-    looked_at = None if args.skip_changed else check_sources(planned, tasks)
-    shards = sum(bucket.num_shards for bucket in planned.manifest.buckets)
-    print(f"cache    {shards} shards, {committed.num_rows} committed, {len(tasks)} to encode")
+    looked_at = None if args.skip_changed else check_sources(planned, missing)
+    shards = planned.manifest.num_shards
+    print(f"cache    {shards} shards, {shards - len(missing)} committed, {len(missing)} to encode")
     if looked_at is not None:
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
-    return encode(planned, missing, failed)
+    return encode(planned, missing)
+
+
+def _plan_again(planned: PlannedCache) -> PlannedCache:
+    """Plan failed clips and rejected sources again, as new rows; nothing that is there changes."""
+    while True:
+        failed = failed_rows(planned.storage, planned.manifest)
+        pool = functools.partial(probing_pool, planned.config)
+        step, difference = plan_retry(planned, failed, pool)
+        print(
+            f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "
+            f"looked at; {step.num_clips} clips are planned again"
+        )
+        taken = take_step(planned, step)
+        if taken is not None:
+            return taken
+        manifest = refresh(planned.storage, planned.manifest)
+        planned = PlannedCache(config=planned.config, manifest=manifest, storage=planned.storage)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Check every byte of a cache; with --sample encode some clips again; with --repair mark bad shards.
+"""Check every byte of a cache; --sample encodes some clips again, --repair plans damaged clips again.
 
-Exit status: 0 sound; 3 problems were found, also where --repair has marked them: until
-`latentcache resume` has encoded them again, their latents are missing.
+Exit status: 0 sound; 3 problems were found, even if --repair has planned the clips again: until
+`latentcache resume` has encoded them, their latents are missing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
-from latentcache.format.paths import CACHE_JSON
-from latentcache.inspecting.verify import Findings, repair, verify
+from latentcache.format.paths import CACHE_JSON, GENERATIONS
+from latentcache.inspecting.verify import Findings, verify, write_derived
+from latentcache.planning.create import repair_cache
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
@@ -37,7 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="draws the sampled clips (0)")
     parser.add_argument("--device", help=f"where --sample encodes: {DEVICES}")
     parser.add_argument(
-        "--repair", action="store_true", help="mark bad shards, so that resume encodes them again"
+        "--repair", action="store_true", help="plan damaged clips again, for resume to encode them"
     )
     return run_job(check, parser)
 
@@ -62,7 +63,7 @@ def check(args: argparse.Namespace) -> int:
     )
     if args.repair and findings.problems:
         _repair(storage, findings)
-    if findings.bad_shards:
+    if findings.damaged:
         _print_next(url, args.repair)
     return SOME_FAILED if findings.problems else OK
 
@@ -93,12 +94,15 @@ class _Bar:
 
 def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) -> None:
     """Encode sampled clips again, and print what came of it."""
+    from latentcache.format.snapshot import current_index, shard_of
     from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
     from latentcache.planning.planned import reopen_cache
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides)
-    results = list(repeat(planned, choose(findings.sound, args.sample, args.seed), device))
+    rows = current_index(planned.storage, planned.manifest).to_pylist()
+    sound = [row for row in rows if shard_of(row) in set(findings.sound) and row["num_ok"]]
+    results = list(repeat(planned, choose(sound, args.sample, args.seed), device))
     tried = [result for result in results if result.problem is None]
     for result in results:
         if result.problem is not None:
@@ -125,21 +129,26 @@ def _print_problems(findings: Findings) -> None:
 
 
 def _repair(storage: Storage, findings: Findings) -> None:
-    if any(problem.path == CACHE_JSON for problem in findings.problems):
+    fixed = (CACHE_JSON, f"{GENERATIONS}/")
+    if broken := [p.path for p in findings.problems if p.path.startswith(fixed)]:
         raise CacheError(
-            f"{redact(storage.url)} cannot be repaired while its cache.json is damaged: what the shards "
+            f"{redact(storage.url)} cannot be repaired while its {broken[0]} is damaged: what the shards "
             "should be is unknown. Nothing was changed."
         )
-    marked = repair(storage, findings)
-    rest = sum(problem.shard is None for problem in findings.problems)
-    print(f"repaired the snapshot was written anew, and {len(marked)} shards are marked")
+    write_derived(storage, findings)
+    planned = repair_cache(storage, findings.damaged)
+    print(
+        f"repaired {planned} clips are planned again, and {len(findings.derived)} sample tables were "
+        "written again from their objects"
+    )
+    rest = sum(not problem.is_repairable for problem in findings.problems)
     if rest:
-        print(f"         {rest} problems are not of shards: each says above what mends it")
+        print(f"         {rest} problems are not of shards: each says above what repairs it")
 
 
 def _print_next(url: str, repaired: bool) -> None:
     if not repaired:
-        print(f"Mark the bad shards:  latentcache verify {shlex.quote(url)} --repair")
+        print(f"Plan them again:      latentcache verify {shlex.quote(url)} --repair")
     print(f"Encode them again:    latentcache resume {shlex.quote(url)}")
 
 

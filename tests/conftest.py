@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
+
+#: No test asserts a time, so a slow machine fails none.
+settings.register_profile("latentcache", deadline=None)
+settings.load_profile("latentcache")
 
 WHOLE_SYSTEMS = Path(__file__).parent / "system"
 #: Fixtures that are servers: a test that has one, or another fixture that has, is slow.

@@ -44,7 +44,7 @@ RUN_ELSEWHERE = {"docs/encoder-plugins.md", "docs/training.md"}
 #: The place of a cache in a page's Python, and how it is reached.
 IN_A_BUCKET = r'"s3://[^"]*"(, storage_options=\{[^}]*\})?'
 #: Folders of a cache, which the picture and the README name beside those of the code.
-IN_A_CACHE = {"latents/", "logs/", "plan/", "samples/"}
+IN_A_CACHE = {"columns/", "generations/", "latents/", "logs/", "plan/", "retired/", "samples/"}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 

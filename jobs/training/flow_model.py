@@ -87,7 +87,7 @@ class Draws:
 
 
 def draw(shape: Sequence[int], *, caption_dropout: float, seed: int, step: int, rank: int) -> Draws:
-    """Draw on the CPU, as a function of the arguments alone: no generator lives from step to step."""
+    """Draw on the CPU, as a function only of the arguments: no generator lives from step to step."""
     generator = torch.Generator().manual_seed(sample_seed("train", seed, step, rank))
     return Draws(
         noise=torch.randn(tuple(shape), generator=generator),

@@ -38,7 +38,7 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What weights follow from, beside the cache and the world size. A checkpoint goes on with these alone.
+    """What weights follow from, beside the cache and the world size. It continues only with these.
 
     patch: height and width in latents of what is one token.
     """
@@ -253,7 +253,7 @@ class Trainer:
             raise ConfigError(
                 f"the checkpoint {path} is of other settings:\n"
                 + "\n".join(f"  {n}: {facts.settings.get(n)} there, {here[n]} here" for n in wrong)
-                + "\nGive the same ones to go on, or another --checkpoint-dir to start anew."
+                + "\nGive the same ones to go on, or another --checkpoint-dir to start again."
             )
         self.loader.load_state_dict(facts.loader)
         self.model.load_state_dict(weights["model"])
@@ -265,7 +265,7 @@ class Trainer:
 def average_gradients(model: torch.nn.Module, world_size: int) -> None:
     """Replace gradients by their mean over the ranks, added up in the same order in every step.
 
-    DistributedDataParallel lays them out anew after its first step, and with three ranks or more the
+    DistributedDataParallel lays them out again after its first step, and with three ranks or more the
     order of a sum depends on the place: a resumed run would differ in its last bits.
     """
     if world_size == 1:
@@ -332,7 +332,7 @@ class Meter:
         self._num_samples += num_samples
 
     def read(self) -> str:
-        """Return a line and start anew. Collective, where there are several ranks."""
+        """Return a line and start from the beginning. Collective, where there are several ranks."""
         ranks = self._trainer.ranks
         waited_s = self._trainer.loader.stats.wait_s - self._waited_s
         sums = [self._losses, self._num_steps, self._num_samples, waited_s]
@@ -352,7 +352,7 @@ def _saved(folder: Path) -> str:
     """Say what is safe, and how to go on."""
     found = checkpoints.complete(folder)
     if not found:
-        return "Nothing was saved yet; the same command starts anew."
+        return "Nothing was saved yet; the same command starts again."
     return f"{found[-1]} is safe; go on with the same command."
 
 

@@ -33,6 +33,7 @@ REASONS: Mapping[str, str] = {
     "out_of_memory": "decoding needs more memory than run.decode_memory_bytes allows",
     "decoder_crashed": "the decoding process died",
     "non_finite": "the encoder returned NaN or infinity",
+    "retired": "the clip was replaced or removed before it was encoded",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }
 
@@ -103,11 +104,17 @@ class ClipId:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """The unit of work, of retry and of commit: the clips of rows 0..n of one storage object."""
+    """The unit of work and of commit: the clips of rows 0..n of one storage object.
+
+    retired: rows that no longer count, because a generation after the shard's own has replaced them; they
+    are not encoded. kept: Arrow fields of the columns that its clips keep from the corpus.
+    """
 
     bucket: Bucket
     index: int
     clips: Sequence[Clip]
+    retired: frozenset[int] = frozenset()
+    kept: Sequence[Any] = ()
 
     @property
     def id(self) -> ShardId:
@@ -182,6 +189,8 @@ class ShardReport:
     stored_bytes: int
     table_bytes: int
     raw_bytes: int
+    retired: Sequence[int] | None = None
+    columns: str | None = None
     committed_before: bool = False
     reasons: Mapping[str, int] = field(default_factory=dict)
     failures: Sequence[tuple[str, str, str]] = ()

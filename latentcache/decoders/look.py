@@ -20,6 +20,8 @@ from latentcache.errors import ClipError
 
 #: Pictures that are compared. Hidden frames and the like come every few ones, where there are any.
 NUM_PICTURES = 16
+#: The same of files whose headers tell all of what decord needs, which are most.
+NUM_PICTURES_FOR_DECORD = 8
 #: Of pictures that a decoder reorders and whose times follow the order of decoding, those that may not
 #: be in their place yet when the look ends.
 _REORDERED = 4
@@ -81,7 +83,8 @@ def checked(
 
     Raises ClipError where no picture can be decoded.
     """
-    look = look_at(path, index, max_pixels, NUM_PICTURES)
+    count = NUM_PICTURES_FOR_DECORD if index.suits_decord else NUM_PICTURES
+    look = look_at(path, index, max_pixels, count)
     if look.shape is None:
         raise ClipError("no_video", "the video stream has no frame that can be decoded")
     return _reconciled(path, index, look, max_pixels), look.shape

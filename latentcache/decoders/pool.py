@@ -136,7 +136,7 @@ class DecodePool:
         return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
 
     def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
-        """Find frames, duration_s, fps, height, width and identity of a source, or its identity alone."""
+        """Find frames, duration_s, fps, height, width and identity of a source, or only its identity."""
         message = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
         return self._submit(_Request(message=message, clip=None))
 

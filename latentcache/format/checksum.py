@@ -6,6 +6,11 @@ without a second object that could disagree. Shard objects have theirs in their 
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import google_crc32c
 import numpy as np
 
@@ -15,6 +20,13 @@ EMPTY = "0" * 8
 #: What stands before the eight digits: in JSON text, and in Parquet's footer (Thrift's compact form).
 _JSON = f'"{KEY}": "'.encode()
 _PARQUET = KEY.encode() + b"\x18\x08"
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def seal_json(data: Mapping[str, Any]) -> bytes:
+    """Return JSON text that carries its own CRC32C; the same values give the same bytes."""
+    text = json.dumps({**data, KEY: EMPTY}, indent=2, sort_keys=True, allow_nan=False)
+    return seal(text.encode() + b"\n")
 
 
 def seal(data: bytes) -> bytes:
@@ -29,6 +41,11 @@ def check(data: bytes) -> None:
     place = _place(data)
     if data[place : place + len(EMPTY)] != _crc(data, place).encode():
         raise ValueError("its bytes fail their CRC32C")
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a SHA-256 in hexadecimal."""
+    return _SHA256.fullmatch(text) is not None
 
 
 def _place(data: bytes) -> int:

@@ -1,10 +1,16 @@
-"""Commit: the shard object first, its sample table last. The table's existence is the commit."""
+"""Commit: a shard's object is created, once, on condition that it is not there. Nothing replaces it.
+
+The object carries its own sample table. The table under `samples/` is derived from the object's bytes by
+whoever comes first, the same bytes each time. Who finds an object there adopts it: an encoding of
+one's own is thrown away, for two encodings of a clip may differ in their last bits.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +18,22 @@ import pyarrow as pa
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef, Clip, ClipResult, Shard, ShardReport
 from latentcache.core.spec import ITEM_BYTES
+from latentcache.errors import CorruptionError
+from latentcache.format.changes import Changes
+from latentcache.format.damage import damaged
 from latentcache.format.paths import sample_path
-from latentcache.format.schemas import SAMPLE_SCHEMA, shard_facts
-from latentcache.format.shards.protocol import ArrayLayout, Format
+from latentcache.format.schemas import (
+    SAMPLE_SCHEMA,
+    check_facts,
+    check_samples,
+    object_facts,
+    plan_facts,
+    shard_facts,
+)
+from latentcache.format.shards.protocol import ArrayLayout, Format, embedded_table
+from latentcache.format.shards.ranges import largest_object
 from latentcache.format.snapshot import summarise
-from latentcache.format.tables import to_parquet
+from latentcache.format.tables import from_parquet, read_bounded, read_sized_table, to_parquet
 from latentcache.storage.folder import Storage
 
 #: Failures that a report names one by one; the sample table has them all.
@@ -30,69 +47,120 @@ def commit_shard(
     shard: Shard,
     rows: Sequence[Array | None],
     results: Sequence[ClipResult],
-    kept: Sequence[pa.Field],
     fingerprint: str,
 ) -> ShardReport:
-    """Compress and write one shard, then its sample table. Idempotent: the same rows, the same objects.
+    """Compress one shard and create its object and sample table, or adopt what another run has created.
 
-    rows: one array of the layout's shape a clip, None where it failed. fingerprint: of the recipe.
+    rows: one array of the layout's shape per clip, None if it failed. fingerprint: of the recipe.
     """
     started = time.perf_counter()
     encoded = shard_format.encode_shard(layout, shard.index, rows)
-    storage.write(encoded.path, encoded.data)
-    facts = shard_facts(fingerprint, encoded.data)
-    size = _write_table(storage, shard, results, encoded.chunks, kept, facts)
+    table = sample_table(shard, results, encoded.chunks)
+    data = encoded.with_table(to_parquet(table, plan_facts(fingerprint)))
+    if not storage.create(encoded.path, data):
+        adopted = adopt_shard(storage, shard_format, layout, shard, fingerprint)
+        if adopted is None:
+            raise damaged(storage, encoded.path, "was there a moment ago, and is gone")
+        return adopted
+    size = _write_derived(storage, shard_format, layout, shard, data, fingerprint)
     return _report(layout, shard, results, encoded.chunks, size, time.perf_counter() - started)
 
 
 def commit_failed_shard(
     storage: Storage,
+    shard_format: Format,
     layout: ArrayLayout,
     shard: Shard,
     message: str,
-    kept: Sequence[pa.Field],
     fingerprint: str,
 ) -> ShardReport:
-    """Record a shard that failed as a whole: every clip is failed, and there is no shard object."""
+    """Record a shard that failed as a whole: its object holds a sample table, and no clip."""
     results = [ClipResult(reason="shard_failed", message=message)] * len(shard.clips)
-    chunks = [None] * len(shard.clips)
-    facts = shard_facts(fingerprint, None)
-    size = _write_table(storage, shard, results, chunks, kept, facts)
-    return _report(layout, shard, results, chunks, size, 0.0)
+    rows = [None] * len(shard.clips)
+    return commit_shard(storage, shard_format, layout, shard, rows, results, fingerprint)
 
 
-def report_committed(shard: Shard, table: pa.Table, table_bytes: int) -> ShardReport:
-    """Report a shard that another run has committed; `table` is its sample table."""
-    facts = summarise(table, shard.bucket.name, shard.index, table_bytes)
+def adopt_shard(
+    storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
+    shard: Shard,
+    fingerprint: str,
+) -> ShardReport | None:
+    """Report a shard that is committed, writing its sample table if only its object is there.
+
+    None: it is not committed. Raises CorruptionError.
+    """
+    path = sample_path(*shard.id)
+    try:
+        table, num_bytes = read_sized_table(storage, path)
+        object_facts(table, fingerprint)
+    except FileNotFoundError:
+        data = read_object(storage, shard_format, layout, shard.index)
+        if data is None:
+            return None
+        num_bytes = _write_derived(storage, shard_format, layout, shard, data, fingerprint)
+        table = from_parquet(derive_table(shard_format, layout, data, fingerprint))
+    except ValueError as error:
+        raise damaged(storage, path, f"is not of this cache: {error}") from error
+    facts = summarise(table, shard.id, num_bytes, _changes(shard))
     return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
 
 
-def _write_table(
+def read_object(
+    storage: Storage, shard_format: Format, layout: ArrayLayout, index: int
+) -> bytes | None:
+    """Read a whole shard object, None if there is none. Raises CorruptionError if it is far too large."""
+    try:
+        return read_bounded(storage, shard_format.path(layout, index), largest_object(layout))
+    except FileNotFoundError:
+        return None
+
+
+def derive_table(shard_format: Format, layout: ArrayLayout, data: bytes, fingerprint: str) -> bytes:
+    """Return the sample table that belongs to a shard object's bytes, as a Parquet file.
+
+    Raises ValueError if the object has none, or one of another recipe.
+    """
+    table = from_parquet(embedded_table(data, shard_format.tail_bytes(layout, data)))
+    check_facts(table, plan_facts(fingerprint))
+    check_samples(table)
+    return to_parquet(table, shard_facts(fingerprint, data))
+
+
+def _changes(shard: Shard) -> Changes:
+    return Changes(retired={shard.id: shard.retired})
+
+
+def _write_derived(
     storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
     shard: Shard,
-    results: Sequence[ClipResult],
-    chunks: Sequence[ChunkRef | None],
-    kept: Sequence[pa.Field],
-    facts: Mapping[str, Any],
+    data: bytes,
+    fingerprint: str,
 ) -> int:
-    """Write the sample table; returns its bytes."""
-    data = to_parquet(sample_table(shard, results, chunks, kept), facts)
-    storage.write(sample_path(shard.bucket.name, shard.index), data)
-    return len(data)
+    """Create the sample table that an object's bytes give; returns its bytes."""
+    try:
+        derived = derive_table(shard_format, layout, data, fingerprint)
+    except (ValueError, CorruptionError) as error:
+        path = shard_format.path(layout, shard.index)
+        raise damaged(storage, path, f"is not a shard of this cache: {error}") from error
+    storage.create(sample_path(*shard.id), derived)
+    return len(derived)
 
 
 def sample_table(
     shard: Shard,
     results: Sequence[ClipResult],
     chunks: Sequence[ChunkRef | None],
-    kept: Sequence[pa.Field],
 ) -> pa.Table:
     """Return the rows of a shard: SAMPLE_SCHEMA and the kept columns."""
     rows = [
         _row(shard, row, clip, result, chunk)
         for row, (clip, result, chunk) in enumerate(zip(shard.clips, results, chunks, strict=True))
     ]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*SAMPLE_SCHEMA, *kept]))
+    return pa.Table.from_pylist(rows, schema=pa.schema([*SAMPLE_SCHEMA, *shard.kept]))
 
 
 def _row(
@@ -137,24 +205,27 @@ def _report(
     table_bytes: int,
     write_s: float,
 ) -> ShardReport:
-    num_ok = sum(result.ok for result in results)
-    elements = 1
-    for size in layout.shape:
-        elements *= size
+    counted = [
+        (clip, result, chunk)
+        for row, (clip, result, chunk) in enumerate(zip(shard.clips, results, chunks, strict=True))
+        if row not in shard.retired
+    ]
+    num_ok = sum(result.ok for _, result, _ in counted)
     failed = [
         (clip.key, result.reason, result.message or "")
-        for clip, result in zip(shard.clips, results, strict=True)
+        for clip, result, _ in counted
         if result.reason is not None
     ]
     return ShardReport(
         bucket=shard.bucket.name,
         shard=shard.index,
-        num_clips=len(results),
+        num_clips=len(counted),
         num_ok=num_ok,
         num_frames=num_ok * shard.bucket.frames,
-        stored_bytes=sum(chunk.length for chunk in chunks if chunk),
+        stored_bytes=sum(chunk.length for _, _, chunk in counted if chunk),
         table_bytes=table_bytes,
-        raw_bytes=num_ok * elements * ITEM_BYTES[layout.dtype],
+        raw_bytes=num_ok * math.prod(layout.shape) * ITEM_BYTES[layout.dtype],
+        retired=sorted(shard.retired) or None,
         reasons=Counter(reason for _, reason, _ in failed),
         failures=failed[:NAMED_FAILURES],
         tiling_errors=[r.tiling_error for r in results if r.tiling_error is not None],

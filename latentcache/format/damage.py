@@ -1,4 +1,4 @@
-"""A cache's own objects, read within bounds; where one is damaged, the error says what mends it."""
+"""What is said of a damaged object of a cache: what is wrong with it, and what repairs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def damaged(storage: Storage, path: str, what: str) -> CorruptionError:
 
 
 def advice(url: str, path: str) -> str:
-    """Return what mends an object of the cache at `url`, in one sentence."""
+    """Return what repairs an object of the cache at `url`, in one sentence."""
     if path == CACHE_JSON:
         return (
             "Restore it from a copy. Without one, move it and index.parquet away, run `latentcache "
@@ -25,14 +25,19 @@ def advice(url: str, path: str) -> str:
     if path == INDEX:
         return (
             "It holds nothing that the sample tables do not: run `latentcache resume "
-            f"{url}` to write it anew."
+            f"{url}` to write it again."
+        )
+    if path.endswith("zarr.json"):
+        return (
+            "It follows from what is planned: run `latentcache precompute CONFIG.yaml` with the cache's "
+            "configuration and corpus, which writes it again."
         )
     if is_planned(path):
         return (
-            "It was written when the cache was planned: run `latentcache precompute CONFIG.yaml` with "
-            "the cache's configuration and corpus, which writes the same again, or restore it."
+            "It was written when the cache was planned, and nothing else holds what it says: restore it "
+            "from a copy. Shards that are committed can be read without it if it is a plan."
         )
     return (
-        f"Encode its shard again: `latentcache verify {url} --repair`, then `latentcache resume "
-        f"{url}`."
+        f"Plan its clips again: `latentcache verify {url} --repair`, then encode them: `latentcache "
+        f"resume {url}`."
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -13,11 +15,12 @@ from typing import Any, get_args
 import pydantic
 
 from latentcache import __version__
-from latentcache.core.records import FORMAT_VERSION, Bucket, ShardFormat
+from latentcache.core.records import FORMAT_VERSION, Bucket, ShardFormat, ShardId
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
-from latentcache.errors import CacheError, CorruptionError
+from latentcache.errors import CacheError, CorruptionError, LatentCacheError
 from latentcache.format import checksum
-from latentcache.format.paths import CACHE_JSON
+from latentcache.format.generations import Generation, Part, read_generations, require
+from latentcache.format.paths import CACHE_JSON, generation_path
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.tables import read_bounded
 from latentcache.storage.folder import Storage
@@ -26,7 +29,7 @@ from latentcache.storage.urls import redact
 CREATED_BY = f"latentcache {__version__}"
 #: The largest buffer that blosc compresses; a larger sample cannot have been written.
 MAX_SAMPLE_BYTES = 2**31 - 17
-#: With 21 latent frames, the JSON text of a bucket is 1 kB: this is enough for thousands of them.
+#: Recipe and configuration take some kB.
 MAX_MANIFEST_BYTES = 1 << 24
 #: Beyond what a cache can have, and small enough for sums in 64 bits and lists of all shards.
 MAX_COUNT, MAX_SHARD_CLIPS, MAX_SHARDS = 1 << 40, 1 << 20, 10_000_000
@@ -37,9 +40,10 @@ MAX_MULTIPLE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class BucketInfo:
-    """A bucket of the plan. `shape` is one stored sample's; `num_clips` counts failed clips too.
+    """A bucket, as all generations together plan it. `shape` is one stored sample's.
 
-    pixel_frames: for each latent frame the half-open range of the clip's frames that it stands for.
+    num_clips: planned clips, failed and retired ones too. pixel_frames: for each latent frame the
+    half-open range of the clip's frames that it stands for. parts: what each generation has added.
     """
 
     name: str
@@ -47,45 +51,106 @@ class BucketInfo:
     num_shards: int
     shape: tuple[int, ...]
     pixel_frames: tuple[tuple[int, int], ...] = ()
+    parts: tuple[tuple[Generation, Part], ...] = ()
+
+    def part_of(self, shard: int) -> tuple[Generation, Part]:
+        """Return the generation that planned a shard, and what it added to the bucket."""
+        firsts = [part.first_shard for _, part in self.parts]
+        return self.parts[bisect.bisect_right(firsts, shard) - 1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of `cache.json`. `compression` holds codec and level, `config` no secrets."""
+    """The contents of `cache.json`, and the generations that follow it.
+
+    compression: codec and level. config: of the run that made the cache, without secrets. exclusive: the
+    storage creates objects on condition that they are not there, which was tried when the cache was made.
+    """
 
     fingerprint: str
     recipe: Mapping[str, Any]
-    plan_sha256: str
     spec: LatentSpec
     format: str
     compression: Mapping[str, Any]
     shard_clips: int
-    buckets: tuple[BucketInfo, ...]
     config: Mapping[str, Any]
+    exclusive: bool = True
     created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
+    generations: tuple[Generation, ...] = ()
+
+    @functools.cached_property
+    def buckets(self) -> tuple[BucketInfo, ...]:
+        """The buckets that generations have planned, by name."""
+        parts: dict[str, list[tuple[Generation, Part]]] = {}
+        for generation in self.generations:
+            for part in generation.parts:
+                parts.setdefault(part.bucket, []).append((generation, part))
+        return tuple(self._bucket(name, tuple(found)) for name, found in sorted(parts.items()))
+
+    def _bucket(self, name: str, parts: tuple[tuple[Generation, Part], ...]) -> BucketInfo:
+        bucket, spec = Bucket.parse(name), self.spec
+        return BucketInfo(
+            name=name,
+            num_clips=sum(part.num_clips for _, part in parts),
+            num_shards=sum(part.num_shards for _, part in parts),
+            shape=spec.latent_shape(bucket.frames, bucket.height, bucket.width),
+            pixel_frames=tuple(
+                spec.pixel_frames(t, bucket.frames)
+                for t in range(-(-bucket.frames // spec.stride[0]))
+            ),
+            parts=parts,
+        )
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of all buckets."""
+        return sum(bucket.num_shards for bucket in self.buckets)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that count: planned, and not retired."""
+        planned = sum(bucket.num_clips for bucket in self.buckets)
+        return planned - sum(generation.num_retired for generation in self.generations)
+
+    def num_rows(self, shard: ShardId) -> int:
+        """Return how many rows a shard has, retired ones too."""
+        bucket = next(bucket for bucket in self.buckets if bucket.name == shard.bucket)
+        part = bucket.part_of(shard.number)[1]
+        first_row = (shard.number - part.first_shard) * self.shard_clips
+        return min(self.shard_clips, part.num_clips - first_row)
+
+    def with_exclusive(self, exclusive: bool) -> Manifest:
+        """Return it with what was found of the storage."""
+        return dataclasses.replace(self, exclusive=exclusive)
+
+    def at(self, generation: int) -> Manifest:
+        """Return the cache as it was planned up to a generation."""
+        return dataclasses.replace(self, generations=self.generations[:generation])
+
+    def layout(self, bucket: BucketInfo) -> ArrayLayout:
+        """Return the array of a bucket, which may have been planned by a generation to come."""
+        last = bucket.parts[-1][1]
+        return ArrayLayout(
+            bucket=Bucket.parse(bucket.name),
+            shape=bucket.shape,
+            dtype=self.spec.dtype,
+            num_rows=last.first_shard * self.shard_clips + last.num_clips,
+            shard_rows=self.shard_clips,
+            codec=self.compression["codec"],
+            level=self.compression["level"],
+        )
 
     def layouts(self) -> dict[str, ArrayLayout]:
         """Return the array of every bucket, by its name."""
-        return {
-            bucket.name: ArrayLayout(
-                bucket=Bucket.parse(bucket.name),
-                shape=bucket.shape,
-                dtype=self.spec.dtype,
-                num_rows=bucket.num_clips,
-                shard_rows=self.shard_clips,
-                codec=self.compression["codec"],
-                level=self.compression["level"],
-            )
-            for bucket in self.buckets
-        }
+        return {bucket.name: self.layout(bucket) for bucket in self.buckets}
 
     def to_bytes(self) -> bytes:
-        """Return the JSON text, sealed; the same manifest gives the same bytes."""
+        """Return the JSON text of cache.json, sealed; the same manifest gives the same bytes."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del data["generations"]
         data["spec"] = self.spec.to_json()
-        data["buckets"] = [dataclasses.asdict(bucket) for bucket in self.buckets]
-        return seal_json(data)
+        return checksum.seal_json(data)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = CACHE_JSON) -> Manifest:
@@ -119,16 +184,40 @@ class Manifest:
 _ADAPTER = pydantic.TypeAdapter(Manifest)
 
 
-def seal_json(data: Mapping[str, Any]) -> bytes:
-    """Return JSON text that carries its own CRC32C."""
-    text = json.dumps(
-        {**data, checksum.KEY: checksum.EMPTY}, indent=2, sort_keys=True, allow_nan=False
-    )
-    return checksum.seal(text.encode() + b"\n")
-
-
 def read_manifest(storage: Storage) -> Manifest:
-    """Read a cache's manifest. Raises CacheError where there is no cache, or not one to use."""
+    """Read what a cache is, and what is planned in it. Raises CacheError if there is no plan."""
+    manifest = read_all(storage)
+    require(storage, manifest.generations)
+    return manifest
+
+
+def read_all(storage: Storage) -> Manifest:
+    """Read cache.json and the generations, of which there may be none yet. Raises CacheError."""
+    return refresh(storage, read_cache_json(storage))
+
+
+def refresh(storage: Storage, manifest: Manifest) -> Manifest:
+    """Return the manifest with the generations that there are now. Raises CacheError."""
+    generations = read_generations(storage, manifest.generations)
+    manifest = dataclasses.replace(manifest, generations=generations)
+    url = redact(storage.url)
+    for generation in generations:
+        path = f"{url}/{generation_path(generation.number)}"
+        if generation.fingerprint != manifest.fingerprint:
+            raise CorruptionError(
+                f"{path} is of another cache: its recipe is not that of {CACHE_JSON}"
+            )
+        try:
+            _check_parts(manifest, generation)
+        except (ValueError, LatentCacheError) as error:
+            raise CorruptionError(f"{path} does not fit {CACHE_JSON}: {error}") from None
+    if manifest.num_shards > MAX_SHARDS:
+        raise CorruptionError(f"{url}: no cache has more than {MAX_SHARDS} shards")
+    return manifest
+
+
+def read_cache_json(storage: Storage) -> Manifest:
+    """Read cache.json. Raises CacheError if there is no cache, or not one to use."""
     url = redact(storage.url)
     try:
         data = read_bounded(storage, CACHE_JSON, MAX_MANIFEST_BYTES)
@@ -140,9 +229,9 @@ def read_manifest(storage: Storage) -> Manifest:
     return Manifest.from_bytes(data, f"{url}/{CACHE_JSON}")
 
 
-def fingerprint(recipe: Mapping[str, Any], plan_sha256: str) -> str:
-    """Return the SHA-256 of the canonical JSON of recipe and plan, in hexadecimal."""
-    return hashlib.sha256(_canonical({"recipe": recipe, "plan_sha256": plan_sha256})).hexdigest()
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the canonical JSON of a recipe, in hexadecimal."""
+    return hashlib.sha256(_canonical({"recipe": recipe})).hexdigest()
 
 
 def recipe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -189,36 +278,32 @@ def _checked(manifest: Manifest) -> Manifest:
         raise ValueError(f"unknown format {manifest.format!r}; a newer latentcache may know it")
     if manifest.compression.get("codec") not in ("zstd", "none"):
         raise ValueError(f"unknown codec {manifest.compression.get('codec')!r}")
+    if not checksum.is_sha256(manifest.fingerprint):  # which names folders of disk caches
+        raise ValueError("the fingerprint is no SHA-256")
     _positive("shard_clips", MAX_SHARD_CLIPS, manifest.shard_clips)
     _positive("compression.level", MAX_LEVEL, manifest.compression.get("level"))
     _check_spec(manifest.spec)
-    names = [bucket.name for bucket in manifest.buckets]
-    if not names or len(set(names)) < len(names):
-        raise ValueError("it has no bucket, or one twice")
-    for bucket in manifest.buckets:
-        _check_bucket(manifest, bucket)
-    if sum(bucket.num_shards for bucket in manifest.buckets) > MAX_SHARDS:
-        raise ValueError(f"no cache has more than {MAX_SHARDS} shards")
+    if manifest.generations:
+        raise ValueError("generations are no part of it")
     return manifest
 
 
-def _check_bucket(manifest: Manifest, bucket: BucketInfo) -> None:
-    pixels = Bucket.parse(bucket.name)
-    if pixels.name != bucket.name:
-        raise ValueError(f"{bucket.name!r} is not a bucket's name, which is {pixels.name}")
-    _positive(f"bucket {bucket.name}", MAX_COUNT, bucket.num_clips, bucket.num_shards)
-    _positive(f"bucket {bucket.name}", MAX_COUNT, *bucket.shape)
-    spec = manifest.spec
-    if math.prod(bucket.shape) * ITEM_BYTES[spec.dtype] > MAX_SAMPLE_BYTES:
-        raise ValueError(f"bucket {bucket.name}: no sample is as large as {bucket.shape}")
-    if bucket.num_shards != -(-bucket.num_clips // manifest.shard_clips):
-        raise ValueError(
-            f"bucket {bucket.name}: {bucket.num_shards} shards of {manifest.shard_clips} do "
-            f"not hold {bucket.num_clips} clips"
-        )
-    expected = spec.latent_shape(pixels.frames, pixels.height, pixels.width)
-    if bucket.shape != expected:
-        raise ValueError(f"bucket {bucket.name}: its latents are {expected}, not {bucket.shape}")
+def _check_parts(manifest: Manifest, generation: Generation) -> None:
+    """Raise ValueError, or GeometryError, unless a generation's shards are possible in this cache."""
+    for part in generation.parts:
+        pixels = Bucket.parse(part.bucket)
+        if pixels.name != part.bucket:
+            raise ValueError(f"{part.bucket!r} is not a bucket's name, which is {pixels.name}")
+        if part.num_shards != -(-part.num_clips // manifest.shard_clips):
+            raise ValueError(
+                f"bucket {part.bucket}: {part.num_shards} shards of {manifest.shard_clips} do not hold "
+                f"{part.num_clips} clips"
+            )
+        if not 0 < part.num_shards <= MAX_SHARDS:
+            raise ValueError(f"bucket {part.bucket}: {part.num_shards} shards")
+        shape = manifest.spec.latent_shape(pixels.frames, pixels.height, pixels.width)
+        if math.prod(shape) * ITEM_BYTES[manifest.spec.dtype] > MAX_SAMPLE_BYTES:
+            raise ValueError(f"bucket {part.bucket}: no sample is as large as {shape}")
 
 
 def _check_spec(spec: LatentSpec) -> None:

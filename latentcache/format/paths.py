@@ -3,35 +3,75 @@
 from __future__ import annotations
 
 CACHE_JSON = "cache.json"
-
 INDEX = "index.parquet"
+GENERATIONS = "generations"
+PLAN = "plan"
+RETIRED = "retired"
+COLUMNS = "columns"
+SAMPLES = "samples"
 
-#: Sources that could not be planned are rows of tables in this folder, beside the buckets' folders.
-REJECTED = "rejected"
+
+def generation_path(number: int) -> str:
+    """Path of a generation, whose existence makes it count."""
+    return f"{GENERATIONS}/{number:06d}.json"
 
 
-def plan_path(bucket: str) -> str:
-    """Path of a bucket's plan."""
-    return f"plan/{bucket}.parquet"
+def number_of_generation(name: str) -> int | None:
+    """Return the number of a generation by its file name; None for any other file."""
+    return _number(name, "json")
+
+
+def plan_path(folder: str, bucket: str) -> str:
+    """Path of the clips that a generation adds to a bucket. folder: `Generation.folder`."""
+    return f"{PLAN}/{folder}/{bucket}.parquet"
+
+
+def sources_path(folder: str) -> str:
+    """Path of the sources that a generation looked at: those that give clips, and those that do not."""
+    return f"{PLAN}/{folder}/sources.parquet"
+
+
+def rejected_path(folder: str) -> str:
+    """Path of the rejected sources of a generation, as rows of the cache's table."""
+    return f"{PLAN}/{folder}/rejected.parquet"
+
+
+def retired_path(folder: str) -> str:
+    """Path of the rows that no longer count since a generation."""
+    return f"{RETIRED}/{folder}.parquet"
+
+
+def columns_index_path(folder: str) -> str:
+    """Path of the list of shards of which a generation has changed captions or kept columns."""
+    return f"{COLUMNS}/{folder}/shards.parquet"
+
+
+def columns_path(folder: str, bucket: str, shard: int) -> str:
+    """Path of a shard's captions and kept columns since a generation."""
+    return f"{COLUMNS}/{folder}/{bucket}/{shard:06d}.parquet"
 
 
 def samples_folder(bucket: str) -> str:
     """Folder of a bucket's sample tables."""
-    return f"samples/{bucket}"
+    return f"{SAMPLES}/{bucket}"
 
 
 def sample_path(bucket: str, shard: int) -> str:
-    """Path of the sample table whose existence commits a shard."""
+    """Path of a shard's sample table, which is derived from the shard's object."""
     return f"{samples_folder(bucket)}/{shard:06d}.parquet"
 
 
 def shard_of_sample_file(name: str) -> int | None:
-    """Shard index of a sample table's file name; None for any other file."""
-    stem, dot, suffix = name.partition(".")
-    return int(stem) if dot and suffix == "parquet" and stem.isdigit() else None
+    """Shard number of a sample table's file name; None for any other file."""
+    return _number(name, "parquet")
 
 
 def is_planned(path: str) -> bool:
-    """Tell whether an object is written by the plan, and not by a shard's commit."""
-    folders = ("plan/", f"{samples_folder(REJECTED)}/")
+    """Tell whether an object is written by planning, and not by a shard's commit."""
+    folders = tuple(f"{name}/" for name in (GENERATIONS, PLAN, RETIRED, COLUMNS))
     return path.startswith(folders) or path == CACHE_JSON or path.endswith("zarr.json")
+
+
+def _number(name: str, wanted: str) -> int | None:
+    stem, dot, suffix = name.partition(".")
+    return int(stem) if dot and suffix == wanted and stem.isdigit() else None

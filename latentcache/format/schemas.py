@@ -100,8 +100,9 @@ SHARD_FACTS = "latentcache.shard"
 #: Key of the file's metadata where a plan says of which cache it is.
 PLAN_FACTS = "latentcache.plan"
 
-#: The snapshot: one row a committed shard. table_bytes: of its sample table's file, by which a row is known
-#: that another run has replaced meanwhile.
+#: The snapshot: one row per committed shard. num_clips: its rows that count, ok and failed. table_bytes: of
+#: its sample table. retired: its rows that no longer count. columns: the folder of the generation that
+#: changed its captions or kept columns last, null if none did.
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("bucket", pa.string(), nullable=False),
@@ -110,18 +111,46 @@ INDEX_SCHEMA = pa.schema(
         pa.field("num_ok", pa.int32(), nullable=False),
         pa.field("stored_bytes", pa.int64(), nullable=False),
         pa.field("table_bytes", pa.int64(), nullable=False),
+        pa.field("retired", pa.list_(pa.int32())),
+        pa.field("columns", pa.string()),
+    ]
+)
+#: Key of the snapshot's metadata: the number of the generation that it shows, and the cache's recipe.
+INDEX_FACTS = "latentcache.snapshot"
+
+#: What a generation says of sources. what: planned, rejected, moved (to another URL) or gone. stamp: what
+#: is known of a file without reading it, see `corpus.stamps`.
+PLANNED_SOURCE_SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("identity", pa.string()),
+        pa.field("stamp", pa.string()),
+        pa.field("what", pa.string(), nullable=False),
+    ]
+)
+#: Rows that no longer count, and why.
+RETIRED_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("why", pa.string(), nullable=False),
+    ]
+)
+#: Shards of which a generation has changed captions or kept columns.
+CHANGED_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
     ]
 )
 
 
-def shard_facts(fingerprint: str, data: bytes | None) -> dict[str, Any]:
-    """Return the metadata of a sample table: the cache's recipe, size and CRC32C of the shard object.
-
-    data: the object, None where all clips failed and there is none.
-    """
-    stored = (
-        None if data is None else {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
-    )
+def shard_facts(fingerprint: str, data: bytes) -> dict[str, Any]:
+    """Return the metadata of a sample table: the cache's recipe, size and CRC32C of the shard object."""
+    stored = {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
     return {SHARD_FACTS: {"fingerprint": fingerprint, "object": stored}}
 
 
@@ -132,11 +161,21 @@ def plan_facts(fingerprint: str) -> dict[str, Any]:
 
 def check_plan(table: pa.Table, fingerprint: str) -> None:
     """Raise ValueError where a plan is of another cache, or a column lacks, has another type or nulls."""
-    for key, value in plan_facts(fingerprint).items():
+    check_facts(table, plan_facts(fingerprint))
+    check_columns(table, PLAN_SCHEMA)
+
+
+def check_facts(table: pa.Table, facts: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a table's metadata says these facts."""
+    for key, value in facts.items():
         if (table.schema.metadata or {}).get(key.encode()) != json.dumps(value).encode():
-            raise ValueError("it is of another recipe or corpus")
-    _check_types(table, PLAN_SCHEMA)
-    for field in PLAN_SCHEMA:
+            raise ValueError("it is of another recipe")
+
+
+def check_columns(table: pa.Table, schema: pa.Schema) -> None:
+    """Raise ValueError if a table lacks a column of a schema, or it has another type, or nulls."""
+    _check_types(table, schema)
+    for field in schema:
         if field.name not in table.column_names:
             raise ValueError(f"it has no column {field.name}")
         if not field.nullable and table[field.name].null_count:
@@ -167,15 +206,15 @@ def check_samples(table: pa.Table, columns: Collection[str] | None = None) -> No
             raise ValueError(f"rows that are ok have no {', '.join(empty)}")
 
 
-def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any] | None:
-    """Return size and CRC32C of a sample table's shard object, None where there is none.
+def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any]:
+    """Return size and CRC32C of a sample table's shard object.
 
-    Raises ValueError where the table does not say, or is of a cache with another fingerprint.
+    Raises ValueError if the table does not say, or is of a cache with another fingerprint.
     """
     try:
         facts = json.loads((table.schema.metadata or {})[SHARD_FACTS.encode()])
         recipe, stored = facts["fingerprint"], facts["object"]
-        complete = stored is None or {type(stored["bytes"]), type(stored["crc32c"])} == {int}
+        complete = {type(stored["bytes"]), type(stored["crc32c"])} == {int}
     except (KeyError, TypeError, ValueError, RecursionError):
         complete = False
     if not complete:

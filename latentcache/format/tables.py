@@ -51,7 +51,7 @@ def from_parquet(
     Raises ValueError where the bytes are not those that were written, or would take far more memory
     than they do themselves, or more than `max_memory` if that is larger.
 
-    In this thread alone: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
+    Only in this thread: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
     them while the interpreter shuts down, and then aborts the process.
     """
     checksum.check(data)

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 
 from latentcache.core.records import ClipId, ShardId
 from latentcache.errors import ConfigError
+from latentcache.format.changes import Changes
 from latentcache.format.paths import sample_path
 from latentcache.format.tables import read_table
-from latentcache.planning.planned import read_plan
+from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
 
 #: Keys that an error names, and keys of a bucket that are compared letter by letter with a wrong one.
@@ -57,24 +58,33 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
     Raises ConfigError for a key that the cache's plan does not have, naming similar ones, and for a clip
     without a latent, saying why.
     """
-    wanted = pa.array(keys, pa.string())
+    reader = PlanReader(cache.storage, cache.manifest)
     found: dict[str, ClipId] = {}
     near: dict[str, list[str]] = {key: [] for key in keys}
     for bucket in cache.manifest.buckets:
-        plan = read_plan(cache.storage, cache.manifest, bucket.name)
-        rows = pc.index_in(wanted, value_set=plan["key"].combine_chunks()).to_pylist()
-        for key, row in zip(keys, rows, strict=True):
-            if row is None:
+        for plan in reader.plans(bucket.name):
+            found.update(_in_plan(bucket.name, plan, keys, reader.changes))
+            for key in keys:
                 near[key] += _near(key, plan["key"])
-            else:
-                shard, row_of_shard = divmod(row, cache.manifest.shard_clips)
-                found[key] = ClipId(shard=ShardId(bucket.name, shard), row=row_of_shard)
     problems = [
         problem for key in keys for problem in _problems(cache, key, found.get(key), near[key])
     ]
     if problems:
         raise ConfigError("\n".join(problems))
     return [found[key] for key in keys]
+
+
+def _in_plan(
+    bucket: str, plan: pa.Table, keys: Sequence[str], changes: Changes
+) -> Iterator[tuple[str, ClipId]]:
+    """Yield the keys that a plan has, and where; clips that no longer count are passed over."""
+    chosen = plan.filter(pc.is_in(plan["key"], value_set=pa.array(keys, pa.string())))
+    for key, shard, row in zip(
+        *(chosen[n].to_pylist() for n in ("key", "shard", "row")), strict=True
+    ):
+        place = ShardId(bucket, shard)
+        if row not in changes.retired.get(place, ()):
+            yield key, ClipId(shard=place, row=row)
 
 
 def _near(key: str, keys: pa.ChunkedArray) -> list[str]:
@@ -88,7 +98,8 @@ def _problems(cache: Cache, key: str, place: ClipId | None, near: Sequence[str])
     if place is None:
         examples = near[:NAMED]
         if not examples:
-            plan = read_plan(cache.storage, cache.manifest, cache.manifest.buckets[0].name)
+            reader = PlanReader(cache.storage, cache.manifest)
+            plan = next(reader.plans(cache.manifest.buckets[0].name))
             examples = plan["key"][:NAMED].to_pylist()
         said = "Similar keys" if near else "Some that it has"
         yield f"the cache has no clip with the key {key!r}. {said}: {', '.join(map(repr, examples))}"

@@ -1,4 +1,4 @@
-"""Clean: what a cache's folder holds that no plan refers to. It only decides; nothing is touched here.
+"""Clean: what a cache's folder holds that no plan refers to. Nothing is touched here.
 
 A cache never deletes by itself. A write that was cut off leaves its temporary file. Planning that was
 cut off and repeated with another configuration leaves the first one's tables.
@@ -7,24 +7,37 @@ cut off and repeated with another configuration leaves the first one's tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from latentcache.core.records import ShardId
 from latentcache.corpus.saved_probes import is_saved_probe
+from latentcache.format.changes import read_changes
 from latentcache.format.manifest import Manifest
-from latentcache.format.paths import CACHE_JSON, INDEX, REJECTED, plan_path, sample_path
+from latentcache.format.paths import (
+    CACHE_JSON,
+    COLUMNS,
+    INDEX,
+    PLAN,
+    RETIRED,
+    SAMPLES,
+    generation_path,
+    sample_path,
+)
 from latentcache.format.shards import get_format
 from latentcache.running.log_lines import is_log
-from latentcache.storage.folder import StoredFile
+from latentcache.storage.folder import Storage, StoredFile
 
-#: Age from which a temporary file counts as abandoned; a write takes seconds.
-TEMPORARY_AGE_S = 3600.0
-#: Names of temporary files as `Storage.write` makes them, beside the file that they were to become.
+#: A write takes seconds, and a step of planning minutes: a file of this age belongs to none that goes on.
+YOUNG_S = 3600.0
+#: As `Storage.write` names them, beside the file that they were to become.
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
+_FOLDER = r"\d{6,}-[0-9a-f]{12}"
 #: Everything that a plan or a commit of either format writes for a bucket.
 _OURS = re.compile(
-    rf"plan/{_BUCKET}\.parquet|samples/{_BUCKET}/\d{{6,}}\.parquet|latents/{_BUCKET}/"
+    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|retired/{_FOLDER}\.parquet|"
+    rf"samples/{_BUCKET}/\d{{6,}}\.parquet|latents/{_BUCKET}/"
     r"(?:zarr\.json|\d{6,}\.parquet|c/\d+(?:/0)+)"
 )
 
@@ -33,42 +46,58 @@ _OURS = re.compile(
 class Leftovers:
     """What is in a cache's folder beyond the cache, by path.
 
-    temporary: of interrupted writes and planning. unplanned: of buckets and shards that are not in the
-    plan. Both can go. recent: temporary, and perhaps being written. foreign: not of a cache, and left
-    untouched.
+    temporary: of interrupted writes and planning. unplanned: of no generation, such as the plan of a run
+    that came second. retired: of shards all of whose rows were retired long ago. These can go. recent:
+    young, and perhaps being written. foreign: not of a cache, and left.
     """
 
     temporary: list[StoredFile] = field(default_factory=list)
     unplanned: list[StoredFile] = field(default_factory=list)
+    retired: list[StoredFile] = field(default_factory=list)
     recent: list[StoredFile] = field(default_factory=list)
     foreign: list[StoredFile] = field(default_factory=list)
 
     @property
     def removable(self) -> list[StoredFile]:
         """What cleaning removes."""
-        return [*self.temporary, *self.unplanned]
+        return [*self.temporary, *self.unplanned, *self.retired]
 
 
-def find_leftovers(files: Iterable[StoredFile], manifest: Manifest, now_s: float) -> Leftovers:
+def find_leftovers(
+    files: Iterable[StoredFile],
+    manifest: Manifest,
+    now_s: float,
+    retired: Collection[ShardId] = (),
+) -> Leftovers:
     """Sort out the files that do not belong to the cache. now_s: since the epoch.
 
-    Shard objects of the plan without a sample table belong to the cache: they are being committed, or a
-    resumed run writes them again.
+    retired: shards that no snapshot of use holds any more.
     """
-    found, planned = Leftovers(), _Planned(manifest)
+    found, planned = Leftovers(), _Planned(manifest, retired)
     for file in files:
-        if planned.has(file.path) and not file.is_link:
-            continue
+        kind = planned.kind(file.path)
+        old = file.modified_s is not None and now_s - file.modified_s > YOUNG_S
         if file.is_link:
             found.foreign.append(file)
+        elif kind == "retired":
+            found.retired.append(file)
+        elif kind == "planned":
+            continue
         elif _is_temporary(file.path):
-            old = file.modified_s is not None and now_s - file.modified_s > TEMPORARY_AGE_S
             (found.temporary if old else found.recent).append(file)
         elif _OURS.fullmatch(file.path):
-            found.unplanned.append(file)
+            (found.unplanned if old else found.recent).append(file)
         else:
             found.foreign.append(file)
     return found
+
+
+def retired_shards(storage: Storage, manifest: Manifest, before_s: float) -> list[ShardId]:
+    """Return the shards all of whose rows were retired before a time. Raises CorruptionError."""
+    old = 0
+    while old < len(manifest.generations) and manifest.generations[old].created_s <= before_s:
+        old += 1
+    return sorted(read_changes(storage, manifest.at(old)).retired_shards(manifest))
 
 
 def _is_temporary(path: str) -> bool:
@@ -80,7 +109,7 @@ def _is_of_cache(path: str) -> bool:
     """Tell whether a temporary file was to become an object of a cache."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
-    fixed = (CACHE_JSON, INDEX, "zarr.json", "latents/zarr.json", sample_path(REJECTED, 0))
+    fixed = (CACHE_JSON, INDEX, "zarr.json", "latents/zarr.json")
     return (
         final in fixed
         or _OURS.fullmatch(final) is not None
@@ -92,28 +121,34 @@ def _is_of_cache(path: str) -> bool:
 class _Planned:
     """The paths of a cache's objects."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, retired: Collection[ShardId]) -> None:
         self._format, self._layouts = get_format(manifest.format), manifest.layouts()
         self._num_shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
+        self._retired = set(retired)
+        self._folders = {generation.folder for generation in manifest.generations}
         self._fixed = {
             CACHE_JSON,
             INDEX,
-            sample_path(REJECTED, 0),
-            *map(plan_path, self._layouts),
+            *(generation_path(generation.number) for generation in manifest.generations),
             *self._format.metadata(list(self._layouts.values())),
         }
 
-    def has(self, path: str) -> bool:
+    def kind(self, path: str) -> str:
+        """Return `planned`, `retired`, or nothing for a file that is neither."""
         if path in self._fixed or is_log(path):
-            return True
+            return "planned"
         kind, _, rest = path.partition("/")
-        bucket, _, name = rest.partition("/")
+        folder, _, name = rest.partition("/")
+        if kind in (PLAN, COLUMNS, RETIRED):
+            return "planned" if folder.removesuffix(".parquet") in self._folders else ""
         digits = re.match(r"(?:c/)?(\d{1,18})", name)
-        if bucket not in self._layouts or digits is None:
-            return False
-        shard = int(digits[1])
+        if folder not in self._layouts or digits is None:
+            return ""
+        shard = ShardId(folder, int(digits[1]))
         paths = {
-            "samples": sample_path(bucket, shard),
-            "latents": self._format.path(self._layouts[bucket], shard),
+            SAMPLES: sample_path(*shard),
+            "latents": self._format.path(self._layouts[folder], shard.number),
         }
-        return shard < self._num_shards[bucket] and paths.get(kind) == path
+        if shard.number >= self._num_shards[folder] or paths.get(kind) != path:
+            return ""
+        return "retired" if shard in self._retired else "planned"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -16,72 +15,151 @@ from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import ChunkRef, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CorruptionError
+from latentcache.format.commit import derive_table, read_object
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import PLAN_SCHEMA, check_samples, object_facts
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.shards.protocol import ArrayLayout, Format
 from latentcache.format.shards.ranges import longest_chunk
-from latentcache.format.snapshot import summarise
-from latentcache.format.tables import read_sized_table
+from latentcache.format.tables import from_parquet, read_sized_table
 from latentcache.storage.folder import Storage
 
 #: Columns of a plan that its sample tables repeat; those kept from the corpus join them.
 SHARED = ("key", "source", "start", "frames", "fps", "caption", "shard", "row")
-#: Bytes of an object beside its chunks: Zarr's index of 16 bytes per row, Parquet's footer of 200.
-ROW_OVERHEAD_BYTES = 1024
-FILE_OVERHEAD_BYTES = 1 << 16
 
 
 @dataclass(kw_only=True)
 class ShardCheck:
-    """What checking a shard found. problems: (path, what); summary: its row of the snapshot.
+    """What checking a shard found. problems: (path, what).
 
-    num_clips, num_bytes: clips that were decompressed, and bytes that were read.
+    rows: those whose clips are to be encoded again. is_spent: a clip that no longer counts is damaged,
+    which is no problem. is_derived: the sample table is damaged, and its object, from which it is written
+    again, is not. num_clips, num_bytes: clips that were decompressed, and bytes that were read.
     """
 
     shard: ShardId
     problems: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    summary: Mapping[str, Any] | None = None
+    rows: set[int] = field(default_factory=set)
+    is_spent: bool = False
+    is_derived: bool = False
     num_clips: int = 0
     num_bytes: int = 0
 
 
 def check_shard(
-    storage: Storage, manifest: Manifest, layout: ArrayLayout, shard: int, plan: pa.Table | None
+    storage: Storage,
+    manifest: Manifest,
+    layout: ArrayLayout,
+    shard: ShardId,
+    plan: pa.Table | None,
+    retired: Collection[int] = (),
 ) -> ShardCheck:
-    """Check a shard. plan: its rows of the plan; None if that cannot be read."""
-    bucket = layout.bucket.name
-    check, path = ShardCheck(shard=ShardId(bucket, shard)), sample_path(bucket, shard)
-    try:
-        table, num_bytes = read_sized_table(storage, path)
-        check_samples(table)
-        facts = _facts(table, manifest, bucket, shard)
-        check.summary = summarise(table, bucket, shard, num_bytes)
-    except FileNotFoundError:
-        check.notes.append(f"{path} was removed during the check")
-        return check
-    except CorruptionError as error:
-        check.problems.append((path, str(error)))
-        return check
-    except ValueError as error:
-        check.problems.append((path, f"it is not the sample table of this shard: {error}"))
+    """Check a shard. plan: its rows of the plan, None if that cannot be read.
+
+    retired: rows that no longer count, in which damage is no problem.
+    """
+    check, shard_format = ShardCheck(shard=shard), get_format(manifest.format)
+    path, all_rows = shard_format.path(layout, shard.number), set(range(manifest.num_rows(shard)))
+    data = _read_object(storage, shard_format, layout, shard, check)
+    embedded = None if data is None else _embedded(shard_format, layout, data, manifest)
+    table = _read_derived(storage, manifest, shard, embedded, check)
+    if table is None:
+        check.rows = all_rows
         return check
     if plan is not None:
-        check.problems += [(path, what) for what in _differences(table, plan, layout)]
-    _check_object(storage, manifest, layout, shard, table, facts, check)
+        wrong = [(sample_path(*shard), what) for what in _differences(table, plan, layout)]
+        check.problems += wrong
+        check.rows |= all_rows if wrong else set()
+    if data is None:
+        check.rows = all_rows
+        return check
+    _check_clips(manifest, layout, path, data, table, retired, check)
+    facts = object_facts(table, manifest.fingerprint)
+    if google_crc32c.value(data) != facts["crc32c"] and not (check.problems or check.is_spent):
+        check.problems.append((path, "bytes of its index, or between its clips, are damaged"))
+        check.rows = all_rows
     return check
 
 
-def _facts(
-    table: pa.Table, manifest: Manifest, bucket: str, shard: int
-) -> Mapping[str, Any] | None:
-    """Return size and CRC32C of the shard object; None if there is none. Raises ValueError."""
-    facts = object_facts(table, manifest.fingerprint)
-    if {*table["bucket"].to_pylist()} != {bucket} or {*table["shard"].to_pylist()} != {shard}:
+def _read_object(
+    storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
+    shard: ShardId,
+    check: ShardCheck,
+) -> bytes | None:
+    path = shard_format.path(layout, shard.number)
+    try:
+        data = read_object(storage, shard_format, layout, shard.number)
+    except CorruptionError as error:
+        check.problems.append((path, str(error)))
+        return None
+    if data is None:
+        check.problems.append((path, "it is missing, although its sample table is there"))
+        return None
+    check.num_bytes = len(data)
+    return data
+
+
+def _embedded(
+    shard_format: Format, layout: ArrayLayout, data: bytes, manifest: Manifest
+) -> bytes | None:
+    """Return the sample table that the object gives, None if it gives none."""
+    try:
+        return derive_table(shard_format, layout, data, manifest.fingerprint)
+    except (ValueError, CorruptionError):
+        return None
+
+
+def _read_derived(
+    storage: Storage,
+    manifest: Manifest,
+    shard: ShardId,
+    embedded: bytes | None,
+    check: ShardCheck,
+) -> pa.Table | None:
+    """Return the sample table, from its object if it is itself damaged; None if neither can be read."""
+    path = sample_path(*shard)
+    try:
+        table, _ = read_sized_table(storage, path)
+        check_samples(table)
+        object_facts(table, manifest.fingerprint)
+        _check_place(table, shard)
+    except (FileNotFoundError, CorruptionError, ValueError) as error:
+        check.problems.append((path, f"it is not the sample table of this shard: {error}"))
+        if embedded is None:
+            return None
+        check.is_derived = True
+        return from_parquet(embedded)
+    return table
+
+
+def _check_place(table: pa.Table, shard: ShardId) -> None:
+    places = {*zip(table["bucket"].to_pylist(), table["shard"].to_pylist(), strict=True)}
+    if places != {tuple(shard)}:
         raise ValueError("its rows are of another shard")
-    return facts
+
+
+def _check_clips(
+    manifest: Manifest,
+    layout: ArrayLayout,
+    path: str,
+    data: bytes,
+    table: pa.Table,
+    retired: Collection[int],
+    check: ShardCheck,
+) -> None:
+    out = np.empty(layout.shape, numpy_dtype(layout.dtype))
+    chunks = _chunks(table)
+    for key, chunk in chunks:
+        what = _check_chunk(data, layout, chunk) or _decode(manifest, layout, data, chunk, out)
+        if what and chunk.row in retired:
+            check.is_spent = True
+        elif what:
+            check.problems.append((path, f"clip {key!r}, row {chunk.row}: {what}"))
+            check.rows.add(chunk.row)
+    check.num_clips = len(chunks)
 
 
 def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterator[str]:
@@ -98,57 +176,6 @@ def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterat
     sizes = {*zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)}
     if sizes != {(layout.bucket.height, layout.bucket.width)}:
         yield f"its clips have other sizes than {layout.bucket.name}"
-
-
-def _check_object(
-    storage: Storage,
-    manifest: Manifest,
-    layout: ArrayLayout,
-    shard: int,
-    table: pa.Table,
-    facts: Mapping[str, Any] | None,
-    check: ShardCheck,
-) -> None:
-    shard_format = get_format(manifest.format)
-    path, chunks = shard_format.path(layout, shard), _chunks(table)
-    if facts is None:
-        if chunks:
-            check.problems.append(
-                (path, "its sample table has clips, but says that there is no object")
-            )
-        return
-    data = _read_object(storage, layout, path, facts, check)
-    if data is None:
-        return
-    check.num_bytes = len(data)
-    before = len(check.problems)
-    out = np.empty(layout.shape, numpy_dtype(layout.dtype))
-    for key, chunk in chunks:
-        what = _check_chunk(data, layout, chunk) or _decode(manifest, layout, data, chunk, out)
-        if what:
-            check.problems.append((path, f"clip {key!r}, row {chunk.row}: {what}"))
-    check.num_clips = len(chunks)
-    if google_crc32c.value(data) != facts["crc32c"] and len(check.problems) == before:
-        check.problems.append((path, "bytes of its index, or between its clips, are damaged"))
-
-
-def _read_object(
-    storage: Storage, layout: ArrayLayout, path: str, facts: Mapping[str, Any], check: ShardCheck
-) -> bytes | None:
-    most = layout.shard_rows * (longest_chunk(layout) + ROW_OVERHEAD_BYTES) + FILE_OVERHEAD_BYTES
-    size = facts["bytes"]
-    if not 0 <= size <= most:
-        check.problems.append((path, f"its sample table says {size} bytes, which is impossible"))
-        return None
-    try:
-        data = storage.read_ranges(path, [(0, size + 1)])[0]
-    except FileNotFoundError:
-        check.problems.append((path, "it is missing, although its sample table is there"))
-        return None
-    if len(data) != size:
-        more = "more" if len(data) > size else f"{len(data)}"
-        check.problems.append((path, f"it should have {size} bytes, but has {more}"))
-    return data
 
 
 def _chunks(table: pa.Table) -> list[tuple[str, ChunkRef]]:

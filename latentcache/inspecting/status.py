@@ -60,7 +60,7 @@ class RunFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """What a cache is to hold. rejected: sources that gave no clip."""
+    """What a cache is to hold. num_shards: with rows that count. rejected: sources that gave no clip."""
 
     num_shards: int
     num_clips: int

@@ -13,32 +13,46 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import ShardId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
+from latentcache.format.changes import Changes, read_changes
+from latentcache.format.commit import derive_table, read_object
 from latentcache.format.damage import advice
-from latentcache.format.manifest import Manifest, fingerprint, read_manifest
+from latentcache.format.generations import Generation, digest_of, require
+from latentcache.format.manifest import (
+    Manifest,
+    fingerprint,
+    read_cache_json,
+    read_manifest,
+    refresh,
+)
 from latentcache.format.paths import (
     CACHE_JSON,
+    GENERATIONS,
     INDEX,
-    REJECTED,
-    plan_path,
+    columns_index_path,
+    generation_path,
     sample_path,
-    samples_folder,
-    shard_of_sample_file,
 )
-from latentcache.format.schemas import INDEX_SCHEMA, check_plan
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.snapshot import check_index, publish, read_index
+from latentcache.format.snapshot import (
+    check_index,
+    committed_shards,
+    generation_of,
+    make_index,
+    read_index,
+    shard_of,
+)
 from latentcache.format.tables import read_bounded, read_table
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
-from latentcache.planning.plan import Plan
+from latentcache.planning.planned import PlanReader
+from latentcache.planning.step import tables_of
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -51,34 +65,32 @@ WINDOW = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """An object that is not what it should be. shard: to encode again, if that repairs it."""
+    """An object that is not what it should be. is_repairable: `repair` puts it right, or plans it again."""
 
     path: str
     what: str
-    shard: ShardId | None = None
+    is_repairable: bool = False
 
 
 @dataclass(kw_only=True)
 class Findings:
     """What verifying found. notes: what is no fault, such as shards that are still to be encoded.
 
-    sound: a row of the snapshot for every committed shard without a problem.
+    damaged: rows of committed shards to encode again; derived: shards whose sample tables are to be
+    written again from their objects. sound: shards without a problem.
     """
 
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    sound: list[Mapping[str, Any]] = field(default_factory=list)
+    damaged: dict[ShardId, set[int]] = field(default_factory=dict)
+    derived: list[ShardId] = field(default_factory=list)
+    sound: list[ShardId] = field(default_factory=list)
     num_clips: int = 0
     num_bytes: int = 0
 
-    @property
-    def bad_shards(self) -> list[ShardId]:
-        """Shards that encoding again repairs, in order."""
-        return sorted({problem.shard for problem in self.problems if problem.shard})
-
-    def add(self, path: str, what: str, shard: ShardId | None = None) -> None:
+    def add(self, path: str, what: str, *, is_repairable: bool = False) -> None:
         """Add a problem."""
-        self.problems.append(Problem(path=path, what=what, shard=shard))
+        self.problems.append(Problem(path=path, what=what, is_repairable=is_repairable))
 
 
 def verify(
@@ -94,32 +106,38 @@ def verify(
     manifest = _read_manifest(storage, findings)
     if manifest is None:
         return findings
-    plans = _check_planned(storage, manifest, findings)
-    found = {bucket.name: _committed(storage, manifest, bucket.name) for bucket in manifest.buckets}
+    reader = _check_planned(storage, manifest, findings)
+    changes = _read_changes(storage, manifest, findings)
+    found = {
+        bucket.name: _committed(storage, manifest, bucket.name, changes)
+        for bucket in manifest.buckets
+    }
     on_start(sum(map(len, found.values())))
-    for name, shards in sorted(found.items()):
-        for check in _check_shards(storage, manifest, name, shards, plans.get(name)):
-            _take(findings, check)
+    for name, numbers in found.items():
+        shards = [ShardId(name, number) for number in numbers]
+        for check in _check_shards(storage, manifest, changes, name, shards, reader):
+            _take(findings, check, changes)
             on_shard()
-    _check_snapshot(storage, manifest, findings, found)
-    _note_missing(manifest, findings, found)
+    _check_snapshot(storage, manifest, changes, findings, found)
+    _note_missing(manifest, changes, findings, found)
     return findings
 
 
-def repair(storage: Storage, findings: Findings) -> list[ShardId]:
-    """Unpublish bad shards, then delete their sample tables; a resumed run encodes them again.
-
-    In this order a reader that opens the cache in between never sees a shard that is gone.
-    """
-    publish(storage, pa.Table.from_pylist(findings.sound, schema=INDEX_SCHEMA))
-    for shard in findings.bad_shards:
-        storage.delete(sample_path(*shard))
-    return findings.bad_shards
+def write_derived(storage: Storage, findings: Findings) -> None:
+    """Write damaged sample tables again from their objects, which are sound."""
+    manifest = read_manifest(storage)
+    shard_format = get_format(manifest.format)
+    for shard in findings.derived:
+        layout = manifest.layouts()[shard.bucket]
+        data = read_object(storage, shard_format, layout, shard.number)
+        if data is not None:
+            table = derive_table(shard_format, layout, data, manifest.fingerprint)
+            storage.write(sample_path(*shard), table)
 
 
 def _read_manifest(storage: Storage, findings: Findings) -> Manifest | None:
     try:
-        manifest = read_manifest(storage)
+        manifest = read_cache_json(storage)
     except CorruptionError as error:
         findings.add(CACHE_JSON, str(error))
         return None
@@ -128,9 +146,29 @@ def _read_manifest(storage: Storage, findings: Findings) -> Manifest | None:
             raise
         findings.add(CACHE_JSON, str(error))
         return None
-    if fingerprint(manifest.recipe, manifest.plan_sha256) != manifest.fingerprint:
-        findings.add(CACHE_JSON, "its fingerprint is not that of its recipe and plan")
+    if fingerprint(manifest.recipe) != manifest.fingerprint:
+        findings.add(CACHE_JSON, "its fingerprint is not that of its recipe")
+    try:
+        manifest = refresh(storage, manifest)
+    except CorruptionError as error:
+        findings.add(_generation_in(storage, str(error)), str(error))
+        return None
+    require(storage, manifest.generations)
     return manifest
+
+
+def _generation_in(storage: Storage, message: str) -> str:
+    """Return the path of the generation that an error is of, or of them all."""
+    paths = (f"{GENERATIONS}/{name}" for name in sorted(storage.list(GENERATIONS)))
+    return next((path for path in paths if path in message), f"{GENERATIONS}/")
+
+
+def _read_changes(storage: Storage, manifest: Manifest, findings: Findings) -> Changes:
+    try:
+        return read_changes(storage, manifest)
+    except CorruptionError as error:
+        findings.add("retired/", str(error))
+        return Changes()
 
 
 def _is_sealed(storage: Storage, path: str) -> bool:
@@ -141,39 +179,32 @@ def _is_sealed(storage: Storage, path: str) -> bool:
     return True
 
 
-def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> dict[str, pa.Table]:
-    """Check what the plan wrote; returns the readable plans, by bucket."""
+def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> PlanReader:
+    """Check what planning wrote: the arrays' metadata, and every generation's tables."""
     layouts = list(manifest.layouts().values())
     for path, expected in get_format(manifest.format).metadata(layouts).items():
         _check_metadata(storage, path, expected, findings)
-    tables = {name: _read(storage, plan_path(name), findings) for name in manifest.layouts()}
-    rejected = _read(storage, sample_path(REJECTED, 0), findings)
-    plans = {name: table for name, table in tables.items() if table is not None}
-    if rejected is None or len(plans) < len(tables):
-        return plans
-    buckets = {Bucket.parse(name): table for name, table in plans.items()}
-    if Plan(buckets=buckets, rejected=rejected).digest() != manifest.plan_sha256:
-        text = "the plans are not those that cache.json was written with (their SHA-256 differs)"
-        findings.add("plan/", f"{text}. {advice(redact(storage.url), 'plan/')}")
-    return {
-        name: table
-        for name, table in plans.items()
-        if _is_plan(storage, manifest, name, table, findings)
-    }
+    for generation in manifest.generations:
+        _check_tables(storage, generation, findings)
+    return PlanReader(storage, manifest)
 
 
-def _is_plan(
-    storage: Storage, manifest: Manifest, bucket: str, table: pa.Table, findings: Findings
-) -> bool:
-    try:
-        check_plan(table, manifest.fingerprint)
-    except ValueError as error:
-        path = plan_path(bucket)
-        findings.add(
-            path, f"it is not this cache's plan: {error}. {advice(redact(storage.url), path)}"
-        )
-        return False
-    return True
+def _check_tables(storage: Storage, generation: Generation, findings: Findings) -> None:
+    """Check a generation's tables one by one, then that they are those it was written with."""
+    shards: list[ShardId] = []
+    if generation.num_relabelled:
+        listed = _read(storage, columns_index_path(generation.folder), findings)
+        if listed is not None:
+            shards = [ShardId(row["bucket"], row["shard"]) for row in listed.to_pylist()]
+    found: dict[str, bytes] = {}
+    before = len(findings.problems)
+    for name, path in tables_of(generation, shards).items():
+        if _read(storage, path, findings) is not None:
+            found[name] = read_bounded(storage, path)
+    if len(findings.problems) == before and digest_of(found) != generation.tables_sha256:
+        path = generation_path(generation.number)
+        text = "its tables are not those that it was written with (their SHA-256 differs)"
+        findings.add(path, f"{text}. {advice(redact(storage.url), path)}")
 
 
 def _check_metadata(storage: Storage, path: str, expected: bytes, findings: Findings) -> None:
@@ -203,31 +234,45 @@ def _read(storage: Storage, path: str, findings: Findings) -> pa.Table | None:
     return None
 
 
-def _committed(storage: Storage, manifest: Manifest, bucket: str) -> list[int]:
-    """Return the shards of the plan that have a sample table, in order."""
-    names = storage.list(samples_folder(bucket))
+def _committed(storage: Storage, manifest: Manifest, bucket: str, changes: Changes) -> list[int]:
+    """Return the planned shards that have a sample table and rows that count, in order."""
     num_shards = next(b.num_shards for b in manifest.buckets if b.name == bucket)
-    shards = (shard_of_sample_file(name) for name in names)
-    return sorted(shard for shard in shards if shard is not None and shard < num_shards)
+    retired = changes.retired_shards(manifest)
+    return [
+        number
+        for number in committed_shards(storage, bucket)
+        if number < num_shards and ShardId(bucket, number) not in retired
+    ]
 
 
 def _check_shards(
-    storage: Storage, manifest: Manifest, bucket: str, shards: Sequence[int], plan: pa.Table | None
+    storage: Storage,
+    manifest: Manifest,
+    changes: Changes,
+    bucket: str,
+    shards: Sequence[ShardId],
+    reader: PlanReader,
 ) -> Iterator[ShardCheck]:
     layout = manifest.layouts()[bucket]
     threads = max(1, min(NUM_THREADS, MEMORY_BYTES // _shard_bytes(layout)))
 
-    def check(shard: int) -> ShardCheck:
-        rows = manifest.shard_clips
-        planned = None if plan is None else plan.slice(shard * rows, rows)
-        found = check_shard(storage, manifest, layout, shard, planned)
-        # Checked twice: a run may just have been writing the shard, or the transfer may have failed.
-        return check_shard(storage, manifest, layout, shard, planned) if found.problems else found
+    def check(item: tuple[ShardId, pa.Table | None]) -> ShardCheck:
+        retired = changes.rows(item[0])
+        found = check_shard(storage, manifest, layout, *item, retired)
+        # Once more, in case the fault was on the way here.
+        return check_shard(storage, manifest, layout, *item, retired) if found.problems else found
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting = iter(shards)
+        waiting = iter([(shard, _planned(reader, shard)) for shard in shards])
         while window := list(itertools.islice(waiting, WINDOW)):
             yield from pool.map(check, window)
+
+
+def _planned(reader: PlanReader, shard: ShardId) -> pa.Table | None:
+    try:
+        return reader.table(shard)
+    except CacheError:
+        return None
 
 
 def _shard_bytes(layout: ArrayLayout) -> int:
@@ -235,18 +280,25 @@ def _shard_bytes(layout: ArrayLayout) -> int:
     return rows * math.prod(layout.shape) * ITEM_BYTES[layout.dtype]
 
 
-def _take(findings: Findings, check: ShardCheck) -> None:
+def _take(findings: Findings, check: ShardCheck, changes: Changes) -> None:
     for path, what in check.problems:
-        findings.add(path, what, check.shard)
-    findings.notes += check.notes
+        findings.add(path, what, is_repairable=True)
+    if damaged := check.rows - set(changes.rows(check.shard)):
+        findings.damaged[check.shard] = damaged
+    if check.is_derived and not check.rows:
+        findings.derived.append(check.shard)
     findings.num_clips += check.num_clips
     findings.num_bytes += check.num_bytes
-    if check.summary is not None and not check.problems:
-        findings.sound.append(check.summary)
+    if not check.problems:
+        findings.sound.append(check.shard)
 
 
 def _check_snapshot(
-    storage: Storage, manifest: Manifest, findings: Findings, found: Mapping[str, Sequence[int]]
+    storage: Storage,
+    manifest: Manifest,
+    changes: Changes,
+    findings: Findings,
+    found: Mapping[str, Sequence[int]],
 ) -> None:
     try:
         table = read_index(storage)
@@ -260,25 +312,33 @@ def _check_snapshot(
     except ValueError as error:
         findings.add(INDEX, f"{error}. {advice(redact(storage.url), INDEX)}")
         return
-    listed = {(row["bucket"], row["shard"]): row for row in table.to_pylist()}
-    sound = {(row["bucket"], row["shard"]): row for row in findings.sound}
-    there = {(bucket, shard) for bucket, shards in found.items() for shard in shards}
+    there = {ShardId(bucket, number) for bucket, numbers in found.items() for number in numbers}
+    retired = changes.retired_shards(manifest)
+    listed = {shard: row for row in table.to_pylist() if (shard := shard_of(row)) not in retired}
     gone = sorted(listed.keys() - there)
-    wrong = sorted(place for place in listed.keys() & sound if listed[place] != sound[place])
-    for places, what in (
+    wrong = []
+    if not findings.problems:  # else what the rows should say cannot be read
+        at = manifest.at(generation_of(table))
+        sound = dict.fromkeys(listed.keys() & there)
+        expected = make_index(storage, at, read_changes(storage, at), sound)
+        wrong = sorted(s for row in expected.to_pylist() if listed[s := shard_of(row)] != row)
+    for shards, what in (
         (gone, "without a sample table"),
         (wrong, "whose counts differ from their sample tables"),
     ):
-        if places:
-            text = f"it lists {len(places)} shards {what}, such as {places[0][0]}/{places[0][1]}"
+        if shards:
+            text = f"it lists {len(shards)} shards {what}, such as {shards[0].name}"
             findings.add(INDEX, f"{text}. {advice(redact(storage.url), INDEX)}")
     if unlisted := len(there - listed.keys()):
         findings.notes.append(f"{unlisted} committed shards are not in the snapshot yet")
 
 
 def _note_missing(
-    manifest: Manifest, findings: Findings, found: Mapping[str, Sequence[int]]
+    manifest: Manifest,
+    changes: Changes,
+    findings: Findings,
+    found: Mapping[str, Sequence[int]],
 ) -> None:
-    planned = sum(bucket.num_shards for bucket in manifest.buckets)
+    planned = manifest.num_shards - len(changes.retired_shards(manifest))
     if missing := planned - sum(map(len, found.values())):
         findings.notes.append(f"{missing} of {planned} shards are still to be encoded")

@@ -12,18 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
-
 from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
+from latentcache.format.changes import read_changes
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import sample_path
+from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
-from latentcache.format.snapshot import build_index, known_index
+from latentcache.format.snapshot import build_index, known_rows, shard_of
 from latentcache.format.tables import read_table
 from latentcache.inspecting.status import Planned, Status, assess, read_run
-from latentcache.planning.planned import num_rejected
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
 from latentcache.storage.folder import Storage
@@ -85,29 +84,32 @@ class Watch:
             if num_tables := len(saved_tables(storage)):
                 raise CacheError(_being_probed(storage, num_tables)) from None
             raise
+        retired = read_changes(storage, self.manifest).retired_shards(self.manifest)
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
         self._tables: dict[tuple[ShardId, int], dict[str, int]] = {}
         self._planned = Planned(
-            num_shards=sum(bucket.num_shards for bucket in self.manifest.buckets),
-            num_clips=sum(bucket.num_clips for bucket in self.manifest.buckets),
-            rejected=num_rejected(storage),
+            num_shards=self.manifest.num_shards - len(retired),
+            num_clips=self.manifest.num_clips,
+            rejected=read_rejected(storage, self.manifest).num_rows,
         )
 
     def look(self, now_s: float) -> Status:
         """Return how far the cache is. now_s: since the epoch."""
         runs = self._logs.runs()
         commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
-        self._index = build_index(self._storage, self._known(commits))
+        self._index = build_index(self._storage, self.manifest, self._known(commits))
         facts = [read_run(name, log) for name, log in runs.items()]
         return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
 
-    def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> pa.Table:
-        """Return the rows of shards whose sample tables need not be read; the snapshot takes precedence."""
-        rows = {_shard_of(row): row for row in self._index.to_pylist()}
+    def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""
+        rows: dict[ShardId, Mapping[str, Any]] = {
+            shard_of(row): row for row in self._index.to_pylist()
+        }
         rows.update({shard: row for shard, facts in commits.items() if (row := self._row(facts))})
-        rows.update({_shard_of(row): row for row in known_index(self._storage).to_pylist()})
-        return pa.Table.from_pylist([*rows.values()], schema=INDEX_SCHEMA)
+        rows.update({shard_of(row): row for row in known_rows(self._storage, self.manifest)})
+        return [*rows.values()]
 
     def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the snapshot's row of a logged commit; None if its numbers are impossible."""
@@ -129,7 +131,7 @@ class Watch:
         found: dict[ShardId, Mapping[str, int]] = {}
         unexplained = []
         for row in self._index.to_pylist():
-            shard, failed = _shard_of(row), row["num_clips"] - row["num_ok"]
+            shard, failed = shard_of(row), row["num_clips"] - row["num_ok"]
             logged = _logged_reasons(commits.get(shard, {}))
             if failed and sum(logged.values()) == failed:
                 found[shard] = logged

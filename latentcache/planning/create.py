@@ -1,89 +1,146 @@
-"""Making a cache: its folder is looked at before the corpus is read; then the plan is written there."""
+"""Making a cache, and taking a step: cache.json once, then one generation after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from latentcache.config.sections import Config
-from latentcache.core.spec import LatentSpec
-from latentcache.errors import CacheError, CorruptionError, RecipeMismatchError
-from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
-from latentcache.format.paths import CACHE_JSON, REJECTED, plan_path, sample_path
-from latentcache.format.schemas import plan_facts
-from latentcache.format.shards import get_format
-from latentcache.format.tables import from_parquet, read_bounded, to_parquet
-from latentcache.planning.plan import Plan
-from latentcache.planning.planned import PlannedCache, kept_fields, read_plan
-from latentcache.planning.planner import NAMED
-from latentcache.planning.recipe import make_recipe
-from latentcache.redaction import printable
-from latentcache.storage.folder import Storage, redact
+import pyarrow as pa
 
-#: Of `cache`, what all of a cache's shards have in common.
+from latentcache.config.sections import Config
+from latentcache.core.records import ShardId
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
+from latentcache.format.manifest import (
+    Manifest,
+    read_all,
+    read_manifest,
+    recipe_difference,
+    refresh,
+)
+from latentcache.format.paths import CACHE_JSON
+from latentcache.format.schemas import RETIRED_SCHEMA
+from latentcache.format.shards import get_format
+from latentcache.format.snapshot import current_index, publish
+from latentcache.format.tables import read_bounded
+from latentcache.planning.grow import plan_repair
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.recipe import make_manifest
+from latentcache.planning.step import Step, write_step
+from latentcache.storage.folder import Storage, redact
+from latentcache.storage.urls import is_url
+
+#: The folder in which Ray unpacks the files of a submitted job, and runs it.
+_JOB_FOLDER = "working_dir_files"
+#: What all of a cache's shards have in common, beside the recipe.
 SETTINGS = ("format", "compression", "shard_clips")
 
 
-def check_folder(config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]) -> bool:
-    """Refuse a folder that cannot become this cache, before the corpus is read.
+def open_or_new(
+    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
+) -> PlannedCache:
+    """Return the cache in a configuration's folder, or one that is yet to be made, with nothing planned.
 
-    Returns whether the cache has been planned. Raises RecipeMismatchError, CacheError, StorageError.
+    Looked at before the corpus is read. Raises RecipeMismatchError, CacheError, StorageError.
     """
+    _check_place(config.cache.url)
     storage = Storage(config.cache.url, config.cache.storage_options)
-    found = storage.list("")
-    if not storage.exists(CACHE_JSON):
-        _check_unused(storage, found)
-        return False
-    settings = config.cache.model_dump()
-    recipe = make_recipe(config, spec, encoder_identity)
-    _refuse(storage, _recipe_difference(read_manifest(storage), recipe, settings))
-    return True
-
-
-def create_cache(config: Config, manifest: Manifest, plan: Plan) -> PlannedCache:
-    """Write the plan and its cache.json, or check that the cache that is there has the same ones.
-
-    cache.json is written last: without it there is no cache, and planning starts again.
-    Raises RecipeMismatchError, CacheError, StorageError.
-    """
-    storage = Storage(config.cache.url, config.cache.storage_options)
-    kept = kept_fields(next(iter(plan.buckets.values())).schema)
-    # Listed first, or what another run makes of the folder meanwhile would look foreign.
+    wanted = make_manifest(config, spec, encoder_identity)
     found = storage.list("")
     if storage.exists(CACHE_JSON):
-        _check_same(storage, read_manifest(storage), manifest, plan)
+        manifest = read_all(storage)
+        _check_same(storage, manifest, wanted)
     else:
         _check_unused(storage, found)
-        for path, data in _planned(manifest, plan):
-            storage.write(path, data)
-        if not storage.create(CACHE_JSON, manifest.to_bytes()):
-            _check_same(storage, read_manifest(storage), manifest, plan)
-    _mend(storage, manifest, plan)
-    return PlannedCache(config=config, manifest=manifest, storage=storage, kept=kept)
+        manifest = wanted
+    return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 
-def _planned(manifest: Manifest, plan: Plan) -> Iterator[tuple[str, bytes]]:
-    """Yield path and bytes of everything that a plan writes but cache.json."""
-    for bucket, table in plan.buckets.items():
-        yield plan_path(bucket.name), to_parquet(table, plan_facts(manifest.fingerprint))
-    layouts = list(manifest.layouts().values())
-    yield from get_format(manifest.format).metadata(layouts).items()
-    yield sample_path(REJECTED, 0), to_parquet(plan.rejected)
+def _check_place(url: str) -> None:
+    """Raise ConfigError for a relative path in the folder of a Ray job, which Ray removes with the job."""
+    here = Path.cwd()
+    if not is_url(url) and not Path(url).expanduser().is_absolute() and _JOB_FOLDER in here.parts:
+        raise ConfigError(
+            f"cache.url {url!r} is a relative path, and this is a Ray job, whose folder ({here}) Ray "
+            "removes: the cache would be lost. Give an absolute path, or a URL, that all machines share."
+        )
 
 
-def _mend(storage: Storage, manifest: Manifest, plan: Plan) -> None:
-    """Write anew what is gone or differs; the plan's digest is that of cache.json.
+def take_step(planned: PlannedCache, step: Step) -> PlannedCache | None:
+    """Make the cache if it is not there, and take a step; returns the cache after it.
 
-    What differs is damaged, of another run that planned the same folder meanwhile, or of a corpus that
-    has moved since.
+    None: another run has taken a step meanwhile, so that this one must be planned again.
+    Raises RecipeMismatchError, StorageError.
     """
-    for path, data in _planned(manifest, plan):
-        try:
-            if read_bounded(storage, path) == data:
-                continue
-        except (FileNotFoundError, CorruptionError):
-            pass
-        storage.write(path, data)
+    storage, manifest = planned.storage, planned.manifest
+    if not manifest.generations:
+        manifest = _create(planned)
+        if manifest.generations:  # planned by another run, so this step may hold the same clips
+            return None
+    taken = not step or write_step(storage, manifest, step)
+    manifest = refresh(storage, manifest)
+    write_metadata(storage, manifest)
+    if not taken:
+        return None
+    return PlannedCache(config=planned.config, manifest=manifest, storage=storage)
+
+
+def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> int:
+    """Retire damaged rows and plan their clips again; returns how many. Raises CacheError, StorageError."""
+    rows = [
+        {"bucket": shard.bucket, "shard": shard.number, "row": row, "why": ""}
+        for shard, numbers in damaged.items()
+        for row in numbers
+    ]
+    if not rows:
+        return 0
+    table = pa.Table.from_pylist(rows, schema=RETIRED_SCHEMA)
+    while True:
+        manifest = read_manifest(storage)
+        step = plan_repair(storage, manifest, table)
+        if not step:
+            return 0
+        if write_step(storage, manifest, step):
+            break
+    manifest = refresh(storage, manifest)
+    write_metadata(storage, manifest)
+    publish(storage, current_index(storage, manifest))
+    return step.num_clips
+
+
+def _create(planned: PlannedCache) -> Manifest:
+    """Write cache.json, or take the one that another run has written meanwhile."""
+    storage = planned.storage
+    if not storage.exists(CACHE_JSON):
+        exclusive = storage.creates_exclusively(CACHE_JSON)
+        storage.create(CACHE_JSON, planned.manifest.with_exclusive(exclusive).to_bytes())
+    manifest = read_all(storage)
+    _check_same(storage, manifest, planned.manifest)
+    return manifest
+
+
+def write_metadata(storage: Storage, manifest: Manifest) -> None:
+    """Write the arrays' metadata where it is missing, damaged, or of a smaller array.
+
+    Of several runs that grow a cache at once, the last one has seen all generations.
+    """
+    while True:
+        layouts = list(manifest.layouts().values())
+        for path, data in get_format(manifest.format).metadata(layouts).items():
+            if _read(storage, path) != data:
+                storage.write(path, data)
+        now = refresh(storage, manifest)
+        if now.generations == manifest.generations:
+            return
+        manifest = now
+
+
+def _read(storage: Storage, path: str) -> bytes | None:
+    try:
+        return read_bounded(storage, path)
+    except (FileNotFoundError, CorruptionError):
+        return None
 
 
 def _check_unused(storage: Storage, found: Iterable[str]) -> None:
@@ -96,23 +153,13 @@ def _check_unused(storage: Storage, found: Iterable[str]) -> None:
         )
 
 
-def _check_same(storage: Storage, old: Manifest, new: Manifest, plan: Plan) -> None:
-    settings = {name: getattr(new, name) for name in SETTINGS}
-    lines = _recipe_difference(old, new.recipe, settings)
-    if not lines:
-        same = old.plan_sha256 == new.plan_sha256
-        lines = (_kept_difference if same else _plan_difference)(storage, old, plan)
-    _refuse(storage, lines)
-
-
-def _recipe_difference(
-    old: Manifest, recipe: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[str]:
-    lines = recipe_difference(old.recipe, recipe)
+def _check_same(storage: Storage, old: Manifest, new: Manifest) -> None:
+    """Raise RecipeMismatchError, naming what differs of all that determines latents and shards."""
+    lines = recipe_difference(old.recipe, new.recipe)
     for name in SETTINGS:
         key = f"cache.{name}"
-        lines += recipe_difference({key: getattr(old, name)}, {key: settings[name]})
-    return lines
+        lines += recipe_difference({key: getattr(old, name)}, {key: getattr(new, name)})
+    _refuse(storage, lines)
 
 
 def _refuse(storage: Storage, differences: Sequence[str]) -> None:
@@ -124,45 +171,3 @@ def _refuse(storage: Storage, differences: Sequence[str]) -> None:
             + "\nTo finish that cache: latentcache resume "
             + f"{redact(storage.url)}. For the new recipe: give cache.url another folder."
         )
-
-
-def _plan_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
-    before: dict[str, str] = {}
-    for bucket in old.buckets:
-        try:
-            table = read_plan(storage, old, bucket.name).select(["source", "identity"])
-        except CacheError as error:
-            return [f"another corpus; which one cannot be said: {error}"]
-        before.update(zip(*table.to_pydict().values(), strict=True))
-    now: dict[str, str] = {}
-    for table in plan.buckets.values():
-        now.update(zip(table["source"].to_pylist(), table["identity"].to_pylist(), strict=True))
-    kinds = {
-        "new in the corpus": sorted(now.keys() - before.keys()),
-        "gone from the corpus": sorted(before.keys() - now.keys()),
-        "changed": sorted(n for n in now.keys() & before.keys() if now[n] != before[n]),
-    }
-    lines = [
-        f"{len(names)} sources {what}: {_some(names)}" for what, names in kinds.items() if names
-    ]
-    return lines or ["the same sources give other clips, captions or kept columns"]
-
-
-def _kept_difference(storage: Storage, old: Manifest, plan: Plan) -> list[str]:
-    """Say whose types differ of the kept columns: there could be no table of all clips."""
-    try:
-        before = read_plan(storage, old, old.buckets[0].name).schema
-    except CacheError:
-        return []  # it is written anew
-    table = next(iter(plan.buckets.values()))
-    now = from_parquet(to_parquet(table.slice(0, 0))).schema
-    return [
-        f"corpus.keep: {field.name} is {before.field(field.name).type} in the cache, {field.type} now"
-        for field in kept_fields(now)
-        if before.field(field.name).type != field.type
-    ]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(printable, names[:NAMED])) + more

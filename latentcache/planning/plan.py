@@ -172,9 +172,10 @@ def select_starts(clips: ClipsConfig, available: int, frames: int, name: str) ->
     return np.sort(generator.choice(last + 1, size=wanted, replace=False))
 
 
-def _kept(sources: pa.Table) -> list[str]:
-    known = {*SOURCE_SCHEMA.names, *PROBE_SCHEMA.names}
-    return [name for name in sources.column_names if name not in known]
+def kept_names(table: pa.Table) -> list[str]:
+    """Return the columns of a table of sources or clips that were kept from the corpus."""
+    known = {*SOURCE_SCHEMA.names, *PROBE_SCHEMA.names, *PLAN_SCHEMA.names, "bucket", "stamp"}
+    return [name for name in table.column_names if name not in known]
 
 
 def _clips(
@@ -207,7 +208,7 @@ def _clips(
         "shard": pa.array(position // shard_clips),
         "row": pa.array((position % shard_clips).astype(np.int32)),
     }
-    kept = [sources.schema.field(name) for name in _kept(sources)]
+    kept = [sources.schema.field(name) for name in kept_names(sources)]
     columns.update({field.name: taken[field.name] for field in kept})
     return pa.table(columns, schema=pa.schema([*PLAN_SCHEMA, *kept]))
 
@@ -227,7 +228,7 @@ def _rejected_table(
     fps: float | None,
 ) -> pa.Table:
     """Return rows of sources that give no clip. first: how many there were before these."""
-    kept = [sources.schema.field(name) for name in _kept(sources)]
+    kept = [sources.schema.field(name) for name in kept_names(sources)]
     schema = pa.schema([*SAMPLE_SCHEMA, *kept])
     taken = sources.take(pa.array([row for row, _, _ in rejected], type=pa.int64()))
     count = len(rejected)
@@ -249,17 +250,31 @@ def _rejected_table(
     return pa.table({**columns, **empty}).select(schema.names).cast(schema)
 
 
-def to_shard(rows: pa.Table, bucket: Bucket, index: int) -> Shard:
+def to_shard(
+    rows: pa.Table, bucket: Bucket, index: int, retired: frozenset[int] = frozenset()
+) -> Shard:
     """Return the shard that these rows of a bucket's plan describe, with its clips as records."""
-    kept = [name for name in rows.column_names if name not in PLAN_SCHEMA.names]
+    kept = tuple(field for field in rows.schema if field.name not in PLAN_SCHEMA.names)
     names = ("key", "source", "url", "kind", "identity", "start", "frames", "fps", "caption")
     clips = tuple(
         Clip(
             **{name: row[name] for name in names},
             height=bucket.height,
             width=bucket.width,
-            keep={name: row[name] for name in kept},
+            keep={field.name: row[field.name] for field in kept},
         )
         for row in rows.to_pylist()
     )
-    return Shard(bucket=bucket, index=index, clips=clips)
+    return Shard(bucket=bucket, index=index, clips=clips, retired=retired, kept=kept)
+
+
+def place_rows(table: pa.Table, first_shard: int, shard_clips: int) -> pa.Table:
+    """Return a bucket's clips with their places: row after row, in shards from `first_shard` on."""
+    position = np.arange(table.num_rows)
+    places = {
+        "shard": pa.array(first_shard + position // shard_clips),
+        "row": pa.array((position % shard_clips).astype(np.int32)),
+    }
+    for name, values in places.items():
+        table = table.set_column(table.column_names.index(name), PLAN_SCHEMA.field(name), values)
+    return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,87 +13,118 @@ import pyarrow.compute as pc
 from latentcache.config.files import load_stored_config
 from latentcache.config.sections import Config
 from latentcache.core.records import Bucket, Shard, ShardId
-from latentcache.errors import (
-    CacheError,
-    CorruptionError,
-    RecipeMismatchError,
-)
+from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
+from latentcache.format.changes import Changes, read_changes
 from latentcache.format.damage import advice, damaged
-from latentcache.format.manifest import (
-    Manifest,
-    read_manifest,
-    recipe_difference,
-)
-from latentcache.format.paths import (
-    REJECTED,
-    plan_path,
-    sample_path,
-    samples_folder,
-    shard_of_sample_file,
-)
+from latentcache.format.generations import Generation
+from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
+from latentcache.format.paths import plan_path
+from latentcache.format.planned_sources import read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, check_plan
+from latentcache.format.snapshot import committed_shards
 from latentcache.format.tables import read_table
 from latentcache.planning.plan import to_shard
-from latentcache.planning.recipe import (
-    resolve_encoder,
-)
+from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage, redact
 
 
 class PlanReader:
-    """Reads shards from the plans of a cache; each plan once. Not for several threads."""
+    """Reads shards from the plans of a cache's generations; each plan once. Not for several threads."""
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
+        self._buckets = {bucket.name: bucket for bucket in manifest.buckets}
         self._manifest = manifest
-        self._plans: dict[str, pa.Table] = {}
+        self._plans: dict[tuple[str, str], pa.Table] = {}
+
+    @functools.cached_property
+    def changes(self) -> Changes:
+        """What generations have changed since the shards were planned."""
+        return read_changes(self._storage, self._manifest)
 
     def table(self, shard: ShardId) -> pa.Table:
-        """Return the plan's rows of a shard."""
-        if shard.bucket not in self._plans:
-            self._plans[shard.bucket] = read_plan(self._storage, self._manifest, shard.bucket)
+        """Return the plan's rows of a shard, with the URLs that their sources have now."""
+        generation, part = self._buckets[shard.bucket].part_of(shard.number)
         rows = self._manifest.shard_clips
-        return self._plans[shard.bucket].slice(shard.number * rows, rows)
+        plan = self.plan(generation, shard.bucket)
+        return self._moved(plan.slice((shard.number - part.first_shard) * rows, rows))
+
+    def plan(self, generation: Generation, bucket: str) -> pa.Table:
+        """Return the clips that a generation adds to a bucket."""
+        key = (generation.folder, bucket)
+        if key not in self._plans:
+            self._plans[key] = read_plan(self._storage, self._manifest, *key)
+        return self._plans[key]
+
+    def plans(self, bucket: str) -> Iterator[pa.Table]:
+        """Yield the plans of a bucket, in the order of its shards."""
+        for generation, _ in self._buckets[bucket].parts:
+            yield self.plan(generation, bucket)
 
     def shard(self, shard: ShardId) -> Shard:
         """Return a shard with its clips."""
-        return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number)
+        retired = frozenset(self.changes.rows(shard))
+        return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number, retired)
+
+    def _moved(self, rows: pa.Table) -> pa.Table:
+        """Return rows of a plan with the URLs that their sources have now."""
+        if not self._urls:
+            return rows
+        pairs = zip(rows["source"].to_pylist(), rows["url"].to_pylist(), strict=True)
+        urls = [self._urls.get(source, url) for source, url in pairs]
+        at = rows.column_names.index("url")
+        return rows.set_column(at, PLAN_SCHEMA.field("url"), pa.array(urls, pa.string()))
+
+    @functools.cached_property
+    def _urls(self) -> dict[str, str]:
+        """The URLs of sources that have moved since they were planned."""
+        found: dict[str, str] = {}
+        for generation in self._manifest.generations:
+            if generation.num_moved:
+                table = read_sources(self._storage, generation)
+                moved = table.filter(pc.equal(table["what"], "moved"))
+                found.update(
+                    zip(moved["source"].to_pylist(), moved["url"].to_pylist(), strict=True)
+                )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCache:
-    """A planned cache: what `precompute` and `resume` both work from. kept: columns of the corpus."""
+    """A planned cache: what `precompute` and `resume` both work from."""
 
     config: Config
     manifest: Manifest
     storage: Storage
-    kept: tuple[pa.Field, ...]
 
     @functools.cached_property
     def plan(self) -> PlanReader:
         """The clips of its shards."""
         return PlanReader(self.storage, self.manifest)
 
+    def planned_shards(self) -> list[ShardId]:
+        """Return the shards that have rows that count, in order."""
+        retired = self.plan.changes.retired_shards(self.manifest)
+        return [
+            shard
+            for bucket in self.manifest.buckets
+            for shard in (ShardId(bucket.name, n) for n in range(bucket.num_shards))
+            if shard not in retired
+        ]
+
     def missing_shards(self) -> list[ShardId]:
-        """Return the shards without a sample table, in order."""
-        shards = []
-        for bucket in self.manifest.buckets:
-            names = self.storage.list(samples_folder(bucket.name))
-            done = {shard_of_sample_file(name) for name in names}
-            numbers = (number for number in range(bucket.num_shards) if number not in done)
-            shards += [ShardId(bucket.name, number) for number in numbers]
-        return shards
+        """Return the shards without a sample table that have rows that count, in order."""
+        done = {
+            ShardId(bucket.name, number)
+            for bucket in self.manifest.buckets
+            for number in committed_shards(self.storage, bucket.name)
+        }
+        return [shard for shard in self.planned_shards() if shard not in done]
 
     def num_clips(self, shards: Iterable[ShardId]) -> int:
-        """Return how many clips some shards have, in all."""
-        sizes = {bucket.name: bucket.num_clips for bucket in self.manifest.buckets}
-        rows = self.manifest.shard_clips
-        return sum(min(rows, sizes[bucket] - index * rows) for bucket, index in shards)
-
-
-def kept_fields(schema: pa.Schema) -> tuple[pa.Field, ...]:
-    """Return the columns of a plan that were kept from the corpus."""
-    return tuple(field for field in schema if field.name not in PLAN_SCHEMA.names)
+        """Return how many rows of some shards count, in all."""
+        retired = self.plan.changes
+        return sum(self.manifest.num_rows(shard) - len(retired.rows(shard)) for shard in shards)
 
 
 def reopen_cache(
@@ -103,6 +134,7 @@ def reopen_cache(
 
     overrides: for `run.*` and for where things are, such as encoder.model; the recipe cannot change.
     """
+    _check_overrides(overrides)
     storage = Storage(url, storage_options)
     manifest = read_manifest(storage)
     config = load_stored_config(
@@ -121,13 +153,37 @@ def reopen_cache(
             "says, and the new latents would differ from the old. Nothing was changed. The difference:\n"
             + "\n".join(f"  {line}" for line in lines)
         )
-    schema = read_plan(storage, manifest, manifest.buckets[0].name).schema
-    return PlannedCache(config=config, manifest=manifest, storage=storage, kept=kept_fields(schema))
+    return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 
-def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:
-    """Read a bucket's plan. Raises CacheError where it is missing, CorruptionError where damaged."""
-    path = plan_path(bucket)
+#: Settings of a cache that is there, and why `resume` cannot change them.
+_FIXED = {
+    "cache.url": "which cache is resumed is the first argument",
+    "cache.format": "its shards are in one format",
+    "cache.dtype": "its latents have one type",
+    "cache.shard_clips": "it is planned in shards of one size",
+    "cache.compression": "its shards are compressed in one way",
+    "corpus.source": "what it encodes is planned; run precompute with the corpus to take in what is new",
+    "corpus.columns": "what it encodes is planned; run precompute with the corpus to take in what is new",
+    "corpus.keep": "what it keeps is planned; run precompute with the corpus to take in what is new",
+}
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override that could not take effect."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        for name, why in _FIXED.items():
+            if f"{key}.".startswith(f"{name}."):
+                raise ConfigError(
+                    f"{key} cannot be changed in a cache that is there: {why}. Leave it out; or make "
+                    "another cache with precompute."
+                )
+
+
+def read_plan(storage: Storage, manifest: Manifest, folder: str, bucket: str) -> pa.Table:
+    """Read a generation's plan of a bucket. Raises CacheError if it is missing or damaged."""
+    path = plan_path(folder, bucket)
     try:
         table = read_table(storage, path)
         check_plan(table, manifest.fingerprint)
@@ -141,17 +197,3 @@ def read_plan(storage: Storage, manifest: Manifest, bucket: str) -> pa.Table:
     except ValueError as error:
         raise damaged(storage, path, f"is not this cache's plan: {error}") from error
     return table
-
-
-def failed_shards(index: pa.Table) -> list[ShardId]:
-    """Return the committed shards of a snapshot that have failed clips, to be retried."""
-    failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
-    return [ShardId(row["bucket"], row["shard"]) for row in failed.to_pylist()]
-
-
-def num_rejected(storage: Storage) -> int:
-    """Return how many sources the plan could not use."""
-    try:
-        return int(read_table(storage, sample_path(REJECTED, 0), ["key"]).num_rows)
-    except FileNotFoundError:
-        return 0

@@ -1,4 +1,4 @@
-"""From a configuration to a planned cache, and from a cache back to what is left to do.
+"""From a configuration to a planned cache: a new one, or one that takes in what its corpus has now.
 
 Everything a user can get wrong is found here, before a model is loaded.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,71 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.errors import (
     CorpusError,
 )
+from latentcache.format.schemas import SAMPLE_SCHEMA
+from latentcache.planning.create import open_or_new, take_step
+from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.recipe import resolve_encoder
+from latentcache.planning.step import Step
 from latentcache.redaction import printable, redact
 
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What planning tells as it goes. on_step: what is about to be done, before anything is written."""
+
+    on_sources: Callable[[Corpus], object] = lambda _: None
+    on_probed: Callable[[], object] = lambda: None
+    on_step: Callable[[PlannedCache, Step, Difference], object] = lambda *_: None
+
+
+def grow_cache(
+    config: Config,
+    *,
+    prune: bool = False,
+    check_content: bool = False,
+    dry_run: bool = False,
+    hooks: Hooks | None = None,
+) -> PlannedCache:
+    """Compare the corpus with the cache, and write what differs as its next generation.
+
+    A cache that is not there is made. If another run grows the cache meanwhile, what is left is looked
+    at again. For prune and check_content see `plan_growth`. dry_run: nothing is written.
+
+    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, StorageError.
+    """
+    hooks = hooks or Hooks()
+    spec, identity = resolve_encoder(config)
+    planned = open_or_new(config, spec, identity)
+    check_geometry(config.clips, spec)
+    corpus = read_corpus(config.corpus)
+    hooks.on_sources(corpus)
+    saved = SavedProbes(planned.storage, config.corpus.max_pixels)
+    while True:
+        step, difference = plan_growth(
+            planned,
+            corpus.table,
+            lambda: probing_pool(config),
+            prune=prune,
+            check_content=check_content,
+            on_probed=hooks.on_probed,
+            saved=None if dry_run else saved,
+        )
+        difference.num_saved = saved.num_found
+        if not planned.manifest.generations:
+            check_anything(config, step)
+        hooks.on_step(planned, step, difference)
+        if dry_run:
+            return planned
+        taken = take_step(planned, step)
+        if taken is not None:
+            saved.remove()
+            return taken
+        planned = open_or_new(config, spec, identity)
 
 
 def plan_corpus(
@@ -44,13 +105,26 @@ def plan_corpus(
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     on_sources(corpus)
-    processes = config.run.num_decode_processes(num_cpus())
-    with DecodePool.for_run(config, num_processes=processes, num_buffers=processes) as pool:
+    with probing_pool(config) as pool:
         sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
     if not plan.num_clips:
-        raise CorpusError(_nothing_to_encode(config, plan))
+        raise CorpusError(_nothing_to_encode(config, plan.rejected))
     return plan
+
+
+def probing_pool(config: Config) -> DecodePool:
+    """Return the processes that look at sources."""
+    processes = config.run.num_decode_processes(num_cpus())
+    return DecodePool.for_run(config, num_processes=processes, num_buffers=processes)
+
+
+def check_anything(config: Config, step: Step) -> None:
+    """Raise CorpusError if a new cache would have no clip."""
+    if step.num_clips:
+        return
+    rejected = step.rejected if step.rejected is not None else SAMPLE_SCHEMA.empty_table()
+    raise CorpusError(_nothing_to_encode(config, rejected))
 
 
 def _some(sources: pa.Table, number: int | None) -> pa.Table:
@@ -61,10 +135,10 @@ def _some(sources: pa.Table, number: int | None) -> pa.Table:
     return sources.filter(pa.array(mask))
 
 
-def _nothing_to_encode(config: Config, plan: Plan) -> str:
-    reasons = Counter(plan.rejected["reason"].to_pylist())
+def _nothing_to_encode(config: Config, rejected: pa.Table) -> str:
+    reasons = Counter(rejected["reason"].to_pylist())
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
-    examples = plan.rejected.slice(0, NAMED).to_pylist()
+    examples = rejected.slice(0, NAMED).to_pylist()
     lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
     head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from latentcache import encoders
@@ -14,11 +15,9 @@ from latentcache.errors import (
     ConfigError,
 )
 from latentcache.format.manifest import (
-    BucketInfo,
     Manifest,
     fingerprint,
 )
-from latentcache.planning.plan import Plan
 
 RECIPE_VERSION = 1
 
@@ -54,32 +53,30 @@ def make_recipe(
 
 
 def make_manifest(
-    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any], plan: Plan
+    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
 ) -> Manifest:
-    """Return the cache.json of a plan."""
+    """Return the cache.json of a configuration, with nothing planned yet."""
     recipe = make_recipe(config, spec, encoder_identity)
-    digest = plan.digest()
-    buckets = tuple(
-        BucketInfo(
-            name=bucket.name,
-            num_clips=table.num_rows,
-            num_shards=-(-table.num_rows // config.cache.shard_clips),
-            shape=spec.latent_shape(bucket.frames, bucket.height, bucket.width),
-            pixel_frames=tuple(
-                spec.pixel_frames(t, bucket.frames)
-                for t in range(-(-bucket.frames // spec.stride[0]))
-            ),
-        )
-        for bucket, table in sorted(plan.buckets.items())
-    )
     return Manifest(
-        fingerprint=fingerprint(recipe, digest),
+        fingerprint=fingerprint(recipe),
         recipe=recipe,
-        plan_sha256=digest,
         spec=spec,
         format=config.cache.format,
         compression=config.cache.compression.model_dump(),
         shard_clips=config.cache.shard_clips,
-        buckets=buckets,
-        config=config.without_secrets(),
+        config=_found_from_anywhere(config.without_secrets()),
     )
+
+
+def _found_from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose encoder's files have absolute paths: `resume` may run in another folder.
+
+    A name that is no file or folder here, such as one on the hub, stays as it is.
+    """
+    encoder = {
+        key: str(Path(value).absolute())
+        if key != "kind" and isinstance(value, str) and value and Path(value).exists()
+        else value
+        for key, value in config["encoder"].items()
+    }
+    return {**config, "encoder": encoder}

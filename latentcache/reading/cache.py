@@ -23,13 +23,14 @@ from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
-from latentcache.format.damage import damaged
-from latentcache.format.manifest import Manifest, read_manifest
-from latentcache.format.paths import REJECTED, sample_path, samples_folder, shard_of_sample_file
-from latentcache.format.schemas import SAMPLE_SCHEMA, check_samples, object_facts
+from latentcache.format.changes import read_changes
+from latentcache.format.generations import require
+from latentcache.format.manifest import Manifest, read_cache_json, refresh
+from latentcache.format.planned_sources import read_rejected
+from latentcache.format.samples import read_samples
+from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import check_index, read_index
-from latentcache.format.tables import read_table
+from latentcache.format.snapshot import check_index, generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
@@ -75,12 +76,25 @@ def open_cache(
     yet, or if an expectation is not met.
     """
     storage = Storage(str(url), storage_options)
-    manifest = read_manifest(storage)
+    manifest, index = read_snapshot(storage)
     check_expectations(redact(storage.url), manifest.spec, expect or {})
     disk = None
     if disk_cache is not None and not storage.is_local:
         disk = DiskCache(disk_cache, disk_cache_bytes, manifest.fingerprint)
-    return Cache(storage, manifest, read_index(storage), disk)
+    return Cache(storage, manifest, index, disk)
+
+
+def read_snapshot(storage: Storage, manifest: Manifest | None = None) -> tuple[Manifest, pa.Table]:
+    """Read the published snapshot, and the cache as it was planned by then.
+
+    manifest: as it was read before. Raises CacheError.
+    """
+    manifest = manifest or read_cache_json(storage)  # first, to say where there is no cache at all
+    index = read_index(storage)  # before the generations, of which there are never fewer afterwards
+    planned = refresh(storage, manifest)
+    require(storage, planned.generations)
+    generation = min(generation_of(index), len(planned.generations))
+    return planned.at(generation) if generation > 0 else planned, index
 
 
 def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
@@ -115,6 +129,18 @@ def describe(spec: LatentSpec) -> str:
     )
 
 
+def _concatenated(url: str, tables: Sequence[pa.Table]) -> pa.Table:
+    """Join sample tables. Kept columns may differ between generations: whole numbers become floats."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise CacheError(
+            f"{url}: kept columns have types that do not go together ({error}): the corpus has changed "
+            "them since some clips were planned. Give the column its former type in the corpus, and "
+            f"grow the cache again: latentcache precompute CONFIG.yaml cache.url={url}"
+        ) from None
+
+
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=list)
 
@@ -147,6 +173,7 @@ class Cache:
                 "cache; resume this one to write its snapshot again."
             ) from None
         self._places = index.select(["bucket", "shard"]).to_pydict()
+        self._numbers = {place: n for n, place in enumerate(self._all_places())}
         num_ok = index["num_ok"].to_numpy()
         self._ends = np.cumsum(num_ok, dtype=np.int64)
 
@@ -183,8 +210,9 @@ class Cache:
 
     @functools.cached_property
     def snapshot(self) -> str:
-        """SHA-256 of what determines the order of samples: bucket, shard, and rows of ok clips."""
-        digest = hashlib.sha256(json.dumps(self._places["bucket"]).encode())
+        """SHA-256 of what samples and their order follow from: shards, their ok clips, the generation."""
+        named = [self._places["bucket"], len(self.manifest.generations)]
+        digest = hashlib.sha256(json.dumps(named).encode())
         for column in ("shard", "num_ok"):
             digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
         return digest.hexdigest()
@@ -195,25 +223,37 @@ class Cache:
         return shard_set.to_bits(self.manifest.buckets, self._index)
 
     def newest(self) -> Cache:
-        """Open the snapshot that is published now; returns the same cache if it is this one."""
-        cache = Cache(self.storage, self.manifest, read_index(self.storage), self._disk)
+        """Open the snapshot that is published now; the same cache if it is this one."""
+        cache = Cache(self.storage, *read_snapshot(self.storage, self.manifest), self._disk)
         return self if cache.snapshot == self.snapshot else cache
 
-    def at(self, shard_bits: Bits, snapshot: str) -> Cache:
-        """Return an earlier or a later snapshot, by its shards and its digest.
+    def at(self, generation: int, shard_bits: Bits, snapshot: str) -> Cache:
+        """Return an earlier or a later snapshot, by its generation, its shards and its digest.
 
-        Raises CacheError if its shards have changed or are not published yet.
+        Raises CacheError if one of its shards is not there, or was cleaned away.
         """
-        for cache in (self, self.newest()):
-            rows = shard_set.rows_of(self.manifest.buckets, cache._index, shard_bits)
-            found = rows and Cache(self.storage, self.manifest, rows, self._disk)
-            if found and found.snapshot == snapshot:
-                return found
-        raise CacheError(
-            f"{redact(self.storage.url)}: snapshot {snapshot[:12]} can no longer be read: some of "
-            "its shards are not published, or have been encoded again and hold other clips, so its "
-            "order of samples is lost. Start the epoch again on the snapshot that is there."
+        if snapshot == self.snapshot:
+            return self
+        manifest = refresh(self.storage, self.manifest)
+        if not 0 < generation <= len(manifest.generations):
+            raise CacheError(
+                f"{redact(self.storage.url)} has {len(manifest.generations)} generations, and snapshot "
+                f"{snapshot[:12]} is of generation {generation}: it is of another cache."
+            )
+        manifest = manifest.at(generation)
+        shards = shard_set.shards_of(manifest.buckets, shard_bits)
+        known = {shard_of(row): row for row in self._index.to_pylist()}
+        changes = read_changes(self.storage, manifest)
+        rows = make_index(
+            self.storage, manifest, changes, {shard: known.get(shard) for shard in shards}
         )
+        found = Cache(self.storage, manifest, rows, self._disk)
+        if found.snapshot != snapshot:
+            raise CacheError(
+                f"{redact(self.storage.url)}: snapshot {snapshot[:12]} cannot be read: its shards hold "
+                "other clips than they did. Start an epoch on the snapshot that there is."
+            )
+        return found
 
     def shards(self, bucket: str) -> tuple[Array, Array]:
         """Return (shard, num_ok) of a bucket's committed shards, int64 arrays in storage order."""
@@ -285,14 +325,14 @@ class Cache:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return one row per clip, ok and failed, and one per rejected source; or only some columns.
 
-        Reads every sample table. Columns are those of `tables.SAMPLE_SCHEMA` and those kept from
+        Reads every sample table. Columns are those of `schemas.SAMPLE_SCHEMA` and those kept from
         the corpus. Raises CacheError for any other.
         """
-        files = map(shard_of_sample_file, self.storage.list(samples_folder(REJECTED)))
-        rejected = sorted(number for number in files if number is not None)
-        places = [*self._all_places(), *((REJECTED, number) for number in rejected)]
-        tables = self._read_tables(places)
-        table = pa.concat_tables(tables, promote_options="default") if tables else _EMPTY
+        tables = [
+            *self._read_tables(self._all_places()),
+            read_rejected(self.storage, self.manifest),
+        ]
+        table = _concatenated(redact(self.storage.url), tables)
         for name in columns or ():
             if name not in table.column_names:
                 raise CacheError(
@@ -339,11 +379,6 @@ class Cache:
         check: compare their CRC32C. Raises CorruptionError, naming the clip.
         """
         rows, layout = self.rows(bucket, shard), self._layouts[bucket]
-        if positions and max(positions) >= len(rows):
-            raise CacheError(
-                f"{redact(self.storage.url)}: shard {bucket}/{shard} has {len(rows)} ok clips, "
-                "fewer than when the cache was opened: it was encoded again. Open the cache again."
-            )
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:
             self._format.read(
@@ -409,22 +444,6 @@ class Cache:
             return list(pool.map(lambda at: self._read_table(at[0], at[1], columns), places))
 
     def _read_table(self, bucket: str, shard: int, columns: list[str] | None = None) -> pa.Table:
-        path = sample_path(bucket, shard)
-        try:
-            table = read_table(self.storage, path, columns)
-        except FileNotFoundError:
-            raise damaged(
-                self.storage, path, "is missing, although the snapshot lists it"
-            ) from None
-        try:
-            check_samples(table, columns)
-            if bucket != REJECTED:
-                object_facts(table, self.manifest.fingerprint)
-        except ValueError as error:
-            raise damaged(
-                self.storage, path, f"is no sample table of this cache: {error}"
-            ) from error
-        return table
-
-
-_EMPTY = SAMPLE_SCHEMA.empty_table()
+        number = self._numbers[bucket, shard]
+        row = self._index.slice(number, 1).to_pylist()[0]
+        return read_samples(self.storage, self.manifest.fingerprint, row, columns)

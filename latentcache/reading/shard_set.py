@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
-from latentcache.format.manifest import BucketInfo
+from latentcache.format.manifest import MAX_SHARDS, BucketInfo
 
 #: One bit per shard of the plan, buckets by name.
 Bits = npt.NDArray[np.uint8]
@@ -25,13 +26,15 @@ def to_bits(buckets: Sequence[BucketInfo], index: pa.Table) -> Bits:
     return np.packbits(bits)
 
 
-def rows_of(buckets: Sequence[BucketInfo], index: pa.Table, bits: Bits) -> pa.Table | None:
-    """Return the rows of a snapshot that are in a set; None if the snapshot lacks some of the set."""
+def shards_of(buckets: Sequence[BucketInfo], bits: Bits) -> list[ShardId]:
+    """Return the shards of a set, by bucket and number."""
     wanted = np.unpackbits(bits).astype(np.bool_)
-    chosen = wanted[_numbers(buckets, index)]
-    if int(wanted.sum()) != int(chosen.sum()):
-        return None
-    return index.filter(pa.array(chosen))
+    found, first = [], 0
+    for bucket in sorted(buckets, key=lambda bucket: bucket.name):
+        numbers = np.flatnonzero(wanted[first : first + bucket.num_shards])
+        found += [ShardId(bucket.name, int(number)) for number in numbers]
+        first += bucket.num_shards
+    return found
 
 
 def to_text(bits: Bits) -> str:
@@ -39,16 +42,16 @@ def to_text(bits: Bits) -> str:
     return base64.b64encode(zlib.compress(bits.tobytes())).decode()
 
 
-def from_text(buckets: Sequence[BucketInfo], text: str) -> Bits:
-    """Read what `to_text` wrote of the same plan. Raises CacheError."""
-    num_bytes = -(-sum(bucket.num_shards for bucket in buckets) // 8)
+def from_text(text: str) -> Bits:
+    """Read what `to_text` wrote. Raises CacheError."""
     try:
         packed = base64.b64decode(text, validate=True)
-        data = zlib.decompressobj().decompress(packed, num_bytes + 1)
+        stream = zlib.decompressobj()
+        data = stream.decompress(packed, MAX_SHARDS // 8 + 1)
     except (binascii.Error, ValueError, TypeError, zlib.error) as error:
         raise CacheError(f"the state's set of shards is damaged: {error}") from None
-    if len(data) != num_bytes:
-        raise CacheError("the state's set of shards is of another plan, or damaged")
+    if len(data) > MAX_SHARDS // 8 or not stream.eof:
+        raise CacheError("the state's set of shards is damaged: it is cut short, or far too long")
     return np.frombuffer(data, np.uint8).copy()
 
 

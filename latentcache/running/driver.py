@@ -20,6 +20,7 @@ from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.shards import get_format
 from latentcache.format.tables import read_table
 from latentcache.planning.planned import PlannedCache
 from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task
@@ -104,23 +105,21 @@ class Run:
         self,
         planned: PlannedCache,
         missing: Sequence[ShardId],
-        failed: Sequence[ShardId] = (),
     ) -> None:
         config = planned.config.run
         tasks = [Task(shard=shard) for shard in missing]
-        tasks += [Task(shard=shard, retry_failed=True) for shard in failed]
         self.summary = Summary()
         self.published = INDEX_SCHEMA.empty_table()
         self._started = 0.0
         self._planned = planned
         self._work = WorkQueue(tasks, max_retries=config.max_retries)
-        self._num_clips = planned.num_clips([*missing, *failed])
-        self._retried = set(failed)
+        self._num_clips = planned.num_clips(missing)
         self._judge = Judge(config)
         self._judged: deque[str] = deque(maxlen=EXPLAINED_SHARDS)
         self._log = RunLog(planned.storage, _options(planned))
         self._snapshot = RunSnapshot(
             planned.storage,
+            planned.manifest,
             config.snapshot_interval_s,
             lambda shards: self._log.add(SNAPSHOT_PUBLISHED, num_shards=shards),
         )
@@ -137,7 +136,7 @@ class Run:
 
     def _events(self) -> Iterator[Event]:
         self._started = time.perf_counter()
-        self._snapshot.open(self._retried)  # from now on nobody reads what is about to be replaced
+        self._snapshot.open()
         try:
             if self._work:
                 yield from self._encode()
@@ -164,7 +163,6 @@ class Run:
             "fingerprint": manifest.fingerprint,
             "num_shards": len(self._work),
             "num_clips": self._num_clips,
-            "num_retried": len(self._retried),
             "config": self._planned.config.without_secrets(),
         }
 
@@ -186,7 +184,6 @@ class Run:
             config=planned.config,
             manifest=planned.manifest,
             storage=planned.storage,
-            kept=planned.kept,
         )
 
     def _count(self, event: Event) -> Event:
@@ -206,14 +203,13 @@ class Run:
         self._snapshot.add(report)
         if report.committed_before:
             self._work.jump()
-        elif ShardId(report.bucket, report.shard) not in self._retried:
+        else:
             self._judge.add_shard(report)
             self._judged.append(sample_path(report.bucket, report.shard))
 
     def _count_failed(self, event: Retried | GaveUp) -> Event:
         task = event.task
-        if not task.retry_failed:
-            self._judge.add_error(task.error)
+        self._judge.add_error(task.error)
         if isinstance(event, Retried):
             self.summary.retries += 1
             return event
@@ -223,21 +219,20 @@ class Run:
 
     def _record_failed(self, task: Task) -> ShardReport | None:
         """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""
-        shard, storage = task.shard, self._planned.storage
-        if storage.exists(sample_path(*shard)):
-            return None
-        manifest = self._planned.manifest
+        shard, manifest = self._planned.plan.shard(task.shard), self._planned.manifest
         report = commit_failed_shard(
-            storage,
-            manifest.layouts()[shard.bucket],
-            self._planned.plan.shard(shard),
+            self._planned.storage,
+            get_format(manifest.format),
+            manifest.layouts()[shard.bucket.name],
+            shard,
             task.error,
-            self._planned.kept,
             manifest.fingerprint,
         )
+        self._snapshot.add(report)
+        if report.committed_before:
+            return None
         self._log.take(report)
         self._judge.add_clips(report)
-        self._snapshot.add(report)
         return report
 
     def _check(self) -> None:
@@ -248,7 +243,7 @@ class Run:
                 f"{judge.num_failed} of the first {judge.num_clips} clips failed, and "
                 f"run.max_failed_fraction is {allowed:g}, so the run was stopped.\n"
                 + "\n".join(describe_clips(self._judged_rows()))
-                + "\nWhen that is mended, resume with --retry-failed, which encodes them again. To go "
+                + "\nWhen that is fixed, resume with --retry-failed, which encodes them again. To go "
                 "on in spite of it, resume with run.max_failed_fraction=1."
             )
         if judge.nothing_can_be_encoded(SHARDS_IN_HAND * max(1, self.summary.workers)):
@@ -256,7 +251,7 @@ class Run:
                 f"shards failed as a whole, {judge.errors.total()} times, and none could be encoded, so "
                 "the run was stopped; none was recorded as failed.\n"
                 + "\n".join(describe_errors(judge.errors))
-                + "\nWhen that is mended, resume. To try every shard in spite of it, resume with "
+                + "\nWhen that is fixed, resume. To try every shard in spite of it, resume with "
                 "run.max_failed_fraction=1."
             )
 

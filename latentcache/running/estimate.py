@@ -30,6 +30,7 @@ from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder
 from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
+from latentcache.planning.step import planned_by
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
 from latentcache.storage.folder import Storage
 
@@ -166,7 +167,7 @@ def measure(
         small = config.model_copy(update={"cache": config.cache.model_copy(update=cache)})
         worker_spec = WorkerSpec(
             config=small,
-            manifest=make_manifest(small, spec, identity, sample),
+            manifest=planned_by(make_manifest(small, spec, identity), sample),
             storage=Storage(folder),
             num_cpus=cpus,
         )

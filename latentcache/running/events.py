@@ -13,7 +13,6 @@ class Task:
     """One shard to encode. attempts: how often it has failed; error: how it failed last."""
 
     shard: ShardId
-    retry_failed: bool = False
     attempts: int = 0
     error: str = ""
 

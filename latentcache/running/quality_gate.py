@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 WARN_PSNR_DB = 20.0
 #: Clips that are looked at together, the latest ones: what goes wrong later, such as a GPU, shows too.
 LATEST = 15
-#: By how much nearer to its source a clip must be with red and blue exchanged: grey ones are as near.
+#: By how much nearer to its source a clip must be with red and blue swapped: grey ones are as near.
 SWAP_MARGIN_DB = 1.0
 #: From this correlation on, decoded and source are the same picture, perhaps in other contrast.
 SAME_PICTURE = 0.8
@@ -43,7 +43,7 @@ FIT_STEP = 4
 class Comparison:
     """How a decoded clip differs from its source.
 
-    swapped_db: PSNR with red and blue exchanged. gain, brightness: of the decoded values, fitted as
+    swapped_db: PSNR with red and blue swapped. gain, brightness: of the decoded values, fitted as
     gain x (source - its mean) + its mean + brightness; nan where one of the two is a single colour.
     """
 
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def is_swapped(self) -> bool:
-        """Whether red and blue are exchanged."""
+        """Whether red and blue are swapped."""
         return self.swapped_db > self.psnr_db + SWAP_MARGIN_DB
 
 
@@ -95,7 +95,7 @@ def _explain(clip: Comparison) -> str:
     """Say how a clip differs, and what usually causes that."""
     if clip.is_swapped:
         return (
-            f"red and blue are exchanged (with them exchanged back it has {clip.swapped_db:.1f} dB): the "
+            f"red and blue are swapped (with them swapped back it has {clip.swapped_db:.1f} dB): the "
             "encoder takes BGR for RGB"
         )
     if clip.correlation <= -SAME_PICTURE:
@@ -138,7 +138,7 @@ class Gate:
 
         row: the latents as they are stored. number: of the clip in its bucket. Recorded are those whose
         number is a multiple of `every`, so that two runs agree; the first clips of a worker are compared
-        as well, for the verdict alone. Raises RunStoppedError where too low a quality is not allowed, and
+        as well, only for the verdict. Raises RunStoppedError where too low a quality is not allowed, and
         from then on for every clip.
         """
         if self._verdict is not None:
@@ -203,7 +203,7 @@ class Gate:
                 "do not decode to their sources are most likely wrong.\nTo look at clips, resume with "
                 "quality.min_psnr=null until a shard is committed, and run `latentcache preview` on the "
                 "cache. If they are what you want, go on with quality.min_psnr=null or a lower one; else "
-                "mend the encoder and begin another cache."
+                "fix the encoder and begin another cache."
             )
             raise RunStoppedError(self._verdict)
         if not self._has_warned:

@@ -8,40 +8,37 @@ came, and decoding serves them in that order too, so that none waits for a buffe
 from __future__ import annotations
 
 import dataclasses
+import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config
-from latentcache.core.dtypes import Array, numpy_dtype
-from latentcache.core.records import Bucket, ChunkRef, ClipResult, Shard, ShardReport
+from latentcache.core.dtypes import Array
+from latentcache.core.records import Bucket, ClipResult, Shard, ShardReport
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.stored import to_stored
 from latentcache.encoders.tiled import tiling_error
-from latentcache.format.commit import commit_shard, report_committed
-from latentcache.format.damage import damaged
-from latentcache.format.manifest import Manifest
-from latentcache.format.paths import sample_path
-from latentcache.format.schemas import object_facts
+from latentcache.errors import CacheError
+from latentcache.format.commit import adopt_shard, commit_shard
+from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.shards import get_format
-from latentcache.format.tables import read_sized_table
+from latentcache.redaction import redact
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
 
-Encoded = tuple[Array, ClipResult]
-CHUNK_FIELDS = tuple(f.name for f in dataclasses.fields(ChunkRef))
-RESULT_FIELDS = tuple(f.name for f in dataclasses.fields(ClipResult))
+#: What becomes of a row that was retired before its shard was encoded.
+RETIRED = ClipResult(
+    reason="retired", message="a later generation has replaced or removed the clip"
+)
 
 #: Shards that a worker has in hand at once: one being written, one encoded, one decoded ahead.
 SHARDS_IN_HAND = 3
@@ -61,8 +58,21 @@ class WorkerSpec:
     config: Config
     manifest: Manifest
     storage: Storage
-    kept: Sequence[pa.Field] = ()
     num_cpus: int = 1
+
+
+def check_cache(spec: WorkerSpec) -> None:
+    """Raise CacheError unless this worker sees the cache that the driver has planned.
+
+    A folder on a disk of the driver's machine is another folder, or none, on other machines.
+    """
+    url = redact(spec.storage.url)
+    found = read_cache_json(spec.storage).fingerprint
+    if found != spec.manifest.fingerprint:
+        raise CacheError(
+            f"{url} is another cache on {socket.gethostname()} ({found[:12]}) than on the driver's machine "
+            f"({spec.manifest.fingerprint[:12]}): give cache.url a place that all machines share."
+        )
 
 
 class ShardWorker:
@@ -86,41 +96,30 @@ class ShardWorker:
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.clips_done = 0
 
-    def encode_shard(self, shard: Shard, *, retry_failed: bool = False) -> ShardReport:
-        """Decode, encode, write and commit one shard; nothing is written where another run was faster.
-
-        retry_failed: the shard is committed; its ok rows are kept as they are, bit for bit, the failed
-        ones are encoded, and its sample table is replaced.
-        """
-        committed = self._read_committed(shard)
-        if committed and _is_finished(committed[0], retry_failed):
+    def encode_shard(self, shard: Shard) -> ShardReport:
+        """Decode, encode and commit one shard; what another run has committed is adopted."""
+        layout = self._layouts[shard.bucket.name]
+        committed = self._adopt(shard)
+        if committed is not None:
             self.clips_done += len(shard.clips)
-            return report_committed(shard, *committed)
-        previous = self._read_ok(shard, committed[0]) if committed else {}
+            return committed
         with self._submitting:
             futures = [
-                None if row in previous else self._pool.decode(clip)
+                None if row in shard.retired else self._pool.decode(clip)
                 for row, clip in enumerate(shard.clips)
             ]
-            encoding = self._encoding.submit(self._encode_clips, shard, futures, previous)
+            encoding = self._encoding.submit(self._encode_clips, shard, futures)
         rows, results, wait_s = encoding.result()
-        committed = self._read_committed(shard)
-        if committed and _is_finished(committed[0], retry_failed):
-            return report_committed(shard, *committed)
-        if retry_failed:
-            self._spec.storage.delete(sample_path(shard.bucket.name, shard.index))
-        layout = self._layouts[shard.bucket.name]
+        manifest = self._spec.manifest
         report = commit_shard(
-            self._spec.storage,
-            self._format,
-            layout,
-            shard,
-            rows,
-            results,
-            self._spec.kept,
-            self._spec.manifest.fingerprint,
+            self._spec.storage, self._format, layout, shard, rows, results, manifest.fingerprint
         )
         return dataclasses.replace(report, wait_s=wait_s)
+
+    def _adopt(self, shard: Shard) -> ShardReport | None:
+        """Return the report of a shard that is committed, None if it is not."""
+        layout, manifest = self._layouts[shard.bucket.name], self._spec.manifest
+        return adopt_shard(self._spec.storage, self._format, layout, shard, manifest.fingerprint)
 
     def close(self) -> None:
         """Stop the decoding processes, and the encoder's thread with them."""
@@ -131,7 +130,6 @@ class ShardWorker:
         self,
         shard: Shard,
         futures: list[Future[DecodedClip] | None],
-        previous: Mapping[int, Encoded],
     ) -> tuple[list[Array | None], list[ClipResult], float]:
         """Return the rows, what became of each clip, and the time spent waiting for pixels."""
         rows: list[Array | None] = []
@@ -143,7 +141,7 @@ class ShardWorker:
                 row: Array | None = None
                 try:
                     if future is None:
-                        row, result = previous[index]
+                        result = RETIRED
                     else:
                         decoded = future.result()
                         futures[index] = None
@@ -187,41 +185,6 @@ class ShardWorker:
             decode_s=decoded.decode_s,
             encode_s=time.perf_counter() - started - (self.gate.busy_s - compared_s),
         )
-
-    def _read_committed(self, shard: Shard) -> tuple[pa.Table, int] | None:
-        """Read a shard's sample table and its file's bytes; None where it is not committed.
-
-        Raises CorruptionError where it is damaged, or another recipe's.
-        """
-        storage, path = self._spec.storage, sample_path(shard.bucket.name, shard.index)
-        try:
-            table, num_bytes = read_sized_table(storage, path)
-            object_facts(table, self._spec.manifest.fingerprint)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise damaged(storage, path, f"is not of this cache: {error}") from error
-        return table, num_bytes
-
-    def _read_ok(self, shard: Shard, table: pa.Table) -> dict[int, Encoded]:
-        """Read the ok rows of a committed shard; raises CorruptionError."""
-        storage, layout = self._spec.storage, self._layouts[shard.bucket.name]
-        ok = [row for row in table.to_pylist() if row["status"] == "ok"]
-        chunks = [ChunkRef(**{name: row[name] for name in CHUNK_FIELDS}) for row in ok]
-        arrays = [np.empty(layout.shape, dtype=numpy_dtype(layout.dtype)) for _ in ok]
-        if ok:
-            self._format.read(storage, layout, shard.index, chunks, arrays)
-        return {row["row"]: (array, _result(row)) for row, array in zip(ok, arrays, strict=True)}
-
-
-def _is_finished(table: pa.Table, retry_failed: bool) -> bool:
-    """Tell whether a committed shard needs nothing more."""
-    return not (retry_failed and "failed" in table["status"].to_pylist())
-
-
-def _result(row: Mapping[str, Any]) -> ClipResult:
-    """Read what became of a clip."""
-    return ClipResult(**{name: row[name] for name in RESULT_FIELDS})
 
 
 def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:

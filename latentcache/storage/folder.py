@@ -20,7 +20,7 @@ from latentcache.storage.filesystems import (
     protocols,
     translated,
 )
-from latentcache.storage.urls import join, redact
+from latentcache.storage.urls import is_url, join, redact
 
 __all__ = ["Storage", "StoredFile", "join", "redact"]
 
@@ -59,7 +59,9 @@ class Storage:
         self._open()
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
-        return type(self), (self.url, self._options)
+        """Pickle with an absolute path: another process may be in another folder."""
+        url = self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
+        return type(self), (url, self._options)
 
     def __repr__(self) -> str:
         return f"Storage({redact(self.url)!r})"
@@ -112,6 +114,20 @@ class Storage:
         Google); on others several may. After a lost answer it may be False although this call wrote it.
         """
         return self._write(path, data, _create_file, _create)
+
+    def creates_exclusively(self, path: str) -> bool:
+        """Try whether the storage creates an object only if it is not there: the same one, twice.
+
+        Some stores accept the condition and ignore it. Leaves nothing behind. It is tried under a temporary
+        name of `path`, so that what a killed process or another run has there is no object of anybody.
+        Raises StorageError.
+        """
+        path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        try:
+            self.create(path, b"1")  # False where the reply was lost, and it was tried again
+            return not self.create(path, b"2") and self.read(path) != b"2"
+        finally:
+            self.delete(path)
 
     def _write(
         self,

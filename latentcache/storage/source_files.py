@@ -96,6 +96,18 @@ def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
         return None
 
 
+def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Return what the file system says of a file: size, and its time of change or its tag.
+
+    Raises FileNotFoundError and StorageError.
+    """
+    fs, path = open_filesystem(url, options)
+    if is_local_filesystem(fs):
+        stat = _read(url, options, Path(path).stat)
+        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return cast("Mapping[str, Any]", _read(url, options, functools.partial(fs.info, path)))
+
+
 def find_files(
     url: str, options: Mapping[str, Any] | None = None, max_depth: int | None = None
 ) -> list[str]:

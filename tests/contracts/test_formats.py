@@ -7,16 +7,17 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-import tensorstore
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,13 @@ from latentcache.core.records import Bucket, ChunkRef
 from latentcache.errors import ConfigError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.shards import get_format, ranges
-from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import (
+    TABLE_MARK,
+    ArrayLayout,
+    EncodedShard,
+    embedded_table,
+)
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.storage.folder import Storage
 from tests.tools.synthetic import random_sample
 
@@ -43,6 +50,10 @@ HARD_BITS = {
     "float32": [1 << 31, 0x7F800000, 0xFF800000, 1, 0x807FFFFF, 0x7FC00000, 0xFFC00001, 0x7F800001],
     "uint16": [0, 1, 0x7FFF, 0x8000, 0xFFFF],
 }
+
+
+#: Stands for the sample table that each object carries.
+TABLE = pa.table({"row": pa.array(range(4), pa.int32()), "caption": ["a", None, "b", "c"]})
 
 
 def make_layout(dtype: str = "bfloat16", codec: str = "zstd", num_rows: int = 7) -> ArrayLayout:
@@ -69,8 +80,13 @@ def write(
         storage.write(path, data)
     encoded = [member.encode_shard(layout, i, rows) for i, rows in enumerate(shards)]
     for shard in encoded:
-        storage.write(shard.path, shard.data)
+        storage.write(shard.path, whole(shard))
     return encoded
+
+
+def whole(shard: EncodedShard) -> bytes:
+    """The object as it is committed, with a sample table in it."""
+    return shard.with_table(to_parquet(TABLE))
 
 
 def read(name: str, storage: Storage, layout: ArrayLayout, index: int, chunks: Any) -> list[Array]:
@@ -159,7 +175,8 @@ def test_a_shard_in_which_all_clips_failed_is_an_object_too(name: str, storage: 
     layout = make_layout()
     (encoded,) = write(name, storage, layout, [[None] * 4])
     assert list(encoded.chunks) == [None] * 4
-    assert storage.read(encoded.path) == encoded.data
+    assert encoded.body + encoded.tail
+    assert storage.read(encoded.path) == whole(encoded)
 
 
 @pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
@@ -184,8 +201,9 @@ def test_rows_that_are_not_contiguous_are_stored_as_they_look(name: str, storage
 @pytest.mark.parametrize("name", FORMATS)
 def test_rows_of_another_number_shape_or_dtype_are_refused(name: str) -> None:
     layout, member = make_layout(), get_format(name)
-    with pytest.raises(ValueError, match="shard 5x32x48/1 has 3 rows, not 4"):
-        member.encode_shard(layout, 1, make_rows(layout, 4))
+    for num in (0, 5):
+        with pytest.raises(ValueError, match=f"shard 5x32x48/1 has 1 to 4 rows, not {num}"):
+            member.encode_shard(layout, 1, make_rows(layout, num))
     with pytest.raises(
         ValueError, match=r"row 0: the cache stores bfloat16 \[3, 2, 4, 6\], not float32"
     ):
@@ -200,7 +218,7 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_found(name: str, codec: str, tmp_p
     chunk = encoded.chunks[2]
     assert chunk
     for offset in range(chunk.offset, chunk.offset + chunk.length, 7):
-        data = bytearray(encoded.data)
+        data = bytearray(whole(encoded))
         data[offset] ^= 1 << (offset % 8)
         storage.write(encoded.path, bytes(data))
         with pytest.raises(CorruptionError, match=r"shard 5x32x48/0, row 2: .* fail their CRC32C"):
@@ -222,7 +240,7 @@ def test_a_truncated_object_is_found(name: str, storage: Storage) -> None:
     last = encoded.chunks[3]
     assert last
     for end in (last.offset + last.length - 1, last.offset, 1, 0):
-        storage.write(encoded.path, encoded.data[:end])
+        storage.write(encoded.path, whole(encoded)[:end])
         with pytest.raises(CorruptionError, match=r"row 3: the object ends \d+ bytes early"):
             read(name, storage, layout, 0, [last])
 
@@ -233,7 +251,7 @@ def test_sound_bytes_that_are_no_sample_are_found(name: str, tmp_path: Path) -> 
     (encoded,) = write(name, storage, layout, [make_rows(layout, 4)])
     import google_crc32c
 
-    wrong = ChunkRef(row=0, offset=8, length=40, crc32c=google_crc32c.value(encoded.data[8:48]))
+    wrong = ChunkRef(row=0, offset=8, length=40, crc32c=google_crc32c.value(whole(encoded)[8:48]))
     with pytest.raises(CorruptionError, match=r"row 0: .*(do not decompress|cannot be read)"):
         read(name, storage, layout, 0, [wrong])
 
@@ -299,7 +317,7 @@ def test_the_header_of_a_compressed_chunk_is_not_believed(tmp_path: Path) -> Non
     chunk = encoded.chunks[1]
     assert chunk
     for place in (4, 12):  # the length that it decompresses to, and its own, which blosc believes
-        data = bytearray(encoded.data)
+        data = bytearray(whole(encoded))
         data[chunk.offset + place] ^= 1
         storage.write(encoded.path, bytes(data))
         out = [np.empty(layout.shape, numpy_dtype(layout.dtype))]
@@ -326,29 +344,224 @@ def test_an_unknown_format_is_refused_with_the_nearest() -> None:
 # What plain readers see.
 
 
+def open_array(reader: str, root: Path) -> Any:
+    """The bucket's array, as another program opens it."""
+    if reader == "zarr-python":
+        return zarr.open(str(root), mode="r")[f"latents/{BUCKET.name}"]
+    tensorstore = pytest.importorskip("tensorstore", reason="tensorstore has no wheel here")
+    kvstore = {"driver": "file", "path": f"{root}/latents/{BUCKET.name}"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, open=True).result()
+
+
+def check_array(array: Any, rows: Sequence[Array | None]) -> None:
+    """Compare an array with its rows; those that failed, or that no clip has, are the fill value."""
+    assert array.shape[0] == len(rows)
+    for i, row in enumerate(rows):
+        value = np.asarray(array[i])
+        if row is not None:
+            np.testing.assert_array_equal(bits(value), bits(row))
+        elif value.dtype == np.uint16:
+            assert (value == 0).all()
+        else:
+            assert np.isnan(value.astype(np.float32)).all()
+
+
+READERS = ("zarr-python", "tensorstore")
+
+
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("codec", ["zstd", "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zarr_python_and_tensorstore_read_the_arrays(
-    dtype: str, codec: str, tmp_path: Path
+    dtype: str, codec: str, reader: str, tmp_path: Path
 ) -> None:
     layout, storage = make_layout(dtype, codec), Storage(str(tmp_path))
     shards = [make_rows(layout, 4, failed=[1]), make_rows(layout, 3)]
     write("zarr", storage, layout, shards)
-    array = zarr.open(str(tmp_path), mode="r")[f"latents/{BUCKET.name}"]
-    assert (array.shape, array.dtype) == ((7, *layout.shape), numpy_dtype(dtype))
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{tmp_path}/latents/{BUCKET.name}"},
-    }
-    other = tensorstore.open(spec, open=True).result()
-    for i, row in enumerate(itertools.chain(*shards)):
-        for value in (np.asarray(array[i]), other[i].read().result()):
-            if row is not None:
-                np.testing.assert_array_equal(bits(value), bits(row))
-            elif dtype == "uint16":
-                assert (value == 0).all()
-            else:
-                assert np.isnan(value.astype(np.float32)).all()
+    array = open_array(reader, tmp_path)
+    assert array.shape == (7, *layout.shape)
+    if reader == "zarr-python":
+        assert array.dtype == numpy_dtype(dtype)
+    check_array(array, [*itertools.chain(*shards)])
+
+
+def grow(
+    name: str, storage: Storage, layout: ArrayLayout
+) -> tuple[ArrayLayout, list[list[Array | None]], list[EncodedShard]]:
+    """Write 7 rows, then 5 more in shards of their own, as the next generation does.
+
+    Shard 1 keeps its 3 rows. Returns the array as it is then, and its shards.
+    """
+    shards = [
+        make_rows(layout, 4, failed=[1]),
+        make_rows(layout, 3),
+        make_rows(layout, 4, failed=[0]),
+        make_rows(layout, 1),
+    ]
+    encoded = write(name, storage, layout, shards[:2])
+    before = {path: storage.read(path) for path in (shard.path for shard in encoded)}
+    grown = replace(layout, num_rows=2 * layout.shard_rows + 5)
+    member = get_format(name)
+    for path, data in member.metadata([grown]).items():
+        storage.write(path, data)
+    for index in (2, 3):
+        encoded.append(member.encode_shard(grown, index, shards[index]))
+        storage.write(encoded[index].path, whole(encoded[index]))
+    assert {path: storage.read(path) for path in before} == before
+    return grown, shards, encoded
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_an_array_that_grew_gives_the_bits_of_all_its_shards(
+    name: str, dtype: str, codec: str, storage: Storage
+) -> None:
+    layout = make_layout(dtype, codec)
+    grown, shards, encoded = grow(name, storage, layout)
+    check(name, storage, grown, shards, encoded)
+    check(name, storage, layout, shards[:2], encoded[:2])  # who opened it before sees what it saw
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_growing_changes_no_byte_of_a_shard_that_is_still_to_be_written(name: str) -> None:
+    layout = make_layout()
+    grown = replace(layout, num_rows=13)
+    for index, num in ((0, 4), (1, 3)):
+        member, rows = get_format(name), make_rows(layout, num)
+        assert member.encode_shard(grown, index, rows) == member.encode_shard(layout, index, rows)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zarr_python_and_tensorstore_read_an_array_that_grew(
+    dtype: str, codec: str, reader: str, tmp_path: Path
+) -> None:
+    layout, storage = make_layout(dtype, codec), Storage(str(tmp_path))
+    _, shards, _ = grow("zarr", storage, layout)
+    shards[1].append(None)  # the row that no clip has, in the middle of the array
+    check_array(open_array(reader, tmp_path), [*itertools.chain(*shards)])
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+def test_shards_of_an_array_that_grew_are_those_that_zarr_python_writes(
+    codec: str, tmp_path: Path
+) -> None:
+    layout, storage = make_layout(codec=codec), Storage(str(tmp_path / "ours"))
+    grown, shards, encoded = grow("zarr", storage, layout)
+    theirs = Storage(str(tmp_path / "theirs"))
+    for path, data in get_format("zarr").metadata([grown]).items():
+        theirs.write(path, data)
+    array = zarr.open(theirs.url)[f"latents/{BUCKET.name}"]
+    array[4:7], array[12:] = np.stack(shards[1]), np.stack(shards[3])
+    for index in (1, 3):
+        assert theirs.read(encoded[index].path) == encoded[index].body + encoded[index].tail
+
+
+def read_with_pyarrow(file: Path, layout: ArrayLayout) -> dict[int, Array]:
+    """The rows of a Parquet shard, as pyarrow reads them."""
+    table = pq.read_table(file)
+    values = table["latents"].combine_chunks().flatten()
+    flat = np.frombuffer(values.buffers()[1], numpy_dtype(layout.dtype)) if len(values) else []
+    return dict(zip(table["row"].to_pylist(), np.reshape(flat, (-1, *layout.shape)), strict=True))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pyarrow_reads_the_files_of_an_array_that_grew(
+    dtype: str, codec: str, tmp_path: Path
+) -> None:
+    grown, shards, encoded = grow("parquet", Storage(str(tmp_path)), make_layout(dtype, codec))
+    for rows, shard in zip(shards, encoded, strict=True):
+        found = read_with_pyarrow(tmp_path / shard.path, grown)
+        stored = {n: row for n, row in enumerate(rows) if row is not None}
+        assert found.keys() == stored.keys()
+        for n, row in stored.items():
+            np.testing.assert_array_equal(bits(found[n]), bits(row))
+    whole_array = pyarrow.dataset.dataset(tmp_path / "latents" / BUCKET.name, format="parquet")
+    assert whole_array.count_rows() == sum(row is not None for rows in shards for row in rows)
+
+
+# The sample table inside of an object.
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+@pytest.mark.parametrize("failed", [[], [1], [0, 1, 2, 3]])
+def test_an_object_gives_its_sample_table_and_its_latents(
+    name: str, dtype: str, codec: str, failed: list[int]
+) -> None:
+    layout, member = make_layout(dtype, codec), get_format(name)
+    rows = make_rows(layout, 4, failed)
+    shard = member.encode_shard(layout, 0, rows)
+    data = whole(shard)
+    table = embedded_table(data, member.tail_bytes(layout, data))
+    assert from_parquet(table) == pq.read_table(pa.BufferReader(table)) == TABLE
+    for row, chunk in zip(rows, shard.chunks, strict=True):
+        if row is not None:
+            assert chunk
+            out = np.full(layout.shape, 7, numpy_dtype(dtype))
+            member.decode(layout, data, chunk, out)
+            np.testing.assert_array_equal(bits(out), bits(row))
+
+
+#: Of an object without one, or of which the end, by which it is found, is gone.
+NO_TABLE = "no sample table in it|does not end as a Parquet file|its footer would have"
+
+
+def without_table(shard: EncodedShard) -> bytes:
+    return shard.body + shard.tail
+
+
+def with_length(length: int) -> Callable[[EncodedShard], bytes]:
+    def make(shard: EncodedShard) -> bytes:
+        table = b"".join([to_parquet(TABLE), length.to_bytes(8, "little"), TABLE_MARK])
+        return shard.body + table + shard.tail
+
+    return make
+
+
+def cut(shard: EncodedShard) -> bytes:
+    return whole(shard)[:-1]
+
+
+@pytest.mark.parametrize(
+    "change", [without_table, with_length(1 << 40), with_length(2**64 - 1), cut]
+)
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_object_without_a_sample_table_is_refused(
+    name: str, change: Callable[[EncodedShard], bytes]
+) -> None:
+    layout, member = make_layout(), get_format(name)
+    data = change(member.encode_shard(layout, 0, make_rows(layout, 4)))
+    with pytest.raises(ValueError, match=NO_TABLE):
+        embedded_table(data, member.tail_bytes(layout, data))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("num_bytes", [0, 1, 7, 8, 15, 16, 60])
+def test_what_is_shorter_than_any_object_has_no_sample_table(name: str, num_bytes: int) -> None:
+    layout, member = make_layout(), get_format(name)
+    data = whole(member.encode_shard(layout, 0, make_rows(layout, 4)))
+    for short in (data[:num_bytes], data[-num_bytes or len(data) :]):
+        with pytest.raises(ValueError, match=NO_TABLE):
+            embedded_table(short, member.tail_bytes(layout, short))
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_a_chunk_of_a_whole_object_that_is_no_sample_is_a_value_error(
+    name: str, dtype: str, codec: str
+) -> None:
+    layout, member = make_layout(dtype, codec), get_format(name)
+    shard = member.encode_shard(layout, 0, make_rows(layout, 4))
+    data, chunk = whole(shard), shard.chunks[1]
+    assert chunk
+    out = np.empty(layout.shape, numpy_dtype(dtype))
+    for wrong in (
+        replace(chunk, length=chunk.length - 1),
+        replace(chunk, offset=chunk.offset + 1, length=chunk.length - 1),
+        replace(chunk, offset=len(data)),
+    ):
+        with pytest.raises(ValueError, match=r"one sample|header|no row group|decompress"):
+            member.decode(layout, data, wrong, out)
 
 
 @pytest.mark.parametrize("codec", ["zstd", "none"])
@@ -364,7 +577,8 @@ def test_shard_objects_are_those_that_zarr_python_writes(
         theirs.write(path, data)
     array = zarr.open(theirs.url)[f"latents/{BUCKET.name}"]
     array[:4], array[4:] = np.stack(shards[0]), np.stack(shards[1])
-    assert [theirs.read(e.path) for e in encoded] == [e.data for e in encoded]
+    # Theirs have no sample table, which no entry of their index would point to.
+    assert [theirs.read(e.path) for e in encoded] == [e.body + e.tail for e in encoded]
 
 
 @pytest.mark.slow
@@ -424,7 +638,7 @@ def test_a_parquet_footer_is_read_once_a_file_and_again_where_the_file_changed(
         member.read(storage, layout, index, [encoded[index].chunks[2]], out)
     assert footers == [encoded[i].path for i in (0, 1, 0)]
     again = member.encode_shard(layout, 0, [shards[0][1], None, shards[0][3], None])
-    storage.write(again.path, again.data)
+    storage.write(again.path, whole(again))
     member.read(storage, layout, 0, [again.chunks[2]], out)
     assert shards[0][3] is not None
     np.testing.assert_array_equal(bits(out[0]), bits(shards[0][3]))
@@ -436,7 +650,7 @@ def test_a_damaged_parquet_footer_is_found(damage: str, tmp_path: Path) -> None:
 
     layout, storage = make_layout(), Storage(str(tmp_path))
     (encoded,) = write("parquet", storage, layout, [make_rows(layout, 4)])
-    data = bytearray(encoded.data)
+    data = bytearray(whole(encoded))
     if damage == "tail":
         del data[-3:]
     else:

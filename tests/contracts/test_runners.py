@@ -24,7 +24,10 @@ from tests.tools.caches import make_config
 from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_RUN, OF_SHARD, grey
 from tests.tools.planned import planned_from
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning"),
+]
 
 RUNNERS = ("local", "ray")
 MAX_RETRIES = 2

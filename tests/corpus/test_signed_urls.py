@@ -121,6 +121,7 @@ def everything_kept(cache: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["local", "ray"])
 def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
@@ -200,6 +201,7 @@ def test_the_kind_of_a_signed_file_is_told_by_its_suffix(tmp_path: Path) -> None
     assert table["kind"].to_pylist() == ["image", "video"]
 
 
+@pytest.mark.slow
 def test_one_signed_file_is_a_corpus(server: Server) -> None:
     url = f"{server.url}/good.mp4{SIGNED}"
     table = read_corpus(CorpusConfig(source=url)).table

@@ -232,7 +232,7 @@ def test_a_csv_row_with_too_many_values_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [b"vid\xe9o\na\n", b"video\n" + b"a\n" * 9999 + b"caf\xe9\n"])
 def test_a_csv_that_is_not_utf8_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(text)
-    with pytest.raises(CorpusError, match="not a CSV file in UTF-8"):
+    with pytest.raises(CorpusError, match=r"not a (readable )?CSV file in UTF-8"):
         read(tmp_path / "t.csv")
 
 

@@ -190,7 +190,7 @@ def test_a_published_variant_keeps_its_normaliser(tmp_path: Path) -> None:
             lambda t: t.update({"conv1.conv_2d.bias": torch.zeros(3)}),
             r"in another shape conv1.conv_2d.bias \(\[3\], not \[4\]\)",
         ),
-        (lambda t: t.pop("conv1.conv_2d.weight"), "no conv1.conv_2d.weight"),
+        (lambda t: t.pop("conv1.conv_2d.weight"), "lacks the convolution conv1.conv_2d.weight"),
     ],
 )
 def test_tensors_must_fit_one_for_one(

@@ -7,6 +7,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 from latentcache import plugin
 from tests.contracts.encoder_cases_plugin import PAGE, example
 
@@ -39,6 +41,7 @@ def test_every_export_says_what_it_is() -> None:
         assert inspect.getdoc(getattr(plugin, name)), name
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_storage_decoder_or_runner() -> None:
     code = f"import sys, latentcache.plugin; print([n for n in {HEAVY!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -221,7 +221,7 @@ def test_variant_is_never_guessed(tmp_path: Path) -> None:
             describe(taehv_section(path))
     assert describe(taehv_section(path, variant="taew2_1")).model_class == "TAEHV taew2_1"
     path = save_taesd(tmp_path, "taesd")[0].rename(tmp_path / "encoder.pth")
-    with pytest.raises(ConfigError, match=r"name encoder.pth tells none.*taesd, taesdxl, taesd3"):
+    with pytest.raises(ConfigError, match=r"name encoder.pth names none.*taesd, taesdxl, taesd3"):
         describe(taesd_section(path))
 
 

@@ -11,6 +11,9 @@ from latentcache.format.paths import plan_path, sample_path
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.storage.folder import Storage
 
+#: Of one generation's plan of a bucket.
+PLAN = plan_path("000001-0123456789ab", "5x8x8")
+
 
 @pytest.fixture
 def repetitive(monkeypatch: pytest.MonkeyPatch) -> pa.Table:
@@ -24,9 +27,9 @@ def test_a_plan_may_take_far_more_memory_than_its_file(repetitive: pa.Table) -> 
     assert repetitive.nbytes > 500 * len(data)
     with pytest.raises(ValueError, match="would take more than"):
         from_parquet(data)
-    for path in (plan_path("5x8x8"), sample_path("5x8x8", 0)):
+    for path in (PLAN, sample_path("5x8x8", 0)):
         storage.write(path, data)
-    assert tables.read_table(storage, plan_path("5x8x8")).num_rows == 20_000
+    assert tables.read_table(storage, PLAN).num_rows == 20_000
     with pytest.raises(CorruptionError, match="would take more than"):
         tables.read_table(storage, sample_path("5x8x8", 0))
 
@@ -36,6 +39,6 @@ def test_a_plan_takes_a_part_of_the_machines_memory_at_most(
 ) -> None:
     monkeypatch.setattr(tables, "_memory_bytes", lambda: repetitive.nbytes)
     storage = Storage("memory://repetitive")
-    storage.write(plan_path("5x8x8"), to_parquet(repetitive))
+    storage.write(PLAN, to_parquet(repetitive))
     with pytest.raises(CorruptionError, match="would take more than"):
-        tables.read_table(storage, plan_path("5x8x8"))
+        tables.read_table(storage, PLAN)

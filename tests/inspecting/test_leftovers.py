@@ -7,14 +7,22 @@ import shutil
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import jobs.clean
-from latentcache.format.paths import sample_path
-from latentcache.inspecting.leftovers import TEMPORARY_AGE_S, find_leftovers
+import latentcache
+from latentcache.core.records import ShardId
+from latentcache.format.manifest import read_manifest
+from latentcache.format.paths import INDEX, sample_path
+from latentcache.format.shards import get_format
+from latentcache.inspecting import leftovers
+from latentcache.inspecting.leftovers import YOUNG_S, find_leftovers, retired_shards
 from latentcache.inspecting.verify import verify
+from latentcache.planning.create import repair_cache
+from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files
 from tests.tools.planned import fill_cache, make_cache, plan_cache
@@ -22,20 +30,29 @@ from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F4
 
 BUCKET = "5x64x96"
 
-#: Left by planning with another configuration, or by nothing that a cache does.
+#: Of a plan that came second: its tables are there, and no generation names them.
+SECOND = "000002-0123456789ab"
+#: Left by a run that came second, or by nothing that a cache does.
 UNPLANNED = {
     "zarr": ["latents/9x64x96/zarr.json", "latents/5x64x96/c/3/0/0/0/0", "latents/9x8x8/c/0/0/0"],
     "parquet": ["latents/9x64x96/000000.parquet", "latents/5x64x96/000003.parquet"],
 }
 ALWAYS_UNPLANNED = [
-    "plan/9x64x96.parquet",
+    f"plan/{SECOND}/9x64x96.parquet",
+    f"plan/{SECOND}/sources.parquet",
+    f"retired/{SECOND}.parquet",
+    f"columns/{SECOND}/shards.parquet",
+    f"columns/{SECOND}/5x64x96/000000.parquet",
     "samples/9x64x96/000000.parquet",
     "samples/5x64x96/000003.parquet",
 ]
 FOREIGN = [
     "notes.txt",
     "plan/notes.parquet",
-    "plan/5x64x96.parquet.bak",
+    "plan/5x64x96.parquet",
+    f"plan/{SECOND}/5x64x96.parquet.bak",
+    f"retired/{SECOND}/5x64x96.parquet",
+    "generations/000002.json.bak",
     "samples/5x64x96/readme",
     "samples/5x64x96/0.parquet",
     "samples/rejected/000001.parquet",
@@ -83,11 +100,15 @@ def test_exactly_what_no_plan_refers_to_is_removed(
     prepared, cache = make_cache(tmp_path, format=name), tmp_path / "cache"
     (cache / sample_path(BUCKET, 1)).unlink()  # its object is in flight, or lost
     kept = everything(cache)
-    written = ["cache.json", sample_path(BUCKET, 0), "plan/9x64x96.parquet", "latents/zarr.json"]
-    old = [put(cache, temporary(path), TEMPORARY_AGE_S + 60) for path in written]
-    new = [put(cache, temporary(path), TEMPORARY_AGE_S - 60) for path in written]
-    gone = {*old, *(put(cache, path) for path in (*UNPLANNED[name], *ALWAYS_UNPLANNED))}
-    kept |= {*new, *(put(cache, path) for path in FOREIGN)}
+    unplanned = (*UNPLANNED[name], *ALWAYS_UNPLANNED)
+    written = ["cache.json", sample_path(BUCKET, 0), ALWAYS_UNPLANNED[0], "latents/zarr.json"]
+    old = [put(cache, temporary(path), YOUNG_S + 60) for path in written]
+    new = [put(cache, temporary(path), YOUNG_S - 60) for path in written]
+    new += [
+        put(cache, path.replace("9x", "17x"), YOUNG_S - 60) for path in unplanned if "9x" in path
+    ]
+    gone = {*old, *(put(cache, path, YOUNG_S + 60) for path in unplanned)}
+    kept |= {*new, *(put(cache, path, YOUNG_S + 60) for path in FOREIGN)}
 
     assert run_clean(monkeypatch, cache) == 0
     listed = capsys.readouterr().out
@@ -98,7 +119,7 @@ def test_exactly_what_no_plan_refers_to_is_removed(
     assert run_clean(monkeypatch, cache, "--yes") == 0
     assert f"Removed {len(gone)} files, " in capsys.readouterr().out
     assert everything(cache) == kept
-    assert not [p for p in verify(prepared.storage).problems if p.path != "index.parquet"]
+    assert not [p for p in verify(prepared.storage).problems if p.path != INDEX]
     assert run_clean(monkeypatch, cache, "--yes") == 0
     assert "Nothing to remove." in capsys.readouterr().out
 
@@ -124,7 +145,7 @@ def test_what_is_no_cache_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (*ALWAYS_UNPLANNED, temporary("cache.json")):
-        put(tmp_path, path, 2 * TEMPORARY_AGE_S)
+        put(tmp_path, path, 2 * YOUNG_S)
     before = everything(tmp_path)
     assert run_clean(monkeypatch, tmp_path, "--yes") == 2
     assert "there is no cache here" in capsys.readouterr().err
@@ -138,11 +159,64 @@ def test_what_is_no_cache_is_left_alone(
 
 def test_a_file_of_unknown_age_may_be_being_written(tmp_path: Path) -> None:
     prepared = make_cache(tmp_path)
-    put(tmp_path / "cache", temporary("cache.json"), 2 * TEMPORARY_AGE_S)
+    put(tmp_path / "cache", temporary("cache.json"), 2 * YOUNG_S)
     files = prepared.storage.files()
     ageless = [f.__class__(path=f.path, num_bytes=1, modified_s=None) for f in files]
     assert not find_leftovers(ageless, prepared.manifest, time.time()).removable
     assert len(find_leftovers(files, prepared.manifest, time.time()).temporary) == 1
+
+
+# Shards all of whose rows were retired.
+
+
+def retire(prepared: PlannedCache, *rows: tuple[int, list[int]]) -> PlannedCache:
+    """Plan rows of a bucket's shards again, as the next generation, and commit the new shards."""
+    repair_cache(prepared.storage, {ShardId(BUCKET, shard): numbers for shard, numbers in rows})
+    now = replace(prepared, manifest=read_manifest(prepared.storage))
+    fill_cache(now)
+    return now
+
+
+def test_a_shard_is_retired_once_all_its_rows_are(tmp_path: Path) -> None:
+    prepared = retire(make_cache(tmp_path), (0, [0, 1, 2]), (1, [0, 2]))
+    last = retire(prepared, (1, [1]))
+    storage, manifest = last.storage, last.manifest
+    first, second, third = (generation.created_s for generation in manifest.generations)
+    at = {first: [], second: [0], (second + third) / 2: [0], third: [0, 1]}
+    for before_s, shards in at.items():
+        expected = [ShardId(BUCKET, number) for number in shards]
+        assert retired_shards(storage, manifest, before_s) == expected
+    assert retired_shards(storage, manifest, first - 1) == []
+
+
+@pytest.mark.parametrize("name", ["zarr", "parquet"])
+def test_only_the_files_of_shards_retired_long_ago_go(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    prepared, cache = make_cache(tmp_path, format=name), tmp_path / "cache"
+    layout = prepared.manifest.layouts()[BUCKET]
+    retire(prepared, (0, [0, 1, 2]), (1, [0]))
+    opened = latentcache.open_cache(str(cache))
+    before, kept = opened.table(), everything(cache)
+    assert opened.manifest.num_clips == prepared.manifest.num_clips
+    assert run_clean(monkeypatch, cache, "--yes") == 0
+    assert everything(cache) == kept
+    gone = {sample_path(BUCKET, 0), get_format(name).path(layout, 0)}
+    capsys.readouterr()
+    assert run_clean(monkeypatch, cache, "--yes", "--retired-days", 0) == 0
+    assert "Removed 2 files, " in capsys.readouterr().out
+    assert everything(cache) == kept - gone
+    findings = verify(prepared.storage)
+    assert (findings.problems, findings.notes) == ([], [])
+    again = latentcache.open_cache(str(cache))
+    assert repr(again.table().to_pylist()) == repr(before.to_pylist())  # NaN differs from itself
+    assert [again[n]["key"] for n in range(len(again))] == [
+        opened[n]["key"] for n in range(len(opened))
+    ]
+    assert not replace(prepared, manifest=again.manifest).missing_shards()
 
 
 def test_on_s3(
@@ -155,6 +229,9 @@ def test_on_s3(
     s3.put("cache/samples/9x64x96/000000.parquet", b"x")
     s3.put("cache/notes.txt", b"x")
     options = [f"cache.storage_options.{key}={value}" for key, value in s3.options.items()]
+    assert run_clean(monkeypatch, url, "--yes", *options) == 0
+    assert "Nothing to remove." in capsys.readouterr().out
+    monkeypatch.setattr(leftovers, "YOUNG_S", -60.0)  # a store's objects cannot be made old
     assert run_clean(monkeypatch, url, "--yes", *options) == 0
     captured = capsys.readouterr()
     assert "Removed 1 files, 1 B." in captured.out

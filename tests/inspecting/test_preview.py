@@ -145,7 +145,9 @@ def test_clips_without_a_latent_say_why(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
     opened = latentcache.open_cache(str(tmp_path))
     facts = plan_facts(opened.manifest.fingerprint)
-    Storage(str(tmp_path)).write(plan_path("5x32x32"), to_parquet(table, facts))
+    Storage(str(tmp_path)).write(
+        plan_path(opened.manifest.generations[0].folder, "5x32x32"), to_parquet(table, facts)
+    )
     assert [(p.shard.number, p.row) for p in find_places(opened, [keys[6], keys[0]])] == [
         (1, 2),
         (0, 0),
@@ -155,7 +157,7 @@ def test_clips_without_a_latent_say_why(tmp_path: Path) -> None:
     ):
         find_places(opened, keys[:2])
     written.storage.delete(sample_path("5x32x32", 1))
-    publish(written.storage, build_index(written.storage))
+    publish(written.storage, build_index(written.storage, written.manifest))
     with pytest.raises(ConfigError, match="'5x32x32-0004' is planned but not encoded yet"):
         find_places(latentcache.open_cache(str(tmp_path)), keys[4:5])
 

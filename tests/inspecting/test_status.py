@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jobs.status
+from latentcache.core.records import ShardId
+from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index
 from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
 from latentcache.inspecting.watch import Watch
+from latentcache.planning.create import repair_cache
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, segment_path
 from latentcache.storage.folder import Storage
@@ -172,7 +176,7 @@ def test_a_run_from_the_plan_to_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"the last run was stopped 0.0 s ago. Go on with:  latentcache resume {url}" in printed
     list(run_of(prepared).events())
     found = watch.look(time.time())
-    index = build_index(prepared.storage)
+    index = build_index(prepared.storage, prepared.manifest)
     assert found.state == "finished"
     assert found.clips_ok == sum(index["num_ok"].to_pylist())
     assert found.stored_bytes == sum(index["stored_bytes"].to_pylist())
@@ -200,7 +204,7 @@ def test_a_killed_run_is_told_by_its_silence(
     assert look(storage).state == "running"  # it may be
     found = look(storage, later_s=log_lines.SILENT_S)
     assert found.state == "interrupted"
-    assert found.shards_committed == len(build_index(storage)) > 0
+    assert found.shards_committed == len(build_index(storage, read_manifest(storage))) > 0
     monkeypatch.setenv(slow.ENCODE_S, "0")
     assert run_inline("resume", cache)[0] == 3
     assert look(storage).state == "finished"
@@ -234,12 +238,12 @@ def test_a_look_reads_no_table_that_snapshot_and_logs_account_for(
     monkeypatch.setattr(Storage, "read_ranges", counting)
     watch = Watch(prepared.storage)
     before = watch.look(time.time())
-    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    tables = [path for path in read if path.startswith("samples/")]
     assert tables == []
     prepared.storage.delete("index.parquet")
     watch = Watch(prepared.storage)
     assert watch.look(time.time()).clips_ok == before.clips_ok
-    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    tables = [path for path in read if path.startswith("samples/")]
     assert tables == []
     for path in (tmp_path / "cache/logs").iterdir():
         path.unlink()
@@ -248,9 +252,11 @@ def test_a_look_reads_no_table_that_snapshot_and_logs_account_for(
     for _ in range(3):
         after = watch.look(time.time())
         assert (after.clips_ok, after.reasons) == (before.clips_ok, before.reasons)
-    tables = [path for path in read if path.startswith("samples/") and "rejected" not in path]
+    tables = [path for path in read if path.startswith("samples/")]
     failed = [
-        row for row in build_index(prepared.storage).to_pylist() if row["num_ok"] < row["num_clips"]
+        row
+        for row in build_index(prepared.storage, prepared.manifest).to_pylist()
+        if row["num_ok"] < row["num_clips"]
     ]
     assert len(tables) == after.shards_committed + len(failed)
 
@@ -267,10 +273,24 @@ def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
     assert "1 x not looked up" in printed
 
 
+def test_a_shard_that_is_retired_is_neither_planned_nor_committed(tmp_path: Path) -> None:
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    fill_cache(prepared)
+    before = look(prepared.storage)
+    repair_cache(prepared.storage, {ShardId("5x64x96", 0): range(3)})
+    found = look(prepared.storage)
+    assert (found.state, found.planned) == ("interrupted", before.planned)
+    assert found.shards_committed == before.shards_committed - 1
+    fill_cache(replace(prepared, manifest=read_manifest(prepared.storage)))
+    found = look(prepared.storage)
+    assert (found.state, found.shards_committed) == ("finished", before.shards_committed)
+    assert found.clips_ok == before.clips_ok
+
+
 def test_rows_that_cannot_be_are_not_believed(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     fill_cache(prepared, published=False)
-    true = build_index(prepared.storage)
+    true = build_index(prepared.storage, prepared.manifest)
     bad = [
         {"num_clips": 3, "num_ok": 4, "stored_bytes": 1},
         {"num_clips": 1 << 60, "num_ok": 3, "stored_bytes": 1},

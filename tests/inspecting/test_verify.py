@@ -7,12 +7,14 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import jobs.verify
 import latentcache
@@ -21,14 +23,22 @@ from latentcache.core.records import ClipResult, ShardId
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.commit import commit_failed_shard, commit_shard
-from latentcache.format.manifest import Manifest, seal_json
-from latentcache.format.paths import INDEX, plan_path, sample_path
-from latentcache.format.schemas import INDEX_SCHEMA, plan_facts, shard_facts
+from latentcache.format.manifest import read_manifest
+from latentcache.format.paths import (
+    INDEX,
+    generation_path,
+    plan_path,
+    rejected_path,
+    sample_path,
+    sources_path,
+)
+from latentcache.format.schemas import plan_facts, shard_facts
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import build_index, publish, read_index
+from latentcache.format.snapshot import build_index, publish, read_index, to_index
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.shard_check import check_shard
-from latentcache.inspecting.verify import Findings, repair, verify
+from latentcache.inspecting.verify import Findings, verify, write_derived
+from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, make_corpus, read_files, run_job
@@ -47,6 +57,10 @@ def cache_fixture(tmp_path: Path) -> PlannedCache:
 
 def paths(findings: Findings) -> set[str]:
     return {problem.path for problem in findings.problems}
+
+
+def plan_of(prepared: PlannedCache) -> str:
+    return plan_path(prepared.manifest.generations[0].folder, BUCKET)
 
 
 def only_problem(storage: Storage, path: str) -> str:
@@ -107,7 +121,9 @@ def test_a_flipped_byte_anywhere_breaks_the_seal(cache: PlannedCache, tmp_path: 
     sealed = {
         path: data for path, data in read_files(tmp_path / "cache").items() if "/c/" not in path
     }
-    assert len(sealed) == 13
+    assert {path.split("/")[0] for path in sealed} == {
+        *("cache.json", "generations", "plan", "samples", "index.parquet", "latents", "zarr.json")
+    }
     for data in sealed.values():
         for offset in range(len(data)):
             changed = bytearray(data)
@@ -127,7 +143,7 @@ def test_a_flipped_byte_anywhere_in_a_shard_object_is_found(
         shard = int(path.name.split(".")[0] if name == "parquet" else path.parts[-5])
         for offset in range(len(data)):
             flip(path, offset, 1 << offset % 8)
-            check = check_shard(prepared.storage, manifest, layout, shard, None)
+            check = check_shard(prepared.storage, manifest, layout, ShardId(BUCKET, shard), None)
             assert check.problems, (path, offset)
             path.write_bytes(data)
 
@@ -147,9 +163,9 @@ def test_what_is_gone_short_or_long_is_found(name: str, tmp_path: Path) -> None:
         for changed in (data[:-1], data + b"\0", b""):
             file.write_bytes(changed)
             assert path in paths(verify(prepared.storage)), (path, len(changed))
-        if path not in ("cache.json", INDEX) and not path.startswith("samples/" + BUCKET[0]):
+        if path not in ("cache.json", INDEX, generation_path(1)):
             file.unlink()
-            expected = {path} if not path.startswith("samples/1x") else {INDEX}
+            expected = {path} if not path.startswith("samples/") else {INDEX}
             assert paths(verify(prepared.storage)) == expected
         file.write_bytes(data)
 
@@ -191,25 +207,26 @@ def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: PlannedCache)
 
 
 def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: PlannedCache) -> None:
-    path = plan_path(BUCKET)
+    path = plan_of(cache)
     whole = cache.storage.read(path)
+    generation, text = generation_path(1), "its tables are not those that it was written with"
     cache.storage.write(path, cache.storage.read(sample_path(BUCKET, 0)))
-    assert path in paths(verify(cache.storage))
+    findings = verify(cache.storage)
+    assert generation in paths(findings)
     cache.storage.write(path, to_parquet(from_parquet(whole), plan_facts("f" * 64)))
-    assert "it is not this cache's plan: it is of another recipe" in only_problem(
-        cache.storage, path
-    )
+    assert text in only_problem(cache.storage, generation)
 
 
 def test_a_plan_of_another_cache_is_found(cache: PlannedCache) -> None:
-    rewrite(cache, plan_path(BUCKET), "identity", "another")
-    assert "not those that cache.json was written with" in only_problem(cache.storage, "plan/")
+    rewrite(cache, plan_of(cache), "identity", "another")
+    text = "its tables are not those that it was written with (their SHA-256 differs)"
+    assert text in only_problem(cache.storage, generation_path(1))
 
 
 def test_a_recipe_that_was_changed_and_sealed_is_found(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
     data["recipe"]["stored"] = "moments"
-    cache.storage.write("cache.json", seal_json(data))
+    cache.storage.write("cache.json", checksum.seal_json(data))
     assert "fingerprint is not that of its recipe" in only_problem(cache.storage, "cache.json")
 
 
@@ -217,11 +234,10 @@ def test_values_that_no_encoder_gives_are_found(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     manifest = prepared.manifest
     layout = manifest.layouts()[BUCKET]
-    fill_cache(prepared)
     rows: list[Any] = [np.zeros(layout.shape, numpy_dtype(layout.dtype)) for _ in range(3)]
     rows[1][0, 0, 0, 0] = np.inf
     commit(prepared, 0, rows)
-    publish(prepared.storage, build_index(prepared.storage))
+    fill_cache(prepared)
     findings = verify(prepared.storage)
     assert [p.what for p in findings.problems] == ["clip 'v1#0', row 1: 1 values are not finite"]
 
@@ -236,7 +252,6 @@ def commit(prepared: PlannedCache, shard: int, rows: list[Any]) -> None:
         task,
         rows,
         [ClipResult()] * len(rows),
-        prepared.kept,
         manifest.fingerprint,
     )
 
@@ -244,7 +259,7 @@ def commit(prepared: PlannedCache, shard: int, rows: list[Any]) -> None:
 def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: PlannedCache) -> None:
     rows = read_index(cache.storage).to_pylist()
     rows[2]["num_ok"] -= 1
-    publish(cache.storage, pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+    publish(cache.storage, to_index(rows, cache.manifest))
     assert (
         f"1 shards whose counts differ from their sample tables, such as {BUCKET}/1"
         in only_problem(cache.storage, INDEX)
@@ -253,12 +268,11 @@ def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: PlannedCache) 
 
 def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
-    fill_cache(prepared, published=False)
     storage, manifest = prepared.storage, prepared.manifest
-    shard = prepared.plan.shard(ShardId(BUCKET, 2))
-    commit_failed_shard(
-        storage, manifest.layouts()[BUCKET], shard, "died", prepared.kept, manifest.fingerprint
-    )
+    shard, layout = prepared.plan.shard(ShardId(BUCKET, 2)), manifest.layouts()[BUCKET]
+    shard_format = get_format(manifest.format)
+    commit_failed_shard(storage, shard_format, layout, shard, "died", manifest.fingerprint)
+    fill_cache(prepared, published=False)
     storage.delete(sample_path(BUCKET, 0))
     findings = verify(storage)
     assert findings.problems == []
@@ -268,7 +282,7 @@ def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: 
 
 def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
-    cache.storage.write("cache.json", seal_json({**data, "format_version": 2}))
+    cache.storage.write("cache.json", checksum.seal_json({**data, "format_version": 2}))
     with pytest.raises(CacheError, match="Install a newer latentcache"):
         verify(cache.storage)
 
@@ -276,25 +290,51 @@ def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:
 # Repair.
 
 
-def test_a_bad_shard_is_unpublished_before_its_table_goes(
-    cache: PlannedCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["zarr", "parquet"])
+def test_a_damaged_clip_is_planned_again_and_no_object_is_replaced(
+    tmp_path: Path, name: str
 ) -> None:
-    flip(next(shard_objects(tmp_path / "cache"))[0], 100)
+    cache = make_cache(tmp_path, format=name)
+    table = from_parquet(cache.storage.read(sample_path(BUCKET, 1)))
+    place = {key: table[key][1].as_py() for key in ("key", "row", "offset")}
+    file = shard_file(cache, ShardId(BUCKET, 1))
+    flip(file, place["offset"] + 5)
     findings = verify(cache.storage)
-    assert findings.bad_shards == [(BUCKET, 0)]
-    listed: list[Any] = []
-    delete = Storage.delete
+    assert findings.damaged == {ShardId(BUCKET, 1): {place["row"]}}
+    before, keys = read_files(tmp_path / "cache"), latentcache.open_cache(cache.storage.url)
+    assert repair_cache(cache.storage, findings.damaged) == 1
+    after = read_files(tmp_path / "cache")
+    pointers = {INDEX, *(path for path in before if path.endswith("zarr.json"))}
+    assert {path: after.get(path) for path in before.keys() - pointers} == {
+        path: before[path] for path in before.keys() - pointers
+    }
+    opened = latentcache.open_cache(cache.storage.url)
+    assert len(opened) == len(keys) - 1
+    assert place["key"] not in opened.table(["key"])["key"].to_pylist()
+    again = verify(cache.storage)
+    assert (again.problems, again.notes) == ([], ["1 of 5 shards are still to be encoded"])
+    assert repair_cache(cache.storage, findings.damaged) == 0
+    fill_cache(replace(cache, manifest=opened.manifest))
+    whole = latentcache.open_cache(cache.storage.url)
+    assert len(whole) == len(keys)
+    assert whole.sample(place["key"])["key"] == place["key"]
 
-    def watched(self: Storage, path: str) -> None:
-        listed.append((path, read_index(self)["shard"].to_pylist()))
-        delete(self, path)
 
-    monkeypatch.setattr(Storage, "delete", watched)
-    assert repair(cache.storage, findings) == [(BUCKET, 0)]
-    assert listed == [(sample_path(BUCKET, 0), [0, 1, 2])]
-    assert read_index(cache.storage).to_pylist() == findings.sound
-    after = verify(cache.storage)
-    assert (after.problems, after.notes) == ([], ["1 of 4 shards are still to be encoded"])
+def test_a_damaged_sample_table_is_written_again_from_its_object(
+    cache: PlannedCache, tmp_path: Path
+) -> None:
+    before = read_files(tmp_path / "cache")
+    flip(tmp_path / "cache" / sample_path(BUCKET, 1), 70)
+    findings = verify(cache.storage)
+    assert (findings.damaged, findings.derived) == ({}, [ShardId(BUCKET, 1)])
+    write_derived(cache.storage, findings)
+    assert read_files(tmp_path / "cache") == before
+
+
+def shard_file(prepared: PlannedCache, shard: ShardId) -> Path:
+    layout = prepared.manifest.layouts()[shard.bucket]
+    path = get_format(prepared.manifest.format).path(layout, shard.number)
+    return Path(prepared.storage.url) / path
 
 
 @pytest.fixture(name="run", scope="module")
@@ -307,9 +347,9 @@ def run_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_repair_and_resume_give_the_cache_that_was(run: Path) -> None:
-    cache, clean = run / "cache", Manifest.from_bytes((run / "cache/cache.json").read_bytes())
-    before = read_files(cache)
+def test_repair_and_resume_give_the_clips_that_were(run: Path) -> None:
+    cache, manifest = run / "cache", read_manifest(Storage(str(run / "cache")))
+    before, clips = read_files(cache), latents_of(cache)
     flip(next(shard_objects(cache))[0], 7)
     flip(cache / sample_path(BUCKET, 1), 70)
     flip(cache / INDEX, 70)
@@ -318,32 +358,45 @@ def test_repair_and_resume_give_the_cache_that_was(run: Path) -> None:
         assert f"problem  {path}: " in out
     assert f"latentcache verify {cache} --repair" in out
     out, _ = run_verify(cache, "--repair", status=3)
-    assert "2 shards are marked" in out
-    assert len(latentcache.open_cache(str(cache))) == 1
+    assert "repaired 1 clips are planned again, and 1 sample tables were written again" in out
+    assert len(latentcache.open_cache(str(cache))) == len(clips) - 1
+    assert (cache / sample_path(BUCKET, 1)).read_bytes() == before[sample_path(BUCKET, 1)]
     out, _ = run_job("resume", cache, status=3)
-    assert "2 to encode" in out
+    assert "1 to encode" in out
     out, _ = run_verify(cache)
     assert "0 problems" in out
-    assert {n: d for n, d in read_files(cache).items() if n.startswith("latents/")} == {
-        n: d for n, d in before.items() if n.startswith("latents/")
-    }
-    assert Manifest.from_bytes((cache / "cache.json").read_bytes()) == clean
+    assert latents_of(cache) == clips
+    assert read_manifest(Storage(str(cache))).at(1) == manifest
+
+
+def latents_of(cache: Path) -> dict[str, bytes]:
+    """The latents of every clip, by key."""
+    opened = latentcache.open_cache(str(cache))
+    samples = [opened[n] for n in range(len(opened))]
+    return {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
 
 
 @pytest.mark.slow
-def test_planning_again_mends_what_the_plan_wrote(run: Path, tmp_path: Path) -> None:
+def test_metadata_is_written_again_and_what_was_planned_is_restored(run: Path) -> None:
     cache, before = run / "cache", read_files(run / "cache")
-    damaged = (plan_path(BUCKET), "samples/rejected/000000.parquet", f"latents/{BUCKET}/zarr.json")
-    for path in damaged:
+    folder = read_manifest(Storage(str(cache))).generations[0].folder
+    planned = (plan_path(folder, BUCKET), rejected_path(folder), sources_path(folder))
+    metadata = f"latents/{BUCKET}/zarr.json"
+    for path in (*planned, metadata):
         flip(cache / path, 60)
     (cache / "zarr.json").unlink()
     out, _ = run_verify(cache, "--repair", status=3)
-    for path in (*damaged, "zarr.json"):
+    for path in (*planned, metadata, "zarr.json"):
         assert f"problem  {path}: " in out
-    assert "latentcache precompute CONFIG.yaml" in out
+    for path in planned:
+        (cache / path).write_bytes(before[path])
+    assert "latentcache precompute CONFIG.yaml" in run_verify(cache, status=3)[0]
     run_job("precompute", run / "config.yaml", status=3)
     run_verify(cache)
-    assert {**read_files(cache), INDEX: b""} == {**before, INDEX: b""}
+    now = read_files(cache)
+    assert {path: now[path] for path in (metadata, "zarr.json")} == {
+        path: before[path] for path in (metadata, "zarr.json")
+    }
 
 
 @pytest.mark.slow
@@ -382,8 +435,10 @@ def test_latents_of_another_model_are_found(run: Path, tmp_path: Path) -> None:
     prepared = reopen_cache(str(run / "cache"), {})
     before = read_files(run / "cache")
     layout = prepared.manifest.layouts()[BUCKET]
+    shard_file(prepared, ShardId(BUCKET, 0)).unlink()
+    prepared.storage.delete(sample_path(BUCKET, 0))
     commit(prepared, 0, [np.ones(layout.shape, numpy_dtype(layout.dtype))] * 3)
-    publish(prepared.storage, build_index(prepared.storage))
+    publish(prepared.storage, build_index(prepared.storage, prepared.manifest))
     try:
         out, _ = run_verify(run / "cache", "--sample", 7, status=3)
         assert "3 problems" in out
@@ -409,6 +464,6 @@ def test_on_s3(tmp_path: Path, s3: S3, name: str) -> None:
     data[50] ^= 1
     s3.filesystem.pipe_file(path, bytes(data))
     out, err = run_verify(url, "--repair", *options, status=3)
-    assert "1 shards are marked" in out
+    assert "repaired 1 clips are planned again" in out
     assert SECRET not in out + err
-    assert "1 of 4 shards are still to be encoded" in run_verify(url, *options)[0]
+    assert "1 of 5 shards are still to be encoded" in run_verify(url, *options)[0]

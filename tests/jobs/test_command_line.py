@@ -111,6 +111,7 @@ def test_every_error_has_one_of_two_exit_statuses() -> None:
     assert {kind.exit_status for kind in kinds} == {1, 2}
 
 
+@pytest.mark.slow
 def test_names_that_a_terminal_would_obey_are_shown_escaped(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()

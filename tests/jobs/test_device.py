@@ -16,6 +16,8 @@ from latentcache.running.driver import Run
 from tests.tools.caches import MAINS, make_config, make_corpus, run_inline
 from tests.tools.planned import planned_from
 
+pytestmark = pytest.mark.slow
+
 ABSENT = [f"cuda:{torch.cuda.device_count()}", "foo", ""]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA GPU")
 

@@ -1,25 +1,34 @@
 from __future__ import annotations
 
-import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
 from latentcache.errors import CacheError, ConfigError, CorruptionError, StorageError
-from latentcache.format.manifest import seal_json
-from latentcache.format.paths import CACHE_JSON, sample_path
+from latentcache.format.paths import CACHE_JSON, INDEX, sample_path
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.snapshot import build_index, publish
+from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.storage.folder import Storage
-from tests.tools.synthetic import Synthetic, write_cache, write_shard
+from tests.tools.synthetic import (
+    Synthetic,
+    facts_of,
+    make_manifest,
+    make_spec,
+    retire,
+    write_cache,
+    write_manifest,
+    write_shard,
+)
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
 
@@ -97,10 +106,9 @@ def test_samples_are_found_by_key(tmp_path: Path) -> None:
 
 
 def test_buckets_say_what_is_committed(tmp_path: Path) -> None:
-    write_cache(str(tmp_path), failed=FAILED)
-    storage = Storage(str(tmp_path))
-    storage.delete(sample_path("5x32x32", 2))
-    publish(storage, build_index(storage))
+    written = write_cache(str(tmp_path), failed=FAILED)
+    written.storage.delete(sample_path("5x32x32", 2))
+    publish(written.storage, build_index(written.storage, written.manifest))
     bucket = open_cache(str(tmp_path)).buckets["5x32x32"]
     assert (bucket.shape, bucket.num_ok, bucket.num_clips) == ((4, 2, 4, 4), 7, 8)
     assert (bucket.num_shards, bucket.stored_bytes > 0) == (2, True)
@@ -119,6 +127,31 @@ def test_the_table_has_every_clip_and_every_rejected_source(tmp_path: Path) -> N
     assert some["reason"].to_pylist()[-3:] == ["unreadable"] * 3
     with pytest.raises(CacheError, match=r"no column 'statu'\. Did you mean 'status'"):
         open_cache(str(tmp_path)).table(["statu"])
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        (pa.array([1, 2, 3, 4]), pa.float64()),
+        (pa.nulls(4), pa.float64()),
+        (["a"] * 4, None),
+    ],
+)
+def test_kept_columns_may_change_their_type_while_a_cache_grows(
+    score: Any, expected: pa.DataType | None, tmp_path: Path
+) -> None:
+    written = write_cache(str(tmp_path))
+    path = sample_path("5x32x32", 0)
+    table = from_parquet(written.storage.read(path))
+    at = table.column_names.index("score")
+    facts, table = facts_of(table), table.set_column(at, "score", pa.array(score))
+    written.storage.write(path, to_parquet(table, facts))
+    cache = open_cache(str(tmp_path))
+    if expected is None:
+        with pytest.raises(CacheError, match=r"kept columns have types that .*score.*former type"):
+            cache.table()
+    else:
+        assert cache.table().schema.field("score").type == expected
 
 
 def test_latents_that_a_model_cannot_take_are_refused_with_both_specs(tmp_path: Path) -> None:
@@ -147,12 +180,27 @@ def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_another_cache_is_refused(tmp_path: Path) -> None:
+    other = write_cache(str(tmp_path / "other"), stored="moments")
+    write_cache(str(tmp_path / "cache"))
+    Storage(str(tmp_path / "cache")).write(INDEX, other.storage.read(INDEX))
+    with pytest.raises(CacheError, match="the snapshot does not fit: it is of another cache"):
+        open_cache(str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "message"),
+    [
+        ({"5x32x32": 11}, "it lists buckets that are not planned: 1x32x48"),
+        ({"1x32x48": 5, "5x32x32": 8}, "it lists shards that are not planned"),
+    ],
+)
+def test_a_snapshot_of_shards_that_are_not_planned_is_refused(
+    buckets: dict[str, int], message: str, tmp_path: Path
+) -> None:
     write_cache(str(tmp_path))
-    storage = Storage(str(tmp_path))
-    data = json.loads(storage.read(CACHE_JSON))
-    del data["buckets"][0]
-    storage.write(CACHE_JSON, seal_json(data))
-    with pytest.raises(CacheError, match=r"lists buckets that cache\.json does not have: 1x32x48"):
+    fewer = make_manifest(spec=make_spec(), buckets=buckets)
+    write_manifest(Storage(str(tmp_path)), fewer)
+    with pytest.raises(CacheError, match=message):
         open_cache(str(tmp_path))
 
 
@@ -181,13 +229,22 @@ def test_a_sample_table_that_is_gone_is_named(tmp_path: Path) -> None:
         cache[5]
 
 
-def test_a_shard_that_shrank_since_is_noticed(tmp_path: Path) -> None:
-    written = write_cache(str(tmp_path), buckets={"5x32x32": 4})
+@pytest.mark.parametrize("failed", [{0, 1, 2, 3}, {1}])
+def test_a_sample_table_of_other_clips_than_the_snapshot_counts_is_refused(
+    failed: set[int], tmp_path: Path
+) -> None:
+    """Nothing replaces a table, so another number of clips is damage; by it samples are numbered."""
+    written = write_cache(str(tmp_path), buckets={"5x32x32": 4}, failed=[("5x32x32", 0)])
     cache = open_cache(str(tmp_path))
     layout, recipe = written.manifest.layouts()["5x32x32"], written.manifest.fingerprint
-    write_shard(cache.storage, "zarr", layout, 0, [None] * 4, recipe)
-    with pytest.raises(CacheError, match="fewer than when the cache was opened"):
-        cache[0]
+    sample = next(iter(written.arrays.values()))
+    rows = [None if n in failed else sample for n in range(4)]
+    rows = rows if 0 in failed else rows[:-1]
+    write_shard(cache.storage, "zarr", layout, 0, rows, recipe)
+    reads = (lambda: cache[0], lambda: cache.sample("5x32x32-0002"), cache.table)
+    for read in reads:
+        with pytest.raises(CorruptionError, match=r"000000\.parquet has \d .*the snapshot says \d"):
+            read()
 
 
 def test_a_url_without_a_package_or_access_is_one_error(tmp_path: Path) -> None:
@@ -218,6 +275,42 @@ def test_the_snapshot_changes_with_what_it_lists(tmp_path: Path) -> None:
     assert open_cache(str(tmp_path)).snapshot == one
     write_cache(str(tmp_path), failed=FAILED)
     assert open_cache(str(tmp_path)).snapshot != one
+
+
+def test_snapshots_of_all_generations_can_be_read(tmp_path: Path) -> None:
+    """Rows that no longer count are still there for who opened the cache before, or says when."""
+    written = write_cache(str(tmp_path), failed=FAILED)
+    before = open_cache(str(tmp_path))
+    manifest = retire(written, [("5x32x32", 0, 2), ("1x32x48", 1, 0)])
+    assert before.newest() is before  # the snapshot still shows the generation before
+    publish(written.storage, build_index(written.storage, manifest))
+    after = open_cache(str(tmp_path))
+    kept = [key for key in written.arrays if key != "5x32x32-0002"]
+    for cache in (after, before.newest(), before.at(2, after.shard_bits, after.snapshot)):
+        assert [cache[i]["key"] for i in range(len(cache))] == kept
+        assert cache.snapshot == after.snapshot != before.snapshot
+        assert sorted(cache.table(["key"])["key"].to_pylist()) == sorted([*kept, "5x32x32-0001"])
+        with pytest.raises(KeyError, match="no ok clip has the key '5x32x32-0002'"):
+            cache.sample("5x32x32-0002")
+    for cache in (before, after.at(1, before.shard_bits, before.snapshot)):
+        assert [cache[i]["key"] for i in range(len(cache))] == list(written.arrays)
+        check_sample(cache.sample("5x32x32-0002"), written)
+        assert cache.buckets["5x32x32"].num_ok == after.buckets["5x32x32"].num_ok + 1
+
+
+def test_a_snapshot_that_never_was_is_refused(tmp_path: Path) -> None:
+    written = write_cache(str(tmp_path))
+    cache = open_cache(str(tmp_path))
+    for generation in (0, 2):
+        with pytest.raises(CacheError, match=f"has 1 generations, .*of generation {generation}"):
+            cache.at(generation, cache.shard_bits, "0" * 64)
+    with pytest.raises(CacheError, match="its shards hold other clips than they did"):
+        cache.at(1, cache.shard_bits, "0" * 64)
+    written.storage.delete(sample_path("5x32x32", 2))
+    publish(written.storage, build_index(written.storage, written.manifest))
+    fewer = open_cache(str(tmp_path))
+    with pytest.raises(CorruptionError, match=r"samples/5x32x32/000002\.parquet is gone"):
+        fewer.at(1, cache.shard_bits, cache.snapshot)
 
 
 def test_the_package_exports_what_a_reader_needs() -> None:

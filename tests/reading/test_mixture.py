@@ -88,5 +88,5 @@ def test_two_caches_alike_do_not_come_in_one_order() -> None:
 
 
 def test_a_cache_without_a_batch_is_refused() -> None:
-    with pytest.raises(ConfigError, match="of an epoch of 10 batches cache 1 gets none"):
+    with pytest.raises(ConfigError, match="in an epoch of 10 batches cache 1 gets none"):
         shares(10, [100, 1], 1)

@@ -19,6 +19,8 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.reading.cache import open_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
 
+pytestmark = pytest.mark.slow
+
 SAID = "a frame is 96 x 64, and corpus.max_pixels allows 6143 pixels"
 
 

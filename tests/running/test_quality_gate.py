@@ -31,7 +31,7 @@ from tests.tools.videos import SHARED, SHARED_VIDEOS, moving_pattern, needs_shar
 
 MISTAKES = {
     "unit_range": r"0\.\d+ x the contrast and \+64 .*another range",
-    "bgr": "red and blue are exchanged",
+    "bgr": "red and blue are swapped",
     "negative": "a negative",
     "normalised": "scaled by the normaliser",
     "other_weights": "weights of another model",
@@ -229,4 +229,4 @@ def test_trained_weights_pass_and_with_swapped_colours_do_not(
     )
     status, printed = run_inline("precompute", path, f"cache.url={tmp_path}/swapped")
     assert status == 1
-    assert "red and blue are exchanged" in printed
+    assert "red and blue are swapped" in printed

@@ -25,7 +25,11 @@ from tests.tools.caches import ROOT
 OTHER_ERRORS = {
     "index_huge_counts": "CacheError",
     "index_path_up": "CacheError",
-    "samples_of_no_rows": "CacheError",
+    "index_columns_up": "CacheError",
+    "index_columns_that_are_not_there": "CacheError",
+    "index_of_a_far_generation": "CacheError",
+    "index_of_a_negative_generation": "CacheError",
+    "index_of_another_cache": "CacheError",
 }
 
 

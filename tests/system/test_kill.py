@@ -1,4 +1,4 @@
-"""kill -9 of drivers, actors and decoding processes: after resume, nothing differs and nothing is redone.
+"""kill -9 of drivers, actors and decoding processes: after resume, nothing differs or is written twice.
 
 `python -m tests.chaos` does the same for as long as you like.
 """

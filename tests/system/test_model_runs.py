@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import latentcache
-from latentcache.format.manifest import seal_json
+from latentcache.format.checksum import seal_json
 from tests.tools.caches import make_config, make_corpus, run_job
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import read_with_pyav

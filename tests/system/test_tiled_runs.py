@@ -11,9 +11,8 @@ import torch
 
 import latentcache
 from latentcache import encoders
-from latentcache.format.tables import from_parquet, to_parquet
-from tests.tools.caches import assert_same_cache, make_config, make_corpus, run_job
-from tests.tools.synthetic import facts_of
+from tests.tools.caches import make_config, make_corpus, run_job
+from tests.tools.planned import planned_from
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import SHARED, SHARED_VIDEOS, read_with_pyav
 
@@ -116,36 +115,28 @@ def test_wrong_tiles_are_refused_before_anything_is_written(corpus: Path, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
-def test_clips_that_are_tried_again_are_measured_and_others_keep_theirs(tmp_path: Path) -> None:
+def test_clips_that_are_tried_again_leave_the_others_their_errors(tmp_path: Path) -> None:
+    """They become rows of new shards, which are measured by their places, as all are."""
     corpus = make_corpus(tmp_path / "corpus", 3)
     config = make_config(tmp_path, corpus, str(tmp_path / "whole"), encoder=DCT)
     run_job("precompute", config, status=3)
     cache = tmp_path / "cache"
     config = make_config(tmp_path, corpus, str(cache), encoder=DCT)
-    run_job("precompute", config, status=3)
-    for table in cache.glob("samples/5x64x96/*.parquet"):
-        table.unlink()
+    planned_from(config)
     away = (corpus / "v1.mp4").rename(tmp_path / "away.mp4")
     run_job("resume", cache, "--skip-changed", status=3)
     away.rename(corpus / "v1.mp4")
-    assert errors(cache)["5x64x96"][(0, 2)] is None
+    before = errors(cache)["5x64x96"]
+    assert before[(0, 2)] is None
     run_job("resume", cache, "--retry-failed", status=3)
-    assert_same_cache(cache, tmp_path / "whole")
-
-
-def test_tables_from_before_the_column_are_read(tmp_path: Path) -> None:
-    corpus, cache = make_corpus(tmp_path / "corpus", 2), tmp_path / "cache"
-    config = make_config(tmp_path, corpus, str(cache))
-    run_job("precompute", config, status=3)
-    (cache / "samples/5x64x96/000000.parquet").unlink()
-    away = (corpus / "v1.mp4").rename(tmp_path / "away.mp4")
-    run_job("resume", cache, "--skip-changed", status=3)
-    away.rename(corpus / "v1.mp4")
-    path = cache / "samples/5x64x96/000000.parquet"
-    table = from_parquet(path.read_bytes())
-    path.write_bytes(to_parquet(table.drop_columns("tiling_error"), facts_of(table)))
-    out, _ = run_job("resume", cache, "--retry-failed", status=3)
-    assert "cache    5 clips ok, 0 failed" in out
+    after, whole = errors(cache)["5x64x96"], errors(tmp_path / "whole")["5x64x96"]
+    kept = before.keys() - {(0, 2), (1, 0)}
+    assert {place: after[place] for place in kept} == {place: whole[place] for place in kept}
+    assert after.keys() == kept | {(2, 0), (2, 1)}
+    found, expected = (latentcache.open_cache(str(url)) for url in (cache, tmp_path / "whole"))
+    assert len(found) == len(expected)
+    for sample in expected:
+        assert torch.equal(found.sample(sample["key"])["latents"], sample["latents"])
 
 
 def test_a_shard_that_does_not_fit_fails_with_the_tile_that_would_and_the_others_go_on(

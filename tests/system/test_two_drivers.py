@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import latentcache
 from latentcache.config.files import load_config
-from latentcache.config.sections import Config
-from latentcache.core.records import Shard, ShardId, ShardReport
+from latentcache.core.records import ClipResult, Shard, ShardId, ShardReport
 from latentcache.errors import CorruptionError, RecipeMismatchError
-from latentcache.format import snapshot as snapshots
-from latentcache.format.commit import commit_failed_shard
-from latentcache.format.manifest import Manifest
-from latentcache.format.paths import CACHE_JSON, sample_path
+from latentcache.format.commit import commit_failed_shard, commit_shard
+from latentcache.format.generations import generation_path
+from latentcache.format.paths import CACHE_JSON, INDEX, plan_path, sample_path
+from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish, read_index
 from latentcache.format.tables import from_parquet
+from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.inspecting.verify import verify
-from latentcache.planning import create
-from latentcache.planning.create import _planned, create_cache
-from latentcache.planning.plan import Plan
-from latentcache.planning.planned import PlannedCache, failed_shards
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.create import repair_cache
+from latentcache.planning.grow import failed_rows
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.planner import grow_cache
 from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Task
 from latentcache.running.publisher import RunSnapshot
@@ -38,13 +38,14 @@ from latentcache.running.worker import ShardWorker
 from latentcache.storage.folder import Storage
 from tests.tools.caches import (
     assert_same_cache,
-    committed,
     make_config,
     make_corpus,
+    read_files,
     run_inline,
     start_job,
 )
 from tests.tools.planned import planned_from
+from tests.tools.synthetic import random_sample
 
 SOME_FAILED = 3
 
@@ -76,12 +77,12 @@ def prepared_in(folder: Path, corpus: Path, name: str = "cache") -> PlannedCache
     return planned_from(config_for(folder, corpus, folder / name))
 
 
-def finish(*jobs: tuple[object, ...]) -> list[str]:
+def finish(*jobs: tuple[object, ...], status: int = SOME_FAILED) -> list[str]:
     """Start jobs together; each must end well. Returns what each printed."""
     processes = [start_job(str(job), *arguments) for job, *arguments in jobs]
     printed = [process.communicate(timeout=240) for process in processes]
     for process, (out, err) in zip(processes, printed, strict=True):
-        assert process.returncode == SOME_FAILED, out + err
+        assert process.returncode == status, out + err
         assert "Traceback" not in err
     return [out for out, _ in printed]
 
@@ -100,7 +101,7 @@ def test_resume_joins_a_run_that_goes_on(corpus: Path, clean: Path, tmp_path: Pa
         pytest.skip("who writes what does not depend on the format")
     cache = tmp_path / "cache"
     first = start_job("precompute", config_for(tmp_path, corpus, cache, clean.name))
-    while not (cache / "cache.json").exists():
+    while not (cache / generation_path(1)).exists():
         assert first.poll() is None
         time.sleep(0.01)
     finish(("resume", cache))
@@ -137,32 +138,48 @@ def test_two_runs_share_the_work(corpus: Path, tmp_path: Path) -> None:
     assert runs[0].published.num_rows == runs[1].published.num_rows == len(tasks)
 
 
+def shards_of(prepared: PlannedCache, bucket: str = "5x64x96") -> list[ShardId]:
+    return [shard for shard in prepared.missing_shards() if shard.bucket == bucket]
+
+
+def fail_elsewhere(prepared: PlannedCache, shard: Shard) -> None:
+    """Commit a shard as a run does that could encode none of its clips."""
+    manifest = prepared.manifest
+    layout, shard_format = manifest.layouts()[shard.bucket.name], get_format(manifest.format)
+    commit_failed_shard(
+        prepared.storage, shard_format, layout, shard, "by the other", manifest.fingerprint
+    )
+
+
+@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
 def test_a_shard_that_another_run_committed_meanwhile_is_not_written(
-    corpus: Path, tmp_path: Path
+    corpus: Path, tmp_path: Path, shard_format: str
 ) -> None:
-    prepared = prepared_in(tmp_path, corpus)
-    tasks = prepared.missing_shards()
+    cache = tmp_path / "cache"
+    prepared = planned_from(config_for(tmp_path, corpus, cache, shard_format))
+    tasks = shards_of(prepared)[:3]
     encode_clips = ShardWorker._encode_clips
-    seen: dict[str, tuple[int, int]] = {}
+    layout = prepared.manifest.layouts()["5x64x96"]
+    names = [get_format(shard_format).path(layout, 1), sample_path("5x64x96", 1)]
+    seen: dict[str, bytes] = {}
 
     def slowly(worker: ShardWorker, shard: Shard, *args: object) -> object:
+        encoded = encode_clips(worker, shard, *args)  # type: ignore[arg-type]
         if shard.index == 1:  # as if another run encoded it in that time
-            encoded = encode_clips(worker, shard, *args)  # type: ignore[arg-type]
-            layout = prepared.manifest.layouts()[shard.bucket.name]
-            commit_failed_shard(
-                prepared.storage, layout, shard, "by the other", (), prepared.manifest.fingerprint
-            )
-            seen.update(committed(tmp_path / "cache"))
-            return encoded
-        return encode_clips(worker, shard, *args)  # type: ignore[arg-type]
+            fail_elsewhere(prepared, shard)
+            seen.update({name: (cache / name).read_bytes() for name in names})
+        return encoded
 
     with mock.patch.object(ShardWorker, "_encode_clips", slowly):
-        run = Run(prepared, [task for task in tasks if task.bucket == "5x64x96"][:3])
+        run = Run(prepared, tasks)
         list(run.events())
-    name = sample_path("5x64x96", 1)
-    assert committed(tmp_path / "cache")[name] == seen[name]
+    assert seen
+    after = read_files(cache)
+    assert {name: after[name] for name in seen} == seen
     assert (run.summary.shards, run.summary.shards_elsewhere) == (2, 1)
     assert run.summary.clips_failed == 0
+    rows = {row["shard"]: row["num_ok"] for row in run.published.to_pylist()}
+    assert rows == {0: 3, 1: 0, 2: 3}
 
 
 def test_a_shard_that_fails_here_and_not_elsewhere_stays_as_it_is(
@@ -170,120 +187,325 @@ def test_a_shard_that_fails_here_and_not_elsewhere_stays_as_it_is(
 ) -> None:
     prepared = prepared_in(tmp_path, corpus)
     list(Run(prepared, prepared.missing_shards()).events())
-    before = committed(tmp_path / "cache")
+    before = read_files(tmp_path / "cache")
     late = Run(prepared, [])
     late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
     assert late.summary.shards_failed == 1
-    assert committed(tmp_path / "cache") == before
+    assert late.summary.clips_failed == 0
+    assert read_files(tmp_path / "cache") == before
+    # Neither does it where the other run has come only as far as the object.
+    (tmp_path / "cache" / sample_path("5x64x96", 0)).unlink()
+    late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
+    assert read_files(tmp_path / "cache") == before
 
 
-def test_planning_beside_another_run_is_no_foreign_folder(corpus: Path, tmp_path: Path) -> None:
+# Bits that differ from run to run
+
+
+def noisy_config(folder: Path, corpus: Path, name: str, shard_format: str) -> Path:
+    cache = {"url": str(folder / name), "format": shard_format}
+    encoder = {"kind": "tests.tools.encoders.noisy"}
+    return make_config(folder, corpus, str(folder / name), cache=cache, encoder=encoder)
+
+
+def samples_of(cache: Path) -> dict[str, bytes]:
+    """The latents of every clip that counts, by key."""
+    opened = latentcache.open_cache(str(cache))
+    samples = [opened[n] for n in range(len(opened))]
+    found = {
+        sample["key"]: sample["latents"].view(torch.uint8).numpy().tobytes() for sample in samples
+    }
+    assert len(found) == len(samples), "a key twice"
+    return found
+
+
+def objects_in(cache: Path) -> dict[str, bytes]:
+    """The shards' objects and sample tables."""
+    files = read_files(cache)
+    return {
+        name: data
+        for name, data in files.items()
+        if name.startswith(("latents/", "samples/")) and not name.endswith("zarr.json")
+    }
+
+
+def test_two_runs_whose_bits_differ_make_one_sound_cache(
+    corpus: Path, clean: Path, tmp_path: Path
+) -> None:
+    """As on GPUs of two kinds: who comes second adopts what is there, and mixes nothing."""
+    cache = tmp_path / "cache"
+    config = noisy_config(tmp_path, corpus, "cache", clean.name)
+    finish(("precompute", config), ("precompute", config))
+    findings = verify(Storage(str(cache)))
+    assert not findings.problems
+    assert not findings.notes
+    found = samples_of(cache)
+    assert found.keys() == samples_of(clean).keys()
+    table = latentcache.open_cache(str(cache)).table(["key", "status"]).to_pylist()
+    keys = [row["key"] for row in table if row["status"] == "ok"]
+    assert sorted(keys) == sorted(found)
+    # A third run, alone, has other bits: the encoder is as noisy as it should be.
+    alone = noisy_config(tmp_path, corpus, "alone", clean.name)
+    finish(("precompute", alone))
+    assert all(data != found[key] for key, data in samples_of(tmp_path / "alone").items())
+
+
+def test_who_comes_second_throws_its_own_bits_away(
+    corpus: Path, clean: Path, tmp_path: Path
+) -> None:
+    """Of every shard: object, sample table and report are those of the first."""
+    prepared = planned_from(config_for(tmp_path, corpus, tmp_path / "cache", clean.name))
+    list(Run(prepared, prepared.missing_shards()).events())
+    before = read_files(tmp_path / "cache")
+    manifest, published = prepared.manifest, read_index(prepared.storage).to_pylist()
+    rng = np.random.default_rng(0)
+    for row in published:
+        shard = prepared.plan.shard(ShardId(row["bucket"], row["shard"]))
+        layout = manifest.layouts()[row["bucket"]]
+        rows = [random_sample(layout, rng) for _ in shard.clips]
+        results = [ClipResult(start_s=0.0)] * len(shard.clips)
+        report = commit_shard(
+            prepared.storage,
+            get_format(manifest.format),
+            layout,
+            shard,
+            rows,
+            results,
+            manifest.fingerprint,
+        )
+        assert report.committed_before
+        assert {name: getattr(report, name) for name in row} == row
+    assert read_files(tmp_path / "cache") == before
+    assert not verify(prepared.storage).problems
+
+
+def test_an_object_whose_run_was_stopped_before_its_table_keeps_its_bits(
+    corpus: Path, clean: Path, tmp_path: Path
+) -> None:
+    """The run that goes on has other bits: it writes the table of what is there, and encodes nothing."""
+    cache = tmp_path / "cache"
+    finish(("precompute", noisy_config(tmp_path, corpus, "cache", clean.name)))
+    before = objects_in(cache)
+    for table in cache.glob("samples/*/*.parquet"):
+        table.unlink()
+    (cache / INDEX).unlink()
+    (out,) = finish(("resume", cache))
+    assert "shards   0 written" in out
+    assert objects_in(cache) == before
+    assert not verify(Storage(str(cache))).problems
+
+
+# Two that plan at once
+
+
+def grow_first(other: Path) -> mock._patch[object]:
+    """Let another run plan just before this one makes its step count."""
+    create = Storage.create
+    config = load_config(str(other))
+
+    def and_the_other_is_faster(storage: Storage, path: str, data: bytes) -> bool:
+        if path == generation_path(1):
+            with mock.patch.object(Storage, "create", create):
+                grow_cache(config)
+        return create(storage, path, data)
+
+    return mock.patch.object(Storage, "create", and_the_other_is_faster)
+
+
+def planned_keys(prepared: PlannedCache) -> list[str]:
+    """The keys of all planned clips, each as often as it is planned."""
+    return [
+        key
+        for bucket in prepared.manifest.buckets
+        for table in prepared.plan.plans(bucket.name)
+        for key in table["key"].to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("moment", ["looked", "listed", "made", "planned"])
+def test_planning_beside_another_run_plans_each_clip_once(
+    corpus: Path, tmp_path: Path, moment: str
+) -> None:
+    """Whenever the other comes in between: it is no foreign folder, and nothing is planned twice."""
     config = load_config(str(config_for(tmp_path, corpus, tmp_path / "cache")))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    manifest = make_manifest(config, spec, identity, plan)
-    exists = Storage.exists
+    exists, listing, create = Storage.exists, Storage.list, Storage.create
+    waiting = [moment]
 
-    def and_then_the_other_plans(storage: Storage, path: str) -> bool:
+    def let_the_other_plan(now: str) -> None:
+        if waiting == [now]:
+            waiting.clear()
+            grow_cache(config)
+
+    def and_exists(storage: Storage, path: str) -> bool:
         found = exists(storage, path)
         if path == CACHE_JSON:
-            with mock.patch.object(Storage, "exists", exists):
-                create.create_cache(config, manifest, plan)
+            let_the_other_plan("looked")
         return found
 
-    with mock.patch.object(Storage, "exists", and_then_the_other_plans):
-        prepared = create_cache(config, manifest, plan)
-    assert prepared.missing_shards()
+    def and_lists(storage: Storage, path: str) -> dict[str, int]:
+        found = listing(storage, path)
+        if not path:
+            let_the_other_plan("listed")
+        return found
+
+    def and_creates(storage: Storage, path: str, data: bytes) -> bool:
+        let_the_other_plan("made")
+        if path == generation_path(1):
+            let_the_other_plan("planned")
+        return create(storage, path, data)
+
+    with (
+        mock.patch.object(Storage, "exists", and_exists),
+        mock.patch.object(Storage, "list", and_lists),
+        mock.patch.object(Storage, "create", and_creates),
+    ):
+        prepared = grow_cache(config)
+    assert not waiting
+    keys = planned_keys(prepared)
+    assert len(keys) == len(set(keys)) == 97
+    assert len(prepared.manifest.generations) == 1
+    assert prepared.missing_shards() == prepared.planned_shards()
 
 
-@pytest.fixture
-def recipes(corpus: Path, tmp_path: Path) -> list[tuple[Config, Manifest, Plan]]:
-    """Two runs into one folder, which differ in what they store."""
+def test_what_a_run_tries_of_the_storage_is_no_foreign_file(corpus: Path, tmp_path: Path) -> None:
+    """Nor is it where that run was killed meanwhile."""
+    config = load_config(str(config_for(tmp_path, corpus, tmp_path / "cache")))
+    with mock.patch.object(Storage, "delete"):
+        Storage(config.cache.url).creates_exclusively(CACHE_JSON)
+    assert any((tmp_path / "cache").iterdir())
+    assert grow_cache(config).missing_shards()
+
+
+def test_of_two_recipes_at_once_one_is_refused(corpus: Path, tmp_path: Path) -> None:
     path = config_for(tmp_path, corpus, tmp_path / "cache")
     configs = [load_config(str(path), [f"cache.dtype={dtype}"]) for dtype in ("float32", "float16")]
-    planned = []
-    for config in configs:
-        spec, identity = resolve_encoder(config)
-        plan = plan_corpus(config, spec)
-        planned.append((config, make_manifest(config, spec, identity, plan), plan))
-    return planned
-
-
-def test_of_two_recipes_at_once_one_is_refused(
-    recipes: list[tuple[Config, Manifest, Plan]],
-) -> None:
     create = Storage.create
     done: list[PlannedCache] = []
 
     def after_the_other(storage: Storage, path: str, data: bytes) -> bool:
-        with mock.patch.object(Storage, "create", create):
-            done.append(create_cache(*recipes[1]))
+        if path == CACHE_JSON:
+            with mock.patch.object(Storage, "create", create):
+                done.append(grow_cache(configs[1]))
         return create(storage, path, data)
 
     with (
         mock.patch.object(Storage, "create", after_the_other),
         pytest.raises(RecipeMismatchError, match="dtype: float16 in the cache, float32 now"),
     ):
-        create_cache(*recipes[0])
+        grow_cache(configs[0])
     (winner,) = done
     list(Run(winner, winner.missing_shards()).events())
-    assert not verify(winner.storage).problems
+    findings = verify(winner.storage)
+    assert not findings.problems
+    assert findings.num_clips == 97
+    left = find_leftovers(winner.storage.files(), winner.manifest, time.time() + 1e6)
+    assert not left.removable
+    assert not left.foreign
 
 
-def test_of_two_corpora_at_once_one_is_refused(
-    recipes: list[tuple[Config, Manifest, Plan]], corpus: Path, tmp_path: Path
+def config_of(folder: Path, corpus: Path, name: str, videos: str) -> Path:
+    """A configuration of some of the videos, into the folder's cache."""
+    (folder / name).mkdir()
+    source = {"source": f"{corpus}/{videos}"}
+    return make_config(folder / name, corpus, str(folder / "cache"), corpus=source)
+
+
+def fresh_samples(folder: Path, corpus: Path, videos: str) -> dict[str, bytes]:
+    """What one run over all of the videos makes."""
+    config = config_of(folder, corpus, "fresh", videos)
+    assert run_inline("precompute", config, f"cache.url={folder}/whole")[0] == 0
+    return samples_of(folder / "whole")
+
+
+def test_two_corpora_at_once_both_grow_the_cache(corpus: Path, tmp_path: Path) -> None:
+    """They share some sources, which are planned once."""
+    one, other = (
+        config_of(tmp_path, corpus, name, f"v[{videos}].mp4")
+        for name, videos in (("one", "0-5"), ("other", "4-9"))
+    )
+    finish(("precompute", one), ("precompute", other), status=0)
+    assert samples_of(tmp_path / "cache") == fresh_samples(tmp_path, corpus, "v[0-9].mp4")
+    prepared = grow_cache(load_config(str(one)))
+    assert len(prepared.manifest.generations) == 2
+    keys = planned_keys(prepared)
+    assert len(keys) == len(set(keys)) == 80
+    assert not verify(prepared.storage).problems
+
+
+def test_who_plans_second_looks_again_and_its_tables_count_for_nothing(
+    corpus: Path, tmp_path: Path
 ) -> None:
-    config, manifest, plan = recipes[0]
-    fewer = {bucket: table.slice(1) for bucket, table in plan.buckets.items() if len(table) > 1}
-    other = Plan(buckets=fewer, rejected=plan.rejected)
-    spec, identity = resolve_encoder(config)
-    loser = (config, make_manifest(config, spec, identity, other), other)
-    storage = Storage(config.cache.url)
-    storage.write(CACHE_JSON, manifest.to_bytes())  # the other has not repaired the plan yet
-    for path, data in _planned(loser[1], other):
-        storage.write(path, data)
-    with pytest.raises(RecipeMismatchError, match="another corpus; which one cannot be said"):
-        create_cache(*loser)
-    assert create_cache(config, manifest, plan).missing_shards()
+    one, other = (
+        config_of(tmp_path, corpus, name, f"v[{videos}].mp4")
+        for name, videos in (("one", "0-2"), ("other", "2-3"))
+    )
+    with grow_first(other):
+        prepared = grow_cache(load_config(str(one)))
+    keys = planned_keys(prepared)
+    assert len(keys) == len(set(keys)) == 32
+    first, second = prepared.manifest.generations
+    assert [part.num_clips for part in (*first.parts, *second.parts)] == [16, 16]
+    list(Run(prepared, prepared.missing_shards()).events())
+    expected = samples_of(tmp_path / "cache")
+    assert not verify(prepared.storage).problems
+    left = find_leftovers(prepared.storage.files(), prepared.manifest, time.time() + 1e6)
+    assert {file.path.split("/")[0] for file in left.removable} == {"plan"}
+    assert all("/000001-" in file.path for file in left.removable)
+    assert not left.foreign
+    for file in left.removable:
+        prepared.storage.delete(file.path)
+    assert samples_of(tmp_path / "cache") == expected
+    assert not verify(prepared.storage).problems
 
 
-def test_a_kept_column_of_another_type_is_refused(corpus: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "list.parquet"
-
-    def job(kept: pa.DataType) -> tuple[int, str]:
-        names = [str(corpus / f"v{n}.mp4") for n in range(2)]
-        pq.write_table(pa.table({"video": names, "score": pa.array([1, 2], kept)}), listed)
-        config = make_config(
-            tmp_path,
-            listed,
-            str(tmp_path / "cache"),
-            corpus={"source": str(listed), "keep": ["score"]},
-        )
-        return run_inline("precompute", config)
-
-    assert job(pa.int64())[0] == 0
-    status, printed = job(pa.int32())
-    assert status == 2
-    assert "corpus.keep: score is int64 in the cache, int32 now" in printed
-    assert job(pa.int64())[0] == 0
-
-
-def test_a_plan_that_another_recipe_overwrote_is_refused_and_mended(
-    recipes: list[tuple[Config, Manifest, Plan]],
+def test_a_kept_column_of_another_type_is_that_of_the_cache_or_refused(
+    corpus: Path, tmp_path: Path
 ) -> None:
-    winner = create_cache(*recipes[0])
-    for path, data in _planned(recipes[1][1], recipes[1][2]):
-        winner.storage.write(path, data)
-    with pytest.raises(CorruptionError, match=r"another recipe or corpus.*precompute"):
-        list(Run(winner, winner.missing_shards()).events())
-    assert not winner.storage.list("samples/5x64x96")
-    winner = create_cache(*recipes[0])
-    list(Run(winner, winner.missing_shards()).events())
-    assert not verify(winner.storage).problems
+    listed, cache = tmp_path / "list.parquet", tmp_path / "cache"
+    names = [str(corpus / f"v{n}.mp4") for n in range(2)]
+
+    def job(kept: pa.Array) -> tuple[int, str]:
+        pq.write_table(pa.table({"video": names, "score": kept}), listed)
+        sections = {"source": str(listed), "keep": ["score"]}
+        return run_inline("precompute", make_config(tmp_path, listed, str(cache), corpus=sections))
+
+    def scores() -> dict[str, int]:
+        table = latentcache.open_cache(str(cache)).table(["source", "score"])
+        assert table["score"].type == pa.int64()
+        return dict(zip(*table.to_pydict().values(), strict=True))
+
+    assert job(pa.array([1, 2], pa.int64()))[0] == 0
+    before = objects_in(cache)
+    for kept in (pa.array([1, 2], pa.int32()), pa.array([1, 3], pa.int16())):
+        assert job(kept)[0] == 0
+        assert scores() == dict(zip(names, kept.to_pylist(), strict=True))
+    now = read_files(cache)
+    for other in (pa.array([1.5, 3.0]), pa.array(["good", "bad"])):
+        status, printed = job(other)
+        assert status == 2
+        assert f"corpus.keep: score is int64 in the cache, {other.type} now" in printed
+    assert read_files(cache) == now
+    assert objects_in(cache) == before
+    assert not verify(Storage(str(cache))).problems
 
 
-def report_of(storage: Storage, bucket: str, shard: int) -> ShardReport:
-    rows = build_index(storage).to_pylist()
+def test_a_plan_of_another_recipe_is_refused(corpus: Path, tmp_path: Path) -> None:
+    prepared = prepared_in(tmp_path, corpus)
+    path = config_for(tmp_path, corpus, tmp_path / "other")
+    other = grow_cache(load_config(str(path), ["cache.dtype=float16"]))
+    places = [
+        plan_path(cache.manifest.generations[0].folder, "5x64x96") for cache in (prepared, other)
+    ]
+    assert places[0] != places[1]  # it would lie beside, and not in the place of the other
+    prepared.storage.write(places[0], other.storage.read(places[1]))
+    with pytest.raises(CorruptionError, match="another recipe"):
+        list(Run(prepared, prepared.missing_shards()).events())
+    assert not prepared.storage.list("samples/5x64x96")
+    assert verify(prepared.storage).problems
+
+
+def report_of(finished: PlannedCache, bucket: str, shard: int) -> ShardReport:
+    rows = build_index(finished.storage, finished.manifest).to_pylist()
     facts = next(r for r in rows if (r["bucket"], r["shard"]) == (bucket, shard))
     return ShardReport(**facts, num_frames=0, raw_bytes=0)
 
@@ -292,61 +514,89 @@ def places(table: pa.Table) -> set[tuple[str, int]]:
     return set(zip(table["bucket"].to_pylist(), table["shard"].to_pylist(), strict=True))
 
 
+def snapshot_of(planned: PlannedCache, interval_s: float = 60.0) -> RunSnapshot:
+    return RunSnapshot(planned.storage, planned.manifest, interval_s)
+
+
 @pytest.fixture
-def finished(corpus: Path, tmp_path: Path) -> Storage:
+def finished(corpus: Path, tmp_path: Path) -> PlannedCache:
     prepared = prepared_in(tmp_path, corpus)
     list(Run(prepared, prepared.missing_shards()).events())
-    return prepared.storage
+    return prepared
 
 
-def test_what_another_run_published_stays_published(finished: Storage) -> None:
+def test_what_another_run_published_stays_published(finished: PlannedCache) -> None:
     reports = [report_of(finished, "5x64x96", shard) for shard in range(2)]
     for report in reports:
-        finished.delete(sample_path(report.bucket, report.shard))
-    one, other = (RunSnapshot(finished, interval_s=0.0) for _ in range(2))
-    one.open(set())
-    other.open(set())
+        finished.storage.delete(sample_path(report.bucket, report.shard))
+    one, other = (snapshot_of(finished, 0.0) for _ in range(2))
+    one.open()
+    other.open()
+    assert not places(read_index(finished.storage)) & {("5x64x96", 0), ("5x64x96", 1)}
     for snapshot, report in zip((one, other), reports, strict=True):
         snapshot.add(report)
-    assert places(read_index(finished)) >= {("5x64x96", 0), ("5x64x96", 1)}
+    assert places(read_index(finished.storage)) >= {("5x64x96", 0), ("5x64x96", 1)}
 
 
-def test_the_last_one_to_publish_has_seen_everything(finished: Storage) -> None:
-    whole = build_index(finished)
+def test_the_last_one_to_publish_has_seen_everything(finished: PlannedCache) -> None:
+    storage = finished.storage
+    whole = build_index(storage, finished.manifest)
     name = sample_path("5x64x96", 0)
-    late = finished.read(name)
-    finished.delete(name)
-    snapshot = RunSnapshot(finished, interval_s=60.0)
-    snapshot.open(set())
+    late = storage.read(name)
+    storage.delete(name)
+    snapshot = snapshot_of(finished)
+    snapshot.open()
     write = Storage.write
 
     def and_then_the_other_commits(storage: Storage, path: str, data: bytes) -> None:
         write(storage, path, data)
         write(storage, name, late)
 
-    finished.delete(sample_path("5x64x96", 1))  # so that there is something to publish
+    storage.delete(sample_path("5x64x96", 1))  # so that there is something to publish
     with mock.patch.object(Storage, "write", and_then_the_other_commits):
         published = snapshot.close()
-    assert published == read_index(finished)
+    assert published == read_index(storage)
     assert places(published) == places(whole) - {("5x64x96", 1)}
 
 
-def test_a_row_that_another_run_has_put_back_is_read_again(finished: Storage) -> None:
-    whole = read_index(finished)
-    rows = whole.to_pylist()
-    # As it was before the shard's failed clips were tried again.
-    rows[4].update(num_ok=rows[4]["num_ok"] - 1, table_bytes=rows[4]["table_bytes"] - 7)
-    publish(finished, pa.Table.from_pylist(rows, schema=whole.schema))
-    snapshot = RunSnapshot(finished, interval_s=60.0)
-    assert snapshot.close() == whole == read_index(finished)
+def test_a_row_that_another_run_has_put_back_is_read_again(finished: PlannedCache) -> None:
+    """A snapshot of before rows were retired, from a run that does not know of it yet."""
+    before = read_index(finished.storage)
+    assert repair_cache(finished.storage, {ShardId("5x64x96", 1): [0, 2]}) == 2
+    now = read_index(finished.storage)
+    row = next(row for row in now.to_pylist() if (row["bucket"], row["shard"]) == ("5x64x96", 1))
+    assert (row["num_clips"], row["retired"]) == (1, [0, 2])
+    publish(finished.storage, before)
+    snapshot = snapshot_of(finished)  # of the generation before, too
+    assert snapshot.close().equals(now, check_metadata=True)
+    assert read_index(finished.storage).equals(now, check_metadata=True)
 
 
-def test_rows_of_deleted_sample_tables_do_not_survive(finished: Storage) -> None:
-    finished.delete(sample_path("5x64x96", 3))
-    assert ("5x64x96", 3) in places(read_index(finished))
-    RunSnapshot(finished, interval_s=60.0).open(set())
-    assert ("5x64x96", 3) not in places(read_index(finished))
-    assert places(read_index(finished)) == places(build_index(finished))
+def test_a_run_of_before_a_step_publishes_with_it(finished: PlannedCache) -> None:
+    """What a run commits of rows that were retired meanwhile does not count."""
+    report = report_of(finished, "5x64x96", 1)
+    snapshot = snapshot_of(finished, 0.0)
+    snapshot.open()
+    repair_cache(finished.storage, {ShardId("5x64x96", 1): [0]})
+    now = read_index(finished.storage)
+    snapshot.add(report)
+    assert read_index(finished.storage).equals(now, check_metadata=True)
+
+
+def test_rows_of_deleted_sample_tables_do_not_survive(finished: PlannedCache) -> None:
+    storage = finished.storage
+    storage.delete(sample_path("5x64x96", 3))
+    assert ("5x64x96", 3) in places(read_index(storage))
+    snapshot_of(finished).open()
+    assert ("5x64x96", 3) not in places(read_index(storage))
+    assert places(read_index(storage)) == places(build_index(storage, finished.manifest))
+
+
+def remove_shards(cache: Path, numbers: range) -> None:
+    """Take shards of the videos away, as if they had not been encoded yet."""
+    for number in numbers:
+        (cache / sample_path("5x64x96", number)).unlink()
+        (cache / f"latents/5x64x96/{number:06d}.parquet").unlink()
 
 
 def test_failed_clips_are_retried_beside_a_run_that_reads_them(
@@ -356,33 +606,27 @@ def test_failed_clips_are_retried_beside_a_run_that_reads_them(
         pytest.skip("who writes what does not depend on the format")
     cache, away = tmp_path / "cache", tmp_path / "away.mp4"
     shutil.copytree(clean, cache)
-    for table in cache.glob("samples/5x64x96/00000[0-7].parquet"):
-        table.unlink()
+    remove_shards(cache, range(8))
     (corpus / "v0.mp4").rename(away)
     try:
         assert run_inline("resume", cache, "--skip-changed")[0] == SOME_FAILED
     finally:
         away.rename(corpus / "v0.mp4")
-    assert failed_shards(read_index(Storage(str(cache))))
-    for table in cache.glob("samples/5x64x96/00002*.parquet"):
-        table.unlink()
+    planned = planned_from(config_for(tmp_path, corpus, cache, clean.name))
+    num_failed = failed_rows(planned.storage, planned.manifest).num_rows
+    assert num_failed
+    remove_shards(cache, range(20, 30))
+    before = objects_in(cache)
     finish(
         ("resume", cache, "--retry-failed"), ("resume", cache), ("resume", cache, "--retry-failed")
     )
-    assert_same_cache(cache, clean)
+    after = objects_in(cache)
+    assert {name: after[name] for name in before} == before
+    assert samples_of(cache) == samples_of(clean)
     assert len(latentcache.open_cache(str(cache))) == 97
-    rows = from_parquet((cache / "index.parquet").read_bytes()).to_pylist()
+    rows = from_parquet((cache / INDEX).read_bytes()).to_pylist()
     assert all(row["num_ok"] == row["num_clips"] for row in rows)
-
-
-def test_a_table_that_another_run_is_replacing_is_left_out(finished: Storage) -> None:
-    whole = build_index(finished)
-    read_sized_table = snapshots.read_sized_table
-    gone = sample_path("5x64x96", 2)
-
-    def and_the_other_deletes(storage: Storage, path: str, *args: object) -> tuple[pa.Table, int]:
-        storage.delete(gone)
-        return read_sized_table(storage, path, *args)  # type: ignore[arg-type]
-
-    with mock.patch.object(snapshots, "read_sized_table", and_the_other_deletes):
-        assert places(build_index(finished)) == places(whole) - {("5x64x96", 2)}
+    # Two looked for failed clips, and each was planned again once.
+    now = planned_from(config_for(tmp_path, corpus, cache, clean.name))
+    assert len(planned_keys(now)) == 97 + num_failed
+    assert not verify(Storage(str(cache))).problems

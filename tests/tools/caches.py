@@ -18,16 +18,18 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from jobs import precompute, resume, status, stream, verify
+from jobs import clean, precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
 from latentcache.format.schemas import RUN_COLUMNS
+from latentcache.format.shards.protocol import TABLE_MARK
 from latentcache.format.tables import from_parquet
 from latentcache.running.log_lines import is_log
 from tests.tools.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[2]
 MAINS = {
+    "clean": clean.main,
     "precompute": precompute.main,
     "resume": resume.main,
     "status": status.main,
@@ -120,20 +122,45 @@ def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if not is_log(name)}
 
 
+#: What two runs of one plan may differ in: when they ran, and where.
+RUN_FACTS = {"config": None, "created_s": None, "parent_sha256": None, checksum.KEY: None}
+
+
 def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The objects of a cache but its tables. cache.json without `config`."""
+    """The objects of a cache but its tables, without what belongs to a run."""
     objects = {name: data for name, data in files.items() if not is_table(name)}
-    manifest = {**json.loads(objects["cache.json"]), "config": None, checksum.KEY: None}
-    return {**objects, "cache.json": json.dumps(manifest).encode()}
+    for name, data in objects.items():
+        if name == "cache.json" or name.startswith("generations/"):
+            facts = {
+                key: value for key, value in RUN_FACTS.items() if key in (known := json.loads(data))
+            }
+            objects[name] = json.dumps({**known, **facts}).encode()
+        elif TABLE_MARK in data:
+            body, _, tail = split_object(data)
+            objects[name] = body + tail
+    return objects
+
+
+def split_object(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A shard object's chunks, its sample table, and what follows it."""
+    mark = data.rindex(TABLE_MARK)
+    start = mark - 8 - int.from_bytes(data[mark - 8 : mark], "little")
+    return data[:start], data[start : mark - 8], data[mark + len(TABLE_MARK) :]
 
 
 def tables_of(files: Mapping[str, bytes]) -> dict[str, pa.Table]:
     """The tables of a cache, without the facts of the run."""
     tables = {}
-    for name in sorted(filter(is_table, files)):
-        table = from_parquet(files[name])
-        tables[name] = table.drop_columns([c for c in RUN_COLUMNS if c in table.column_names])
+    for name, data in sorted(files.items()):
+        if is_table(name):
+            tables[name] = _without_run(from_parquet(data))
+        elif TABLE_MARK in data:
+            tables[name] = _without_run(from_parquet(split_object(data)[1]))
     return tables
+
+
+def _without_run(table: pa.Table) -> pa.Table:
+    return table.drop_columns([c for c in RUN_COLUMNS if c in table.column_names])
 
 
 def read_tables(cache: Path) -> dict[str, pa.Table]:

@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,27 @@ from hypothesis import strategies as st
 
 from latentcache.errors import LatentCacheError
 from latentcache.format import checksum
-from latentcache.format.manifest import seal_json
-from latentcache.format.paths import CACHE_JSON, INDEX, sample_path
-from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.checksum import seal_json
+from latentcache.format.paths import (
+    CACHE_JSON,
+    INDEX,
+    columns_index_path,
+    columns_path,
+    generation_path,
+    rejected_path,
+    sample_path,
+    sources_path,
+)
+from latentcache.format.schemas import (
+    CHANGED_SCHEMA,
+    INDEX_FACTS,
+    INDEX_SCHEMA,
+    PLANNED_SOURCE_SCHEMA,
+)
+from latentcache.format.snapshot import publish, to_index
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.reading.cache import open_cache
+from latentcache.storage.folder import Storage
 from tests.tools.synthetic import Synthetic, facts_of, write_cache
 
 #: That a case may take beyond what the process has when it begins. Sound caches here take 1 MiB.
@@ -71,12 +88,14 @@ def read_all(folder: Path) -> int:
     return len(cache)
 
 
-# cache.json
+# cache.json and generations
+
+PLAN = generation_path(1)
 
 
-def change_json(folder: Path, *path: str | int, value: Any) -> None:
+def change_json(folder: Path, *path: str | int, value: Any, file: str = CACHE_JSON) -> None:
     sound(folder)
-    data = json.loads((folder / CACHE_JSON).read_bytes())
+    data = json.loads((folder / file).read_bytes())
     *outer, last = path
     inner = data
     for key in outer:
@@ -84,20 +103,34 @@ def change_json(folder: Path, *path: str | int, value: Any) -> None:
     inner[last] = value
     # Not by seal_json, which refuses numbers that are none.
     text = json.dumps({**data, checksum.KEY: checksum.EMPTY}, indent=2, sort_keys=True)
-    (folder / CACHE_JSON).write_bytes(checksum.seal(text.encode()))
+    (folder / file).write_bytes(checksum.seal(text.encode()))
 
 
 def json_case(name: str, *path: str | int, value: Any) -> None:
     CASES[name] = lambda folder: change_json(folder, *path, value=value)
 
 
-json_case("json_huge_clips", "buckets", 0, "num_clips", value=10**18)
-json_case("json_huge_shape", "buckets", 0, "shape", value=[10**6, 10**6, 10**6, 10**6])
+def plan_case(name: str, *path: str | int, value: Any) -> None:
+    CASES[name] = lambda folder: change_json(folder, *path, value=value, file=PLAN)
+
+
+plan_case("plan_huge_clips", "parts", 0, "num_clips", value=10**18)
+plan_case("plan_many_shards", "parts", 0, "num_shards", value=10**12)
+plan_case("plan_huge_shape", "parts", 0, "bucket", value="1000001x8000000x8000000")
+plan_case("plan_number_of_digits", "parts", 0, "bucket", value=f"{'9' * 10**5}x32x32")
+plan_case("plan_path_up", "parts", 0, "bucket", value="../../x")
+plan_case("plan_path_absolute", "parts", 0, "bucket", value="/5x32x32")
+plan_case("plan_path_zeros", "parts", 0, "bucket", value="05x32x32")
+plan_case("plan_negative_shard", "parts", 0, "first_shard", value=-1)
+plan_case("plan_many_retired", "num_retired", value=10**18)
+plan_case("plan_infinite_time", "created_s", value=float("inf"))
+plan_case("plan_text_as_number", "number", value="1")
+plan_case("plan_list_as_kind", "kind", value=["plan"])
+plan_case("plan_of_another_cache", "fingerprint", value="0" * 64)
+plan_case("plan_tables_up", "tables_sha256", value="../../x/")
 json_case("json_huge_shard", "shard_clips", value=10**12)
 json_case("json_number_of_digits", "shard_clips", value="DIGITS")
-json_case("json_path_up", "buckets", 0, "name", value="../../x")
-json_case("json_path_absolute", "buckets", 0, "name", value="/5x32x32")
-json_case("json_path_zeros", "buckets", 0, "name", value="05x32x32")
+json_case("json_fingerprint_up", "fingerprint", value="../../x")
 json_case("json_nan", "spec", "normaliser", "scale", value=[float("nan")])
 json_case("json_infinite", "spec", "pixel_range", value=[-1e999, 1])
 json_case("json_endless_frame_rule", "spec", "frame_rule", "multiple", value=10**15)
@@ -127,10 +160,10 @@ def json_deep_inside(folder: Path) -> None:
 
 
 @case
-def json_many_buckets(folder: Path) -> None:
+def json_with_generations(folder: Path) -> None:
     sound(folder)
     data = json.loads((folder / CACHE_JSON).read_bytes())
-    data["buckets"] = data["buckets"] * 100_000
+    data["generations"] = [json.loads((folder / PLAN).read_bytes())]
     (folder / CACHE_JSON).write_bytes(seal_json(data))
 
 
@@ -141,16 +174,140 @@ def json_huge_file(folder: Path) -> None:
         file.truncate(1 << 40)
 
 
+@case
+def plan_deep(folder: Path) -> None:
+    sound(folder)
+    (folder / PLAN).write_bytes(b"[" * 1_000_000)
+
+
+@case
+def plan_many_parts(folder: Path) -> None:
+    sound(folder)
+    data = json.loads((folder / PLAN).read_bytes())
+    data["parts"] = data["parts"] * 20_000
+    (folder / PLAN).write_bytes(seal_json(data))
+
+
+@case
+def plan_huge_file(folder: Path) -> None:
+    sound(folder)
+    with (folder / PLAN).open("r+b") as file:
+        file.truncate(1 << 40)
+
+
+@case
+def plan_of_a_far_number(folder: Path) -> None:
+    """The next generation is missing, and the numbers up to it are very many."""
+    sound(folder)
+    data = (folder / PLAN).read_bytes()
+    (folder / f"generations/{'9' * 30}.json").write_bytes(data)
+
+
+@case
+def plan_twice(folder: Path) -> None:
+    """Two names of one number."""
+    sound(folder)
+    (folder / "generations/1.json").write_bytes((folder / PLAN).read_bytes())
+
+
+# What later generations say
+
+
+def grow(folder: Path, tables: Callable[[str], dict[str, pa.Table]], **counts: int) -> None:
+    """Take a step whose tables follow from its folder's name; the snapshot is published after it."""
+    written = sound(folder)
+    first = written.manifest.generations[0]
+    step = replace(first, number=2, kind="grow", parent_sha256=first.sha256, parts=(), **counts)
+    written.storage.write(generation_path(2), step.to_bytes())
+    for path, table in tables(step.folder).items():
+        written.storage.write(path, to_parquet(table))
+    index = from_parquet(written.storage.read(INDEX))
+    manifest = replace(written.manifest, generations=(first, step))
+    rows = [
+        {**row, "columns": step.folder if columns_of(counts) else None} for row in index.to_pylist()
+    ]
+    publish(written.storage, to_index(rows, manifest))
+
+
+def columns_of(counts: dict[str, int]) -> bool:
+    return bool(counts.get("num_relabelled"))
+
+
+def columns_case(name: str, **columns: Any) -> None:
+    """Captions of another form than they have."""
+    sound_columns = {"row": pa.array(range(4), pa.int32()), "caption": ["a"] * 4}
+
+    def tables(step: str) -> dict[str, pa.Table]:
+        table = pa.table({**sound_columns, **columns})
+        places = [{"bucket": BUCKET, "shard": shard} for shard in range(2)]
+        return {
+            columns_index_path(step): pa.Table.from_pylist(places, schema=CHANGED_SCHEMA),
+            columns_path(step, BUCKET, 0): table,
+            columns_path(step, BUCKET, 1): table,
+        }
+
+    CASES[name] = lambda folder: grow(folder, tables, num_relabelled=4)
+
+
+columns_case("columns_of_no_rows", row=pa.array([], pa.int32()), caption=pa.array([], pa.string()))
+columns_case("columns_of_other_rows", row=pa.array([10**9 + n for n in range(4)], pa.int32()))
+columns_case("columns_rows_as_text", row=["0", "1", "2", "3"])
+columns_case("columns_rows_as_lists", row=[[0], [1], [2], [3]])
+columns_case("columns_captions_as_lists", caption=[["a"]] * 4)
+columns_case("columns_captions_as_numbers", caption=[1] * 4)
+columns_case("columns_that_replace_places", offset=[2**62] * 4)
+columns_case("columns_rows_as_nothing", row=pa.nulls(4, pa.int32()))
+columns_case("columns_that_replace_places_of_plans", url=["/etc/passwd"] * 4)
+columns_case("columns_that_replace_keys", key=["a"] * 4)
+columns_case("columns_that_replace_status", status=["failed"] * 4)
+
+
+@case
+def columns_without_captions(folder: Path) -> None:
+    grow(folder, lambda _: {}, num_relabelled=4)
+
+
+def rejected_case(name: str, rejected: pa.Table, sources: pa.Table) -> None:
+    """A table of rejected sources, or of sources, of another form than they have."""
+
+    def tables(step: str) -> dict[str, pa.Table]:
+        return {rejected_path(step): rejected, sources_path(step): sources}
+
+    CASES[name] = lambda folder: grow(folder, tables, num_rejected=1, num_sources=1)
+
+
+rejected_case("rejected_of_no_columns", pa.table({"x": [1]}), pa.table({"x": [1]}))
+rejected_case(
+    "rejected_rows_as_text",
+    pa.table({"key": ["a"], "source": ["a"], "row": ["0"], "status": ["failed"]}),
+    pa.table({"x": [1]}),
+)
+rejected_case(
+    "rejected_messages_as_lists",
+    pa.table(
+        {
+            "key": ["a"],
+            "source": ["a"],
+            "row": pa.array([0], pa.int32()),
+            "status": ["failed"],
+            "message": [["a"]],
+        }
+    ),
+    pa.Table.from_pylist([], schema=PLANNED_SOURCE_SCHEMA),
+)
+
+
 # Tables
 
 
 def index_case(name: str, **values: Any) -> None:
     def make(folder: Path) -> None:
         written = sound(folder)
-        rows = from_parquet(written.storage.read(INDEX)).to_pylist()
+        index = from_parquet(written.storage.read(INDEX))
+        rows = index.to_pylist()
         rows[0].update(values)
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-        written.storage.write(INDEX, to_parquet(table))
+        written.storage.write(INDEX, to_parquet(table, facts_of(index)))
 
     CASES[name] = make
 
@@ -161,13 +318,34 @@ index_case("index_huge_shard", shard=10**15)
 index_case("index_huge_counts", num_ok=2**31 - 1, num_clips=2**31 - 1)
 index_case("index_path_up", bucket="../../x")
 index_case("index_twice", shard=1)
+index_case("index_more_clips_than_the_shard", num_clips=3, num_ok=3)
+index_case("index_retires_what_is_counted", retired=[0])
+index_case("index_retires_far_rows", retired=[2**31 - 1], num_clips=3, num_ok=3)
+index_case("index_columns_up", columns="../../x")
+index_case("index_columns_that_are_not_there", columns="000009-0123456789ab")
+
+
+def index_facts_case(name: str, **facts: Any) -> None:
+    def make(folder: Path) -> None:
+        storage = sound(folder).storage
+        index = from_parquet(storage.read(INDEX))
+        known = facts_of(index)
+        storage.write(INDEX, to_parquet(index, {INDEX_FACTS: {**known[INDEX_FACTS], **facts}}))
+
+    CASES[name] = make
+
+
+index_facts_case("index_of_a_far_generation", generation=10**18)
+index_facts_case("index_of_a_negative_generation", generation=-1)
+index_facts_case("index_of_a_generation_as_text", generation="1")
+index_facts_case("index_of_another_cache", fingerprint="0" * 64)
 
 
 @case
 def index_of_other_types(folder: Path) -> None:
     storage = sound(folder).storage
     columns = {name: [["x"]] for name in INDEX_SCHEMA.names}
-    storage.write(INDEX, to_parquet(pa.table(columns)))
+    storage.write(INDEX, to_parquet(pa.table(columns), index_facts(storage)))
 
 
 @case
@@ -175,7 +353,12 @@ def index_of_many_rows_in_a_few_bytes(folder: Path) -> None:
     storage = sound(folder).storage
     rows = 200_000_000
     table = pa.table({"bucket": pa.nulls(rows, pa.string())})
-    storage.write(INDEX, to_parquet(table))
+    storage.write(INDEX, to_parquet(table, index_facts(storage)))
+
+
+def index_facts(storage: Storage) -> dict[str, Any]:
+    """The metadata of the sound snapshot, so that only its rows are what is wrong."""
+    return facts_of(from_parquet(storage.read(INDEX)))
 
 
 def change_samples(folder: Path, **columns: Any) -> None:
@@ -317,8 +500,18 @@ def parquet_object_with_a_footer_beyond_the_file(folder: Path) -> None:
 @random
 def random_json(folder: Path) -> None:
     """Any value of cache.json replaced by any other."""
+    change_values(folder, CACHE_JSON)
+
+
+@random
+def random_plan(folder: Path) -> None:
+    """Any value of a generation replaced by any other."""
+    change_values(folder, PLAN)
+
+
+def change_values(folder: Path, file: str) -> None:
     sound(folder)
-    original = json.loads((folder / CACHE_JSON).read_bytes())
+    original = json.loads((folder / file).read_bytes())
     places = [path for path in _places(original) if path and path[-1] != checksum.KEY]
     values = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -336,7 +529,7 @@ def random_json(folder: Path) -> None:
             inner = inner[key]
         inner[path[-1]] = value
         text = json.dumps({**data, checksum.KEY: checksum.EMPTY}, indent=2, sort_keys=True)
-        (folder / CACHE_JSON).write_bytes(checksum.seal(text.encode()))
+        (folder / file).write_bytes(checksum.seal(text.encode()))
         is_read_or_refused(folder)
 
     attempt()

@@ -14,11 +14,13 @@ from latentcache.format.commit import commit_shard
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish
-from latentcache.planning.create import create_cache
+from latentcache.planning.create import open_or_new, take_step
+from latentcache.planning.grow import add_plan
 from latentcache.planning.plan import make_plan
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.planning.planner import grow_cache
+from latentcache.planning.recipe import resolve_encoder
+from latentcache.planning.step import Step
 from tests.tools.caches import make_config
 from tests.tools.synthetic import random_sample
 
@@ -28,21 +30,23 @@ FAILED = {2}
 
 def planned_from(config_path: Path) -> PlannedCache:
     """Plan the cache of a configuration, as precompute does."""
-    config = load_config(str(config_path))
-    spec, identity = resolve_encoder(config)
-    plan = plan_corpus(config, spec)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    return grow_cache(load_config(str(config_path)))
 
 
 def plan_cache(folder: Path, url: str, **cache: Any) -> PlannedCache:
     """Plan a cache of 7 videos and 2 images, 1 source that is rejected, and a kept column with NaN."""
     config = load_config(str(make_config(folder, folder, url, cache=cache)), [])
     spec, identity = resolve_encoder(config)
+    planned = open_or_new(config, spec, identity)
     rows = [_source(n) for n in range(10)]
     schema = pa.schema([*SOURCE_SCHEMA, *PROBE_SCHEMA, pa.field("score", pa.float64())])
     sources = pa.Table.from_pylist(rows, schema=schema)
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
-    return create_cache(config, make_manifest(config, spec, identity, plan), plan)
+    step = Step(kind="plan")
+    add_plan(step, plan, sources.append_column("stamp", pa.nulls(10, pa.string())))
+    taken = take_step(planned, step)
+    assert taken is not None
+    return taken
 
 
 def fill_cache(prepared: PlannedCache, *, published: bool = True, seed: int = 0) -> None:
@@ -64,11 +68,10 @@ def fill_cache(prepared: PlannedCache, *, published: bool = True, seed: int = 0)
             shard,
             rows,
             results,
-            prepared.kept,
             prepared.manifest.fingerprint,
         )
     if published:
-        publish(prepared.storage, build_index(prepared.storage))
+        publish(prepared.storage, build_index(prepared.storage, prepared.manifest))
 
 
 def make_cache(folder: Path, name: str = "cache", **cache: Any) -> PlannedCache:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from latentcache.core.dtypes import Array, numpy_dtype
-from latentcache.core.records import Bucket
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
-from latentcache.format.manifest import BucketInfo, Manifest, fingerprint
-from latentcache.format.paths import CACHE_JSON, REJECTED, sample_path
-from latentcache.format.schemas import INDEX_SCHEMA, SAMPLE_SCHEMA, shard_facts
+from latentcache.format.commit import derive_table
+from latentcache.format.generations import Generation, Part, digest_of
+from latentcache.format.manifest import Manifest, fingerprint
+from latentcache.format.paths import (
+    CACHE_JSON,
+    generation_path,
+    rejected_path,
+    retired_path,
+    sample_path,
+    sources_path,
+)
+from latentcache.format.schemas import (
+    INDEX_SCHEMA,
+    PLANNED_SOURCE_SCHEMA,
+    RETIRED_SCHEMA,
+    SAMPLE_SCHEMA,
+    plan_facts,
+)
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.snapshot import build_index, publish
+from latentcache.format.snapshot import build_index, publish, to_index
 from latentcache.format.tables import to_parquet
 from latentcache.storage.folder import Storage
 
@@ -64,15 +78,6 @@ def make_spec(
     )
 
 
-def sample_shape(spec: LatentSpec, bucket: str) -> tuple[int, ...]:
-    b = Bucket.parse(bucket)
-    return spec.latent_shape(b.frames, b.height, b.width)
-
-
-def pixel_frames(spec: LatentSpec, frames: int) -> tuple[tuple[int, int], ...]:
-    return tuple(spec.pixel_frames(t, frames) for t in range(-(-frames // spec.stride[0])))
-
-
 def random_sample(layout: ArrayLayout, rng: np.random.Generator) -> Array:
     if layout.dtype.startswith("uint"):
         high = np.iinfo(layout.dtype).max
@@ -87,28 +92,41 @@ def make_manifest(
     format: str = "zarr",  # noqa: A002
     codec: str = "zstd",
     shard_clips: int = 4,
+    num_rejected: int = 0,
 ) -> Manifest:
     recipe = {"encoder": {"kind": "synthetic", "dtype": spec.dtype}, "stored": spec.stored}
-    return Manifest(
-        fingerprint=fingerprint(recipe, "0" * 64),
+    manifest = Manifest(
+        fingerprint=fingerprint(recipe),
         recipe=recipe,
-        plan_sha256="0" * 64,
         spec=spec,
         format=format,
         compression={"codec": codec, "level": 5},
         shard_clips=shard_clips,
-        buckets=tuple(
-            BucketInfo(
-                name=name,
-                num_clips=num,
-                num_shards=-(-num // shard_clips),
-                shape=sample_shape(spec, name),
-                pixel_frames=pixel_frames(spec, Bucket.parse(name).frames),
-            )
-            for name, num in buckets.items()
-        ),
         config={},
     )
+    parts = tuple(
+        Part(bucket=name, first_shard=0, num_shards=-(-num // shard_clips), num_clips=num)
+        for name, num in buckets.items()
+    )
+    generation = Generation(
+        number=1,
+        kind="plan",
+        fingerprint=manifest.fingerprint,
+        parent_sha256=None,
+        tables_sha256="0" * 64,
+        created_s=0.0,
+        parts=parts,
+        num_sources=num_rejected,
+        num_rejected=num_rejected,
+    )
+    return replace(manifest, generations=(generation,))
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> None:
+    """Write cache.json and the generations."""
+    storage.write(CACHE_JSON, manifest.to_bytes())
+    for generation in manifest.generations:
+        storage.write(generation_path(generation.number), generation.to_bytes())
 
 
 def write_cache(
@@ -137,9 +155,14 @@ def write_cache(
     storage = Storage(str(url), options)
     spec = make_spec(dtype, stored, channels, exactness)
     manifest = make_manifest(
-        spec=spec, buckets=buckets, format=format, codec=codec, shard_clips=shard_clips
+        spec=spec,
+        buckets=buckets,
+        format=format,
+        codec=codec,
+        shard_clips=shard_clips,
+        num_rejected=rejected,
     )
-    storage.write(CACHE_JSON, manifest.to_bytes())
+    write_manifest(storage, manifest)
     layouts = manifest.layouts()
     for path, data in get_format(format).metadata(list(layouts.values())).items():
         storage.write(path, data)
@@ -156,9 +179,9 @@ def write_cache(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
             )
     if rejected:
-        _write_rejected(storage, rejected)
+        _write_rejected(storage, manifest, rejected)
     if published:
-        publish(storage, build_index(storage))
+        publish(storage, build_index(storage, manifest))
     return Synthetic(storage, manifest, arrays, [_key(*place) for place in sorted(bad)])
 
 
@@ -166,7 +189,7 @@ def write_index(url: str, buckets: Mapping[str, int], shard_clips: int) -> None:
     """Write cache.json and a snapshot of `buckets`, clips each, some of which failed; no latents."""
     storage = Storage(url)
     manifest = make_manifest(spec=make_spec(channels=16), buckets=buckets, shard_clips=shard_clips)
-    storage.write(CACHE_JSON, manifest.to_bytes())
+    write_manifest(storage, manifest)
     num_shards = [info.num_shards for info in manifest.buckets]
     num_clips = [
         np.minimum(shard_clips, info.num_clips - shard_clips * np.arange(info.num_shards))
@@ -181,13 +204,15 @@ def write_index(url: str, buckets: Mapping[str, int], shard_clips: int) -> None:
         "num_ok": num_ok,
         "stored_bytes": num_ok << 21,
         "table_bytes": num_ok << 8,
+        "retired": pa.nulls(len(all_clips), INDEX_SCHEMA.field("retired").type),
+        "columns": pa.nulls(len(all_clips), pa.string()),
     }
     table = (
         pa.table(columns)
         .cast(INDEX_SCHEMA)
         .sort_by([("bucket", "ascending"), ("shard", "ascending")])
     )
-    publish(storage, table)
+    publish(storage, table.replace_schema_metadata(to_index([], manifest).schema.metadata))
 
 
 def write_shard(
@@ -199,8 +224,8 @@ def write_shard(
     recipe: str,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
-    encoded = get_format(format).encode_shard(layout, shard, rows)
-    storage.write(encoded.path, encoded.data)
+    shard_format = get_format(format)
+    encoded = shard_format.encode_shard(layout, shard, rows)
     first, bucket = shard * layout.shard_rows, layout.bucket
     table = [
         {
@@ -234,8 +259,30 @@ def write_shard(
     ]
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
     samples = pa.Table.from_pylist(table, schema=schema)
-    facts = shard_facts(recipe, encoded.data)
-    storage.write(sample_path(bucket.name, shard), to_parquet(samples, facts))
+    data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
+    storage.write(encoded.path, data)
+    derived = derive_table(shard_format, layout, data, recipe)
+    storage.write(sample_path(bucket.name, shard), derived)
+
+
+def retire(cache: Synthetic, rows: Sequence[tuple[str, int, int]]) -> Manifest:
+    """Take a step by which rows no longer count; returns the cache with it."""
+    last = cache.manifest.generations[-1]
+    places = [dict(zip(("bucket", "shard", "row"), row, strict=True)) for row in rows]
+    named = [{**place, "why": "gone"} for place in places]
+    table = to_parquet(pa.Table.from_pylist(named, schema=RETIRED_SCHEMA))
+    step = Generation(
+        number=last.number + 1,
+        kind="grow",
+        fingerprint=cache.manifest.fingerprint,
+        parent_sha256=last.sha256,
+        tables_sha256=digest_of({"retired": table}),
+        created_s=0.0,
+        num_retired=len(rows),
+    )
+    cache.storage.write(retired_path(step.folder), table)
+    cache.storage.write(generation_path(step.number), step.to_bytes())
+    return replace(cache.manifest, generations=(*cache.manifest.generations, step))
 
 
 def facts_of(table: pa.Table) -> dict[str, Any]:
@@ -244,7 +291,7 @@ def facts_of(table: pa.Table) -> dict[str, Any]:
     return {key.decode(): json.loads(value) for key, value in texts.items()}
 
 
-def _write_rejected(storage: Storage, num: int) -> None:
+def _write_rejected(storage: Storage, manifest: Manifest, num: int) -> None:
     table = [
         {
             "key": f"rejected-{i}",
@@ -257,7 +304,15 @@ def _write_rejected(storage: Storage, num: int) -> None:
         for i in range(num)
     ]
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
-    storage.write(sample_path(REJECTED, 0), to_parquet(pa.Table.from_pylist(table, schema=schema)))
+    folder, facts = manifest.generations[0].folder, plan_facts(manifest.fingerprint)
+    rejected = pa.Table.from_pylist(table, schema=schema)
+    storage.write(rejected_path(folder), to_parquet(rejected, facts))
+    rows = [
+        {"source": row["source"], "url": row["source"], "kind": "video", "what": "rejected"}
+        for row in table
+    ]
+    sources = pa.Table.from_pylist(rows, schema=PLANNED_SOURCE_SCHEMA)
+    storage.write(sources_path(folder), to_parquet(sources, facts))
 
 
 def _key(bucket: str, position: int) -> str:

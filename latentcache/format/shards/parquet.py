@@ -59,6 +59,10 @@ class ParquetFormat:
         """Return `latents/BUCKET/INDEX.parquet`."""
         return f"latents/{layout.bucket.name}/{index:06d}.parquet"
 
+    def tail_bytes(self, layout: ArrayLayout, data: bytes) -> int:  # noqa: ARG002
+        """Return the length of the footer, of its length and of the magic."""
+        return footer_bytes(data, len(data))
+
     def decode(self, layout: ArrayLayout, data: bytes, chunk: ChunkRef, out: Array) -> None:
         """Decode one row group of a whole file."""
         block = memoryview(data)[chunk.offset : chunk.offset + chunk.length]
@@ -86,7 +90,8 @@ class ParquetFormat:
         for (offset, length), row in zip(footer.extents, stored, strict=True):
             crc = google_crc32c.value(data[offset : offset + length])
             chunks[row] = ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
-        return EncodedShard(self.path(layout, index), data, chunks)
+        tail = footer_bytes(data, len(data))
+        return EncodedShard(self.path(layout, index), data[:-tail], data[-tail:], chunks)
 
     def read(
         self,
@@ -99,7 +104,7 @@ class ParquetFormat:
         check: bool = True,
         disk: DiskCache | None = None,
     ) -> None:
-        """Read the row groups of `chunks`, after the footer at first, which is kept in memory alone."""
+        """Read the row groups of `chunks`, after the footer at first, which is kept only in memory."""
         path = self.path(layout, index)
         shard = ShardObject(
             storage=storage, layout=layout, index=index, path=path, check=check, disk=disk
@@ -118,7 +123,7 @@ class ParquetFormat:
         key = (storage.url, path)
         footer = self._footers.get(key)
         if footer is not None and footer.find(chunk) is not None:
-            return footer  # else the file was not read yet, or was written anew since
+            return footer  # else the file was not read yet
         try:
             footer = _read_footer(storage, path)
         except StorageError:

@@ -14,13 +14,25 @@ if TYPE_CHECKING:
     from latentcache.storage.folder import Storage
 
 
+#: Eight bytes that follow a sample table and its length inside a shard object.
+TABLE_MARK = b"lcTABLE1"
+
+
 @dataclass(frozen=True)
 class EncodedShard:
-    """A finished shard object: its path in the cache, its bytes and where each row's bytes are."""
+    """A shard object but for its sample table, which goes between `body` and `tail`.
+
+    chunks: where each row's bytes are, None if the clip failed.
+    """
 
     path: str
-    data: bytes
+    body: bytes
+    tail: bytes
     chunks: Sequence[ChunkRef | None]
+
+    def with_table(self, table: bytes) -> bytes:
+        """Return the whole object. table: the sample table as a Parquet file."""
+        return b"".join([self.body, table, len(table).to_bytes(8, "little"), TABLE_MARK, self.tail])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +46,15 @@ class ArrayLayout:
     shard_rows: int
     codec: str = "zstd"
     level: int = 5
+
+
+def embedded_table(data: bytes, tail_bytes: int) -> bytes:
+    """Return the sample table of a whole shard object. Raises ValueError if it has none."""
+    end = len(data) - tail_bytes - len(TABLE_MARK)
+    length = int.from_bytes(data[max(0, end - 8) : max(0, end)], "little")
+    if end < 8 or data[end : end + len(TABLE_MARK)] != TABLE_MARK or length > end - 8:
+        raise ValueError("there is no sample table in it")
+    return data[end - 8 - length : end - 8]
 
 
 class Format(Protocol):
@@ -68,6 +89,10 @@ class Format(Protocol):
         check: compare their CRC32C. disk: where chunks of remote objects are kept. Raises
         CorruptionError where bytes are missing, fail their CRC32C or do not decompress.
         """
+        ...
+
+    def tail_bytes(self, layout: ArrayLayout, data: bytes) -> int:
+        """Return how many bytes of a whole object come after its sample table. Raises ValueError."""
         ...
 
     def path(self, layout: ArrayLayout, index: int) -> str:

@@ -27,6 +27,10 @@ from latentcache.storage.folder import Storage
 MAX_GAP_BYTES = 128 << 10
 #: What a chunk takes beyond its sample where nothing can be compressed: headers of blosc, or of pages.
 CHUNK_OVERHEAD_BYTES = 8192
+#: What a shard object holds beside its chunks: a row of the sample table with a long caption, an entry of
+#: Zarr's index or of Parquet's footer; and what the file takes once.
+ROW_OVERHEAD_BYTES = 1 << 20
+FILE_OVERHEAD_BYTES = 1 << 20
 #: Far beyond any object.
 MAX_OFFSET = 1 << 50
 
@@ -35,9 +39,10 @@ def check_rows(
     layout: ArrayLayout, index: int, rows: Sequence[Array | None], dtype: object
 ) -> None:
     """Raise ValueError where the rows are not those of shard `index`: a mistake of the caller."""
-    num_rows = min(layout.shard_rows, layout.num_rows - index * layout.shard_rows)
-    if len(rows) != num_rows:
-        raise ValueError(f"{where(layout, index)} has {num_rows} rows, not {len(rows)}")
+    if not 0 < len(rows) <= layout.shard_rows:
+        raise ValueError(
+            f"{where(layout, index)} has 1 to {layout.shard_rows} rows, not {len(rows)}"
+        )
     for row, array in enumerate(rows):
         if array is not None and (array.shape != layout.shape or array.dtype != dtype):
             raise ValueError(
@@ -66,6 +71,11 @@ def longest_chunk(layout: ArrayLayout) -> int:
     """Return the most bytes that a stored sample can take."""
     num_bytes = math.prod(layout.shape) * ITEM_BYTES[layout.dtype]
     return num_bytes + num_bytes // 8 + CHUNK_OVERHEAD_BYTES
+
+
+def largest_object(layout: ArrayLayout) -> int:
+    """Return the most bytes that a shard object can take, its sample table included."""
+    return layout.shard_rows * (longest_chunk(layout) + ROW_OVERHEAD_BYTES) + FILE_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ from latentcache.storage.folder import Storage
 __all__ = ["ZarrFormat", "bfloat16", "build"]
 
 CRC_BYTES = 4
+INDEX_ENTRY_BYTES = 16
 #: Offset and length of an absent chunk in a shard index.
 ABSENT = 2**64 - 1
 
@@ -44,7 +45,7 @@ numcodecs.blosc.use_threads = False
 
 
 class ZarrFormat:
-    """Shard objects `latents/BUCKET/c/SHARD/0/...`: chunks, each with its CRC32C, then an index."""
+    """Shard objects `latents/BUCKET/c/SHARD/0/...`: chunks with CRC32C, the sample table, an index."""
 
     def metadata(self, layouts: Sequence[ArrayLayout]) -> Mapping[str, bytes]:
         """Return one array's metadata a bucket, then those of the groups around them."""
@@ -72,8 +73,8 @@ class ZarrFormat:
             parts += [payload, crc.to_bytes(CRC_BYTES, "little")]
             chunks.append(ChunkRef(row=row, offset=position, length=len(payload), crc32c=crc))
             position += len(payload) + CRC_BYTES
-        parts.append(_shard_index(layout.shard_rows, chunks))
-        return EncodedShard(self.path(layout, index), b"".join(parts), chunks)
+        tail = _shard_index(layout.shard_rows, chunks)
+        return EncodedShard(self.path(layout, index), b"".join(parts), tail, chunks)
 
     def read(
         self,
@@ -103,6 +104,10 @@ class ZarrFormat:
             except (RuntimeError, ValueError) as error:
                 what = f"its bytes do not decompress ({error})"
                 raise shard.damaged(chunks[n].row, what) from error
+
+    def tail_bytes(self, layout: ArrayLayout, data: bytes) -> int:  # noqa: ARG002
+        """Return the length of Zarr's index, which is the same for all shards of an array."""
+        return INDEX_ENTRY_BYTES * layout.shard_rows + CRC_BYTES
 
     def decode(self, layout: ArrayLayout, data: bytes, chunk: ChunkRef, out: Array) -> None:
         """Decompress one chunk of a whole shard object."""

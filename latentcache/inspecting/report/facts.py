@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES
-from latentcache.format.damage import damaged
 from latentcache.format.manifest import BucketInfo, Manifest
-from latentcache.format.paths import REJECTED, sample_path, samples_folder, shard_of_sample_file
-from latentcache.format.schemas import INDEX_SCHEMA, check_samples
-from latentcache.format.tables import read_sized_table
+from latentcache.format.planned_sources import read_rejected
+from latentcache.format.samples import read_samples
+from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.snapshot import current_index, shard_of
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -125,7 +126,6 @@ class ShardFacts:
     num_clips: int
     num_ok: int
     stored_bytes: int
-    table_bytes: int
     duration_s: float
     failures: dict[str, Failures]
     times: Times
@@ -141,30 +141,18 @@ def read_facts(
 
     Raises CorruptionError for a table that cannot be read.
     """
-    facts = Facts(buckets=[])
+    facts = Facts(buckets=[], index=current_index(storage, manifest))
     workers = shard_workers(LogReader(storage).runs())
-    rows: list[dict[str, object]] = []
-    for info in sorted(manifest.buckets, key=lambda bucket: bucket.name):
+    for info in manifest.buckets:
         bucket = _planned(info, ITEM_BYTES[manifest.spec.dtype])
         facts.buckets.append(bucket)
-        for shard, found in _read_shards(storage, info.name):
+        rows = facts.index.filter(pc.equal(facts.index["bucket"], info.name)).to_pylist()
+        for row, found in _read_shards(storage, manifest, rows):
             _add(facts, bucket, found)
-            if worker := workers.get(ShardId(info.name, shard)):
+            if worker := workers.get(shard_of(row)):
                 _add_times(facts, "worker", worker, found.times)
-            rows.append(
-                {
-                    "bucket": info.name,
-                    "shard": shard,
-                    "num_clips": found.num_clips,
-                    "num_ok": found.num_ok,
-                    "stored_bytes": found.stored_bytes,
-                    "table_bytes": found.table_bytes,
-                }
-            )
             on_table()
-    for _, found in _read_shards(storage, REJECTED):
-        _merge(facts.rejected, found.failures)
-    facts.index = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    _merge(facts.rejected, _failures(read_rejected(storage, manifest)))
     return facts
 
 
@@ -201,31 +189,24 @@ def _merge(total: dict[str, Failures], more: dict[str, Failures]) -> None:
         total.setdefault(reason, Failures()).add(failures)
 
 
-def _read_shards(storage: Storage, bucket: str) -> Iterator[tuple[int, ShardFacts]]:
-    """Yield the committed shards of a bucket, in order, with what their tables say."""
-    numbers = map(shard_of_sample_file, storage.list(samples_folder(bucket)))
-    shards = sorted(number for number in numbers if number is not None)
+def _read_shards(
+    storage: Storage, manifest: Manifest, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], ShardFacts]]:
+    """Yield rows of the snapshot, with what the shards' tables say."""
+
+    def read(row: Mapping[str, Any]) -> ShardFacts:
+        return summarise(read_samples(storage, manifest.fingerprint, row, _NEEDED))
+
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        read = pool.map(lambda shard: _read_shard(storage, sample_path(bucket, shard)), shards)
-        yield from zip(shards, read, strict=True)
+        yield from zip(rows, pool.map(read, rows), strict=True)
 
 
-def _read_shard(storage: Storage, path: str) -> ShardFacts:
-    table, num_bytes = read_sized_table(storage, path, _NEEDED)
-    try:
-        check_samples(table, _NEEDED)
-        return summarise(table, num_bytes)
-    except (KeyError, ValueError) as error:
-        raise damaged(storage, path, f"is no sample table ({error})") from error
-
-
-def summarise(table: pa.Table, table_bytes: int) -> ShardFacts:
-    """Return what a sample table says."""
+def summarise(table: pa.Table) -> ShardFacts:
+    """Return what the rows of a shard say."""
     ok = table.filter(pc.equal(table["status"], "ok"))
     seconds = pc.sum(pc.subtract(ok["end_s"], ok["start_s"])).as_py()
     errors, psnrs_db = (ok[name].drop_null().to_pylist() for name in ("tiling_error", "psnr"))
     return ShardFacts(
-        table_bytes=table_bytes,
         num_clips=len(table),
         num_ok=len(ok),
         stored_bytes=pc.sum(ok["length"]).as_py() or 0,

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from latentcache.errors import CacheError
+from latentcache.format.manifest import MAX_SHARDS
 from latentcache.reading import shard_set
 from latentcache.reading.cache import Cache
 from latentcache.reading.loader.filters import Where
@@ -17,6 +18,10 @@ from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.transform import Transform
 
 DIGEST_BYTES = 32
+GENERATION_BYTES = 8
+_BITS = DIGEST_BYTES + GENERATION_BYTES
+#: Snapshots of later generations have more shards, so there is room for those of the largest cache.
+SHARED_BYTES = DIGEST_BYTES + GENERATION_BYTES + MAX_SHARDS // 8
 
 
 class Source:
@@ -36,8 +41,9 @@ class Source:
         self.transform = transform
         self._where, self._columns = where, columns
         self._open(cache)
-        start = np.concatenate([_digest_of(cache), cache.shard_bits])
-        self._shared = torch.from_numpy(start).share_memory_()  # type: ignore[no-untyped-call]
+        self._shared = torch.zeros(SHARED_BYTES, dtype=torch.uint8)
+        self._shared.share_memory_()  # type: ignore[no-untyped-call]
+        self._share(cache)
 
     def _open(self, cache: Cache) -> None:
         self._map = ShardMap(cache, self._where, self._columns)
@@ -45,11 +51,13 @@ class Source:
 
     @property
     def map(self) -> ShardMap:
-        """The samples of the snapshot that any process chose last."""
-        digest = self._shared[:DIGEST_BYTES].numpy().tobytes().hex()
+        """The samples of the snapshot that was chosen last, by any process."""
+        shared = self._shared.numpy()
+        digest = shared[:DIGEST_BYTES].tobytes().hex()
         if digest != self._map.cache.snapshot:
-            bits = self._shared[DIGEST_BYTES:].numpy()
-            self._open(self._map.cache.at(bits, digest))
+            generation = int(shared[DIGEST_BYTES:_BITS].view("<i8")[0])
+            bits = shared[_BITS:]
+            self._open(self._map.cache.at(generation, bits, digest))
         return self._map
 
     def choose(self, snapshot: Mapping[str, Any]) -> None:
@@ -65,11 +73,25 @@ class Source:
             )
         if snapshot.get("snapshot") == cache.snapshot:
             return
-        bits = shard_set.from_text(cache.manifest.buckets, str(snapshot.get("shards")))
-        chosen = cache.at(bits, str(snapshot.get("snapshot")))
+        generation, bits = (
+            snapshot.get("generation"),
+            shard_set.from_text(str(snapshot.get("shards"))),
+        )
+        if type(generation) is not int:
+            raise CacheError(
+                f"generation: {generation!r} is no number. Load what state_dict returned."
+            )
+        chosen = cache.at(generation, bits, str(snapshot.get("snapshot")))
         self._open(chosen)
-        self._shared[:DIGEST_BYTES] = torch.from_numpy(_digest_of(chosen))
-        self._shared[DIGEST_BYTES:] = torch.from_numpy(bits)
+        self._share(chosen)
+
+    def _share(self, cache: Cache) -> None:
+        """Show the other processes which snapshot was chosen; its digest comes last."""
+        shared, bits = self._shared.numpy(), cache.shard_bits
+        shared[DIGEST_BYTES:_BITS].view("<i8")[0] = len(cache.manifest.generations)
+        shared[_BITS:] = 0
+        shared[_BITS : _BITS + len(bits)] = bits
+        shared[:DIGEST_BYTES] = _digest_of(cache)
 
     def identity(self) -> dict[str, Any]:
         """Return what determines the order of samples, as JSON values."""
@@ -85,6 +107,7 @@ def snapshot_of(cache: Cache) -> dict[str, Any]:
     return {
         "fingerprint": cache.manifest.fingerprint,
         "snapshot": cache.snapshot,
+        "generation": len(cache.manifest.generations),
         "shards": shard_set.to_text(cache.shard_bits),
     }
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
+import torch
+
 from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardReport
 from latentcache.errors import EncoderError
@@ -14,7 +16,7 @@ from latentcache.running.attempt import Failed, attempt
 from latentcache.running.events import Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
-from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec, check_cache
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -26,10 +28,15 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     """
     device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
-        worker = attempt(lambda: ShardWorker(spec, device), starting=True)
+        worker = attempt(partial(_start_worker, spec, device), starting=True)
         if isinstance(worker, Failed):
             raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
         yield from _run(worker, log, work, load_shard)
+
+
+def _start_worker(spec: WorkerSpec, device: torch.device) -> ShardWorker:
+    check_cache(spec)
+    return ShardWorker(spec, device)
 
 
 def _run(
@@ -67,7 +74,5 @@ def _fill(
         task = work.take(alone=not running)
         if task is None:
             return
-        encode = partial(
-            worker.encode_shard, load_shard(task.shard), retry_failed=task.retry_failed
-        )
+        encode = partial(worker.encode_shard, load_shard(task.shard))
         running[pool.submit(attempt, encode)] = task

@@ -27,7 +27,7 @@ from latentcache.running.events import Died, Event, Progress, Started, Task, wor
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
 from latentcache.running.runners.warning_log import WarningLog
-from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec, check_cache
 
 PROGRESS_INTERVAL_S = 1.0
 #: A worker that is stopped may finish what it is writing in this time.
@@ -53,10 +53,9 @@ class EncodeActor:
             return self._worker
         return self._name, list(self._gpus)
 
-    def encode_shard(self, shard: Shard, retry_failed: bool) -> ShardReport | Failed:
+    def encode_shard(self, shard: Shard) -> ShardReport | Failed:
         """Encode and commit one shard, or say how that failed."""
-        encode = partial(self._up.encode_shard, shard, retry_failed=retry_failed)
-        outcome = attempt(encode)
+        outcome = attempt(partial(self._up.encode_shard, shard))
         if not isinstance(outcome, Failed):
             self._metrics.add(outcome)
         return outcome
@@ -79,6 +78,7 @@ def _start_worker(spec: WorkerSpec) -> ShardWorker:
     device = resolve_device(spec.config.run.device, "run.device")
     if device.type == "cpu":
         torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
+    check_cache(spec)
     return ShardWorker(spec, device)
 
 
@@ -231,7 +231,7 @@ class _Runner:
             if task is None:
                 continue
             shard = self._load_shard(task.shard)
-            slot.in_hand[slot.actor.encode_shard.remote(shard, task.retry_failed)] = task
+            slot.in_hand[slot.actor.encode_shard.remote(shard)] = task
 
     def _finished(self) -> list[tuple[_Slot, Any]]:
         owners = {ref: slot for slot in self._slots for ref in slot.in_hand}

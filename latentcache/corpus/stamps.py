@@ -1,0 +1,54 @@
+"""Stamps: what is known of a file without reading it, by which a source is told that has not changed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from latentcache.errors import LatentCacheError, UnreachableError
+from latentcache.storage.source_files import file_facts
+
+#: Files that are looked at a time: remote ones cost a request each.
+NUM_THREADS = 32
+
+
+def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> list[str | None]:
+    """Return each source's size and time of change, or its ETag; None if it cannot be had.
+
+    A source without a stamp is looked at by its content. If their storage does not answer, no more are
+    asked for: whoever reads the sources says so.
+    """
+    is_down = threading.Event()
+
+    def stamp(url: str) -> str | None:
+        if is_down.is_set():
+            return None
+        try:
+            facts = file_facts(url, options)
+        except UnreachableError:
+            is_down.set()
+            return None
+        except (FileNotFoundError, LatentCacheError):
+            return None
+        changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
+        return None if changed is None else f"{facts.get('size')}:{changed}"
+
+    if len(urls) < NUM_THREADS:
+        return list(map(stamp, urls))
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(stamp, urls))
+
+
+#: What file systems say of a file's content, the strongest first: stores' tags, then times.
+_CHANGED = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "mtime_ns",
+    "LastModified",
+    "mtime",
+    "updated",
+)

@@ -1,0 +1,210 @@
+"""Generations: the steps by which a cache grows, each written once, in order, and never changed.
+
+A step's tables come first, under a name that holds their digest. Its JSON comes last and makes it count:
+`generations/000002.json` is created only if it is not there, so that of two runs one comes second, sees
+the other's step, and looks again at what is left to do. docs/format.md has the whole form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import pydantic
+
+from latentcache.errors import CacheError, CorruptionError
+from latentcache.format import checksum
+from latentcache.format.damage import damaged
+from latentcache.format.paths import GENERATIONS, generation_path, number_of_generation
+from latentcache.format.tables import read_bounded
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+#: plan: the first; grow: sources that are new or changed, captions; retry: failed clips; repair: damaged
+#: ones; compact: rows that were copied into full shards.
+Kind = Literal["plan", "grow", "retry", "repair", "compact"]
+KINDS: tuple[str, ...] = get_args(Kind)
+#: A step of a thousand buckets takes 100 kB.
+MAX_GENERATION_BYTES = 1 << 22
+#: Steps that are read at a time; they are small, so requests overlap to hide latency.
+NUM_THREADS = 16
+MAX_GENERATIONS = 1_000_000
+DIGEST_SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a generation adds to a bucket: shards from `first_shard` on, for `num_clips` clips."""
+
+    bucket: str
+    first_shard: int
+    num_shards: int
+    num_clips: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One step. parts: the shards that it adds, one entry per bucket.
+
+    tables_sha256: of the step's tables, by path. parent_sha256: of the JSON of the step before. created_s:
+    since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
+    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_relabelled:
+    clips whose captions or kept columns it changes.
+    """
+
+    number: int
+    kind: Kind
+    fingerprint: str
+    parent_sha256: str | None
+    tables_sha256: str
+    created_s: float
+    parts: tuple[Part, ...] = ()
+    num_sources: int = 0
+    num_rejected: int = 0
+    num_moved: int = 0
+    num_retired: int = 0
+    num_relabelled: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The name of its tables' folder: its number, and the beginning of their digest."""
+        return folder_name(self.number, self.tables_sha256)
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON text, sealed."""
+        return checksum.seal_json(dataclasses.asdict(self))
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its JSON, which the next generation repeats."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+_ADAPTER = pydantic.TypeAdapter(Generation)
+
+
+def folder_name(number: int, tables_sha256: str) -> str:
+    """Return the name of a step's folder of tables."""
+    return f"{number:06d}-{tables_sha256[:DIGEST_SHOWN]}"
+
+
+def digest_of(tables: Mapping[str, bytes]) -> str:
+    """Return the SHA-256 of tables by name, which their order does not change."""
+    digest = hashlib.sha256()
+    for name, data in sorted(tables.items()):
+        digest.update(f"{name}\n{len(data)}\n".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def read_generations(storage: Storage, known: Sequence[Generation] = ()) -> tuple[Generation, ...]:
+    """Read all generations of a cache, in order. known: the first ones, where they were read before.
+
+    Raises CacheError, and CorruptionError where one is missing, damaged, or does not follow its parent.
+    """
+    names = storage.list(GENERATIONS)
+    numbers = sorted(n for n in map(number_of_generation, names) if n is not None)
+    if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > MAX_GENERATIONS:
+        first = next(n for n in range(1, len(numbers) + 2) if n not in numbers)
+        raise damaged(storage, generation_path(first), "is missing, and later ones are there")
+    wanted = numbers[len(known) :]
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = list(pool.map(lambda number: _read(storage, number), wanted))
+    generations = (*known, *found)
+    _check_chain(storage, generations)
+    return generations
+
+
+def _read(storage: Storage, number: int) -> Generation:
+    path = generation_path(number)
+    try:
+        data = read_bounded(storage, path, MAX_GENERATION_BYTES)
+        checksum.check(data)
+        raw = json.loads(data)
+        raw.pop(checksum.KEY, None)
+        generation = _ADAPTER.validate_json(json.dumps(raw), strict=True)
+        _check(generation, number)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(storage, path, f"is no generation: {place}: {first['msg']}") from None
+    except CorruptionError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(storage, path, f"is no generation: {error}") from None
+    return generation
+
+
+def _check(generation: Generation, number: int) -> None:
+    """Raise ValueError unless its numbers are possible."""
+    if generation.number != number:
+        raise ValueError(f"it says that it is number {generation.number}")
+    if not checksum.is_sha256(generation.tables_sha256):  # which is part of paths
+        raise ValueError("the digest of its tables is no SHA-256")
+    if not math.isfinite(generation.created_s):
+        raise ValueError("its time is not finite")
+    counts = ("num_sources", "num_rejected", "num_moved", "num_retired", "num_relabelled")
+    values = [getattr(generation, name) for name in counts]
+    for part in generation.parts:
+        values += [part.first_shard, part.num_shards - 1, part.num_clips - 1]
+    if min(values) < 0 or max(values) > 1 << 40:
+        raise ValueError("it has counts that cannot be")
+
+
+def _check_chain(storage: Storage, generations: Sequence[Generation]) -> None:
+    for before, after in itertools.pairwise(generations):
+        if after.parent_sha256 != before.sha256:
+            what = f"does not follow {generation_path(before.number)}: one of them was replaced"
+            raise damaged(storage, generation_path(after.number), what)
+    ends: dict[str, int] = {}
+    for generation in generations:
+        for part in generation.parts:
+            if part.first_shard != ends.get(part.bucket, 0):
+                what = (
+                    f"adds shard {part.first_shard} to bucket {part.bucket}, which does not follow"
+                )
+                raise damaged(storage, generation_path(generation.number), what)
+            ends[part.bucket] = part.first_shard + part.num_shards
+
+
+def append(
+    storage: Storage,
+    generation: Generation,
+    tables: Mapping[str, bytes],
+) -> bool:
+    """Write a step's tables by path, then its JSON; returns whether it counts.
+
+    False: another run has written a step of that number first. Its own tables then count for nothing,
+    and `latentcache clean` removes them. Raises StorageError.
+    """
+    for path, data in tables.items():
+        _write_table(storage, path, data)
+    return storage.create(generation_path(generation.number), generation.to_bytes())
+
+
+def _write_table(storage: Storage, path: str, data: bytes) -> None:
+    """Create a table whose path holds its digest: what is there is the same, or damaged."""
+    if not storage.create(path, data):
+        try:
+            same = read_bounded(storage, path, len(data)) == data
+        except (FileNotFoundError, CorruptionError):
+            same = False
+        if not same:
+            storage.write(path, data)
+
+
+def require(storage: Storage, generations: Sequence[Generation]) -> None:
+    """Raise CacheError unless there is a plan."""
+    if not generations:
+        url = redact(storage.url)
+        raise CacheError(
+            f"{url}: nothing is planned yet: the run that made this cache was stopped while it read its "
+            f"corpus. Go on with the same command: latentcache precompute CONFIG.yaml cache.url={url}"
+        )

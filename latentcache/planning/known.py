@@ -1,0 +1,159 @@
+"""What a cache knows of its sources: their identities, their rows that count, and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.records import ShardId
+from latentcache.format.changes import without_rows
+from latentcache.format.columns import read_columns, with_columns
+from latentcache.format.manifest import Manifest
+from latentcache.format.planned_sources import read_rejected, read_sources
+from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
+from latentcache.planning.planned import PlanReader
+from latentcache.storage.folder import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSource:
+    """A source as a cache knows it. stamp: see `corpus.stamps`; is_rejected: it gives no clip."""
+
+    url: str
+    kind: str
+    identity: str | None
+    stamp: str | None
+    is_rejected: bool
+
+
+class KnownCache:
+    """What is planned in a cache, by source."""
+
+    def __init__(self, storage: Storage, manifest: Manifest, plan: PlanReader) -> None:
+        self._storage, self._manifest, self._plan = storage, manifest, plan
+        self.sources = _read_known(storage, manifest)
+
+    @property
+    def rejected(self) -> list[str]:
+        """Names of the sources that give no clip."""
+        return [name for name, source in self.sources.items() if source.is_rejected]
+
+    def shards(self) -> Iterator[tuple[ShardId, pa.Table]]:
+        """Yield every planned shard and the rows of it that count, with their captions as they are now."""
+        changes = self._plan.changes
+        for bucket in self._manifest.buckets:
+            for number in range(bucket.num_shards):
+                shard = ShardId(bucket.name, number)
+                rows = without_rows(self._plan.table(shard), changes.rows(shard))
+                if folder := changes.columns.get(shard):
+                    rows = with_columns(rows, read_columns(self._storage, folder, shard))
+                if rows.num_rows:
+                    yield shard, rows
+
+    def num_rows(self, shard: ShardId) -> int:
+        """Return how many rows a shard has, retired ones too."""
+        return self._manifest.num_rows(shard)
+
+    def rejected_rows(self) -> pa.Table:
+        """Return the rejected sources, as rows of the cache's table."""
+        return read_rejected(self._storage, self._manifest)
+
+    def kept_types(self) -> dict[str, pa.DataType]:
+        """Return the types of the kept columns by name; of one that has only had nulls, none."""
+        parts = [(g, part.bucket) for g in self._manifest.generations for part in g.parts]
+        tables = [self._plan.plan(*part) for part in parts]
+        folders = {folder: shard for shard, folder in self._plan.changes.columns.items()}
+        tables += [read_columns(self._storage, folder, shard) for folder, shard in folders.items()]
+        types = {
+            field.name: field.type
+            for table in [*tables, self.rejected_rows()]
+            for field in table.schema
+            if not pa.types.is_null(field.type)
+        }
+        known = {*PLAN_SCHEMA.names, *SAMPLE_SCHEMA.names}
+        return {name: kind for name, kind in types.items() if name not in known}
+
+    def rows_at(self, wanted: Mapping[ShardId, Sequence[int]]) -> pa.Table:
+        """Return the rows that count at some places: bucket, and the plan's columns."""
+        found = []
+        for shard, rows in self.shards():
+            if numbers := wanted.get(shard):
+                chosen = pc.is_in(rows["row"], value_set=pa.array(sorted(numbers), pa.int32()))
+                found.append(_in_bucket(shard, rows.filter(chosen)))
+        return _concatenated(found)
+
+    def rows_of(self, names: Collection[str]) -> pa.Table:
+        """Return the rows that count of some sources: bucket, and the plan's columns."""
+        return _gather(self.shards(), names)
+
+
+def _gather(shards: Iterator[tuple[ShardId, pa.Table]], names: Collection[str]) -> pa.Table:
+    wanted = pa.array(sorted(names), pa.string())
+    found = []
+    for shard, rows in shards:
+        mask = pc.is_in(rows["source"], value_set=wanted)
+        if pc.any(mask).as_py():
+            found.append(_in_bucket(shard, rows.filter(mask)))
+    return _concatenated(found)
+
+
+def _in_bucket(shard: ShardId, rows: pa.Table) -> pa.Table:
+    return rows.append_column("bucket", pa.array([shard.bucket] * rows.num_rows, pa.string()))
+
+
+def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    if not tables:
+        return pa.schema([*PLAN_SCHEMA, pa.field("bucket", pa.string())]).empty_table()
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def retire(rows: pa.Table, why: str) -> pa.Table:
+    """Return rows, with their bucket, as RETIRED_SCHEMA."""
+    reasons = pa.array([why] * rows.num_rows, pa.string())
+    return rows.append_column("why", reasons).select(RETIRED_SCHEMA.names).cast(RETIRED_SCHEMA)
+
+
+def _read_known(storage: Storage, manifest: Manifest) -> dict[str, KnownSource]:
+    known: dict[str, KnownSource] = {}
+    for generation in manifest.generations:
+        if generation.num_sources:
+            for row in read_sources(storage, generation).to_pylist():
+                _take(known, row)
+    return known
+
+
+def _take(known: dict[str, KnownSource], row: dict[str, str]) -> None:
+    name = row["source"]
+    if row["what"] == "gone":
+        known.pop(name, None)
+    elif row["what"] == "moved":
+        if name in known:
+            known[name] = replace(known[name], url=row["url"], stamp=row["stamp"])
+    else:
+        known[name] = KnownSource(
+            url=row["url"],
+            kind=row["kind"],
+            identity=row["identity"],
+            stamp=row["stamp"],
+            is_rejected=row["what"] == "rejected",
+        )
+
+
+def as_sources(known: KnownCache, names: Sequence[str]) -> pa.Table:
+    """Return source, url, kind, identity and stamp of known sources."""
+    rows = [
+        {
+            "source": name,
+            "url": source.url,
+            "kind": source.kind,
+            "identity": source.identity,
+            "stamp": source.stamp,
+        }
+        for name in names
+        if (source := known.sources[name])
+    ]
+    schema = pa.schema([(n, pa.string()) for n in ("source", "url", "kind", "identity", "stamp")])
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,174 @@
+"""A step: what a generation adds, retires and changes, put together as tables. Pure but for reading."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from latentcache.core.records import Bucket, ShardId
+from latentcache.format.generations import Generation, Kind, Part, append, digest_of, folder_name
+from latentcache.format.manifest import Manifest
+from latentcache.format.paths import (
+    columns_index_path,
+    columns_path,
+    plan_path,
+    rejected_path,
+    retired_path,
+    sources_path,
+)
+from latentcache.format.schemas import (
+    CHANGED_SCHEMA,
+    PLANNED_SOURCE_SCHEMA,
+    RETIRED_SCHEMA,
+    plan_facts,
+)
+from latentcache.format.tables import to_parquet
+from latentcache.planning.plan import Plan, place_rows
+from latentcache.storage.folder import Storage
+
+
+@dataclass(kw_only=True)
+class Step:
+    """What a generation does. All empty: there is nothing to do.
+
+    clips: of each bucket, PLAN_SCHEMA and the kept columns; their places are given when the step is
+    written. rejected: rows of the cache's table. sources: PLANNED_SOURCE_SCHEMA. retired: RETIRED_SCHEMA.
+    columns: captions and kept columns of all rows of a shard.
+    """
+
+    kind: Kind
+    clips: dict[Bucket, list[pa.Table]] = field(default_factory=dict)
+    rejected: pa.Table | None = None
+    sources: list[pa.Table] = field(default_factory=list)
+    retired: list[pa.Table] = field(default_factory=list)
+    columns: dict[ShardId, pa.Table] = field(default_factory=dict)
+    num_relabelled: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.clips or self.sources or self.retired or self.columns)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips that it adds."""
+        return sum(table.num_rows for tables in self.clips.values() for table in tables)
+
+    def add_sources(self, table: pa.Table, what: str) -> None:
+        """Say something of sources. table: columns source, url, kind, identity, stamp."""
+        if table.num_rows:
+            column = pa.array([what] * table.num_rows, pa.string())
+            table = table.append_column(PLANNED_SOURCE_SCHEMA.field("what"), column)
+            self.sources.append(table.select(PLANNED_SOURCE_SCHEMA.names))
+
+
+def planned_by(manifest: Manifest, plan: Plan) -> Manifest:
+    """Return a manifest as if a plan had been written as its next generation."""
+    clips = {bucket: [table] for bucket, table in plan.buckets.items()}
+    generation, _ = to_generation(manifest, Step(kind="plan", clips=clips))
+    return replace(manifest, generations=(*manifest.generations, generation))
+
+
+def write_step(storage: Storage, manifest: Manifest, step: Step) -> bool:
+    """Write a step as the generation after those of a manifest; returns whether it counts.
+
+    False: another run has written a generation of that number meanwhile. Raises StorageError.
+    """
+    generation, tables = to_generation(manifest, step)
+    return append(storage, generation, tables)
+
+
+def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[str, bytes]]:
+    """Return a step as the next generation and its tables by path."""
+    number = len(manifest.generations) + 1
+    shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
+    facts = plan_facts(manifest.fingerprint)
+    named: dict[str, bytes] = {}
+    parts = []
+    for bucket, tables in sorted(step.clips.items()):
+        first = shards.get(bucket.name, 0)
+        placed = place_rows(_joined(tables), first, manifest.shard_clips)
+        named[f"plan {bucket.name}"] = to_parquet(placed, facts)
+        num_shards = -(-placed.num_rows // manifest.shard_clips)
+        parts.append(
+            Part(
+                bucket=bucket.name,
+                first_shard=first,
+                num_shards=num_shards,
+                num_clips=placed.num_rows,
+            )
+        )
+    sources = _joined(step.sources, PLANNED_SOURCE_SCHEMA)
+    retired = _joined(step.retired, RETIRED_SCHEMA)
+    rejected = step.rejected if step.rejected is not None and step.rejected.num_rows else None
+    changed = pa.Table.from_pylist(
+        [{"bucket": shard.bucket, "shard": shard.number} for shard in sorted(step.columns)],
+        schema=CHANGED_SCHEMA,
+    )
+    for name, table in (
+        ("sources", sources),
+        ("retired", retired),
+        ("columns", changed),
+        ("rejected", rejected),
+    ):
+        if table is not None and table.num_rows:
+            named[name] = to_parquet(table, facts)
+    for shard, table in step.columns.items():
+        named[f"columns {shard.bucket} {shard.number}"] = to_parquet(table, facts)
+    digest = digest_of(named)
+    what = sources["what"].to_pylist()
+    generation = Generation(
+        number=number,
+        kind=step.kind,
+        fingerprint=manifest.fingerprint,
+        parent_sha256=manifest.generations[-1].sha256 if manifest.generations else None,
+        tables_sha256=digest,
+        created_s=time.time(),
+        parts=tuple(parts),
+        num_sources=len(what),
+        num_rejected=what.count("rejected"),
+        num_moved=what.count("moved"),
+        num_retired=retired.num_rows,
+        num_relabelled=step.num_relabelled,
+    )
+    folder = folder_name(number, digest)
+    return generation, {_path(folder, name): data for name, data in named.items()}
+
+
+def tables_of(generation: Generation, changed: Sequence[ShardId]) -> dict[str, str]:
+    """Return the paths of a generation's tables by name. changed: shards with other captions since."""
+    names = [f"plan {part.bucket}" for part in generation.parts]
+    counts = {
+        "sources": generation.num_sources,
+        "retired": generation.num_retired,
+        "columns": generation.num_relabelled,
+        "rejected": generation.num_rejected,
+    }
+    names += [name for name, count in counts.items() if count]
+    names += [f"columns {shard.bucket} {shard.number}" for shard in changed]
+    return {name: _path(generation.folder, name) for name in names}
+
+
+def _path(folder: str, name: str) -> str:
+    """Return the path of one of a step's tables."""
+    kind, _, rest = name.partition(" ")
+    if kind == "plan":
+        return plan_path(folder, rest)
+    if kind == "columns" and rest:
+        bucket, number = rest.split(" ")
+        return columns_path(folder, bucket, int(number))
+    fixed = {
+        "sources": sources_path,
+        "rejected": rejected_path,
+        "retired": retired_path,
+        "columns": columns_index_path,
+    }
+    return fixed[kind](folder)
+
+
+def _joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.Table:
+    if not tables:
+        assert schema is not None
+        return schema.empty_table()
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()

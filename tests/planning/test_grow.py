@@ -1,0 +1,137 @@
+"""Growing: which sources are opened, what becomes of each, and which captions differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from latentcache.core.records import ShardId
+from latentcache.format.schemas import SOURCE_SCHEMA
+from latentcache.planning.grow import _differ, failed_rows, plan_growth, plan_repair
+from latentcache.planning.planned import PlannedCache
+from tests.tools.planned import fill_cache, plan_cache
+
+BUCKET = "5x64x96"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        (["a", None, "b", None], ["a", None, None, "b"], [False, False, True, True]),
+        ([1.0, float("nan"), None], [2.0, float("nan"), float("nan")], [True, False, True]),
+        ([[1], [2]], [[1], [3]], [False, True]),
+        ([1, 2], ["1", "2"], [True, True]),
+        ([None, None], [None, "x"], [False, True]),
+    ],
+)
+def test_values_differ_by_what_they_are(
+    before: list[Any], now: list[Any], expected: list[bool]
+) -> None:
+    assert _differ(pa.chunked_array([before]), pa.chunked_array([now])).tolist() == expected
+
+
+def test_failed_rows_are_those_that_count(tmp_path: Path) -> None:
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    fill_cache(planned)
+    failed = failed_rows(planned.storage, planned.manifest)
+    assert failed.select(["bucket", "shard", "row"]).to_pylist() == [
+        {"bucket": BUCKET, "shard": 0, "row": 0}
+    ]
+
+
+def test_damaged_rows_are_planned_again_in_their_bucket(tmp_path: Path) -> None:
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    places = pa.table({"bucket": [BUCKET, "1x64x96"], "shard": [1, 0], "row": [2, 1]})
+    step = plan_repair(planned.storage, planned.manifest, places)
+    assert step.kind == "repair"
+    assert sorted(bucket.name for bucket in step.clips) == ["1x64x96", BUCKET]
+    retired = pa.concat_tables(step.retired)
+    assert sorted(retired.drop_columns(["why"]).to_pylist(), key=str) == sorted(
+        places.to_pylist(), key=str
+    )
+    for bucket, (rows,) in step.clips.items():
+        number = 1 if bucket.name == BUCKET else 0
+        table = planned.plan.table(ShardId(bucket.name, number))
+        assert set(rows["key"].to_pylist()) <= set(table["key"].to_pylist())
+    assert not plan_repair(planned.storage, planned.manifest, places.slice(2))
+
+
+def corpus_of(planned: PlannedCache, **captions: str) -> pa.Table:
+    """The corpus that a cache was planned of, as it is listed, with some other captions."""
+    rows = []
+    for bucket in planned.manifest.buckets:
+        for table in planned.plan.plans(bucket.name):
+            rows += [
+                {
+                    "name": row["source"],
+                    "url": row["url"],
+                    "kind": row["kind"],
+                    "caption": captions.get(row["source"], row["caption"]),
+                    "score": row["score"],
+                }
+                for row in table.to_pylist()
+            ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([*SOURCE_SCHEMA, ("score", pa.float64())]))
+
+
+def refuse() -> Any:
+    raise AssertionError("a source is opened")
+
+
+@pytest.fixture(name="stamped")
+def stamped_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannedCache:
+    """A cache whose sources have no stamps; in the corpus they have the same, so none is opened."""
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        "latentcache.planning.grow._to_probe", lambda corpus, *_: [False] * corpus.num_rows
+    )
+    return planned
+
+
+def test_the_same_corpus_is_an_empty_step(stamped: PlannedCache) -> None:
+    step, difference = plan_growth(stamped, corpus_of(stamped), refuse)
+    assert not step
+    assert difference.num_same == stamped.manifest.num_clips
+    assert (difference.new, difference.changed, difference.gone) == ([], [], ["v9"])
+
+
+def test_another_caption_changes_columns_only(stamped: PlannedCache) -> None:
+    corpus = corpus_of(stamped, v1="another", v3="other")
+    step, difference = plan_growth(stamped, corpus, refuse)
+    assert (step.clips, step.retired, step.sources) == ({}, [], [])
+    assert step.num_relabelled == difference.num_relabelled == 2
+    captions = {shard: table["caption"].to_pylist() for shard, table in step.columns.items()}
+    assert sorted(captions) == [ShardId("1x64x96", 0), ShardId(BUCKET, 0)]
+    assert captions[ShardId(BUCKET, 0)] == ["caption 0", "another", "caption 2"]
+
+
+def test_what_a_corpus_lacks_is_retired_only_where_that_is_asked_for(
+    stamped: PlannedCache,
+) -> None:
+    corpus = corpus_of(stamped).slice(1)
+    step, difference = plan_growth(stamped, corpus, refuse)
+    (gone, _) = difference.gone
+    assert not step
+    step, _ = plan_growth(stamped, corpus, refuse, prune=True)
+    (retired,) = step.retired
+    assert retired["why"].to_pylist() == ["removed"]
+    assert step.sources[0]["source"].to_pylist() == [gone, "v9"]
+    assert step.clips == {}
+
+
+def test_a_source_that_has_moved_is_not_planned_again(stamped: PlannedCache) -> None:
+    corpus = corpus_of(stamped)
+    urls = [f"{url}?signed" for url in corpus["url"].to_pylist()]
+    at = corpus.column_names.index("url")
+    signed = corpus.set_column(at, corpus.schema.field("url"), pa.array(urls))
+    assert not plan_growth(stamped, signed, refuse)[0]
+    urls[0] = "/elsewhere/v.mp4"
+    moved = corpus.set_column(at, corpus.schema.field("url"), pa.array(urls))
+    step, difference = plan_growth(stamped, moved, refuse)
+    assert difference.moved == corpus["name"].to_pylist()[:1]
+    (sources,) = step.sources
+    assert (sources["what"].to_pylist(), sources["url"].to_pylist()) == (["moved"], urls[:1])
+    assert step.clips == {}

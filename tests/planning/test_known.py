@@ -1,0 +1,78 @@
+"""What a cache knows of its sources: the last that was said of each, and their rows that count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentcache.core.records import ShardId
+from latentcache.planning.create import take_step
+from latentcache.planning.known import KnownCache, KnownSource, _take, as_sources, retire
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.step import Step
+from tests.tools.planned import plan_cache
+
+BUCKET = "5x64x96"
+
+
+@pytest.fixture(name="planned")
+def planned_fixture(tmp_path: Path) -> PlannedCache:
+    return plan_cache(tmp_path, str(tmp_path / "cache"))
+
+
+def known_of(planned: PlannedCache) -> KnownCache:
+    return KnownCache(planned.storage, planned.manifest, planned.plan)
+
+
+def said(what: str, **facts: Any) -> dict[str, Any]:
+    row = {"source": "v", "url": "/a/v", "kind": "video", "identity": "one", "stamp": "1"}
+    return {**row, "what": what, **facts}
+
+
+def test_the_last_that_was_said_of_a_source_counts() -> None:
+    known: dict[str, KnownSource] = {}
+    _take(known, said("rejected"))
+    assert known["v"].is_rejected
+    _take(known, said("planned", identity="two"))
+    planned = known["v"]
+    assert (planned.identity, planned.is_rejected) == ("two", False)
+    _take(known, said("moved", url="/b/v", stamp="2", identity="of no matter"))
+    assert known["v"] == replace(planned, url="/b/v", stamp="2")
+    _take(known, said("gone"))
+    assert known == {}
+    _take(known, said("moved"))
+    assert known == {}
+
+
+def test_rejected_sources_are_known_and_have_no_rows(planned: PlannedCache) -> None:
+    known = known_of(planned)
+    assert sorted(known.sources) == [f"v{n}" for n in range(10)]
+    assert known.rejected == ["v9"]
+    assert known.rows_of(["v9"]).num_rows == 0
+    assert known.rejected_rows()["source"].to_pylist() == ["v9"]
+    assert as_sources(known, ["v9"]).to_pylist() == [
+        {"source": "v9", "url": "/nowhere/v9.mp4", "kind": "video", "identity": "id9"}
+        | {"stamp": None}
+    ]
+
+
+def test_rows_are_found_by_place_and_by_source(planned: PlannedCache) -> None:
+    known = known_of(planned)
+    rows = known.rows_at({ShardId(BUCKET, 0): [0, 2], ShardId(BUCKET, 1): [1]})
+    places = zip(*(rows[name].to_pylist() for name in ("bucket", "shard", "row")), strict=True)
+    assert [*places] == [(BUCKET, 0, 0), (BUCKET, 0, 2), (BUCKET, 1, 1)]
+    assert known.rows_of(rows["source"].to_pylist())["key"] == rows["key"]
+
+
+def test_retired_rows_are_known_no_more(planned: PlannedCache) -> None:
+    rows = known_of(planned).rows_of(["v0", "v1"])
+    taken = take_step(planned, Step(kind="repair", retired=[retire(rows, "damaged")]))
+    assert taken is not None
+    known = known_of(taken)
+    assert known.rows_of(["v0", "v1"]).num_rows == 0
+    all_rows = sum(found.num_rows for _, found in known.shards())
+    assert all_rows == planned.manifest.num_clips - 2 == taken.manifest.num_clips
+    assert known.num_rows(ShardId(BUCKET, 0)) == planned.manifest.num_rows(ShardId(BUCKET, 0))
