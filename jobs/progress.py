@@ -16,6 +16,7 @@ from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS, ShardId, ShardReport
 from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import LatentCacheError
+from latentcache.format.manifest import refresh
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.snapshot import shard_of
 from latentcache.planning.planned import PlannedCache
@@ -81,9 +82,15 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
 
 
 def _unfinished(planned: PlannedCache, published: pa.Table) -> int:
-    """Return how many planned shards storage does not hold, as it was listed at the end of the run."""
+    """Return how many planned shards storage does not hold, as it was listed at the end of the run.
+
+    Shards whose rows another run has retired meanwhile are not missed.
+    """
     there = {shard_of(row) for row in published.select(["bucket", "shard"]).to_pylist()}
-    return sum(shard not in there for shard in planned.planned_shards())
+    manifest = refresh(planned.storage, planned.manifest)
+    now = PlannedCache(config=planned.config, manifest=manifest, storage=planned.storage)
+    wanted = set(planned.planned_shards()) & set(now.planned_shards())
+    return len(wanted - there)
 
 
 def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:
