@@ -10,12 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import ShardId
-from latentcache.errors import CorruptionError
-from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import columns_index_path, retired_path
-from latentcache.format.schemas import CHANGED_SCHEMA, RETIRED_SCHEMA, check_columns
-from latentcache.format.tables import read_table
+from latentcache.format.schemas import CHANGED_SCHEMA, RETIRED_SCHEMA
+from latentcache.format.tables import read_checked
 from latentcache.storage.folder import Storage
 
 
@@ -43,12 +41,14 @@ def read_changes(storage: Storage, manifest: Manifest) -> Changes:
     columns: dict[ShardId, str] = {}
     for generation in manifest.generations:
         if generation.num_retired:
-            table = _read(storage, retired_path(generation.folder), RETIRED_SCHEMA)
+            table = read_checked(storage, retired_path(generation.folder), RETIRED_SCHEMA)
             for shard, rows in _by_shard(table).items():
                 retired[shard] = retired.get(shard, frozenset()) | rows
         if generation.num_relabelled:
-            table = _read(storage, columns_index_path(generation.folder), CHANGED_SCHEMA)
-            for bucket, number in zip(*table.to_pydict().values(), strict=True):
+            table = read_checked(storage, columns_index_path(generation.folder), CHANGED_SCHEMA)
+            for bucket, number in zip(
+                table["bucket"].to_pylist(), table["shard"].to_pylist(), strict=True
+            ):
                 columns[ShardId(bucket, number)] = generation.folder
     return Changes(retired=retired, columns=columns)
 
@@ -57,19 +57,6 @@ def _by_shard(table: pa.Table) -> dict[ShardId, frozenset[int]]:
     groups = table.group_by(["bucket", "shard"]).aggregate([("row", "list")]).to_pydict()
     places = zip(groups["bucket"], groups["shard"], groups["row_list"], strict=True)
     return {ShardId(bucket, shard): frozenset(rows) for bucket, shard, rows in places}
-
-
-def _read(storage: Storage, path: str, schema: pa.Schema) -> pa.Table:
-    try:
-        table = read_table(storage, path)
-        check_columns(table, schema)
-    except FileNotFoundError:
-        raise damaged(storage, path, "is missing") from None
-    except CorruptionError:
-        raise
-    except ValueError as error:
-        raise damaged(storage, path, f"is not what it should be: {error}") from error
-    return table.select(schema.names)
 
 
 def without_rows(table: pa.Table, rows: frozenset[int] | list[int]) -> pa.Table:

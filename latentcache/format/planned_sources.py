@@ -5,19 +5,17 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.errors import CorruptionError
-from latentcache.format.damage import damaged
 from latentcache.format.generations import Generation
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import rejected_path, sources_path
-from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, SAMPLE_SCHEMA, check_columns
-from latentcache.format.tables import read_table
+from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, SAMPLE_SCHEMA
+from latentcache.format.tables import read_checked
 from latentcache.storage.folder import Storage
 
 
 def read_sources(storage: Storage, generation: Generation) -> pa.Table:
     """Read what a generation says of sources: PLANNED_SOURCE_SCHEMA. Raises CorruptionError."""
-    return _read(storage, sources_path(generation.folder), PLANNED_SOURCE_SCHEMA)
+    return read_checked(storage, sources_path(generation.folder), PLANNED_SOURCE_SCHEMA)
 
 
 def read_rejected(storage: Storage, manifest: Manifest) -> pa.Table:
@@ -31,26 +29,13 @@ def read_rejected(storage: Storage, manifest: Manifest) -> pa.Table:
         if not generation.num_sources:
             continue
         if generation.num_rejected:
-            table = _read(storage, rejected_path(generation.folder), SAMPLE_SCHEMA)
+            table = read_checked(storage, rejected_path(generation.folder), SAMPLE_SCHEMA)
             fresh = [name not in seen for name in table["source"].to_pylist()]
             tables.append(table.filter(pa.array(fresh, pa.bool_())))
         sources = read_sources(storage, generation)
         seen.update(sources.filter(pc.not_equal(sources["what"], "moved"))["source"].to_pylist())
     tables.reverse()
     return pa.concat_tables(tables, promote_options="default") if tables else _NO_ROWS
-
-
-def _read(storage: Storage, path: str, schema: pa.Schema) -> pa.Table:
-    try:
-        table = read_table(storage, path)
-        check_columns(table, schema)
-    except FileNotFoundError:
-        raise damaged(storage, path, "is missing") from None
-    except CorruptionError:
-        raise
-    except ValueError as error:
-        raise damaged(storage, path, f"is not what it should be: {error}") from error
-    return table
 
 
 _NO_ROWS = SAMPLE_SCHEMA.empty_table()

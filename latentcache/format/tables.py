@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentcache.errors import CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
 from latentcache.format.parquet_bounds import footer_bytes, measure, read_row_groups
-from latentcache.format.paths import (
-    is_planned,
-)
+from latentcache.format.paths import is_planned
+from latentcache.format.schemas import check_columns
 from latentcache.storage.folder import Storage
 
 #: A table may take this much memory, and MAX_GROWTH times the bytes of its file more. (Of plans see
@@ -121,6 +121,20 @@ def read_table(storage: Storage, path: str, columns: list[str] | None = None) ->
     Raises FileNotFoundError, and CorruptionError where it cannot be read.
     """
     return read_sized_table(storage, path, columns)[0]
+
+
+def read_checked(storage: Storage, path: str, schema: pa.Schema) -> pa.Table:
+    """Read a table that a generation says is there, with a schema's columns. Raises CorruptionError."""
+    try:
+        table = read_table(storage, path)
+        check_columns(table, schema)
+    except FileNotFoundError:
+        raise damaged(storage, path, "is missing") from None
+    except CorruptionError:
+        raise
+    except ValueError as error:
+        raise damaged(storage, path, f"is not what it should be: {error}") from error
+    return table
 
 
 def read_sized_table(
