@@ -1,0 +1,1 @@
+"""Text encoders: what a trainer's text condition is, computed as its reference computes it."""
