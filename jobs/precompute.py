@@ -113,6 +113,10 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     print(f"cache    {url} ({manifest.format}, {manifest.fingerprint[:12]})")
     if manifest.generations:
         _print_difference(difference, prune)
+    if difference.num_saved:
+        print(
+            f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
+        )
     if step.clips:
         _print_buckets(manifest, step)
     _print_rejected(step.rejected)

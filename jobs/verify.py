@@ -11,6 +11,7 @@ import shlex
 import sys
 from typing import Any
 
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -95,14 +96,21 @@ class _Bar:
 def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) -> None:
     """Encode sampled clips again, and print what came of it."""
     from latentcache.format.snapshot import current_index, shard_of
-    from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
+    from latentcache.inspecting.choose import sample_places
+    from latentcache.inspecting.reencode import TOLERANCE, repeat
     from latentcache.planning.planned import reopen_cache
+    from latentcache.reading.cache import Cache
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides)
-    rows = current_index(planned.storage, planned.manifest).to_pylist()
-    sound = [row for row in rows if shard_of(row) in set(findings.sound) and row["num_ok"]]
-    results = list(repeat(planned, choose(sound, args.sample, args.seed), device))
+    index = current_index(planned.storage, planned.manifest)
+    cache, trusted = Cache(planned.storage, planned.manifest, index), set(findings.sound)
+    sound = index.filter(
+        pa.array([shard_of(row) in trusted for row in index.to_pylist()], pa.bool_())
+    )
+    results = list(
+        repeat(planned, cache, sample_places(cache, sound, args.sample, args.seed), device)
+    )
     tried = [result for result in results if result.problem is None]
     for result in results:
         if result.problem is not None:

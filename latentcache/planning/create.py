@@ -58,12 +58,16 @@ def open_or_new(
 
 
 def _check_place(url: str) -> None:
-    """Raise ConfigError for a relative path in the folder of a Ray job, which Ray removes with the job."""
+    """Raise ConfigError for a file, and for a path in the folder of a Ray job, which goes with the job."""
     here = Path.cwd()
     if not is_url(url) and not Path(url).expanduser().is_absolute() and _JOB_FOLDER in here.parts:
         raise ConfigError(
             f"cache.url {url!r} is a relative path, and this is a Ray job, whose folder ({here}) Ray "
             "removes: the cache would be lost. Give an absolute path, or a URL, that all machines share."
+        )
+    if not is_url(url) and Path(url).expanduser().is_file():
+        raise ConfigError(
+            f"cache.url {url!r} is a file, and a cache is a folder: name another place"
         )
 
 

@@ -21,6 +21,7 @@ import torch
 
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
+from latentcache.core.records import ClipId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
 from latentcache.format.changes import read_changes
@@ -392,6 +393,12 @@ class Cache:
                 except CorruptionError as error:
                     key = rows.column("key", [position])[0]
                     raise CorruptionError(f"clip {key!r}: {error}") from error
+
+    def read_row(self, place: ClipId) -> torch.Tensor:
+        """Return the stored sample of one row of a shard. Raises CorruptionError."""
+        latents = self.empty(place.shard.bucket, 1)[0]
+        self.read(*place.shard, [self.rows(*place.shard).position(place.row)], [latents])
+        return latents
 
     def empty(self, bucket: str, num_samples: int) -> torch.Tensor:
         """Return an uninitialised CPU tensor [num_samples, *shape] in the stored dtype."""
