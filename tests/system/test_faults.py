@@ -53,6 +53,8 @@ SHORT = [
     ("file", "resume"),
     ("sftp", "precompute"),
     ("s3", "resume"),
+    ("memory", "grow"),
+    ("file", "repair"),
 ]
 #: Places that the short form tries of each kind of fault.
 NUM_SAMPLED = 1
