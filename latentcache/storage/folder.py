@@ -118,16 +118,17 @@ class Storage:
     def creates_exclusively(self, path: str) -> bool:
         """Try whether the storage creates an object only if it is not there: the same one, twice.
 
-        Some stores accept the condition and ignore it. Leaves nothing behind. It is tried under a temporary
+        Some stores accept the condition and ignore it. It is tried under a temporary
         name of `path`, so that what a killed process or another run has there is no object of anybody.
-        Raises StorageError.
+        Where nothing may be deleted, it stays, and is listed by `clean`. Raises StorageError.
         """
         path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
         try:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
         finally:
-            self.delete(path)
+            with contextlib.suppress(StorageError):
+                self.delete(path)
 
     def _write(
         self,
