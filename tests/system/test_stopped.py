@@ -10,14 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import latentcache
 from latentcache.format.generations import generation_path
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage
 from tests.faults import make_small_corpus
-from tests.tools.caches import ROOT, make_config, read_files, run_inline
+from tests.tools.caches import ROOT, make_config, read_files, run_inline, samples_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,14 +49,6 @@ def has_stopped(process: subprocess.Popen[str]) -> bool:
         return True
     process.returncode = os.waitstatus_to_exitcode(status)
     return False
-
-
-def samples_of(cache: Path) -> dict[str, bytes]:
-    opened = latentcache.open_cache(str(cache))
-    samples = [opened[n] for n in range(len(opened))]
-    found = {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
-    assert len(found) == len(samples), "a clip twice"
-    return found
 
 
 def stop_and_go_on(folder: Path, corpus: Path, step: int, shard_format: str) -> bool:

@@ -15,9 +15,11 @@ from typing import Any
 from unittest import mock
 
 import pyarrow as pa
+import torch
 import yaml
 from PIL import Image
 
+import latentcache
 from jobs import clean, precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
@@ -97,6 +99,16 @@ def run_job(
     return out, err
 
 
+def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
+    """Start jobs together; each must end with that status. Returns what each printed."""
+    processes = [start_job(str(job), *arguments) for job, *arguments in jobs]
+    printed = [process.communicate(timeout=240) for process in processes]
+    for process, (out, err) in zip(processes, printed, strict=True):
+        assert process.returncode == status, out + err
+        assert "Traceback" not in err
+    return [out for out, _ in printed]
+
+
 def run_inline(job: str, *args: object) -> tuple[int, str]:
     """Run a job in this process; returns its exit status and all that it printed."""
     printed = io.StringIO()
@@ -115,6 +127,28 @@ def read_files(cache: Path) -> dict[str, bytes]:
     """Every finished object of a cache but its logs: path in it -> bytes."""
     paths = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".tmp"]
     return without_logs({str(path.relative_to(cache)): path.read_bytes() for path in paths})
+
+
+def samples_of(cache: Path | str, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """The latents of every clip that counts, by key; each key once."""
+    return bits_of(latentcache.open_cache(str(cache), options))
+
+
+def bits_of(opened: latentcache.Cache) -> dict[str, bytes]:
+    """The latents of every clip of a snapshot, by key; each key once."""
+    samples = [opened[n] for n in range(len(opened))]
+    found = {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
+    assert len(found) == len(samples), "a key twice"
+    return found
+
+
+def objects_in(cache: Path) -> dict[str, bytes]:
+    """The shards' objects and sample tables."""
+    return {
+        name: data
+        for name, data in read_files(cache).items()
+        if name.startswith(("latents/", "samples/")) and not name.endswith("zarr.json")
+    }
 
 
 def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
