@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ from latentcache.storage.source_files import file_facts
 
 #: Files that are looked at a time: remote ones cost a request each.
 NUM_THREADS = 32
+#: Files that a thread looks at before it takes others: handing over one by one costs more than looking.
+MAX_TOGETHER = 256
 
 
 def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> list[str | None]:
@@ -35,10 +38,16 @@ def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> lis
         changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
         return None if changed is None else f"{facts.get('size')}:{changed}"
 
-    if len(urls) < NUM_THREADS:
-        return list(map(stamp, urls))
+    def stamp_all(some: Sequence[str]) -> list[str | None]:
+        return list(map(stamp, some))
+
+    distinct = list(dict.fromkeys(urls))
+    size = min(MAX_TOGETHER, -(-len(distinct) // NUM_THREADS)) or 1
+    groups = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return list(pool.map(stamp, urls))
+        found = itertools.chain.from_iterable(pool.map(stamp_all, groups))
+        stamps = dict(zip(distinct, found, strict=True))
+    return [stamps[url] for url in urls]
 
 
 #: What file systems say of a file's content, the strongest first: stores' tags, then times.

@@ -205,13 +205,12 @@ def _place(url: str) -> str:
 
 def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -> None:
     """Give shards the captions and kept columns that their sources have now, where they differ."""
-    names = [CAPTION, *kept_names(corpus)]
+    values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
     value_set = corpus["name"].combine_chunks()
     left = pa.array(sorted(leave), pa.string())
-    for shard, rows in known.shards():
-        at = pc.index_in(rows["source"], value_set=value_set)
+    for shard, rows, at in known.looked_up(value_set):
         there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=left)))
-        now = {name: _merged(rows, corpus[name].take(at), name, there) for name in names}
+        now = {name: _merged(rows, v.take(at), name, there) for name, v in values_of.items()}
         differ = np.zeros(rows.num_rows, bool)
         for name, values in now.items():
             before = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows)
@@ -222,7 +221,7 @@ def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -
         step.columns[shard] = _all_rows(known, shard, rows, now)
 
 
-def _merged(rows: pa.Table, values: pa.ChunkedArray, name: str, there: pa.Array) -> pa.ChunkedArray:
+def _merged(rows: pa.Table, values: pa.Array, name: str, there: pa.Array) -> pa.Array:
     """Return a column's values now: the corpus's where it has the source, else those of before."""
     if pc.all(there).as_py():
         return values
@@ -236,11 +235,11 @@ def _merged(rows: pa.Table, values: pa.ChunkedArray, name: str, there: pa.Array)
             values.to_pylist(), before.to_pylist(), there.to_pylist(), strict=True
         )
     ]
-    return pa.chunked_array([pa.array(merged, values.type)])
+    return pa.array(merged, values.type)
 
 
 def _all_rows(
-    known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.ChunkedArray]
+    known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.Array]
 ) -> pa.Table:
     """Return the columns of all rows of a shard; retired ones, which nobody reads, have nulls."""
     num_rows = known.num_rows(shard)
@@ -250,7 +249,7 @@ def _all_rows(
     return pa.table(columns)
 
 
-def _differ(before: Any, now: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
     """Tell which values differ. NaN is itself here, and types matter only through their values."""
     if before.type == now.type and not pa.types.is_nested(now.type):
         unequal = pc.fill_null(pc.not_equal(before, now), False)
