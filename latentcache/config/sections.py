@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -85,6 +86,11 @@ class CorpusConfig(Section):
     )
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
+    )
+    schemes: list[str] = Field(
+        default_factory=list,
+        description="File systems that sources may be on beside local disks, http(s), S3, GCS, Azure, hf "
+        "and sftp; for chains (zip://a.mp4::s3://bucket/b.zip) those that wrap others. Never stored.",
     )
 
     @field_validator("columns")
@@ -308,6 +314,27 @@ class QualityConfig(Section):
     )
 
 
+#: Settings by which a configuration trusts somebody, or names secrets: a cache neither stores them nor
+#: brings them along, for it may be a stranger's.
+NOT_OF_A_CACHE = (
+    ("corpus", "storage_options"),
+    ("corpus", "schemes"),
+    ("cache", "storage_options"),
+    ("encoder", "trust_torchscript"),
+    ("run", "ray_address"),
+)
+
+
+def of_a_cache(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cache's configuration without what a cache must not bring along."""
+    return {
+        name: {key: value for key, value in section.items() if (name, key) not in NOT_OF_A_CACHE}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in data.items()
+    }
+
+
 class Config(Section):
     """One configuration file."""
 
@@ -328,12 +355,11 @@ class Config(Section):
         return encoder
 
     def without_secrets(self) -> dict[str, Any]:
-        """Return what a cache stores: no storage options, and no URL, for a cache can be moved.
+        """Return what a cache stores: see NOT_OF_A_CACHE; and no URL, for a cache can be moved.
 
         Of a signed URL of the corpus its name is stored.
         """
-        data = self.model_dump(mode="json")
+        data = of_a_cache(self.model_dump(mode="json"))
         data["corpus"]["source"] = public_name(self.corpus.source)
-        del data["corpus"]["storage_options"]
-        del data["cache"]["storage_options"], data["cache"]["url"]
+        del data["cache"]["url"]
         return data

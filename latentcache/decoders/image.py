@@ -16,6 +16,9 @@ from latentcache.errors import ClipError
 
 NAME = "pillow"
 Image.MAX_IMAGE_PIXELS = None  # corpus.max_pixels it is, for images and videos alike
+#: What is opened, whatever a file is called: the formats of the suffixes that are images. Pillow knows many
+#: more and tells them by content, so that a PNG which is EPS would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 #: Pillow would cut their values off at 255, and what is black and white in them is not known.
 _UNBOUNDED_MODES = frozenset({"I", "F"})
 
@@ -55,11 +58,12 @@ class Reader:
 def _open(path: str) -> Image.Image:
     """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
     try:
-        return Image.open(path)
+        return Image.open(path, formats=FORMATS)
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except UnidentifiedImageError as error:
-        raise ClipError("unreadable", "the file is no image that Pillow can read") from error
+        known = ", ".join(FORMATS)
+        raise ClipError("unreadable", f"the file is no image of these formats: {known}") from error
     except NotImplementedError as error:
         raise _unknown(error) from error
     except _PILLOW_ERRORS as error:

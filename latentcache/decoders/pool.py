@@ -26,6 +26,7 @@ from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError, ShardError
+from latentcache.storage.urls import redact_url, refused_scheme
 
 #: A process may take this long to import what it needs.
 START_UP_S = 120.0
@@ -78,6 +79,7 @@ class DecodePool:
     """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
 
     max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no limit.
+    schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
@@ -93,10 +95,12 @@ class DecodePool:
         storage_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = None,
         memory_bytes: int | None = None,
+        schemes: Sequence[str] = (),
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
         self._interpolation = interpolation
+        self._schemes = tuple(schemes)
         settings = {
             "options": dict(storage_options or {}),
             "max_pixels": max_pixels,
@@ -129,6 +133,7 @@ class DecodePool:
             storage_options=config.corpus.storage_options,
             max_pixels=config.corpus.max_pixels,
             memory_bytes=config.run.decode_memory_bytes,
+            schemes=config.corpus.schemes,
         )
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:
@@ -141,7 +146,11 @@ class DecodePool:
         return self._submit(_Request(message=message, clip=None))
 
     def _submit(self, request: _Request) -> Future[Any]:
-        self._requests.put(request)
+        url = request.message["url"]
+        if why := refused_scheme(url, self._schemes):
+            request.future.set_exception(ClipError("unreadable", f"{redact_url(url)} {why}"))
+        else:
+            self._requests.put(request)
         return request.future
 
     def give_back(self, buffer: Buffer) -> None:

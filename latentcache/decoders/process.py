@@ -26,6 +26,7 @@ from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError, LatentCacheError, UnreachableError
+from latentcache.storage.urls import redact_url
 
 PR_SET_PDEATHSIG = 1
 #: Sent once when everything is imported, so that a broken installation is not blamed on a clip.
@@ -43,7 +44,7 @@ def _unreadable(error: BaseException, url: str) -> dict[str, Any]:
     if isinstance(error, LatentCacheError):
         return {"reason": "unreadable", "message": str(error)}
     why = getattr(error, "strerror", None) or error
-    return {"reason": "unreadable", "message": f"cannot be read: {why}: {url}"}
+    return {"reason": "unreadable", "message": f"cannot be read: {why}: {redact_url(url)}"}
 
 
 class Buffers:
@@ -111,7 +112,7 @@ class Worker:
         if source.identity != request["identity"]:
             raise ClipError(
                 "source_changed",
-                f"{request['url']} is not the file that was planned: its bytes differ",
+                f"{redact_url(request['url'])} is not the file that was planned: its bytes differ",
             )
         shape = (request["frames"], request["height"], request["width"], 3)
         out = self._buffers.view(request["buffer"], shape)

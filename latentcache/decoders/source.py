@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +19,10 @@ from latentcache.decoders.identity import identify, local_path
 from latentcache.decoders.index import read_index
 from latentcache.errors import ClipError
 from latentcache.storage.source_files import open_source
-from latentcache.storage.urls import without_query
+from latentcache.storage.urls import redact_url, without_query
+
+#: What a temporary file's name may end in; FFmpeg looks at it where a file's content says nothing.
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
 class Reader(Protocol):
@@ -57,13 +61,14 @@ class Source:
         if path is not None:
             return path
         suffix = posixpath.splitext(without_query(self.url))[1]
+        suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         temporary = tempfile.NamedTemporaryFile(prefix="latentcache-", suffix=suffix)  # noqa: SIM115
         self._closing.enter_context(temporary)
         try:
             with open_source(self.url, options) as remote:
                 shutil.copyfileobj(remote, temporary, 1 << 20)
         except FileNotFoundError:
-            raise ClipError("missing", f"no such file: {self.url}") from None
+            raise ClipError("missing", f"no such file: {redact_url(self.url)}") from None
         temporary.flush()
         return str(temporary.name)
 

@@ -74,7 +74,7 @@ def plan_growth(
     whose stamps are as they were. Raises CorpusError, StorageError.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
-    stamps = stamp_sources(corpus["url"].to_pylist(), planned.config.corpus.storage_options)
+    stamps = _stamps(planned, corpus)
     corpus = _as_known(corpus, known).append_column("stamp", pa.array(stamps, pa.string()))
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
@@ -95,6 +95,11 @@ def plan_growth(
     _relabel(step, known, corpus, {*difference.changed, *(difference.gone if prune else ())})
     difference.num_relabelled = step.num_relabelled
     return step, difference
+
+
+def _stamps(planned: PlannedCache, sources: pa.Table) -> list[str | None]:
+    config = planned.config.corpus
+    return stamp_sources(sources["url"].to_pylist(), config.storage_options, config.schemes)
 
 
 def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> np.ndarray[Any, Any]:
@@ -296,7 +301,7 @@ def plan_retry(
     rows = _rows_at(known, failed)
     names = [*dict.fromkeys([*rows["source"].to_pylist(), *known.rejected])]
     sources = _as_corpus(known, names, rows)
-    stamps = stamp_sources(sources["url"].to_pylist(), planned.config.corpus.storage_options)
+    stamps = _stamps(planned, sources)
     sources = sources.append_column("stamp", pa.array(stamps, pa.string()))
     probed = _probe(sources, pool, on_probed, None)
     difference.num_probed = probed.num_rows

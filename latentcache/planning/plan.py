@@ -136,7 +136,7 @@ class _Chooser:
         frames = self._frames(available)
         if frames is None:
             return "too_short"
-        starts = select_starts(self._clips, available, frames, source["name"])
+        starts = select_starts(self._clips, available, frames, source["name"], source["frames"])
         return Bucket(frames=frames, height=height, width=width), starts
 
     def _frames(self, available: int) -> int | None:
@@ -151,19 +151,25 @@ class _Chooser:
         return min(self._sizes, key=lambda size: abs(math.log(size[1] / size[0]) - ratio))
 
 
-def select_starts(clips: ClipsConfig, available: int, frames: int, name: str) -> Starts:
+def select_starts(
+    clips: ClipsConfig, available: int, frames: int, name: str, source_frames: int
+) -> Starts:
     """Return the first sampled frame of every clip of a source, ascending and distinct.
 
     first: 0. all: every `stride` frames. uniform:K: evenly from the first possible start to the last,
     and the middle one for K = 1. random:K: drawn by (seed, name), whatever else the corpus holds.
+
+    There are never more than source_frames, the frames that the source has: six frames that are shown
+    for a week are sampled millions of times, and are six pictures.
     """
     last = available - frames
     method, _, count = clips.select.partition(":")
     if method == "first":
         return np.zeros(1, dtype=np.int64)
     if method == "all":
-        return np.arange(0, last + 1, clips.stride or frames, dtype=np.int64)
-    wanted = min(int(count), last + 1)
+        stride = max(clips.stride or frames, -(-available // source_frames))
+        return np.arange(0, last + 1, stride, dtype=np.int64)
+    wanted = min(int(count), last + 1, source_frames)
     if method == "uniform":
         spread = np.linspace(0, last, wanted) if wanted > 1 else np.array([last / 2])
         return np.unique(np.floor(spread + 0.5).astype(np.int64))

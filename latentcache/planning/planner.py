@@ -30,7 +30,8 @@ from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
-from latentcache.redaction import printable, redact
+from latentcache.redaction import printable
+from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
@@ -140,5 +141,5 @@ def _nothing_to_encode(config: Config, rejected: pa.Table) -> str:
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
     examples = rejected.slice(0, NAMED).to_pylist()
     lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
-    head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
+    head = f"{redact_url(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])
