@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from latentcache.config.sections import Config
 from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.trouble import ProcessTroubleError
-from latentcache.errors import ClipError, ShardError
+from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
 from latentcache.storage.urls import redact_url, refused_scheme
 
 #: A process may take this long to import what it needs.
@@ -282,6 +283,20 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
     return {"op": "decode", "interpolation": interpolation, **message}
 
 
+_IMPORT_ERROR = re.compile(r"\bImportError\b|\bModuleNotFoundError\b|No module named")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a decoding process: the processes are the parallelism.
+
+    An empty entry of PYTHONPATH, which `PYTHONPATH=$PYTHONPATH:/x` makes, is the current folder.
+    """
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    path = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    return {**rest, **path, "OMP_NUM_THREADS": "1"}
+
+
 class _Process:
     """One decoding process, started on the first question and again after it was lost."""
 
@@ -299,7 +314,8 @@ class _Process:
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and wait for its answer.
 
-        Raises ClipError, also where there is no answer in time, and ProcessTroubleError.
+        Raises ClipError, also where there is no answer in time, ProcessTroubleError, and RunStoppedError
+        where an import has failed.
         """
         pipe = self._pipe or self._start()
         try:
@@ -313,6 +329,8 @@ class _Process:
             answer: dict[str, Any] = json.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:
             raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
+        if "broken" in answer:
+            raise RunStoppedError(broken_installation(answer["broken"]))
         if "lacks" in answer:
             raise ProcessTroubleError(answer["lacks"], answer["message"])
         if "reason" in answer:
@@ -324,12 +342,13 @@ class _Process:
         with theirs:
             fds = [theirs.fileno(), *self._buffer_fds]
             self._process = subprocess.Popen(  # noqa: S603 our own program
-                [sys.executable, "-m", self._program, *map(str, fds)],
+                # -P: no module of the folder that the run was started in shadows the library's
+                [sys.executable, "-P", "-m", self._program, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=fds,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
+                env=_environment(),
             )
         self._pipe = ours
         if (
@@ -344,7 +363,11 @@ class _Process:
                 raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")
             ours.recv_bytes()
         except (EOFError, OSError) as error:
-            raise ShardError(f"a decoding process cannot start: it {self._cause()}") from error
+            cause = self._cause()
+            if _IMPORT_ERROR.search(cause):
+                message = broken_installation(f"a decoding process cannot start: it {cause}")
+                raise RunStoppedError(message) from error
+            raise ShardError(f"a decoding process cannot start: it {cause}") from error
         return ours
 
     def _cause(self) -> str:

@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import sys
@@ -25,7 +26,7 @@ from latentcache.decoders.frames import Frame, fit_frame, select_frames
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
-from latentcache.errors import ClipError, LatentCacheError, UnreachableError
+from latentcache.errors import ClipError, ConfigError, LatentCacheError, UnreachableError
 from latentcache.storage.urls import redact_url
 
 PR_SET_PDEATHSIG = 1
@@ -33,6 +34,8 @@ PR_SET_PDEATHSIG = 1
 READY = b"ready"
 
 
+#: How the loader of shared libraries says that there is no memory for one.
+_NO_MEMORY = re.compile(r"(?i)allocate|failed to map|cannot map|map segment")
 #: After these another decoder may do better.
 DECODING_ERRORS: tuple[type[Exception], ...] = (ClipError, *decord.Error)
 
@@ -45,6 +48,15 @@ def _unreadable(error: BaseException, url: str) -> dict[str, Any]:
         return {"reason": "unreadable", "message": str(error)}
     why = getattr(error, "strerror", None) or error
     return {"reason": "unreadable", "message": f"cannot be read: {why}: {redact_url(url)}"}
+
+
+def _broken(error: ImportError | ConfigError) -> dict[str, Any]:
+    """Return the answer for an import that failed, unless it did for want of memory."""
+    if isinstance(error, ImportError) and _NO_MEMORY.search(str(error)):
+        trouble = trouble_of(MemoryError())
+        assert trouble is not None
+        return {"lacks": trouble.lacks, "message": str(trouble)}
+    return {"broken": f"{type(error).__name__}: {error}"}
 
 
 class Buffers:
@@ -82,6 +94,8 @@ class Worker:
             return self._probe(request) if request["op"] == "probe" else self._decode(request)
         except ClipError as error:
             return {"reason": error.reason, "message": str(error)}
+        except (ImportError, ConfigError) as error:
+            return _broken(error)
         except (ProcessTroubleError, LatentCacheError, MemoryError, OSError) as error:
             if trouble := trouble_of(error):
                 return {"lacks": trouble.lacks, "message": str(trouble)}
