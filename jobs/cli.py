@@ -17,6 +17,8 @@ from latentcache.errors import ConfigError, LatentCacheError
 from latentcache.format.manifest import Manifest
 from latentcache.redaction import printable, redact
 
+from .output import safe_output
+
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 #: What `--device` takes, for its help.
 DEVICES = "auto (cuda if there is a GPU, else cpu), cpu, cuda or cuda:N"
@@ -63,6 +65,11 @@ class Parser(argparse.ArgumentParser):
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     """Run a job; what it raises becomes one message and an exit status."""
+    with safe_output():
+        return _run_job(job, parser)
+
+
+def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
     if args.verbose:

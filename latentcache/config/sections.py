@@ -77,7 +77,8 @@ class CorpusConfig(Section):
     )
     keep: list[str] = Field(
         default_factory=list,
-        description="Columns of the table that are carried into the sample table and the batches.",
+        description="Columns of the table that are carried into the sample table and the batches. URLs in "
+        "them lose passwords, signatures and tokens.",
     )
     max_pixels: Positive = Field(
         default=1 << 26,

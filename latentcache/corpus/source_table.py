@@ -25,6 +25,7 @@ from latentcache.storage.urls import (
     QUERIES,
     RELATIVE_QUERIES,
     SOURCE_SCHEMES,
+    TOKENS,
     USERS,
     folder_of,
     is_http,
@@ -78,7 +79,10 @@ def read_source_table(
         **{role: rows.number(role) for role in _NUMBERS},
     }
     paths = {roles.get("video"), roles.get("image")}
-    kept = {c: rows.public(data[c], folder) if c in paths else data[c] for c in config.keep}
+    kept = {
+        c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
+        for c in config.keep
+    }
     return to_source_table(columns, {c: _keepable(column) for c, column in kept.items()})
 
 
@@ -258,6 +262,23 @@ class _Rows:
             f"{self.where}: row {row + 1} (of the data, counted from 1): "
             f"{self.roles[role]} = {shown} {why}."
         )
+
+
+def without_tokens(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column whose URLs have lost users, passwords, signatures and tokens; the rest is kept.
+
+    Only values that are URLs as a whole are looked at, and what else they ask for stays.
+    """
+    if not _is_text(column.type):
+        return column
+    plain = column.cast(pa.large_string() if pa.types.is_dictionary(column.type) else column.type)
+    is_url = pc.match_substring_regex(plain, r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$")
+    for pattern, shown in TOKENS:
+        told = pc.and_(is_url, pc.match_substring_regex(plain, pattern))
+        if pc.any(told).as_py():
+            plain = pc.if_else(told, pc.replace_substring_regex(plain, pattern, shown), plain)
+            column = plain
+    return column
 
 
 def _is_text(kind: pa.DataType) -> bool:

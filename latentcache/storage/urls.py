@@ -28,6 +28,15 @@ QUERIES = (
     (r"(?s)^([A-Za-z][A-Za-z0-9+.-]*(?:://|::).*?)[?#][A-Za-z0-9_.%~-]+=.*$", r"\1"),
 )
 USERS = ((r"(?i)((?:https?|s?ftps?|ssh|smb|web?davs?)://)[^/]*@", r"\1"),)
+#: What is secret of a URL that is kept for what else it says, as (pattern, what stays).
+TOKENS = (
+    (r"://[^/@?#\s]*@", "://"),
+    (
+        r"(?i)([?&#;](?:[^=&\s]*(?:signature|token|secret|passw|credential|auth|jwt|session)[^=&\s]*"
+        r"|(?:[^=&\s]*[-_])?(?:sig|key|policy|hmac)|(?:api|access|awsaccess)key(?:id)?|hdnts|hdnea)=)[^&#\s]+",
+        r"\1***",
+    ),
+)
 #: Of a path relative to a folder on http.
 RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 
