@@ -80,6 +80,11 @@ class CorpusConfig(Section):
         description="Columns of the table that are carried into the sample table and the batches. URLs in "
         "them lose passwords, signatures and tokens.",
     )
+    no_suffix: Literal["ignore", "by_content"] = Field(
+        default="ignore",
+        description="What happens to files without a suffix in a directory or glob: they are counted, or "
+        "their first bytes say whether they are videos or images.",
+    )
     max_pixels: Positive = Field(
         default=1 << 26,
         description="A source whose frames have more pixels than this is recorded as failed before "

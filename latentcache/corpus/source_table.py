@@ -34,10 +34,13 @@ from latentcache.storage.urls import (
     refused_scheme,
 )
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+IMAGES = (
+    *("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff"),
+    *("avif", "heic", "heif", "jxl"),  # what reads these may be missing: see decoders.image
+)
 VIDEOS = (
-    *("mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg"),
-    *("ts", "flv", "wmv", "gif", "y4m", "ogv", "3gp"),
+    *("mp4", "mov", "qt", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "vob"),
+    *("ts", "mts", "m2ts", "flv", "f4v", "wmv", "asf", "gif", "y4m", "ogv", "3gp"),
 )
 _NUMBERS = ("frames", "fps", "height", "width")
 _ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"

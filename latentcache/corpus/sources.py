@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.units import human_bytes
+from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import ConfigError, CorpusError, StorageError
@@ -24,6 +25,7 @@ from latentcache.storage.source_files import (
     is_directory,
     is_file,
     open_source,
+    read_heads,
     read_many,
 )
 from latentcache.storage.urls import (
@@ -144,22 +146,39 @@ def _from_files(
                 "or .parquet table as the source."
             )
     shown = [n for n in found if not is_hidden(n) or is_hidden(config.source)]
-    media = [n for n in shown if _suffix(n) in VIDEOS + IMAGES]
+    root = base if is_url(base) else str(Path(base).expanduser().absolute())
+    kinds = _kinds(root, shown, config)
+    media = list(kinds)
     _check_names(config.source, media)
     stems = {posixpath.splitext(n)[0]: n for n in sorted(texts) if _suffix(n) == "txt"}
     captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}
     ignored = _count_ignored(found, shown, {*media, *captions.values()})
     if not media:
         raise _nothing_found(config.source, ignored)
-    root = base if is_url(base) else str(Path(base).expanduser().absolute())
     caption_of = _read_captions(root, captions, texts, config)
     columns = {
         "name": pa.array(media, pa.string()),
         "url": pa.array([join(root, name) for name in media], pa.string()),
-        "kind": pa.array(["image" if _suffix(n) in IMAGES else "video" for n in media]),
+        "kind": pa.array(list(kinds.values()), pa.string()),
         "caption": pa.array([caption_of.get(n) for n in media], pa.string()),
     }
     return Corpus(table=to_source_table(columns), ignored=ignored)
+
+
+def _kinds(root: str, names: Sequence[str], config: CorpusConfig) -> dict[str, str]:
+    """Return the media among some files, in order, with their kinds: by suffix, or by content if asked."""
+    known = {n: "image" if _suffix(n) in IMAGES else "video" for n in names if _is_media(n)}
+    if config.no_suffix == "ignore":
+        return known
+    bare = [n for n in names if not _suffix(n)]
+    urls = [join(root, n) for n in bare]
+    heads = read_heads(urls, HEAD_BYTES, config.storage_options)
+    found = {n: kind for n, head in zip(bare, heads, strict=True) if (kind := kind_of(head))}
+    return {n: kind for n in names if (kind := known.get(n) or found.get(n))}
+
+
+def _is_media(name: str) -> bool:
+    return _suffix(name) in VIDEOS + IMAGES
 
 
 def is_hidden(path: str) -> bool:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from latentcache.config.sections import Config
-from latentcache.core.records import Clip
+from latentcache.core.records import Clip, PictureFacts
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
@@ -42,6 +42,7 @@ class DecodedClip:
     end_s: float
     source_height: int
     source_width: int
+    picture: PictureFacts
     decoder: str
     decode_s: float
     buffer: Buffer
@@ -221,7 +222,8 @@ class DecodePool:
         pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
         message = {**request.message, "buffer": buffer.index}
         answer = _ask_persistently(process, message, self._timeout_s, _DECODE_ATTEMPTS)
-        return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
+        picture = PictureFacts(**answer.pop("picture"))
+        return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
 
 
 #: The last attempt is without decord, which hangs and crashes on some damaged files.

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from latentcache.decoders import decord, pyav
-from latentcache.decoders.frames import Frame, fit_frame, select_frames
+from latentcache.decoders.facts import VideoFacts, display_size
+from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
@@ -144,14 +145,17 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
     indices = select_frames(
         reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
     )
-    row, shape = 0, (0, 0)
+    row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
             frame = next(frames, None)
             if frame is None:
                 raise ClipError("truncated", f"the stream ends before frame {index}")
+            if row and frame.shape[:2] != shape:
+                raise _size_changed(index, shape, frame.shape)
             first, shape = row, frame.shape[:2]
-            fit_frame(frame, out[first], request["interpolation"])
+            aspect = reader.facts.shown_aspect(shape)
+            fit_frame(frame, out[first], request["interpolation"], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
     last = int(indices[-1])
@@ -161,7 +165,35 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "end_s": float(ends_s[last]),
         "source_height": shape[0],
         "source_width": shape[1],
+        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
         "decoder": reader.name,
+    }
+
+
+def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
+    return ClipError(
+        "size_changed",
+        f"frame {index} is {now[1]} x {now[0]}, and those before it are {before[1]} x {before[0]}: a clip "
+        "of both would jump. Encode the file again in one size, or cut it there",
+    )
+
+
+def _picture(
+    facts: VideoFacts, shape: tuple[int, int], target: tuple[int, int], aspect: float
+) -> dict[str, Any]:
+    """Return the fields of PictureFacts."""
+    display = display_size(shape, aspect)
+    resized, crop = cover_and_crop(shape, target, aspect)
+    return {
+        "source_fps": facts.fps,
+        "display_height": display[0],
+        "display_width": display[1],
+        "interlaced": facts.interlaced,
+        "transfer": facts.transfer,
+        "resized_height": resized[0],
+        "resized_width": resized[1],
+        "crop_top": crop[0],
+        "crop_left": crop[1],
     }
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latentcache.decoders import decord, image, look, pyav
+from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, local_path
 from latentcache.decoders.index import read_index
 from latentcache.errors import ClipError
@@ -26,11 +27,12 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
 class Reader(Protocol):
-    """What decoders expose: presentation times in s and frames by index."""
+    """What decoders expose: presentation times in s, facts of the pictures, and frames by index."""
 
     name: str
     times_s: npt.NDArray[np.float64]
     end_s: float
+    facts: VideoFacts
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Any:
         """Yield the frames [h, w, 3] uint8 at ascending indices, each distinct one once."""

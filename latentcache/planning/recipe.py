@@ -44,7 +44,12 @@ def make_recipe(
     return {
         "version": RECIPE_VERSION,
         "clips": config.clips.model_dump(mode="json"),
-        "decoder": {"family": "ffmpeg", "frames": "presentation order", "rotation": "applied"},
+        "decoder": {
+            "family": "ffmpeg",
+            "frames": "presentation order",
+            "rotation": "applied",
+            "pixel_aspect": "applied",
+        },
         "resize": "antialiased, cover, centre crop",
         "encoder": dict(encoder_identity),
         "stored": spec.stored,

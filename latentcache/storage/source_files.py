@@ -204,6 +204,29 @@ def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[
     return base, [name for name in find_files(base, options, depth) if matches(name)]
 
 
+def read_heads(
+    urls: Sequence[str], num_bytes: int, options: Mapping[str, Any] | None = None
+) -> list[bytes]:
+    """Read the first bytes of files of one file system; of what cannot be read, nothing."""
+    if not urls:
+        return []
+    fs = open_filesystem(urls[0], options)[0]
+    paths = [open_filesystem(url, options)[1] for url in urls]
+    if is_local_filesystem(fs):
+        return [_head(path, num_bytes) for path in paths]
+    zeros, ends = [0] * len(paths), [num_bytes] * len(paths)
+    call = functools.partial(fs.cat_ranges, paths, zeros, ends, on_error="return")
+    found = _read(urls[0], options, call)
+    return [bytes(data) if isinstance(data, bytes | bytearray) else b"" for data in found]
+
+
+def _head(path: str, num_bytes: int) -> bytes:
+    with contextlib.suppress(OSError):
+        if kind_of_file(Path(path).stat().st_mode) is None:
+            return _read_start(path, num_bytes)[:num_bytes]
+    return b""
+
+
 def read_many(
     urls: Sequence[str], options: Mapping[str, Any] | None = None, max_bytes: int | None = None
 ) -> list[bytes]:

@@ -79,7 +79,7 @@ def test_a_remote_caption_is_bounded_before_it_is_read(
 # Images.
 
 
-@pytest.mark.parametrize("suffix", IMAGES)
+@pytest.mark.parametrize("suffix", sorted(set(IMAGES) - {"heic", "heif", "jxl"}))
 def test_an_image_is_never_what_only_pillow_finds(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
