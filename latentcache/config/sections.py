@@ -187,6 +187,16 @@ class ClipsConfig(Section):
         description="What happens to a source with fewer frames than a clip: record it as failed, or "
         "shorten its clip to the most frames that the encoder takes.",
     )
+    too_slow: Literal["repeat", "record"] = Field(
+        default="repeat",
+        description="What happens to a source with fewer frames per second than `fps`: its frames "
+        "repeat, or it is recorded as failed.",
+    )
+    too_small: Literal["enlarge", "record"] = Field(
+        default="enlarge",
+        description="What happens to a source that is smaller, as shown, than its bucket: it is enlarged, "
+        "or recorded as failed.",
+    )
     seed: int = Field(default=0, description="For select: random:K.")
 
     @field_validator("select")
@@ -227,6 +237,14 @@ class CompressionConfig(Section):
     level: Annotated[int, Field(ge=1, le=9)] = Field(default=5, description="1 fast .. 9 small.")
 
 
+#: What `shard_clips: auto` aims at: a worker that is late with its last shard then costs a quarter of the
+#: time at most; and at most so many clips are lost where a run is stopped, per worker and stage.
+SHARDS_PER_WORKER = 4
+MAX_AUTO_SHARD_CLIPS = 64
+#: GPUs that a run is prepared for if nothing says how many it has.
+EXPECTED_WORKERS = 8
+
+
 class CacheConfig(Section):
     """Where the cache goes and how it is stored."""
 
@@ -237,13 +255,22 @@ class CacheConfig(Section):
         description="The dtype of the stored latents; omitted: bfloat16. Not for discrete tokenizers, "
         "whose ids are stored in the smallest unsigned type that holds the codebook.",
     )
-    shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
-        default=64, description="Clips per shard: the unit of retry, and one storage object."
+    shard_clips: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+        default=64,
+        description="Clips per shard: the unit of retry, and one storage object. auto: chosen when the cache "
+        "is made, so that each worker gets several (8 workers if run.workers is auto), and at most 64.",
     )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the cache; never stored."
     )
+
+    def shard_clips_of(self, num_clips: int, workers: int | Literal["auto"]) -> int:
+        """Return the clips per shard of a cache that is made with so many clips, for so many workers."""
+        if self.shard_clips != "auto":
+            return self.shard_clips
+        shards = SHARDS_PER_WORKER * (EXPECTED_WORKERS if workers == "auto" else workers)
+        return max(1, min(MAX_AUTO_SHARD_CLIPS, num_clips // shards))
 
 
 class RunConfig(Section):

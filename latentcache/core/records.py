@@ -28,6 +28,8 @@ REASONS: Mapping[str, str] = {
     "corrupt": "the decoder met damaged data",
     "size_changed": "the size of the frames changes within the clip",
     "too_short": "the source has fewer frames than the shortest clip that the config asks for",
+    "too_slow": "the source has fewer frames per second than clips.fps, and clips.too_slow is record",
+    "too_small": "the source is smaller than its bucket, and clips.too_small is record",
     "illegal_frames": "the encoder cannot take a single frame, and this is an image",
     "source_changed": "the file is not the one that was planned",
     "decode_timeout": "decoding took longer than run.decode_timeout_s",

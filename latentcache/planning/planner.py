@@ -24,7 +24,7 @@ from latentcache.errors import (
     CorpusError,
 )
 from latentcache.format.schemas import SAMPLE_SCHEMA
-from latentcache.planning.create import open_or_new, take_step
+from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
@@ -79,6 +79,7 @@ def grow_cache(
             saved=None if dry_run else saved,
         )
         difference.num_saved = saved.num_found
+        planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)
         hooks.on_step(planned, step, difference)
@@ -108,7 +109,8 @@ def plan_corpus(
     on_sources(corpus)
     with probing_pool(config) as pool:
         sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
-    plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
+    shard_clips = config.cache.shard_clips_of(sources.num_rows, config.run.workers)
+    plan = make_plan(sources, config.clips, spec, shard_clips=shard_clips)
     if not plan.num_clips:
         raise CorpusError(_nothing_to_encode(config, plan.rejected))
     return plan

@@ -68,7 +68,7 @@ def make_manifest(
         spec=spec,
         format=config.cache.format,
         compression=config.cache.compression.model_dump(),
-        shard_clips=config.cache.shard_clips,
+        shard_clips=config.cache.shard_clips_of(0, config.run.workers),
         config=_found_from_anywhere(config.without_secrets()),
     )
 
