@@ -257,8 +257,8 @@ class CacheConfig(Section):
     )
     shard_clips: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
         default=64,
-        description="Clips per shard: the unit of retry, and one storage object. auto: chosen when the cache "
-        "is made, so that each worker gets several (8 workers if run.workers is auto), and at most 64.",
+        description="Clips per shard: the unit of retry, and one storage object. auto: chosen when the "
+        "cache is made: each worker gets several (8 workers if run.workers is auto), of at most 64 clips.",
     )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
     storage_options: Options = Field(

@@ -89,8 +89,8 @@ def read_corpus(config: CorpusConfig) -> Corpus:
 def _read(config: CorpusConfig) -> Corpus:
     source, options = config.source, config.storage_options
     if is_directory(source, options):
-        names = find_sizes(source, options)
-        return _from_files(config, "a directory", source, list(names), texts=names)
+        sizes = find_sizes(source, options)
+        return _from_files(config, "a directory", source, list(sizes), texts=sizes)
     if has_magic(source) and not is_file(source, options):
         base, names = glob_files(source, options)
         return _from_files(config, "a glob", base, names, _texts_beside(base, names, options))
@@ -167,14 +167,16 @@ def _from_files(
 
 def _kinds(root: str, names: Sequence[str], config: CorpusConfig) -> dict[str, str]:
     """Return the media among some files, in order, with their kinds: by suffix, or by content if asked."""
-    known = {n: "image" if _suffix(n) in IMAGES else "video" for n in names if _is_media(n)}
+    known: dict[str, str] = {
+        n: "image" if _suffix(n) in IMAGES else "video" for n in names if _is_media(n)
+    }
     if config.no_suffix == "ignore":
         return known
     bare = [n for n in names if not _suffix(n)]
     urls = [join(root, n) for n in bare]
     heads = read_heads(urls, HEAD_BYTES, config.storage_options)
-    found = {n: kind for n, head in zip(bare, heads, strict=True) if (kind := kind_of(head))}
-    return {n: kind for n in names if (kind := known.get(n) or found.get(n))}
+    known |= {n: kind for n, head in zip(bare, heads, strict=True) if (kind := kind_of(head))}
+    return {n: known[n] for n in names if n in known}
 
 
 def _is_media(name: str) -> bool:
