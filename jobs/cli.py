@@ -17,6 +17,8 @@ from latentcache.errors import ConfigError, LatentCacheError
 from latentcache.format.manifest import Manifest
 from latentcache.redaction import printable, redact
 
+from .output import safe_output
+
 OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 #: What `--device` takes, for its help.
 DEVICES = "auto (cuda if there is a GPU, else cpu), cpu, cuda or cuda:N"
@@ -41,6 +43,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("cache", metavar="CACHE_URL")
         self.add_overrides(f"{settings}where things are here, such as {_OPTIONS}.profile=reader")
 
+    def add_encoder(self) -> None:
+        """Add what lets a job import an encoder that only the cache names."""
+        self.add_argument(
+            "--allow-encoder",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import this encoder of others if the cache names it; its code runs here",
+        )
+
     def add_overrides(self, what: str) -> None:
         """Add the overrides, in the one form that every job takes."""
         self.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
@@ -53,6 +65,11 @@ class Parser(argparse.ArgumentParser):
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     """Run a job; what it raises becomes one message and an exit status."""
+    with safe_output():
+        return _run_job(job, parser)
+
+
+def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
     if args.verbose:
@@ -109,11 +126,16 @@ def storage_options(overrides: Sequence[str], *, others: bool = False) -> dict[s
     return found
 
 
-def stored_config(manifest: Manifest, url: str, overrides: Sequence[str]) -> Config:
+def stored_config(
+    manifest: Manifest, url: str, overrides: Sequence[str], allowed_encoders: Sequence[str]
+) -> Config:
     """Return the configuration of the cache at `url`, with what is elsewhere here. Raises ConfigError."""
-    options = storage_options(overrides, others=True)
     return load_stored_config(
-        manifest.config, url=url, storage_options=options, overrides=overrides
+        manifest.config,
+        url=url,
+        storage_options=storage_options(overrides, others=True),
+        overrides=overrides,
+        allowed_encoders=allowed_encoders,
     )
 
 

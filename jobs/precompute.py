@@ -119,6 +119,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
         )
     if step.clips:
         _print_buckets(manifest, step)
+        _print_notes(difference)
     _print_rejected(step.rejected)
 
 
@@ -158,6 +159,12 @@ def _print_buckets(manifest: Manifest, step: Step) -> None:
         text = "x".join(map(str, shape))
         print(f"{bucket.name:<16}{clips:>10}{num_shards:>9}  {text:<22}{human_bytes(size):>12}")
     print(f"{'in all':<16}{step.num_clips:>10}{shards:>9}  {'':<22}{human_bytes(total):>12}")
+
+
+def _print_notes(difference: Difference) -> None:
+    for note in difference.notes:
+        names = f": {_some(note.names)}" if note.names else ""
+        print(f"{note.what:<9}{note.text}{names}")
 
 
 def _print_rejected(rejected: pa.Table | None) -> None:

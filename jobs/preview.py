@@ -56,6 +56,7 @@ def main() -> int:
         default=True,
         help="beside its source (yes)",
     )
+    parser.add_encoder()
     return run_job(run, parser)
 
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = [word for word in args.words if is_override(word)]
     keys = [word for word in args.words if not is_override(word)]
     cache = open_cache(args.cache, storage_options(overrides, others=True))
-    config = stored_config(cache.manifest, args.cache, overrides)
+    config = stored_config(cache.manifest, args.cache, overrides, args.allow_encoder)
     places = find_places(cache, keys) + _sampled(cache, args.sample or 0, args.seed)
     places = list(dict.fromkeys(places))
     with PairReader(cache, config, device) as reader:

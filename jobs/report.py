@@ -30,6 +30,7 @@ def main() -> int:
     )
     parser.add_argument("--clips", type=int, default=8, help="clips to decode and compare (8)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (0)")
+    parser.add_encoder()
     return run_job(report, parser)
 
 
@@ -45,7 +46,7 @@ def report(args: argparse.Namespace) -> int:
     device = resolve_device(args.device, "--device")
     storage = Storage(args.cache, storage_options(args.overrides, others=True))
     manifest = read_manifest(storage)
-    config = stored_config(manifest, args.cache, args.overrides)
+    config = stored_config(manifest, args.cache, args.overrides, args.allow_encoder)
     found = collect(
         storage,
         manifest,

@@ -28,13 +28,14 @@ def main() -> int:
     parser.add_argument(
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )
+    parser.add_encoder()
     return run_job(resume, parser)
 
 
 def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     options = storage_options(args.overrides, others=True)
-    planned = reopen_cache(args.cache, options, args.overrides)
+    planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
     if args.retry_failed:
         planned = _plan_again(planned)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it

@@ -26,14 +26,13 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 from .cli import OK, Parser, run_job, storage_options
+from .output import redraw
 
 WATCH_INTERVAL_S = 10.0
 #: Watching spends at most this part of its time on looking, so that a huge cache is not listed all day.
 LOOKING = 0.1
 BAR_WIDTH = 30
 BLOCKS = "▁▂▃▄▅▆▇█"
-#: To the start of the line that is so many lines up, and clear what is below.
-REDRAW = "\x1b[{}F\x1b[J"
 
 
 def main() -> int:
@@ -86,7 +85,7 @@ class _Screen:
     def show(self, lines: Sequence[str]) -> None:
         """Show these lines in place of the last ones."""
         if sys.stdout.isatty() and self._num_lines:
-            print(REDRAW.format(self._num_lines), end="")
+            redraw(self._num_lines)
         elif self._num_lines:
             print()
         print("\n".join(lines), flush=True)

@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument(
         "--repair", action="store_true", help="plan damaged clips again, for resume to encode them"
     )
+    parser.add_encoder()
     return run_job(check, parser)
 
 
@@ -102,7 +103,7 @@ def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) 
     from latentcache.reading.cache import Cache
 
     options = storage_options(args.overrides, others=True)
-    planned = reopen_cache(args.cache, options, args.overrides)
+    planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
     index = current_index(planned.storage, planned.manifest)
     cache, trusted = Cache(planned.storage, planned.manifest, index), set(findings.sound)
     sound = index.filter(

@@ -11,7 +11,8 @@ LatentCacheError            anything this package raises on purpose
 │   └── CorruptionError     bytes that fail their CRC32C, or that are missing although a table says ok
 ├── EncoderError            an encoder cannot be built or broke its contract
 ├── ShardError              a shard failed as a whole; it is retried
-├── RunStoppedError         a run stopped itself: nearly everything failed, or the latents decode wrongly
+├── RunStoppedError         a run stopped itself: nearly everything failed, the latents decode wrongly, or
+│                           an import failed
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
 A job that one of these ends exits with its `exit_status`: 2 where the config, the command line, the corpus
@@ -85,7 +86,7 @@ class ShardError(LatentCacheError, RuntimeError):
 
 
 class RunStoppedError(LatentCacheError, RuntimeError):
-    """A run stopped itself: nearly everything failed, or the latents decode to something else."""
+    """A run stopped itself: nearly everything failed, the latents decode wrongly, or an import failed."""
 
 
 class ClipError(LatentCacheError, ValueError):
@@ -101,6 +102,14 @@ class ClipError(LatentCacheError, ValueError):
 
     def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+def broken_installation(why: str) -> str:
+    """Return the message of an import that failed, which is never a clip's failure."""
+    return (
+        f"the installation is broken: {why}. Nothing is recorded as failed for it. Install what is missing "
+        "on every machine of the run, and run the same command again."
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from latentcache.corpus.claims import implausible
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, StorageError, UnreachableError
@@ -111,6 +112,8 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
         facts["duration_s"] = 0.0
     elif is_trusted(row):
         facts["duration_s"] = row["frames"] / row["fps"]
+    if row["kind"] == "video" and row["frames"] is not None and "reason" not in facts:
+        facts |= implausible(facts)
     return facts
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from latentcache.errors import LatentCacheError, UnreachableError
 from latentcache.storage.source_files import file_facts
+from latentcache.storage.urls import refused_scheme
 
 #: Files that are looked at a time: remote ones cost a request each.
 NUM_THREADS = 32
@@ -17,8 +18,12 @@ NUM_THREADS = 32
 MAX_TOGETHER = 256
 
 
-def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> list[str | None]:
+def stamp_sources(
+    urls: Sequence[str], options: Mapping[str, Any] | None, schemes: Sequence[str] = ()
+) -> list[str | None]:
     """Return each source's size and time of change, or its ETag; None if it cannot be had.
+
+    schemes: `corpus.schemes`; nothing on other file systems is looked at.
 
     A source without a stamp is looked at by its content. If their storage does not answer, no more are
     asked for: whoever reads the sources says so.
@@ -26,7 +31,7 @@ def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> lis
     is_down = threading.Event()
 
     def stamp(url: str) -> str | None:
-        if is_down.is_set():
+        if is_down.is_set() or refused_scheme(url, schemes):
             return None
         try:
             facts = file_facts(url, options)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from latentcache.errors import ClipError, StorageError, UnreachableError
 from latentcache.storage.filesystems import open_filesystem
-from latentcache.storage.source_files import open_source
+from latentcache.storage.source_files import kind_of_file, open_source
+from latentcache.storage.urls import redact_url
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every
 #: frame's size) is at one end of the file, so that no other encoding of the video has the same digest.
@@ -39,24 +39,13 @@ def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         link = " (a link to what is not there)" if Path(path).is_symlink() else ""
-        raise ClipError("missing", f"no such file: {url}{link}") from None
+        raise ClipError("missing", f"no such file: {redact_url(url)}{link}") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ClipError("unreadable", f"cannot be opened: {why}: {url}") from error
-    if not stat.S_ISREG(mode):
-        raise ClipError(
-            "unreadable", f"not a regular file but a {_KINDS[stat.S_IFMT(mode)]}: {url}"
-        )
+        raise ClipError("unreadable", f"cannot be opened: {why}: {redact_url(url)}") from error
+    if what := kind_of_file(mode):
+        raise ClipError("unreadable", f"not a regular file but a {what}: {redact_url(url)}")
     return str(path)
-
-
-_KINDS: Mapping[int, str] = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
@@ -69,7 +58,7 @@ def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
         with open_source(url, options) as file:
             return identify(file)
     except FileNotFoundError:
-        raise ClipError("missing", f"no such file: {url}") from None
+        raise ClipError("missing", f"no such file: {redact_url(url)}") from None
     except UnreachableError:
         raise
     except StorageError as error:

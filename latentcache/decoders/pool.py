@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from latentcache.config.sections import Config
-from latentcache.core.records import Clip
+from latentcache.core.records import Clip, PictureFacts
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.trouble import ProcessTroubleError
-from latentcache.errors import ClipError, ShardError
+from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
+from latentcache.storage.urls import redact_url, refused_scheme
 
 #: A process may take this long to import what it needs.
 START_UP_S = 120.0
@@ -40,6 +42,7 @@ class DecodedClip:
     end_s: float
     source_height: int
     source_width: int
+    picture: PictureFacts
     decoder: str
     decode_s: float
     buffer: Buffer
@@ -78,6 +81,7 @@ class DecodePool:
     """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
 
     max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no limit.
+    schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
@@ -93,10 +97,12 @@ class DecodePool:
         storage_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = None,
         memory_bytes: int | None = None,
+        schemes: Sequence[str] = (),
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
         self._interpolation = interpolation
+        self._schemes = tuple(schemes)
         settings = {
             "options": dict(storage_options or {}),
             "max_pixels": max_pixels,
@@ -129,6 +135,7 @@ class DecodePool:
             storage_options=config.corpus.storage_options,
             max_pixels=config.corpus.max_pixels,
             memory_bytes=config.run.decode_memory_bytes,
+            schemes=config.corpus.schemes,
         )
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:
@@ -141,7 +148,11 @@ class DecodePool:
         return self._submit(_Request(message=message, clip=None))
 
     def _submit(self, request: _Request) -> Future[Any]:
-        self._requests.put(request)
+        url = request.message["url"]
+        if why := refused_scheme(url, self._schemes):
+            request.future.set_exception(ClipError("unreadable", f"{redact_url(url)} {why}"))
+        else:
+            self._requests.put(request)
         return request.future
 
     def give_back(self, buffer: Buffer) -> None:
@@ -211,7 +222,8 @@ class DecodePool:
         pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
         message = {**request.message, "buffer": buffer.index}
         answer = _ask_persistently(process, message, self._timeout_s, _DECODE_ATTEMPTS)
-        return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
+        picture = PictureFacts(**answer.pop("picture"))
+        return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
 
 
 #: The last attempt is without decord, which hangs and crashes on some damaged files.
@@ -273,6 +285,20 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
     return {"op": "decode", "interpolation": interpolation, **message}
 
 
+_IMPORT_ERROR = re.compile(r"\bImportError\b|\bModuleNotFoundError\b|No module named")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a decoding process: the processes are the parallelism.
+
+    An empty entry of PYTHONPATH, which `PYTHONPATH=$PYTHONPATH:/x` makes, is the current folder.
+    """
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    path = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
+    return {**rest, **path, "OMP_NUM_THREADS": "1"}
+
+
 class _Process:
     """One decoding process, started on the first question and again after it was lost."""
 
@@ -290,7 +316,8 @@ class _Process:
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a request and wait for its answer.
 
-        Raises ClipError, also where there is no answer in time, and ProcessTroubleError.
+        Raises ClipError, also where there is no answer in time, ProcessTroubleError, and RunStoppedError
+        where an import has failed.
         """
         pipe = self._pipe or self._start()
         try:
@@ -304,6 +331,8 @@ class _Process:
             answer: dict[str, Any] = json.loads(pipe.recv_bytes())
         except (EOFError, OSError) as error:
             raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
+        if "broken" in answer:
+            raise RunStoppedError(broken_installation(answer["broken"]))
         if "lacks" in answer:
             raise ProcessTroubleError(answer["lacks"], answer["message"])
         if "reason" in answer:
@@ -315,12 +344,13 @@ class _Process:
         with theirs:
             fds = [theirs.fileno(), *self._buffer_fds]
             self._process = subprocess.Popen(  # noqa: S603 our own program
-                [sys.executable, "-m", self._program, *map(str, fds)],
+                # -P: no module of the folder that the run was started in shadows the library's
+                [sys.executable, "-P", "-m", self._program, *map(str, fds)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=fds,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
+                env=_environment(),
             )
         self._pipe = ours
         if (
@@ -335,7 +365,11 @@ class _Process:
                 raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")
             ours.recv_bytes()
         except (EOFError, OSError) as error:
-            raise ShardError(f"a decoding process cannot start: it {self._cause()}") from error
+            cause = self._cause()
+            if _IMPORT_ERROR.search(cause):
+                message = broken_installation(f"a decoding process cannot start: it {cause}")
+                raise RunStoppedError(message) from error
+            raise ShardError(f"a decoding process cannot start: it {cause}") from error
         return ours
 
     def _cause(self) -> str:

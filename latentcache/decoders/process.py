@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import sys
@@ -21,17 +22,21 @@ from typing import Any
 import numpy as np
 
 from latentcache.decoders import decord, pyav
-from latentcache.decoders.frames import Frame, fit_frame, select_frames
+from latentcache.decoders.facts import VideoFacts, display_size
+from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
-from latentcache.errors import ClipError, LatentCacheError, UnreachableError
+from latentcache.errors import ClipError, ConfigError, LatentCacheError, UnreachableError
+from latentcache.storage.urls import redact_url
 
 PR_SET_PDEATHSIG = 1
 #: Sent once when everything is imported, so that a broken installation is not blamed on a clip.
 READY = b"ready"
 
 
+#: How the loader of shared libraries says that there is no memory for one.
+_NO_MEMORY = re.compile(r"(?i)allocate|failed to map|cannot map|map segment")
 #: After these another decoder may do better.
 DECODING_ERRORS: tuple[type[Exception], ...] = (ClipError, *decord.Error)
 
@@ -43,7 +48,16 @@ def _unreadable(error: BaseException, url: str) -> dict[str, Any]:
     if isinstance(error, LatentCacheError):
         return {"reason": "unreadable", "message": str(error)}
     why = getattr(error, "strerror", None) or error
-    return {"reason": "unreadable", "message": f"cannot be read: {why}: {url}"}
+    return {"reason": "unreadable", "message": f"cannot be read: {why}: {redact_url(url)}"}
+
+
+def _broken(error: ImportError | ConfigError) -> dict[str, Any]:
+    """Return the answer for an import that failed, unless it did for want of memory."""
+    if isinstance(error, ImportError) and _NO_MEMORY.search(str(error)):
+        trouble = trouble_of(MemoryError())
+        assert trouble is not None
+        return {"lacks": trouble.lacks, "message": str(trouble)}
+    return {"broken": f"{type(error).__name__}: {error}"}
 
 
 class Buffers:
@@ -81,6 +95,8 @@ class Worker:
             return self._probe(request) if request["op"] == "probe" else self._decode(request)
         except ClipError as error:
             return {"reason": error.reason, "message": str(error)}
+        except (ImportError, ConfigError) as error:
+            return _broken(error)
         except (ProcessTroubleError, LatentCacheError, MemoryError, OSError) as error:
             if trouble := trouble_of(error):
                 return {"lacks": trouble.lacks, "message": str(trouble)}
@@ -111,7 +127,7 @@ class Worker:
         if source.identity != request["identity"]:
             raise ClipError(
                 "source_changed",
-                f"{request['url']} is not the file that was planned: its bytes differ",
+                f"{redact_url(request['url'])} is not the file that was planned: its bytes differ",
             )
         shape = (request["frames"], request["height"], request["width"], 3)
         out = self._buffers.view(request["buffer"], shape)
@@ -129,14 +145,17 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
     indices = select_frames(
         reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
     )
-    row, shape = 0, (0, 0)
+    row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
             frame = next(frames, None)
             if frame is None:
                 raise ClipError("truncated", f"the stream ends before frame {index}")
+            if row and frame.shape[:2] != shape:
+                raise _size_changed(index, shape, frame.shape)
             first, shape = row, frame.shape[:2]
-            fit_frame(frame, out[first], request["interpolation"])
+            aspect = reader.facts.shown_aspect(shape)
+            fit_frame(frame, out[first], request["interpolation"], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
     last = int(indices[-1])
@@ -146,7 +165,35 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "end_s": float(ends_s[last]),
         "source_height": shape[0],
         "source_width": shape[1],
+        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
         "decoder": reader.name,
+    }
+
+
+def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
+    return ClipError(
+        "size_changed",
+        f"frame {index} is {now[1]} x {now[0]}, and those before it are {before[1]} x {before[0]}: a clip "
+        "of both would jump. Encode the file again in one size, or cut it there",
+    )
+
+
+def _picture(
+    facts: VideoFacts, shape: tuple[int, int], target: tuple[int, int], aspect: float
+) -> dict[str, Any]:
+    """Return the fields of PictureFacts."""
+    display = display_size(shape, aspect)
+    resized, crop = cover_and_crop(shape, target, aspect)
+    return {
+        "source_fps": facts.fps,
+        "display_height": display[0],
+        "display_width": display[1],
+        "interlaced": facts.interlaced,
+        "transfer": facts.transfer,
+        "resized_height": resized[0],
+        "resized_width": resized[1],
+        "crop_top": crop[0],
+        "crop_left": crop[1],
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,19 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from latentcache.decoders import decord, image, look, pyav
+from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, local_path
 from latentcache.decoders.index import read_index
 from latentcache.errors import ClipError
 from latentcache.storage.source_files import open_source
-from latentcache.storage.urls import without_query
+from latentcache.storage.urls import redact_url, without_query
+
+#: What a temporary file's name may end in; FFmpeg looks at it where a file's content says nothing.
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 
 class Reader(Protocol):
-    """What decoders expose: presentation times in s and frames by index."""
+    """What decoders expose: presentation times in s, facts of the pictures, and frames by index."""
 
     name: str
     times_s: npt.NDArray[np.float64]
     end_s: float
+    facts: VideoFacts
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Any:
         """Yield the frames [h, w, 3] uint8 at ascending indices, each distinct one once."""
@@ -57,13 +63,14 @@ class Source:
         if path is not None:
             return path
         suffix = posixpath.splitext(without_query(self.url))[1]
+        suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         temporary = tempfile.NamedTemporaryFile(prefix="latentcache-", suffix=suffix)  # noqa: SIM115
         self._closing.enter_context(temporary)
         try:
             with open_source(self.url, options) as remote:
                 shutil.copyfileobj(remote, temporary, 1 << 20)
         except FileNotFoundError:
-            raise ClipError("missing", f"no such file: {self.url}") from None
+            raise ClipError("missing", f"no such file: {redact_url(self.url)}") from None
         temporary.flush()
         return str(temporary.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def open_or_new(
     found = storage.list("")
     if storage.exists(CACHE_JSON):
         manifest = read_all(storage)
-        _check_same(storage, manifest, wanted)
+        _check_same(storage, manifest, _with_its_shards(config, wanted, manifest))
     else:
         _check_unused(storage, found)
         manifest = wanted
@@ -120,8 +121,23 @@ def _create(planned: PlannedCache) -> Manifest:
         exclusive = storage.creates_exclusively(CACHE_JSON)
         storage.create(CACHE_JSON, planned.manifest.with_exclusive(exclusive).to_bytes())
     manifest = read_all(storage)
-    _check_same(storage, manifest, planned.manifest)
+    _check_same(storage, manifest, _with_its_shards(planned.config, planned.manifest, manifest))
     return manifest
+
+
+def sized(planned: PlannedCache, num_clips: int) -> PlannedCache:
+    """Return a cache that is yet to be made, in shards for so many clips; any other as it is."""
+    if planned.config.cache.shard_clips != "auto" or planned.storage.exists(CACHE_JSON):
+        return planned
+    config = planned.config
+    shard_clips = config.cache.shard_clips_of(num_clips, config.run.workers)
+    return replace(planned, manifest=replace(planned.manifest, shard_clips=shard_clips))
+
+
+def _with_its_shards(config: Config, wanted: Manifest, there: Manifest) -> Manifest:
+    """Return the wanted cache in shards of the size that one has, where any will do."""
+    auto = config.cache.shard_clips == "auto"
+    return replace(wanted, shard_clips=there.shard_clips) if auto else wanted
 
 
 def write_metadata(storage: Storage, manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from latentcache.format.planned_sources import read_rejected, read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
 from latentcache.planning.planned import PlanReader
 from latentcache.storage.folder import Storage
+from latentcache.storage.urls import public_name
 
 #: Planned rows whose sources are looked up together.
 LOOKED_UP_ROWS = 1 << 18
@@ -167,11 +168,11 @@ def _take(known: dict[str, KnownSource], row: dict[str, str]) -> None:
 
 
 def as_sources(known: KnownCache, names: Sequence[str]) -> pa.Table:
-    """Return source, url, kind, identity and stamp of known sources."""
+    """Return source, url, kind, identity and stamp of sources that are gone."""
     rows = [
         {
             "source": name,
-            "url": source.url,
+            "url": public_name(source.url),  # nobody fetches it again
             "kind": source.kind,
             "identity": source.identity,
             "stamp": source.stamp,

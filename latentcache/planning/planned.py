@@ -128,17 +128,25 @@ class PlannedCache:
 
 
 def reopen_cache(
-    url: str, storage_options: Mapping[str, Any], overrides: Sequence[str] = ()
+    url: str,
+    storage_options: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    allowed_encoders: Sequence[str] = (),
 ) -> PlannedCache:
     """Return the run that a cache was planned for. Raises CacheError, RecipeMismatchError, ConfigError.
 
     overrides: for `run.*` and for where things are, such as encoder.model; the recipe cannot change.
+    allowed_encoders: modules of others that may be imported if the cache names them.
     """
     _check_overrides(overrides)
     storage = Storage(url, storage_options)
     manifest = read_manifest(storage)
     config = load_stored_config(
-        manifest.config, url=url, storage_options=storage_options, overrides=overrides
+        manifest.config,
+        url=url,
+        storage_options=storage_options,
+        overrides=overrides,
+        allowed_encoders=allowed_encoders,
     )
     spec, identity = resolve_encoder(config)
     parts = ("encoder", "clips", "dtype")

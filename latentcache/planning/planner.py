@@ -24,13 +24,14 @@ from latentcache.errors import (
     CorpusError,
 )
 from latentcache.format.schemas import SAMPLE_SCHEMA
-from latentcache.planning.create import open_or_new, take_step
+from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
-from latentcache.redaction import printable, redact
+from latentcache.redaction import printable
+from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
@@ -78,6 +79,7 @@ def grow_cache(
             saved=None if dry_run else saved,
         )
         difference.num_saved = saved.num_found
+        planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)
         hooks.on_step(planned, step, difference)
@@ -107,7 +109,8 @@ def plan_corpus(
     on_sources(corpus)
     with probing_pool(config) as pool:
         sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
-    plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
+    shard_clips = config.cache.shard_clips_of(sources.num_rows, config.run.workers)
+    plan = make_plan(sources, config.clips, spec, shard_clips=shard_clips)
     if not plan.num_clips:
         raise CorpusError(_nothing_to_encode(config, plan.rejected))
     return plan
@@ -140,5 +143,5 @@ def _nothing_to_encode(config: Config, rejected: pa.Table) -> str:
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
     examples = rejected.slice(0, NAMED).to_pylist()
     lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
-    head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
+    head = f"{redact_url(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])

@@ -183,7 +183,7 @@ def measure(
         device=str(device),
         buckets=_summarise(plan, reports, num_processes, scale),
         quality=config.quality,
-        shard_clips=config.cache.shard_clips,
+        shard_clips=config.cache.shard_clips_of(plan.num_clips, config.run.workers),
         start_s=start_s,
         compare_s=worker.gate.busy_s / max(1, worker.gate.num_compared),
         memory=_memory(device),

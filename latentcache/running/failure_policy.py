@@ -51,8 +51,12 @@ def classify(error: BaseException, *, starting: bool = False) -> Cost:
     and may raise anything, SystemExit included. A shard is tried again, and so is a worker's start, but
     for a wrong configuration, which the next start would find as wrong.
 
+    An import that fails is the installation's fault, whoever imports: every clip would fail of it.
+
     starting: raised while the worker was built.
     """
+    if isinstance(error, ImportError):
+        return "stop"
     if isinstance(error, OF_RUN) or (starting and isinstance(error, ConfigError)):
         return "stop"
     return "clip" if isinstance(error, OF_CLIP) and not starting else "shard"

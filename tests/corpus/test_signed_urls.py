@@ -19,6 +19,7 @@ import yaml
 import latentcache
 from jobs import preview, report
 from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.source_table import without_tokens
 from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CorpusError
 from tests.tools import caches
@@ -104,8 +105,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
             f"later.mp4?token={SECRET},two",
             f"{facts.url}/gone.mp4{SIGNED},three",
             f"gone-too.mp4?sig={SECRET}#{SECRET},four",
+            f"{facts.url}/gone it's.mp4?hdnts={SECRET} {SECRET},five",
         ]
-        (folder / "table.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
+        thumb = f"https://h/thumb.png?id=7&X-Amz-Security-Token={SECRET}&sig={SECRET}"
+        lines = ["video,caption,thumb", *(f"{row},{thumb}" for row in rows)]
+        (folder / "table.csv").write_text("\n".join(lines) + "\n")
         yield facts
 
 
@@ -129,7 +133,7 @@ def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     cache = tmp_path / "cache"
     config = make_config(tmp_path, Path("x"), str(cache), run={"runner": runner, "workers": 1})
     data = yaml.safe_load(config.read_text())
-    data["corpus"] = {"source": f"{server.url}/table.csv{SIGNED}", "keep": ["video"]}
+    data["corpus"] = {"source": f"{server.url}/table.csv{SIGNED}", "keep": ["video", "thumb"]}
     data["corpus"]["columns"] = {"video": "video", "caption": "caption"}
     config.write_text(yaml.safe_dump(data))
     shown = list(run_job("precompute", config, status=3))
@@ -165,6 +169,10 @@ def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
         "later.mp4": ("failed", "missing"),
         f"{server.url}/gone.mp4": ("failed", "missing"),
         "gone-too.mp4": ("failed", "missing"),
+        f"{server.url}/gone it's.mp4": ("failed", "missing"),
+    }
+    assert {row["thumb"] for row in rows} == {
+        "https://h/thumb.png?id=7&X-Amz-Security-Token=***&sig=***"
     }
 
 
@@ -172,6 +180,30 @@ def read(tmp_path: Path, rows: list[str], **config: Any) -> pa.Table:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"video": rows, "id": [f"n{i}" for i in range(len(rows))]}), path)
     return read_corpus(CorpusConfig(source=str(path), **config)).table
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://h/watch?v=abc&t=7", "https://h/watch?v=abc&t=7"),
+        ("https://h/a?v=1&Signature=x/y%2B&b=2", "https://h/a?v=1&Signature=***&b=2"),
+        ("https://h/a?Policy=x&Key-Pair-Id=1&sv=2#access_token=t", None),
+        ("https://me:pw@h/a", "https://h/a"),
+        ("s3://b/what?.mp4", "s3://b/what?.mp4"),
+        ("see https://h/a?sig=x", "see https://h/a?sig=x"),
+        ("https://h/keyword?monkey=1", "https://h/keyword?monkey=1"),
+        (None, None),
+    ],
+)
+def test_a_kept_url_keeps_what_it_asks_for(given: str | None, kept: str | None) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        column = pa.chunked_array([pa.array(["other", given], pa.string()).cast(kind)])
+        (other, found) = without_tokens(column).to_pylist()
+        assert other == "other"
+        if given is None or kept is not None:
+            assert found == kept
+        else:
+            assert found == "https://h/a?Policy=***&Key-Pair-Id=1&sv=2#access_token=***"
 
 
 def test_rows_that_only_a_secret_tells_apart_need_a_key(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import pickle
 import pytest
 
 from latentcache import errors
-from latentcache.errors import ClipError, LatentCacheError, StorageError
+from latentcache.errors import ClipError, LatentCacheError, RunStoppedError, StorageError
 from latentcache.running.attempt import Failed, attempt
 from latentcache.running.failure_policy import classify
-from tests.tools.encoders.raising import OF_CLIP, OF_RUN, OF_SHARD, OwnStorageError
+from tests.tools.encoders.raising import OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, OwnStorageError
 
 
 def raising(error: BaseException) -> None:
@@ -19,10 +19,14 @@ def raising(error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("cost", "kinds"),
-    [("clip", OF_CLIP), ("stop", OF_RUN), ("shard", set(OF_SHARD) - {"unknown reason"})],
+    [
+        ("clip", OF_CLIP),
+        ("stop", {**OF_RUN, **OF_IMPORT}),
+        ("shard", set(OF_SHARD) - {"unknown reason"}),
+    ],
 )
 def test_each_error_costs_a_clip_a_shard_or_the_run(cost: str, kinds: set[str]) -> None:
-    every = {**OF_CLIP, **OF_RUN, **OF_SHARD}
+    every = {**OF_CLIP, **OF_RUN, **OF_IMPORT, **OF_SHARD}
     assert {kind: classify(every[kind]()) for kind in kinds} == dict.fromkeys(kinds, cost)
 
 
@@ -63,6 +67,16 @@ def test_a_failed_attempt_can_go_to_another_process(kind: str) -> None:
     if kind in OF_RUN:
         assert str(there.stop) == str(error)
         assert isinstance(error, type(there.stop))
+
+
+@pytest.mark.parametrize("starting", [False, True])
+@pytest.mark.parametrize("kind", OF_IMPORT)
+def test_an_import_that_fails_stops_the_run_and_says_what_to_do(kind: str, starting: bool) -> None:
+    failed = attempt(lambda: raising(OF_IMPORT[kind]()), starting=starting)
+    assert isinstance(failed, Failed)
+    assert type(failed.stop) is RunStoppedError
+    assert "the installation is broken: " in str(failed.stop)
+    assert "flash_attn" in str(failed.stop)
 
 
 def test_an_errors_cause_is_kept_in_its_own_process() -> None:

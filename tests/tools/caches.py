@@ -41,6 +41,20 @@ MAINS = {
 }
 
 
+#: What allows jobs on a cache to import the encoders that tests bring.
+OWN_ENCODERS = [
+    word
+    for path in sorted((ROOT / "tests" / "tools" / "encoders").glob("[a-z]*.py"))
+    for word in ("--allow-encoder", f"tests.tools.encoders.{path.stem}")
+]
+ENCODING = {"resume", "verify", "preview", "report"}
+
+
+def words_of(job: str, args: Sequence[object]) -> list[str]:
+    """Return the arguments of a job."""
+    return [*map(str, args), *(OWN_ENCODERS if job in ENCODING else [])]
+
+
 def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
     """Some videos of 64x96 with captions, an image, a file that is no video and one that is too short."""
     folder.mkdir(parents=True)
@@ -75,7 +89,7 @@ def start_job(
     job: str, *args: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Start `python -m jobs.JOB`. env: beside this process's."""
-    command = [sys.executable, "-m", f"jobs.{job}", *map(str, args)]
+    command = [sys.executable, "-m", f"jobs.{job}", *words_of(job, args)]
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -114,7 +128,7 @@ def run_inline(job: str, *args: object) -> tuple[int, str]:
     printed = io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     with (
-        mock.patch.object(sys, "argv", [job, *map(str, args)]),
+        mock.patch.object(sys, "argv", [job, *words_of(job, args)]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):

@@ -328,6 +328,7 @@ def arguments(cache: Path, **changes: object) -> argparse.Namespace:
         "seed": 0,
         "device": None,
         "overrides": [],
+        "allow_encoder": [],
     }
     return argparse.Namespace(cache=str(cache), **{**common, **changes})
 
