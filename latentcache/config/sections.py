@@ -258,14 +258,18 @@ class RunConfig(Section):
     )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="The run stops if more than this fraction of its clips failed, or if no shard can be "
-        "encoded at all; 1: it never stops.",
+        description="The run stops if more than this fraction of its latest clips failed, or if no shard "
+        "can be encoded at all; 1: it never stops.",
     )
     judged_clips: Positive = Field(
-        default=100, description="Clips that must be done before max_failed_fraction is applied."
+        default=100,
+        description="Clips that must be done before max_failed_fraction is applied. It looks at the latest "
+        "clips, ten times as many as this.",
     )
     decode_timeout_s: PositiveFloat = Field(
-        default=60.0, description="A clip that takes longer to decode is recorded as failed."
+        default=60.0,
+        description="A clip that takes longer to decode is recorded as failed. Fetching its source does "
+        "not count.",
     )
     decode_processes: Positive | Literal["auto"] = Field(
         default="auto", description="Decoding processes per worker; auto: its share of the CPUs."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -22,13 +23,23 @@ from typing import Any
 import numpy as np
 
 from latentcache.config.sections import Config
+from latentcache.core.machine import anonymous_file
 from latentcache.core.records import Clip
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.trouble import ProcessTroubleError
-from latentcache.errors import ClipError, ShardError
+from latentcache.decoders.neighbours import Neighbours
+from latentcache.decoders.trouble import CRASHES, ProcessTroubleError, machine_trouble
+from latentcache.errors import ClipError, MachineError, ShardError, SourceError
+from latentcache.storage import retry
 
 #: A process may take this long to import what it needs.
 START_UP_S = 120.0
+#: A source that is read, or fetched, may give no byte for so long: twice what a store's time-outs and
+#: their retries take.
+STALL_S = 60.0
+#: Trouble that is no file's fault is looked at again after 0.5, 1 and 2 s; a storage that does not answer
+#: has used up the budget by itself.
+TROUBLE_TRIES = 4
+TROUBLE_BUDGET_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +61,21 @@ class DecodedClip:
         self.pool.give_back(self.buffer)
 
 
+@contextlib.contextmanager
+def _machine_errors() -> Iterator[None]:
+    """Turn what the system refuses to this process into MachineError."""
+    try:
+        yield
+    except OSError as error:
+        raise _final(machine_trouble(error)) from error
+
+
 class Buffer:
     """Anonymous shared memory that grows to the largest clip; it goes with the last process."""
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.fd = _anonymous_file()
+        self.fd = anonymous_file("latentcache-pixels")
         self._map: mmap.mmap | None = None
 
     def view(self, shape: tuple[int, ...]) -> Frame:
@@ -67,17 +87,12 @@ class Buffer:
         return np.frombuffer(self._map, dtype=np.uint8, count=count).reshape(shape)
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("latentcache-pixels")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 class DecodePool:
     """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
 
-    max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no limit.
+    timeout_s: for decoding a clip; fetching its source does not count, which may give no byte for
+    stall_s. max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no
+    limit. Raises MachineError.
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
@@ -93,6 +108,7 @@ class DecodePool:
         storage_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = None,
         memory_bytes: int | None = None,
+        stall_s: float = STALL_S,
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
@@ -102,15 +118,19 @@ class DecodePool:
             "max_pixels": max_pixels,
             "memory_bytes": memory_bytes,
         }
-        self._buffers = [Buffer(index) for index in range(num_buffers)]
+        with _machine_errors():
+            self._buffers = [Buffer(index) for index in range(num_buffers)]
+            fds = [buffer.fd for buffer in self._buffers]
+            self._processes = [
+                _Process(program, fds, settings, stall_s) for _ in range(num_processes)
+            ]
+        self._neighbours = Neighbours()
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         for buffer in self._buffers:
             self._free.put(buffer)
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._take = threading.Lock()
-        self._closing = False
-        fds = [buffer.fd for buffer in self._buffers]
-        self._processes = [_Process(program, fds, settings) for _ in range(num_processes)]
+        self._closing = threading.Event()
         self._lanes = [
             threading.Thread(target=self._serve, args=(process,), name="decode", daemon=True)
             for process in self._processes
@@ -132,15 +152,23 @@ class DecodePool:
         )
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:
-        """Decode a clip; the future raises ClipError where the clip, its decoder or its time fails."""
+        """Decode a clip.
+
+        The future raises ClipError where the clip, its decoder or its time fails; SourceError and
+        MachineError where something else does, for longer than a moment.
+        """
         return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
 
     def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
-        """Find frames, duration_s, fps, height, width and identity of a source, or only its identity."""
+        """Find frames, duration_s, fps, height, width and identity of a source, or only its identity.
+
+        The future raises as that of `decode`.
+        """
         message = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
         return self._submit(_Request(message=message, clip=None))
 
     def _submit(self, request: _Request) -> Future[Any]:
+        self._neighbours.add(request.message["url"])
         self._requests.put(request)
         return request.future
 
@@ -150,7 +178,7 @@ class DecodePool:
 
     def close(self) -> None:
         """Stop the processes at once; requests that have not been served fail or are cancelled."""
-        self._closing = True
+        self._closing.set()
         for process in self._processes:
             process.stop()
         for _ in self._lanes:
@@ -184,7 +212,7 @@ class DecodePool:
         with self._take:
             buffer = self._free.get()
             request = self._requests.get() if buffer else None
-            if self._closing or buffer is None or request is None:
+            if self._closing.is_set() or buffer is None or request is None:
                 if request is not None:
                     request.future.cancel()
                 return None
@@ -196,8 +224,7 @@ class DecodePool:
             return
         try:
             if request.clip is None:
-                answer = _ask_persistently(process, request.message, self._timeout_s, [{}] * 3)
-                request.future.set_result(answer)
+                request.future.set_result(self._ask(process, request.message, [{}] * 3))
                 self.give_back(buffer)
             else:
                 request.future.set_result(self._decoded(process, request, buffer))
@@ -208,10 +235,17 @@ class DecodePool:
     def _decoded(self, process: _Process, request: _Request, buffer: Buffer) -> DecodedClip:
         clip = request.clip
         assert clip is not None
-        pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
+        with _machine_errors():
+            pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
         message = {**request.message, "buffer": buffer.index}
-        answer = _ask_persistently(process, message, self._timeout_s, _DECODE_ATTEMPTS)
+        answer = self._ask(process, message, _DECODE_ATTEMPTS)
         return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
+
+    def _ask(
+        self, process: _Process, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        asked = {**message, "neighbours": self._neighbours.of(message["url"])}
+        return _Asking(process, asked, self._timeout_s).persistently(attempts, self._closing.wait)
 
 
 #: The last attempt is without decord, which hangs and crashes on some damaged files.
@@ -220,44 +254,80 @@ _DECODE_ATTEMPTS: Sequence[Mapping[str, Any]] = (
     {"without_decord": False},
     {"without_decord": True},
 )
+#: Reasons for which a process was lost, so that nobody has looked at the file since.
+_LOST = ("decode_timeout", "decoder_crashed")
 
 
-def _ask_persistently(
-    process: _Process,
-    message: Mapping[str, Any],
-    timeout_s: float,
-    attempts: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Ask again where the process was lost: it may have been killed for no fault of the clip.
+class _Asking:
+    """One request, asked until there is an answer, or an error that says what is at fault."""
 
-    Where it took too long, only what differs is tried. Where it lacked something, a fresh one is asked.
-    """
-    left = list(attempts)
-    had_trouble = False
-    while True:
-        attempt = left.pop(0)
+    def __init__(self, process: _Process, message: Mapping[str, Any], timeout_s: float) -> None:
+        self._process, self._message, self._timeout_s = process, message, timeout_s
+
+    def persistently(
+        self, attempts: Sequence[Mapping[str, Any]], wait: Callable[[float], object]
+    ) -> dict[str, Any]:
+        """Ask; what is no fault of the file is asked again after a while.
+
+        Raises ClipError of the file; SourceError and MachineError where the trouble does not pass.
+        """
         try:
-            return process.ask({**message, **attempt}, timeout_s)
+            return retry.call(
+                functools.partial(self._ask, attempts),
+                passes=lambda error: isinstance(error, ProcessTroubleError),
+                tries=TROUBLE_TRIES,
+                budget_s=TROUBLE_BUDGET_S,
+                sleep=wait,
+            )
         except ProcessTroubleError as trouble:
-            process.kill()
-            if had_trouble:
-                raise _final(trouble) from trouble
-            had_trouble = True
-            left.insert(0, attempt)
-        except ClipError as error:
-            if error.reason == "decode_timeout":
-                left = [other for other in left[-1:] if other != attempt]
-            elif error.reason != "decoder_crashed":
-                raise
-            if not left:
-                raise
+            raise _final(trouble) from trouble
+
+    def _ask(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Ask again where the process was lost: it may have been for no fault of the clip.
+
+        Where it took too long, only what differs is tried. Where it lacked memory, a fresh one is asked.
+        """
+        left = list(attempts)
+        had_trouble = False
+        while True:
+            attempt = left.pop(0)
+            try:
+                return self._process.ask({**self._message, **attempt}, self._timeout_s)
+            except ProcessTroubleError as trouble:
+                self._process.kill()
+                if trouble.lacks != "memory":
+                    raise
+                if had_trouble:
+                    raise ClipError("out_of_memory", str(trouble)) from trouble
+                had_trouble = True
+                left.insert(0, attempt)
+            except ClipError as error:
+                if error.reason not in _LOST:
+                    raise
+                if error.reason == "decode_timeout":
+                    left = [other for other in left[-1:] if other != attempt]
+                if not left:
+                    self._check()
+                    raise
+
+    def _check(self) -> None:
+        """Raise what a fresh process finds wrong about reading a file on which others hang or crash."""
+        self._process.ask({**self._message, "op": "check"}, self._timeout_s)
 
 
-def _final(trouble: ProcessTroubleError) -> ClipError | ShardError:
-    """Return the error for trouble that a fresh process has, too."""
-    if trouble.lacks == "memory":
-        return ClipError("out_of_memory", str(trouble))
-    return ShardError(str(trouble))
+def _final(trouble: ProcessTroubleError) -> SourceError | MachineError:
+    """Return the error for trouble that does not pass."""
+    tried = "".join(f" ({note})" for note in getattr(trouble, "__notes__", ()))
+    said = f"{str(trouble).rstrip('.')}{tried}. {_NOTHING_RECORDED}"
+    if trouble.lacks == "source":
+        return SourceError(f"the corpus cannot be read: {said}")
+    return MachineError(said)
+
+
+_NOTHING_RECORDED = (
+    "This says nothing about the files, so no source was rejected and no clip failed for it. When it is "
+    "put right, go on with the same command."
+)
 
 
 class _Request:
@@ -277,8 +347,13 @@ class _Process:
     """One decoding process, started on the first question and again after it was lost."""
 
     def __init__(
-        self, program: str, buffer_fds: Sequence[int], settings: Mapping[str, Any]
+        self,
+        program: str,
+        buffer_fds: Sequence[int],
+        settings: Mapping[str, Any],
+        stall_s: float,
     ) -> None:
+        self._stall_s = stall_s
         self._program = program
         self._buffer_fds = buffer_fds
         self._settings = settings
@@ -295,33 +370,51 @@ class _Process:
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(json.dumps(message).encode())
-            if not pipe.poll(timeout_s):
-                self.kill()
-                raise ClipError(
-                    "decode_timeout",
-                    f"no answer from the decoder after {timeout_s:g} s; it was killed",
-                )
-            answer: dict[str, Any] = json.loads(pipe.recv_bytes())
+            answer = self._wait(pipe, timeout_s)
         except (EOFError, OSError) as error:
-            raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
+            raise self._lost() from error
         if "lacks" in answer:
             raise ProcessTroubleError(answer["lacks"], answer["message"])
         if "reason" in answer:
             raise ClipError(answer["reason"], answer["message"])
         return answer
 
-    def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        with theirs:
-            fds = [theirs.fileno(), *self._buffer_fds]
-            self._process = subprocess.Popen(  # noqa: S603 our own program
-                [sys.executable, "-m", self._program, *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=fds,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
+    def _wait(self, pipe: Connection, timeout_s: float) -> dict[str, Any]:
+        """Return the answer. While the source is read, the clock of decoding stands still."""
+        is_reading = False
+        while pipe.poll(self._stall_s if is_reading else timeout_s):
+            answer: dict[str, Any] = json.loads(pipe.recv_bytes())
+            if "reading" not in answer:
+                return answer
+            is_reading = answer["reading"]
+        self.kill()
+        if is_reading:
+            raise ProcessTroubleError(
+                "source", f"reading a source gave no byte for {self._stall_s:g} s"
             )
+        raise ClipError(
+            "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"
+        )
+
+    def _lost(self) -> ClipError | ProcessTroubleError | ShardError:
+        """Return what the end of the process says: a crash of the file, a kill of the machine."""
+        code = self._code()
+        cause = f"the decoding process {self._cause(code)}"
+        if self._stopped:
+            return ShardError("the decoding pool was closed")
+        if code < 0 and signal.Signals(-code) not in CRASHES:
+            return ProcessTroubleError(
+                "machine",
+                f"{cause}, which no file does. If the machine is short of memory, lower "
+                "run.decode_processes or run.decode_memory_bytes",
+            )
+        return ClipError("decoder_crashed", cause)
+
+    def _start(self) -> Connection:
+        try:
+            ours = self._spawn()
+        except OSError as error:
+            raise machine_trouble(error) from error
         self._pipe = ours
         if (
             self._stopped
@@ -332,16 +425,44 @@ class _Process:
             ours.send_bytes(json.dumps(self._settings).encode())
             if not ours.poll(START_UP_S):
                 self.kill()
-                raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")
+                raise ProcessTroubleError(
+                    "machine", f"a decoding process did not start within {START_UP_S:g} s"
+                )
             ours.recv_bytes()
         except (EOFError, OSError) as error:
-            raise ShardError(f"a decoding process cannot start: it {self._cause()}") from error
+            cause = self._cause(self._code())
+            raise ProcessTroubleError(
+                "machine", f"a decoding process cannot start: it {cause}"
+            ) from error
         return ours
 
-    def _cause(self) -> str:
-        """Wait for the process that went away and say how it ended."""
+    def _spawn(self) -> Connection:
+        """Start the process; returns this end of the pipe."""
+        ours, theirs = Pipe()
+        try:
+            with theirs:
+                fds = [theirs.fileno(), *self._buffer_fds]
+                self._process = subprocess.Popen(  # noqa: S603 our own program
+                    [sys.executable, "-m", self._program, *map(str, fds)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    pass_fds=fds,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
+                )
+        except OSError:
+            ours.close()
+            raise
+        return ours
+
+    def _code(self) -> int:
+        """Wait for the process that went away; returns its exit status, the signal's number below 0."""
         code = self._process.wait(timeout=10) if self._process else 0
         self.kill()
+        return code
+
+    def _cause(self, code: int) -> str:
+        """Say how the process ended."""
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         self._stderr.seek(0)

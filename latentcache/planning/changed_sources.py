@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from latentcache.core.records import ShardId
-from latentcache.decoders.identity import identify_url
+from latentcache.decoders.identity import absence, identify_url
 from latentcache.errors import (
     ClipError,
     RecipeMismatchError,
@@ -17,13 +17,16 @@ from latentcache.redaction import printable, redact
 
 #: Clips whose sources are looked at before a run goes on: of remote ones, some 30 s.
 MAX_CHECKED = 10_000
+#: Sources that are asked for on http, to tell one that is gone from a server that is down.
+NUM_NEIGHBOURS = 8
 
 
 def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | None:
     """Refuse where a source of these shards is gone or is not the file that was planned.
 
     Of many clips, every k-th shard is looked at, for MAX_CHECKED clips or so; decoding looks at each.
-    Returns how many sources were looked at, None where it was all.
+    Returns how many sources were looked at, None where it was all. Raises SourceError where they cannot
+    be read.
     """
     expected: dict[str, str] = {}
     clips = planned.num_clips(shards)
@@ -31,12 +34,18 @@ def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | Non
         table = planned.plan.table(shard)
         expected.update(zip(table["url"].to_pylist(), table["identity"].to_pylist(), strict=True))
     options = planned.config.corpus.storage_options
+    neighbours = list(expected)[:NUM_NEIGHBOURS]
 
     def changed(item: tuple[str, str]) -> str | None:
         try:
             found = identify_url(item[0], options)
         except ClipError as error:
-            return str(error)
+            found = (
+                error if error.reason != "missing" else absence(error, item[0], options, neighbours)
+            )
+            if not isinstance(found, ClipError):
+                raise found from error
+            return str(found)
         where = printable(redact(item[0]))
         return None if found == item[1] else f"{where}: {item[1]} in the plan, {found} now"
 

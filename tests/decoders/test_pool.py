@@ -17,7 +17,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.decoders.rgb import to_rgb
-from latentcache.errors import ClipError, ShardError
+from latentcache.errors import ClipError, MachineError
 from tests.tools.videos import (
     SHARED_VIDEOS,
     moving_pattern,
@@ -249,7 +249,7 @@ def test_a_broken_installation_is_no_fault_of_a_clip(tmp_path: Path) -> None:
             num_processes=1, num_buffers=2, timeout_s=5, program="tests.no_such_module"
         ) as pool,
         pytest.raises(
-            ShardError, match=r"cannot start: it ended with exit status 1: .*no_such_module"
+            MachineError, match=r"cannot start: it ended with exit status 1: .*no_such_module"
         ),
     ):
         pool.decode(make_clip(path, (5, 32, 32))).result()

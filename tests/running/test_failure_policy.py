@@ -36,7 +36,14 @@ def test_every_class_of_error_has_a_cost() -> None:
     names = {cost: {e.__name__ for e in own if costs[e] == cost} for cost in ("clip", "stop")}
     assert names == {
         "clip": {"ClipError"},
-        "stop": {"StorageError", "UnreachableError", "RunStoppedError"},
+        "stop": {
+            "LeaseError",
+            "MachineError",
+            "RunStoppedError",
+            "SourceError",
+            "StorageError",
+            "UnreachableError",
+        },
     }
 
 
