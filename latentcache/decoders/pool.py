@@ -294,8 +294,10 @@ class _Asking:
             try:
                 return self._process.ask({**self._message, **attempt}, self._timeout_s)
             except ProcessTroubleError as trouble:
+                if trouble.lacks == "source":
+                    raise
                 self._process.kill()
-                if trouble.lacks != "memory":
+                if trouble.lacks == "machine":
                     raise
                 if had_trouble:
                     raise ClipError("out_of_memory", str(trouble)) from trouble
