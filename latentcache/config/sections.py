@@ -283,6 +283,11 @@ class RunConfig(Section):
         default=1 << 30,
         description="At most this many bytes of decoded pixels are held per worker (at least two clips).",
     )
+    lease_s: PositiveFloat = Field(
+        default=120.0,
+        description="On storage that cannot create on condition, such as SFTP: a run that shows no sign of "
+        "life for so long is taken for dead, and another may go on.",
+    )
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often during a run."
     )

@@ -37,6 +37,9 @@ from tests.tools.videos import moving_pattern, write_video
 
 OK, STOPPED = 0, 1
 NUM_VIDEOS = 4
+#: So that a video takes more than a page of a disk.
+VIDEO_FRAMES = 41
+SECTIONS: dict[str, dict[str, Any]] = {"clips": {"select": "first"}, "cache": {"shard_clips": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evidence") / "videos"
     folder.mkdir()
     for index in range(NUM_VIDEOS):
-        write_video(folder / f"v{index}.mp4", moving_pattern(5, 64, 96, seed=index))
+        write_video(folder / f"v{index}.mp4", moving_pattern(VIDEO_FRAMES, 64, 96, seed=index))
     return folder
 
 
@@ -53,7 +56,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clean(tmp_path_factory: pytest.TempPathFactory, videos: Path) -> latentcache.Cache:
     """The cache of a run that met no trouble."""
     folder = tmp_path_factory.mktemp("clean")
-    config = make_config(folder, videos, str(folder / "cache"), cache={"shard_clips": 1})
+    config = make_config(folder, videos, str(folder / "cache"), **SECTIONS)
     assert run_inline("precompute", config)[0] == OK
     return latentcache.open_cache(str(folder / "cache"))
 
@@ -178,7 +181,7 @@ def make_world(
 
 
 def config_for(tmp_path: Path, world: World) -> Path:
-    sections = {"corpus": {"source": world.source}, "cache": {"shard_clips": 1}}
+    sections = {"corpus": {"source": world.source}, **SECTIONS}
     return make_config(tmp_path, Path("x"), str(tmp_path / "cache"), **sections)
 
 
@@ -247,9 +250,7 @@ def check_decoding(
 
 
 @pytest.mark.parametrize("name", SHORT["probing"])
-def test_trouble_stops_probing(
-    kept: None, check_probing: Callable[[str], None], name: str
-) -> None:
+def test_trouble_stops_probing(kept: None, check_probing: Callable[[str], None], name: str) -> None:
     check_probing(name)
 
 
