@@ -29,7 +29,8 @@ from latentcache.core.records import Clip
 from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, LatentCacheError
-from latentcache.format.paths import INDEX, generation_path
+from latentcache.format import lease
+from latentcache.format.paths import INDEX, LEASE, generation_path
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage import retry
 from tests.tools.caches import assert_same_files, make_config, run_inline, without_logs
@@ -162,6 +163,7 @@ def quick_runs() -> Iterator[KeptPool]:
         faulty_local_files(),
         mock.patch.object(DecodePool, "for_run", return_value=pool),
         mock.patch.object(retry, "FIRST_WAIT_S", 0.0),
+        mock.patch.object(lease, "SETTLE_S", 0.0),
     ):
         try:
             yield pool
@@ -327,7 +329,7 @@ def check_growth(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Non
 
 def is_pointer(name: str) -> bool:
     """Tell whether an object is one that a cache replaces, or of planning that has not ended."""
-    return name == INDEX or name.endswith("zarr.json") or is_saved_probe(name)
+    return name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
 
 
 def check_cache(after: Mapping[str, bytes], finished: Mapping[str, bytes], printed: str) -> None:

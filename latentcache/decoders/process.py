@@ -125,8 +125,8 @@ class Worker:
             if trouble := self._trouble(error, request):
                 return trouble
             absent = isinstance(error, FileNotFoundError)
-            what = ("missing", "no such file") if absent else ("unreadable", f"it fails: {error}")
-            error = ClipError(what[0], f"{what[1]}: {request['url']}")
+            missing = f"no such file: {request['url']}"
+            error = ClipError("missing", missing) if absent else ClipError("unreadable", str(error))
         if error.reason == "missing":
             found = absence(error, request["url"], self._options, request.get("neighbours", ()))
             return found if isinstance(found, ClipError) else _as_trouble(found)

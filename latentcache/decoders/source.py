@@ -98,7 +98,11 @@ class Source:
             return path
         suffix = posixpath.splitext(without_query(self.url))[1]
         try:
-            temporary = tempfile.NamedTemporaryFile(prefix="latentcache-", suffix=suffix)  # noqa: SIM115
+            temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115
+                prefix="latentcache-",
+                suffix=suffix,
+                buffering=0,  # what is in a buffer would fail again when the file is closed
+            )
         except OSError as error:
             raise machine_trouble(error) from error
         self._closing.enter_context(temporary)
@@ -117,7 +121,6 @@ class Source:
                     self._on_piece()
         except FileNotFoundError:
             raise ClipError("missing", f"no such file: {self.url}") from None
-        _keep(target, b"")
 
     def reader(self, without_decord: bool = False) -> Reader:
         """Open with decord where it is right, else with PyAV, once. Raises ClipError."""
@@ -145,9 +148,10 @@ class Source:
 
 
 def _keep(file: IO[bytes], piece: bytes) -> None:
-    """Write to the end of a temporary file. Raises ProcessTroubleError where its disk is full."""
+    """Write to the end of an unbuffered file. Raises ProcessTroubleError where its disk is full."""
+    rest = memoryview(piece)
     try:
-        file.write(piece)
-        file.flush()
+        while rest:
+            rest = rest[file.write(rest) :]
     except OSError as error:
         raise machine_trouble(error) from error

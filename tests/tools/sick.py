@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from latentcache.decoders import process
 from latentcache.storage import retry
+from tests.tools import sleeper
 
 MARK = ".sick"
 
@@ -78,8 +79,8 @@ def sick(folder: Path, what: str, number: int) -> Iterator[None]:
 fsspec.register_implementation("sick", "tests.tools.sick.SickFileSystem", clobber=True)
 
 
-class Worker(process.Worker):
-    """Is killed from outside by the signal that the environment names."""
+class Worker(sleeper.Worker):
+    """Is killed from outside by the signal that the environment names; hangs as a sleeper does."""
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if number := os.environ.get("LATENTCACHE_TEST_KILL"):
