@@ -12,9 +12,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ import pytest
 
 import latentcache
 from jobs.progress import encode
+from latentcache.core.records import ShardReport
 from latentcache.decoders import pool as decode_pool
 from latentcache.decoders.pool import DecodePool
+from latentcache.errors import SourceError
+from latentcache.running.driver import Run
+from latentcache.running.events import Event
 from latentcache.storage import retry
 from tests.faults import KeptPool
 from tests.tools.caches import make_config, read_files, run_inline, tables_of
@@ -32,6 +36,8 @@ from tests.tools.corpora import write_csv
 from tests.tools.http_files import CUT_SHORT, RESET, Server, serve
 from tests.tools.mounts import disk
 from tests.tools.planned import planned_from
+from tests.tools.proxy import serve_proxy
+from tests.tools.s3 import new_bucket, serve_s3
 from tests.tools.sick import sick
 from tests.tools.videos import moving_pattern, write_video
 
@@ -86,10 +92,11 @@ def kept(kept_pool: KeptPool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class World:
-    """A corpus, and what can happen to it. source: for the configuration."""
+    """A corpus, and what can happen to it. source, options: for the configuration."""
 
     source: str
     fails: Callable[[], AbstractContextManager[Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 Make = Callable[[Path, pytest.MonkeyPatch, contextlib.ExitStack], World]
@@ -114,6 +121,21 @@ def http(folder: Path, stack: contextlib.ExitStack, fault: int | str) -> World:
         server.fault = None
 
     return World(http_table(folder, server), bad_day)
+
+
+def s3(folder: Path, stack: contextlib.ExitStack, fault: str) -> World:
+    proxy = stack.enter_context(serve_proxy(stack.enter_context(serve_s3())))
+    bucket = new_bucket(proxy.url)
+    for path in folder.iterdir():
+        bucket.put(path.name, path.read_bytes())
+
+    @contextlib.contextmanager
+    def bad_day() -> Iterator[None]:
+        proxy.choose = lambda _, path: fault if ".mp4" in path else None
+        yield
+        proxy.forget()
+
+    return World(bucket.url, bad_day, bucket.options)
 
 
 @contextlib.contextmanager
@@ -159,6 +181,10 @@ WORLDS: dict[str, Callable[[Path, pytest.MonkeyPatch, contextlib.ExitStack], Wor
         f"http {fault}": lambda f, m, s, fault=fault: http(f, s, fault)
         for fault in (403, 404, 429, 500, 503, RESET, CUT_SHORT)
     },
+    **{
+        f"s3 {fault}": lambda f, m, s, fault=fault: s3(f, s, fault)
+        for fault in ("refused", "slow_down", "internal_error", "reset", "truncated")
+    },
     "vanished": lambda f, m, s: World(str(f), partial(renamed, f, leaves_mount_point=False)),
     "unmounted": lambda f, m, s: World(str(f), partial(renamed, f, leaves_mount_point=True)),
     "full TMPDIR": lambda f, m, s: World(f"sick://{f}", partial(full_disk, f.parent, m)),
@@ -181,7 +207,7 @@ def make_world(
 
 
 def config_for(tmp_path: Path, world: World) -> Path:
-    sections = {"corpus": {"source": world.source}, **SECTIONS}
+    sections = {"corpus": {"source": world.source, "storage_options": world.options}, **SECTIONS}
     return make_config(tmp_path, Path("x"), str(tmp_path / "cache"), **sections)
 
 
@@ -271,3 +297,50 @@ def test_every_trouble_stops_probing(check_probing: Callable[[str], None], name:
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_trouble_stops_decoding(check_decoding: Callable[[str], None], name: str) -> None:
     check_decoding(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("leaves_mount_point", [False, True])
+def test_a_mount_that_vanishes_during_a_run_stops_it(
+    make_world: Callable[[str], World], tmp_path: Path, *, leaves_mount_point: bool
+) -> None:
+    """What was committed stays, what is under way is not recorded, and the same command goes on."""
+    world = make_world("vanished")
+    config = make_config(tmp_path, Path(world.source), str(tmp_path / "cache"))
+    planned = planned_from(config)
+    missing = planned.missing_shards()
+    run = Run(planned, missing)
+    vanished = renamed(Path(world.source), leaves_mount_point=leaves_mount_point)
+    with contextlib.ExitStack() as stack:
+
+        def vanish(event: Event) -> None:
+            if isinstance(event, ShardReport) and run.summary.shards == 1:
+                stack.enter_context(vanished)
+
+        with pytest.raises(SourceError, match="nothing else is there"):
+            list(map(vanish, run.events()))
+        assert 0 < run.summary.shards < len(missing)
+        assert run.summary.clips_failed == run.summary.shards_failed == 0
+        check_nothing_recorded(tmp_path / "cache")
+        status, printed = run_inline("resume", tmp_path / "cache")
+        assert status == STOPPED, printed
+        assert "SourceError: no such file" in printed
+    status, printed = run_inline("precompute", config)
+    assert status == OK, printed
+
+
+@pytest.mark.long
+def test_a_source_that_is_replaced_during_a_run_fails_its_clips_and_no_others(
+    make_world: Callable[[str], World], tmp_path: Path
+) -> None:
+    world = make_world("vanished")
+    config = make_config(tmp_path, Path(world.source), str(tmp_path / "cache"))
+    planned = planned_from(config)
+    new = write_video(tmp_path / "new.mp4", moving_pattern(VIDEO_FRAMES, 64, 96, seed=77))
+    new.replace(Path(world.source) / "v1.mp4")
+    list(Run(planned, planned.missing_shards()).events())
+    rows = latentcache.open_cache(str(tmp_path / "cache")).table().to_pylist()
+    reasons = {(row["source"], row["reason"]) for row in rows}
+    assert reasons == {("v1.mp4", "source_changed"), *((f"v{n}.mp4", None) for n in (0, 2, 3))}
+    status, printed = run_inline("precompute", config)
+    assert status == OK, printed
