@@ -101,6 +101,7 @@ def absence(
     where = public_name(url)
     return SourceError(
         f"no such file: {where}, and nothing else is there: its folder is empty or not there, or its "
-        "server has none of its other sources. A disk or server may be away. If all of it was removed, "
-        "take these sources out of the corpus: precompute --prune retires their clips"
+        "server has none of its other sources. A disk or server may be away. If the corpus has moved, run "
+        "precompute with the new corpus.source. If all of it was removed, take it out of the corpus: "
+        "precompute --prune retires its clips"
     )

@@ -40,12 +40,12 @@ def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | Non
         try:
             found = identify_url(item[0], options)
         except ClipError as error:
-            found = (
-                error if error.reason != "missing" else absence(error, item[0], options, neighbours)
-            )
-            if not isinstance(found, ClipError):
-                raise found from error
-            return str(found)
+            if error.reason != "missing":
+                return str(error)
+            gone = absence(error, item[0], options, neighbours)
+            if not isinstance(gone, ClipError):
+                raise gone from error
+            return str(gone)
         where = printable(redact(item[0]))
         return None if found == item[1] else f"{where}: {item[1]} in the plan, {found} now"
 
