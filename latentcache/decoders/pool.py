@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import mmap
 import os
 import queue
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -25,17 +18,16 @@ import numpy as np
 from latentcache.config.sections import Config
 from latentcache.core.machine import anonymous_file
 from latentcache.core.records import Clip
+from latentcache.decoders.child import Child
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.neighbours import Neighbours
-from latentcache.decoders.trouble import CRASHES, ProcessTroubleError, machine_trouble
-from latentcache.errors import ClipError, MachineError, ShardError, SourceError
+from latentcache.decoders.trouble import ProcessTroubleError, machine_trouble
+from latentcache.errors import ClipError, MachineError, SourceError
 from latentcache.storage import retry
 
-#: A process may take this long to import what it needs.
-START_UP_S = 120.0
-#: A source that is read, or fetched, may give no byte for so long: twice what a store's time-outs and
-#: their retries take.
-STALL_S = 60.0
+#: A source that is read, or fetched, may give no sign of life for so long. Stores give one with each block
+#: that they hand over, of up to 50 MiB; fsspec's http waits as long for an answer.
+STALL_S = 300.0
 #: Trouble that is no file's fault is looked at again after 0.5, 1 and 2 s; a storage that does not answer
 #: has used up the budget by itself.
 TROUBLE_TRIES = 4
@@ -121,9 +113,7 @@ class DecodePool:
         with _machine_errors():
             self._buffers = [Buffer(index) for index in range(num_buffers)]
             fds = [buffer.fd for buffer in self._buffers]
-            self._processes = [
-                _Process(program, fds, settings, stall_s) for _ in range(num_processes)
-            ]
+            self._processes = [Child(program, fds, settings, stall_s) for _ in range(num_processes)]
         self._neighbours = Neighbours()
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         for buffer in self._buffers:
@@ -200,7 +190,7 @@ class DecodePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self, process: _Process) -> None:
+    def _serve(self, process: Child) -> None:
         try:
             while (work := self._next()) is not None:
                 self._work(process, *work)
@@ -218,7 +208,7 @@ class DecodePool:
                 return None
             return request, buffer
 
-    def _work(self, process: _Process, request: _Request, buffer: Buffer) -> None:
+    def _work(self, process: Child, request: _Request, buffer: Buffer) -> None:
         if not request.future.set_running_or_notify_cancel():
             self.give_back(buffer)
             return
@@ -232,7 +222,7 @@ class DecodePool:
             self.give_back(buffer)
             request.future.set_exception(error)
 
-    def _decoded(self, process: _Process, request: _Request, buffer: Buffer) -> DecodedClip:
+    def _decoded(self, process: Child, request: _Request, buffer: Buffer) -> DecodedClip:
         clip = request.clip
         assert clip is not None
         with _machine_errors():
@@ -242,7 +232,7 @@ class DecodePool:
         return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
 
     def _ask(
-        self, process: _Process, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
+        self, process: Child, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         asked = {**message, "neighbours": self._neighbours.of(message["url"])}
         return _Asking(process, asked, self._timeout_s).persistently(attempts, self._closing.wait)
@@ -261,7 +251,7 @@ _LOST = ("decode_timeout", "decoder_crashed")
 class _Asking:
     """One request, asked until there is an answer, or an error that says what is at fault."""
 
-    def __init__(self, process: _Process, message: Mapping[str, Any], timeout_s: float) -> None:
+    def __init__(self, process: Child, message: Mapping[str, Any], timeout_s: float) -> None:
         self._process, self._message, self._timeout_s = process, message, timeout_s
 
     def persistently(
@@ -343,151 +333,3 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
     fields = ("url", "kind", "identity", "start", "frames", "fps", "height", "width")
     message = {name: getattr(clip, name) for name in fields}
     return {"op": "decode", "interpolation": interpolation, **message}
-
-
-class _Process:
-    """One decoding process, started on the first question and again after it was lost."""
-
-    def __init__(
-        self,
-        program: str,
-        buffer_fds: Sequence[int],
-        settings: Mapping[str, Any],
-        stall_s: float,
-    ) -> None:
-        self._stall_s = stall_s
-        self._program = program
-        self._buffer_fds = buffer_fds
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
-        self._stopped = False
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
-
-    def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises ClipError, also where there is no answer in time, and ProcessTroubleError.
-        """
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send_bytes(json.dumps(message).encode())
-            answer = self._wait(pipe, timeout_s)
-        except (EOFError, OSError) as error:
-            raise self._lost() from error
-        if "lacks" in answer:
-            raise ProcessTroubleError(answer["lacks"], answer["message"])
-        if "reason" in answer:
-            raise ClipError(answer["reason"], answer["message"])
-        return answer
-
-    def _wait(self, pipe: Connection, timeout_s: float) -> dict[str, Any]:
-        """Return the answer. While the source is read, the clock of decoding stands still."""
-        is_reading = False
-        while pipe.poll(self._stall_s if is_reading else timeout_s):
-            answer: dict[str, Any] = json.loads(pipe.recv_bytes())
-            if "reading" not in answer:
-                return answer
-            is_reading = answer["reading"]
-        self.kill()
-        if is_reading:
-            raise ProcessTroubleError(
-                "source", f"reading a source gave no byte for {self._stall_s:g} s"
-            )
-        raise ClipError(
-            "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"
-        )
-
-    def _lost(self) -> ClipError | ProcessTroubleError | ShardError:
-        """Return what the end of the process says: a crash of the file, a kill of the machine."""
-        code = self._code()
-        cause = f"the decoding process {self._cause(code)}"
-        if self._stopped:
-            return ShardError("the decoding pool was closed")
-        if code < 0 and signal.Signals(-code) not in CRASHES:
-            return ProcessTroubleError(
-                "machine",
-                f"{cause}, which no file does. If the machine is short of memory, lower "
-                "run.decode_processes or run.decode_memory_bytes",
-            )
-        return ClipError("decoder_crashed", cause)
-
-    def _start(self) -> Connection:
-        try:
-            ours = self._spawn()
-        except OSError as error:
-            raise machine_trouble(error) from error
-        self._pipe = ours
-        if (
-            self._stopped
-        ):  # looked at after the process is known to `stop`, so that one of both ends it
-            self.kill()
-            raise ShardError("the decoding pool was closed")
-        try:
-            ours.send_bytes(json.dumps(self._settings).encode())
-            if not ours.poll(START_UP_S):
-                self.kill()
-                raise ProcessTroubleError(
-                    "machine", f"a decoding process did not start within {START_UP_S:g} s"
-                )
-            ours.recv_bytes()
-        except (EOFError, OSError) as error:
-            cause = self._cause(self._code())
-            raise ProcessTroubleError(
-                "machine", f"a decoding process cannot start: it {cause}"
-            ) from error
-        return ours
-
-    def _spawn(self) -> Connection:
-        """Start the process; returns this end of the pipe."""
-        ours, theirs = Pipe()
-        try:
-            with theirs:
-                fds = [theirs.fileno(), *self._buffer_fds]
-                self._process = subprocess.Popen(  # noqa: S603 our own program
-                    [sys.executable, "-m", self._program, *map(str, fds)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._stderr,
-                    pass_fds=fds,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
-                )
-        except OSError:
-            ours.close()
-            raise
-        return ours
-
-    def _code(self) -> int:
-        """Wait for the process that went away; returns its exit status, the signal's number below 0."""
-        code = self._process.wait(timeout=10) if self._process else 0
-        self.kill()
-        return code
-
-    def _cause(self, code: int) -> str:
-        """Say how the process ended."""
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        self._stderr.seek(0)
-        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f"ended with exit status {code}" + (f": {last[0]}" if last else "")
-
-    def kill(self) -> None:
-        """Kill the process, if there is one; the next question starts another."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=10)
-        self._pipe = self._process = None
-
-    def stop(self) -> None:
-        """End the process for good, from another thread: the one that waits for it sees it gone."""
-        self._stopped = True
-        if (process := self._process) is not None:
-            process.kill()
-
-    def close(self) -> None:
-        """Kill the process, and forget what it said."""
-        self.kill()
-        self._stderr.close()

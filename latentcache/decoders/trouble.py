@@ -58,7 +58,8 @@ def trouble_of(error: BaseException | None) -> ProcessTroubleError | None:
         if isinstance(error, StorageError):
             return ProcessTroubleError("source", str(error))
         number = getattr(error, "errno", None)
-        if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        lacks_memory = number == errno.ENOMEM and not is_of_the_system(error)
+        if isinstance(error, MemoryError) or lacks_memory:
             return ProcessTroubleError(
                 "memory", "decoding needs more memory than run.decode_memory_bytes allows"
             )

@@ -204,6 +204,8 @@ def test_what_a_decoder_says_is_heard_twice_if_it_may_be_the_disks(
         (OSError(errno.EMFILE, "Too many open files"), "machine"),
         (OSError(errno.ENOSPC, "No space left on device"), "machine"),
         (av.error.OSError(errno.ENOSPC, "No space left on device"), "machine"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "machine"),
+        (av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory"), "memory"),
         (MemoryError(), "memory"),
         (OSError(errno.EIO, "Input/output error"), "source"),
         (PermissionError(errno.EACCES, "Permission denied"), "source"),
