@@ -61,9 +61,9 @@ def first(config: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     while not list(tmp_path.glob("cache/samples/*/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)
-    yield process
-    process.kill()
-    process.wait()
+    with process:
+        yield process
+        process.kill()
 
 
 def lease_of(folder: Path) -> Lease:
@@ -83,14 +83,14 @@ def test_a_run_that_was_stopped_for_longer_than_its_lease_writes_nothing_more(
     first: subprocess.Popen[str], config: Path, tmp_path: Path, clean: Path
 ) -> None:
     os.kill(first.pid, signal.SIGSTOP)
-    held = lease_of(tmp_path)
     status, printed = run_inline("resume", f"plain://{tmp_path}/cache")
     assert status == STOPPED, printed
     assert f"LeaseError: plain://{tmp_path}/cache is worked on by process {first.pid} on" in printed
     assert "--take-lease" in printed
-    while time.time() < held.expires_s:
+    while time.time() < lease_of(tmp_path).expires_s:
         time.sleep(0.05)
-    assert run_inline("precompute", config)[0] == OK
+    status, printed = run_inline("precompute", config)
+    assert status == OK, printed
     after = {path: path.read_bytes() for path in tmp_path.glob("cache/**/*") if path.is_file()}
     os.kill(first.pid, signal.SIGCONT)
     _, said = first.communicate(timeout=120)

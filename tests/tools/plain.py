@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import sys
+import uuid
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -13,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class PlainFileSystem(LocalFileSystem):
-    """Local files under a name that is not known for creating on condition."""
+    """Local files under a name that is not known for creating on condition. They appear whole."""
 
     protocol = "plain"
 
@@ -23,6 +25,15 @@ class PlainFileSystem(LocalFileSystem):
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return path.removeprefix("plain://").rstrip("/")
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        target = Path(self._strip_protocol(path))
+        if mode == "create" and target.exists():
+            raise FileExistsError(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        part.write_bytes(value)
+        part.replace(target)
 
 
 fsspec.register_implementation("plain", "tests.tools.plain.PlainFileSystem", clobber=True)
