@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from latentcache.config.sections import RunConfig
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
 from latentcache.redaction import printable
@@ -36,6 +38,7 @@ def main() -> int:
         help="shards go whose rows were all retired at least N days ago (30)",
     )
     parser.add_argument("--yes", action="store_true", help="remove what is listed as removable")
+    parser.add_lease()
     return run_job(clean, parser)
 
 
@@ -52,8 +55,10 @@ def clean(args: argparse.Namespace) -> int:
     if not removable:
         print("Nothing to remove.")
     elif args.yes:
-        for file in removable:
-            storage.delete(file.path)
+        with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
+            writable = holder.over(storage, exclusive=manifest.exclusive)
+            for file in removable:
+                writable.delete(file.path)
         print(f"Removed {len(removable)} files, {size}.")
     else:
         url = shlex.quote(redact(args.cache))

@@ -57,6 +57,15 @@ class Parser(argparse.ArgumentParser):
         """Add the overrides, in the one form that every job takes."""
         self.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
 
+    def add_lease(self) -> None:
+        """Add what a job takes that writes to a cache."""
+        self.add_argument(
+            "--take-lease",
+            action="store_true",
+            help="on storage where one run at a time may write: go on though another run has the lease, "
+            "because it is known to be dead",
+        )
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and how it is used."""
         print(f"{self.prog}: {redact(message)}\n{self.format_usage().strip()}", file=sys.stderr)

@@ -14,9 +14,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from latentcache.config.files import load_config
+from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.corpus.sources import Corpus
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest
 from latentcache.planning.grow import Difference
 from latentcache.planning.planned import PlannedCache
@@ -43,6 +45,7 @@ def main() -> int:
         action="store_true",
         help="open known sources too, whose size and time of change are as they were",
     )
+    parser.add_lease()
     return run_job(precompute, parser)
 
 
@@ -51,23 +54,29 @@ def precompute(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if not args.dry_run:
         check_device(config.run)
+    with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
+        planned = _plan(config, holder, args)
+        if args.dry_run:
+            print("\nDry run: nothing was written.")
+            return 0
+        return encode(planned, planned.missing_shards())
+
+
+def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> PlannedCache:
     with _ProbeBar() as bar:
         hooks = Hooks(
             on_sources=bar.start,
             on_probed=bar.step,
             on_step=functools.partial(_print_step, args.prune),
         )
-        planned = grow_cache(
+        return grow_cache(
             config,
             prune=args.prune,
             check_content=args.check_content,
             dry_run=args.dry_run,
             hooks=hooks,
+            holder=holder,
         )
-    if args.dry_run:
-        print("\nDry run: nothing was written.")
-        return 0
-    return encode(planned, planned.missing_shards())
 
 
 class _ProbeBar:

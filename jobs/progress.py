@@ -45,8 +45,7 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
     skipped = planned.manifest.num_clips - total
     if not planned.manifest.exclusive:
         print(
-            "note     this storage cannot create an object on condition that it is not there: let only one "
-            "run work on this cache at a time"
+            "lease    this run has it: the storage cannot create on condition, so one run may write"
         )
     if not num_tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")

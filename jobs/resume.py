@@ -6,6 +6,7 @@ import argparse
 import functools
 import sys
 
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import refresh
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
@@ -29,6 +30,7 @@ def main() -> int:
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )
     parser.add_encoder()
+    parser.add_lease()
     return run_job(resume, parser)
 
 
@@ -36,8 +38,13 @@ def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
+    with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
+        return _go_on(planned.held_by(holder), holder, args)
+
+
+def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace) -> int:
     if args.retry_failed:
-        planned = _plan_again(planned)
+        planned = _plan_again(planned, holder)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
     missing = planned.missing_shards()
     if missing:
@@ -50,7 +57,7 @@ def resume(args: argparse.Namespace) -> int:
     return encode(planned, missing)
 
 
-def _plan_again(planned: PlannedCache) -> PlannedCache:
+def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
     """Plan failed clips and rejected sources again, as new rows; nothing that is there changes."""
     while True:
         failed = failed_rows(planned.storage, planned.manifest)
@@ -60,7 +67,7 @@ def _plan_again(planned: PlannedCache) -> PlannedCache:
             f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "
             f"looked at; {step.num_clips} clips are planned again"
         )
-        taken = take_step(planned, step)
+        taken = take_step(planned, step, holder)
         if taken is not None:
             return taken
         manifest = refresh(planned.storage, planned.manifest)

@@ -15,8 +15,11 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from latentcache.config.sections import RunConfig
 from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.lease import Leaseholder
+from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import CACHE_JSON, GENERATIONS
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
@@ -42,6 +45,7 @@ def main() -> int:
         "--repair", action="store_true", help="plan damaged clips again, for resume to encode them"
     )
     parser.add_encoder()
+    parser.add_lease()
     return run_job(check, parser)
 
 
@@ -64,7 +68,8 @@ def check(args: argparse.Namespace) -> int:
         f"{human_bytes(findings.num_bytes)} of latents; {len(findings.problems)} problems"
     )
     if args.repair and findings.problems:
-        _repair(storage, findings)
+        with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
+            _repair(storage, findings, holder)
     if findings.damaged:
         _print_next(url, args.repair)
     return SOME_FAILED if findings.problems else OK
@@ -137,13 +142,14 @@ def _print_problems(findings: Findings) -> None:
         print(f"         and {len(findings.problems) - NAMED} more")
 
 
-def _repair(storage: Storage, findings: Findings) -> None:
+def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
     fixed = (CACHE_JSON, f"{GENERATIONS}/")
     if broken := [p.path for p in findings.problems if p.path.startswith(fixed)]:
         raise CacheError(
             f"{redact(storage.url)} cannot be repaired while its {broken[0]} is damaged: what the shards "
             "should be is unknown. Nothing was changed."
         )
+    storage = holder.over(storage, exclusive=read_manifest(storage).exclusive)
     write_derived(storage, findings)
     planned = repair_cache(storage, findings.damaged)
     print(

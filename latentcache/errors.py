@@ -5,7 +5,10 @@ LatentCacheError            anything this package raises on purpose
 │   └── GeometryError       frames or sizes that the encoder cannot take
 ├── CorpusError             the table of sources
 ├── StorageError            object storage: unknown scheme, no access, disk full
-│   └── UnreachableError    it did not answer, even after several tries
+│   ├── UnreachableError    it did not answer, even after several tries
+│   ├── SourceError         that of a source: it cannot be read, which says nothing about the source
+│   └── LeaseError          another run has the lease of a cache whose storage needs one
+├── MachineError            this machine lacks threads, files or disk space, or kills decoding processes
 ├── CacheError              what is on storage is not a usable cache
 │   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
 │   └── CorruptionError     bytes that fail their CRC32C, or that are missing although a table says ok
@@ -59,6 +62,18 @@ class StorageError(LatentCacheError, OSError):
 
 class UnreachableError(StorageError):
     """Object storage did not answer, or stayed too busy, for all tries."""
+
+
+class SourceError(StorageError):
+    """A source cannot be read, after several tries. Nothing is recorded against it."""
+
+
+class LeaseError(StorageError):
+    """Another run has the lease of a cache, on storage that cannot create on condition."""
+
+
+class MachineError(LatentCacheError, RuntimeError):
+    """The machine lacks something that decoding needs, which says nothing about what was decoded."""
 
 
 class CacheError(LatentCacheError, ValueError):

@@ -30,7 +30,8 @@ from latentcache.core.records import Clip
 from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, LatentCacheError
-from latentcache.format.paths import INDEX, generation_path
+from latentcache.format import lease
+from latentcache.format.paths import INDEX, LEASE, generation_path
 from latentcache.format.tables import from_parquet
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage import retry
@@ -166,6 +167,7 @@ def quick_runs() -> Iterator[KeptPool]:
         faulty_local_files(),
         mock.patch.object(DecodePool, "for_run", return_value=pool),
         mock.patch.object(retry, "FIRST_WAIT_S", 0.0),
+        mock.patch.object(lease, "SETTLE_S", 0.0),
     ):
         try:
             yield pool
@@ -382,7 +384,7 @@ def check_growth(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Non
 
 def is_pointer(name: str) -> bool:
     """Tell whether an object is one that a cache replaces, or of planning that has not ended."""
-    return name == INDEX or name.endswith("zarr.json") or is_saved_probe(name)
+    return name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
 
 
 def check_cache(after: Mapping[str, bytes], finished: Mapping[str, bytes], printed: str) -> None:

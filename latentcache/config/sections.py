@@ -297,14 +297,18 @@ class RunConfig(Section):
     )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="The run stops if more than this fraction of its clips failed, or if no shard can be "
-        "encoded at all; 1: it never stops.",
+        description="The run stops if more than this fraction of its latest clips failed, or if no shard "
+        "can be encoded at all; 1: it never stops.",
     )
     judged_clips: Positive = Field(
-        default=100, description="Clips that must be done before max_failed_fraction is applied."
+        default=100,
+        description="Clips that must be done before max_failed_fraction is applied. It looks at the latest "
+        "clips, ten times as many as this.",
     )
     decode_timeout_s: PositiveFloat = Field(
-        default=60.0, description="A clip that takes longer to decode is recorded as failed."
+        default=60.0,
+        description="A clip that takes longer to decode is recorded as failed. Fetching its source does "
+        "not count.",
     )
     decode_processes: Positive | Literal["auto"] = Field(
         default="auto", description="Decoding processes per worker; auto: its share of the CPUs."
@@ -317,6 +321,11 @@ class RunConfig(Section):
     decode_ahead_bytes: Positive = Field(
         default=1 << 30,
         description="At most this many bytes of decoded pixels are held per worker (at least two clips).",
+    )
+    lease_s: PositiveFloat = Field(
+        default=120.0,
+        description="On storage that cannot create on condition, such as SFTP: a run that shows no sign of "
+        "life for so long is taken for dead, and another may go on.",
     )
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often during a run."

@@ -19,7 +19,6 @@ ShardFormat = Literal["zarr", "parquet"]
 #: Why a clip failed, in the words that a summary uses.
 REASONS: Mapping[str, str] = {
     "missing": "the file is not there",
-    "unreachable": "the storage of the file did not answer, even after several tries",
     "unreadable": "no decoder can open the file",
     "no_video": "the file has no video stream or no frames",
     "no_timestamps": "the file does not say when its frames are shown",

@@ -16,7 +16,7 @@ from latentcache.core.image_quality import Quality, compare
 from latentcache.core.records import Clip, ClipId
 from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.stored import Decoder
-from latentcache.errors import ClipError, EncoderError
+from latentcache.errors import ClipError, EncoderError, SourceError
 from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
 
@@ -99,6 +99,8 @@ class PairReader:
             decoded = self._pool.decode(clip).result()
         except ClipError as error:
             return None, f"{error.reason}: {error}"
+        except SourceError as error:
+            return None, str(error)
         try:
             return torch.from_numpy(decoded.pixels.copy()), None
         finally:

@@ -17,7 +17,7 @@ from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.stored import to_stored
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, SourceError
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
 
@@ -57,7 +57,7 @@ def repeat(
             clip = planned.plan.shard(place.shard).clips[place.row]
             try:
                 again = _encode(pool.decode(clip), encoder, clip.key, planned.manifest.spec)
-            except ClipError as error:
+            except (ClipError, SourceError) as error:
                 yield Repeated(place=place, key=clip.key, problem=str(error))
             else:
                 yield Repeated(place=place, key=clip.key, difference=difference(stored, again))

@@ -13,6 +13,7 @@ from latentcache.config.sections import Config
 from latentcache.core.records import ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
+from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.manifest import (
     Manifest,
     read_all,
@@ -20,7 +21,7 @@ from latentcache.format.manifest import (
     recipe_difference,
     refresh,
 )
-from latentcache.format.paths import CACHE_JSON
+from latentcache.format.paths import CACHE_JSON, LEASE
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import current_index, publish
@@ -72,15 +73,17 @@ def _check_place(url: str) -> None:
         )
 
 
-def take_step(planned: PlannedCache, step: Step) -> PlannedCache | None:
+def take_step(
+    planned: PlannedCache, step: Step, holder: Leaseholder = UNGUARDED
+) -> PlannedCache | None:
     """Make the cache if it is not there, and take a step; returns the cache after it.
 
     None: another run has taken a step meanwhile, so that this one must be planned again.
-    Raises RecipeMismatchError, StorageError.
+    holder: of the lease that the storage may need. Raises RecipeMismatchError, LeaseError, StorageError.
     """
     storage, manifest = planned.storage, planned.manifest
     if not manifest.generations:
-        manifest = _create(planned)
+        storage, manifest = _create(planned, holder)
         if manifest.generations:  # planned by another run, so this step may hold the same clips
             return None
     taken = not step or write_step(storage, manifest, step)
@@ -114,15 +117,19 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
     return step.num_clips
 
 
-def _create(planned: PlannedCache) -> Manifest:
-    """Write cache.json, or take the one that another run has written meanwhile."""
+def _create(planned: PlannedCache, holder: Leaseholder) -> tuple[Storage, Manifest]:
+    """Write cache.json, or take the one that another run has written meanwhile.
+
+    Returns the storage through which this run may write, too.
+    """
     storage = planned.storage
     if not storage.exists(CACHE_JSON):
         exclusive = storage.creates_exclusively(CACHE_JSON)
+        storage = holder.over(storage, exclusive=exclusive)
         storage.create(CACHE_JSON, planned.manifest.with_exclusive(exclusive).to_bytes())
     manifest = read_all(storage)
     _check_same(storage, manifest, _with_its_shards(planned.config, planned.manifest, manifest))
-    return manifest
+    return holder.over(storage, exclusive=manifest.exclusive), manifest
 
 
 def sized(planned: PlannedCache, num_clips: int) -> PlannedCache:
@@ -165,7 +172,7 @@ def _read(storage: Storage, path: str) -> bytes | None:
 
 def _check_unused(storage: Storage, found: Iterable[str]) -> None:
     """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
-    foreign = set(found) - {"zarr.json"}
+    foreign = set(found) - {"zarr.json", LEASE}
     if foreign:
         raise CacheError(
             f"{redact(storage.url)} is not empty and is no cache: it holds "

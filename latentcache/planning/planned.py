@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeM
 from latentcache.format.changes import Changes, read_changes
 from latentcache.format.damage import advice, damaged
 from latentcache.format.generations import Generation
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
 from latentcache.format.planned_sources import read_sources
@@ -96,6 +97,11 @@ class PlannedCache:
     config: Config
     manifest: Manifest
     storage: Storage
+
+    def held_by(self, holder: Leaseholder) -> PlannedCache:
+        """Return the cache with the storage through which the holder's job may write. Raises LeaseError."""
+        storage = holder.over(self.storage, exclusive=self.manifest.exclusive)
+        return self if storage is self.storage else replace(self, storage=storage)
 
     @functools.cached_property
     def plan(self) -> PlanReader:

@@ -23,6 +23,7 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.errors import (
     CorpusError,
 )
+from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.grow import Difference, plan_growth
@@ -53,17 +54,21 @@ def grow_cache(
     check_content: bool = False,
     dry_run: bool = False,
     hooks: Hooks | None = None,
+    holder: Leaseholder = UNGUARDED,
 ) -> PlannedCache:
     """Compare the corpus with the cache, and write what differs as its next generation.
 
     A cache that is not there is made. If another run grows the cache meanwhile, what is left is looked
-    at again. For prune and check_content see `plan_growth`. dry_run: nothing is written.
+    at again. holder: of the lease that the cache's storage may need. For prune and check_content see
+    `plan_growth`. dry_run: nothing is written.
 
-    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, StorageError.
+    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError.
     """
     hooks = hooks or Hooks()
     spec, identity = resolve_encoder(config)
     planned = open_or_new(config, spec, identity)
+    if not dry_run:
+        planned = planned.held_by(holder)
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     hooks.on_sources(corpus)
@@ -85,11 +90,11 @@ def grow_cache(
         hooks.on_step(planned, step, difference)
         if dry_run:
             return planned
-        taken = take_step(planned, step)
+        taken = take_step(planned, step, holder)
         if taken is not None:
             saved.remove()
             return taken
-        planned = open_or_new(config, spec, identity)
+        planned = open_or_new(config, spec, identity).held_by(holder)
 
 
 def plan_corpus(

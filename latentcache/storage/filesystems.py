@@ -37,6 +37,7 @@ _S3 = {"s3", "s3a"}
 _ONE_TRY = {"total_max_attempts": 1}
 #: Concurrent requests to S3; with botocore's 10, the others would wait for their turn.
 MAX_CONNECTIONS = 64
+REFUSED_STATUS = (401, 403, 407)
 #: The most characters quoted from a file system's own message; some servers answer with a page of HTML.
 MESSAGE_CHARACTERS = 500
 
@@ -104,12 +105,15 @@ def _how_to_install(scheme: str) -> str:
 
 @contextlib.contextmanager
 def translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors into StorageError; only FileNotFoundError and ImportError pass unchanged."""
+    """Turn errors into StorageError; only ImportError and a true FileNotFoundError pass unchanged."""
     try:
         yield
     except (ImportError, ConfigError, StorageError):
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if failed := retry.behind_absence(error):
+            failed.__notes__ = getattr(error, "__notes__", [])
+            raise _failure(what, url, options, failed) from _cause(failed, options)
         message = os.strerror(errno.ENOENT)
         raise FileNotFoundError(errno.ENOENT, message, redact_url(url, options)) from None
     except Exception as error:  # noqa: BLE001 - raised again, its cause where that shows no secret
@@ -145,7 +149,7 @@ def _advice(error: BaseException) -> str:
         return " Free some room and resume: what is committed stays."
     if "Credentials" in name:
         return " Give credentials in storage_options or in the environment."
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or retry.http_status(error) in REFUSED_STATUS:
         return " Check the permissions there, or the credentials you give."
     if retry.is_transient(error):
         return " Check the network and the endpoint, then run the same command again."

@@ -19,7 +19,7 @@ from latentcache.storage.filesystems import (
     open_filesystem,
     translated,
 )
-from latentcache.storage.urls import has_magic, scheme_of
+from latentcache.storage.urls import has_magic, is_http, scheme_of
 
 T = TypeVar("T")
 
@@ -95,7 +95,10 @@ def is_file(url: str, options: Mapping[str, Any] | None = None) -> bool:
 
 def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
     """Return `file`, `directory`, or None if nothing is there. isdir would take a refusal for a no."""
-    fs, path = open_filesystem(url, options)
+    return _type_in(*open_filesystem(url, options), url, options)
+
+
+def _type_in(fs: Any, path: str, url: str, options: Mapping[str, Any] | None) -> str | None:
     try:
         return str(_read(url, options, functools.partial(fs.info, path))["type"])
     except FileNotFoundError:
@@ -137,6 +140,41 @@ def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[st
         found = _read(url, options, Path(path).stat)
         return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
     return cast("Mapping[str, Any]", _read(url, options, functools.partial(fs.info, path)))
+
+
+def is_absent(
+    url: str, options: Mapping[str, Any] | None = None, neighbours: Sequence[str] = ()
+) -> bool:
+    """Tell whether a file that was not found is truly absent: what is beside it is there, and it is not.
+
+    Of a mount that is gone, or a server that has lost its disk, nothing is there. neighbours: other
+    sources, which are asked for on http, as it has no folders. Raises StorageError.
+    """
+    fs, path = open_filesystem(url, options)
+    if is_local_filesystem(fs):
+        return _read(url, options, functools.partial(_is_absent_here, path))
+    if is_http(url):
+        return any(_is_there(other, options) for other in neighbours)
+    return _type_in(fs, fs._parent(path), url, options) == "directory"
+
+
+def _is_absent_here(path: str) -> bool:
+    try:
+        with os.scandir(
+            Path(os.path.realpath(path)).parent
+        ) as entries:  # links lead to other disks
+            has_neighbours = next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return has_neighbours and not Path(path).exists()
+
+
+def _is_there(url: str, options: Mapping[str, Any] | None) -> bool:
+    try:
+        file_facts(url, options)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def find_files(

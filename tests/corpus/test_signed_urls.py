@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,73 +19,13 @@ from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CorpusError
 from tests.tools import caches
 from tests.tools.caches import make_config, run_inline, run_job
+from tests.tools.http_files import Server, serve
 from tests.tools.videos import moving_pattern, write_video
 
 pytest.importorskip("aiohttp", reason="fsspec reads http with it")
 
 SECRET = "hush-hush-4711"
 SIGNED = f"?X-Amz-Signature={SECRET}/a%2B&X-Amz-Credential=me{SECRET}"
-
-
-@dataclass
-class Server:
-    """url: of the folder that is served, whatever the query. gone: names that are answered with 404."""
-
-    url: str = ""
-    gone: set[str] = field(default_factory=set)
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """A folder, with ranges."""
-
-    def __init__(self, *args: Any, server_facts: Server, **kwargs: Any) -> None:
-        self.facts = server_facts
-        super().__init__(*args, **kwargs)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, *, with_body: bool) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file() or path.name in self.facts.gone:
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        first, last = 0, len(data) - 1
-        if wanted := self.headers.get("Range"):
-            first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
-        part = data[first : last + 1]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(part)
-
-
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[Server]:
-    facts = Server()
-    handler = functools.partial(Handler, directory=str(folder), server_facts=facts)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    facts.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield facts
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -228,7 +228,7 @@ def test_a_corpus_that_has_moved_is_planned_again_and_nothing_is_lost(tmp_path: 
     uncommit(cache, shard)
     kept = committed(cache)
     moved = corpus.rename(tmp_path / "moved")
-    _, err = run_job("resume", cache, status=2)
+    _, err = run_job("resume", cache, status=1)
     assert "If the corpus has moved, run precompute with the new corpus.source" in err
     run_job("precompute", config, f"corpus.source={moved}", status=3)
     assert {name: facts for name, facts in committed(cache).items() if name in kept} == kept

@@ -171,7 +171,7 @@ def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 #: What two runs of one plan may differ in: when they ran, and where.
-RUN_FACTS = {"config": None, "created_s": None, "parent_sha256": None, checksum.KEY: None}
+RUN_FACTS = dict.fromkeys(("config", "created_s", "exclusive", "parent_sha256", checksum.KEY))
 
 
 def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:

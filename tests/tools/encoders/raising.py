@@ -19,8 +19,10 @@ from latentcache.errors import (
     CorruptionError,
     EncoderError,
     GeometryError,
+    MachineError,
     RunStoppedError,
     ShardError,
+    SourceError,
     StorageError,
     UnreachableError,
 )
@@ -103,6 +105,8 @@ OF_CLIP: Mapping[str, Callable[[], BaseException]] = {
 }
 OF_RUN: Mapping[str, Callable[[], BaseException]] = {
     "StorageError": lambda: StorageError("no room left"),
+    "MachineError": lambda: MachineError("no more threads"),
+    "SourceError": lambda: SourceError("no bytes"),
     "UnreachableError": lambda: UnreachableError("no answer"),
     "RunStoppedError": lambda: RunStoppedError("all is grey\n  and that in two lines"),
     "own StorageError": OwnStorageError,
