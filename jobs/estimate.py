@@ -18,7 +18,8 @@ from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
 
-from .cli import OK, SOME_FAILED, Parser, run_job
+from . import parsers
+from .cli import OK, SOME_FAILED, run_job
 
 #: What to do about the stage that the others wait for.
 ADVICE = {
@@ -35,15 +36,7 @@ WARM_SOURCES = 512
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache estimate", description=__doc__)
-    parser.add_config()
-    parser.add_argument("--clips", type=int, default=32, help="clips of each bucket to encode (32)")
-    parser.add_argument(
-        "--sources", type=int, default=2000, help="probe so many at most, drawn at random (2000)"
-    )
-    parser.add_argument("--price", type=float, help="of a GPU (or, on CPUs, a worker) for an hour")
-    parser.add_argument("--gpus", type=int, default=1, help="workers of the run, one a GPU (1)")
-    return run_job(estimate, parser)
+    return run_job(estimate, parsers.estimate())
 
 
 def estimate(args: argparse.Namespace) -> int:

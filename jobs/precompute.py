@@ -26,24 +26,14 @@ from latentcache.redaction import printable
 from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
-from .cli import Parser, human_bytes, run_job
+from . import parsers
+from .cli import human_bytes, run_job
 from .progress import encode
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache precompute", description=__doc__)
-    parser.add_config()
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
-    parser.add_argument(
-        "--prune", action="store_true", help="retire clips of sources that the corpus lacks"
-    )
-    parser.add_argument(
-        "--check-content",
-        action="store_true",
-        help="open known sources too, whose size and time of change are as they were",
-    )
-    return run_job(precompute, parser)
+    return run_job(precompute, parsers.precompute())
 
 
 def precompute(args: argparse.Namespace) -> int:

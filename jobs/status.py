@@ -25,9 +25,9 @@ from latentcache.running import log_lines
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-from .cli import OK, Parser, run_job, storage_options
+from . import parsers
+from .cli import OK, run_job, storage_options
 
-WATCH_INTERVAL_S = 10.0
 #: Watching spends at most this part of its time on looking, so that a huge cache is not listed all day.
 LOOKING = 0.1
 BAR_WIDTH = 30
@@ -38,18 +38,7 @@ REDRAW = "\x1b[{}F\x1b[J"
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache status", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=float,
-        const=WATCH_INTERVAL_S,
-        metavar="SECONDS",
-        help=f"look again this often ({WATCH_INTERVAL_S:g}) until the cache is finished",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a look")
-    return run_job(status, parser)
+    return run_job(status, parsers.status())
 
 
 def status(args: argparse.Namespace) -> int:

@@ -316,9 +316,9 @@ def test_caches_that_no_model_takes_together_are_refused(pair: list[Cache], tmp_
     ("options", "message"),
     [
         ({"weights": [1]}, "one positive number for each"),
-        ({"weights": [1, 0]}, "one positive number for each"),
+        ({"weights": [1, 0]}, r"weights\[1\] is 0: it must be a number above 0"),
         ({"weights": [1000, 1]}, "cache 1 gets none"),
-        ({"epoch_batches": 0}, "an epoch has at least one"),
+        ({"epoch_batches": 0}, "epoch_batches is 0: it must be a whole number, 1 or more"),
         ({"epoch_batches": 3, "world_size": 4}, "3 batches has too few for 4 ranks"),
         ({"uneven": "exact"}, "Evaluate one cache after the other"),
         ({"where": [("score", ">", 10)]}, "the 0 chosen clips"),
