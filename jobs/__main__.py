@@ -10,6 +10,7 @@ from latentcache import __version__
 from latentcache.errors import did_you_mean
 
 from .parsers import PARSERS
+from .waiting import Waiting
 
 JOBS = {
     "precompute": "encode a corpus into a cache, from a config file",
@@ -45,7 +46,10 @@ def main() -> int:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
         if name in PARSERS:
             PARSERS[name]().parse_intermixed_args()  # help and mistakes come before anything heavy
-        return main_of(name)()
+        with Waiting(only_on_terminal=True) as waiting:
+            waiting.say("starting")
+            job = main_of(name)
+        return job()
     if name == "--version":
         print(f"latentcache {__version__}")
         return 0

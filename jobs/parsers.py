@@ -127,7 +127,7 @@ def status() -> Parser:
         type=float,
         const=WATCH_INTERVAL_S,
         metavar="SECONDS",
-        help=f"look again this often ({WATCH_INTERVAL_S:g}) until the cache is finished",
+        help=f"wait for the cache, and look again this often ({WATCH_INTERVAL_S:g}) until it is finished",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a look")
     return parser

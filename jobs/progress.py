@@ -22,13 +22,12 @@ from latentcache.format.snapshot import shard_of
 from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import printable, redact
 from latentcache.running.driver import Run, Summary
-from latentcache.running.events import GaveUp, Progress, Retried
+from latentcache.running.events import GaveUp, Progress, Retried, Started
 from latentcache.running.speed import Pace, clips_per_s, time_left
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
+from .waiting import LINE_INTERVAL_S, Waiting
 
-#: Seconds between lines of progress where the output is not a terminal.
-LINE_INTERVAL_S = 10.0
 #: A run without any worker for as long says so: loading a large model takes less, losing a cluster more.
 NO_WORKER_S = 120.0
 NAMED_FAILURES = 10
@@ -51,8 +50,12 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
     if not num_tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
     try:
-        with closing(run.events()) as events, Bar(total) as bar:
+        with closing(run.events()) as events, Waiting() as waiting, Bar(total) as bar:
+            if num_tasks:
+                waiting.say("starting workers, which load the model")
             for event in events:
+                if isinstance(event, Started):
+                    waiting.stop()
                 bar.show(event)
     except KeyboardInterrupt:
         print("\nInterrupted. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
@@ -111,8 +114,6 @@ class Bar:
         self._pace = Pace(self._printed)
         self._warnings: set[str] = set()
         self._bar: Any = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, dynamic_ncols=True, bar_format=BAR)
 
     def __enter__(self) -> Bar:
         return self
@@ -140,6 +141,8 @@ class Bar:
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._pace.add(time.monotonic(), self._done)
+        if isinstance(event, Started) and self._bar is None and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, dynamic_ncols=True, bar_format=BAR)
         self._draw()
 
     def _draw(self) -> None:

@@ -18,15 +18,15 @@ from typing import Any
 
 from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
-from latentcache.errors import ConfigError
+from latentcache.errors import CacheError, ConfigError
 from latentcache.inspecting.status import Status
-from latentcache.inspecting.watch import Watch
+from latentcache.inspecting.watch import Watch, is_about_to_be
 from latentcache.running import log_lines
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 from . import parsers
-from .cli import OK, run_job, storage_options
+from .cli import OK, print_error, run_job, storage_options
 
 #: Watching spends at most this part of its time on looking, so that a huge cache is not listed all day.
 LOOKING = 0.1
@@ -45,14 +45,31 @@ def status(args: argparse.Namespace) -> int:
     """Look once, or until the cache is finished; returns the exit status."""
     if args.watch is not None and not (0 < args.watch < math.inf):
         raise ConfigError(f"--watch takes a number of seconds above 0, not {args.watch:g}")
-    watch = Watch(Storage(args.cache, storage_options(args.overrides)))
-    screen = _Screen()
+    storage, screen = Storage(args.cache, storage_options(args.overrides)), _Screen()
+    watch = Watch(storage) if args.watch is None else _awaited(storage, args.watch)
     for found in _looks(watch, args.watch):
         if args.json:
             print(json.dumps(_to_json(found)), flush=True)
         else:
             screen.show(_lines(found, watch, args.cache))
     return OK
+
+
+def _awaited(storage: Storage, interval_s: float) -> Watch:
+    """Wait until there is a cache with a plan; say what is there until then. Raises CacheError."""
+    said = ""
+    while True:
+        try:
+            return Watch(storage)
+        except CacheError as error:
+            if not is_about_to_be(storage):
+                raise
+            if said != (said := str(error)):
+                print_error(error)
+                print(
+                    f"Waiting for it; looking every {interval_s:g} s.", file=sys.stderr, flush=True
+                )
+        time.sleep(interval_s)
 
 
 def _looks(watch: Watch, interval_s: float | None) -> Iterator[Status]:
@@ -95,9 +112,7 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     lines = [
         f"cache    {redact(url)} ({manifest.format}, {manifest.fingerprint[:12]})",
         f"state    {_state(found, shlex.quote(redact(url)))}",
-        f"shards   {_bar(found.shards_committed / planned.num_shards)} {found.shards_committed:,} of "
-        f"{planned.num_shards:,} committed, {found.shards_in_hand:,} running, "
-        f"{found.shards_failed:,} failed",
+        f"shards   {_bar(found.shards_committed / max(1, planned.num_shards))} {_shards(found)}",
         f"clips    {found.clips_ok:,} ok, {found.clips_failed:,} failed, {max(0, left):,} left; "
         f"{planned.rejected:,} sources rejected",
         f"bytes    {human_bytes(found.stored_bytes)} stored",
@@ -107,6 +122,16 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     if found.left_s is not None:
         lines.append(f"left     {human_time(found.left_s)}")
     return [*lines, *_failures(found)]
+
+
+def _shards(found: Status) -> str:
+    """Return what has become of the planned shards; those that were given up have no latents."""
+    total, given_up = found.planned.num_shards, found.shards_given_up
+    left = max(0, total - found.shards_committed - given_up - found.shards_in_hand)
+    return (
+        f"{found.shards_committed:,} of {total:,} encoded and committed, {given_up:,} given up, "
+        f"{found.shards_in_hand:,} running, {left:,} left"
+    )
 
 
 def _state(found: Status, url: str) -> str:

@@ -183,7 +183,9 @@ def test_encoders_are_listed_and_unknown_ones_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed, _ = latentcache_says("init", capsys=capsys)
-    assert {line.partition(" ")[0] for line in listed.splitlines()} >= {path.stem for path in EXAMPLES}
+    assert {line.partition(" ")[0] for line in listed.splitlines()} >= {
+        path.stem for path in EXAMPLES
+    }
     _, err = latentcache_says("init", "wam", status=2, capsys=capsys)
     assert "no example for an encoder 'wam'. Did you mean 'wan'?" in err
     mine = tmp_path / "config.yaml"
