@@ -20,8 +20,8 @@ from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import CacheError, ConfigError
 from latentcache.inspecting.status import Status
+from latentcache.inspecting.status_words import state_in_words
 from latentcache.inspecting.watch import Watch, is_about_to_be
-from latentcache.running import log_lines
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -111,7 +111,7 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     left = planned.num_clips - found.clips_ok - found.clips_failed
     lines = [
         f"cache    {redact(url)} ({manifest.format}, {manifest.fingerprint[:12]})",
-        f"state    {_state(found, shlex.quote(redact(url)))}",
+        f"state    {state_in_words(found, shlex.quote(redact(url)))}",
         f"shards   {_bar(found.shards_committed / max(1, planned.num_shards))} {_shards(found)}",
         f"clips    {found.clips_ok:,} ok, {found.clips_failed:,} failed, {max(0, left):,} left; "
         f"{planned.rejected:,} sources rejected",
@@ -132,39 +132,6 @@ def _shards(found: Status) -> str:
         f"{found.shards_committed:,} of {total:,} encoded and committed, {given_up:,} given up, "
         f"{found.shards_in_hand:,} running, {left:,} left"
     )
-
-
-def _state(found: Status, url: str) -> str:
-    if found.state == "running":
-        return f"running: {found.workers} workers up{_troubles(found)}"
-    if found.state == "not started":
-        return f"not started: planned, and nothing is encoded. Start with: latentcache resume {url}"
-    if found.state == "finished":
-        retry = f". Try the failed ones again:  latentcache resume {url} --retry-failed"
-        return "finished" + (retry if found.clips_failed else "")
-    return f"interrupted: {_last_words(found)}. Go on with:  latentcache resume {url}"
-
-
-def _troubles(found: Status) -> str:
-    retries = sum(run.retries for run in found.runs)
-    died = sum(run.workers_died for run in found.runs)
-    return f" ({retries} retries and {died} dead workers so far)" if retries or died else ""
-
-
-def _last_words(found: Status) -> str:
-    """Return how the last run ended, or for how long it has been silent."""
-    if found.silent_s is None:
-        return "some shards are committed, and there is no log of a run"
-    last = max(found.runs, key=lambda run: run.heard_s)
-    if last.how == log_lines.STOPPED:
-        return f"the last run stopped {_ago(found.silent_s)}: {last.message}"
-    if last.how:
-        return f"the last run was stopped {_ago(found.silent_s)}"
-    return f"nothing has been written for {human_time(found.silent_s)}"
-
-
-def _ago(seconds: float) -> str:
-    return f"{human_time(seconds)} ago"
 
 
 def _bar(share: float) -> str:
