@@ -26,7 +26,7 @@ from latentcache.running.events import GaveUp, Progress, Retried, Started
 from latentcache.running.speed import Pace, clips_per_s, time_left
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
-from .waiting import LINE_INTERVAL_S, Waiting
+from .waiting import CLEAR, LINE_INTERVAL_S, Waiting
 
 #: A run without any worker for as long says so: loading a large model takes less, losing a cluster more.
 NO_WORKER_S = 120.0
@@ -104,7 +104,10 @@ def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:
 
 
 class Bar:
-    """tqdm on a terminal, a line now and then elsewhere. Counts clips that are done, in flight or not."""
+    """tqdm on a terminal, a line now and then elsewhere, once a worker is up.
+
+    Counts clips that are done, in flight or not.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -113,6 +116,7 @@ class Bar:
         self._printed = self._last_up = time.monotonic()
         self._pace = Pace(self._printed)
         self._warnings: set[str] = set()
+        self._is_started = False
         self._bar: Any = None
 
     def __enter__(self) -> Bar:
@@ -141,11 +145,13 @@ class Bar:
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._pace.add(time.monotonic(), self._done)
-        if isinstance(event, Started) and self._bar is None and sys.stderr.isatty():
-            self._bar = tqdm(total=self._total, dynamic_ncols=True, bar_format=BAR)
-        self._draw()
+        self._is_started |= isinstance(event, Started)
+        if self._is_started:
+            self._draw()
 
     def _draw(self) -> None:
+        if self._bar is None and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, dynamic_ncols=True, bar_format=BAR)
         if self._bar is not None:
             self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.update(self._done - self._bar.n)
@@ -177,7 +183,7 @@ class Bar:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print((CLEAR if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
 def _print_summary(summary: Summary, skipped: int) -> None:
