@@ -14,13 +14,13 @@ CLEAR = "\r\x1b[K"
 
 
 class Waiting:
-    """Shows on stderr what is going on, and for how long: one line that changes, on a terminal.
+    """Shows what is going on, and for how long: on a terminal by one line of stderr that changes.
 
-    only_on_terminal: nothing is shown elsewhere.
+    Elsewhere by lines of stdout, as other progress: stderr is for what is wrong. only_on_terminal: nothing is shown elsewhere.
     """
 
     def __init__(self, stream: TextIO | None = None, *, only_on_terminal: bool = False) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = stream or (sys.stderr if sys.stderr.isatty() else sys.stdout)
         self._is_terminal = self._stream.isatty()
         self._is_shown = self._is_terminal or not only_on_terminal
         self._lock = threading.Lock()
