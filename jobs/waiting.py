@@ -16,7 +16,8 @@ CLEAR = "\r\x1b[K"
 class Waiting:
     """Shows what is going on, and for how long: on a terminal by one line of stderr that changes.
 
-    Elsewhere by lines of stdout, as other progress: stderr is for what is wrong. only_on_terminal: nothing is shown elsewhere.
+    Elsewhere by lines of stdout, as other progress: stderr is for what is wrong.
+    only_on_terminal: nothing is shown elsewhere.
     """
 
     def __init__(self, stream: TextIO | None = None, *, only_on_terminal: bool = False) -> None:
