@@ -20,7 +20,8 @@ from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
 
-from .cli import OK, Parser, human_bytes, run_job, storage_options
+from . import parsers
+from .cli import OK, human_bytes, run_job, storage_options
 
 #: Files of one kind that are listed one by one.
 NAMED = 100
@@ -28,18 +29,7 @@ NAMED = 100
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache clean", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "--retired-days",
-        type=float,
-        default=30.0,
-        metavar="N",
-        help="shards go whose rows were all retired at least N days ago (30)",
-    )
-    parser.add_argument("--yes", action="store_true", help="remove what is listed as removable")
-    parser.add_lease()
-    return run_job(clean, parser)
+    return run_job(clean, parsers.clean())
 
 
 def clean(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import functools
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,25 +29,15 @@ from latentcache.redaction import printable
 from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
-from .cli import Parser, human_bytes, run_job
+from . import parsers
+from .cli import human_bytes, run_job
 from .progress import encode
+from .waiting import LINE_INTERVAL_S, Waiting
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache precompute", description=__doc__)
-    parser.add_config()
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
-    parser.add_argument(
-        "--prune", action="store_true", help="retire clips of sources that the corpus lacks"
-    )
-    parser.add_argument(
-        "--check-content",
-        action="store_true",
-        help="open known sources too, whose size and time of change are as they were",
-    )
-    parser.add_lease()
-    return run_job(precompute, parser)
+    return run_job(precompute, parsers.precompute())
 
 
 def precompute(args: argparse.Namespace) -> int:
@@ -84,23 +75,29 @@ class _ProbeBar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._num_sources = self._num_probed = 0
+        self._printed_s = time.monotonic()
+        self._waiting = Waiting()
 
     def __enter__(self) -> _ProbeBar:
+        self._waiting.say("listing the corpus")
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._waiting.stop()
         if self._bar is not None:
             self._bar.close()
 
     def start(self, corpus: Corpus) -> None:
         """Say what the corpus holds."""
+        self._waiting.stop()
         kinds = Counter(corpus.table["kind"].to_pylist())
         found = ", ".join(
             f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items())
         )
         ignored = ", ".join(f"{count} {suffix}" for suffix, count in sorted(corpus.ignored.items()))
         print(f"corpus   {found}" + (f"; ignored: {ignored}" if ignored else ""), flush=True)
-        total = corpus.table.num_rows
+        self._num_sources = total = corpus.table.num_rows
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total, unit="file", desc="probing", dynamic_ncols=True, leave=False
@@ -108,8 +105,12 @@ class _ProbeBar:
 
     def step(self) -> None:
         """Count one probed source."""
+        self._num_probed += 1
         if self._bar is not None:
             self._bar.update()
+        elif time.monotonic() - self._printed_s > LINE_INTERVAL_S:
+            self._printed_s = time.monotonic()
+            print(f"probing  {self._num_probed}/{self._num_sources} files", flush=True)
 
 
 def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Difference) -> None:

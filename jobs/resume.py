@@ -15,23 +15,14 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
-from .cli import Parser, run_job, storage_options
+from . import parsers
+from .cli import run_job, storage_options
 from .progress import encode
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache resume", description=__doc__)
-    parser.add_cache("run.* settings, or ")
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="encode failed clips again, too"
-    )
-    parser.add_argument(
-        "--skip-changed", action="store_true", help="record clips of changed sources as failed"
-    )
-    parser.add_encoder()
-    parser.add_lease()
-    return run_job(resume, parser)
+    return run_job(resume, parsers.resume())
 
 
 def resume(args: argparse.Namespace) -> int:

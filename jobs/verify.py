@@ -26,7 +26,8 @@ from latentcache.planning.create import repair_cache
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
-from .cli import DEVICES, OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
+from . import parsers
+from .cli import OK, SOME_FAILED, human_bytes, run_job, storage_options
 
 #: Problems that are printed one by one.
 NAMED = 50
@@ -34,19 +35,7 @@ NAMED = 50
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache verify", description=__doc__)
-    parser.add_cache("for --sample: run.* settings, or ")
-    parser.add_argument(
-        "--sample", type=int, default=0, metavar="N", help="encode N clips again and compare"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="draws the sampled clips (0)")
-    parser.add_argument("--device", help=f"where --sample encodes: {DEVICES}")
-    parser.add_argument(
-        "--repair", action="store_true", help="plan damaged clips again, for resume to encode them"
-    )
-    parser.add_encoder()
-    parser.add_lease()
-    return run_job(check, parser)
+    return run_job(check, parsers.verify())
 
 
 def check(args: argparse.Namespace) -> int:

@@ -99,6 +99,9 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 
+#: What conditions on clips may name besides columns, see `core.where`.
+COMPUTED_COLUMNS = {"duration_s": "end_s - start_s"}
+
 #: What every ok row has.
 _PLACED = ("key", "row", "offset", "length", "crc32c")
 
