@@ -14,6 +14,7 @@ JOBS = {
     "resume": "finish a cache that was interrupted, or retry what failed",
     "status": "say how far a cache is, from anywhere, while its run goes on or after",
     "verify": "check every byte of a cache, and mark what is damaged",
+    "compact": "copy short shards, and those with many retired rows, into full ones",
     "clean": "remove what interrupted writes and older plans left in a cache",
     "stream": "read a cache as a trainer would, and measure it",
     "report": "show a cache on one page: progress, failures, decoded clips, latents",

@@ -27,7 +27,7 @@ from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
 from .cli import Parser, human_bytes, run_job
-from .progress import encode
+from .progress import copy_missing, encode
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def precompute(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
-    return encode(planned, planned.missing_shards())
+    return encode(planned, copy_missing(planned, planned.missing_shards()))
 
 
 class _ProbeBar:

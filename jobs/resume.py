@@ -15,7 +15,7 @@ from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
 from .cli import Parser, run_job, storage_options
-from .progress import encode
+from .progress import copy_missing, encode
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def resume(args: argparse.Namespace) -> int:
     if args.retry_failed:
         planned = _plan_again(planned)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
-    missing = planned.missing_shards()
+    missing = copy_missing(planned, planned.missing_shards())
     if missing:
         check_device(planned.config.run)
     looked_at = None if args.skip_changed else check_sources(planned, missing)

@@ -55,8 +55,8 @@ class Generation:
 
     tables_sha256: of the step's tables, by path. parent_sha256: of the JSON of the step before. created_s:
     since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
-    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_relabelled:
-    clips whose captions or kept columns it changes.
+    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
+    rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     """
 
     number: int
@@ -70,6 +70,7 @@ class Generation:
     num_rejected: int = 0
     num_moved: int = 0
     num_retired: int = 0
+    num_copied: int = 0
     num_relabelled: int = 0
 
     @property
@@ -150,8 +151,8 @@ def _check(generation: Generation, number: int) -> None:
         raise ValueError("the digest of its tables is no SHA-256")
     if not math.isfinite(generation.created_s):
         raise ValueError("its time is not finite")
-    counts = ("num_sources", "num_rejected", "num_moved", "num_retired", "num_relabelled")
-    values = [getattr(generation, name) for name in counts]
+    names = [field.name for field in dataclasses.fields(generation)]
+    values = [getattr(generation, name) for name in names if name.startswith("num_")]
     for part in generation.parts:
         values += [part.first_shard, part.num_shards - 1, part.num_clips - 1]
     if min(values) < 0 or max(values) > 1 << 40:

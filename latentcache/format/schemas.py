@@ -150,6 +150,16 @@ RETIRED_SCHEMA = pa.schema(
         pa.field("why", pa.string(), nullable=False),
     ]
 )
+#: Rows that are copied into other shards of their bucket, and where each goes.
+COPIED_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("into_shard", pa.int64(), nullable=False),
+        pa.field("into_row", pa.int32(), nullable=False),
+    ]
+)
 #: Shards of which a generation has changed captions or kept columns.
 CHANGED_SCHEMA = pa.schema(
     [

@@ -12,16 +12,17 @@ import pyarrow.compute as pc
 
 from latentcache.config.files import load_stored_config
 from latentcache.config.sections import Config
-from latentcache.core.records import Bucket, Shard, ShardId
+from latentcache.core.records import Bucket, ClipId, Shard, ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
-from latentcache.format.changes import Changes, read_changes
+from latentcache.format.changes import Changes, Standing, read_changes, without_rows
+from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.damage import advice, damaged
 from latentcache.format.generations import Generation
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
 from latentcache.format.planned_sources import read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, check_plan
-from latentcache.format.snapshot import committed_shards
+from latentcache.format.snapshot import committed_places
 from latentcache.format.tables import read_table
 from latentcache.planning.plan import to_shard
 from latentcache.planning.recipe import resolve_encoder
@@ -42,12 +43,28 @@ class PlanReader:
         """What generations have changed since the shards were planned."""
         return read_changes(self._storage, self._manifest)
 
+    @functools.cached_property
+    def standing(self) -> Standing:
+        """Which rows count once every planned shard is committed."""
+        return self.changes.planned()
+
     def table(self, shard: ShardId) -> pa.Table:
         """Return the plan's rows of a shard, with the URLs that their sources have now."""
         generation, part = self._buckets[shard.bucket].part_of(shard.number)
         rows = self._manifest.shard_clips
         plan = self.plan(generation, shard.bucket)
         return self._moved(plan.slice((shard.number - part.first_shard) * rows, rows))
+
+    def rows(self, shard: ShardId) -> pa.Table:
+        """Return the rows of a shard that will count, with captions and kept columns as they are now."""
+        rows = without_rows(self.table(shard), self.standing.rows(shard))
+        folder = self.standing.columns.get(shard)
+        if folder is None:
+            return rows
+        changed = read_columns(self._storage, folder, shard)
+        fresh = with_columns(rows, changed)
+        known = {*PLAN_SCHEMA.names, *changed.column_names}  # others the corpus no longer has
+        return fresh.select([name for name in fresh.column_names if name in known])
 
     def plan(self, generation: Generation, bucket: str) -> pa.Table:
         """Return the clips that a generation adds to a bucket."""
@@ -61,9 +78,13 @@ class PlanReader:
         for generation, _ in self._buckets[bucket].parts:
             yield self.plan(generation, bucket)
 
+    def origins(self, shard: ShardId) -> Mapping[int, ClipId]:
+        """Return what the rows of a shard are to be copied from; nothing if its clips are to be encoded."""
+        return self.changes.origins(shard)
+
     def shard(self, shard: ShardId) -> Shard:
         """Return a shard with its clips."""
-        retired = frozenset(self.changes.rows(shard))
+        retired = frozenset(self.standing.rows(shard))
         return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number, retired)
 
     def _moved(self, rows: pa.Table) -> pa.Table:
@@ -104,7 +125,7 @@ class PlannedCache:
 
     def planned_shards(self) -> list[ShardId]:
         """Return the shards that have rows that count, in order."""
-        retired = self.plan.changes.retired_shards(self.manifest)
+        retired = self.plan.standing.retired_shards(self.manifest)
         return [
             shard
             for bucket in self.manifest.buckets
@@ -114,17 +135,13 @@ class PlannedCache:
 
     def missing_shards(self) -> list[ShardId]:
         """Return the shards without a sample table that have rows that count, in order."""
-        done = {
-            ShardId(bucket.name, number)
-            for bucket in self.manifest.buckets
-            for number in committed_shards(self.storage, bucket.name)
-        }
+        done = set(committed_places(self.storage, self.manifest))
         return [shard for shard in self.planned_shards() if shard not in done]
 
     def num_clips(self, shards: Iterable[ShardId]) -> int:
         """Return how many rows of some shards count, in all."""
-        retired = self.plan.changes
-        return sum(self.manifest.num_rows(shard) - len(retired.rows(shard)) for shard in shards)
+        standing = self.plan.standing
+        return sum(self.manifest.num_rows(shard) - len(standing.rows(shard)) for shard in shards)
 
 
 def reopen_cache(

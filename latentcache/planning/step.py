@@ -14,6 +14,7 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.paths import (
     columns_index_path,
     columns_path,
+    copied_path,
     plan_path,
     rejected_path,
     retired_path,
@@ -21,6 +22,7 @@ from latentcache.format.paths import (
 )
 from latentcache.format.schemas import (
     CHANGED_SCHEMA,
+    COPIED_SCHEMA,
     PLANNED_SOURCE_SCHEMA,
     RETIRED_SCHEMA,
     plan_facts,
@@ -36,7 +38,8 @@ class Step:
 
     clips: of each bucket, PLAN_SCHEMA and the kept columns; their places are given when the step is
     written. rejected: rows of the cache's table. sources: PLANNED_SOURCE_SCHEMA. retired: RETIRED_SCHEMA.
-    columns: captions and kept columns of all rows of a shard.
+    columns: captions and kept columns of all rows of a shard. origins: of a step that copies, shard and row
+    that each of the clips is copied from, by bucket and in the order of `clips`.
     """
 
     kind: Kind
@@ -45,6 +48,7 @@ class Step:
     sources: list[pa.Table] = field(default_factory=list)
     retired: list[pa.Table] = field(default_factory=list)
     columns: dict[ShardId, pa.Table] = field(default_factory=dict)
+    origins: dict[Bucket, pa.Table] = field(default_factory=dict)
     num_relabelled: int = 0
 
     def __bool__(self) -> bool:
@@ -85,11 +89,13 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
     facts = plan_facts(manifest.fingerprint)
     named: dict[str, bytes] = {}
-    parts = []
+    parts, copied = [], []
     for bucket, tables in sorted(step.clips.items()):
         first = shards.get(bucket.name, 0)
         placed = place_rows(_joined(tables), first, manifest.shard_clips)
         named[f"plan {bucket.name}"] = to_parquet(placed, facts)
+        if bucket in step.origins:
+            copied.append(_copied(bucket, step.origins[bucket], placed))
         num_shards = -(-placed.num_rows // manifest.shard_clips)
         parts.append(
             Part(
@@ -101,6 +107,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         )
     sources = _joined(step.sources, PLANNED_SOURCE_SCHEMA)
     retired = _joined(step.retired, RETIRED_SCHEMA)
+    copies = _joined(copied, COPIED_SCHEMA)
     rejected = step.rejected if step.rejected is not None and step.rejected.num_rows else None
     changed = pa.Table.from_pylist(
         [{"bucket": shard.bucket, "shard": shard.number} for shard in sorted(step.columns)],
@@ -109,6 +116,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     for name, table in (
         ("sources", sources),
         ("retired", retired),
+        ("copied", copies),
         ("columns", changed),
         ("rejected", rejected),
     ):
@@ -130,6 +138,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         num_rejected=what.count("rejected"),
         num_moved=what.count("moved"),
         num_retired=retired.num_rows,
+        num_copied=copies.num_rows,
         num_relabelled=step.num_relabelled,
     )
     folder = folder_name(number, digest)
@@ -142,6 +151,7 @@ def tables_of(generation: Generation, changed: Sequence[ShardId]) -> dict[str, s
     counts = {
         "sources": generation.num_sources,
         "retired": generation.num_retired,
+        "copied": generation.num_copied,
         "columns": generation.num_relabelled,
         "rejected": generation.num_rejected,
     }
@@ -162,9 +172,22 @@ def _path(folder: str, name: str) -> str:
         "sources": sources_path,
         "rejected": rejected_path,
         "retired": retired_path,
+        "copied": copied_path,
         "columns": columns_index_path,
     }
     return fixed[kind](folder)
+
+
+def _copied(bucket: Bucket, origins: pa.Table, placed: pa.Table) -> pa.Table:
+    """Return COPIED_SCHEMA. origins: shard and row of each; placed: the clips in their new places."""
+    columns = {
+        "bucket": pa.array([bucket.name] * placed.num_rows, pa.string()),
+        "shard": origins["shard"],
+        "row": origins["row"],
+        "into_shard": placed["shard"],
+        "into_row": placed["row"],
+    }
+    return pa.table(columns, schema=COPIED_SCHEMA)
 
 
 def _joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.Table:

@@ -63,7 +63,7 @@ class ReadBatch:
         """Return the batch, with latents that may still be on their way, and their bytes as stored."""
         names = self._plan.columns
         if names is None:
-            names = ["key", "caption", *self._found[0][0].kept]
+            names = ["key", "caption", *self._kept()]
         columns: dict[str, list[Any]] = {n: [None] * len(self._batch.rows) for n in names}
         for table, rows, where in self._found:
             for name in names:
@@ -73,6 +73,11 @@ class ReadBatch:
         latents = self._memory().finish()
         number = {} if self._cache is None else {"cache": self._cache}
         return {"latents": latents, **columns, "bucket": self._name, **number}, num_bytes
+
+    def _kept(self) -> list[str]:
+        """Return the kept columns of the batch's shards, whichever was read first."""
+        tables = sorted((table for table, _, _ in self._found), key=lambda table: table.shard)
+        return list(dict.fromkeys(name for table in tables for name in table.kept))
 
 
 @dataclass(frozen=True)
