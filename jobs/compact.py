@@ -89,12 +89,13 @@ def compact(args: argparse.Namespace) -> int:
 
 def _copy(planned: PlannedCache) -> None:
     """Make planned copies. Raises CorruptionError where that cannot be done."""
-    missing = planned.missing_shards()
-    if left := pending_copies(planned, copy_missing(planned, missing)):
+    copy_missing(planned, planned.missing_shards())
+    if left := pending_copies(planned, planned.missing_shards()):
         url = redact(planned.storage.url)
         raise CorruptionError(
             f"{url}: {len(left)} shards cannot be copied, such as {left[0].name}, for what they are copied "
-            "from is damaged or gone. Their old rows still count. To encode these shards instead: "
+            "from is damaged. Old rows count until they are replaced. Plan the damaged clips again: "
+            f"latentcache verify {shlex.quote(url)} --repair; then encode them, and copy the others: "
             f"latentcache resume {shlex.quote(url)}"
         )
 

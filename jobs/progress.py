@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from latentcache.copying.parents import Parents
 from latentcache.copying.shards import NotCopied, copy_shards, pending_copies
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS, ShardId, ShardReport
@@ -84,27 +85,38 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
     return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
 
 
-def copy_missing(planned: PlannedCache, missing: Sequence[ShardId]) -> list[ShardId]:
-    """Make the copies that a compaction has planned; return the missing shards that are left to encode.
+def copy_missing(
+    planned: PlannedCache, missing: Sequence[ShardId], parents: Parents | None = None
+) -> list[ShardId]:
+    """Make the copies that are planned; return the missing shards that are left to encode.
 
-    A shard whose rows cannot be copied, because they are damaged, is one of them. Raises StorageError.
+    A shard is one of them if what it is copied from is gone; not if it is damaged, for then its old rows
+    count until they are repaired. parents: the caches to copy from; omitted, those at the URLs that they
+    had. Raises StorageError.
     """
     pending = pending_copies(planned, missing)
     if not pending:
         return list(missing)
     interval_s = planned.config.run.snapshot_interval_s
     snapshot = RunSnapshot(planned.storage, planned.manifest, interval_s)
-    left = set(missing)
-    with Bar(planned.num_clips(pending)) as bar, closing(copy_shards(planned, pending)) as outcomes:
+    parents = parents or Parents(planned.config.cache.storage_options)
+    left, num_copied = set(missing), 0
+    with (
+        Bar(planned.num_clips(pending)) as bar,
+        closing(copy_shards(planned, pending, parents)) as outcomes,
+    ):
         for outcome in outcomes:
             if isinstance(outcome, NotCopied):
                 bar.warn(f"shard {outcome.shard.name} cannot be copied: {outcome.error}")
+                if not outcome.is_lost:
+                    left.discard(outcome.shard)
                 continue
+            num_copied += 1
             left.discard(ShardId(outcome.bucket, outcome.shard))
             snapshot.add(outcome)
             bar.show(replace(outcome, failures=()))  # which are known
     snapshot.close()
-    print(f"copied   {len(missing) - len(left)} of {len(pending)} shards, as they are stored")
+    print(f"copied   {num_copied} of {len(pending)} shards, as they are stored")
     return [shard for shard in missing if shard in left]
 
 

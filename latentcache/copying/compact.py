@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.copying.plan_rows import joined_rows
 from latentcache.core.records import Bucket, ShardId
 from latentcache.format.manifest import Manifest
 from latentcache.format.samples import read_all_rows
@@ -91,7 +92,7 @@ def plan_compaction(
             if drop_failed and row["num_ok"] < row["num_clips"]:
                 rows = _without_failed(planned, step, shard, rows)
             tables.append(rows)
-        joined = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        joined = joined_rows(tables)
         if joined.num_rows:
             bucket = Bucket.parse(rewritten.bucket)
             step.clips[bucket] = [joined]

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import ChunkRef, ClipResult, ShardId
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
@@ -23,31 +25,56 @@ _RESULT = tuple(field.name for field in dataclasses.fields(ClipResult))
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenCache:
+    """A cache that rows are read from."""
+
+    storage: Storage
+    manifest: Manifest
+
+    @property
+    def chunk_form(self) -> tuple[str, str]:
+        """What chunks of two caches have in common that can be in one shard."""
+        return self.manifest.format, self.manifest.compression["codec"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredRow:
-    """One row. chunk: None if the clip failed."""
+    """One row. latents: of an ok clip, its compressed bytes, or an array if that is asked for."""
 
     key: str
     result: ClipResult
-    chunk: StoredChunk | None
+    latents: StoredChunk | Array | None
 
 
 def read_rows(
-    storage: Storage, manifest: Manifest, shard: ShardId, rows: Sequence[int]
+    cache: OpenCache, shard: ShardId, rows: Sequence[int], *, decompress: bool
 ) -> Mapping[int, StoredRow]:
     """Return some rows of a committed shard, whose bytes pass their CRC32C. Raises CorruptionError."""
+    storage, manifest = cache.storage, cache.manifest
     table = read_all_rows(storage, manifest.fingerprint, shard)
     wanted = table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int32())))
     found = {row["row"]: row for row in wanted.to_pylist()}
     if missing := sorted(set(rows) - found.keys()):
         raise damaged(storage, sample_path(*shard), f"has no row {missing[0]}")
     refs = [_chunk(row) for row in found.values() if row["status"] == "ok"]
-    layout, shard_format = manifest.layouts()[shard.bucket], get_format(manifest.format)
-    taken = shard_format.take(storage, layout, shard.number, refs) if refs else []
-    chunks = {ref.row: chunk for ref, chunk in zip(refs, taken, strict=True)}
+    taken = _take(cache, shard, refs, decompress) if refs else []
+    latents = {ref.row: value for ref, value in zip(refs, taken, strict=True)}
     return {
-        number: StoredRow(key=row["key"], result=_result(row), chunk=chunks.get(number))
+        number: StoredRow(key=row["key"], result=_result(row), latents=latents.get(number))
         for number, row in found.items()
     }
+
+
+def _take(
+    cache: OpenCache, shard: ShardId, refs: Sequence[ChunkRef], decompress: bool
+) -> Sequence[StoredChunk | Array]:
+    layout = cache.manifest.layouts()[shard.bucket]
+    member = get_format(cache.manifest.format)
+    if not decompress:
+        return member.take(cache.storage, layout, shard.number, refs)
+    out = [np.empty(layout.shape, numpy_dtype(layout.dtype)) for _ in refs]
+    member.read(cache.storage, layout, shard.number, refs, out)
+    return out
 
 
 def _chunk(row: Mapping[str, Any]) -> ChunkRef:

@@ -28,8 +28,8 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 #: plan: the first; grow: sources that are new or changed, captions; retry: failed clips; repair: damaged
-#: ones; compact: rows that were copied into full shards.
-Kind = Literal["plan", "grow", "retry", "repair", "compact"]
+#: ones; compact: rows that were copied into full shards; merge, copy: the first, of rows of other caches.
+Kind = Literal["plan", "grow", "retry", "repair", "compact", "merge", "copy"]
 KINDS: tuple[str, ...] = get_args(Kind)
 #: A step of a thousand buckets takes 100 kB.
 MAX_GENERATION_BYTES = 1 << 22
@@ -50,6 +50,16 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A cache whose rows were copied: what it was. url: without credentials; sha256: of its generation."""
+
+    url: str
+    fingerprint: str
+    generation: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One step. parts: the shards that it adds, one entry per bucket.
 
@@ -57,6 +67,7 @@ class Generation:
     since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
     num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
+    parents: the caches that its rows are copied from, num_imported of them; selection: which, in words.
     """
 
     number: int
@@ -72,6 +83,9 @@ class Generation:
     num_retired: int = 0
     num_copied: int = 0
     num_relabelled: int = 0
+    num_imported: int = 0
+    parents: tuple[Parent, ...] = ()
+    selection: str = ""
 
     @property
     def folder(self) -> str:

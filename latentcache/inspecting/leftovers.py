@@ -18,6 +18,7 @@ from latentcache.format.paths import (
     CACHE_JSON,
     COLUMNS,
     COPIED,
+    IMPORTED,
     INDEX,
     PLAN,
     RETIRED,
@@ -37,7 +38,7 @@ _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
 _FOLDER = r"\d{6,}-[0-9a-f]{12}"
 #: Everything that a plan or a commit of either format writes for a bucket.
 _OURS = re.compile(
-    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|(?:retired|copied)/{_FOLDER}\.parquet|"
+    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|(?:retired|copied|imported)/{_FOLDER}\.parquet|"
     rf"samples/{_BUCKET}/\d{{6,}}\.parquet|latents/{_BUCKET}/"
     r"(?:zarr\.json|\d{6,}\.parquet|c/\d+(?:/0)+)"
 )
@@ -154,7 +155,7 @@ class _Planned:
             return "planned"
         kind, _, rest = path.partition("/")
         folder, _, name = rest.partition("/")
-        if kind in (PLAN, COLUMNS, RETIRED, COPIED):
+        if kind in (PLAN, COLUMNS, RETIRED, COPIED, IMPORTED):
             return "planned" if folder.removesuffix(".parquet") in self._folders else ""
         digits = re.match(r"(?:c/)?(\d{1,18})", name)
         if folder not in self._layouts or digits is None:

@@ -18,6 +18,7 @@ from latentcache.format.changes import Changes, Standing, read_changes, without_
 from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.damage import advice, damaged
 from latentcache.format.generations import Generation
+from latentcache.format.imports import Import, Imports, read_imports
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
 from latentcache.format.planned_sources import read_sources
@@ -37,6 +38,7 @@ class PlanReader:
         self._buckets = {bucket.name: bucket for bucket in manifest.buckets}
         self._manifest = manifest
         self._plans: dict[tuple[str, str], pa.Table] = {}
+        self._imports: dict[int, Imports] = {}
 
     @functools.cached_property
     def changes(self) -> Changes:
@@ -55,10 +57,14 @@ class PlanReader:
         plan = self.plan(generation, shard.bucket)
         return self._moved(plan.slice((shard.number - part.first_shard) * rows, rows))
 
-    def rows(self, shard: ShardId) -> pa.Table:
-        """Return the rows of a shard that will count, with captions and kept columns as they are now."""
-        rows = without_rows(self.table(shard), self.standing.rows(shard))
-        folder = self.standing.columns.get(shard)
+    def rows(self, shard: ShardId, standing: Standing | None = None) -> pa.Table:
+        """Return the rows of a shard that count, with captions and kept columns as they are now.
+
+        standing: omitted, those that count once every planned shard is committed.
+        """
+        standing = standing or self.standing
+        rows = without_rows(self.table(shard), standing.rows(shard))
+        folder = standing.columns.get(shard)
         if folder is None:
             return rows
         changed = read_columns(self._storage, folder, shard)
@@ -81,6 +87,15 @@ class PlanReader:
     def origins(self, shard: ShardId) -> Mapping[int, ClipId]:
         """Return what the rows of a shard are to be copied from; nothing if its clips are to be encoded."""
         return self.changes.origins(shard)
+
+    def imports(self, shard: ShardId) -> Mapping[int, Import]:
+        """Return what the rows of a shard are to be copied from in other caches, by row."""
+        generation, _ = self._buckets[shard.bucket].part_of(shard.number)
+        if not generation.num_imported:
+            return {}
+        if generation.number not in self._imports:
+            self._imports[generation.number] = read_imports(self._storage, generation)
+        return self._imports[generation.number].get(shard, {})
 
     def shard(self, shard: ShardId) -> Shard:
         """Return a shard with its clips."""

@@ -37,17 +37,18 @@ def options_of(place: Place, section: str) -> list[str]:
 
 @dataclass(kw_only=True)
 class CopyLab:
-    """A job over caches: `start` are the objects of the cache that it works on, or makes, beforehand.
+    """A job on a cache. start: the objects that are there beforehand, of a cache unless the job makes one.
 
-    command: the job's, for a place. expect: what a reader of the place finds, clip by clip; it is checked
-    after the fault, too, if there is something to read. may_lack: whether a reader may find no cache yet.
+    command: the job's, for a place. clips: what a reader finds, clip by clip. is_new: the job makes the
+    cache, so that a reader may find none yet, or some clips. finished, expected: objects and clips after a
+    run without faults.
     """
 
     start: Mapping[str, bytes]
     command: Callable[[Place], tuple[object, ...]]
     clips: Callable[[Cache], Any]
     backend: Backend
-    may_lack: bool = False
+    is_new: bool = False
     finished: Mapping[str, bytes] = field(default_factory=dict)
     expected: Any = None
 
@@ -94,9 +95,9 @@ class CopyLab:
         try:
             found = [self._published(place), self._committed(place)]
         except CacheError:
-            assert self.may_lack
+            assert self.is_new
             return
-        if not self.may_lack:
+        if not self.is_new:
             assert found == [self.expected, self.expected]
         for clips in found:
             assert {key: self.expected[key] for key in clips} == clips

@@ -10,6 +10,7 @@ import pytest
 import torch
 import zarr
 
+from jobs import progress
 from latentcache.copying.compact import choose_shards
 from latentcache.core.records import ShardId
 from latentcache.format.shards import get_format
@@ -181,7 +182,7 @@ def test_old_shards_are_cleaned_once_they_were_replaced_long_ago(tmp_path: Path)
     assert reopened(cache).missing_shards() == []
 
 
-def test_a_shard_whose_old_rows_are_damaged_is_left_to_be_encoded(tmp_path: Path) -> None:
+def test_a_shard_whose_old_rows_are_damaged_waits_for_their_repair(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     clips = clips_of(open_again(cache.storage))
     path = tmp_path / "cache" / get_format("zarr").path(cache.manifest.layouts()[VIDEOS], 3)
@@ -191,11 +192,12 @@ def test_a_shard_whose_old_rows_are_damaged_is_left_to_be_encoded(tmp_path: Path
     status, printed = run_inline("compact", tmp_path / "cache", "--below", 1)
     assert status == 1
     assert "1 shards cannot be copied, such as" in printed
-    assert "latentcache resume" in printed
+    assert "--repair; then encode them, and copy the others: latentcache resume" in printed
     planned = reopened(cache)
     (missing,) = planned.missing_shards()
     keys = open_again(cache.storage)._keys.to_pylist()
     assert sorted(keys) == sorted(clips), "the old rows still count"
+    assert progress.copy_missing(planned, [missing]) == [], "encoding might lose the sound rows"
     # The damaged row is retired: the others are copied, and it is planned again.
     assert run_inline("verify", tmp_path / "cache", "--repair")[0] == 3
     assert run_inline("compact", tmp_path / "cache", "--below", 1)[0] == 0

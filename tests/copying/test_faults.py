@@ -1,4 +1,4 @@
-"""Compacting into faults of storage: each clip is there once at any moment, and the end is the same."""
+"""Jobs that copy clips meet faults of storage: each clip is there once, and the end is the same."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.copying.lab import CopyLab, no_waiting, options_of
-from tests.faults import Backend, file_backend, memory_backend, sftp_backend
+from tests.faults import Backend, Place, file_backend, memory_backend, sftp_backend
 from tests.tools.caches import read_files
 from tests.tools.copied import clips_of, make_fragmented
-from tests.tools.faulty import KINDS, WRITE_KINDS
+from tests.tools.planned import make_cache
 
 BACKENDS = ("memory", "file", "sftp")
+JOBS = ("compact", "merge", "copy")
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +24,31 @@ def _quick() -> Iterator[None]:
         yield
 
 
-def compacting(folder: Path, backend: Backend, shard_format: str) -> CopyLab:
+def lab_of(job: str, folder: Path, backend: Backend, shard_format: str = "zarr") -> CopyLab:
+    """Compacting a cache in place; merging it with another one; copying it into the other format."""
     make_fragmented(folder, format=shard_format)
-    return CopyLab(
-        start=read_files(folder / "cache"),
-        command=lambda place: (
-            "compact",
-            place.url,
-            "--below=1",
-            *options_of(place, "cache.storage_options"),
-        ),
-        clips=clips_of,
-        backend=backend,
-    )
+    files = read_files(folder / "cache")
+    if job == "compact":
+        return CopyLab(
+            start=files,
+            command=lambda place: ("compact", place.url, "--below=1", *options(place)),
+            clips=clips_of,
+            backend=backend,
+        )
+    make_cache(folder, "second", format=shard_format)
+    first, second = backend.place(), backend.place()
+    first.put(files)
+    second.put(read_files(folder / "second"))
+    other = {"zarr": "parquet", "parquet": "zarr"}[shard_format]
+    commands = {
+        "merge": lambda place: ("merge", first.url, second.url, "-o", place.url, *options(place)),
+        "copy": lambda place: ("copy", first.url, place.url, "--format", other, *options(place)),
+    }
+    return CopyLab(start={}, command=commands[job], clips=clips_of, backend=backend, is_new=True)
+
+
+def options(place: Place) -> list[str]:
+    return options_of(place, "cache.storage_options")
 
 
 def backend_of(name: str, folder: Path) -> Backend:
@@ -44,28 +57,30 @@ def backend_of(name: str, folder: Path) -> Backend:
     return file_backend(folder) if name == "file" else sftp_backend(folder)
 
 
-def test_compacting_is_stopped_at_every_write(tmp_path: Path) -> None:
-    lab = compacting(tmp_path, memory_backend(), "zarr")
+@pytest.mark.parametrize(("job", "step"), [("compact", 1), ("merge", 2)])
+def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
+    lab = lab_of(job, tmp_path, memory_backend())
     numbers = lab.count()
     assert numbers["torn"] > 8
-    assert all(lab.run("torn", at) for at in range(numbers["torn"]))
+    assert all(lab.run("torn", at) for at in range(0, numbers["torn"], step))
 
 
-def test_compacting_meets_faults_of_every_kind(tmp_path: Path) -> None:
-    lab, rng = compacting(tmp_path, memory_backend(), "parquet"), random.Random(1)
+@pytest.mark.parametrize(("job", "shard_format"), [("compact", "parquet"), ("copy", "zarr")])
+def test_a_job_meets_faults_of_every_kind(job: str, shard_format: str, tmp_path: Path) -> None:
+    lab, rng = lab_of(job, tmp_path, memory_backend(), shard_format), random.Random(1)
     for kind, count in lab.count().items():
         assert lab.run(kind, rng.randrange(count)), kind
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_operation_of_compacting_may_fail_in_every_way(
-    backend: str, shard_format: str, tmp_path: Path
+@pytest.mark.parametrize("job", JOBS)
+def test_every_operation_may_fail_in_every_way(
+    job: str, backend: str, shard_format: str, tmp_path: Path
 ) -> None:
-    lab = compacting(tmp_path, backend_of(backend, tmp_path), shard_format)
-    assert KINDS.keys() > WRITE_KINDS
+    lab = lab_of(job, tmp_path, backend_of(backend, tmp_path), shard_format)
     for kind, count in lab.count().items():
         for at in range(count):
             lab.run(kind, at)

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 import latentcache
-from jobs import clean, compact, precompute, resume, status, stream, verify
+from jobs import clean, compact, copy_cache, merge, precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
 from latentcache.format.schemas import RUN_COLUMNS
@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[2]
 MAINS = {
     "clean": clean.main,
     "compact": compact.main,
+    "copy": copy_cache.main,
+    "merge": merge.main,
     "precompute": precompute.main,
     "resume": resume.main,
     "status": status.main,

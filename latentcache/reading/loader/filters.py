@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from latentcache.core.dtypes import Array
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.where_text import parse_where
 
-#: An expression of columns, or conditions that must all hold: [("score", ">", 5), ("width", ">=", 480)].
-Where: TypeAlias = pc.Expression | Sequence[tuple[Any, ...]]
+#: An expression of columns, text such as "score > 5 and width >= 480", or conditions that must all hold:
+#: [("score", ">", 5), ("width", ">=", 480)].
+Where: TypeAlias = pc.Expression | str | Sequence[tuple[Any, ...]]
 
 
 class Chosen:
@@ -49,12 +51,18 @@ def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
     Reads the columns that it names from every sample table. A null keeps nothing, as in SQL.
     Raises ConfigError if the cache lacks a column, or if a comparison makes no sense.
     """
-    expression = where if isinstance(where, pc.Expression) else pq.filters_to_expression(where)
+    expression = _expression(where)
     columns = _columns(cache, expression)
     masks: dict[str, dict[int, Array]] = {name: {} for name in cache.buckets}
     for (bucket, shard), table in cache.scan(columns):
         masks[bucket][shard] = _mask(cache, table, expression)
     return {name: Chosen(found) for name, found in masks.items() if found}
+
+
+def _expression(where: Where) -> pc.Expression:
+    if isinstance(where, pc.Expression):
+        return where
+    return parse_where(where) if isinstance(where, str) else pq.filters_to_expression(where)
 
 
 def _columns(cache: Cache, expression: pc.Expression) -> list[str]:

@@ -63,12 +63,12 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     `key`, `caption` and the columns kept from the corpus, or for those in `columns`; `bucket`, the name
     that all share; and `cache`, its number, if there are several.
 
-    What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is an expression
-    such as `pc.field("score") > 5` of pyarrow.compute, or the same as [("score", ">", 5)]; it reads these
-    columns from every sample table. drop_last leaves out the last short batch of each bucket. frames cuts
-    longer clips to their first frames, if the encoder's latents allow it. Several caches must hold
-    latents of one kind. `weights` are their shares of batches (omitted: as many as each has), and an
-    epoch has `epoch_batches` (omitted: as many as they have together): see `order.mixture`.
+    What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is text
+    such as "score > 5", an expression `pc.field("score") > 5` of pyarrow.compute, or [("score", ">", 5)];
+    it reads these columns from every sample table. drop_last leaves out the last short batch of each
+    bucket. frames cuts longer clips to their first frames, if the encoder's latents allow it. Several
+    caches must hold latents of one kind. `weights` are their shares of batches (omitted: as many as each
+    has), and an epoch has `epoch_batches` (omitted: as many as they have together): see `order.mixture`.
 
     Order: a function of the snapshot and of (seed, epoch, batch_size, shuffle, drop_last, pool_bytes,
     bucket_run, uneven), and with several caches of their weights; see `order.epoch`. Rank r of n takes
