@@ -18,6 +18,9 @@ JOBS = {
     "resume": "finish a cache that was interrupted, or retry what failed",
     "status": "say how far a cache is, from anywhere, while its run goes on or after",
     "verify": "check every byte of a cache, and mark what is damaged",
+    "compact": "copy short shards, and those with many retired rows, into full ones",
+    "merge": "make one cache of several ones of the same recipe",
+    "copy": "copy a cache, or some clips of it, into Zarr or Parquet",
     "clean": "remove what interrupted writes and older plans left in a cache",
     "stream": "read a cache as a trainer would, and measure it",
     "report": "show a cache on one page: progress, failures, decoded clips, latents",
@@ -28,7 +31,7 @@ JOBS = {
     "completion": "print what bash, zsh or fish needs to complete command lines",
 }
 #: Jobs whose module has another name.
-_MODULES = {"train-example": "training.train_example"}
+_MODULES = {"copy": "copy_cache", "train-example": "training.train_example"}
 
 
 def main_of(job: str) -> Callable[[], int]:

@@ -37,8 +37,9 @@ def clean(args: argparse.Namespace) -> int:
     storage = Storage(args.cache, storage_options(args.overrides))
     manifest = read_manifest(storage)
     now_s = time.time()
-    retired = retired_shards(storage, manifest, now_s - 86400 * args.retired_days)
-    found = find_leftovers(storage.files(), manifest, now_s, retired)
+    files = storage.files()
+    retired = retired_shards(storage, files, manifest, now_s - 86400 * args.retired_days)
+    found = find_leftovers(files, manifest, now_s, retired)
     _print(found)
     removable = found.removable
     size = human_bytes(sum(file.num_bytes for file in removable))

@@ -31,7 +31,7 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import human_bytes, run_job
-from .progress import encode
+from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
 
@@ -50,7 +50,7 @@ def precompute(args: argparse.Namespace) -> int:
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
-        return encode(planned, planned.missing_shards())
+        return encode(planned, copy_missing(planned, planned.missing_shards()))
 
 
 def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> PlannedCache:

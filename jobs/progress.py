@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 from tqdm import tqdm
 
+from latentcache.copying.parents import Parents
+from latentcache.copying.shards import NotCopied, copy_shards, pending_copies
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS, ShardId, ShardReport
 from latentcache.core.units import human_bytes, human_time
@@ -23,6 +26,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import printable, redact
 from latentcache.running.driver import Run, Summary
 from latentcache.running.events import GaveUp, Progress, Retried, Started
+from latentcache.running.publisher import RunSnapshot
 from latentcache.running.speed import Pace, clips_per_s, time_left
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
@@ -83,6 +87,41 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
     return SOME_FAILED if failed or rejected or run.summary.shards_failed else OK
 
 
+def copy_missing(
+    planned: PlannedCache, missing: Sequence[ShardId], parents: Parents | None = None
+) -> list[ShardId]:
+    """Make the copies that are planned; return the missing shards that are left to encode.
+
+    A shard is one of them if what it is copied from is gone; not if it is damaged, for then its old rows
+    count until they are repaired. parents: the caches to copy from; omitted, those at the URLs that they
+    had. Raises StorageError.
+    """
+    pending = pending_copies(planned, missing)
+    if not pending:
+        return list(missing)
+    interval_s = planned.config.run.snapshot_interval_s
+    snapshot = RunSnapshot(planned.storage, planned.manifest, interval_s)
+    parents = parents or Parents(planned.config.cache.storage_options)
+    left, num_copied = set(missing), 0
+    with (
+        Bar(planned.num_clips(pending)) as bar,
+        closing(copy_shards(planned, pending, parents)) as outcomes,
+    ):
+        for outcome in outcomes:
+            if isinstance(outcome, NotCopied):
+                bar.warn(f"shard {outcome.shard.name} cannot be copied: {outcome.error}")
+                if not outcome.is_lost:
+                    left.discard(outcome.shard)
+                continue
+            num_copied += 1
+            left.discard(ShardId(outcome.bucket, outcome.shard))
+            snapshot.add(outcome)
+            bar.show(replace(outcome, failures=()))  # which are known
+    snapshot.close()
+    print(f"copied   {num_copied} of {len(pending)} shards, as they are stored")
+    return [shard for shard in missing if shard in left]
+
+
 def _unfinished(planned: PlannedCache, published: pa.Table) -> int:
     """Return how many planned shards storage does not hold, as it was listed at the end of the run.
 
@@ -140,7 +179,7 @@ class Bar:
         elif isinstance(event, Progress):
             self._look_at_workers(event.workers)
             for warning in event.warnings:
-                self._warn(warning)
+                self.warn(warning)
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._pace.add(time.monotonic(), self._done)
@@ -169,9 +208,9 @@ class Bar:
         if workers:
             self._last_up = time.monotonic()
         elif time.monotonic() - self._last_up > NO_WORKER_S:
-            self._warn("no worker is up; the run waits until the cluster has a place for one")
+            self.warn("no worker is up; the run waits until the cluster has a place for one")
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Say it once: every worker warns for itself."""
         if text not in self._warnings:
             self._warnings.add(text)

@@ -17,7 +17,7 @@ from latentcache.running.driver import check_device
 
 from . import parsers
 from .cli import run_job, storage_options
-from .progress import encode
+from .progress import copy_missing, encode
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
     if args.retry_failed:
         planned = _plan_again(planned, holder)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
-    missing = planned.missing_shards()
+    missing = copy_missing(planned, planned.missing_shards())
     if missing:
         check_device(planned.config.run)
     looked_at = None if args.skip_changed else check_sources(planned, missing)

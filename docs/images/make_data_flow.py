@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 FOLDER = Path(__file__).parent
-WIDTH, HEIGHT = 800, 556
+WIDTH, HEIGHT = 800, 648
 SANS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 
@@ -44,7 +44,7 @@ THEMES: Mapping[str, Mapping[str, str]] = {
 #: The grid: three columns of boxes, and the cache beside them over all rows.
 LEFT, BOX_WIDTH, STEP, BOX_HEIGHT = 20, 142, 182, 60
 CACHE_X, CACHE_WIDTH = 610, 180
-PLAN_Y, ENCODE_Y, TRAIN_Y, INSPECT_Y, GROUND_Y = 42, 180, 306, 404, 496
+PLAN_Y, ENCODE_Y, TRAIN_Y, INSPECT_Y, COPY_Y, GROUND_Y = 42, 180, 306, 404, 496, 588
 GROUP_TOP, GROUP_BOTTOM = 138, 254
 RADIUS = 8
 
@@ -198,15 +198,28 @@ def inspect_row() -> Iterator[str]:
     yield arrow((CACHE_X - 3, level), (column(2) + BOX_WIDTH + 4, level))
 
 
+def copy_row() -> Iterator[str]:
+    """Draw the cache to itself, and to other caches."""
+    yield label(COPY_Y, "COPY")
+    width = STEP + BOX_WIDTH
+    yield room(
+        column(1), COPY_Y, "copying/", "the same bytes in other shards", "write", width=width
+    )
+    right, level = column(2) + BOX_WIDTH, COPY_Y + BOX_HEIGHT / 2
+    yield arrow((CACHE_X - 3, level - 12), (right + 4, level - 12))
+    yield arrow((right + 3, level + 12), (CACHE_X - 4, level + 12))
+
+
 def cache() -> Iterator[str]:
     """Draw the cache, with what each row writes or reads beside its arrow."""
     middle = CACHE_X + CACHE_WIDTH / 2
-    top, bottom = PLAN_Y - 12, INSPECT_Y + BOX_HEIGHT
+    top, bottom = PLAN_Y - 12, COPY_Y + BOX_HEIGHT
     yield frame(CACHE_X, top, CACHE_WIDTH, bottom - top, "cache")
     rows = {
         PLAN_Y: ("cache.json", "plan/"),
         ENCODE_Y: ("latents/", "samples/"),
         TRAIN_Y: ("index.parquet", "the snapshot"),
+        INSPECT_Y: ("logs/", "what runs did"),
     }
     for y, (first, second) in rows.items():
         level = y + BOX_HEIGHT / 2
@@ -217,13 +230,13 @@ def cache() -> Iterator[str]:
             middle, level + 16, second, role="text" if is_file else "quiet",
             size=14 if is_file else 12, font_family=family,
         )  # fmt: skip
-    yield text(middle, INSPECT_Y + 26, "storage/", size=15, font_family=MONO, font_weight="600")
-    yield text(middle, INSPECT_Y + 46, "disk, S3, fsspec URLs", role="quiet", size=12)
+    yield text(middle, COPY_Y + 26, "storage/", size=15, font_family=MONO, font_weight="600")
+    yield text(middle, COPY_Y + 46, "disk, S3, fsspec URLs", role="quiet", size=12)
     rule = GROUP_BOTTOM + 18
     yield (
         f'<path d="M{CACHE_X + 20} {PLAN_Y + 78} H{CACHE_X + CACHE_WIDTH - 20} '
         f"M{CACHE_X + 20} {rule} H{CACHE_X + CACHE_WIDTH - 20} "
-        f'M{CACHE_X + 20} {INSPECT_Y - 16} H{CACHE_X + CACHE_WIDTH - 20}" '
+        f'M{CACHE_X + 20} {COPY_Y - 16} H{CACHE_X + CACHE_WIDTH - 20}" '
         'stroke="{cache_border}" stroke-opacity="0.5"/>'
     )
 
@@ -249,7 +262,7 @@ def drawing(theme: str) -> str:
     for role, value in THEMES[theme].items():
         fill, _, border = value.partition(" ")
         colours |= {f"{role}_fill": fill, f"{role}_border": border} if border else {role: fill}
-    rows = (plan_row(), encode_row(), train_row(), inspect_row(), cache(), ground())
+    rows = (plan_row(), encode_row(), train_row(), inspect_row(), copy_row(), cache(), ground())
     parts = "\n".join(part for row in rows for part in row)
     for role, value in colours.items():
         parts = parts.replace(f"{{{role}}}", value)

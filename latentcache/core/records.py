@@ -193,6 +193,12 @@ class ClipResult:
         return self.reason is None
 
 
+#: Of a row that a later generation retired before its latent was stored.
+RETIRED = ClipResult(
+    reason="retired", message="a later generation has replaced or removed the clip"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
     """What a finished shard reports to its driver; it becomes a row of the snapshot.

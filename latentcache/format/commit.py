@@ -20,7 +20,7 @@ from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef, Clip, ClipResult, Shard, ShardReport
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
-from latentcache.format.changes import Changes
+from latentcache.format.changes import Standing
 from latentcache.format.damage import damaged
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import (
@@ -31,7 +31,13 @@ from latentcache.format.schemas import (
     plan_facts,
     shard_facts,
 )
-from latentcache.format.shards.protocol import ArrayLayout, Format, embedded_table
+from latentcache.format.shards.protocol import (
+    ArrayLayout,
+    EncodedShard,
+    Format,
+    StoredChunk,
+    embedded_table,
+)
 from latentcache.format.shards.ranges import largest_object
 from latentcache.format.snapshot import summarise
 from latentcache.format.tables import from_parquet, read_bounded, read_sized_table, to_parquet
@@ -56,6 +62,37 @@ def commit_shard(
     """
     started = time.perf_counter()
     encoded = shard_format.encode_shard(layout, shard.index, rows)
+    return _commit(storage, shard_format, layout, shard, encoded, results, fingerprint, started)
+
+
+def commit_chunks(
+    storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
+    shard: Shard,
+    chunks: Sequence[StoredChunk | None],
+    results: Sequence[ClipResult],
+    fingerprint: str,
+) -> ShardReport:
+    """Create a shard's object and sample table as `commit_shard` does, of chunks that are compressed.
+
+    Raises ValueError if they are not of the format.
+    """
+    started = time.perf_counter()
+    packed = shard_format.pack(layout, shard.index, chunks)
+    return _commit(storage, shard_format, layout, shard, packed, results, fingerprint, started)
+
+
+def _commit(
+    storage: Storage,
+    shard_format: Format,
+    layout: ArrayLayout,
+    shard: Shard,
+    encoded: EncodedShard,
+    results: Sequence[ClipResult],
+    fingerprint: str,
+    started: float,
+) -> ShardReport:
     table = sample_table(shard, results, encoded.chunks)
     data = encoded.with_table(to_parquet(table, plan_facts(fingerprint)))
     if not storage.create(encoded.path, data):
@@ -104,7 +141,7 @@ def adopt_shard(
         table = from_parquet(derive_table(shard_format, layout, data, fingerprint))
     except ValueError as error:
         raise damaged(storage, path, f"is not of this cache: {error}") from error
-    facts = summarise(table, shard.id, num_bytes, _changes(shard))
+    facts = summarise(table, shard.id, num_bytes, _standing(shard))
     return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
 
 
@@ -129,8 +166,8 @@ def derive_table(shard_format: Format, layout: ArrayLayout, data: bytes, fingerp
     return to_parquet(table, shard_facts(fingerprint, data))
 
 
-def _changes(shard: Shard) -> Changes:
-    return Changes(retired={shard.id: shard.retired})
+def _standing(shard: Shard) -> Standing:
+    return Standing(retired={shard.id: shard.retired})
 
 
 def _write_derived(

@@ -28,8 +28,8 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 #: plan: the first; grow: sources that are new or changed, captions; retry: failed clips; repair: damaged
-#: ones; compact: rows that were copied into full shards.
-Kind = Literal["plan", "grow", "retry", "repair", "compact"]
+#: ones; compact: rows that were copied into full shards; merge, copy: the first, of rows of other caches.
+Kind = Literal["plan", "grow", "retry", "repair", "compact", "merge", "copy"]
 KINDS: tuple[str, ...] = get_args(Kind)
 #: A step of a thousand buckets takes 100 kB.
 MAX_GENERATION_BYTES = 1 << 22
@@ -50,13 +50,24 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A cache whose rows were copied: what it was. url: without credentials; sha256: of its generation."""
+
+    url: str
+    fingerprint: str
+    generation: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One step. parts: the shards that it adds, one entry per bucket.
 
     tables_sha256: of the step's tables, by path. parent_sha256: of the JSON of the step before. created_s:
     since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
-    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_relabelled:
-    clips whose captions or kept columns it changes.
+    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
+    rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
+    parents: the caches that its rows are copied from, num_imported of them; selection: which, in words.
     """
 
     number: int
@@ -70,7 +81,11 @@ class Generation:
     num_rejected: int = 0
     num_moved: int = 0
     num_retired: int = 0
+    num_copied: int = 0
     num_relabelled: int = 0
+    num_imported: int = 0
+    parents: tuple[Parent, ...] = ()
+    selection: str = ""
 
     @property
     def folder(self) -> str:
@@ -150,8 +165,8 @@ def _check(generation: Generation, number: int) -> None:
         raise ValueError("the digest of its tables is no SHA-256")
     if not math.isfinite(generation.created_s):
         raise ValueError("its time is not finite")
-    counts = ("num_sources", "num_rejected", "num_moved", "num_retired", "num_relabelled")
-    values = [getattr(generation, name) for name in counts]
+    names = [field.name for field in dataclasses.fields(generation)]
+    values = [getattr(generation, name) for name in names if name.startswith("num_")]
     for part in generation.parts:
         values += [part.first_shard, part.num_shards - 1, part.num_clips - 1]
     if min(values) < 0 or max(values) > 1 << 40:

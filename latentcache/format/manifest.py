@@ -111,7 +111,8 @@ class Manifest:
     def num_clips(self) -> int:
         """Clips that count: planned, and not retired."""
         planned = sum(bucket.num_clips for bucket in self.buckets)
-        return planned - sum(generation.num_retired for generation in self.generations)
+        # Of a row and its copy one counts.
+        return planned - sum(g.num_retired + g.num_copied for g in self.generations)
 
     def num_rows(self, shard: ShardId) -> int:
         """Return how many rows a shard has, retired ones too."""

@@ -85,6 +85,14 @@ def read_row_groups(footer: bytes) -> list[RowGroup]:
         raise ValueError(f"its footer is not one of Parquet ({error!r})") from None
 
 
+def read_group(group: Struct) -> RowGroup:
+    """Read what one row group's struct says, without a look at the schema. Raises ValueError."""
+    try:
+        return _row_group(group, frozenset())
+    except (AttributeError, IndexError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"a row group of it is not one of Parquet ({error!r})") from None
+
+
 def _leaves(schema: list[Struct]) -> Iterator[tuple[tuple[str, ...], bool]]:
     """Yield path, and whether it is of lists, of every leaf of a schema in depth-first order."""
     #: Of each open group: members that are still to come, path, whether it is of lists.

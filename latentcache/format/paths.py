@@ -8,6 +8,8 @@ LEASE = "lease.json"
 GENERATIONS = "generations"
 PLAN = "plan"
 RETIRED = "retired"
+COPIED = "copied"
+IMPORTED = "imported"
 COLUMNS = "columns"
 SAMPLES = "samples"
 
@@ -42,6 +44,16 @@ def retired_path(folder: str) -> str:
     return f"{RETIRED}/{folder}.parquet"
 
 
+def copied_path(folder: str) -> str:
+    """Path of the rows that a generation copies into other shards."""
+    return f"{COPIED}/{folder}.parquet"
+
+
+def imported_path(folder: str) -> str:
+    """Path of the rows of a generation that are copied from other caches."""
+    return f"{IMPORTED}/{folder}.parquet"
+
+
 def columns_index_path(folder: str) -> str:
     """Path of the list of shards of which a generation has changed captions or kept columns."""
     return f"{COLUMNS}/{folder}/shards.parquet"
@@ -69,7 +81,7 @@ def shard_of_sample_file(name: str) -> int | None:
 
 def is_planned(path: str) -> bool:
     """Tell whether an object is written by planning, and not by a shard's commit."""
-    folders = tuple(f"{name}/" for name in (GENERATIONS, PLAN, RETIRED, COLUMNS))
+    folders = tuple(f"{name}/" for name in (GENERATIONS, PLAN, RETIRED, COPIED, IMPORTED, COLUMNS))
     return path.startswith(folders) or path == CACHE_JSON or path.endswith("zarr.json")
 
 

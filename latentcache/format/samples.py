@@ -31,7 +31,7 @@ def read_samples(
     counts, by which samples are numbered.
     """
     shard, retired, folder = ShardId(row["bucket"], row["shard"]), row["retired"], row["columns"]
-    table = _read(storage, fingerprint, shard, columns)
+    table = read_all_rows(storage, fingerprint, shard, columns)
     if retired:
         table = without_rows(table, retired)
     _check_counts(storage, table, row)
@@ -66,9 +66,13 @@ def _replaced(table: pa.Table, changed: pa.Table, fresh: list[str], whole: bool)
     return table.select([name for name in table.column_names if name in known])
 
 
-def _read(
-    storage: Storage, fingerprint: str, shard: ShardId, columns: list[str] | None
+def read_all_rows(
+    storage: Storage, fingerprint: str, shard: ShardId, columns: list[str] | None = None
 ) -> pa.Table:
+    """Return all rows of a shard as they were committed, or some of their columns and `row`.
+
+    Raises CorruptionError.
+    """
     path = sample_path(*shard)
     wanted = None if columns is None else [*dict.fromkeys([*columns, "row"])]
     try:

@@ -153,6 +153,27 @@ RETIRED_SCHEMA = pa.schema(
         pa.field("why", pa.string(), nullable=False),
     ]
 )
+#: Rows that are copied into other shards of their bucket, and where each goes.
+COPIED_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("into_shard", pa.int64(), nullable=False),
+        pa.field("into_row", pa.int32(), nullable=False),
+    ]
+)
+#: Rows that are copied from other caches: what each is there. parent: its number in the generation.
+IMPORTED_SCHEMA = pa.schema(
+    [
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("parent", pa.int32(), nullable=False),
+        pa.field("from_shard", pa.int64(), nullable=False),
+        pa.field("from_row", pa.int32(), nullable=False),
+    ]
+)
 #: Shards of which a generation has changed captions or kept columns.
 CHANGED_SCHEMA = pa.schema(
     [

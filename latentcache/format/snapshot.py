@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
-from latentcache.format.changes import Changes, read_changes, without_rows
+from latentcache.format.changes import Changes, Standing, read_changes, without_rows
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import INDEX, sample_path, samples_folder, shard_of_sample_file
@@ -37,12 +37,7 @@ def build_index(storage: Storage, manifest: Manifest, known: Iterable[Row] = ())
 
     known: rows of earlier snapshots or of commits; only sample tables that they lack are read.
     """
-    there = [
-        ShardId(bucket.name, number)
-        for bucket in manifest.buckets
-        for number in committed_shards(storage, bucket.name)
-        if number < bucket.num_shards
-    ]
+    there = committed_places(storage, manifest)
     rows = {shard_of(row): row for row in known}
     found = {shard: rows.get(shard) for shard in there}
     return make_index(storage, manifest, read_changes(storage, manifest), found)
@@ -53,16 +48,18 @@ def make_index(
 ) -> pa.Table:
     """Return the snapshot of some committed shards. rows: what is known of each; None is read.
 
-    Shards none of whose rows counts are left out: their files may be cleaned away.
+    Shards none of whose rows counts are left out: their files may be cleaned away. Rows that are copied
+    count until the copy's shard is one of these.
     """
-    retired = changes.retired_shards(manifest)
+    standing = changes.among(rows)
+    retired = standing.retired_shards(manifest)
     rows = {shard: row for shard, row in rows.items() if shard not in retired}
 
     def complete(item: tuple[ShardId, Row | None]) -> Row:
         shard, row = item
-        if row is None or sorted(row["retired"] or ()) != changes.rows(shard):
-            row = _summarise(storage, shard, changes)
-        return {**row, "columns": changes.columns.get(shard)}
+        if row is None or sorted(row["retired"] or ()) != standing.rows(shard):
+            row = _summarise(storage, shard, standing)
+        return {**row, "columns": standing.columns.get(shard)}
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = list(pool.map(complete, sorted(rows.items(), key=lambda item: item[0])))
@@ -137,10 +134,10 @@ def _facts(table: pa.Table) -> dict[str, Any]:
 
 
 def summarise(
-    table: pa.Table, shard: ShardId, table_bytes: int, changes: Changes
+    table: pa.Table, shard: ShardId, table_bytes: int, standing: Standing
 ) -> dict[str, Any]:
     """Return the row of a shard whose sample table this is. stored_bytes: of its ok clips' chunks."""
-    retired = changes.rows(shard)
+    retired = standing.rows(shard)
     counted = without_rows(table, retired)
     ok = counted.filter(pc.equal(counted["status"], "ok"))
     return {
@@ -151,7 +148,7 @@ def summarise(
         "stored_bytes": pc.sum(ok["length"]).as_py() or 0,
         "table_bytes": table_bytes,
         "retired": retired or None,
-        "columns": changes.columns.get(shard),
+        "columns": standing.columns.get(shard),
     }
 
 
@@ -201,10 +198,20 @@ def committed_shards(storage: Storage, bucket: str) -> list[int]:
     return sorted(number for number in numbers if number is not None)
 
 
-def _summarise(storage: Storage, shard: ShardId, changes: Changes) -> dict[str, Any]:
+def committed_places(storage: Storage, manifest: Manifest) -> list[ShardId]:
+    """Return the planned shards that have a sample table, by bucket and in order."""
+    return [
+        ShardId(bucket.name, number)
+        for bucket in manifest.buckets
+        for number in committed_shards(storage, bucket.name)
+        if number < bucket.num_shards
+    ]
+
+
+def _summarise(storage: Storage, shard: ShardId, standing: Standing) -> dict[str, Any]:
     path = sample_path(*shard)
     try:
         table, num_bytes = read_sized_table(storage, path, ["row", "status", "length"])
     except FileNotFoundError:
         raise damaged(storage, path, "is gone since it was listed") from None
-    return summarise(table, shard, num_bytes, changes)
+    return summarise(table, shard, num_bytes, standing)

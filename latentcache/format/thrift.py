@@ -1,11 +1,13 @@
 """Thrift's compact protocol, as Parquet's footers and page headers are written in it, to plain values.
 
-Read here, because pyarrow ends the process where a footer's column is not as it should be.
+Read here, because pyarrow ends the process where a footer's column is not as it should be; written here,
+because pyarrow cannot put row groups of one file into another.
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 #: A struct: its members by their numbers.
@@ -27,15 +29,112 @@ def read_struct(data: Any, position: int) -> tuple[Struct, int]:
     return found, end
 
 
+#: Gives an integer's new value, from its place (numbers of members and of items in lists) and its old one.
+Edit = Callable[[tuple[int, ...], int], int]
+
+
+def rewrite_struct(data: bytes, position: int, edit: Edit) -> bytes:
+    """Return the struct at `position`, which `read_struct` has read, with other integers."""
+    return _rewritten(data, position, edit, ())[0]
+
+
+def list_items(data: bytes, member: int) -> tuple[list[bytes], int, int]:
+    """Return the structs in a list of the struct in `data`, and where the list starts and ends.
+
+    Raises ValueError if there is no such list.
+    """
+    position, field = 0, 0
+    while data[position]:
+        field, kind, position = _header(data, position, field)
+        if field == member and kind == _LIST:
+            return _items(data, position)
+        if kind not in _BOOLEANS:
+            _, position = _value(data, position, kind, 0)
+    raise ValueError(f"it has no list {member}")
+
+
+def write_list(structs: Sequence[bytes]) -> bytes:
+    """Return a list of structs."""
+    size = len(structs)
+    head = bytes([size << 4 | _STRUCT]) if size < 15 else bytes([0xF0 | _STRUCT]) + _to_varint(size)
+    return head + b"".join(structs)
+
+
+def write_integer(value: int) -> bytes:
+    """Return an integer."""
+    return _to_varint(value << 1 if value >= 0 else (-value << 1) - 1)
+
+
+def _to_varint(value: int) -> bytes:
+    groups = [value & 127]
+    while value := value >> 7:
+        groups.append(value & 127)
+    return bytes([*(group | 128 for group in groups[:-1]), groups[-1]])
+
+
+def _header(data: Any, position: int, field: int) -> tuple[int, int, int]:
+    """Return a member's number and type, and where its value begins. field: the number before."""
+    byte, position = data[position], position + 1
+    if byte >> 4:
+        return field + (byte >> 4), byte & 15, position
+    field, position = _integer(data, position)
+    return field, byte & 15, position
+
+
+def _items(data: bytes, start: int) -> tuple[list[bytes], int, int]:
+    byte, position = data[start], start + 1
+    length, kind = byte >> 4, byte & 15
+    if length == 15:
+        length, position = _varint(data, position)
+    if length and kind != _STRUCT:
+        raise ValueError("a list of it is not one of structs")
+    items = []
+    for _ in range(length):
+        end = _struct(data, position, 0)[1]
+        items.append(data[position:end])
+        position = end
+    return items, start, position
+
+
+def _rewritten(data: bytes, position: int, edit: Edit, path: tuple[int, ...]) -> tuple[bytes, int]:
+    out, field = bytearray(), 0
+    while data[position]:
+        start = position
+        field, kind, position = _header(data, position, field)
+        out += data[start:position]
+        if kind not in _BOOLEANS:  # whose value is their type
+            value, position = _rewritten_value(data, position, kind, edit, (*path, field))
+            out += value
+    return bytes(out) + b"\0", position + 1
+
+
+def _rewritten_value(
+    data: bytes, position: int, kind: int, edit: Edit, path: tuple[int, ...]
+) -> tuple[bytes, int]:
+    if kind in _INTEGERS:
+        value, end = _integer(data, position)
+        return write_integer(edit(path, value)), end
+    if kind == _STRUCT:
+        return _rewritten(data, position, edit, path)
+    if kind != _LIST:
+        end = _value(data, position, kind, 0)[1]
+        return data[position:end], end
+    start, byte, position = position, int(data[position]), position + 1
+    length = byte >> 4
+    if length == 15:
+        length, position = _varint(data, position)
+    out = bytearray(data[start:position])
+    for number in range(length):
+        item, position = _rewritten_value(data, position, byte & 15, edit, (*path, number))
+        out += item
+    return bytes(out), position
+
+
 def _struct(data: Any, position: int, depth: int) -> tuple[Struct, int]:
     found: Struct = {}
     field = 0
-    while byte := data[position]:
-        position, delta, kind = position + 1, byte >> 4, byte & 15
-        if delta:
-            field += delta
-        else:
-            field, position = _integer(data, position)
+    while data[position]:
+        field, kind, position = _header(data, position, field)
         if kind in _BOOLEANS:
             found[field] = kind == 1
         else:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from latentcache.core.records import ClipId, ShardId
 from latentcache.errors import ConfigError
-from latentcache.format.changes import Changes
+from latentcache.format.changes import Standing
 from latentcache.format.paths import sample_path
 from latentcache.format.tables import read_table
 from latentcache.planning.planned import PlanReader
@@ -61,9 +61,10 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
     reader = PlanReader(cache.storage, cache.manifest)
     found: dict[str, ClipId] = {}
     near: dict[str, list[str]] = {key: [] for key in keys}
+    standing = reader.changes.among(cache.committed)
     for bucket in cache.manifest.buckets:
         for plan in reader.plans(bucket.name):
-            found.update(_in_plan(bucket.name, plan, keys, reader.changes))
+            found.update(_in_plan(bucket.name, plan, keys, standing))
             for key in keys:
                 near[key] += _near(key, plan["key"])
     problems = [
@@ -75,7 +76,7 @@ def find_places(cache: Cache, keys: Sequence[str]) -> list[ClipId]:
 
 
 def _in_plan(
-    bucket: str, plan: pa.Table, keys: Sequence[str], changes: Changes
+    bucket: str, plan: pa.Table, keys: Sequence[str], standing: Standing
 ) -> Iterator[tuple[str, ClipId]]:
     """Yield the keys that a plan has, and where; clips that no longer count are passed over."""
     chosen = plan.filter(pc.is_in(plan["key"], value_set=pa.array(keys, pa.string())))
@@ -83,7 +84,7 @@ def _in_plan(
         *(chosen[n].to_pylist() for n in ("key", "shard", "row")), strict=True
     ):
         place = ShardId(bucket, shard)
-        if row not in changes.retired.get(place, ()):
+        if row not in standing.retired.get(place, ()):
             yield key, ClipId(shard=place, row=row)
 
 

@@ -17,6 +17,8 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.paths import (
     CACHE_JSON,
     COLUMNS,
+    COPIED,
+    IMPORTED,
     INDEX,
     LEASE,
     PLAN,
@@ -37,7 +39,7 @@ _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
 _FOLDER = r"\d{6,}-[0-9a-f]{12}"
 #: Everything that a plan or a commit of either format writes for a bucket.
 _OURS = re.compile(
-    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|retired/{_FOLDER}\.parquet|"
+    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|(?:retired|copied|imported)/{_FOLDER}\.parquet|"
     rf"samples/{_BUCKET}/\d{{6,}}\.parquet|latents/{_BUCKET}/"
     r"(?:zarr\.json|\d{6,}\.parquet|c/\d+(?:/0)+)"
 )
@@ -93,12 +95,26 @@ def find_leftovers(
     return found
 
 
-def retired_shards(storage: Storage, manifest: Manifest, before_s: float) -> list[ShardId]:
-    """Return the shards all of whose rows were retired before a time. Raises CorruptionError."""
+def retired_shards(
+    storage: Storage, files: Iterable[StoredFile], manifest: Manifest, before_s: float
+) -> list[ShardId]:
+    """Return the shards all of whose rows were retired before a time. Raises CorruptionError.
+
+    Rows that were copied were retired when the copy's shard was committed, which its file tells.
+    """
+    paths = {
+        file.path for file in files if file.modified_s is not None and file.modified_s <= before_s
+    }
+    committed = {
+        shard
+        for bucket in manifest.buckets
+        for shard in (ShardId(bucket.name, n) for n in range(bucket.num_shards))
+        if sample_path(*shard) in paths
+    }
     old = 0
     while old < len(manifest.generations) and manifest.generations[old].created_s <= before_s:
         old += 1
-    return sorted(read_changes(storage, manifest.at(old)).retired_shards(manifest))
+    return sorted(read_changes(storage, manifest.at(old)).among(committed).retired_shards(manifest))
 
 
 def _is_temporary(path: str) -> bool:
@@ -141,7 +157,7 @@ class _Planned:
             return "planned"
         kind, _, rest = path.partition("/")
         folder, _, name = rest.partition("/")
-        if kind in (PLAN, COLUMNS, RETIRED):
+        if kind in (PLAN, COLUMNS, RETIRED, COPIED, IMPORTED):
             return "planned" if folder.removesuffix(".parquet") in self._folders else ""
         digits = re.match(r"(?:c/)?(\d{1,18})", name)
         if folder not in self._layouts or digits is None:

@@ -20,7 +20,7 @@ from latentcache.core.records import ShardId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
-from latentcache.format.changes import Changes, read_changes
+from latentcache.format.changes import Changes, Standing, read_changes
 from latentcache.format.commit import derive_table, read_object
 from latentcache.format.damage import advice
 from latentcache.format.generations import Generation, digest_of, require
@@ -43,7 +43,7 @@ from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.snapshot import (
     check_index,
-    committed_shards,
+    committed_places,
     generation_of,
     make_index,
     read_index,
@@ -108,18 +108,17 @@ def verify(
         return findings
     reader = _check_planned(storage, manifest, findings)
     changes = _read_changes(storage, manifest, findings)
-    found = {
-        bucket.name: _committed(storage, manifest, bucket.name, changes)
-        for bucket in manifest.buckets
-    }
+    there = committed_places(storage, manifest)
+    standing = changes.among(set(there))
+    found = _that_count(manifest, there, standing)
     on_start(sum(map(len, found.values())))
     for name, numbers in found.items():
         shards = [ShardId(name, number) for number in numbers]
-        for check in _check_shards(storage, manifest, changes, name, shards, reader):
-            _take(findings, check, changes)
+        for check in _check_shards(storage, manifest, standing, name, shards, reader):
+            _take(findings, check, standing)
             on_shard()
-    _check_snapshot(storage, manifest, changes, findings, found)
-    _note_missing(manifest, changes, findings, found)
+    _check_snapshot(storage, manifest, standing, findings, found)
+    _note_missing(manifest, standing, findings, found)
     return findings
 
 
@@ -234,21 +233,22 @@ def _read(storage: Storage, path: str, findings: Findings) -> pa.Table | None:
     return None
 
 
-def _committed(storage: Storage, manifest: Manifest, bucket: str, changes: Changes) -> list[int]:
-    """Return the planned shards that have a sample table and rows that count, in order."""
-    num_shards = next(b.num_shards for b in manifest.buckets if b.name == bucket)
-    retired = changes.retired_shards(manifest)
-    return [
-        number
-        for number in committed_shards(storage, bucket)
-        if number < num_shards and ShardId(bucket, number) not in retired
-    ]
+def _that_count(
+    manifest: Manifest, there: Sequence[ShardId], standing: Standing
+) -> dict[str, list[int]]:
+    """Return the committed shards that have rows that count, by bucket and in order."""
+    retired = standing.retired_shards(manifest)
+    found: dict[str, list[int]] = {bucket.name: [] for bucket in manifest.buckets}
+    for shard in there:
+        if shard not in retired:
+            found[shard.bucket].append(shard.number)
+    return found
 
 
 def _check_shards(
     storage: Storage,
     manifest: Manifest,
-    changes: Changes,
+    standing: Standing,
     bucket: str,
     shards: Sequence[ShardId],
     reader: PlanReader,
@@ -257,7 +257,7 @@ def _check_shards(
     threads = max(1, min(NUM_THREADS, MEMORY_BYTES // _shard_bytes(layout)))
 
     def check(item: tuple[ShardId, pa.Table | None]) -> ShardCheck:
-        retired = changes.rows(item[0])
+        retired = standing.rows(item[0])
         found = check_shard(storage, manifest, layout, *item, retired)
         # Once more, in case the fault was on the way here.
         return check_shard(storage, manifest, layout, *item, retired) if found.problems else found
@@ -280,10 +280,10 @@ def _shard_bytes(layout: ArrayLayout) -> int:
     return rows * math.prod(layout.shape) * ITEM_BYTES[layout.dtype]
 
 
-def _take(findings: Findings, check: ShardCheck, changes: Changes) -> None:
+def _take(findings: Findings, check: ShardCheck, standing: Standing) -> None:
     for path, what in check.problems:
         findings.add(path, what, is_repairable=True)
-    if damaged := check.rows - set(changes.rows(check.shard)):
+    if damaged := check.rows - set(standing.rows(check.shard)):
         findings.damaged[check.shard] = damaged
     if check.is_derived and not check.rows:
         findings.derived.append(check.shard)
@@ -296,7 +296,7 @@ def _take(findings: Findings, check: ShardCheck, changes: Changes) -> None:
 def _check_snapshot(
     storage: Storage,
     manifest: Manifest,
-    changes: Changes,
+    standing: Standing,
     findings: Findings,
     found: Mapping[str, Sequence[int]],
 ) -> None:
@@ -313,7 +313,7 @@ def _check_snapshot(
         findings.add(INDEX, f"{error}. {advice(redact(storage.url), INDEX)}")
         return
     there = {ShardId(bucket, number) for bucket, numbers in found.items() for number in numbers}
-    retired = changes.retired_shards(manifest)
+    retired = standing.retired_shards(manifest)
     listed = {shard: row for row in table.to_pylist() if (shard := shard_of(row)) not in retired}
     gone = sorted(listed.keys() - there)
     wrong = []
@@ -335,10 +335,10 @@ def _check_snapshot(
 
 def _note_missing(
     manifest: Manifest,
-    changes: Changes,
+    standing: Standing,
     findings: Findings,
     found: Mapping[str, Sequence[int]],
 ) -> None:
-    planned = manifest.num_shards - len(changes.retired_shards(manifest))
+    planned = manifest.num_shards - len(standing.retired_shards(manifest))
     if missing := planned - sum(map(len, found.values())):
         findings.notes.append(f"{missing} of {planned} shards are still to be encoded")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from latentcache.core.records import REASONS, ShardId
@@ -93,12 +94,12 @@ class Watch:
             if num_tables := len(saved_tables(storage)):
                 raise CacheError(_being_probed(storage, num_tables)) from None
             raise
-        retired = read_changes(storage, self.manifest).retired_shards(self.manifest)
+        self._changes = read_changes(storage, self.manifest)
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
         self._tables: dict[tuple[ShardId, int], dict[str, int]] = {}
         self._planned = Planned(
-            num_shards=self.manifest.num_shards - len(retired),
+            num_shards=self.manifest.num_shards,
             num_clips=self.manifest.num_clips,
             rejected=read_rejected(storage, self.manifest).num_rows,
         )
@@ -109,7 +110,10 @@ class Watch:
         commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
         self._index = build_index(self._storage, self.manifest, self._known(commits))
         facts = [read_run(name, log) for name, log in runs.items()]
-        return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
+        standing = self._changes.among({shard_of(row) for row in self._index.to_pylist()})
+        num_shards = self.manifest.num_shards - len(standing.retired_shards(self.manifest))
+        planned = replace(self._planned, num_shards=num_shards)
+        return assess(planned, self._index, facts, self._reasons(commits), now_s)
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""

@@ -54,7 +54,7 @@ def open_or_new(
         manifest = read_all(storage)
         _check_same(storage, manifest, _with_its_shards(config, wanted, manifest))
     else:
-        _check_unused(storage, found)
+        check_unused(storage, found)
         manifest = wanted
     return PlannedCache(config=config, manifest=manifest, storage=storage)
 
@@ -170,7 +170,7 @@ def _read(storage: Storage, path: str) -> bytes | None:
         return None
 
 
-def _check_unused(storage: Storage, found: Iterable[str]) -> None:
+def check_unused(storage: Storage, found: Iterable[str]) -> None:
     """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
     foreign = set(found) - {"zarr.json", LEASE}
     if foreign:

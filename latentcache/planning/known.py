@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.records import ShardId
-from latentcache.format.changes import without_rows
-from latentcache.format.columns import read_columns, with_columns
+from latentcache.core.records import ClipId, ShardId
+from latentcache.format.columns import read_columns
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_rejected, read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
@@ -47,13 +46,10 @@ class KnownCache:
 
     def shards(self) -> Iterator[tuple[ShardId, pa.Table]]:
         """Yield every planned shard and the rows of it that count, with their captions as they are now."""
-        changes = self._plan.changes
         for bucket in self._manifest.buckets:
             for number in range(bucket.num_shards):
                 shard = ShardId(bucket.name, number)
-                rows = without_rows(self._plan.table(shard), changes.rows(shard))
-                if folder := changes.columns.get(shard):
-                    rows = with_columns(rows, read_columns(self._storage, folder, shard))
+                rows = self._plan.rows(shard)
                 if rows.num_rows:
                     yield shard, rows
 
@@ -83,7 +79,7 @@ class KnownCache:
         """Return the types of the kept columns by name; of one that has only had nulls, none."""
         parts = [(g, part.bucket) for g in self._manifest.generations for part in g.parts]
         tables = [self._plan.plan(*part) for part in parts]
-        folders = {folder: shard for shard, folder in self._plan.changes.columns.items()}
+        folders = {folder: shard for shard, folder in self._plan.standing.columns.items()}
         tables += [read_columns(self._storage, folder, shard) for folder, shard in folders.items()]
         types = {
             field.name: field.type
@@ -95,11 +91,19 @@ class KnownCache:
         return {name: kind for name, kind in types.items() if name not in known}
 
     def rows_at(self, wanted: Mapping[ShardId, Sequence[int]]) -> pa.Table:
-        """Return the rows that count at some places: bucket, and the plan's columns."""
-        found = []
+        """Return the clips that count at some places: bucket, and the plan's columns.
+
+        Of a clip that is being copied into another shard, this is the row there.
+        """
+        found, changes = [], self._plan.changes
+        last: dict[ShardId, list[int]] = {}
+        for shard, numbers in wanted.items():
+            for number in numbers:
+                clip = changes.last(ClipId(shard=shard, row=number))
+                last.setdefault(clip.shard, []).append(clip.row)
         for shard, rows in self.shards():
-            if numbers := wanted.get(shard):
-                chosen = pc.is_in(rows["row"], value_set=pa.array(sorted(numbers), pa.int32()))
+            if shard in last:
+                chosen = pc.is_in(rows["row"], value_set=pa.array(sorted(last[shard]), pa.int32()))
                 found.append(_in_bucket(shard, rows.filter(chosen)))
         return _concatenated(found)
 

@@ -12,17 +12,19 @@ import pyarrow.compute as pc
 
 from latentcache.config.files import load_stored_config
 from latentcache.config.sections import Config
-from latentcache.core.records import Bucket, Shard, ShardId
+from latentcache.core.records import Bucket, ClipId, Shard, ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
-from latentcache.format.changes import Changes, read_changes
+from latentcache.format.changes import Changes, Standing, read_changes, without_rows
+from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.damage import advice, damaged
 from latentcache.format.generations import Generation
+from latentcache.format.imports import Import, Imports, read_imports
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
 from latentcache.format.planned_sources import read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, check_plan
-from latentcache.format.snapshot import committed_shards
+from latentcache.format.snapshot import committed_places
 from latentcache.format.tables import read_table
 from latentcache.planning.plan import to_shard
 from latentcache.planning.recipe import resolve_encoder
@@ -37,11 +39,17 @@ class PlanReader:
         self._buckets = {bucket.name: bucket for bucket in manifest.buckets}
         self._manifest = manifest
         self._plans: dict[tuple[str, str], pa.Table] = {}
+        self._imports: dict[int, Imports] = {}
 
     @functools.cached_property
     def changes(self) -> Changes:
         """What generations have changed since the shards were planned."""
         return read_changes(self._storage, self._manifest)
+
+    @functools.cached_property
+    def standing(self) -> Standing:
+        """Which rows count once every planned shard is committed."""
+        return self.changes.planned()
 
     def table(self, shard: ShardId) -> pa.Table:
         """Return the plan's rows of a shard, with the URLs that their sources have now."""
@@ -49,6 +57,21 @@ class PlanReader:
         rows = self._manifest.shard_clips
         plan = self.plan(generation, shard.bucket)
         return self._moved(plan.slice((shard.number - part.first_shard) * rows, rows))
+
+    def rows(self, shard: ShardId, standing: Standing | None = None) -> pa.Table:
+        """Return the rows of a shard that count, with captions and kept columns as they are now.
+
+        standing: omitted, those that count once every planned shard is committed.
+        """
+        standing = standing or self.standing
+        rows = without_rows(self.table(shard), standing.rows(shard))
+        folder = standing.columns.get(shard)
+        if folder is None:
+            return rows
+        changed = read_columns(self._storage, folder, shard)
+        fresh = with_columns(rows, changed)
+        known = {*PLAN_SCHEMA.names, *changed.column_names}  # others the corpus no longer has
+        return fresh.select([name for name in fresh.column_names if name in known])
 
     def plan(self, generation: Generation, bucket: str) -> pa.Table:
         """Return the clips that a generation adds to a bucket."""
@@ -62,9 +85,22 @@ class PlanReader:
         for generation, _ in self._buckets[bucket].parts:
             yield self.plan(generation, bucket)
 
+    def origins(self, shard: ShardId) -> Mapping[int, ClipId]:
+        """Return what the rows of a shard are to be copied from; nothing if its clips are to be encoded."""
+        return self.changes.origins(shard)
+
+    def imports(self, shard: ShardId) -> Mapping[int, Import]:
+        """Return what the rows of a shard are to be copied from in other caches, by row."""
+        generation, _ = self._buckets[shard.bucket].part_of(shard.number)
+        if not generation.num_imported:
+            return {}
+        if generation.number not in self._imports:
+            self._imports[generation.number] = read_imports(self._storage, generation)
+        return self._imports[generation.number].get(shard, {})
+
     def shard(self, shard: ShardId) -> Shard:
         """Return a shard with its clips."""
-        retired = frozenset(self.changes.rows(shard))
+        retired = frozenset(self.standing.rows(shard))
         return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number, retired)
 
     def _moved(self, rows: pa.Table) -> pa.Table:
@@ -110,7 +146,7 @@ class PlannedCache:
 
     def planned_shards(self) -> list[ShardId]:
         """Return the shards that have rows that count, in order."""
-        retired = self.plan.changes.retired_shards(self.manifest)
+        retired = self.plan.standing.retired_shards(self.manifest)
         return [
             shard
             for bucket in self.manifest.buckets
@@ -120,17 +156,13 @@ class PlannedCache:
 
     def missing_shards(self) -> list[ShardId]:
         """Return the shards without a sample table that have rows that count, in order."""
-        done = {
-            ShardId(bucket.name, number)
-            for bucket in self.manifest.buckets
-            for number in committed_shards(self.storage, bucket.name)
-        }
+        done = set(committed_places(self.storage, self.manifest))
         return [shard for shard in self.planned_shards() if shard not in done]
 
     def num_clips(self, shards: Iterable[ShardId]) -> int:
         """Return how many rows of some shards count, in all."""
-        retired = self.plan.changes
-        return sum(self.manifest.num_rows(shard) - len(retired.rows(shard)) for shard in shards)
+        standing = self.plan.standing
+        return sum(self.manifest.num_rows(shard) - len(standing.rows(shard)) for shard in shards)
 
 
 def reopen_cache(

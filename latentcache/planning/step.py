@@ -9,11 +9,21 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from latentcache.core.records import Bucket, ShardId
-from latentcache.format.generations import Generation, Kind, Part, append, digest_of, folder_name
+from latentcache.format.generations import (
+    Generation,
+    Kind,
+    Parent,
+    Part,
+    append,
+    digest_of,
+    folder_name,
+)
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import (
     columns_index_path,
     columns_path,
+    copied_path,
+    imported_path,
     plan_path,
     rejected_path,
     retired_path,
@@ -21,6 +31,8 @@ from latentcache.format.paths import (
 )
 from latentcache.format.schemas import (
     CHANGED_SCHEMA,
+    COPIED_SCHEMA,
+    IMPORTED_SCHEMA,
     PLANNED_SOURCE_SCHEMA,
     RETIRED_SCHEMA,
     plan_facts,
@@ -36,7 +48,9 @@ class Step:
 
     clips: of each bucket, PLAN_SCHEMA and the kept columns; their places are given when the step is
     written. rejected: rows of the cache's table. sources: PLANNED_SOURCE_SCHEMA. retired: RETIRED_SCHEMA.
-    columns: captions and kept columns of all rows of a shard.
+    columns: captions and kept columns of all rows of a shard. origins: of a step that copies, shard and row
+    that each of the clips is copied from, by bucket and in the order of `clips`; where they are of other
+    caches, `parents`, that is the number of the parent, from_shard and from_row. selection: see Generation.
     """
 
     kind: Kind
@@ -45,6 +59,9 @@ class Step:
     sources: list[pa.Table] = field(default_factory=list)
     retired: list[pa.Table] = field(default_factory=list)
     columns: dict[ShardId, pa.Table] = field(default_factory=dict)
+    origins: dict[Bucket, pa.Table] = field(default_factory=dict)
+    parents: tuple[Parent, ...] = ()
+    selection: str = ""
     num_relabelled: int = 0
 
     def __bool__(self) -> bool:
@@ -85,11 +102,14 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
     facts = plan_facts(manifest.fingerprint)
     named: dict[str, bytes] = {}
-    parts = []
+    parts, origins = [], []
     for bucket, tables in sorted(step.clips.items()):
         first = shards.get(bucket.name, 0)
         placed = place_rows(_joined(tables), first, manifest.shard_clips)
         named[f"plan {bucket.name}"] = to_parquet(placed, facts)
+        if bucket in step.origins:
+            find = _imported if step.parents else _copied
+            origins.append(find(bucket, step.origins[bucket], placed))
         num_shards = -(-placed.num_rows // manifest.shard_clips)
         parts.append(
             Part(
@@ -101,6 +121,8 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         )
     sources = _joined(step.sources, PLANNED_SOURCE_SCHEMA)
     retired = _joined(step.retired, RETIRED_SCHEMA)
+    copies = _joined([] if step.parents else origins, COPIED_SCHEMA)
+    imports = _joined(origins if step.parents else [], IMPORTED_SCHEMA)
     rejected = step.rejected if step.rejected is not None and step.rejected.num_rows else None
     changed = pa.Table.from_pylist(
         [{"bucket": shard.bucket, "shard": shard.number} for shard in sorted(step.columns)],
@@ -109,6 +131,8 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     for name, table in (
         ("sources", sources),
         ("retired", retired),
+        ("copied", copies),
+        ("imported", imports),
         ("columns", changed),
         ("rejected", rejected),
     ):
@@ -130,6 +154,10 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         num_rejected=what.count("rejected"),
         num_moved=what.count("moved"),
         num_retired=retired.num_rows,
+        num_copied=copies.num_rows,
+        num_imported=imports.num_rows,
+        parents=step.parents,
+        selection=step.selection,
         num_relabelled=step.num_relabelled,
     )
     folder = folder_name(number, digest)
@@ -142,6 +170,8 @@ def tables_of(generation: Generation, changed: Sequence[ShardId]) -> dict[str, s
     counts = {
         "sources": generation.num_sources,
         "retired": generation.num_retired,
+        "copied": generation.num_copied,
+        "imported": generation.num_imported,
         "columns": generation.num_relabelled,
         "rejected": generation.num_rejected,
     }
@@ -162,9 +192,34 @@ def _path(folder: str, name: str) -> str:
         "sources": sources_path,
         "rejected": rejected_path,
         "retired": retired_path,
+        "copied": copied_path,
+        "imported": imported_path,
         "columns": columns_index_path,
     }
     return fixed[kind](folder)
+
+
+def _copied(bucket: Bucket, origins: pa.Table, placed: pa.Table) -> pa.Table:
+    """Return COPIED_SCHEMA. origins: shard and row of each; placed: the clips in their new places."""
+    columns = {
+        "bucket": pa.array([bucket.name] * placed.num_rows, pa.string()),
+        "shard": origins["shard"],
+        "row": origins["row"],
+        "into_shard": placed["shard"],
+        "into_row": placed["row"],
+    }
+    return pa.table(columns, schema=COPIED_SCHEMA)
+
+
+def _imported(bucket: Bucket, origins: pa.Table, placed: pa.Table) -> pa.Table:
+    """Return IMPORTED_SCHEMA. origins: parent, from_shard and from_row of each clip in its new place."""
+    columns = {
+        "bucket": pa.array([bucket.name] * placed.num_rows, pa.string()),
+        "shard": placed["shard"],
+        "row": placed["row"],
+        **{name: origins[name] for name in ("parent", "from_shard", "from_row")},
+    }
+    return pa.table(columns, schema=IMPORTED_SCHEMA)
 
 
 def _joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.Table:

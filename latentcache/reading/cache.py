@@ -21,7 +21,7 @@ import torch
 
 from latentcache.core.dtypes import AnyDtype, Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
-from latentcache.core.records import ClipId
+from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, CorruptionError, did_you_mean
 from latentcache.format.changes import read_changes
@@ -185,6 +185,11 @@ class Cache:
             for name in sorted(self._layouts)
         ]
         return {info.name: info for info in infos}
+
+    @functools.cached_property
+    def committed(self) -> frozenset[ShardId]:
+        """The shards of this snapshot."""
+        return frozenset(ShardId(*place) for place in self._all_places())
 
     @functools.cached_property
     def snapshot(self) -> str:

@@ -38,6 +38,8 @@ class ShardRows:
         return [chunk.row for chunk in self.chunks].index(row)
 
     def column(self, name: str, positions: Sequence[int]) -> list[Any]:
-        """Return a column's values at ok rows."""
-        column = self._columns[name]
+        """Return a column's values at ok rows; None if only other shards have kept it from the corpus."""
+        column = self._columns.get(name)
+        if column is None:
+            return [None] * len(positions)
         return [column[position].as_py() for position in positions]

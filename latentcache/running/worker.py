@@ -20,7 +20,7 @@ import torch
 from latentcache import encoders
 from latentcache.config.sections import Config
 from latentcache.core.dtypes import Array
-from latentcache.core.records import Bucket, ClipResult, Shard, ShardReport
+from latentcache.core.records import RETIRED, Bucket, ClipResult, Shard, ShardReport
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
@@ -34,11 +34,6 @@ from latentcache.redaction import redact
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
-
-#: What becomes of a row that was retired before its shard was encoded.
-RETIRED = ClipResult(
-    reason="retired", message="a later generation has replaced or removed the clip"
-)
 
 #: Shards that a worker has in hand at once: one being written, one encoded, one decoded ahead.
 SHARDS_IN_HAND = 3

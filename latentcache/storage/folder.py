@@ -62,8 +62,12 @@ class Storage:
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
         """Pickle with an absolute path: another process may be in another folder."""
-        url = self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
-        return type(self), (url, self._options)
+        return type(self), (self.absolute_url, self._options)
+
+    @property
+    def absolute_url(self) -> str:
+        """The URL; of a path, the absolute one."""
+        return self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Storage({redact(self.url)!r})"

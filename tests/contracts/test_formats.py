@@ -659,3 +659,48 @@ def test_a_damaged_parquet_footer_is_found(damage: str, tmp_path: Path) -> None:
     out = [np.empty(layout.shape, numpy_dtype(layout.dtype))]
     with pytest.raises(CorruptionError, match="shard 5x32x48/0, row 0: its footer cannot be read"):
         parquet.ParquetFormat().read(storage, layout, 0, [encoded.chunks[0]], out)
+
+
+# Chunks that go from shard to shard.
+
+
+@pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
+def test_packed_chunks_are_the_object_that_encoding_gives(
+    name: str, dtype: str, codec: str, storage: Storage
+) -> None:
+    layout, member = make_layout(dtype, codec), get_format(name)
+    rows = [make_rows(layout, 4, failed=[1]), make_rows(layout, 3, failed=[2])]
+    first, second = write(name, storage, layout, rows)
+    wanted = [(0, 3), (1, 1), None, (0, 2)]
+    refs = [(first, second)[at[0]].chunks[at[1]] for at in wanted if at]
+    taken = [
+        chunk
+        for (index, _), ref in zip(filter(None, wanted), refs, strict=True)
+        for chunk in member.take(storage, layout, index, [ref])
+    ]
+    packed = member.pack(layout, 7, [taken[0], taken[1], None, taken[2]])
+    encoded = member.encode_shard(layout, 7, [at and rows[at[0]][at[1]] for at in wanted])
+    assert packed.chunks == encoded.chunks
+    assert whole(packed) == whole(encoded)
+    together = member.take(storage, layout, 0, [refs[2], refs[0]])
+    assert [chunk.data for chunk in together] == [taken[2].data, taken[0].data]
+
+
+@pytest.mark.parametrize("name", ["zarr", "parquet"])
+def test_a_shard_may_be_packed_of_more_chunks_than_a_byte_counts(name: str, tmp_path: Path) -> None:
+    layout = replace(make_layout("bfloat16", "zstd", 300), shard_rows=300)
+    member, storage = get_format(name), Storage(str(tmp_path))
+    rows = make_rows(layout, 300)
+    (shard,) = write(name, storage, layout, [rows])
+    taken = member.take(storage, layout, 0, shard.chunks)
+    assert whole(member.pack(layout, 0, taken)) == whole(shard)
+
+
+@pytest.mark.parametrize("name", ["zarr", "parquet"])
+def test_a_chunk_that_fails_its_crc_is_not_taken(name: str, tmp_path: Path) -> None:
+    layout, storage = make_layout("bfloat16", "zstd"), Storage(str(tmp_path))
+    (shard,) = write(name, storage, layout, [make_rows(layout, 2)])
+    ref = shard.chunks[1]
+    wrong = replace(ref, crc32c=ref.crc32c ^ 1)
+    with pytest.raises(CorruptionError, match="row 1: its bytes fail their CRC32C"):
+        get_format(name).take(storage, layout, 0, [wrong])

@@ -185,8 +185,8 @@ def test_a_shard_is_retired_once_all_its_rows_are(tmp_path: Path) -> None:
     at = {first: [], second: [0], (second + third) / 2: [0], third: [0, 1]}
     for before_s, shards in at.items():
         expected = [ShardId(BUCKET, number) for number in shards]
-        assert retired_shards(storage, manifest, before_s) == expected
-    assert retired_shards(storage, manifest, first - 1) == []
+        assert retired_shards(storage, storage.files(), manifest, before_s) == expected
+    assert retired_shards(storage, storage.files(), manifest, first - 1) == []
 
 
 @pytest.mark.parametrize("name", ["zarr", "parquet"])

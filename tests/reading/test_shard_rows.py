@@ -68,3 +68,8 @@ def test_kept_columns_are_those_that_the_cache_does_not_write() -> None:
 def test_the_shard_is_named_and_may_hold_nothing() -> None:
     rows = rows_of([False, False])
     assert (rows.bucket, rows.shard, len(rows), rows.chunks) == ("5x8x8", 7, 0, [])
+
+
+def test_a_column_that_only_other_shards_have_kept_is_null() -> None:
+    rows = rows_of([True, False, True])
+    assert rows.column("elsewhere", [0, 1]) == [None, None]

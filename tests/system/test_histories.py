@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import pyarrow.compute as pc
 import pytest
@@ -23,7 +27,7 @@ from tests.tools.videos import moving_pattern, write_video
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 #: What a file may hold: a video by its seed and frames; None: it is no video.
 CONTENTS = (None, (1, 5), (2, 11), (3, 11), (4, 16))
-OK, SOME_FAILED = 0, 3
+OK, SOME_FAILED, INTERRUPTED = 0, 3, 130
 #: Objects that are replaced: the snapshot, and arrays' metadata, whose shape grows.
 POINTERS = ("index.parquet", "zarr.json")
 Content = tuple[int, int] | None
@@ -49,6 +53,20 @@ def encode(folder: Path, files: dict[str, Content]) -> dict[str, bytes]:
     config = make_config(folder, corpus, str(folder / "cache"), clips={"size": [32, 32]})
     assert run_inline("precompute", config)[0] in (OK, SOME_FAILED)
     return bits_of(latentcache.open_cache(str(folder / "cache")))
+
+
+@contextlib.contextmanager
+def stopped_at(number: int | None) -> Iterator[None]:
+    """Interrupt what runs within where it creates its `number`-th object."""
+    create, count = Storage.create, itertools.count()
+
+    def interrupted(self: Storage, path: str, data: bytes) -> bool:
+        if next(count) == number:
+            raise KeyboardInterrupt
+        return create(self, path, data)
+
+    with mock.patch.object(Storage, "create", interrupted):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -155,6 +173,13 @@ class History(RuleBasedStateMachine):
         assert run_inline("verify", self.cache, "--repair")[0] in (OK, SOME_FAILED)
         assert run_inline("resume", self.cache)[0] in (OK, SOME_FAILED)
         self.readers.clear()  # those that hold the damaged clip are told so
+
+    @rule(below=st.sampled_from(["0.75", "1"]), stop_at=st.none() | st.integers(0, 6))
+    def compact(self, below: str, stop_at: int | None) -> None:
+        """Copy what counts into full shards, or be stopped at one of the objects that are created."""
+        with stopped_at(stop_at):
+            status, printed = run_inline("compact", self.cache, "--below", below)
+        assert status == OK or (stop_at is not None and status == INTERRUPTED), printed
 
     @rule()
     def open(self) -> None:

@@ -27,12 +27,14 @@ from latentcache.core.records import ChunkRef
 from latentcache.errors import StorageError
 from latentcache.format.parquet_bounds import (
     MAGIC,
+    TAIL_BYTES,
     RowGroup,
     footer_bytes,
     measure,
     read_row_groups,
 )
-from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
+from latentcache.format.shards import parquet_pack
+from latentcache.format.shards.protocol import ArrayLayout, EncodedShard, StoredChunk
 from latentcache.format.shards.ranges import ShardObject, check_rows, damaged, read_chunks
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -92,6 +94,42 @@ class ParquetFormat:
             chunks[row] = ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
         tail = footer_bytes(data, len(data))
         return EncodedShard(self.path(layout, index), data[:-tail], data[-tail:], chunks)
+
+    def take(
+        self, storage: Storage, layout: ArrayLayout, index: int, chunks: Sequence[ChunkRef]
+    ) -> list[StoredChunk]:
+        """Read row groups as they are, and what the footer says of them."""
+        path = self.path(layout, index)
+        shard = ShardObject(storage=storage, layout=layout, index=index, path=path)
+        found: dict[int, StoredChunk] = {}
+        for n, block in read_chunks(shard, chunks):
+            footer = self._footer(storage, layout, index, path, chunks[n])
+            group = footer.find(chunks[n])
+            if group is None:
+                raise shard.damaged(chunks[n].row, "its footer has no row group there")
+            found[n] = StoredChunk(bytes(block), footer.facts[group])
+        return [found[n] for n in range(len(chunks))]
+
+    def pack(
+        self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
+    ) -> EncodedShard:
+        """Put row groups behind each other, and write the footer."""
+        parts, groups, position = [MAGIC], [], len(MAGIC)
+        refs: list[ChunkRef | None] = [None] * len(chunks)
+        for row, chunk in enumerate(chunks):
+            if chunk is None:
+                continue
+            facts = parquet_pack.read_facts(chunk.facts)
+            data = parquet_pack.with_row(chunk.data, facts, _row_chunk(layout, row))
+            groups.append(parquet_pack.moved(chunk.facts, position - _extent(facts)[0]))
+            crc = google_crc32c.value(data)
+            refs[row] = ChunkRef(row=row, offset=position, length=len(data), crc32c=crc)
+            parts.append(data)
+            position += len(data)
+        empty = self.encode_shard(layout, index, [None]).tail
+        footer = parquet_pack.with_groups(empty[:-TAIL_BYTES], groups)
+        tail = footer + len(footer).to_bytes(4, "little") + MAGIC
+        return EncodedShard(self.path(layout, index), b"".join(parts), tail, refs)
 
     def read(
         self,
@@ -170,6 +208,18 @@ def _writer_options(layout: ArrayLayout) -> dict[str, Any]:
     }
 
 
+def _row_chunk(layout: ArrayLayout, row: int) -> bytes:
+    """Return the column `row` of one row group."""
+    schema, buffer = pa.schema([_schema(layout).field("row")]), io.BytesIO()
+    options = {**_writer_options(layout), "column_encoding": {"row": "PLAIN"}}
+    with pq.ParquetWriter(buffer, schema, **options) as writer:
+        writer.write_table(pa.table([pa.array([row], pa.int32())], schema=schema))
+    data = buffer.getvalue()
+    (group,) = read_row_groups(data[-footer_bytes(data, len(data)) :])
+    offset, length = _extent(group)
+    return data[offset : offset + length]
+
+
 def _to_arrow(layout: ArrayLayout, array: Array) -> pa.Array:
     flat, type_ = np.ascontiguousarray(array).reshape(-1), _schema(layout).field("latents").type
     buffer = pa.py_buffer(flat.view(np.uint8))
@@ -179,11 +229,15 @@ def _to_arrow(layout: ArrayLayout, array: Array) -> pa.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class _Footer:
-    """A file's footer: for pyarrow, and as it was read here. extents: (offset, length) by row group."""
+    """A file's footer: for pyarrow, and as it was read here. extents: (offset, length) by row group.
+
+    facts: what it says of each row group, as it is written.
+    """
 
     metadata: pq.FileMetaData
     groups: Sequence[RowGroup]
     extents: Sequence[tuple[int, int]]
+    facts: Sequence[bytes]
 
     def find(self, chunk: ChunkRef) -> int | None:
         """Return the number of the row group that lies where `chunk` says, or None."""
@@ -198,6 +252,7 @@ def _parse(footer: bytes) -> _Footer:
         metadata=pq.read_metadata(pa.BufferReader(MAGIC + footer)),
         groups=groups,
         extents=[_extent(group) for group in groups],
+        facts=parquet_pack.groups_of(footer),
     )
 
 

@@ -35,6 +35,17 @@ class EncodedShard:
         return b"".join([self.body, table, len(table).to_bytes(8, "little"), TABLE_MARK, self.tail])
 
 
+@dataclass(frozen=True)
+class StoredChunk:
+    """A clip's compressed bytes, taken out of a shard object.
+
+    facts: what the object's footer says of them, if it has one.
+    """
+
+    data: bytes
+    facts: bytes = b""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArrayLayout:
     """The array of one bucket: `shape` is one sample's; `num_rows` counts failed clips too."""
@@ -70,6 +81,22 @@ class Format(Protocol):
         """Compress the rows of shard `index` (None where a clip failed) to one object's bytes.
 
         Deterministic: the same rows give the same bytes.
+        """
+        ...
+
+    def take(
+        self, storage: Storage, layout: ArrayLayout, index: int, chunks: Sequence[ChunkRef]
+    ) -> list[StoredChunk]:
+        """Read chunks of one shard object as they are, and compare their CRC32C. Raises CorruptionError."""
+        ...
+
+    def pack(
+        self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
+    ) -> EncodedShard:
+        """Put chunks of other shards (None where a clip failed) into one object, without compressing them.
+
+        The object is the one that `encode_shard` gives for the same rows. Raises ValueError if the chunks
+        are not of this format, as this version writes it.
         """
         ...
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import google_crc32c
@@ -27,7 +27,7 @@ from latentcache.core.records import ChunkRef
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.format import checksum
 from latentcache.format.shards import bfloat16
-from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import ArrayLayout, EncodedShard, StoredChunk
 from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -61,14 +61,35 @@ class ZarrFormat:
     ) -> EncodedShard:
         """Compress the rows; where all failed, the object is an index without chunks."""
         check_rows(layout, index, rows, numpy_dtype(layout.dtype))
+        payloads = (None if array is None else _compress(layout, array) for array in rows)
+        return self._join(layout, index, payloads)
+
+    def take(
+        self, storage: Storage, layout: ArrayLayout, index: int, chunks: Sequence[ChunkRef]
+    ) -> list[StoredChunk]:
+        """Read chunks as they are."""
+        shard = ShardObject(
+            storage=storage, layout=layout, index=index, path=self.path(layout, index)
+        )
+        found = {n: StoredChunk(bytes(block)) for n, block in read_chunks(shard, chunks)}
+        return [found[n] for n in range(len(chunks))]
+
+    def pack(
+        self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
+    ) -> EncodedShard:
+        """Join chunks to one object."""
+        return self._join(layout, index, (None if c is None else c.data for c in chunks))
+
+    def _join(
+        self, layout: ArrayLayout, index: int, payloads: Iterable[bytes | None]
+    ) -> EncodedShard:
         parts: list[bytes] = []
         chunks: list[ChunkRef | None] = []
         position = 0
-        for row, array in enumerate(rows):
-            if array is None:
+        for row, payload in enumerate(payloads):
+            if payload is None:
                 chunks.append(None)
                 continue
-            payload = _compress(layout, array)
             crc = _crc(payload)
             parts += [payload, crc.to_bytes(CRC_BYTES, "little")]
             chunks.append(ChunkRef(row=row, offset=position, length=len(payload), crc32c=crc))

@@ -100,13 +100,18 @@ class ReadBatch:
         """Return the batch's columns; null for clips that could not be read."""
         names = self._plan.columns
         if names is None:
-            names = ["key", "caption", *(self._found[0][0].kept if self._found else ())]
+            names = ["key", "caption", *self._kept()]
         columns: dict[str, list[Any]] = {name: [None] * num for name in names}
         for table, rows, where in self._found:
             for name in names:
                 for n, value in zip(where, table.column(name, rows), strict=True):
                     columns[name][n] = value
         return columns
+
+    def _kept(self) -> list[str]:
+        """Return the kept columns of the batch's shards, whichever was read first."""
+        tables = sorted((table for table, _, _ in self._found), key=lambda table: table.shard)
+        return list(dict.fromkeys(name for table in tables for name in table.kept))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Copy a cache, or some of its clips, into Zarr or Parquet; nothing is decoded or encoded by a model.
+
+With --where or --keys only those ok clips are copied, so that two copies split a cache. Within a format
+compressed bytes are copied as they are; to another one latents are compressed again, bit for bit the same.
+A copy that was stopped goes on with the same command. Exit status: 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from latentcache.copying.selection import Selection
+from latentcache.errors import ConfigError
+from latentcache.format.shards import NAMES
+
+from .cli import Parser, run_job
+from .derived import add_arguments, derive, split_words
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = Parser(prog="latentcache copy", description=__doc__)
+    parser.add_argument(
+        "caches",
+        nargs="+",
+        metavar="SOURCE_URL TARGET_URL",
+        help="the cache and the new one; then cache.storage_options.*, and corpus.storage_options.* where "
+        "those of the source differ from the new one's",
+    )
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="copy clips of which this is true, such as \"end_s - start_s >= 2 and source like 'a%%'\"",
+    )
+    parser.add_argument(
+        "--keys", metavar="FILE", help="copy clips whose keys are in it, one a line"
+    )
+    parser.add_argument("--format", choices=NAMES, help="of the new cache; the source's")
+    add_arguments(parser)
+    return run_job(copy, parser)
+
+
+def copy(args: argparse.Namespace) -> int:
+    """Copy a cache; returns the exit status."""
+    urls, overrides = split_words(args.caches)
+    if len(urls) != 2:
+        raise ConfigError(f"a copy takes a cache and where to copy it, and got {len(urls)} of them")
+    keys = None if args.keys is None else read_keys(Path(args.keys))
+    selection = Selection(where=args.where, keys=keys)
+    source, target = urls
+    return derive(
+        args, "copy", [source], target, overrides, selection=selection, shard_format=args.format
+    )
+
+
+def read_keys(path: Path) -> frozenset[str]:
+    """Read keys, one a line; empty lines are no keys. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--keys: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"--keys: {path} is no text in UTF-8; it has one key a line") from None
+    keys = frozenset(filter(None, text.split("\n"))) - {"\r"}
+    if not keys:
+        raise ConfigError(f"--keys: {path} has no key in it")
+    return frozenset(key.removesuffix("\r") for key in keys)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""What `merge` and `copy` share: a cache made from others, planned once, then copied shard by shard."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from latentcache.config.files import apply_overrides
+from latentcache.copying.gather import (
+    Gathered,
+    Prefer,
+    gather,
+    in_words,
+    manifest_of,
+    open_member,
+)
+from latentcache.copying.parents import Parents, is_parent
+from latentcache.copying.selection import Selection
+from latentcache.copying.shards import pending_copies
+from latentcache.copying.stored_rows import OpenCache
+from latentcache.core.records import ShardFormat
+from latentcache.errors import CacheError, ConfigError, CorruptionError
+from latentcache.format.manifest import Manifest, read_all, read_manifest
+from latentcache.format.paths import CACHE_JSON
+from latentcache.planning.create import check_unused, take_step, write_metadata
+from latentcache.planning.planned import PlannedCache
+from latentcache.redaction import redact
+from latentcache.running.publisher import RunSnapshot
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import is_url
+
+from .cli import OK, Parser, is_override, stored_config
+from .progress import copy_missing
+
+#: Options of the new cache's storage; and of those that are copied from, where they need others.
+_TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add what both jobs take."""
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="copy what is committed of caches that are not finished",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return URLs, and overrides of storage options. Raises ConfigError for other overrides."""
+    names = tuple(f"{name}{end}" for name in (_TARGET, _SOURCE) for end in (".", "="))
+    overrides = [word for word in words if is_override(word)]
+    for override in overrides:
+        if not override.startswith(names):
+            raise ConfigError(
+                f"{override.partition('=')[0]}: this job copies what is stored, so nothing but "
+                f"{_TARGET} and {_SOURCE} can differ here. Leave it out."
+            )
+    return [word for word in words if word not in overrides], overrides
+
+
+def derive(
+    args: argparse.Namespace,
+    kind: Literal["merge", "copy"],
+    urls: Sequence[str],
+    target: str,
+    overrides: Sequence[str],
+    *,
+    selection: Selection,
+    prefer: Prefer | None = None,
+    shard_format: ShardFormat | None = None,
+) -> int:
+    """Plan a cache of the clips of others, unless that was done before, and copy them.
+
+    Returns the exit status. Raises CacheError, ConfigError, StorageError.
+    """
+    check_places(urls, target)
+    target_options, source_options = _options(overrides)
+    sources = [_open(url, source_options, overrides) for url in urls]
+    storage = Storage(target, target_options)
+    planned = _planned_before(storage, overrides)
+    if planned is None:
+        members = [open_member(s, allow_unfinished=args.allow_unfinished) for s in sources]
+        manifest = manifest_of(members, shard_format, storage.absolute_url)
+        gathered = gather(members, selection, prefer, kind)
+        _print(gathered, manifest)
+        if not gathered.num_clips:
+            raise ConfigError(
+                "No clip is selected, so there is nothing to copy. Nothing was written."
+            )
+        if not args.dry_run:
+            config = stored_config(manifest, target, overrides)
+            new = PlannedCache(config=config, manifest=manifest, storage=storage)
+            planned = take_step(new, gathered.step) or _planned_before(storage, overrides)
+    if planned is not None:
+        _check_same(planned, kind, sources, in_words(selection, prefer), shard_format)
+    if planned is None or args.dry_run:
+        print("Dry run: nothing was written.")
+        return OK
+    opened = [OpenCache(storage=s.storage, manifest=s.manifest) for s in sources]
+    return _copy(planned, Parents(source_options, opened))
+
+
+def check_places(urls: Sequence[str], target: str) -> None:
+    """Raise ConfigError if a cache would be written into one of those that it is copied from."""
+    there = _place(target)
+    for url in urls:
+        here = _place(url)
+        if f"{there}/".startswith(f"{here}/") or f"{here}/".startswith(f"{there}/"):
+            raise ConfigError(
+                f"{redact(target)} is the same place as {redact(url)}, or one is within the other. Nothing "
+                "was written. Give the new cache a folder of its own."
+            )
+    if len({_place(url) for url in urls}) < len(urls):
+        raise ConfigError("a cache is named twice among those to copy from; name each once")
+
+
+def _place(url: str) -> str:
+    if is_url(url):
+        return url.removeprefix("file://").rstrip("/")
+    return str(Path(url).expanduser().resolve())
+
+
+def _options(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the storage options of the new cache, and of those to copy from."""
+    found = apply_overrides({}, overrides)
+    target = found.get("cache", {}).get("storage_options", {})
+    return target, found.get("corpus", {}).get("storage_options", target)
+
+
+def _open(url: str, options: Mapping[str, Any], overrides: Sequence[str]) -> PlannedCache:
+    storage = Storage(url, options)
+    manifest = read_manifest(storage)
+    config = stored_config(manifest, url, overrides)
+    return PlannedCache(config=config, manifest=manifest, storage=storage)
+
+
+def _planned_before(storage: Storage, overrides: Sequence[str]) -> PlannedCache | None:
+    """Return the new cache if it is planned. Raises CacheError if something else is in its folder."""
+    found = storage.list("")
+    if not storage.exists(CACHE_JSON):
+        check_unused(storage, found)
+        return None
+    manifest = read_all(storage)
+    if not manifest.generations:
+        return None
+    config = stored_config(manifest, storage.url, overrides)
+    return PlannedCache(config=config, manifest=manifest, storage=storage)
+
+
+def _check_same(
+    planned: PlannedCache,
+    kind: str,
+    sources: Sequence[PlannedCache],
+    words: str,
+    shard_format: ShardFormat | None,
+) -> None:
+    """Raise CacheError unless the cache that is there is the one that is asked for."""
+    first, url = planned.manifest.generations[0], redact(planned.storage.url)
+    asked = "with the same arguments as the first time, or give the new cache another folder"
+    if first.kind != kind:
+        raise CacheError(
+            f"{url} is a cache already, and was not made by `latentcache {kind}`. Nothing was changed. "
+            "Give the new cache another folder."
+        )
+    same = len(first.parents) == len(sources) and all(
+        is_parent(source.manifest, parent)
+        for source, parent in zip(sources, first.parents, strict=True)
+    )
+    if not same:
+        names = ", ".join(parent.url for parent in first.parents)
+        raise CacheError(f"{url} is a {kind} of {names}, as they were. Run {asked}.")
+    if first.selection != words or shard_format not in (None, planned.manifest.format):
+        what = f"{first.selection or 'all clips'}, in {planned.manifest.format}"
+        raise CacheError(f"{url} is a {kind} of {what}. Run it {asked}.")
+
+
+def _print(gathered: Gathered, manifest: Manifest) -> None:
+    print(f"{'bucket':<16}{'clips':>10}{'shards':>9}")
+    for name, count in gathered.counts.items():
+        print(f"{name:<16}{count:>10}{-(-count // manifest.shard_clips):>9}")
+    if gathered.num_twice:
+        print(f"{gathered.num_twice} clips that several caches have are taken once")
+
+
+def _copy(planned: PlannedCache, parents: Parents) -> int:
+    """Make the copies, and publish. Raises CorruptionError where some cannot be made."""
+    storage, url = planned.storage, redact(planned.storage.url)
+    write_metadata(storage, planned.manifest)  # that of a run that was stopped before it
+    copy_missing(planned, planned.missing_shards(), parents)
+    interval_s = planned.config.run.snapshot_interval_s
+    published = RunSnapshot(storage, planned.manifest, interval_s).close()
+    if lost := pending_copies(planned, planned.missing_shards()):
+        raise CorruptionError(
+            f"{url}: {len(lost)} shards cannot be copied, such as {lost[0].name}, for what they are copied "
+            "from is damaged or gone. The others are there. Repair the cache that they come from, and run "
+            f"this again; or encode them: latentcache resume {shlex.quote(url)}"
+        )
+    num_ok = sum(published["num_ok"].to_pylist())
+    num_failed = sum(published["num_clips"].to_pylist()) - num_ok
+    print(f"\ncache    {num_ok} clips ok, {num_failed} failed")
+    print(f"Next:  latentcache verify {shlex.quote(url)}")
+    return OK

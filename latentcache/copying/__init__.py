@@ -1,0 +1,1 @@
+"""Clips of committed shards put into other shards as they are stored: compressed, never decoded."""

@@ -1,0 +1,303 @@
+"""Merging and copying: the clips of one or several caches become the first generation of another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.copying.parents import parent_of
+from latentcache.copying.plan_rows import joined_rows
+from latentcache.copying.selection import Selection, select_rows
+from latentcache.copying.stored_rows import OpenCache
+from latentcache.core.records import Bucket, ShardFormat, ShardId
+from latentcache.errors import CacheError, RecipeMismatchError
+from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
+from latentcache.format.samples import read_all_rows
+from latentcache.format.snapshot import current_index
+from latentcache.planning.known import KnownCache, KnownSource, as_sources
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.step import Step
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import redact
+from latentcache.storage.urls import public_name
+
+#: Which of several caches is right about a source: the first that has it, or the last.
+Prefer = Literal["first", "last"]
+#: Sources that an error names.
+NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A cache to copy from: as it is planned, its snapshot, and what is known of its sources."""
+
+    planned: PlannedCache
+    cache: Cache
+    known: KnownCache
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+        return redact(self.planned.storage.url)
+
+    @property
+    def opened(self) -> OpenCache:
+        """The cache, to read rows from."""
+        return OpenCache(storage=self.planned.storage, manifest=self.planned.manifest)
+
+
+def open_member(planned: PlannedCache, *, allow_unfinished: bool) -> Member:
+    """Return a cache to copy from, as it is committed now. Raises CacheError if it is not finished."""
+    storage, manifest = planned.storage, planned.manifest
+    missing = planned.missing_shards()
+    if missing and not allow_unfinished:
+        raise CacheError(
+            f"{redact(storage.url)} is not finished: {len(missing)} of its shards are still to be encoded "
+            "or copied, and their clips would be missed. Nothing was written. Finish it: latentcache "
+            f"resume {redact(storage.url)}. Or copy what is committed: --allow-unfinished"
+        )
+    cache = Cache(storage, manifest, current_index(storage, manifest))
+    return Member(planned=planned, cache=cache, known=KnownCache(storage, manifest, planned.plan))
+
+
+def manifest_of(members: Sequence[Member], shard_format: ShardFormat | None, url: str) -> Manifest:
+    """Return what the new cache at `url` is: the first one's recipe and settings, with nothing planned.
+
+    Raises RecipeMismatchError, naming what differs, unless all have one recipe.
+    """
+    first = members[0].planned.manifest
+    for member in members[1:]:
+        other = member.planned.manifest
+        if other.fingerprint != first.fingerprint:
+            lines = recipe_difference(first.recipe, other.recipe)
+            lines = [line.replace(" in the cache, ", f" in {members[0].url}, ") for line in lines]
+            lines = [line.removesuffix(" now") + f" in {member.url}" for line in lines]
+            raise RecipeMismatchError(
+                f"{members[0].url} and {member.url} were made with different recipes, so their latents do "
+                "not go together. Nothing was written. The difference:\n"
+                + "\n".join(f"  {line}" for line in lines)
+            )
+    name = shard_format or first.format
+    place = {"url": public_name(url), "format": name, "storage_options": {}}
+    config = {**first.config, "cache": {**first.config["cache"], **place}}
+    return dataclasses.replace(
+        first, format=name, config=config, created_by=CREATED_BY, generations=()
+    )
+
+
+def in_words(selection: Selection, prefer: Prefer | None) -> str:
+    """Return what a generation says of what was copied; the same words, the same clips."""
+    words = [selection.in_words(), f"prefer {prefer}" if prefer else ""]
+    return "; ".join(filter(None, words))
+
+
+@dataclass(kw_only=True)
+class Gathered:
+    """What goes into the new cache. num_twice: clips that several caches have, taken once."""
+
+    step: Step
+    num_clips: int = 0
+    num_twice: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def gather(
+    members: Sequence[Member],
+    selection: Selection,
+    prefer: Prefer | None,
+    kind: Literal["merge", "copy"],
+) -> Gathered:
+    """Plan the clips of caches that are to be in the new one, in the order of the caches and their shards.
+
+    Of a source that several caches have, each clip is taken once. If its content differs, all of its
+    clips come from one cache, as `prefer` says; without that, CacheError names such sources. Raises
+    ConfigError for a selection that makes no sense.
+    """
+    owners = _owners(members, prefer)
+    step = Step(
+        kind=kind,
+        parents=tuple(parent_of(member.opened) for member in members),
+        selection=in_words(selection, prefer),
+    )
+    gathered = Gathered(step=step)
+    tables: dict[str, list[tuple[int, pa.Table]]] = {}
+    taken = _Taken(owners)
+    failed: list[tuple[int, ShardId, pa.Table]] = []  # after all that are ok, which come first
+    for number, member in enumerate(members):
+        for shard, rows in _rows(member, select_rows(member.cache, selection)):
+            is_late = taken.shared(rows)
+            if pc.any(is_late).as_py():
+                is_late = pc.and_(is_late, _failed(member, shard, rows))
+                failed.append((number, shard, rows.filter(is_late)))
+                rows = rows.filter(pc.invert(is_late))
+            _take(tables, taken, number, shard, rows)
+    for number, shard, rows in failed:
+        _take(tables, taken, number, shard, rows)
+    gathered.num_twice = taken.num_twice
+    for name, parts in sorted(tables.items()):
+        bucket, rows = Bucket.parse(name), joined_rows([part for _, part in parts])
+        step.clips[bucket] = [rows]
+        step.origins[bucket] = pa.table(
+            {
+                "parent": np.repeat(
+                    np.array([number for number, _ in parts], np.int32),
+                    [part.num_rows for _, part in parts],
+                ),
+                "from_shard": rows["shard"],
+                "from_row": rows["row"],
+            }
+        )
+        gathered.counts[name] = rows.num_rows
+    gathered.num_clips = step.num_clips
+    _add_sources(step, members, owners, taken.sources, everything=selection.is_all)
+    return gathered
+
+
+def _take(
+    tables: dict[str, list[tuple[int, pa.Table]]],
+    taken: _Taken,
+    number: int,
+    shard: ShardId,
+    rows: pa.Table,
+) -> None:
+    """Add the rows of a shard that are not taken yet to the clips of their bucket."""
+    mine = taken.new_ones(number, rows)
+    if mine.num_rows:
+        tables.setdefault(shard.bucket, []).append((number, mine))
+
+
+def _failed(member: Member, shard: ShardId, rows: pa.Table) -> pa.ChunkedArray:
+    """Return which rows of a shard failed."""
+    manifest = member.planned.manifest
+    columns = ["row", "status"]
+    table = read_all_rows(member.planned.storage, manifest.fingerprint, shard, columns)
+    numbers = table.filter(pc.not_equal(table["status"], "ok"))["row"].combine_chunks()
+    return pc.is_in(rows["row"], value_set=numbers)
+
+
+def _rows(
+    member: Member, selected: Mapping[ShardId, Collection[int]] | None
+) -> Iterator[tuple[ShardId, pa.Table]]:
+    """Yield the committed rows that count and are selected, shard by shard."""
+    plan = member.planned.plan
+    standing = plan.changes.among(member.cache.committed)
+    for shard in sorted(member.cache.committed):
+        if selected is not None and shard not in selected:
+            continue
+        rows = plan.rows(shard, standing)
+        if selected is not None:
+            wanted = pa.array(sorted(selected[shard]), pa.int32())
+            rows = rows.filter(pc.is_in(rows["row"], value_set=wanted))
+        yield shard, rows
+
+
+def _owners(members: Sequence[Member], prefer: Prefer | None) -> dict[str, int | None]:
+    """Return the sources that several caches have: the number of the one that is right, None if all are.
+
+    Raises CacheError for sources of different content, unless `prefer` says which.
+    """
+    first: dict[str, tuple[int, KnownSource]] = {}
+    owners: dict[str, int | None] = {}
+    different: list[str] = []
+    for number, member in enumerate(members):
+        for name, source in member.known.sources.items():
+            if name not in first:
+                first[name] = (number, source)
+                continue
+            before, known = first[name]
+            if source.is_rejected or known.is_rejected:
+                owners[name] = before if source.is_rejected else number
+            elif source.identity == known.identity:
+                owners[name] = owners.get(name)
+                continue
+            else:
+                different.append(name)
+                owners[name] = before if prefer == "first" else number
+            if owners[name] == number:
+                first[name] = (number, source)
+    if different and prefer is None:
+        more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
+        raise CacheError(
+            f"{len(different)} sources have the same name and other content in several caches: "
+            f"{', '.join(sorted(different)[:NAMED])}{more}. Nothing was written. Say whose clips to take: "
+            "--prefer first, or --prefer last"
+        )
+    return owners
+
+
+class _Taken:
+    """The clips that are taken already, of sources that several caches have.
+
+    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is.
+    """
+
+    def __init__(self, owners: Mapping[str, int | None]) -> None:
+        self._owners = owners
+        self._shared = pa.array(sorted(owners), pa.string())
+        self._keys: set[str] = set()
+        self.sources: set[str] = set()
+        self.num_twice = 0
+
+    def shared(self, rows: pa.Table) -> pa.ChunkedArray:
+        """Return which rows are of sources that several caches have."""
+        return pc.is_in(rows["source"], value_set=self._shared)
+
+    def new_ones(self, number: int, rows: pa.Table) -> pa.Table:
+        """Return the rows of a cache that are to be taken."""
+        if pc.any(self.shared(rows)).as_py():
+            pairs = zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True)
+            keep = [self._is_new(number, *pair) for pair in pairs]
+            self.num_twice += keep.count(False)
+            rows = rows.filter(pa.array(keep))
+        self.sources.update(rows["source"].to_pylist())
+        return rows
+
+    def _is_new(self, number: int, source: str, key: str) -> bool:
+        if source not in self._owners:
+            return True
+        owner = self._owners[source]
+        if key in self._keys or owner not in (None, number):
+            return False
+        self._keys.add(key)
+        return True
+
+
+def _add_sources(
+    step: Step,
+    members: Sequence[Member],
+    owners: Mapping[str, int | None],
+    taken: Collection[str],
+    *,
+    everything: bool,
+) -> None:
+    """Say what is known of the sources, so that growing the new cache does not open them again.
+
+    everything: sources that gave no clip are known, too; else only those of which a clip is taken.
+    """
+    said: set[str] = set()
+    rejected: list[pa.Table] = []
+    for number, member in enumerate(members):
+        mine = [
+            name
+            for name in member.known.sources
+            if name not in said and owners.get(name) in (None, number)
+        ]
+        if not everything:
+            mine = [name for name in mine if name in taken]
+        said.update(mine)
+        refused = [name for name in mine if member.known.sources[name].is_rejected]
+        planned = [name for name in mine if not member.known.sources[name].is_rejected]
+        step.add_sources(as_sources(member.known, planned), "planned")
+        step.add_sources(as_sources(member.known, refused), "rejected")
+        if refused:
+            rows = member.known.rejected_rows()
+            wanted = pa.array(sorted(refused), pa.string())
+            rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
+    if rejected:
+        step.rejected = pa.concat_tables(rejected, promote_options="permissive").combine_chunks()

@@ -1,0 +1,369 @@
+"""Merging, copying and splitting caches: what the new cache holds, knows, and says of where it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import latentcache
+from jobs.derived import check_places
+from latentcache.config.files import load_config
+from latentcache.copying.parents import Parents, is_parent
+from latentcache.copying.stored_rows import OpenCache
+from latentcache.core.records import ShardId
+from latentcache.errors import CacheError, ConfigError
+from latentcache.format.manifest import read_manifest
+from latentcache.format.shards import get_format
+from latentcache.inspecting.verify import verify
+from latentcache.planning.create import repair_cache
+from latentcache.planning.known import KnownCache
+from latentcache.planning.planned import PlannedCache
+from latentcache.storage.folder import Storage
+from tests.tools import planned as tool
+from tests.tools.caches import read_files, run_inline
+from tests.tools.copied import (
+    VIDEOS,
+    clips_of,
+    failed_of,
+    make_fragmented,
+    open_again,
+    reopened,
+)
+from tests.tools.planned import fill_cache, make_cache, plan_cache
+
+FORMATS = ("zarr", "parquet")
+
+
+def run(job: str, *args: object, status: int = 0) -> str:
+    found, printed = run_inline(job, *args)
+    assert found == status, printed
+    return printed
+
+
+def opened(path: Path) -> latentcache.Cache:
+    return latentcache.open_cache(str(path))
+
+
+@pytest.mark.parametrize("shard_format", FORMATS)
+def test_a_copy_is_a_cache_of_the_same_bytes_and_facts(
+    shard_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_fragmented(tmp_path, format=shard_format)
+    before, clips = read_files(tmp_path / "cache"), clips_of(open_again(cache.storage))
+    member = type(get_format(shard_format))
+    for name in (
+        ("encode_shard", "decode", "read") if shard_format == "zarr" else ("read", "decode")
+    ):
+        monkeypatch.setattr(member, name, None)  # nothing is compressed or decompressed
+    printed = run("copy", tmp_path / "cache", tmp_path / "copy")
+    monkeypatch.undo()
+    assert "8 clips ok, 1 failed" in printed
+    assert clips_of(opened(tmp_path / "copy")) == clips
+    assert failed_of(opened(tmp_path / "copy")) == failed_of(open_again(cache.storage))
+    assert read_files(tmp_path / "cache") == before
+    findings = verify(Storage(str(tmp_path / "copy")))
+    assert (findings.problems, findings.notes) == ([], [])
+    assert read_manifest(Storage(str(tmp_path / "copy"))).num_clips == cache.manifest.num_clips
+
+
+@pytest.mark.parametrize("shard_format", FORMATS)
+def test_a_copy_in_the_other_format_has_the_same_bits(shard_format: str, tmp_path: Path) -> None:
+    make_fragmented(tmp_path, format=shard_format)
+    other = next(name for name in FORMATS if name != shard_format)
+    run("copy", tmp_path / "cache", tmp_path / "copy", "--format", other)
+    assert opened(tmp_path / "copy").manifest.format == other
+    assert not verify(Storage(str(tmp_path / "copy"))).problems
+    assert samples(tmp_path / "copy") == samples(tmp_path / "cache")
+    run("copy", tmp_path / "copy", tmp_path / "back", "--format", shard_format)
+    assert clips_of(opened(tmp_path / "back")) == clips_of(opened(tmp_path / "cache"))
+
+
+def samples(path: Path) -> dict[str, bytes]:
+    """The bits of each clip's latents."""
+    return {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in opened(path)}
+
+
+def test_zarr_python_reads_a_copy(tmp_path: Path) -> None:
+    make_fragmented(tmp_path)
+    run("copy", tmp_path / "cache", tmp_path / "copy", "--where", "bucket = '5x64x96'")
+    array = zarr.open_group(tmp_path / "copy", mode="r")[f"latents/{VIDEOS}"]
+    found = [np.asarray(array[row]).tobytes() for row in range(array.shape[0])]
+    assert found == [*samples(tmp_path / "copy").values()]
+
+
+def test_two_copies_split_a_cache_and_a_merge_joins_them(tmp_path: Path) -> None:
+    cache = make_fragmented(tmp_path)
+    clips = clips_of(open_again(cache.storage))
+    keys = tmp_path / "keys.txt"
+    keys.write_text("v1#0\r\nv8#0\n\nv3#0\n")
+    chosen = {"v1#0", "v8#0", "v3#0"}
+    run("copy", tmp_path / "cache", tmp_path / "val", "--keys", keys)
+    where = "key not in ('v1#0', 'v8#0', 'v3#0')"
+    run("copy", tmp_path / "cache", tmp_path / "train", "--where", where)
+    val, train = clips_of(opened(tmp_path / "val")), clips_of(opened(tmp_path / "train"))
+    assert (val.keys(), train.keys()) == (chosen, clips.keys() - chosen)
+    assert failed_of(opened(tmp_path / "train")) == set(), "only ok clips are selected"
+    run("merge", tmp_path / "train", tmp_path / "val", "-o", tmp_path / "all")
+    assert clips_of(opened(tmp_path / "all")) == clips
+    assert not verify(Storage(str(tmp_path / "all"))).problems
+
+
+def test_a_condition_and_keys_must_both_hold(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    (tmp_path / "keys").write_text("v1#0\nv2#0\n")
+    where = "source != 'v1'"
+    run("copy", tmp_path / "cache", tmp_path / "c", "--keys", tmp_path / "keys", "--where", where)
+    assert clips_of(opened(tmp_path / "c")).keys() == {"v2#0"}
+
+
+def test_a_merge_takes_clips_of_the_same_source_once_and_ok_ones_first(tmp_path: Path) -> None:
+    one, other = make_cache(tmp_path, "one"), make_cache(tmp_path, "other", format="zarr")
+    failed = failed_of(open_again(one.storage))
+    assert ("v0#0", "corrupt") in failed
+    again = tmp_path / "again"
+    run("copy", tmp_path / "other", again, "--where", "source in ('v1', 'v3')")
+    printed = run("merge", tmp_path / "one", again, "-o", tmp_path / "all")
+    assert "2 clips that several caches have are taken once" in printed
+    found = clips_of(opened(tmp_path / "all"))
+    assert found == clips_of(open_again(one.storage))
+    assert failed_of(opened(tmp_path / "all")) == failed
+    # A clip that failed in the first cache and is ok in the second one is taken from there.
+    repaired = reopened(one)
+    repair_cache(one.storage, {ShardId(VIDEOS, 0): [0]})
+    fill_cache(reopened(repaired), seed=9)
+    whole = clips_of(open_again(one.storage))
+    assert "v0#0" in whole
+    run("merge", tmp_path / "other", tmp_path / "one", "-o", tmp_path / "best")
+    best = clips_of(opened(tmp_path / "best"))
+    assert best["v0#0"] == whole["v0#0"]
+    assert best.keys() == whole.keys()
+    assert {key for key, _ in failed_of(opened(tmp_path / "best"))} == {"v9#0"}
+    assert other.manifest.fingerprint == one.manifest.fingerprint
+
+
+def make_other_content(folder: Path, name: str) -> PlannedCache:
+    """A cache whose source v1 has the same name as elsewhere, and another content."""
+
+    def changed(number: int, source: Any = tool._source) -> dict[str, Any]:
+        row = source(number)
+        return {**row, "identity": "other"} if number == 1 else row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "_source", changed)
+        planned = plan_cache(folder, str(folder / name))
+    fill_cache(planned, seed=5)
+    return planned
+
+
+def test_a_source_of_other_content_is_refused_unless_one_is_preferred(tmp_path: Path) -> None:
+    one, other = make_cache(tmp_path, "one"), make_other_content(tmp_path, "other")
+    urls = (tmp_path / "one", tmp_path / "other")
+    printed = run("merge", *urls, "-o", tmp_path / "all", status=2)
+    assert "1 sources have the same name and other content in several caches: v1." in printed
+    assert "--prefer first" in printed
+    assert not (tmp_path / "all").exists()
+    first, last = clips_of(open_again(one.storage)), clips_of(open_again(other.storage))
+    assert first["v1#0"] != last["v1#0"]
+    for prefer, expected in (("first", first), ("last", {**first, "v1#0": last["v1#0"]})):
+        run("merge", *urls, "-o", tmp_path / prefer, "--prefer", prefer)
+        assert clips_of(opened(tmp_path / prefer)) == expected
+        storage = Storage(str(tmp_path / prefer))
+        manifest = read_manifest(storage)
+        planned = PlannedCache(config=one.config, manifest=manifest, storage=storage)
+        identity = KnownCache(storage, manifest, planned.plan).sources["v1"].identity
+        assert identity == {"first": "id1", "last": "other"}[prefer]
+
+
+def test_the_first_generation_says_where_all_is_from(tmp_path: Path) -> None:
+    one = make_fragmented(tmp_path, "one")
+    two = make_cache(tmp_path, "two")
+    run("merge", tmp_path / "one", tmp_path / "two", "-o", tmp_path / "all")
+    (generation,) = read_manifest(Storage(str(tmp_path / "all"))).generations
+    assert (generation.kind, generation.num_imported) == ("merge", 9)
+    for parent, cache in zip(generation.parents, (one, two), strict=True):
+        manifest = reopened(cache).manifest
+        assert parent.url == cache.storage.url
+        assert parent.fingerprint == manifest.fingerprint
+        assert parent.generation == len(manifest.generations)
+        assert parent.sha256 == manifest.generations[-1].sha256
+    run("copy", tmp_path / "all", tmp_path / "some", "--where", "width > 1")
+    (generation,) = read_manifest(Storage(str(tmp_path / "some"))).generations
+    assert (generation.kind, generation.selection) == ("copy", "where width > 1")
+
+
+def test_sources_are_known_in_the_new_cache(tmp_path: Path) -> None:
+    cache = make_fragmented(tmp_path)
+
+    def known(path: Path) -> dict[str, Any]:
+        storage = Storage(str(path))
+        manifest = read_manifest(storage)
+        planned = PlannedCache(config=cache.config, manifest=manifest, storage=storage)
+        return KnownCache(storage, manifest, planned.plan).sources
+
+    run("copy", tmp_path / "cache", tmp_path / "copy")
+    assert known(tmp_path / "copy") == known(tmp_path / "cache")
+    assert known(tmp_path / "copy")["v9"].is_rejected
+    run("copy", tmp_path / "cache", tmp_path / "some", "--where", "source < 'v3'")
+    assert known(tmp_path / "some").keys() == {"v1", "v2"}
+
+
+def test_caches_of_other_recipes_are_refused_with_what_differs(tmp_path: Path) -> None:
+    make_cache(tmp_path, "one")
+    run("copy", tmp_path / "one", tmp_path / "two")
+    other = make_cache(tmp_path, "other", dtype="float32")
+    assert other.manifest.spec.dtype == "float32"
+    urls = (tmp_path / "one", tmp_path / "two", tmp_path / "other")
+    printed = run("merge", *urls, "-o", tmp_path / "all", status=2)
+    assert "were made with different recipes" in printed
+    assert f"dtype: bfloat16 in {tmp_path}/one, float32 in {tmp_path}/other" in printed
+    assert not (tmp_path / "all").exists()
+
+
+def test_caches_of_other_formats_and_codecs_merge_into_the_first_ones(tmp_path: Path) -> None:
+    make_cache(tmp_path, "one")
+    make_cache(tmp_path, "two", format="parquet")
+    make_cache(tmp_path, "three", compression={"codec": "none"}, shard_clips=4)
+    run("copy", tmp_path / "two", tmp_path / "some", "--where", "source in ('v1', 'v2')")
+    run("copy", tmp_path / "three", tmp_path / "more", "--where", "source not in ('v1', 'v2')")
+    run("merge", tmp_path / "some", tmp_path / "more", "-o", tmp_path / "all")
+    assert samples(tmp_path / "all") == samples(tmp_path / "one")
+    manifest = read_manifest(Storage(str(tmp_path / "all")))
+    assert (manifest.format, manifest.shard_clips) == ("parquet", 3)
+    assert not verify(Storage(str(tmp_path / "all"))).problems
+
+
+def test_an_unfinished_cache_is_copied_only_where_that_is_allowed(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    clips = clips_of(open_again(cache.storage))
+    for name in (f"samples/{VIDEOS}/000001.parquet", f"latents/{VIDEOS}/c/1/0/0/0/0"):
+        (tmp_path / "cache" / name).unlink()
+    printed = run("copy", tmp_path / "cache", tmp_path / "copy", status=2)
+    assert "is not finished: 1 of its shards are still to be encoded or copied" in printed
+    assert "--allow-unfinished" in printed
+    assert not (tmp_path / "copy").exists()
+    run("copy", tmp_path / "cache", tmp_path / "copy", "--allow-unfinished")
+    lost = set(reopened(cache).plan.table(cache.planned_shards()[2])["key"].to_pylist())
+    assert clips_of(opened(tmp_path / "copy")).keys() == clips.keys() - lost
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    make_fragmented(tmp_path)
+    for job in (
+        ("copy", tmp_path / "cache", tmp_path / "new", "--dry-run"),
+        ("copy", tmp_path / "cache", tmp_path / "new", "--format=parquet", "--dry-run"),
+    ):
+        printed = run(*job)
+        assert "Dry run: nothing was written." in printed
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    make_cache(tmp_path, "other")
+    other = read_files(tmp_path / "other")
+    printed = run("copy", tmp_path / "cache", tmp_path / "other", status=2)
+    assert "is a cache already, and was not made by `latentcache copy`" in printed
+    assert read_files(tmp_path / "other") == other
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    printed = run("copy", tmp_path / "cache", tmp_path / "mine", status=2)
+    assert "is not empty and is no cache: it holds notes.txt" in printed
+    run("copy", tmp_path / "cache", tmp_path / "new", "--where", "source = 'v1'")
+    for more, what in (
+        (["--where", "source = 'v2'"], "is a copy of where source = 'v1', in zarr"),
+        (["--where", "source = 'v1'", "--format", "parquet"], "is a copy of where source = 'v1'"),
+    ):
+        printed = run("copy", tmp_path / "cache", tmp_path / "new", *more, status=2)
+        assert what in printed
+    printed = run("copy", tmp_path / "other", tmp_path / "new", "--where=source = 'v1'", status=2)
+    assert f"is a copy of {tmp_path}/cache, as they were" in printed
+    run("copy", tmp_path / "cache", tmp_path / "new", "--where", "source = 'v1'")
+
+
+@pytest.mark.parametrize(
+    ("urls", "target"),
+    [
+        (["a"], "a"),
+        (["a/"], "./a"),
+        (["a"], "a/b"),
+        (["a/b"], "a"),
+        (["s3://b/x", "s3://b/y"], "s3://b/y/"),
+        (["a", "a"], "b"),
+    ],
+)
+def test_a_cache_is_not_copied_into_itself_nor_named_twice(
+    urls: Sequence[str], target: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"the same place|named twice"):
+        check_places(urls, target)
+
+
+def test_names_that_only_begin_alike_are_other_places() -> None:
+    check_places(["a", "s3://b/x"], "ab")
+    check_places(["s3://b/x"], "s3://b/xy")
+
+
+@pytest.mark.parametrize(
+    ("args", "what"),
+    [
+        (["copy", "{c}"], "a copy takes a cache and where to copy it, and got 1"),
+        (["merge", "{c}", "-o", "{n}"], "a merge takes two caches or more"),
+        (["copy", "{c}", "{n}", "--where", "nothing > 1"], "cannot be evaluated"),
+        (["copy", "{c}", "{n}", "--where", "n >"], "should be here"),
+        (["copy", "{c}", "{n}", "--where", "source = 'no'"], "No clip is selected"),
+        (["copy", "{c}", "{n}", "--keys", "{t}/absent"], "--keys: cannot read"),
+        (["copy", "{c}", "{n}", "--keys", "{t}/empty"], "has no key in it"),
+        (["copy", "{c}", "{n}", "--keys", "{t}/bytes"], "is no text in UTF-8"),
+        (
+            ["copy", "{c}", "{n}", "--keys", "{t}/wrong"],
+            "no ok clip with 2 of 3 keys: 'no#0', 'v0#0'",
+        ),
+        (["copy", "{c}", "{n}", "run.workers=2"], "run.workers: this job copies what is stored"),
+        (["copy", "{t}/nowhere", "{n}"], "there is no cache here"),
+    ],
+)
+def test_wrong_arguments_get_one_message(args: list[str], what: str, tmp_path: Path) -> None:
+    make_cache(tmp_path)
+    (tmp_path / "empty").write_text("\n\n")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "wrong").write_text("v1#0\nv0#0\nno#0\n")
+    names = {"c": tmp_path / "cache", "n": tmp_path / "new", "t": tmp_path}
+    printed = run(args[0], *(arg.format(**names) for arg in args[1:]), status=2)
+    assert what in printed
+    assert "Error: " in printed
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_parent_is_found_as_it_was_and_no_other_one_is(tmp_path: Path) -> None:
+    cache, other = make_cache(tmp_path), make_cache(tmp_path, "other")
+    run("copy", tmp_path / "cache", tmp_path / "copy")
+    (parent,) = read_manifest(Storage(str(tmp_path / "copy"))).generations[0].parents
+    grown = make_fragmented(tmp_path, "grown")
+    assert is_parent(cache.manifest, parent)
+    assert not is_parent(other.manifest, parent)
+    assert not is_parent(grown.manifest, parent)
+    found = Parents({}).open(parent)
+    assert found.storage.url == cache.storage.url
+    assert found.manifest == read_manifest(cache.storage)
+    given = OpenCache(storage=cache.storage, manifest=cache.manifest)
+    assert Parents({}, [given]).open(parent).storage is cache.storage
+    (tmp_path / "cache").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "cache")
+    with pytest.raises(CacheError, match="is not the cache any more that was copied from"):
+        Parents({}).open(parent)
+
+
+def test_growing_a_copy_finds_its_sources_known(tmp_path: Path) -> None:
+    """What is compared is in tests/system/test_compacted.py; here: the recipe and settings fit."""
+    make_cache(tmp_path)
+    run("copy", tmp_path / "cache", tmp_path / "copy", "--format", "parquet")
+    manifest = read_manifest(Storage(str(tmp_path / "copy")))
+    assert manifest.config["cache"]["format"] == "parquet"
+    config = load_config(str(tmp_path / "config.yaml"), [])
+    assert manifest.config["clips"] == config.clips.model_dump(mode="json")
