@@ -23,7 +23,7 @@ from latentcache.redaction import redact
 from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 
-from .cli import OK, Parser, run_job, storage_options, stored_config
+from .cli import OK, Parser, copying_config, run_job, storage_options
 from .progress import copy_missing
 
 #: Shards of which fewer rows count than this part of a full one's are rewritten.
@@ -58,7 +58,7 @@ def compact(args: argparse.Namespace) -> int:
         )
     storage = Storage(args.cache, storage_options(args.overrides))
     manifest = read_manifest(storage)
-    config = stored_config(manifest, args.cache, args.overrides)
+    config = copying_config(manifest, args.cache, args.overrides)
     planned = PlannedCache(config=config, manifest=manifest, storage=storage)
     if not args.dry_run:
         write_metadata(storage, manifest)  # that of a run that was stopped before it

@@ -32,7 +32,7 @@ from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
 
-from .cli import OK, Parser, is_override, stored_config
+from .cli import OK, Parser, copying_config, is_override
 from .progress import copy_missing
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
@@ -92,7 +92,7 @@ def derive(
                 "No clip is selected, so there is nothing to copy. Nothing was written."
             )
         if not args.dry_run:
-            config = stored_config(manifest, target, overrides)
+            config = copying_config(manifest, target, overrides)
             new = PlannedCache(config=config, manifest=manifest, storage=storage)
             planned = take_step(new, gathered.step) or _planned_before(storage, overrides)
     if planned is not None:
@@ -134,7 +134,7 @@ def _options(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, 
 def _open(url: str, options: Mapping[str, Any], overrides: Sequence[str]) -> PlannedCache:
     storage = Storage(url, options)
     manifest = read_manifest(storage)
-    config = stored_config(manifest, url, overrides)
+    config = copying_config(manifest, url, overrides)
     return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 
@@ -147,7 +147,7 @@ def _planned_before(storage: Storage, overrides: Sequence[str]) -> PlannedCache 
     manifest = read_all(storage)
     if not manifest.generations:
         return None
-    config = stored_config(manifest, storage.url, overrides)
+    config = copying_config(manifest, storage.url, overrides)
     return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 

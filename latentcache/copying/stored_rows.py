@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array, numpy_dtype
-from latentcache.core.records import ChunkRef, ClipResult, ShardId
+from latentcache.core.records import ChunkRef, ClipResult, PictureFacts, ShardId
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import sample_path
@@ -21,7 +21,8 @@ from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import StoredChunk
 from latentcache.storage.folder import Storage
 
-_RESULT = tuple(field.name for field in dataclasses.fields(ClipResult))
+_RESULT = tuple(f.name for f in dataclasses.fields(ClipResult) if f.name != "picture")
+_PICTURE = tuple(f.name for f in dataclasses.fields(PictureFacts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,4 +85,13 @@ def _chunk(row: Mapping[str, Any]) -> ChunkRef:
 def _result(row: Mapping[str, Any]) -> ClipResult:
     """Return what a sample table says became of a clip; a time that it lacks is 0."""
     found = {name: row[name] for name in _RESULT}
-    return ClipResult(**{**found, **{n: found[n] or 0.0 for n in ("decode_s", "encode_s")}})
+    times = {name: found[name] or 0.0 for name in ("decode_s", "encode_s")}
+    return ClipResult(**{**found, **times}, picture=_picture(row))
+
+
+def _picture(row: Mapping[str, Any]) -> PictureFacts | None:
+    """Return what a sample table says of the pictures; None for a clip that was not decoded."""
+    found: dict[str, Any] = {name: row.get(name) for name in _PICTURE}
+    if all(value is None for value in found.values()):
+        return None
+    return PictureFacts(**found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 import latentcache
-from latentcache.core.records import ShardId
+from latentcache.core.records import PictureFacts, ShardId
 from latentcache.format.manifest import read_manifest
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import current_index, publish
@@ -19,6 +20,7 @@ from latentcache.storage.folder import Storage
 from tests.tools.planned import fill_cache, make_cache
 
 VIDEOS = "5x64x96"
+PICTURE = [field.name for field in dataclasses.fields(PictureFacts)]
 
 
 def reopened(planned: PlannedCache) -> PlannedCache:
@@ -71,7 +73,17 @@ def clips_of(cache: latentcache.Cache) -> dict[str, Any]:
     for shard in sorted(cache.committed):
         rows = cache.rows(*shard)
         chunks = shard_format.take(cache.storage, layouts[shard.bucket], shard.number, rows.chunks)
-        names = ["key", "caption", "source", "start", "start_s", "frames", "fps", *rows.kept]
+        names = [
+            "key",
+            "caption",
+            "source",
+            "start",
+            "start_s",
+            "frames",
+            "fps",
+            *PICTURE,
+            *rows.kept,
+        ]
         for position, chunk in enumerate(chunks):
             values = {name: rows.column(name, [position])[0] for name in names}
             # A kept column that only other clips of the shard have is null.
