@@ -11,10 +11,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from latentcache.copying.compact import Rewritten, choose_shards, plan_compaction
 from latentcache.copying.shards import pending_copies
 from latentcache.errors import ConfigError, CorruptionError
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest, refresh
 from latentcache.format.snapshot import current_index
 from latentcache.planning.create import take_step, write_metadata
@@ -23,31 +25,14 @@ from latentcache.redaction import redact
 from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 
-from .cli import OK, Parser, copying_config, run_job, storage_options
+from . import parsers
+from .cli import OK, copying_config, run_job, storage_options
 from .progress import copy_missing
-
-#: Shards of which fewer rows count than this part of a full one's are rewritten.
-BELOW = 0.75
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache compact", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "--below",
-        type=float,
-        default=BELOW,
-        metavar="PART",
-        help=f"rewrite shards of which less than this part of a full one counts ({BELOW})",
-    )
-    parser.add_argument(
-        "--drop-failed",
-        action="store_true",
-        help="retire clips that failed, instead of copying their rows",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    return run_job(compact, parser)
+    return run_job(compact, parsers.compact())
 
 
 def compact(args: argparse.Namespace) -> int:
@@ -60,31 +45,37 @@ def compact(args: argparse.Namespace) -> int:
     manifest = read_manifest(storage)
     config = copying_config(manifest, args.cache, args.overrides)
     planned = PlannedCache(config=config, manifest=manifest, storage=storage)
-    if not args.dry_run:
-        write_metadata(storage, manifest)  # that of a run that was stopped before it
-        _copy(planned)
+    if args.dry_run:
+        _print(_choose(planned, args))
+        print("Dry run: nothing was written.")
+        return OK
+    with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
+        if _compact(planned.held_by(holder), args):
+            url = shlex.quote(redact(args.cache))
+            print(f"The old shards can be removed later:  latentcache clean {url}")
+    return OK
+
+
+def _compact(planned: PlannedCache, args: argparse.Namespace) -> bool:
+    """Finish what was begun, then what is worth it; returns whether there was any of that."""
+    write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
+    _copy(planned)
     while True:
-        index = current_index(storage, planned.manifest).to_pylist()
-        chosen = choose_shards(
-            planned.manifest, index, below=args.below, drop_failed=args.drop_failed
-        )
+        chosen = _choose(planned, args)
         _print(chosen)
-        if args.dry_run:
-            print("Dry run: nothing was written.")
-            return OK
-        step = plan_compaction(planned, chosen, drop_failed=args.drop_failed)
-        taken = take_step(planned, step)
+        taken = take_step(planned, plan_compaction(planned, chosen, drop_failed=args.drop_failed))
         if taken is not None:
             break
-        manifest = refresh(storage, planned.manifest)
-        planned = PlannedCache(config=config, manifest=manifest, storage=storage)
+        planned = replace(planned, manifest=refresh(planned.storage, planned.manifest))
         _copy(planned)
     _copy(taken)
-    RunSnapshot(storage, taken.manifest, config.run.snapshot_interval_s).close()
-    if chosen:
-        url = shlex.quote(redact(args.cache))
-        print(f"The old shards can be removed later:  latentcache clean {url}")
-    return OK
+    RunSnapshot(taken.storage, taken.manifest, taken.config.run.snapshot_interval_s).close()
+    return bool(chosen)
+
+
+def _choose(planned: PlannedCache, args: argparse.Namespace) -> Sequence[Rewritten]:
+    index = current_index(planned.storage, planned.manifest).to_pylist()
+    return choose_shards(planned.manifest, index, below=args.below, drop_failed=args.drop_failed)
 
 
 def _copy(planned: PlannedCache) -> None:

@@ -13,33 +13,15 @@ from pathlib import Path
 
 from latentcache.copying.selection import Selection
 from latentcache.errors import ConfigError
-from latentcache.format.shards import NAMES
 
-from .cli import Parser, run_job
-from .derived import add_arguments, derive, split_words
+from . import parsers
+from .cli import run_job
+from .derived import derive, split_words
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache copy", description=__doc__)
-    parser.add_argument(
-        "caches",
-        nargs="+",
-        metavar="SOURCE_URL TARGET_URL",
-        help="the cache and the new one; then cache.storage_options.*, and corpus.storage_options.* where "
-        "those of the source differ from the new one's",
-    )
-    parser.add_argument(
-        "--where",
-        metavar="CONDITION",
-        help="copy clips of which this is true, such as \"end_s - start_s >= 2 and source like 'a%%'\"",
-    )
-    parser.add_argument(
-        "--keys", metavar="FILE", help="copy clips whose keys are in it, one a line"
-    )
-    parser.add_argument("--format", choices=NAMES, help="of the new cache; the source's")
-    add_arguments(parser)
-    return run_job(copy, parser)
+    return run_job(copy, parsers.copy())
 
 
 def copy(args: argparse.Namespace) -> int:

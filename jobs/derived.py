@@ -23,6 +23,7 @@ from latentcache.copying.shards import pending_copies
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.core.records import ShardFormat
 from latentcache.errors import CacheError, ConfigError, CorruptionError
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_all, read_manifest
 from latentcache.format.paths import CACHE_JSON
 from latentcache.planning.create import check_unused, take_step, write_metadata
@@ -32,21 +33,11 @@ from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
 
-from .cli import OK, Parser, copying_config, is_override
+from .cli import OK, copying_config, is_override
 from .progress import copy_missing
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
 _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
-
-
-def add_arguments(parser: Parser) -> None:
-    """Add what both jobs take."""
-    parser.add_argument(
-        "--allow-unfinished",
-        action="store_true",
-        help="copy what is committed of caches that are not finished",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -81,7 +72,7 @@ def derive(
     target_options, source_options = _options(overrides)
     sources = [_open(url, source_options, overrides) for url in urls]
     storage = Storage(target, target_options)
-    planned = _planned_before(storage, overrides)
+    planned, step = _planned_before(storage, overrides), None
     if planned is None:
         members = [open_member(s, allow_unfinished=args.allow_unfinished) for s in sources]
         manifest = manifest_of(members, shard_format, storage.absolute_url)
@@ -91,17 +82,23 @@ def derive(
             raise ConfigError(
                 "No clip is selected, so there is nothing to copy. Nothing was written."
             )
-        if not args.dry_run:
-            config = copying_config(manifest, target, overrides)
-            new = PlannedCache(config=config, manifest=manifest, storage=storage)
-            planned = take_step(new, gathered.step) or _planned_before(storage, overrides)
-    if planned is not None:
-        _check_same(planned, kind, sources, in_words(selection, prefer), shard_format)
-    if planned is None or args.dry_run:
+        config = copying_config(manifest, target, overrides)
+        planned = PlannedCache(config=config, manifest=manifest, storage=storage)
+        step = gathered.step
+    words = in_words(selection, prefer)
+    if step is None:
+        _check_same(planned, kind, sources, words, shard_format)
+    if args.dry_run:
         print("Dry run: nothing was written.")
         return OK
-    opened = [OpenCache(storage=s.storage, manifest=s.manifest) for s in sources]
-    return _copy(planned, Parents(source_options, opened))
+    with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
+        if step is not None:
+            taken = take_step(planned, step, holder) or _planned_before(storage, overrides)
+            assert taken is not None
+            planned = taken
+            _check_same(planned, kind, sources, words, shard_format)
+        opened = [OpenCache(storage=s.storage, manifest=s.manifest) for s in sources]
+        return _copy(planned.held_by(holder), Parents(source_options, opened))
 
 
 def check_places(urls: Sequence[str], target: str) -> None:

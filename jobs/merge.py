@@ -13,28 +13,14 @@ import sys
 from latentcache.copying.selection import Selection
 from latentcache.errors import ConfigError
 
-from .cli import Parser, run_job
-from .derived import add_arguments, derive, split_words
+from . import parsers
+from .cli import run_job
+from .derived import derive, split_words
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache merge", description=__doc__)
-    parser.add_argument(
-        "caches",
-        nargs="+",
-        metavar="CACHE_URL",
-        help="the caches, in the order in which their clips shall come; then cache.storage_options.*, and "
-        "corpus.storage_options.* where those of these caches differ from the new one's",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="URL", help="the new cache")
-    parser.add_argument(
-        "--prefer",
-        choices=["first", "last"],
-        help="whose clips to take of sources with the same name and other content",
-    )
-    add_arguments(parser)
-    return run_job(merge, parser)
+    return run_job(merge, parsers.merge())
 
 
 def merge(args: argparse.Namespace) -> int:

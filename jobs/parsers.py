@@ -15,6 +15,10 @@ WRONG_INPUT = 2
 DEVICES = "auto (cuda if there is a GPU, else cpu), cpu, cuda or cuda:N"
 #: What a job that only reads stored bytes can be told of where they are.
 OPTIONS = "cache.storage_options"
+#: Shards of which fewer rows count than this part of a full one's are rewritten by `compact`.
+BELOW = 0.75
+#: The forms of shards (`latentcache.format.shards` imports what reads them).
+FORMATS = ("zarr", "parquet")
 #: Seconds between two looks of `status --watch`.
 WATCH_INTERVAL_S = 10.0
 
@@ -201,6 +205,102 @@ def clean() -> Parser:
     return parser
 
 
+def _add_derived(parser: Parser) -> None:
+    """Add what both jobs take."""
+    parser.add_argument(
+        "--allow-unfinished",
+        action="store_true",
+        help="copy what is committed of caches that are not finished",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+
+
+def compact() -> Parser:
+    """Return the command line of `latentcache compact`."""
+    parser = Parser(
+        prog="latentcache compact",
+        description="Copy short shards, and shards with many retired rows, into full ones; nothing is "
+        "decoded or encoded. The new shards hold the same compressed bytes. Old rows count until the "
+        "shard that replaces them is there, so that readers see every clip once at any moment; a "
+        "compaction that was stopped goes on with the same command, or with `latentcache resume`. "
+        "Later `latentcache clean` removes the old shards. Exit status: 0.",
+    )
+    parser.add_cache()
+    parser.add_argument(
+        "--below",
+        type=float,
+        default=BELOW,
+        metavar="PART",
+        help=f"rewrite shards of which less than this part of a full one counts ({BELOW})",
+    )
+    parser.add_argument(
+        "--drop-failed",
+        action="store_true",
+        help="retire clips that failed, instead of copying their rows",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    parser.add_lease()
+    return parser
+
+
+def merge() -> Parser:
+    """Return the command line of `latentcache merge`."""
+    parser = Parser(
+        prog="latentcache merge",
+        description="Make one cache of several ones of the same recipe; nothing is decoded or encoded. "
+        "Clips that several caches have, of sources with the same name and content, are taken once. The "
+        "new cache knows the sources of all, so that `precompute` opens none of them again. A "
+        "merge that was stopped goes on with the same command. Exit status: 0.",
+    )
+    parser.add_argument(
+        "caches",
+        nargs="+",
+        metavar="CACHE_URL",
+        help="the caches, in the order in which their clips shall come; then cache.storage_options.*, and "
+        "corpus.storage_options.* where those of these caches differ from the new one's",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="URL", help="the new cache")
+    parser.add_argument(
+        "--prefer",
+        choices=["first", "last"],
+        help="whose clips to take of sources with the same name and other content",
+    )
+    _add_derived(parser)
+    parser.add_lease()
+    return parser
+
+
+def copy() -> Parser:
+    """Return the command line of `latentcache copy`."""
+    parser = Parser(
+        prog="latentcache copy",
+        description="Copy a cache, or some of its clips, into Zarr or Parquet; nothing is decoded or "
+        "encoded by a model. With --where or --keys only those ok clips are copied, so that two copies "
+        "split a cache. Within a format compressed bytes are copied as they are; to another one "
+        "latents are compressed again, bit for bit the same. A copy that was stopped goes on with "
+        "the same command. Exit status: 0.",
+    )
+    parser.add_argument(
+        "caches",
+        nargs="+",
+        metavar="SOURCE_URL TARGET_URL",
+        help="the cache and the new one; then cache.storage_options.*, and corpus.storage_options.* where "
+        "those of the source differ from the new one's",
+    )
+    parser.add_argument(
+        "--where",
+        metavar="CONDITION",
+        help="copy clips of which this is true, such as \"end_s - start_s >= 2 and source like 'a%%'\"",
+    )
+    parser.add_argument(
+        "--keys", metavar="FILE", help="copy clips whose keys are in it, one a line"
+    )
+    parser.add_argument("--format", choices=FORMATS, help="of the new cache; the source's")
+    _add_derived(parser)
+    parser.add_lease()
+    return parser
+
+
 def stream() -> Parser:
     """Return the command line of `latentcache stream`."""
     parser = Parser(
@@ -341,6 +441,9 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "resume": resume,
     "status": status,
     "verify": verify,
+    "compact": compact,
+    "merge": merge,
+    "copy": copy,
     "clean": clean,
     "stream": stream,
     "report": report,

@@ -125,7 +125,7 @@ def test_zarr_python_reads_a_compacted_array(tmp_path: Path) -> None:
         shard = after._places["shard"][place]
         at = shard * after.manifest.shard_clips + after.rows(VIDEOS, shard).chunks[position].row
         np.testing.assert_array_equal(
-            np.asarray(array[at]).view(np.uint16), sample["latents"].view(torch.uint16).numpy()
+            np.asarray(array[at]).view(np.uint16), after.stored(n).view(torch.uint16).numpy()
         )
 
 

@@ -153,10 +153,10 @@ def samples_of(cache: Path | str, options: Mapping[str, Any] | None = None) -> d
 
 def bits_of(opened: latentcache.Cache) -> dict[str, bytes]:
     """The latents of every clip of a snapshot, by key; each key once."""
-    samples = [opened[n] for n in range(len(opened))]
-    found = {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
-    assert len(found) == len(samples), "a key twice"
-    return found
+    numbers = range(len(opened))
+    found = {opened[n]["key"]: opened.stored(n) for n in numbers}
+    assert len(found) == len(numbers), "a key twice"
+    return {key: latents.view(torch.uint8).numpy().tobytes() for key, latents in found.items()}
 
 
 def objects_in(cache: Path) -> dict[str, bytes]:
