@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import zarr
 
 import latentcache
@@ -26,7 +25,7 @@ from latentcache.planning.known import KnownCache
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
 from tests.tools import planned as tool
-from tests.tools.caches import read_files, run_inline
+from tests.tools.caches import bits_of, read_files, run_inline
 from tests.tools.copied import (
     VIDEOS,
     clips_of,
@@ -86,7 +85,7 @@ def test_a_copy_in_the_other_format_has_the_same_bits(shard_format: str, tmp_pat
 
 def samples(path: Path) -> dict[str, bytes]:
     """The bits of each clip's latents."""
-    return {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in opened(path)}
+    return bits_of(opened(path))
 
 
 def test_zarr_python_reads_a_copy(tmp_path: Path) -> None:
@@ -314,8 +313,8 @@ def test_names_that_only_begin_alike_are_other_places() -> None:
     [
         (["copy", "{c}"], "a copy takes a cache and where to copy it, and got 1"),
         (["merge", "{c}", "-o", "{n}"], "a merge takes two caches or more"),
-        (["copy", "{c}", "{n}", "--where", "nothing > 1"], "cannot be evaluated"),
-        (["copy", "{c}", "{n}", "--where", "n >"], "should be here"),
+        (["copy", "{c}", "{n}", "--where", "nothing > 1"], "there is no column 'nothing'"),
+        (["copy", "{c}", "{n}", "--where", "row >"], "(character "),
         (["copy", "{c}", "{n}", "--where", "source = 'no'"], "No clip is selected"),
         (["copy", "{c}", "{n}", "--keys", "{t}/absent"], "--keys: cannot read"),
         (["copy", "{c}", "{n}", "--keys", "{t}/empty"], "has no key in it"),
