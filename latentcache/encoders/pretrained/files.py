@@ -92,9 +92,8 @@ class Component:
         for path in self.weights():
             try:
                 with safe_open(str(path), framework="pt") as file:
-                    found |= {
-                        key: file.get_tensor(key) for key in file.keys() if key.endswith(ends)
-                    }
+                    names = [key for key in file.keys() if key.endswith(ends)]  # noqa: SIM118 - no dict
+                    found |= {name: file.get_tensor(name) for name in names}
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise EncoderError(
                     f"{self.name}: {path} cannot be read: {type(error).__name__}: {error} Download the "

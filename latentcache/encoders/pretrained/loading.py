@@ -113,8 +113,8 @@ def check_vocabulary(
         return
     raise ConfigError(
         f"{component.name}: the tokenizer in {component.folder} has {size} tokens, and the model's "
-        f"embedding has {rows}. It is another model's tokenizer, and its ids would mean other words. Name the folder "
-        "of the model's own."
+        f"embedding has {rows}. It is another model's tokenizer, and its ids would mean other "
+        "words. Name the folder of the model's own."
     )
 
 
@@ -188,9 +188,11 @@ def _class(name: str) -> Any:
 
 
 def _loading(component: Component, load: Callable[[], _Loaded]) -> _Loaded:
+    from safetensors import SafetensorError  # it comes with transformers
+
     try:
         return load()
-    except _MISFIT as error:
+    except (*_MISFIT, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
             f"{component.name}: {component.folder} cannot be loaded: {type(error).__name__}: {reason} "

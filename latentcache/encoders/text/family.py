@@ -93,8 +93,9 @@ class Family(abc.ABC, Generic[SettingsT]):
             if not fits or found.dtype != self.dtype:
                 raise EncoderError(
                     f"{self.settings.family} gave {name} as {found.dtype} {list(shape)}, and its "
-                    f"checkpoint says {self.dtype} {list(array.shape)}. This version of transformers gives other "
-                    "states than the family's, or config.json and weights are of different models."
+                    f"checkpoint says {self.dtype} {list(array.shape)}. This version of "
+                    "transformers gives other states than the family's, or config.json and weights are of "
+                    "different models."
                 )
             if not bool(found.isfinite().all()):
                 raise ClipError("non_finite", f"{name} of the text has NaN or infinity")

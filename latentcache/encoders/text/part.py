@@ -77,7 +77,8 @@ class TextPart:
             raise ConfigError(
                 f"{tokenizer}: the tokenizer in {self._tokenizer_files.folder} pads on the "
                 f"{self.tokenizer.padding_side}, and the family's pads on the {side}. It is another "
-                "model's tokenizer, or its tokenizer_config.json was changed. Name the folder of the model's own."
+                "model's tokenizer, or its tokenizer_config.json was changed. Name the folder of the "
+                "model's own."
             )
 
     @functools.cached_property

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,8 +36,7 @@ _MODULES: Mapping[str, str] = {
 FAMILIES = tuple(_MODULES)
 
 
-@dataclass(frozen=True, slots=True)
-class TextDescription:
+class TextDescription(NamedTuple):
     """What a text encoder will give, known without its weights in memory."""
 
     arrays: Mapping[str, TextArray]
@@ -57,13 +55,13 @@ def text_settings(raw: Mapping[str, Any], where: str = "text") -> TextSettings:
     return settings
 
 
-def describe_text_encoder(settings: TextSettings) -> TextDescription:
+def describe_text_encoder(settings: Mapping[str, Any]) -> TextDescription:
     """Read configs, the tokenizer and the digests of all files. Raises ConfigError and EncoderError."""
     encoder = _unloaded(settings)
     return TextDescription(encoder.arrays, encoder.recipe())
 
 
-def build_text_encoder(settings: TextSettings, device: torch.device) -> TextEncoder:
+def build_text_encoder(settings: Mapping[str, Any], device: torch.device) -> TextEncoder:
     """Load a text encoder onto a device. Raises ConfigError and EncoderError."""
     return _unloaded(settings).load(device)
 
@@ -73,6 +71,7 @@ def family_module(family: str) -> Any:
     return importlib.import_module(f"{_PACKAGE}.{_MODULES[family]}")
 
 
-def _unloaded(settings: TextSettings) -> Family[Any]:
-    encoder: Family[Any] = family_module(settings.family).Encoder(settings)
+def _unloaded(settings: Mapping[str, Any]) -> Family[Any]:
+    checked = text_settings(settings)
+    encoder: Family[Any] = family_module(checked.family).Encoder(checked)
     return encoder

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from latentcache.encoders.text import FAMILIES, build_text_encoder
 from latentcache.encoders.text.protocol import EncodedText, TextArray, TextEncoder
-from latentcache.encoders.text.registry import FAMILIES, build_text_encoder, text_settings
 from tests.tools.texts.captions import captions
 from tests.tools.texts.references import CASES, Padded, pipeline, saved
 
@@ -26,8 +26,10 @@ class Pair:
     def __init__(self, name: str, folder: Path, dtype: str) -> None:
         model, parts = saved(name, folder)
         self.case = CASES[name]
+        # bfloat16 is slow on CPUs, and the order of work is that of float32.
+        self.num_quick = min(self.case.quick, 12 if dtype == "float32" else 6)
         raw = {**self.case.raw, "model": str(model), "dtype": dtype}
-        self.ours: TextEncoder = build_text_encoder(text_settings(raw), CPU)
+        self.ours: TextEncoder = build_text_encoder(raw, CPU)
         self.theirs: Any = pipeline(name, model, parts, getattr(torch, dtype))
 
     def compare(self, text: str) -> EncodedText:
@@ -84,7 +86,7 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     name, dtype = request.param
-    yield Pair(name, tmp_path_factory.mktemp(name), dtype)
+    return Pair(name, tmp_path_factory.mktemp(name), dtype)
 
 
 def test_every_family_has_a_reference() -> None:
@@ -92,9 +94,9 @@ def test_every_family_has_a_reference() -> None:
 
 
 def test_arrays_are_the_references_bit_for_bit(pair: Pair) -> None:
-    encoded = [pair.compare(text) for text in captions(pair.case.quick)]
+    encoded = [pair.compare(text) for text in captions(pair.num_quick)]
     lost = [one.lost_tokens > 0 for one in encoded]
-    assert any(lost) or pair.case.quick < 4  # the fourth is far too long
+    assert any(lost) or pair.num_quick < 4  # the fourth is far too long
     assert not all(lost)
 
 

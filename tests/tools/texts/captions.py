@@ -4,59 +4,12 @@ from __future__ import annotations
 
 import random
 
-WORDS = [
-    "a",
-    "red",
-    "fox",
-    "runs",
-    "through",
-    "deep",
-    "snow",
-    "while",
-    "the",
-    "camera",
-    "pans",
-    "slowly",
-    "left",
-    "and",
-    "golden",
-    "light",
-    "falls",
-    "over",
-    "two",
-    "old",
-    "fishing",
-    "boats",
-    "near",
-    "the",
-    "pier",
-    "people",
-    "walk",
-    "dogs",
-    "on",
-    "wet",
-    "sand",
-    "an",
-    "aerial",
-    "view",
-    "of",
-    "mountains",
-    "close",
-    "up",
-    "hands",
-    "kneading",
-    "dough",
-    "steam",
-    "rises",
-    "from",
-    "coffee",
-    "cinematic",
-    "shallow",
-    "depth",
-    "of",
-    "field",
-    "4k",
-]
+_SENTENCE = (
+    "a red fox runs through deep snow while the camera pans slowly left and golden light falls over "
+    "two old fishing boats near the pier people walk dogs on wet sand an aerial view of mountains "
+    "close up hands kneading dough steam rises from coffee cinematic shallow depth of field 4k"
+)
+WORDS = _SENTENCE.split()
 #: More tokens than any family takes, three times over, even where a word is one token.
 _TOO_LONG = 3 * 1100
 
