@@ -85,9 +85,10 @@ def load_model(
 
     Raises EncoderError, also if tensors would stay random.
     """
+    loader = _class(class_name)
     model, info = _loading(
         component,
-        lambda: _class(class_name).from_pretrained(
+        lambda: loader.from_pretrained(
             str(component.folder),
             dtype=dtype,
             local_files_only=True,

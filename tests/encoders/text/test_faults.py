@@ -226,13 +226,13 @@ def test_a_checkpoint_with_parts_missing_is_told(
 def test_weights_that_are_cut_short_are_told(wan: Path, size: int) -> None:
     path = wan / "text_encoder/model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(EncoderError, match="text_encoder.* cannot be (loaded|read)"):
+    with pytest.raises(EncoderError, match=r"text_encoder.* cannot be (loaded|read)"):
         build(wan)
 
 
 def test_a_damaged_tokenizer_is_told(wan: Path) -> None:
     (wan / "tokenizer/tokenizer.json").write_text('{"model": 5}')
-    with pytest.raises(EncoderError, match="tokenizer.* cannot be loaded"):
+    with pytest.raises(EncoderError, match=r"tokenizer.* cannot be loaded"):
         describe_text_encoder(settings(wan))
 
 

@@ -70,15 +70,6 @@ def assert_same(ours: Padded, theirs: Padded, array: TextArray) -> None:
     assert not ours.values[~ours.mask].any()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models on several threads wait for each other more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(
     scope="module", params=[(name, dtype) for name in CASES for dtype in DTYPES], ids="-".join
 )
