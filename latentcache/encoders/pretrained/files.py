@@ -133,13 +133,10 @@ class Checkpoint:
                 f"{name}: there is no folder {str(folder)!r} on this machine. Download the model to every "
                 f"machine that encodes, or name the folder that holds it in folders.{name}."
             )
-        known = isinstance(named, list) and len(named) == 2 and name not in self.folders
-        return Component(
-            name=name,
-            folder=folder,
-            class_name=str(named[1]) if known else None,
-            variant=self.variant,
-        )
+        # It is of the folder in `model`, not of another one.
+        is_named = name not in self.folders and isinstance(named, list) and len(named) == 2
+        class_name = str(named[1]) if named and is_named else None
+        return Component(name=name, folder=folder, class_name=class_name, variant=self.variant)
 
 
 def _json(path: Path, name: str) -> Mapping[str, Any]:

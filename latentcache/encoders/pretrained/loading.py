@@ -41,10 +41,8 @@ _LEAST_USED = 0.5
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of the packages that values depend on, besides those of transformers itself."""
-    return {
-        name: importlib.metadata.version(name) for name in ("tokenizers", "transformers", *packages)
-    }
+    """Return the version of transformers, and those of other packages that values depend on."""
+    return {name: importlib.metadata.version(name) for name in ("transformers", *packages)}
 
 
 def load_tokenizer(component: Component) -> Any:
@@ -58,8 +56,12 @@ def load_tokenizer(component: Component) -> Any:
 
 
 def load_image_processor(component: Component) -> Any:
-    """Load an image processor, on PIL or torchvision by what is installed. Raises EncoderError."""
-    loader = _class("AutoImageProcessor")
+    """Load an image processor, by the class that model_index.json names. Raises EncoderError.
+
+    transformers runs it on torchvision if that is installed, and on PIL if not.
+    """
+    name = component.class_name or ""
+    loader = _class(name if "ImageProcessor" in name else "AutoImageProcessor")
     return _loading(
         component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
     )

@@ -15,7 +15,8 @@ from latentcache.encoders.text.protocol import EncodedText, Padding, TextArray
 from latentcache.encoders.text.settings import TextSettings
 from latentcache.errors import ConfigError
 
-_SPECIAL = ("bos", "eos", "pad")
+Special = Literal["bos", "eos", "pad"]
+_SPECIAL: tuple[Special, ...] = ("bos", "eos", "pad")
 _PLACE = "{}"
 
 
@@ -44,7 +45,7 @@ class Settings(TextSettings):
     pooled: Literal["pooler_output", "text_embeds"] | None = Field(
         default=None, description="A vector of the model's output that is stored, too."
     )
-    special: tuple[Literal["bos", "eos", "pad"], ...] = Field(
+    special: tuple[Special, ...] = Field(
         default=_SPECIAL, description="Special ids that tokenizer and config must agree on."
     )
 

@@ -79,7 +79,7 @@ class Family(abc.ABC, Generic[SettingsT]):
                 for name, array in self.arrays.items()
             },
             "parts": {part.name: part.recipe() for part in self.parts},
-            "packages": versions(),
+            "packages": versions("tokenizers"),
             **self.facts,
         }
 
