@@ -6,8 +6,9 @@ another tensor. So what is loaded is compared with the files.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from latentcache.errors import ConfigError, EncoderError
 _Loaded = TypeVar("_Loaded")
 #: What transformers raises for files that are damaged, incomplete or of another class.
 _MISFIT = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+#: The first version of transformers that is used.
+_SINCE = 5
 #: What the input embedding is called in checkpoints, without the way to it.
 _EMBEDDINGS = (
     "shared.weight",
@@ -88,17 +91,18 @@ def load_model(
     Raises EncoderError, also if tensors would stay random.
     """
     loader = _class(class_name)
-    model, info = _loading(
-        component,
-        lambda: loader.from_pretrained(
-            str(component.folder),
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            variant=component.variant,
-            output_loading_info=True,
-        ),
-    )
+    with _no_progress_bars():
+        model, info = _loading(
+            component,
+            lambda: loader.from_pretrained(
+                str(component.folder),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=component.variant,
+                output_loading_info=True,
+            ),
+        )
     _check_complete(component, class_name, info)
     _check_embedding(component, model)
     return model.to(device).eval().requires_grad_(False)
@@ -182,12 +186,32 @@ def _class(name: str) -> Any:
             "text and image encoders run on the package 'transformers', which is not installed. "
             f"Run: {install_command('text')}"
         ) from None
+    if int(transformers.__version__.split(".")[0]) < _SINCE:
+        raise ConfigError(
+            f"transformers {transformers.__version__} is installed, and text and image encoders were "
+            f"compared with version {_SINCE}: older ones may give other states. "
+            f"Run: {install_command('text')}"
+        )
     try:
         return getattr(transformers, name)
     except AttributeError:
         raise ConfigError(
             f"transformers {transformers.__version__} has no {name}. Run: {install_command('text')}"
         ) from None
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep bars of transformers out of a run's own lines; leaves its setting as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _loading(component: Component, load: Callable[[], _Loaded]) -> _Loaded:

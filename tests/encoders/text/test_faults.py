@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,12 +260,30 @@ def test_settings_that_are_wrong_are_told(raw: dict[str, Any], message: str) -> 
 def test_without_transformers_the_extra_is_named(
     wan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="'transformers', which is not installed"):
         describe_text_encoder(settings(wan))
 
 
+def test_an_older_transformers_is_refused(wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    with pytest.raises(ConfigError, match=r"4\.57\.1 is installed"):
+        describe_text_encoder(settings(wan))
+
+
+def test_loading_and_encoding_print_nothing(
+    wan: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither bars nor warnings of long texts: a run prints lines of its own."""
+    encoder = build(wan)
+    capfd.readouterr()
+    encoder = build(wan)
+    encoder.encode("dogs " * 3000)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
 def test_without_ftfy_the_extra_is_named(wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ftfy", None)
+    monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ConfigError, match="'ftfy', which is not installed"):
         describe_text_encoder(settings(wan))

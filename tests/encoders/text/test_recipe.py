@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,16 @@ def test_weights_in_several_files_and_variants_are_read(
     assert torch.equal(
         build_text_encoder(settings, CPU).encode("two dogs").arrays["states"], expected
     )
+
+
+def test_transformers_is_imported_only_when_a_model_is() -> None:
+    code = (
+        "import sys; from latentcache.encoders import text, towers; "
+        "from latentcache.encoders.text.registry import FAMILIES, family_module; "
+        "[family_module(family) for family in FAMILIES]; "
+        "assert not {'transformers', 'diffusers', 'safetensors', 'ftfy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_every_family_names_its_source() -> None:
