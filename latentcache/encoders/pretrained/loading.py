@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -67,6 +67,30 @@ def load_image_processor(component: Component) -> Any:
     loader = _class(name if "ImageProcessor" in name else "AutoImageProcessor")
     return _loading(
         component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+
+
+def load_config(component: Component, kind: Literal["text", "vision"]) -> Any:
+    """Load the config of a text or vision model, with what its class adds to the file.
+
+    Models of several kinds of input keep it inside theirs. Raises ConfigError and EncoderError.
+    """
+    component.config()  # raises where it is missing
+    loader = _class("AutoConfig")
+    config = _loading(
+        component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+    return config.get_text_config() if kind == "text" else getattr(config, "vision_config", config)
+
+
+def number_of(component: Component, config: Any, key: str) -> int:
+    """Return a number of a config. Raises ConfigError if it has none."""
+    value = getattr(config, key, None)
+    if isinstance(value, int):
+        return value
+    raise ConfigError(
+        f"{component.name}: the config.json in {component.folder} has no number {key}, which says what "
+        "shape the states have. Name the folder of a model that has it."
     )
 
 
@@ -128,12 +152,14 @@ def check_vocabulary(
 def check_special_ids(
     component: Component, tokenizer: Any, config: Mapping[str, Any], names: Collection[str]
 ) -> None:
-    """Raise ConfigError if special ids of a tokenizer differ from those of the model's config.
+    """Raise ConfigError if special ids of a tokenizer differ from those that config.json says.
 
     names: of `bos`, `eos` and `pad`, those that the states depend on.
     """
+    inner = config.get("text_config")
+    said = {**config, **inner} if isinstance(inner, dict) else config
     for name in names:
-        found, expected = getattr(tokenizer, f"{name}_token_id"), config.get(f"{name}_token_id")
+        found, expected = getattr(tokenizer, f"{name}_token_id"), said.get(f"{name}_token_id")
         allowed = expected if isinstance(expected, list) else [expected]
         if found is not None and expected is not None and found not in allowed:
             raise ConfigError(

@@ -14,8 +14,10 @@ from latentcache.encoders.pretrained.loading import (
     check_special_ids,
     check_vocabulary,
     class_of,
+    load_config,
     load_model,
     load_tokenizer,
+    number_of,
 )
 from latentcache.encoders.text.overflow import watch_overflow
 from latentcache.errors import ConfigError
@@ -68,11 +70,12 @@ class TextPart:
         self._tokenizer_files = checkpoint.component(tokenizer)
         self.class_name = classes if isinstance(classes, str) else class_of(self._files, classes)
         self.tokenizer = load_tokenizer(self._tokenizer_files)
+        self._config = load_config(self._files, "text")
         self._model: Any = None
         check_vocabulary(
             self._tokenizer_files, self.tokenizer, self.setting("vocab_size"), padded=padded
         )
-        check_special_ids(self._tokenizer_files, self.tokenizer, self._text_config, special)
+        check_special_ids(self._tokenizer_files, self.tokenizer, self._files.config(), special)
         if side is not None and self.tokenizer.padding_side != side:
             raise ConfigError(
                 f"{tokenizer}: the tokenizer in {self._tokenizer_files.folder} pads on the "
@@ -81,27 +84,14 @@ class TextPart:
                 "model's own."
             )
 
-    @functools.cached_property
-    def _text_config(self) -> Mapping[str, Any]:
-        """The config of the text model, which models of several kinds of input keep inside theirs."""
-        config = self._files.config()
-        inner = config.get("text_config")
-        return {**config, **inner} if isinstance(inner, dict) else config
-
     def setting(self, key: str) -> int:
-        """Return a number of the text model's config. Raises ConfigError if it is missing."""
-        value = self._text_config.get(key)
-        if not isinstance(value, int):
-            raise ConfigError(
-                f"{self.name}: the config.json in {self._files.folder} has no number {key}, which says "
-                "what shape the states have. Download the model again."
-            )
-        return value
+        """Return a number of the text model's config. Raises ConfigError if it has none."""
+        return number_of(self._files, self._config, key)
 
     @property
     def width(self) -> int:
         """Return the width of the states."""
-        return self.setting("d_model" if "d_model" in self._text_config else "hidden_size")
+        return self.setting("hidden_size")
 
     def recipe(self) -> dict[str, object]:
         """Return what the states depend on: classes, and the digests of all files."""

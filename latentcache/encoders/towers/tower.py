@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -14,8 +13,10 @@ from pydantic import Field
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.pretrained.loading import (
     class_of,
+    load_config,
     load_image_processor,
     load_model,
+    number_of,
     versions,
 )
 from latentcache.encoders.pretrained.settings import PretrainedSettings
@@ -58,6 +59,7 @@ class Tower(abc.ABC, Generic[SettingsT]):
         checkpoint = settings.checkpoint()
         self._files = checkpoint.component("image_encoder")
         self.class_name = class_of(self._files, self.classes)
+        self._config = load_config(self._files, "vision")
         self._processor_files = checkpoint.component(self.processor_name)
         self.processor = load_image_processor(self._processor_files)
         self._check_processor()
@@ -74,21 +76,9 @@ class Tower(abc.ABC, Generic[SettingsT]):
     def states(self, model: Any, values: Any) -> torch.Tensor:
         """Run the model on what the processor gave; returns [N, L, D]."""
 
-    @functools.cached_property
-    def _config(self) -> Mapping[str, Any]:
-        config = self._files.config()
-        inner = config.get("vision_config")
-        return inner if isinstance(inner, dict) else config
-
     def setting(self, key: str) -> int:
-        """Return a number of the vision model's config. Raises ConfigError if it is missing."""
-        value = self._config.get(key)
-        if not isinstance(value, int):
-            raise ConfigError(
-                f"image_encoder: the config.json in {self._files.folder} has no number {key}, which says "
-                "what shape the states have. Download the model again."
-            )
-        return value
+        """Return a number of the vision model's config. Raises ConfigError if it has none."""
+        return number_of(self._files, self._config, key)
 
     @property
     def num_patches(self) -> int:

@@ -194,6 +194,19 @@ def test_another_class_of_model_is_refused(made: Callable[[str], Path]) -> None:
         describe_text_encoder(settings(made("wan"), "cogvideox"))
 
 
+def test_what_a_config_leaves_out_is_what_its_class_says(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Published configs of Gemma 3 do not say how large their vocabulary is."""
+    model = Path(shutil.copytree(made("flux"), tmp_path / "flux"))
+    before = describe_text_encoder(settings(model, "flux")).arrays
+    path = model / "text_encoder/config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("max_position_embeddings") == 77
+    path.write_text(json.dumps(config))
+    assert describe_text_encoder(settings(model, "flux")).arrays == before
+
+
 def test_a_whole_t5_serves_as_its_encoder(wan: Path) -> None:
     expected = build(wan).encode("two dogs").arrays["states"]
     index = json.loads((wan / "model_index.json").read_text())
