@@ -22,6 +22,14 @@ from latentcache.encoders.pretrained.loading import (
 from latentcache.encoders.text.overflow import watch_overflow
 from latentcache.errors import ConfigError
 
+#: Classes that give logits of a whole vocabulary for each token, too, unless told to keep one token's.
+_WITH_LOGITS = frozenset(
+    {
+        "Gemma3ForConditionalGeneration",
+        "Mistral3ForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+    }
+)
 Side = Literal["left", "right"]
 #: Texts whose tokens differ from the first on: what they have in common is the template's.
 _PROBES = ("a", "7", "天", "(")
@@ -175,10 +183,12 @@ class TextPart:
 
         mask: [1, L], what it is told of padding. layers: whether to return all hidden states.
         """
-        device = self._model.device
-        told = {} if mask is None else {"attention_mask": mask.to(device)}
-        asked = {"output_hidden_states": True} if layers else {}
-        return self._model(input_ids=tokens.ids.to(device), **told, **asked)
+        asked: dict[str, Any] = {"output_hidden_states": True} if layers else {}
+        if mask is not None:
+            asked["attention_mask"] = mask.to(self._model.device)
+        if self.class_name in _WITH_LOGITS:
+            asked["logits_to_keep"] = 1
+        return self._model(input_ids=tokens.ids.to(self._model.device), **asked)
 
 
 def counted(ids: torch.Tensor, mask: torch.Tensor, whole: int) -> Tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from latentcache.encoders.text import build_text_encoder, describe_text_encoder,
 from latentcache.errors import ConfigError
 from tests.tools.texts import checkpoints, tokenizers
 from tests.tools.texts.captions import KINDS
-from tests.tools.texts.references import saved
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +49,9 @@ def build(folder: Path, suffix: str = "", **settings: Any) -> Any:
     [("wan", AS_WAN), ("cogvideox", AS_COGVIDEOX), ("hunyuan_video", AS_HUNYUAN)],
 )
 def test_a_family_said_explicitly_is_that_family(
-    tmp_path: Path, family: str, settings: dict[str, Any]
+    made: Callable[[str], Path], family: str, settings: dict[str, Any]
 ) -> None:
-    model, _ = saved(family, tmp_path)
+    model = made(family)
     ours = build(model, **settings)
     theirs = build_text_encoder({"family": family, "model": str(model), "dtype": "float32"}, CPU)
     assert ours.arrays["states"] == theirs.arrays["states"]
@@ -61,8 +61,8 @@ def test_a_family_said_explicitly_is_that_family(
         assert (found.tokens, found.lost_tokens) == (expected.tokens, expected.lost_tokens)
 
 
-def test_a_pooled_vector_is_the_models(tmp_path: Path) -> None:
-    model, _ = saved("hunyuan_video", tmp_path)
+def test_a_pooled_vector_is_the_models(made: Callable[[str], Path]) -> None:
+    model = made("hunyuan_video")
     ours = build(model, "_2", **AS_HUNYUANS_CLIP)
     theirs = build_text_encoder(
         {"family": "hunyuan_video", "model": str(model), "dtype": "float32"}, CPU
@@ -105,9 +105,9 @@ def test_a_bert_without_padding_is_the_models_own(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_told(
-    tmp_path: Path, changes: dict[str, Any], message: str
+    made: Callable[[str], Path], changes: dict[str, Any], message: str
 ) -> None:
-    model, _ = saved("wan", tmp_path)
+    model = made("wan")
     with pytest.raises(ConfigError, match=message):
         build(model, **{**AS_WAN, **changes})
 

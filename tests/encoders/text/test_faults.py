@@ -17,24 +17,10 @@ from safetensors.torch import load_file, save_file
 from latentcache.encoders.text import build_text_encoder, describe_text_encoder
 from latentcache.errors import ClipError, ConfigError, EncoderError
 from tests.tools.texts import checkpoints, tokenizers
-from tests.tools.texts.references import saved
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a family's checkpoint, which is made once."""
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = saved(name, tmp_path_factory.mktemp(name))[0]
-        return folders[name]
-
-    return get
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from latentcache.encoders.text import FAMILIES, describe_text_encoder
 from latentcache.encoders.text.registry import family_module
 from latentcache.encoders.towers import TOWERS
 from tests.tools.doc_blocks import blocks
-from tests.tools.texts.references import CASES, saved
+from tests.tools.texts.references import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,8 @@ def rows() -> Iterator[tuple[str, str, int, str]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_page_has_the_arrays_of_a_family(tmp_path: Path, name: str) -> None:
-    model, _ = saved(name, tmp_path)
+def test_the_page_has_the_arrays_of_a_family(made: Callable[[str], Path], name: str) -> None:
+    model = made(name)
     raw = {**CASES[name].raw, "model": str(model), "dtype": "float32"}
     arrays = describe_text_encoder(raw).arrays
     told = {array: facts for family, array, *facts in rows() if family == raw["family"]}
@@ -50,8 +50,8 @@ def test_the_page_has_the_arrays_of_a_family(tmp_path: Path, name: str) -> None:
     assert {key: told[key] for key in told if key not in SMALLER.get(name, ())} == expected
 
 
-def test_the_pages_code_runs(tmp_path: Path) -> None:
-    model, _ = saved("wan", tmp_path)
+def test_the_pages_code_runs(made: Callable[[str], Path]) -> None:
+    model = made("wan")
     names: dict[str, Any] = {}
     for block in blocks(PAGE, "python"):
         exec(block.text.replace("/models/Wan2.1-T2V-1.3B-Diffusers", str(model)), names)

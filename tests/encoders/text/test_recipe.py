@@ -16,24 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from latentcache.encoders.text import FAMILIES, build_text_encoder, describe_text_encoder
 from latentcache.encoders.text.sdxl import time_ids
-from tests.tools.texts.references import CASES, saved
+from tests.tools.texts.references import CASES
 
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return the folder of a case's checkpoint, which is made once."""
-    folders: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in folders:
-            folders[name] = saved(name, tmp_path_factory.mktemp(name))[0]
-        return folders[name]
-
-    return get
 
 
 def raw(name: str, model: Path, **changes: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from latentcache.encoders.text import FAMILIES, build_text_encoder
 from latentcache.encoders.text.protocol import EncodedText, TextArray, TextEncoder
 from tests.tools.texts.captions import captions
-from tests.tools.texts.references import CASES, Padded, pipeline, saved
+from tests.tools.texts.checkpoints import Parts
+from tests.tools.texts.references import CASES, Padded, pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -23,11 +24,10 @@ DTYPES = ("float32", "bfloat16")
 class Pair:
     """A family's encoder and its reference, on the same files."""
 
-    def __init__(self, name: str, folder: Path, dtype: str) -> None:
-        model, parts = saved(name, folder)
+    def __init__(self, name: str, model: Path, parts: Parts, dtype: str) -> None:
         self.case = CASES[name]
         # bfloat16 is slow on CPUs, and the order of work is that of float32.
-        self.num_quick = min(self.case.quick, 12 if dtype == "float32" else 6)
+        self.num_quick = min(self.case.quick, 10 if dtype == "float32" else 5)
         raw = {**self.case.raw, "model": str(model), "dtype": dtype}
         self.ours: TextEncoder = build_text_encoder(raw, CPU)
         self.theirs: Any = pipeline(name, model, parts, getattr(torch, dtype))
@@ -73,11 +73,9 @@ def assert_same(ours: Padded, theirs: Padded, array: TextArray) -> None:
 @pytest.fixture(
     scope="module", params=[(name, dtype) for name in CASES for dtype in DTYPES], ids="-".join
 )
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, saved_case: Callable[[str], tuple[Path, Parts]]) -> Pair:
     name, dtype = request.param
-    return Pair(name, tmp_path_factory.mktemp(name), dtype)
+    return Pair(name, *saved_case(name), dtype)
 
 
 def test_every_family_has_a_reference() -> None:

@@ -57,7 +57,7 @@ class Case:
     family: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     others: Mapping[str, Any] = field(default_factory=dict)
-    quick: int = 12
+    quick: int = 10
 
     @property
     def raw(self) -> dict[str, Any]:
