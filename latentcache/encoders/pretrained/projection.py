@@ -31,7 +31,7 @@ class Projection:
         for tensor in (self._weight, self._bias):
             if tensor is not None:
                 digest.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def load(self, dtype: torch.dtype, device: torch.device) -> None:
