@@ -134,8 +134,14 @@ class TextPart:
     ) -> Tokens:
         """Cut a conversation into tokens by the tokenizer's chat template, padded to `length`.
 
-        continued: whether the template ends with the beginning of an answer.
+        continued: whether the template ends with the beginning of an answer. Raises ConfigError if the
+        tokenizer has no chat template.
         """
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"{self.name}: the tokenizer in {self._tokenizer_files.folder} has no chat template, which "
+                "the family puts texts into. Download all of its files, such as chat_template.jinja."
+            )
         render = functools.partial(
             self.tokenizer.apply_chat_template,
             [list(messages)],

@@ -109,6 +109,33 @@ def test_a_template_of_another_length_is_refused(
         describe_text_encoder(settings(model, family))
 
 
+@pytest.mark.parametrize("family", ["flux2", "hunyuan_video15"])
+def test_a_tokenizer_without_its_chat_template_is_refused(
+    made: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    model = Path(shutil.copytree(made(family), tmp_path / family))
+    (model / "tokenizer/chat_template.jinja").unlink()
+    with pytest.raises(ConfigError, match="has no chat template"):
+        describe_text_encoder(settings(model, family))
+
+
+def test_a_chat_that_does_not_begin_with_the_beginning_of_text_is_refused(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(made("flux2"), tmp_path / "flux2"))
+    path = model / "tokenizer/chat_template.jinja"
+    path.write_text(path.read_text().replace("{{ bos_token }}", ""))
+    with pytest.raises(ConfigError, match="does not begin with the beginning of text '<s>'"):
+        describe_text_encoder(settings(model, "flux2"))
+
+
+def test_a_model_with_too_few_layers_is_refused(tmp_path: Path) -> None:
+    parts = dict(checkpoints.flux2_parts())
+    parts["text_encoder"].config.text_config.num_hidden_layers = 29
+    with pytest.raises(ConfigError, match=r"has 29 layers, and .* takes those after layers"):
+        describe_text_encoder(settings(checkpoints.save(tmp_path, parts), "flux2"))
+
+
 def _vocabulary(model: Path) -> dict[str, Any]:
     """Return config.json's part about the vocabulary, made large enough."""
     config = json.loads((model / "text_encoder/config.json").read_text())
