@@ -11,6 +11,7 @@ import torch
 
 from latentcache.encoders.text import FAMILIES, build_text_encoder
 from latentcache.encoders.text.protocol import EncodedText, TextArray, TextEncoder
+from tests.tools.texts import checkpoints
 from tests.tools.texts.captions import captions
 from tests.tools.texts.checkpoints import Parts
 from tests.tools.texts.references import CASES, Padded, pipeline
@@ -93,3 +94,13 @@ def test_arrays_are_the_references_bit_for_bit(pair: Pair) -> None:
 def test_arrays_are_the_references_for_200_captions(pair: Pair) -> None:
     for text in captions(200):
         pair.compare(text)
+
+
+def test_kandinsky_takes_characters_off_a_text_that_is_too_long(tmp_path: Path) -> None:
+    """Where tokens are long, that takes more than the length would, and splits a word."""
+    word = "a" * 14
+    parts = dict(checkpoints.kandinsky5_parts())
+    parts["tokenizer"].add_tokens([word])
+    parts["text_encoder"] = checkpoints.qwen_model(parts["tokenizer"])
+    pair = Pair("kandinsky5", checkpoints.save(tmp_path, parts), parts, "float32")
+    pair.compare(word * 600)
