@@ -91,6 +91,7 @@ def test_arrays_are_the_references_bit_for_bit(pair: Pair) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_arrays_are_the_references_for_200_captions(pair: Pair) -> None:
     for text in captions(200):
         pair.compare(text)
