@@ -13,12 +13,11 @@ RUN apt-get update \
 WORKDIR /opt/latentcache
 COPY pyproject.toml README.md LICENSE ./
 COPY latentcache latentcache/
+COPY configs configs/
 COPY jobs jobs/
 
 # ray[default]: the dashboard, which takes jobs and serves metrics.
 RUN pip install --no-cache-dir '.[s3,diffusers]' 'ray[default]'
-
-COPY configs configs/
 
 # The user and id of the rayproject/ray images.
 RUN useradd --create-home --uid 1000 ray

@@ -6,7 +6,11 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from latentcache import __version__
 from latentcache.errors import did_you_mean
+
+from .parsers import PARSERS
+from .waiting import Waiting
 
 JOBS = {
     "precompute": "encode a corpus into a cache, from a config file",
@@ -19,6 +23,9 @@ JOBS = {
     "report": "show a cache on one page: progress, failures, decoded clips, latents",
     "preview": "write decoded clips as videos and pictures, beside their sources",
     "train-example": "train a small diffusion transformer on a cache",
+    "init": "write a configuration with every key explained, for an encoder",
+    "schema": "print the JSON schema of configurations",
+    "completion": "print what bash, zsh or fish needs to complete command lines",
 }
 #: Jobs whose module has another name.
 _MODULES = {"train-example": "training.train_example"}
@@ -37,7 +44,15 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
-        return main_of(name)()
+        if name in PARSERS:
+            PARSERS[name]().parse_intermixed_args()  # help and mistakes come before anything heavy
+        with Waiting(only_on_terminal=True) as waiting:
+            waiting.say("starting")
+            job = main_of(name)
+        return job()
+    if name == "--version":
+        print(f"latentcache {__version__}")
+        return 0
     known = "\n".join(f"  latentcache {job:<15}{what}" for job, what in JOBS.items())
     usage = f"usage: latentcache JOB ...\n\n{known}\n\n`latentcache JOB --help` says more."
     if name in ("-h", "--help"):

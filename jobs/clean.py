@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Sequence
 
+from latentcache.config.sections import RunConfig
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
 
-from .cli import OK, Parser, human_bytes, run_job, storage_options
+from . import parsers
+from .cli import OK, human_bytes, run_job, storage_options
 
 #: Files of one kind that are listed one by one.
 NAMED = 100
@@ -26,17 +29,7 @@ NAMED = 100
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache clean", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "--retired-days",
-        type=float,
-        default=30.0,
-        metavar="N",
-        help="shards go whose rows were all retired at least N days ago (30)",
-    )
-    parser.add_argument("--yes", action="store_true", help="remove what is listed as removable")
-    return run_job(clean, parser)
+    return run_job(clean, parsers.clean())
 
 
 def clean(args: argparse.Namespace) -> int:
@@ -52,8 +45,10 @@ def clean(args: argparse.Namespace) -> int:
     if not removable:
         print("Nothing to remove.")
     elif args.yes:
-        for file in removable:
-            storage.delete(file.path)
+        with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
+            writable = holder.over(storage, exclusive=manifest.exclusive)
+            for file in removable:
+                writable.delete(file.path)
         print(f"Removed {len(removable)} files, {size}.")
     else:
         url = shlex.quote(redact(args.cache))

@@ -15,50 +15,30 @@ from latentcache.config.sections import Config
 from latentcache.core.units import human_bytes as human_bytes
 from latentcache.errors import ConfigError, LatentCacheError
 from latentcache.format.manifest import Manifest
-from latentcache.redaction import printable, redact
+from latentcache.redaction import printable
 
-OK, OTHER, WRONG_INPUT, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-#: What `--device` takes, for its help.
-DEVICES = "auto (cuda if there is a GPU, else cpu), cpu, cuda or cuda:N"
-#: What a job that only reads stored bytes can be told of where they are.
-_OPTIONS = "cache.storage_options"
+from .output import safe_output
+from .parsers import DEVICES as DEVICES
+from .parsers import OPTIONS, Parser
+from .parsers import WRONG_INPUT as WRONG_INPUT
 
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that knows the exit statuses, and what every job takes."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_argument("-v", "--verbose", action="store_true", help="log details to stderr")
-
-    def add_config(self) -> None:
-        """Add a configuration file, and what differs from it."""
-        self.add_argument("config", metavar="CONFIG.yaml")
-        self.add_overrides("change the config, such as run.workers=2 or cache.url=/data/cache")
-
-    def add_cache(self, settings: str = "") -> None:
-        """Add the cache as the next argument, and overrides: where things are, and `settings`."""
-        self.add_argument("cache", metavar="CACHE_URL")
-        self.add_overrides(f"{settings}where things are here, such as {_OPTIONS}.profile=reader")
-
-    def add_overrides(self, what: str) -> None:
-        """Add the overrides, in the one form that every job takes."""
-        self.add_argument("overrides", nargs="*", metavar="section.key=value", help=what)
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, and how it is used."""
-        print(f"{self.prog}: {redact(message)}\n{self.format_usage().strip()}", file=sys.stderr)
-        sys.exit(WRONG_INPUT)
+OK, OTHER, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
 
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     """Run a job; what it raises becomes one message and an exit status."""
+    with safe_output():
+        return _run_job(job, parser)
+
+
+def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
     if args.verbose:
         _log_to_stderr()
     try:
-        return job(args)
+        status = job(args)
+        return OK if status == SOME_FAILED and getattr(args, "allow_failures", False) else status
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -98,22 +78,27 @@ def storage_options(overrides: Sequence[str], *, others: bool = False) -> dict[s
         key = override.partition("=")[0]
         if key == "cache.url":
             raise ConfigError("cache.url: the cache is the first argument; give its URL there.")
-        if not others and key != _OPTIONS and not key.startswith(f"{_OPTIONS}."):
+        if not others and key != OPTIONS and not key.startswith(f"{OPTIONS}."):
             raise ConfigError(
-                f"{key}: this job only reads what is stored, so nothing but {_OPTIONS} can differ here. "
+                f"{key}: this job only reads what is stored, so nothing but {OPTIONS} can differ here. "
                 "Leave it out."
             )
     found = apply_overrides({}, overrides).get("cache", {}).get("storage_options", {})
     if not isinstance(found, dict):
-        raise ConfigError(f"{_OPTIONS}: should be a section with keys")
+        raise ConfigError(f"{OPTIONS}: should be a section with keys")
     return found
 
 
-def stored_config(manifest: Manifest, url: str, overrides: Sequence[str]) -> Config:
+def stored_config(
+    manifest: Manifest, url: str, overrides: Sequence[str], allowed_encoders: Sequence[str]
+) -> Config:
     """Return the configuration of the cache at `url`, with what is elsewhere here. Raises ConfigError."""
-    options = storage_options(overrides, others=True)
     return load_stored_config(
-        manifest.config, url=url, storage_options=options, overrides=overrides
+        manifest.config,
+        url=url,
+        storage_options=storage_options(overrides, others=True),
+        overrides=overrides,
+        allowed_encoders=allowed_encoders,
     )
 
 

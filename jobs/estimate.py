@@ -18,7 +18,9 @@ from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
 
-from .cli import OK, SOME_FAILED, Parser, run_job
+from . import parsers
+from .cli import OK, SOME_FAILED, run_job
+from .waiting import Waiting
 
 #: What to do about the stage that the others wait for.
 ADVICE = {
@@ -35,15 +37,7 @@ WARM_SOURCES = 512
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache estimate", description=__doc__)
-    parser.add_config()
-    parser.add_argument("--clips", type=int, default=32, help="clips of each bucket to encode (32)")
-    parser.add_argument(
-        "--sources", type=int, default=2000, help="probe so many at most, drawn at random (2000)"
-    )
-    parser.add_argument("--price", type=float, help="of a GPU (or, on CPUs, a worker) for an hour")
-    parser.add_argument("--gpus", type=int, default=1, help="workers of the run, one a GPU (1)")
-    return run_job(estimate, parser)
+    return run_job(estimate, parsers.estimate())
 
 
 def estimate(args: argparse.Namespace) -> int:
@@ -53,12 +47,18 @@ def estimate(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     resolve_device(config.run.device, "run.device")  # before the corpus is probed
     spec, identity = resolve_encoder(config)
-    plan, scale = _plan(config, spec, args.sources)
-    found = measure(config, plan, spec, identity, num_clips=args.clips, scale=scale)
+    with Waiting() as waiting:
+        plan, scale = _plan(config, spec, args.sources, waiting)
+        found = measure(
+            config, plan, spec, identity, num_clips=args.clips, scale=scale, on_step=waiting.say
+        )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
     _print_limits(config, found)
-    trials = try_batches(config, spec, [bucket.name for bucket in found.buckets])
+    with Waiting() as waiting:
+        if "tiling" in config.encoder:
+            waiting.say("encoding with other numbers of tiles at once")
+        trials = try_batches(config, spec, [bucket.name for bucket in found.buckets])
     _print_trials(trials)
     failed = sum(bucket.num_measured - bucket.num_ok for bucket in found.buckets)
     if failed:
@@ -68,13 +68,16 @@ def estimate(args: argparse.Namespace) -> int:
     return SOME_FAILED if failed else OK
 
 
-def _plan(config: Config, spec: LatentSpec, max_sources: int) -> tuple[Plan, float]:
+def _plan(
+    config: Config, spec: LatentSpec, max_sources: int, waiting: Waiting
+) -> tuple[Plan, float]:
     """Plan some of a large corpus; returns how many times larger it is, too."""
     num_sources = 0
     times_s: list[float] = []
 
     def start(corpus: Corpus) -> None:
         nonlocal num_sources
+        waiting.stop()
         num_sources = corpus.table.num_rows
         if num_sources > max_sources:
             print(
@@ -83,10 +86,13 @@ def _plan(config: Config, spec: LatentSpec, max_sources: int) -> tuple[Plan, flo
                 flush=True,
             )
         times_s.append(time.perf_counter())
+        waiting.say(f"probing {min(num_sources, max_sources)} sources")
 
+    waiting.say("listing the corpus")
     plan = plan_corpus(
         config, spec, start, lambda: times_s.append(time.perf_counter()), max_sources=max_sources
     )
+    waiting.stop()
     scale = max(1.0, num_sources / max_sources)
     if scale > 1:
         print(

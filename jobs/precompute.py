@@ -6,6 +6,7 @@ import argparse
 import functools
 import math
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from latentcache.config.files import load_config
+from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.corpus.sources import Corpus
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest
 from latentcache.planning.grow import Difference
 from latentcache.planning.planned import PlannedCache
@@ -26,24 +29,15 @@ from latentcache.redaction import printable
 from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
-from .cli import Parser, human_bytes, run_job
+from . import parsers
+from .cli import human_bytes, run_job
 from .progress import encode
+from .waiting import LINE_INTERVAL_S, Waiting
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache precompute", description=__doc__)
-    parser.add_config()
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
-    parser.add_argument(
-        "--prune", action="store_true", help="retire clips of sources that the corpus lacks"
-    )
-    parser.add_argument(
-        "--check-content",
-        action="store_true",
-        help="open known sources too, whose size and time of change are as they were",
-    )
-    return run_job(precompute, parser)
+    return run_job(precompute, parsers.precompute())
 
 
 def precompute(args: argparse.Namespace) -> int:
@@ -51,23 +45,29 @@ def precompute(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if not args.dry_run:
         check_device(config.run)
+    with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
+        planned = _plan(config, holder, args)
+        if args.dry_run:
+            print("\nDry run: nothing was written.")
+            return 0
+        return encode(planned, planned.missing_shards())
+
+
+def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> PlannedCache:
     with _ProbeBar() as bar:
         hooks = Hooks(
             on_sources=bar.start,
             on_probed=bar.step,
             on_step=functools.partial(_print_step, args.prune),
         )
-        planned = grow_cache(
+        return grow_cache(
             config,
             prune=args.prune,
             check_content=args.check_content,
             dry_run=args.dry_run,
             hooks=hooks,
+            holder=holder,
         )
-    if args.dry_run:
-        print("\nDry run: nothing was written.")
-        return 0
-    return encode(planned, planned.missing_shards())
 
 
 class _ProbeBar:
@@ -75,23 +75,29 @@ class _ProbeBar:
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._num_sources = self._num_probed = 0
+        self._printed_s = time.monotonic()
+        self._waiting = Waiting()
 
     def __enter__(self) -> _ProbeBar:
+        self._waiting.say("listing the corpus")
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._waiting.stop()
         if self._bar is not None:
             self._bar.close()
 
     def start(self, corpus: Corpus) -> None:
         """Say what the corpus holds."""
+        self._waiting.stop()
         kinds = Counter(corpus.table["kind"].to_pylist())
         found = ", ".join(
             f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items())
         )
         ignored = ", ".join(f"{count} {suffix}" for suffix, count in sorted(corpus.ignored.items()))
         print(f"corpus   {found}" + (f"; ignored: {ignored}" if ignored else ""), flush=True)
-        total = corpus.table.num_rows
+        self._num_sources = total = corpus.table.num_rows
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total, unit="file", desc="probing", dynamic_ncols=True, leave=False
@@ -99,8 +105,12 @@ class _ProbeBar:
 
     def step(self) -> None:
         """Count one probed source."""
+        self._num_probed += 1
         if self._bar is not None:
             self._bar.update()
+        elif time.monotonic() - self._printed_s > LINE_INTERVAL_S:
+            self._printed_s = time.monotonic()
+            print(f"probing  {self._num_probed}/{self._num_sources} files", flush=True)
 
 
 def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Difference) -> None:
@@ -113,8 +123,13 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     print(f"cache    {url} ({manifest.format}, {manifest.fingerprint[:12]})")
     if manifest.generations:
         _print_difference(difference, prune)
+    if difference.num_saved:
+        print(
+            f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
+        )
     if step.clips:
         _print_buckets(manifest, step)
+        _print_notes(difference)
     _print_rejected(step.rejected)
 
 
@@ -154,6 +169,12 @@ def _print_buckets(manifest: Manifest, step: Step) -> None:
         text = "x".join(map(str, shape))
         print(f"{bucket.name:<16}{clips:>10}{num_shards:>9}  {text:<22}{human_bytes(size):>12}")
     print(f"{'in all':<16}{step.num_clips:>10}{shards:>9}  {'':<22}{human_bytes(total):>12}")
+
+
+def _print_notes(difference: Difference) -> None:
+    for note in difference.notes:
+        names = f": {_some(note.names)}" if note.names else ""
+        print(f"{note.what:<9}{note.text}{names}")
 
 
 def _print_rejected(rejected: pa.Table | None) -> None:

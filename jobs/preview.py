@@ -18,10 +18,9 @@ from latentcache.inspecting.clip_reader import Pair, PairReader
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.redaction import printable
 
+from . import parsers
 from .cli import (
-    DEVICES,
     OK,
-    Parser,
     is_override,
     made_folder,
     run_job,
@@ -35,28 +34,7 @@ LISTED = 10
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache preview", description=__doc__)
-    parser.add_argument("cache", metavar="CACHE_URL")
-    parser.add_argument(
-        "words",
-        nargs="*",
-        metavar="KEY | section.key=value",
-        help="clips; without any, some are listed. Or where things are here, such as encoder.model=...",
-    )
-    parser.add_argument("--device", help=f"where the model decodes: {DEVICES}")
-    parser.add_argument("-o", "--output", default="preview", metavar="DIR", help="folder (preview)")
-    parser.add_argument("--sample", type=int, metavar="N", help="N clips of all buckets")
-    parser.add_argument("--seed", type=int, default=0, help="of --sample (0)")
-    parser.add_argument(
-        "--grid", action="store_true", help="one file of all clips: grid.mp4, or grid.png of images"
-    )
-    parser.add_argument(
-        "--source",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="beside its source (yes)",
-    )
-    return run_job(run, parser)
+    return run_job(run, parsers.preview())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = [word for word in args.words if is_override(word)]
     keys = [word for word in args.words if not is_override(word)]
     cache = open_cache(args.cache, storage_options(overrides, others=True))
-    config = stored_config(cache.manifest, args.cache, overrides)
+    config = stored_config(cache.manifest, args.cache, overrides, args.allow_encoder)
     places = find_places(cache, keys) + _sampled(cache, args.sample or 0, args.seed)
     places = list(dict.fromkeys(places))
     with PairReader(cache, config, device) as reader:

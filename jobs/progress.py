@@ -22,13 +22,12 @@ from latentcache.format.snapshot import shard_of
 from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import printable, redact
 from latentcache.running.driver import Run, Summary
-from latentcache.running.events import GaveUp, Progress, Retried
+from latentcache.running.events import GaveUp, Progress, Retried, Started
 from latentcache.running.speed import Pace, clips_per_s, time_left
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
+from .waiting import CLEAR, LINE_INTERVAL_S, Waiting
 
-#: Seconds between lines of progress where the output is not a terminal.
-LINE_INTERVAL_S = 10.0
 #: A run without any worker for as long says so: loading a large model takes less, losing a cluster more.
 NO_WORKER_S = 120.0
 NAMED_FAILURES = 10
@@ -45,14 +44,17 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
     skipped = planned.manifest.num_clips - total
     if not planned.manifest.exclusive:
         print(
-            "note     this storage cannot create an object on condition that it is not there: let only one "
-            "run work on this cache at a time"
+            "lease    this run has it: the storage cannot create on condition, so one run may write"
         )
     if not num_tasks:
         print(f"\nNothing to encode: all {skipped} clips are committed.")
     try:
-        with closing(run.events()) as events, Bar(total) as bar:
+        with closing(run.events()) as events, Waiting() as waiting, Bar(total) as bar:
+            if num_tasks:
+                waiting.say("starting workers, which load the model")
             for event in events:
+                if isinstance(event, Started):
+                    waiting.stop()
                 bar.show(event)
     except KeyboardInterrupt:
         print("\nInterrupted. " + _how_to_go_on(run.summary, num_tasks, url), file=sys.stderr)
@@ -101,7 +103,10 @@ def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:
 
 
 class Bar:
-    """tqdm on a terminal, a line now and then elsewhere. Counts clips that are done, in flight or not."""
+    """tqdm on a terminal, a line now and then elsewhere, once a worker is up.
+
+    Counts clips that are done, in flight or not.
+    """
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -110,9 +115,8 @@ class Bar:
         self._printed = self._last_up = time.monotonic()
         self._pace = Pace(self._printed)
         self._warnings: set[str] = set()
+        self._is_started = False
         self._bar: Any = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, dynamic_ncols=True, bar_format=BAR)
 
     def __enter__(self) -> Bar:
         return self
@@ -140,9 +144,13 @@ class Bar:
         done = event.clips_done if isinstance(event, Progress) else 0
         self._done = min(self._total, max(self._done, done, self._committed))
         self._pace.add(time.monotonic(), self._done)
-        self._draw()
+        self._is_started |= isinstance(event, Started)
+        if self._is_started:
+            self._draw()
 
     def _draw(self) -> None:
+        if self._bar is None and sys.stderr.isatty():
+            self._bar = tqdm(total=self._total, dynamic_ncols=True, bar_format=BAR)
         if self._bar is not None:
             self._bar.set_postfix_str(self._speed(), refresh=False)
             self._bar.update(self._done - self._bar.n)
@@ -174,7 +182,7 @@ class Bar:
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print((CLEAR if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
 def _print_summary(summary: Summary, skipped: int) -> None:

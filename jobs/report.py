@@ -17,20 +17,13 @@ from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.report.collect import Report, collect
 from latentcache.storage.folder import Storage
 
-from .cli import DEVICES, OK, Parser, run_job, storage_options, stored_config, write_file
+from . import parsers
+from .cli import OK, run_job, storage_options, stored_config, write_file
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache report", description=__doc__)
-    parser.add_cache()
-    parser.add_argument("--device", help=f"where the model decodes: {DEVICES}")
-    parser.add_argument(
-        "-o", "--output", default="report.html", metavar="FILE", help="the page (report.html)"
-    )
-    parser.add_argument("--clips", type=int, default=8, help="clips to decode and compare (8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of clips (0)")
-    return run_job(report, parser)
+    return run_job(report, parsers.report())
 
 
 def report(args: argparse.Namespace) -> int:
@@ -45,7 +38,7 @@ def report(args: argparse.Namespace) -> int:
     device = resolve_device(args.device, "--device")
     storage = Storage(args.cache, storage_options(args.overrides, others=True))
     manifest = read_manifest(storage)
-    config = stored_config(manifest, args.cache, args.overrides)
+    config = stored_config(manifest, args.cache, args.overrides, args.allow_encoder)
     found = collect(
         storage,
         manifest,

@@ -6,6 +6,7 @@ import argparse
 import functools
 import sys
 
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import refresh
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
@@ -14,29 +15,27 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
-from .cli import Parser, run_job, storage_options
+from . import parsers
+from .cli import run_job, storage_options
 from .progress import encode
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache resume", description=__doc__)
-    parser.add_cache("run.* settings, or ")
-    parser.add_argument(
-        "--retry-failed", action="store_true", help="encode failed clips again, too"
-    )
-    parser.add_argument(
-        "--skip-changed", action="store_true", help="record clips of changed sources as failed"
-    )
-    return run_job(resume, parser)
+    return run_job(resume, parsers.resume())
 
 
 def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     options = storage_options(args.overrides, others=True)
-    planned = reopen_cache(args.cache, options, args.overrides)
+    planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
+    with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
+        return _go_on(planned.held_by(holder), holder, args)
+
+
+def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace) -> int:
     if args.retry_failed:
-        planned = _plan_again(planned)
+        planned = _plan_again(planned, holder)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
     missing = planned.missing_shards()
     if missing:
@@ -49,7 +48,7 @@ def resume(args: argparse.Namespace) -> int:
     return encode(planned, missing)
 
 
-def _plan_again(planned: PlannedCache) -> PlannedCache:
+def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
     """Plan failed clips and rejected sources again, as new rows; nothing that is there changes."""
     while True:
         failed = failed_rows(planned.storage, planned.manifest)
@@ -59,7 +58,7 @@ def _plan_again(planned: PlannedCache) -> PlannedCache:
             f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "
             f"looked at; {step.num_clips} clips are planned again"
         )
-        taken = take_step(planned, step)
+        taken = take_step(planned, step, holder)
         if taken is not None:
             return taken
         manifest = refresh(planned.storage, planned.manifest)

@@ -18,52 +18,57 @@ from typing import Any
 
 from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
-from latentcache.errors import ConfigError
+from latentcache.errors import CacheError, ConfigError
 from latentcache.inspecting.status import Status
-from latentcache.inspecting.watch import Watch
-from latentcache.running import log_lines
+from latentcache.inspecting.status_words import state_in_words
+from latentcache.inspecting.watch import Watch, is_about_to_be
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
-from .cli import OK, Parser, run_job, storage_options
+from . import parsers
+from .cli import OK, print_error, run_job, storage_options
+from .output import redraw
 
-WATCH_INTERVAL_S = 10.0
 #: Watching spends at most this part of its time on looking, so that a huge cache is not listed all day.
 LOOKING = 0.1
 BAR_WIDTH = 30
 BLOCKS = "▁▂▃▄▅▆▇█"
-#: To the start of the line that is so many lines up, and clear what is below.
-REDRAW = "\x1b[{}F\x1b[J"
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache status", description=__doc__)
-    parser.add_cache()
-    parser.add_argument(
-        "--watch",
-        nargs="?",
-        type=float,
-        const=WATCH_INTERVAL_S,
-        metavar="SECONDS",
-        help=f"look again this often ({WATCH_INTERVAL_S:g}) until the cache is finished",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a look")
-    return run_job(status, parser)
+    return run_job(status, parsers.status())
 
 
 def status(args: argparse.Namespace) -> int:
     """Look once, or until the cache is finished; returns the exit status."""
     if args.watch is not None and not (0 < args.watch < math.inf):
         raise ConfigError(f"--watch takes a number of seconds above 0, not {args.watch:g}")
-    watch = Watch(Storage(args.cache, storage_options(args.overrides)))
-    screen = _Screen()
+    storage, screen = Storage(args.cache, storage_options(args.overrides)), _Screen()
+    watch = Watch(storage) if args.watch is None else _awaited(storage, args.watch)
     for found in _looks(watch, args.watch):
         if args.json:
             print(json.dumps(_to_json(found)), flush=True)
         else:
             screen.show(_lines(found, watch, args.cache))
     return OK
+
+
+def _awaited(storage: Storage, interval_s: float) -> Watch:
+    """Wait until there is a cache with a plan; say what is there until then. Raises CacheError."""
+    said = ""
+    while True:
+        try:
+            return Watch(storage)
+        except CacheError as error:
+            if not is_about_to_be(storage):
+                raise
+            if said != (said := str(error)):
+                print_error(error)
+                print(
+                    f"Waiting for it; looking every {interval_s:g} s.", file=sys.stderr, flush=True
+                )
+        time.sleep(interval_s)
 
 
 def _looks(watch: Watch, interval_s: float | None) -> Iterator[Status]:
@@ -86,7 +91,7 @@ class _Screen:
     def show(self, lines: Sequence[str]) -> None:
         """Show these lines in place of the last ones."""
         if sys.stdout.isatty() and self._num_lines:
-            print(REDRAW.format(self._num_lines), end="")
+            redraw(self._num_lines)
         elif self._num_lines:
             print()
         print("\n".join(lines), flush=True)
@@ -105,10 +110,8 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     left = planned.num_clips - found.clips_ok - found.clips_failed
     lines = [
         f"cache    {redact(url)} ({manifest.format}, {manifest.fingerprint[:12]})",
-        f"state    {_state(found, shlex.quote(redact(url)))}",
-        f"shards   {_bar(found.shards_committed / planned.num_shards)} {found.shards_committed:,} of "
-        f"{planned.num_shards:,} committed, {found.shards_in_hand:,} running, "
-        f"{found.shards_failed:,} failed",
+        f"state    {state_in_words(found, shlex.quote(redact(url)))}",
+        f"shards   {_bar(found.shards_committed / max(1, planned.num_shards))} {_shards(found)}",
         f"clips    {found.clips_ok:,} ok, {found.clips_failed:,} failed, {max(0, left):,} left; "
         f"{planned.rejected:,} sources rejected",
         f"bytes    {human_bytes(found.stored_bytes)} stored",
@@ -120,37 +123,14 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     return [*lines, *_failures(found)]
 
 
-def _state(found: Status, url: str) -> str:
-    if found.state == "running":
-        return f"running: {found.workers} workers up{_troubles(found)}"
-    if found.state == "not started":
-        return f"not started: planned, and nothing is encoded. Start with: latentcache resume {url}"
-    if found.state == "finished":
-        retry = f". Try the failed ones again:  latentcache resume {url} --retry-failed"
-        return "finished" + (retry if found.clips_failed else "")
-    return f"interrupted: {_last_words(found)}. Go on with:  latentcache resume {url}"
-
-
-def _troubles(found: Status) -> str:
-    retries = sum(run.retries for run in found.runs)
-    died = sum(run.workers_died for run in found.runs)
-    return f" ({retries} retries and {died} dead workers so far)" if retries or died else ""
-
-
-def _last_words(found: Status) -> str:
-    """Return how the last run ended, or for how long it has been silent."""
-    if found.silent_s is None:
-        return "some shards are committed, and there is no log of a run"
-    last = max(found.runs, key=lambda run: run.heard_s)
-    if last.how == log_lines.STOPPED:
-        return f"the last run stopped {_ago(found.silent_s)}: {last.message}"
-    if last.how:
-        return f"the last run was stopped {_ago(found.silent_s)}"
-    return f"nothing has been written for {human_time(found.silent_s)}"
-
-
-def _ago(seconds: float) -> str:
-    return f"{human_time(seconds)} ago"
+def _shards(found: Status) -> str:
+    """Return what has become of the planned shards; those that were given up have no latents."""
+    total, given_up = found.planned.num_shards, found.shards_given_up
+    left = max(0, total - found.shards_committed - given_up - found.shards_in_hand)
+    return (
+        f"{found.shards_committed:,} of {total:,} encoded and committed, {given_up:,} given up, "
+        f"{found.shards_in_hand:,} running, {left:,} left"
+    )
 
 
 def _bar(share: float) -> str:

@@ -15,27 +15,13 @@ from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage.folder import redact
 
-from .cli import OK, Parser, run_job, storage_options
+from . import parsers
+from .cli import OK, run_job, storage_options
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache stream", description=__doc__)
-    parser.add_cache()
-    parser.add_argument("--batch-size", type=int, default=8, help="clips a batch (8)")
-    parser.add_argument("--steps", type=int, help="stop after this many batches")
-    parser.add_argument("--epochs", type=int, default=1, help="times over the whole cache (1)")
-    parser.add_argument(
-        "--threads", type=int, help="threads that read and decompress (4, of a remote cache 16)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-shuffle", action="store_true")
-    parser.add_argument("--device", default="cpu", help="where batches go, such as cuda (cpu)")
-    parser.add_argument("--no-check", action="store_true", help="leave out the CRC32C of clips")
-    parser.add_argument(
-        "--disk-cache", metavar="FOLDER", help="keep what is read of a remote cache on a local disk"
-    )
-    return run_job(stream, parser)
+    return run_job(stream, parsers.stream())
 
 
 def stream(args: argparse.Namespace) -> int:

@@ -11,18 +11,23 @@ import shlex
 import sys
 from typing import Any
 
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from latentcache.config.sections import RunConfig
 from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.lease import Leaseholder
+from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import CACHE_JSON, GENERATIONS
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
-from .cli import DEVICES, OK, SOME_FAILED, Parser, human_bytes, run_job, storage_options
+from . import parsers
+from .cli import OK, SOME_FAILED, human_bytes, run_job, storage_options
 
 #: Problems that are printed one by one.
 NAMED = 50
@@ -30,17 +35,7 @@ NAMED = 50
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache verify", description=__doc__)
-    parser.add_cache("for --sample: run.* settings, or ")
-    parser.add_argument(
-        "--sample", type=int, default=0, metavar="N", help="encode N clips again and compare"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="draws the sampled clips (0)")
-    parser.add_argument("--device", help=f"where --sample encodes: {DEVICES}")
-    parser.add_argument(
-        "--repair", action="store_true", help="plan damaged clips again, for resume to encode them"
-    )
-    return run_job(check, parser)
+    return run_job(check, parsers.verify())
 
 
 def check(args: argparse.Namespace) -> int:
@@ -62,7 +57,8 @@ def check(args: argparse.Namespace) -> int:
         f"{human_bytes(findings.num_bytes)} of latents; {len(findings.problems)} problems"
     )
     if args.repair and findings.problems:
-        _repair(storage, findings)
+        with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
+            _repair(storage, findings, holder)
     if findings.damaged:
         _print_next(url, args.repair)
     return SOME_FAILED if findings.problems else OK
@@ -95,14 +91,21 @@ class _Bar:
 def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) -> None:
     """Encode sampled clips again, and print what came of it."""
     from latentcache.format.snapshot import current_index, shard_of
-    from latentcache.inspecting.reencode import TOLERANCE, choose, repeat
+    from latentcache.inspecting.choose import sample_places
+    from latentcache.inspecting.reencode import TOLERANCE, repeat
     from latentcache.planning.planned import reopen_cache
+    from latentcache.reading.cache import Cache
 
     options = storage_options(args.overrides, others=True)
-    planned = reopen_cache(args.cache, options, args.overrides)
-    rows = current_index(planned.storage, planned.manifest).to_pylist()
-    sound = [row for row in rows if shard_of(row) in set(findings.sound) and row["num_ok"]]
-    results = list(repeat(planned, choose(sound, args.sample, args.seed), device))
+    planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
+    index = current_index(planned.storage, planned.manifest)
+    cache, trusted = Cache(planned.storage, planned.manifest, index), set(findings.sound)
+    sound = index.filter(
+        pa.array([shard_of(row) in trusted for row in index.to_pylist()], pa.bool_())
+    )
+    results = list(
+        repeat(planned, cache, sample_places(cache, sound, args.sample, args.seed), device)
+    )
     tried = [result for result in results if result.problem is None]
     for result in results:
         if result.problem is not None:
@@ -128,13 +131,14 @@ def _print_problems(findings: Findings) -> None:
         print(f"         and {len(findings.problems) - NAMED} more")
 
 
-def _repair(storage: Storage, findings: Findings) -> None:
+def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
     fixed = (CACHE_JSON, f"{GENERATIONS}/")
     if broken := [p.path for p in findings.problems if p.path.startswith(fixed)]:
         raise CacheError(
             f"{redact(storage.url)} cannot be repaired while its {broken[0]} is damaged: what the shards "
             "should be is unknown. Nothing was changed."
         )
+    storage = holder.over(storage, exclusive=read_manifest(storage).exclusive)
     write_derived(storage, findings)
     planned = repair_cache(storage, findings.damaged)
     print(

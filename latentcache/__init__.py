@@ -1,6 +1,7 @@
 """latentcache: VAE latents of video and image corpora, computed once and streamed into training.
 
-The read half is here: `open_cache` and `LatentLoader`. The jobs write caches: `latentcache precompute`.
+The read half is here: `open_cache`, `LatentLoader`, `LatentDataset`. The jobs write caches: `latentcache
+precompute`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from latentcache.errors import (
 
 if TYPE_CHECKING:
     from latentcache.reading.cache import Cache, open_cache
+    from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
 
 __version__ = "0.1.0"
 __all__ = [
+    "BucketBatchSampler",
     "Cache",
     "CacheError",
     "ClipError",
@@ -37,18 +40,25 @@ __all__ = [
     "EncoderError",
     "GeometryError",
     "LatentCacheError",
+    "LatentDataset",
     "LatentLoader",
     "RecipeMismatchError",
     "ShardError",
     "StorageError",
     "__version__",
+    "collate",
     "open_cache",
+    "to_numpy",
 ]
 
 # Imported at first use: zarr-python imports this package for its data type and must not wait for torch.
 _LAZY = {
     "Cache": "reading.cache",
     "open_cache": "reading.cache",
+    "BucketBatchSampler": "reading.dataset",
+    "LatentDataset": "reading.dataset",
+    "collate": "reading.dataset",
+    "to_numpy": "reading.dataset",
     "LatentLoader": "reading.loader.loader",
 }
 

@@ -5,13 +5,17 @@ LatentCacheError            anything this package raises on purpose
 │   └── GeometryError       frames or sizes that the encoder cannot take
 ├── CorpusError             the table of sources
 ├── StorageError            object storage: unknown scheme, no access, disk full
-│   └── UnreachableError    it did not answer, even after several tries
+│   ├── UnreachableError    it did not answer, even after several tries
+│   ├── SourceError         that of a source: it cannot be read, which says nothing about the source
+│   └── LeaseError          another run has the lease of a cache whose storage needs one
+├── MachineError            this machine lacks threads, files or disk space, or kills decoding processes
 ├── CacheError              what is on storage is not a usable cache
 │   ├── RecipeMismatchError the recipe, the sources or the weights differ from the cache's
 │   └── CorruptionError     bytes that fail their CRC32C, or that are missing although a table says ok
 ├── EncoderError            an encoder cannot be built or broke its contract
 ├── ShardError              a shard failed as a whole; it is retried
-├── RunStoppedError         a run stopped itself: nearly everything failed, or the latents decode wrongly
+├── RunStoppedError         a run stopped itself: nearly everything failed, the latents decode wrongly, or
+│                           an import failed
 └── ClipError               one clip failed; it is recorded with its reason and skipped
 
 A job that one of these ends exits with its `exit_status`: 2 where the config, the command line, the corpus
@@ -60,6 +64,18 @@ class UnreachableError(StorageError):
     """Object storage did not answer, or stayed too busy, for all tries."""
 
 
+class SourceError(StorageError):
+    """A source cannot be read, after several tries. Nothing is recorded against it."""
+
+
+class LeaseError(StorageError):
+    """Another run has the lease of a cache, on storage that cannot create on condition."""
+
+
+class MachineError(LatentCacheError, RuntimeError):
+    """The machine lacks something that decoding needs, which says nothing about what was decoded."""
+
+
 class CacheError(LatentCacheError, ValueError):
     """What is on storage is not a cache that this version can use."""
 
@@ -85,7 +101,7 @@ class ShardError(LatentCacheError, RuntimeError):
 
 
 class RunStoppedError(LatentCacheError, RuntimeError):
-    """A run stopped itself: nearly everything failed, or the latents decode to something else."""
+    """A run stopped itself: nearly everything failed, the latents decode wrongly, or an import failed."""
 
 
 class ClipError(LatentCacheError, ValueError):
@@ -101,6 +117,14 @@ class ClipError(LatentCacheError, ValueError):
 
     def __reduce__(self) -> tuple[type[ClipError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+def broken_installation(why: str) -> str:
+    """Return the message of an import that failed, which is never a clip's failure."""
+    return (
+        f"the installation is broken: {why}. Nothing is recorded as failed for it. Install what is missing "
+        "on every machine of the run, and run the same command again."
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

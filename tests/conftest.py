@@ -18,6 +18,11 @@ from hypothesis import settings
 settings.register_profile("latentcache", deadline=None)
 settings.load_profile("latentcache")
 
+#: Decoding processes do not look for modules in the folder that they start in, and tests bring their own.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 WHOLE_SYSTEMS = Path(__file__).parent / "system"
 #: Fixtures that are servers: a test that has one, or another fixture that has, is slow.
 SERVERS = {"s3_server"}

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -29,7 +30,9 @@ from latentcache.core.records import Clip
 from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, LatentCacheError
-from latentcache.format.paths import INDEX, generation_path
+from latentcache.format import lease
+from latentcache.format.paths import INDEX, LEASE, generation_path
+from latentcache.format.tables import from_parquet
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage import retry
 from tests.tools.caches import assert_same_files, make_config, run_inline, without_logs
@@ -38,9 +41,11 @@ from tests.tools.s3 import new_bucket, serve_s3
 from tests.tools.videos import moving_pattern
 
 #: What a run is doing when the fault befalls it.
-JOBS = ("precompute", "resume", "retry")
+JOBS = ("precompute", "resume", "retry", "grow", "repair")
+#: Those that take a step of their own on a cache that is there.
+APPENDS = ("retry", "grow", "repair")
 #: A source that is no picture is in the corpus: runs that end well end so.
-SOME_FAILED = 3
+OK, SOME_FAILED = 0, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +167,7 @@ def quick_runs() -> Iterator[KeptPool]:
         faulty_local_files(),
         mock.patch.object(DecodePool, "for_run", return_value=pool),
         mock.patch.object(retry, "FIRST_WAIT_S", 0.0),
+        mock.patch.object(lease, "SETTLE_S", 0.0),
     ):
         try:
             yield pool
@@ -173,11 +179,27 @@ def make_small_corpus(folder: Path) -> Path:
     """Five pictures with captions, and a file that is none: three shards of two."""
     folder.mkdir(parents=True)
     for index in range(5):
-        path = folder / f"p{index}.png"
-        Image.fromarray(moving_pattern(1, 32, 48, seed=index)[0]).save(path)
-        path.with_suffix(".txt").write_text(f"picture {index}")
+        _picture(folder, f"p{index}", seed=index)
     (folder / "page.png").write_text("<html>not found</html>")
     return folder
+
+
+def change_small_corpus(folder: Path, before: Path) -> Path:
+    """The same with a new picture, a changed one, a removed one, another caption and a repaired file."""
+    shutil.copytree(before, folder)  # keeps the times of change
+    _picture(folder, "new", seed=10)
+    _picture(folder, "p1", seed=11)
+    _picture(folder, "page", seed=12)
+    (folder / "p2.txt").write_text("another caption")
+    for suffix in (".png", ".txt"):
+        (folder / "p3").with_suffix(suffix).unlink()
+    return folder
+
+
+def _picture(folder: Path, name: str, seed: int) -> None:
+    path = folder / f"{name}.png"
+    Image.fromarray(moving_pattern(1, 32, 48, seed=seed)[0]).save(path)
+    path.with_suffix(".txt").write_text(f"picture {seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +219,9 @@ class FaultLab:
 
     def __init__(self, folder: Path, pool: KeptPool, shard_format: str = "zarr") -> None:
         self._folder, self._pool, self._format = folder, pool, shard_format
-        self._corpus = make_small_corpus(folder / "corpus")
+        self._corpora = {"before": make_small_corpus(folder / "before")}
+        self._corpora["after"] = change_small_corpus(folder / "after", self._corpora["before"])
+        self._corpus = folder / "corpus"
         self._middle = 0
         self._starts: dict[str, dict[str, bytes]] = {}
         self._finished: dict[str, dict[str, bytes]] = {}
@@ -212,56 +236,89 @@ class FaultLab:
         self._prepare(job, place)
         self._starts[job] = place.files()
         faults = FAULTS["default"] = Faults()
-        status, printed = run_inline(*self._command(job, place))
-        assert status == SOME_FAILED, printed
+        for command in self._commands(job, place):
+            status, printed = run_inline(*command)
+            assert status in (OK, SOME_FAILED), printed
         self._finished[job] = place.files()
+        assert (generation_path(2) in self._finished[job]) == (job in APPENDS)
         check_growth(self._starts[job], self._finished[job])
         return {
             kind: sum(befalls is None or what in befalls for what, _ in faults.operations)
             for kind, befalls in KINDS.items()
         }
 
-    def _command(self, job: str, place: Place) -> tuple[object, ...]:
-        if job == "precompute":
-            clips = {"frames": 1, "select": "first", "size": [32, 48]}
-            options = place.storage_options
-            cache = {"shard_clips": 2, "format": self._format, "storage_options": options}
-            path = make_config(self._folder, self._corpus, place.url, clips=clips, cache=cache)
-            return "precompute", path
+    def _commands(self, job: str, place: Place) -> list[tuple[object, ...]]:
+        """What brings a cache from the job's start to its end, or from anywhere between."""
         options = [
             f"cache.storage_options.{name}={json.dumps(value)}"
             for name, value in place.storage_options.items()
         ]
-        return "resume", place.url, *options, *(["--retry-failed"] if job == "retry" else [])
+        resume = ("resume", place.url, *options)
+        return {
+            "precompute": [self._precompute(place)],
+            "grow": [(*self._precompute(place), "--prune")],
+            "resume": [resume],
+            "retry": [(*resume, "--retry-failed")],
+            "repair": [("verify", place.url, *options, "--repair"), resume],
+        }[job]
+
+    def _precompute(self, place: Place) -> tuple[object, ...]:
+        clips = {"frames": 1, "select": "first", "size": [32, 48]}
+        options = place.storage_options
+        cache = {"shard_clips": 2, "format": self._format, "storage_options": options}
+        return "precompute", make_config(
+            self._folder, self._corpus, place.url, clips=clips, cache=cache
+        )
+
+    def _corpus_is(self, which: str) -> None:
+        self._corpus.unlink(missing_ok=True)
+        self._corpus.symlink_to(self._corpora[which])
 
     def _prepare(self, job: str, place: Place) -> None:
-        """Bring a cache to where `job` is to be done: stopped in the middle, or with a failed clip."""
-        if job == "resume":
-            FAULTS["default"] = Faults("outage", self._middle)
-            status, printed = run_inline(*self._command("precompute", place))
-            assert status == 1, printed
-        if job == "retry":
-            FAULTS["default"] = Faults()
-            self._pool.broken = {"p0.png", "p4.png"}
-            status, printed = run_inline(*self._command("precompute", place))
-            self._pool.broken = set()
-            assert "3 clips ok, 2 failed" in printed, printed
+        """Bring a cache to where `job` is to be done: stopped in the middle, with a failed clip, ..."""
+        FAULTS["default"] = Faults("outage", self._middle) if job == "resume" else Faults()
+        self._corpus_is("before")
+        if job == "precompute":
+            return
+        self._pool.broken = {"p0.png", "p4.png"} if job == "retry" else set()
+        status, printed = run_inline(*self._precompute(place))
+        self._pool.broken = set()
+        assert status == (1 if job == "resume" else SOME_FAILED), printed
+        if job == "repair":
+            self._damage(place)
+        if job == "grow":
+            self._corpus_is("after")
+
+    def _damage(self, place: Place) -> None:
+        """Flip a byte of a clip, past the faults."""
+        files = place.files()
+        name = min(name for name in files if name.startswith("latents/") and "json" not in name)
+        data = bytearray(files[name])
+        table = from_parquet(next(files[n] for n in sorted(files) if n.startswith("samples/")))
+        data[table["offset"][0].as_py()] ^= 0xFF
+        place.put({name: bytes(data)})
 
     def run(self, backend: Backend, job: str, kind: str, at: int, seed: int = 0) -> Outcome:
         """Run into one fault, repair the storage, continue; the cache must be as if nothing happened."""
         place = backend.place()
         try:
             start = self._starts[job]
+            self._corpus_is("after" if job == "grow" else "before")
             place.put(start)
             faults = FAULTS["default"] = Faults(kind, at, seed=seed)
-            status, printed = run_inline(*self._command(job, place))
+            commands = self._commands(job, place)
+            status, printed = run_inline(*commands[0])
             faults.mend()
             check_message(status, printed)
             before = place.files()
             check_growth(start, before)
-            again = job if job == "retry" or generation_path(1) not in before else "resume"
-            final_status, more = run_inline(*self._command(again, place))
-            assert final_status == SOME_FAILED, more
+            if job == "precompute" and generation_path(1) in before:
+                commands = self._commands("resume", place)
+            more = ""
+            for command in commands:
+                final_status, said = run_inline(*command)
+                assert final_status in (OK, SOME_FAILED), said
+                more += said
             check_growth(before, place.files())
             check_cache(place.files(), self._finished[job], printed + more)
         finally:
@@ -310,7 +367,7 @@ def check_message(status: int, printed: str) -> None:
     """A run that stopped says why, in words and without secrets."""
     assert SECRET not in printed
     assert "Traceback" not in printed
-    if status != SOME_FAILED:
+    if status not in (OK, SOME_FAILED):
         assert status in (1, 2), printed
         lines = [line for line in printed.splitlines() if "its log is not written" not in line]
         errors = [line for line in lines if "Error: " in line]  # but the log's own warning
@@ -327,7 +384,7 @@ def check_growth(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Non
 
 def is_pointer(name: str) -> bool:
     """Tell whether an object is one that a cache replaces, or of planning that has not ended."""
-    return name == INDEX or name.endswith("zarr.json") or is_saved_probe(name)
+    return name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
 
 
 def check_cache(after: Mapping[str, bytes], finished: Mapping[str, bytes], printed: str) -> None:
@@ -362,7 +419,7 @@ def main() -> None:
             except BaseException:
                 print(f"at {name} {job} {kind} {at}", file=sys.stderr)
                 raise
-            ended = "finished" if outcome.status == SOME_FAILED else "stopped"
+            ended = "finished" if outcome.status in (OK, SOME_FAILED) else "stopped"
             counts.update([f"kind {kind}: {ended}"] if outcome.struck else ["not struck"])
             counts.update(["runs", f"backend {name}", f"job {job}"])
     for what, count in sorted(counts.items()):

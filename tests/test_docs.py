@@ -39,7 +39,7 @@ SMALLEST = {
     "cache": {"url": "/cache"},
 }
 #: Programs of others, which are not here, and words of the shell.
-FOREIGN = {"accelerate", "aws", "docker", "kubectl", "ray", "torchrun", "["}
+FOREIGN = {"accelerate", "eval", "aws", "docker", "kubectl", "ray", "torchrun", "["}
 #: Pages whose Python is run by tests of their own.
 RUN_ELSEWHERE = {"docs/encoder-plugins.md", "docs/text-encoders.md", "docs/training.md"}
 #: The place of a cache in a page's Python, and how it is reached.
@@ -144,7 +144,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_job(job: str, rest: list[str]) -> None:
-    if job in ("JOB", "--help"):
+    if job in ("JOB", "--help", "--version"):
         return
     assert job in JOBS, job
     text = help_of(job)
@@ -311,6 +311,8 @@ def cache_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @every_page
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_code_runs(
     page: str, cache_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,8 @@ from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage.folder import redact
 
-from ..cli import DEVICES, INTERRUPTED, OK, Parser, made_folder, run_job, storage_options
+from .. import parsers
+from ..cli import INTERRUPTED, OK, made_folder, run_job, storage_options
 from . import checkpoints
 from .checkpoints import Facts
 from .flow_model import FlowModel, draw, flow_loss
@@ -64,24 +65,7 @@ class Ranks:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = Parser(prog="latentcache train-example", description=__doc__)
-    parser.add_cache()
-    parser.add_argument("--steps", type=int, default=200, help="in all, those of before too (200)")
-    parser.add_argument("--batch-size", type=int, default=4, help="clips a batch and process (4)")
-    parser.add_argument(
-        "--checkpoint-dir", default="checkpoints", metavar="DIR", help="folder (checkpoints)"
-    )
-    parser.add_argument("--checkpoint-every", type=int, default=50, metavar="STEPS", help="(50)")
-    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="(10)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="(0.001)")
-    parser.add_argument(
-        "--caption-dropout", type=float, default=0.1, help="share of captions left out (0.1)"
-    )
-    parser.add_argument("--heads", type=int, default=4, help="of 24 channels each (4)")
-    parser.add_argument("--depth", type=int, default=4, help="layers (4)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help=f"{DEVICES}; with torchrun auto and cuda mean a GPU each")
-    return run_job(run, parser)
+    return run_job(run, parsers.train_example())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from latentcache.config.sections import Config
+from latentcache.config.sections import Config, of_a_cache
 from latentcache.config.yaml import parse_yaml
 from latentcache.errors import ConfigError, did_you_mean
 
@@ -135,8 +135,32 @@ def load_stored_config(
     url: str,
     storage_options: Mapping[str, Any],
     overrides: Sequence[str] = (),
+    allowed_encoders: Sequence[str] = (),
 ) -> Config:
-    """Read the configuration of the cache at `url`, with overrides. Raises ConfigError."""
-    cache = {**data["cache"], "url": url, "storage_options": dict(storage_options)}
-    changed = apply_overrides({**data, "cache": cache}, overrides)
-    return validate(Config, changed, "the cache's configuration")
+    """Read the configuration of the cache at `url`, with overrides. Raises ConfigError.
+
+    A cache may be a stranger's: it brings no trust along, and of encoders only those of this package.
+    allowed_encoders: modules of others that the caller allows; one that an override names is allowed, too.
+    """
+    stored = of_a_cache(data)
+    cache = {**stored["cache"], "url": url, "storage_options": dict(storage_options)}
+    changed = apply_overrides({**stored, "cache": cache}, overrides)
+    config = validate(Config, changed, "the cache's configuration")
+    given = apply_overrides({}, overrides).get("encoder", {})
+    named = [*allowed_encoders, given.get("kind") if isinstance(given, dict) else None]
+    check_encoder(config.encoder["kind"], named, f"add --allow-encoder {config.encoder['kind']}")
+    return config
+
+
+def check_encoder(kind: str, named: Sequence[str | None], fix: str) -> None:
+    """Raise ConfigError if a cache's encoder is a module of others that the caller has not named.
+
+    named: modules, or kinds; `module` allows `module:name`. fix: how to allow it.
+    """
+    is_module = "." in kind or ":" in kind
+    if not is_module or kind in named or kind.partition(":")[0] in named:
+        return
+    raise ConfigError(
+        f"the cache's encoder is {kind!r}, a module of its maker's own. Importing it runs its code, so a "
+        f"cache cannot ask for that. Nothing was imported. If you know the module: {fix}"
+    )

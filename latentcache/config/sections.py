@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -76,7 +77,13 @@ class CorpusConfig(Section):
     )
     keep: list[str] = Field(
         default_factory=list,
-        description="Columns of the table that are carried into the sample table and the batches.",
+        description="Columns of the table that are carried into the sample table and the batches. URLs in "
+        "them lose passwords, signatures and tokens.",
+    )
+    no_suffix: Literal["ignore", "by_content"] = Field(
+        default="ignore",
+        description="What happens to files without a suffix in a directory or glob: they are counted, or "
+        "their first bytes say whether they are videos or images.",
     )
     max_pixels: Positive = Field(
         default=1 << 26,
@@ -85,6 +92,11 @@ class CorpusConfig(Section):
     )
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
+    )
+    schemes: list[str] = Field(
+        default_factory=list,
+        description="File systems that sources may be on beside local disks, http(s), S3, GCS, Azure, hf "
+        "and sftp; for chains (zip://a.mp4::s3://bucket/b.zip) those that wrap others. Never stored.",
     )
 
     @field_validator("columns")
@@ -175,6 +187,16 @@ class ClipsConfig(Section):
         description="What happens to a source with fewer frames than a clip: record it as failed, or "
         "shorten its clip to the most frames that the encoder takes.",
     )
+    too_slow: Literal["repeat", "record"] = Field(
+        default="repeat",
+        description="What happens to a source with fewer frames per second than `fps`: its frames "
+        "repeat, or it is recorded as failed.",
+    )
+    too_small: Literal["enlarge", "record"] = Field(
+        default="enlarge",
+        description="What happens to a source that is smaller, as shown, than its bucket: it is enlarged, "
+        "or recorded as failed.",
+    )
     seed: int = Field(default=0, description="For select: random:K.")
 
     @field_validator("select")
@@ -215,6 +237,14 @@ class CompressionConfig(Section):
     level: Annotated[int, Field(ge=1, le=9)] = Field(default=5, description="1 fast .. 9 small.")
 
 
+#: What `shard_clips: auto` aims at: a worker that is late with its last shard then costs a quarter of the
+#: time at most; and at most so many clips are lost where a run is stopped, per worker and stage.
+SHARDS_PER_WORKER = 4
+MAX_AUTO_SHARD_CLIPS = 64
+#: GPUs that a run is prepared for if nothing says how many it has.
+EXPECTED_WORKERS = 8
+
+
 class CacheConfig(Section):
     """Where the cache goes and how it is stored."""
 
@@ -225,13 +255,22 @@ class CacheConfig(Section):
         description="The dtype of the stored latents; omitted: bfloat16. Not for discrete tokenizers, "
         "whose ids are stored in the smallest unsigned type that holds the codebook.",
     )
-    shard_clips: Annotated[int, Field(gt=0, le=4096)] = Field(
-        default=64, description="Clips per shard: the unit of retry, and one storage object."
+    shard_clips: Annotated[int, Field(gt=0, le=4096)] | Literal["auto"] = Field(
+        default=64,
+        description="Clips per shard: the unit of retry, and one storage object. auto: chosen when the "
+        "cache is made: each worker gets several (8 workers if run.workers is auto), of at most 64 clips.",
     )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the cache; never stored."
     )
+
+    def shard_clips_of(self, num_clips: int, workers: int | Literal["auto"]) -> int:
+        """Return the clips per shard of a cache that is made with so many clips, for so many workers."""
+        if self.shard_clips != "auto":
+            return self.shard_clips
+        shards = SHARDS_PER_WORKER * (EXPECTED_WORKERS if workers == "auto" else workers)
+        return max(1, min(MAX_AUTO_SHARD_CLIPS, num_clips // shards))
 
 
 class RunConfig(Section):
@@ -258,14 +297,18 @@ class RunConfig(Section):
     )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="The run stops if more than this fraction of its clips failed, or if no shard can be "
-        "encoded at all; 1: it never stops.",
+        description="The run stops if more than this fraction of its latest clips failed, or if no shard "
+        "can be encoded at all; 1: it never stops.",
     )
     judged_clips: Positive = Field(
-        default=100, description="Clips that must be done before max_failed_fraction is applied."
+        default=100,
+        description="Clips that must be done before max_failed_fraction is applied. It looks at the latest "
+        "clips, ten times as many as this.",
     )
     decode_timeout_s: PositiveFloat = Field(
-        default=60.0, description="A clip that takes longer to decode is recorded as failed."
+        default=60.0,
+        description="A clip that takes longer to decode is recorded as failed. Fetching its source does "
+        "not count.",
     )
     decode_processes: Positive | Literal["auto"] = Field(
         default="auto", description="Decoding processes per worker; auto: its share of the CPUs."
@@ -278,6 +321,11 @@ class RunConfig(Section):
     decode_ahead_bytes: Positive = Field(
         default=1 << 30,
         description="At most this many bytes of decoded pixels are held per worker (at least two clips).",
+    )
+    lease_s: PositiveFloat = Field(
+        default=120.0,
+        description="On storage that cannot create on condition, such as SFTP: a run that shows no sign of "
+        "life for so long is taken for dead, and another may go on.",
     )
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often during a run."
@@ -308,6 +356,27 @@ class QualityConfig(Section):
     )
 
 
+#: Settings by which a configuration trusts somebody, or names secrets: a cache neither stores them nor
+#: brings them along, for it may be a stranger's.
+NOT_OF_A_CACHE = (
+    ("corpus", "storage_options"),
+    ("corpus", "schemes"),
+    ("cache", "storage_options"),
+    ("encoder", "trust_torchscript"),
+    ("run", "ray_address"),
+)
+
+
+def of_a_cache(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a cache's configuration without what a cache must not bring along."""
+    return {
+        name: {key: value for key, value in section.items() if (name, key) not in NOT_OF_A_CACHE}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in data.items()
+    }
+
+
 class Config(Section):
     """One configuration file."""
 
@@ -328,12 +397,11 @@ class Config(Section):
         return encoder
 
     def without_secrets(self) -> dict[str, Any]:
-        """Return what a cache stores: no storage options, and no URL, for a cache can be moved.
+        """Return what a cache stores: see NOT_OF_A_CACHE; and no URL, for a cache can be moved.
 
         Of a signed URL of the corpus its name is stored.
         """
-        data = self.model_dump(mode="json")
+        data = of_a_cache(self.model_dump(mode="json"))
         data["corpus"]["source"] = public_name(self.corpus.source)
-        del data["corpus"]["storage_options"]
-        del data["cache"]["storage_options"], data["cache"]["url"]
+        del data["cache"]["url"]
         return data

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def anonymous_file(name: str) -> int:
+    """Return the descriptor of a file without a name, in memory if the system can; it goes when closed."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def install_command(extra: str) -> str:

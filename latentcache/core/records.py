@@ -19,14 +19,16 @@ ShardFormat = Literal["zarr", "parquet"]
 #: Why a clip failed, in the words that a summary uses.
 REASONS: Mapping[str, str] = {
     "missing": "the file is not there",
-    "unreachable": "the storage of the file did not answer, even after several tries",
     "unreadable": "no decoder can open the file",
     "no_video": "the file has no video stream or no frames",
     "no_timestamps": "the file does not say when its frames are shown",
     "too_large": "a frame has more pixels than corpus.max_pixels allows",
     "truncated": "the stream ends before the clip does",
     "corrupt": "the decoder met damaged data",
+    "size_changed": "the size of the frames changes within the clip",
     "too_short": "the source has fewer frames than the shortest clip that the config asks for",
+    "too_slow": "the source has fewer frames per second than clips.fps, and clips.too_slow is record",
+    "too_small": "the source is smaller than its bucket, and clips.too_small is record",
     "illegal_frames": "the encoder cannot take a single frame, and this is an image",
     "source_changed": "the file is not the one that was planned",
     "decode_timeout": "decoding took longer than run.decode_timeout_s",
@@ -138,6 +140,25 @@ class ChunkRef:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureFacts:
+    """What the pictures of a clip's source are, and how they became the bucket's.
+
+    display_height, display_width: as shown, in square pixels. transfer: SDR, PQ or HLG. The picture was
+    resized to resized_height x resized_width, and the bucket was cut out of it at crop_top, crop_left.
+    """
+
+    source_fps: float | None
+    display_height: int
+    display_width: int
+    interlaced: bool
+    transfer: str
+    resized_height: int
+    resized_width: int
+    crop_top: int
+    crop_left: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClipResult:
     """What became of a clip. `reason` is None if it is ok.
 
@@ -151,6 +172,7 @@ class ClipResult:
     end_s: float | None = None
     source_height: int | None = None
     source_width: int | None = None
+    picture: PictureFacts | None = None
     decoder: str | None = None
     tiling_error: float | None = None
     psnr: float | None = None

@@ -17,3 +17,8 @@ def human_time(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """Return a count and its noun, such as `1 clip` or `1,200 clips`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"

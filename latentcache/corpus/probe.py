@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from latentcache.corpus.claims import implausible
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import ClipError, StorageError, UnreachableError
+from latentcache.errors import ClipError, StorageError
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 
 Row = dict[str, Any]
@@ -36,9 +37,9 @@ def probe_sources(
 ) -> pa.Table:
     """Return `sources` with missing facts filled in and the columns of PROBE_SCHEMA added.
 
-    A source that cannot be used gets a reason and a message; nothing raises for it. saved: what earlier
-    attempts found, and where to keep what this one finds. Raises UnreachableError where their storage
-    does not answer: a plan must not lose them for that.
+    A source whose bytes cannot be used gets a reason and a message; nothing raises for it. saved: what
+    earlier attempts found, and where to keep what this one finds. Raises SourceError and MachineError
+    where something else fails: a plan must not lose sources for that.
     """
     columns = _Columns()
     pending: deque[tuple[Row, Probed]] = deque()
@@ -99,8 +100,6 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
         try:
             found = found.result()
         except ClipError as error:
-            if error.reason == "unreachable":
-                raise UnreachableError(f"the corpus cannot be read: {error}") from error
             found = {"reason": error.reason, "message": str(error)}
         else:
             if saved:
@@ -111,6 +110,8 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
         facts["duration_s"] = 0.0
     elif is_trusted(row):
         facts["duration_s"] = row["frames"] / row["fps"]
+    if row["kind"] == "video" and row["frames"] is not None and "reason" not in facts:
+        facts |= implausible(facts)
     return facts
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,20 +24,28 @@ from latentcache.storage.urls import (
     CREDENTIALS,
     QUERIES,
     RELATIVE_QUERIES,
+    SOURCE_SCHEMES,
+    TOKENS,
     USERS,
     folder_of,
     is_http,
     is_url,
-    redact,
+    redact_url,
+    refused_scheme,
 )
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+IMAGES = (
+    *("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff"),
+    *("avif", "heic", "heif", "jxl"),  # what reads these may be missing: see decoders.image
+)
 VIDEOS = (
-    *("mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "mpeg"),
-    *("ts", "flv", "wmv", "gif", "y4m", "ogv", "3gp"),
+    *("mp4", "mov", "qt", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "vob"),
+    *("ts", "mts", "m2ts", "flv", "f4v", "wmv", "asf", "gif", "y4m", "ogv", "3gp"),
 )
 _NUMBERS = ("frames", "fps", "height", "width")
 _ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
+#: What most rows are, which need no second look.
+_USUAL = rf"(?i)^(/|({'|'.join(sorted(SOURCE_SCHEMES))})://)"
 _DOTS = r"(^|/)\.\.?(/|$)"
 _PROBED = "Correct it, or leave it empty to have the source probed"
 
@@ -45,7 +54,7 @@ def read_source_table(
     reader: Callable[[IO[bytes], Wanted], pa.Table], file: IO[bytes], config: CorpusConfig
 ) -> pa.Table:
     """Read a table and return its rows as sources. Raises CorpusError."""
-    where = redact(config.source)
+    where = redact_url(config.source)
     roles = config.columns or {"video": "video", "caption": "caption"}
     optional = () if config.columns else ("caption",)
     required = [c for c in roles.values() if c not in optional]
@@ -67,13 +76,16 @@ def read_source_table(
     folder = folder_of(config.source)
     columns = {
         "name": number_repeated(rows.names(path, folder)),
-        "url": rows.urls(path, folder),
+        "url": rows.allowed(rows.urls(path, folder), config.schemes),
         "kind": kind,
         "caption": rows.text("caption"),
         **{role: rows.number(role) for role in _NUMBERS},
     }
     paths = {roles.get("video"), roles.get("image")}
-    kept = {c: rows.public(data[c], folder) if c in paths else data[c] for c in config.keep}
+    kept = {
+        c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
+        for c in config.keep
+    }
     return to_source_table(columns, {c: _keepable(column) for c, column in kept.items()})
 
 
@@ -197,6 +209,15 @@ class _Rows:
         resolved = [resolve(folder, p) for p in path.filter(dotted).to_pylist()]
         return _replace(url, dotted, resolved)
 
+    def allowed(self, urls: pa.ChunkedArray, named: Sequence[str]) -> pa.ChunkedArray:
+        """Return the URLs. Refuses those that the configuration does not allow."""
+        is_chain = pc.match_substring(urls, "::")
+        usual = pc.and_not(pc.match_substring_regex(urls, _USUAL), is_chain)
+        for row in np.flatnonzero(pc.invert(usual).to_numpy()).tolist():
+            if why := refused_scheme(urls[row].as_py(), named):
+                raise self.error(self.path_role, row, why)
+        return urls
+
     def number(self, role: str) -> pa.ChunkedArray:
         """Return the role's column as SOURCE_SCHEMA has it; null if it must be probed."""
         kind = SOURCE_SCHEMA.field(role).type
@@ -239,11 +260,28 @@ class _Rows:
     def error(self, role: str, row: int, why: str) -> CorpusError:
         """Return the CorpusError about one row's value."""
         value = self.data[self.roles[role]][row].as_py()
-        shown = redact(f"{value!r}")[:200]
+        shown = repr(redact_url(value) if isinstance(value, str) else value)[:200]
         return CorpusError(
             f"{self.where}: row {row + 1} (of the data, counted from 1): "
             f"{self.roles[role]} = {shown} {why}."
         )
+
+
+def without_tokens(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column whose URLs have lost users, passwords, signatures and tokens; the rest is kept.
+
+    Only values that are URLs as a whole are looked at, and what else they ask for stays.
+    """
+    if not _is_text(column.type):
+        return column
+    plain = column.cast(pa.large_string() if pa.types.is_dictionary(column.type) else column.type)
+    is_url = pc.match_substring_regex(plain, r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$")
+    for pattern, shown in TOKENS:
+        told = pc.and_(is_url, pc.match_substring_regex(plain, pattern))
+        if pc.any(told).as_py():
+            plain = pc.if_else(told, pc.replace_substring_regex(plain, pattern, shown), plain)
+            column = plain
+    return column
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -11,19 +11,32 @@ from pathlib import Path
 import pyarrow as pa
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.core.units import human_bytes
+from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import ConfigError, CorpusError, StorageError
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.storage.source_files import (
-    find_files,
+    file_facts,
+    find_sizes,
     glob_files,
+    irregular,
     is_directory,
     is_file,
     open_source,
+    read_heads,
     read_many,
 )
-from latentcache.storage.urls import folder_of, has_magic, is_url, join, redact, without_query
+from latentcache.storage.urls import (
+    folder_of,
+    has_magic,
+    is_url,
+    join,
+    redact_url,
+    refused_scheme,
+    without_query,
+)
 
 #: Names that `keep` cannot carry: columns that the cache's tables or the batches already have.
 RESERVED = frozenset(
@@ -33,7 +46,11 @@ RESERVED = frozenset(
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
 _CAPTIONS_AT_ONCE = 1024
+#: The longest caption: those of today's captioning models take some kB.
+MAX_CAPTION_BYTES = 1 << 20
 _SUFFIXES_SHOWN = 10
+#: Files by name, each with its size where it is known.
+_Sizes = Mapping[str, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +72,13 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     Raises CorpusError, saying what to change, where there is nothing usable, and StorageError.
     """
     _check_keep(config)
+    if why := refused_scheme(config.source, config.schemes):
+        raise CorpusError(f"corpus.source {redact_url(config.source)!r} {why}")
     try:
         return _read(config)
     except FileNotFoundError:
         raise CorpusError(
-            f"corpus.source {redact(config.source)!r} is not there. Give an existing directory, "
+            f"corpus.source {redact_url(config.source)!r} is not there. Give an existing directory, "
             "glob, table (.csv, .jsonl, .parquet) or media file; a relative path starts at the "
             "current directory."
         ) from None
@@ -70,8 +89,8 @@ def read_corpus(config: CorpusConfig) -> Corpus:
 def _read(config: CorpusConfig) -> Corpus:
     source, options = config.source, config.storage_options
     if is_directory(source, options):
-        names = find_files(source, options)
-        return _from_files(config, "a directory", source, names, texts=names)
+        sizes = find_sizes(source, options)
+        return _from_files(config, "a directory", source, list(sizes), texts=sizes)
     if has_magic(source) and not is_file(source, options):
         base, names = glob_files(source, options)
         return _from_files(config, "a glob", base, names, _texts_beside(base, names, options))
@@ -89,7 +108,9 @@ def _from_file(config: CorpusConfig) -> Corpus:
     source, options = config.source, config.storage_options
     base, name = folder_of(source), without_query(source)
     text = posixpath.splitext(name)[0] + ".txt"
-    texts = [text[len(base) :]] if name == source and is_file(text, options) else []
+    texts: dict[str, int | None] = {}
+    if name == source and is_file(text, options):
+        texts = {text[len(base) :]: file_facts(text, options).get("size")}
     corpus = _from_files(config, "one file", base, [name[len(base) :]], texts)
     url = source if is_url(source) else corpus.table["url"][0].as_py()
     index = corpus.table.schema.get_field_index("url")
@@ -114,33 +135,52 @@ def _check_keep(config: CorpusConfig) -> None:
 
 
 def _from_files(
-    config: CorpusConfig, what: str, base: str, found: Sequence[str], texts: Sequence[str]
+    config: CorpusConfig, what: str, base: str, found: Sequence[str], texts: _Sizes
 ) -> Corpus:
-    """Make the table of the media among `found`; `texts` are the files that may be captions."""
+    """Make the table of the media among `found`; `texts` are the files that may be captions, with sizes."""
     for key in ("columns", "keep"):
         if getattr(config, key):
             raise ConfigError(
                 f"corpus.{key} names columns of a table, but corpus.source "
-                f"{redact(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "
+                f"{redact_url(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "
                 "or .parquet table as the source."
             )
     shown = [n for n in found if not is_hidden(n) or is_hidden(config.source)]
-    media = [n for n in shown if _suffix(n) in VIDEOS + IMAGES]
+    root = base if is_url(base) else str(Path(base).expanduser().absolute())
+    kinds = _kinds(root, shown, config)
+    media = list(kinds)
     _check_names(config.source, media)
     stems = {posixpath.splitext(n)[0]: n for n in sorted(texts) if _suffix(n) == "txt"}
     captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}
     ignored = _count_ignored(found, shown, {*media, *captions.values()})
     if not media:
         raise _nothing_found(config.source, ignored)
-    root = base if is_url(base) else str(Path(base).expanduser().absolute())
-    caption_of = _read_captions(root, captions, config)
+    caption_of = _read_captions(root, captions, texts, config)
     columns = {
         "name": pa.array(media, pa.string()),
         "url": pa.array([join(root, name) for name in media], pa.string()),
-        "kind": pa.array(["image" if _suffix(n) in IMAGES else "video" for n in media]),
+        "kind": pa.array(list(kinds.values()), pa.string()),
         "caption": pa.array([caption_of.get(n) for n in media], pa.string()),
     }
     return Corpus(table=to_source_table(columns), ignored=ignored)
+
+
+def _kinds(root: str, names: Sequence[str], config: CorpusConfig) -> dict[str, str]:
+    """Return the media among some files, in order, with their kinds: by suffix, or by content if asked."""
+    known: dict[str, str] = {
+        n: "image" if _suffix(n) in IMAGES else "video" for n in names if _is_media(n)
+    }
+    if config.no_suffix == "ignore":
+        return known
+    bare = [n for n in names if not _suffix(n)]
+    urls = [join(root, n) for n in bare]
+    heads = read_heads(urls, HEAD_BYTES, config.storage_options)
+    known |= {n: kind for n, head in zip(bare, heads, strict=True) if (kind := kind_of(head))}
+    return {n: known[n] for n in names if n in known}
+
+
+def _is_media(name: str) -> bool:
+    return _suffix(name) in VIDEOS + IMAGES
 
 
 def is_hidden(path: str) -> bool:
@@ -154,7 +194,7 @@ def _check_names(source: str, names: Sequence[str]) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise CorpusError(
-                f"{redact(source)}: the file name {name!a} is not UTF-8, so a table cannot hold "
+                f"{redact_url(source)}: the file name {name!a} is not UTF-8, so a table cannot hold "
                 "it. Rename the file."
             ) from None
 
@@ -174,25 +214,28 @@ def _nothing_found(source: str, ignored: Mapping[str, int]) -> CorpusError:
     if any(f".{table}" in ignored for table in READERS):
         hint = " To read a table, name the .csv, .jsonl or .parquet file itself."
     return CorpusError(
-        f"corpus.source {redact(source)!r} holds no video and no image; seen: {seen}.{hint} "
+        f"corpus.source {redact_url(source)!r} holds no video and no image; seen: {seen}.{hint} "
         f"Files are known by their suffix: {' '.join(VIDEOS + IMAGES)}."
     )
 
 
-def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]) -> list[str]:
+def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]) -> _Sizes:
     """List the folders of files that a glob matched, for captions that it did not match."""
     folders = sorted({posixpath.dirname(n) for n in names})
-    return [
-        posixpath.join(folder, name)
+    return {
+        posixpath.join(folder, name): size
         for folder in folders
-        for name in find_files(join(base, folder), options, max_depth=1)
+        for name, size in find_sizes(join(base, folder), options, max_depth=1).items()
         if _suffix(name) == "txt"
-    ]
+    }
 
 
 def _read_captions(
-    root: str, captions: Mapping[str, str], config: CorpusConfig
+    root: str, captions: Mapping[str, str], sizes: _Sizes, config: CorpusConfig
 ) -> dict[str, str | None]:
+    """Return the captions by name. sizes: those that listing has told."""
+    for text in captions.values():
+        _check_caption(join(root, text), sizes[text] or 0)
     names = list(captions)
     texts: dict[str, str | None] = {}
     for i in range(0, len(names), _CAPTIONS_AT_ONCE):
@@ -205,19 +248,34 @@ def _read_captions(
 
 def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[bytes]:
     try:
-        return read_many(urls, options)
+        for url in urls:
+            if what := irregular(url, options):
+                raise CorpusError(
+                    f"the caption file {redact_url(url)} is no regular file but a {what}, which may never "
+                    "end. Remove it, or write the caption into a file."
+                )
+        return read_many(urls, options, MAX_CAPTION_BYTES)
     except FileNotFoundError:
         gone = next((url for url in urls if not is_file(url, options)), urls[0])
         raise CorpusError(
-            f"the caption file {redact(gone)} cannot be read: it was removed during planning, or is a "
+            f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
             "broken link. Restore it, or remove it."
         ) from None
 
 
+def _check_caption(url: str, num_bytes: int) -> None:
+    if num_bytes > MAX_CAPTION_BYTES:
+        raise CorpusError(
+            f"the caption file {redact_url(url)} is larger than {human_bytes(MAX_CAPTION_BYTES)}, so it is "
+            "no caption, and would be stored once per clip. Remove it, or shorten it."
+        )
+
+
 def _caption(url: str, data: bytes) -> str | None:
+    _check_caption(url, len(data))
     try:
         return data.decode("utf-8-sig").strip() or None
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"the caption file {redact(url)} is not UTF-8: {error}. Save it as UTF-8, or remove it."
+            f"the caption file {redact_url(url)} is not UTF-8: {error}. Save it as UTF-8, or remove it."
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,20 @@ from typing import Any
 
 from latentcache.errors import LatentCacheError, UnreachableError
 from latentcache.storage.source_files import file_facts
+from latentcache.storage.urls import refused_scheme
 
 #: Files that are looked at a time: remote ones cost a request each.
 NUM_THREADS = 32
+#: Files that a thread looks at before it takes others: handing over one by one costs more than looking.
+MAX_TOGETHER = 256
 
 
-def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> list[str | None]:
+def stamp_sources(
+    urls: Sequence[str], options: Mapping[str, Any] | None, schemes: Sequence[str] = ()
+) -> list[str | None]:
     """Return each source's size and time of change, or its ETag; None if it cannot be had.
+
+    schemes: `corpus.schemes`; nothing on other file systems is looked at.
 
     A source without a stamp is looked at by its content. If their storage does not answer, no more are
     asked for: whoever reads the sources says so.
@@ -23,7 +31,7 @@ def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> lis
     is_down = threading.Event()
 
     def stamp(url: str) -> str | None:
-        if is_down.is_set():
+        if is_down.is_set() or refused_scheme(url, schemes):
             return None
         try:
             facts = file_facts(url, options)
@@ -35,10 +43,16 @@ def stamp_sources(urls: Sequence[str], options: Mapping[str, Any] | None) -> lis
         changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
         return None if changed is None else f"{facts.get('size')}:{changed}"
 
-    if len(urls) < NUM_THREADS:
-        return list(map(stamp, urls))
+    def stamp_all(some: Sequence[str]) -> list[str | None]:
+        return list(map(stamp, some))
+
+    distinct = list(dict.fromkeys(urls))
+    size = min(MAX_TOGETHER, -(-len(distinct) // NUM_THREADS)) or 1
+    groups = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return list(pool.map(stamp, urls))
+        found = itertools.chain.from_iterable(pool.map(stamp_all, groups))
+        stamps = dict(zip(distinct, found, strict=True))
+    return [stamps[url] for url in urls]
 
 
 #: What file systems say of a file's content, the strongest first: stores' tags, then times.

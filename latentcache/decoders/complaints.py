@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections import deque
 from typing import ClassVar, Self
 
 import av
+
+from latentcache.core.machine import anonymous_file
 
 av.logging.restore_default_callback()  # FFmpeg's own, which writes to standard error
 av.logging.set_libav_level(av.logging.PANIC)
@@ -29,7 +30,7 @@ class Complaints:
     _num_open: ClassVar = 0
 
     def __enter__(self) -> Self:
-        self._file = tempfile.TemporaryFile()
+        self._file = os.fdopen(anonymous_file("latentcache-complaints"), "r+b")
         self._offset = 0
         self._lines: deque[str] = deque()
         self._standard_error = os.dup(2)

@@ -46,6 +46,7 @@ class Reader:
             self.close()
             raise
         self.times_s, self.end_s = index.times_s, index.end_s
+        self.facts = index.facts
         self._next = 0
 
     def close(self) -> None:

@@ -52,21 +52,26 @@ def select_frames(
 
 
 def cover_and_crop(
-    source: tuple[int, int], target: tuple[int, int]
+    source: tuple[int, int], target: tuple[int, int], aspect: float = 1.0
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the (height, width) to resize to and the (top, left) of the centre crop.
 
-    The resized frame is the smallest of the source's shape that covers the target.
+    The resized frame is the smallest of the source's shape, as shown, that covers the target. aspect: width
+    over height of a pixel of the source.
     """
-    scale = max(target[0] / source[0], target[1] / source[1])
+    shown_width = source[1] * aspect
+    scale = max(target[0] / source[0], target[1] / shown_width)
     height = max(target[0], round(source[0] * scale))
-    width = max(target[1], round(source[1] * scale))
+    width = max(target[1], round(shown_width * scale))
     return (height, width), ((height - target[0]) // 2, (width - target[1]) // 2)
 
 
-def fit_frame(frame: Frame, out: Frame, interpolation: str) -> None:
-    """Resize (antialiased) and centre-crop one frame [h, w, 3] into `out` [H, W, 3]."""
-    resized, (top, left) = cover_and_crop(frame.shape[:2], out.shape[:2])
+def fit_frame(frame: Frame, out: Frame, interpolation: str, aspect: float = 1.0) -> None:
+    """Resize (antialiased) and centre-crop one frame [h, w, 3] into `out` [H, W, 3].
+
+    aspect: width over height of a pixel; out's are square.
+    """
+    resized, (top, left) = cover_and_crop(frame.shape[:2], out.shape[:2], aspect)
     if resized != frame.shape[:2]:
         frame = _resize(frame, resized, interpolation)
     out[:] = frame[top : top + out.shape[0], left : left + out.shape[1]]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from latentcache.errors import ClipError, StorageError, UnreachableError
+from latentcache.errors import ClipError, SourceError, StorageError
 from latentcache.storage.filesystems import open_filesystem
-from latentcache.storage.source_files import open_source
+from latentcache.storage.source_files import is_absent, kind_of_file, open_source
+from latentcache.storage.urls import public_name, redact_url
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every
 #: frame's size) is at one end of the file, so that no other encoding of the video has the same digest.
@@ -31,6 +32,7 @@ def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None
     """Return the path of a source on this machine, None of a remote one.
 
     Raises ClipError where it is no regular file: to open a pipe or a device can take for ever.
+    SourceError where the system does not say what it is.
     """
     fs, path = open_filesystem(url, options)
     if "file" not in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
@@ -39,38 +41,57 @@ def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None
         mode = Path(path).stat().st_mode
     except FileNotFoundError:
         link = " (a link to what is not there)" if Path(path).is_symlink() else ""
-        raise ClipError("missing", f"no such file: {url}{link}") from None
+        raise ClipError("missing", f"no such file: {redact_url(url)}{link}") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in _OF_NAMES:
+            raise _unreadable(url, error) from error
         why = getattr(error, "strerror", None) or error
-        raise ClipError("unreadable", f"cannot be opened: {why}: {url}") from error
-    if not stat.S_ISREG(mode):
-        raise ClipError(
-            "unreadable", f"not a regular file but a {_KINDS[stat.S_IFMT(mode)]}: {url}"
-        )
+        raise ClipError("unreadable", f"cannot be opened: {why}: {redact_url(url)}") from error
+    if what := kind_of_file(mode):
+        raise ClipError("unreadable", f"not a regular file but a {what}: {redact_url(url)}")
     return str(path)
 
 
-_KINDS: Mapping[int, str] = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
+#: Errors that the name of a file explains, or a link.
+_OF_NAMES = frozenset({errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR})
 
 
 def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
     """Return the identity of the file at a URL.
 
-    Raises ClipError("missing" or "unreadable"), and UnreachableError, which says nothing of the file.
+    Raises ClipError: "missing", of which `absence` tells whether it counts, or "unreadable" where it is
+    no regular file. Raises StorageError of all else, which says nothing of the file.
     """
     local_path(url, options)
     try:
         with open_source(url, options) as file:
             return identify(file)
     except FileNotFoundError:
-        raise ClipError("missing", f"no such file: {url}") from None
-    except UnreachableError:
+        raise ClipError("missing", f"no such file: {redact_url(url)}") from None
+    except StorageError:
         raise
-    except StorageError as error:
-        raise ClipError("unreadable", str(error)) from error
+    except OSError as error:
+        raise _unreadable(url, error) from error
+
+
+def _unreadable(url: str, error: OSError) -> SourceError:
+    return SourceError(f"cannot read {public_name(url)}: {error.strerror or error}")
+
+
+def absence(
+    error: ClipError, url: str, options: Mapping[str, Any] | None, neighbours: Sequence[str] = ()
+) -> ClipError | SourceError:
+    """Return what a source that was not found is: missing, if its neighbours are there.
+
+    Of a mount that is gone nothing is there, and no source of it is missing. neighbours: other sources,
+    for http. Raises StorageError.
+    """
+    if is_absent(url, options, neighbours):
+        return error
+    where = public_name(url)
+    return SourceError(
+        f"no such file: {where}, and nothing else is there: its folder is empty or not there, or its "
+        "server has none of its other sources. A disk or server may be away. If the corpus has moved, run "
+        "precompute with the new corpus.source. If all of it was removed, take it out of the corpus: "
+        "precompute --prune retires its clips"
+    )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from latentcache.core.machine import install_command
+from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.streams import check_pixels
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
@@ -16,6 +22,17 @@ from latentcache.errors import ClipError
 
 NAME = "pillow"
 Image.MAX_IMAGE_PIXELS = None  # corpus.max_pixels it is, for images and videos alike
+#: What is opened, whatever a file is called: the formats of the suffixes that are images. Pillow knows many
+#: more and tells them by content, so that a PNG which is EPS would start Ghostscript.
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    *(["AVIF"] if features.check("avif") else []),
+)
 #: Pillow would cut their values off at 255, and what is black and white in them is not known.
 _UNBOUNDED_MODES = frozenset({"I", "F"})
 
@@ -26,11 +43,29 @@ _PILLOW_ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plugin:
+    """A package that makes Pillow read another format, for files that are called so."""
+
+    format: str
+    package: str
+    extra: str
+
+
+_HEIF = _Plugin(format="HEIF", package="pillow_heif", extra="heif")
+_PLUGINS = {
+    ".heic": _HEIF,
+    ".heif": _HEIF,
+    ".jxl": _Plugin(format="JXL", package="pillow_jxl", extra="jxl"),
+}
+
+
 class Reader:
     """An open image, turned as its EXIF orientation says; of an animated one, the first picture."""
 
     name = NAME
     end_s = 0.0
+    facts = VideoFacts()
 
     def __init__(self, path: str, max_pixels: int | None = None) -> None:
         self.times_s = np.zeros(1)
@@ -54,16 +89,38 @@ class Reader:
 
 def _open(path: str) -> Image.Image:
     """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
+    formats = (*FORMATS, *_plugged_in(path))
     try:
-        return Image.open(path)
+        return Image.open(path, formats=formats)
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except UnidentifiedImageError as error:
-        raise ClipError("unreadable", "the file is no image that Pillow can read") from error
+        known = ", ".join(formats)
+        raise ClipError("unreadable", f"the file is no image of these formats: {known}") from error
     except NotImplementedError as error:
         raise _unknown(error) from error
     except _PILLOW_ERRORS as error:
         raise trouble_of(error) or _unknown(error) from error
+
+
+def _plugged_in(path: str) -> tuple[str, ...]:
+    """Return the format of a file's suffix if another package reads it.
+
+    Raises ClipError if that is not installed: all other files can still be read.
+    """
+    plugin = _PLUGINS.get(Path(path).suffix.lower())
+    if plugin is None:
+        return ()
+    if importlib.util.find_spec(plugin.package) is None:
+        raise ClipError(
+            "unreadable",
+            f"{plugin.format} is read by {plugin.package}, which is not installed. Run: "
+            f"{install_command(plugin.extra)}; then precompute takes the file in",
+        )
+    module = importlib.import_module(plugin.package)  # pillow_jxl registers itself
+    if plugin is _HEIF:
+        module.register_heif_opener()
+    return (plugin.format,)
 
 
 def _unknown(error: BaseException) -> ClipError:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.cuts import AVI, MATROSKA, MP4, num_missing
+from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_mirrored_or_projected
 from latentcache.decoders.packets import PacketTable, read_packets
 from latentcache.decoders.pictures import Shows
@@ -68,6 +69,7 @@ class PacketIndex:
     holes: npt.NDArray[np.int64]
     num_declared: int
     packets: PacketTable
+    facts: VideoFacts
     is_guess: bool = False
 
     def key_frames(self) -> list[int]:
@@ -123,6 +125,7 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
         and not (counted or packets.has_false_keys)
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
+        and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
         and _decord_knows(path, container, stream),
         holes=_holes(packets, durations, pts, container.format.name),
         num_declared=max(len(kept) + missing, settled),
@@ -152,6 +155,7 @@ def build_index(
         holes=np.zeros(0, dtype=np.int64),
         num_declared=len(pts),
         packets=packets,
+        facts=facts_of(stream, len(pts) / (end_s - float(times_s[0]))),
     )
 
 

@@ -33,21 +33,26 @@ _FAST = {"skip_loop_filter": "all", "skip_idct": "all"}
 class Look:
     """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
 
-    shape: height and width as shown of the first picture. ended: by the file's end, without damage.
+    shape: height and width as shown of the first picture. is_swapped: whether it is turned by 90 degrees.
+    is_interlaced: whether a picture says that it is. ended: by the file's end, without damage.
     """
 
     pts: list[int | None] = field(default_factory=list)
     corrected: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
     shape: tuple[int, int] | None = None
+    is_swapped: bool = False
+    is_interlaced: bool = False
     ended: bool = False
     clock: Clock = field(default_factory=lambda: Clock())
 
     def add(self, frame: Any) -> None:
         """Note a frame, the next in the order of showing."""
         if self.shape is None:
-            height, width = turned(np.empty((frame.height, frame.width, 1)), frame).shape[:2]
-            self.shape = height, width
+            self.is_swapped = turned(np.empty((1, 2, 1)), frame).shape[:2] == (2, 1)
+            height, width = frame.height, frame.width
+            self.shape = (width, height) if self.is_swapped else (height, width)
+        self.is_interlaced = self.is_interlaced or bool(frame.interlaced_frame)
         self.pts.append(frame.pts)
         duration = frame.duration or 0
         self.corrected.append(self.clock.correct(frame.pts, frame.dts, duration))
@@ -87,7 +92,9 @@ def checked(
     look = look_at(path, index, max_pixels, count)
     if look.shape is None:
         raise ClipError("no_video", "the video stream has no frame that can be decoded")
-    return _reconciled(path, index, look, max_pixels), look.shape
+    found = _reconciled(path, index, look, max_pixels)
+    facts = replace(found.facts, is_swapped=look.is_swapped, interlaced=look.is_interlaced)
+    return replace(found, facts=facts), look.shape
 
 
 def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:

@@ -10,6 +10,7 @@ from typing import Any
 from latentcache.decoders.keyframes import starts_afresh
 from latentcache.decoders.pictures import Shows, classifier
 from latentcache.decoders.streams import DEMUX_ERRORS, failure
+from latentcache.decoders.trouble import may_be_the_disks, read_through
 from latentcache.errors import ClipError
 
 #: Formats that are recorded and joined as they come: their times can restart.
@@ -81,6 +82,8 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
             else:
                 table.num_empty += packet.dts is not None
     except DEMUX_ERRORS as error:  # what was read is kept
+        if may_be_the_disks(error):
+            read_through(container.name)
         if not len(table):
             raise failure("corrupt", "the container is damaged", error) from error
         table.ends_within = True

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import mmap
 import os
 import queue
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from latentcache.config.sections import Config
-from latentcache.core.records import Clip
+from latentcache.core.machine import anonymous_file
+from latentcache.core.records import Clip, PictureFacts
+from latentcache.decoders.child import Child
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.trouble import ProcessTroubleError
-from latentcache.errors import ClipError, ShardError
+from latentcache.decoders.neighbours import Neighbours
+from latentcache.decoders.trouble import ProcessTroubleError, machine_trouble
+from latentcache.errors import ClipError, MachineError, SourceError
+from latentcache.storage import retry
+from latentcache.storage.urls import redact_url, refused_scheme
 
-#: A process may take this long to import what it needs.
-START_UP_S = 120.0
+#: A source that is read, or fetched, may give no sign of life for so long. Stores give one with each block
+#: that they hand over, of up to 50 MiB; fsspec's http waits as long for an answer.
+STALL_S = 300.0
+#: Trouble that is no file's fault is looked at again after 0.5, 1 and 2 s; a storage that does not answer
+#: has used up the budget by itself.
+TROUBLE_TRIES = 4
+TROUBLE_BUDGET_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class DecodedClip:
     end_s: float
     source_height: int
     source_width: int
+    picture: PictureFacts
     decoder: str
     decode_s: float
     buffer: Buffer
@@ -50,12 +55,21 @@ class DecodedClip:
         self.pool.give_back(self.buffer)
 
 
+@contextlib.contextmanager
+def _machine_errors() -> Iterator[None]:
+    """Turn what the system refuses to this process into MachineError."""
+    try:
+        yield
+    except OSError as error:
+        raise _final(machine_trouble(error)) from error
+
+
 class Buffer:
     """Anonymous shared memory that grows to the largest clip; it goes with the last process."""
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.fd = _anonymous_file()
+        self.fd = anonymous_file("latentcache-pixels")
         self._map: mmap.mmap | None = None
 
     def view(self, shape: tuple[int, ...]) -> Frame:
@@ -67,17 +81,13 @@ class Buffer:
         return np.frombuffer(self._map, dtype=np.uint8, count=count).reshape(shape)
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("latentcache-pixels")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 class DecodePool:
     """`num_processes` decoding processes and `num_buffers` buffers for the clips that they decode.
 
-    max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no limit.
+    timeout_s: for decoding a clip; fetching its source does not count, which may give no byte for
+    stall_s. max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no
+    limit. schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
+    Raises MachineError.
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
@@ -93,24 +103,29 @@ class DecodePool:
         storage_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = None,
         memory_bytes: int | None = None,
+        schemes: Sequence[str] = (),
+        stall_s: float = STALL_S,
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
         self._interpolation = interpolation
+        self._schemes = tuple(schemes)
         settings = {
             "options": dict(storage_options or {}),
             "max_pixels": max_pixels,
             "memory_bytes": memory_bytes,
         }
-        self._buffers = [Buffer(index) for index in range(num_buffers)]
+        with _machine_errors():
+            self._buffers = [Buffer(index) for index in range(num_buffers)]
+            fds = [buffer.fd for buffer in self._buffers]
+            self._processes = [Child(program, fds, settings, stall_s) for _ in range(num_processes)]
+        self._neighbours = Neighbours()
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         for buffer in self._buffers:
             self._free.put(buffer)
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._take = threading.Lock()
-        self._closing = False
-        fds = [buffer.fd for buffer in self._buffers]
-        self._processes = [_Process(program, fds, settings) for _ in range(num_processes)]
+        self._closing = threading.Event()
         self._lanes = [
             threading.Thread(target=self._serve, args=(process,), name="decode", daemon=True)
             for process in self._processes
@@ -129,19 +144,32 @@ class DecodePool:
             storage_options=config.corpus.storage_options,
             max_pixels=config.corpus.max_pixels,
             memory_bytes=config.run.decode_memory_bytes,
+            schemes=config.corpus.schemes,
         )
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:
-        """Decode a clip; the future raises ClipError where the clip, its decoder or its time fails."""
+        """Decode a clip.
+
+        The future raises ClipError where the clip, its decoder or its time fails; SourceError and
+        MachineError where something else does, for longer than a moment.
+        """
         return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
 
     def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
-        """Find frames, duration_s, fps, height, width and identity of a source, or only its identity."""
+        """Find frames, duration_s, fps, height, width and identity of a source, or only its identity.
+
+        The future raises as that of `decode`.
+        """
         message = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
         return self._submit(_Request(message=message, clip=None))
 
     def _submit(self, request: _Request) -> Future[Any]:
-        self._requests.put(request)
+        url = request.message["url"]
+        if why := refused_scheme(url, self._schemes):
+            request.future.set_exception(ClipError("unreadable", f"{redact_url(url)} {why}"))
+        else:
+            self._neighbours.add(url)
+            self._requests.put(request)
         return request.future
 
     def give_back(self, buffer: Buffer) -> None:
@@ -150,7 +178,7 @@ class DecodePool:
 
     def close(self) -> None:
         """Stop the processes at once; requests that have not been served fail or are cancelled."""
-        self._closing = True
+        self._closing.set()
         for process in self._processes:
             process.stop()
         for _ in self._lanes:
@@ -172,7 +200,7 @@ class DecodePool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self, process: _Process) -> None:
+    def _serve(self, process: Child) -> None:
         try:
             while (work := self._next()) is not None:
                 self._work(process, *work)
@@ -184,20 +212,19 @@ class DecodePool:
         with self._take:
             buffer = self._free.get()
             request = self._requests.get() if buffer else None
-            if self._closing or buffer is None or request is None:
+            if self._closing.is_set() or buffer is None or request is None:
                 if request is not None:
                     request.future.cancel()
                 return None
             return request, buffer
 
-    def _work(self, process: _Process, request: _Request, buffer: Buffer) -> None:
+    def _work(self, process: Child, request: _Request, buffer: Buffer) -> None:
         if not request.future.set_running_or_notify_cancel():
             self.give_back(buffer)
             return
         try:
             if request.clip is None:
-                answer = _ask_persistently(process, request.message, self._timeout_s, [{}] * 3)
-                request.future.set_result(answer)
+                request.future.set_result(self._ask(process, request.message, [{}] * 3))
                 self.give_back(buffer)
             else:
                 request.future.set_result(self._decoded(process, request, buffer))
@@ -205,13 +232,21 @@ class DecodePool:
             self.give_back(buffer)
             request.future.set_exception(error)
 
-    def _decoded(self, process: _Process, request: _Request, buffer: Buffer) -> DecodedClip:
+    def _decoded(self, process: Child, request: _Request, buffer: Buffer) -> DecodedClip:
         clip = request.clip
         assert clip is not None
-        pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
+        with _machine_errors():
+            pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
         message = {**request.message, "buffer": buffer.index}
-        answer = _ask_persistently(process, message, self._timeout_s, _DECODE_ATTEMPTS)
-        return DecodedClip(pixels=pixels, buffer=buffer, pool=self, **answer)
+        answer = self._ask(process, message, _DECODE_ATTEMPTS)
+        picture = PictureFacts(**answer.pop("picture"))
+        return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
+
+    def _ask(
+        self, process: Child, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        asked = {**message, "neighbours": self._neighbours.of(message["url"])}
+        return _Asking(process, asked, self._timeout_s).persistently(attempts, self._closing.wait)
 
 
 #: The last attempt is without decord, which hangs and crashes on some damaged files.
@@ -220,44 +255,82 @@ _DECODE_ATTEMPTS: Sequence[Mapping[str, Any]] = (
     {"without_decord": False},
     {"without_decord": True},
 )
+#: Reasons for which a process was lost, so that nobody has looked at the file since.
+_LOST = ("decode_timeout", "decoder_crashed")
 
 
-def _ask_persistently(
-    process: _Process,
-    message: Mapping[str, Any],
-    timeout_s: float,
-    attempts: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Ask again where the process was lost: it may have been killed for no fault of the clip.
+class _Asking:
+    """One request, asked until there is an answer, or an error that says what is at fault."""
 
-    Where it took too long, only what differs is tried. Where it lacked something, a fresh one is asked.
-    """
-    left = list(attempts)
-    had_trouble = False
-    while True:
-        attempt = left.pop(0)
+    def __init__(self, process: Child, message: Mapping[str, Any], timeout_s: float) -> None:
+        self._process, self._message, self._timeout_s = process, message, timeout_s
+
+    def persistently(
+        self, attempts: Sequence[Mapping[str, Any]], wait: Callable[[float], object]
+    ) -> dict[str, Any]:
+        """Ask; what is no fault of the file is asked again after a while.
+
+        Raises ClipError of the file; SourceError and MachineError where the trouble does not pass.
+        """
         try:
-            return process.ask({**message, **attempt}, timeout_s)
+            return retry.call(
+                functools.partial(self._ask, attempts),
+                passes=lambda error: isinstance(error, ProcessTroubleError),
+                tries=TROUBLE_TRIES,
+                budget_s=TROUBLE_BUDGET_S,
+                sleep=wait,
+            )
         except ProcessTroubleError as trouble:
-            process.kill()
-            if had_trouble:
-                raise _final(trouble) from trouble
-            had_trouble = True
-            left.insert(0, attempt)
-        except ClipError as error:
-            if error.reason == "decode_timeout":
-                left = [other for other in left[-1:] if other != attempt]
-            elif error.reason != "decoder_crashed":
-                raise
-            if not left:
-                raise
+            raise _final(trouble) from trouble
+
+    def _ask(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Ask again where the process was lost: it may have been for no fault of the clip.
+
+        Where it took too long, only what differs is tried. Where it lacked memory, a fresh one is asked.
+        """
+        left = list(attempts)
+        had_trouble = False
+        while True:
+            attempt = left.pop(0)
+            try:
+                return self._process.ask({**self._message, **attempt}, self._timeout_s)
+            except ProcessTroubleError as trouble:
+                if trouble.lacks == "source":
+                    raise
+                self._process.kill()
+                if trouble.lacks == "machine":
+                    raise
+                if had_trouble:
+                    raise ClipError("out_of_memory", str(trouble)) from trouble
+                had_trouble = True
+                left.insert(0, attempt)
+            except ClipError as error:
+                if error.reason not in _LOST:
+                    raise
+                if error.reason == "decode_timeout":
+                    left = [other for other in left[-1:] if other != attempt]
+                if not left:
+                    self._check()
+                    raise
+
+    def _check(self) -> None:
+        """Raise what a fresh process finds wrong about reading a file on which others hang or crash."""
+        self._process.ask({**self._message, "op": "check"}, self._timeout_s)
 
 
-def _final(trouble: ProcessTroubleError) -> ClipError | ShardError:
-    """Return the error for trouble that a fresh process has, too."""
-    if trouble.lacks == "memory":
-        return ClipError("out_of_memory", str(trouble))
-    return ShardError(str(trouble))
+def _final(trouble: ProcessTroubleError) -> SourceError | MachineError:
+    """Return the error for trouble that does not pass."""
+    tried = "".join(f" ({note})" for note in getattr(trouble, "__notes__", ()))
+    said = f"{str(trouble).rstrip('.')}{tried}. {_NOTHING_RECORDED}"
+    if trouble.lacks == "source":
+        return SourceError(f"the corpus cannot be read: {said}")
+    return MachineError(said)
+
+
+_NOTHING_RECORDED = (
+    "This says nothing about the files, so no source was rejected and no clip failed for it. When it is "
+    "put right, go on with the same command."
+)
 
 
 class _Request:
@@ -271,100 +344,3 @@ def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
     fields = ("url", "kind", "identity", "start", "frames", "fps", "height", "width")
     message = {name: getattr(clip, name) for name in fields}
     return {"op": "decode", "interpolation": interpolation, **message}
-
-
-class _Process:
-    """One decoding process, started on the first question and again after it was lost."""
-
-    def __init__(
-        self, program: str, buffer_fds: Sequence[int], settings: Mapping[str, Any]
-    ) -> None:
-        self._program = program
-        self._buffer_fds = buffer_fds
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
-        self._stopped = False
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
-
-    def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises ClipError, also where there is no answer in time, and ProcessTroubleError.
-        """
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send_bytes(json.dumps(message).encode())
-            if not pipe.poll(timeout_s):
-                self.kill()
-                raise ClipError(
-                    "decode_timeout",
-                    f"no answer from the decoder after {timeout_s:g} s; it was killed",
-                )
-            answer: dict[str, Any] = json.loads(pipe.recv_bytes())
-        except (EOFError, OSError) as error:
-            raise ClipError("decoder_crashed", f"the decoding process {self._cause()}") from error
-        if "lacks" in answer:
-            raise ProcessTroubleError(answer["lacks"], answer["message"])
-        if "reason" in answer:
-            raise ClipError(answer["reason"], answer["message"])
-        return answer
-
-    def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        with theirs:
-            fds = [theirs.fileno(), *self._buffer_fds]
-            self._process = subprocess.Popen(  # noqa: S603 our own program
-                [sys.executable, "-m", self._program, *map(str, fds)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=fds,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # the processes are the parallelism
-            )
-        self._pipe = ours
-        if (
-            self._stopped
-        ):  # looked at after the process is known to `stop`, so that one of both ends it
-            self.kill()
-            raise ShardError("the decoding pool was closed")
-        try:
-            ours.send_bytes(json.dumps(self._settings).encode())
-            if not ours.poll(START_UP_S):
-                self.kill()
-                raise ShardError(f"a decoding process did not start within {START_UP_S:g} s")
-            ours.recv_bytes()
-        except (EOFError, OSError) as error:
-            raise ShardError(f"a decoding process cannot start: it {self._cause()}") from error
-        return ours
-
-    def _cause(self) -> str:
-        """Wait for the process that went away and say how it ended."""
-        code = self._process.wait(timeout=10) if self._process else 0
-        self.kill()
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        self._stderr.seek(0)
-        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
-        return f"ended with exit status {code}" + (f": {last[0]}" if last else "")
-
-    def kill(self) -> None:
-        """Kill the process, if there is one; the next question starts another."""
-        if self._pipe is not None:
-            self._pipe.close()
-        if self._process is not None:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=10)
-        self._pipe = self._process = None
-
-    def stop(self) -> None:
-        """End the process for good, from another thread: the one that waits for it sees it gone."""
-        self._stopped = True
-        if (process := self._process) is not None:
-            process.kill()
-
-    def close(self) -> None:
-        """Kill the process, and forget what it said."""
-        self.kill()
-        self._stderr.close()

@@ -10,40 +10,54 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from latentcache.decoders import decord, pyav
-from latentcache.decoders.frames import Frame, fit_frame, select_frames
-from latentcache.decoders.identity import identify_url
+from latentcache.decoders.facts import VideoFacts, display_size
+from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
+from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.source import Reader, Source
-from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
-from latentcache.errors import ClipError, LatentCacheError, UnreachableError
+from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
+from latentcache.errors import ClipError, ConfigError, LatentCacheError
+from latentcache.storage.urls import public_name, redact_url
 
 PR_SET_PDEATHSIG = 1
 #: Sent once when everything is imported, so that a broken installation is not blamed on a clip.
 READY = b"ready"
 
 
+#: How the loader of shared libraries says that there is no memory for one.
+_NO_MEMORY = re.compile(r"(?i)allocate|failed to map|cannot map|map segment")
 #: After these another decoder may do better.
 DECODING_ERRORS: tuple[type[Exception], ...] = (ClipError, *decord.Error)
 
 
-def _unreadable(error: BaseException, url: str) -> dict[str, Any]:
-    """Return the answer for a source that its storage, or this machine, does not give."""
-    if isinstance(error, UnreachableError):
-        return {"reason": "unreachable", "message": str(error)}
-    if isinstance(error, LatentCacheError):
-        return {"reason": "unreadable", "message": str(error)}
-    why = getattr(error, "strerror", None) or error
-    return {"reason": "unreadable", "message": f"cannot be read: {why}: {url}"}
+def _broken(error: ImportError | ConfigError) -> dict[str, Any]:
+    """Return the answer for an import that failed, unless it did for want of memory."""
+    if isinstance(error, ImportError) and _NO_MEMORY.search(str(error)):
+        trouble = trouble_of(MemoryError())
+        assert trouble is not None
+        return {"lacks": trouble.lacks, "message": str(trouble)}
+    return {"broken": f"{type(error).__name__}: {error}"}
+
+
+#: What a request can raise that is not a mistake of this program.
+_FAILURES: tuple[type[Exception], ...] = (
+    ClipError, ProcessTroubleError, LatentCacheError, MemoryError, OSError,
+)  # fmt: skip
+
+
+class _AgainError(Exception):
+    """What failed may have been passing, or the file was replaced meanwhile: it is tried once more."""
 
 
 class Buffers:
@@ -63,40 +77,130 @@ class Buffers:
 
 
 class Worker:
-    """Answers requests; keeps the last source open, for the next clip is often of the same one."""
+    """Answers requests; keeps the last source open, for the next clip is often of the same one.
 
-    def __init__(self, buffers: Buffers, settings: Mapping[str, Any]) -> None:
+    tell: gives the parent a sign of life; `reading` means that the source is read, and not decoded.
+    """
+
+    def __init__(
+        self,
+        buffers: Buffers,
+        settings: Mapping[str, Any],
+        tell: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
         self._buffers = buffers
         self._options = settings["options"]
         self._max_pixels = settings["max_pixels"]
+        self._tell = tell
         self._source: Source | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do one request.
 
-        A ClipError becomes an answer with `reason` and `message`, and what this process has run out of
-        one with `lacks` and `message`.
+        A ClipError, which only a file's bytes cause, becomes an answer with `reason` and `message`. All
+        else that fails, and says nothing of the file, becomes one with `lacks` and `message`.
         """
         try:
-            return self._probe(request) if request["op"] == "probe" else self._decode(request)
+            return self._answer(request)
         except ClipError as error:
             return {"reason": error.reason, "message": str(error)}
-        except (ProcessTroubleError, LatentCacheError, MemoryError, OSError) as error:
-            if trouble := trouble_of(error):
-                return {"lacks": trouble.lacks, "message": str(trouble)}
-            return _unreadable(error, request["url"])
+        except (ImportError, ConfigError) as error:
+            return _broken(error)
+        except ProcessTroubleError as trouble:
+            return {"lacks": trouble.lacks, "message": str(trouble)}
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        operations = {"probe": self._probe, "decode": self._decode, "check": self._check}
+        for is_last in (False, True):
+            try:
+                return operations[request["op"]](request)
+            except ConfigError:  # what a file needs is not installed
+                raise
+            except _FAILURES as error:
+                try:
+                    raise self._verdict(error, request, is_last) from error
+                except _AgainError:
+                    self._close()
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _verdict(
+        self, error: Exception, request: Mapping[str, Any], is_last: bool
+    ) -> ClipError | ProcessTroubleError | _AgainError:
+        """Return what an error says of the file, or of all else."""
+        try:
+            return self._evidence(error, request, is_last)
+        except (
+            LatentCacheError,
+            OSError,
+        ) as other:  # the file, or what is beside it, cannot be read
+            return self._trouble(other, request) or _as_trouble(other)
+
+    def _evidence(
+        self, error: Exception, request: Mapping[str, Any], is_last: bool
+    ) -> ClipError | ProcessTroubleError | _AgainError:
+        if not isinstance(error, ClipError):
+            if trouble := self._trouble(error, request):
+                return trouble
+            absent = isinstance(error, FileNotFoundError)
+            missing = f"no such file: {redact_url(request['url'])}"
+            error = ClipError("missing", missing) if absent else ClipError("unreadable", str(error))
+        if error.reason == "missing":
+            found = absence(error, request["url"], self._options, request.get("neighbours", ()))
+            return found if isinstance(found, ClipError) else _as_trouble(found)
+        source = self._source
+        if error.reason == "source_changed" or source is None or source.url != request["url"]:
+            return error
+        if not source.is_as_opened():
+            return error if is_last else _AgainError()
+        with self._reading():
+            source.read_through()
+        passing = may_be_the_disks(error) and not is_last
+        return _AgainError() if passing else error
+
+    def _trouble(self, error: Exception, request: Mapping[str, Any]) -> ProcessTroubleError | None:
+        """Return the trouble that an error tells of, with the source's name."""
+        trouble = trouble_of(error)
+        if trouble and trouble.lacks == "source" and not isinstance(error, LatentCacheError):
+            return ProcessTroubleError("source", f"{public_name(request['url'])}: {trouble}")
+        return trouble
+
+    def _close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None
 
     def _open(self, request: Mapping[str, Any]) -> Source:
-        if self._source is None or self._source.url != request["url"]:
-            if self._source is not None:
-                self._source.close()
-            self._source = None
-            self._source = Source(request["url"], request["kind"], self._options, self._max_pixels)
+        """Return the source of a request: the one that is open, where it still is that file."""
+        url = request["url"]
+        if self._source is None or self._source.url != url or not self._source.is_as_opened():
+            self._close()
+            with self._reading():
+                self._source = Source(
+                    url, request["kind"], self._options, self._max_pixels, self._sign_of_life
+                )
         return self._source
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say that what goes on is no decoding: a slow network is no slow decoder."""
+        self._sign_of_life()
+        yield
+        self._tell({"reading": False})
+
+    def _sign_of_life(self) -> None:
+        self._tell({"reading": True})
+
+    def _check(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Read a source whole, to tell whether a decoder that hung or crashed did so for its bytes."""
+        source = self._open(request)
+        with self._reading():
+            source.read_through()
+        return {}
 
     def _probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if request["identity_only"]:
-            return {"identity": identify_url(request["url"], self._options)}
+            with self._reading():
+                return {"identity": identify_url(request["url"], self._options)}
         source = self._open(request)
         if request["kind"] == "image":
             height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
@@ -106,22 +210,38 @@ class Worker:
         return {**info, "identity": source.identity}
 
     def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        started = time.perf_counter()
         source = self._open(request)
-        if source.identity != request["identity"]:
-            raise ClipError(
-                "source_changed",
-                f"{request['url']} is not the file that was planned: its bytes differ",
-            )
+        started = time.perf_counter()
+        _check_planned(source.identity == request["identity"], request)
         shape = (request["frames"], request["height"], request["width"], 3)
         out = self._buffers.view(request["buffer"], shape)
         try:
-            answer = decode_clip(source.reader(request["without_decord"]), request, out)
+            answer = self._decode_clip(source, request, out)
+        finally:  # whatever came of it, what was decoded may be another file
+            _check_planned(source.is_as_opened(), request)
+        return {**answer, "decode_s": time.perf_counter() - started}
+
+    def _decode_clip(
+        self, source: Source, request: Mapping[str, Any], out: Frame
+    ) -> dict[str, Any]:
+        try:
+            return decode_clip(source.reader(request["without_decord"]), request, out)
         except DECODING_ERRORS:
             if source.reader().name != decord.NAME:
                 raise
-            answer = decode_clip(source.reader(without_decord=True), request, out)
-        return {**answer, "decode_s": time.perf_counter() - started}
+            return decode_clip(source.reader(without_decord=True), request, out)
+
+
+def _check_planned(is_planned: bool, request: Mapping[str, Any]) -> None:
+    if not is_planned:
+        raise ClipError(
+            "source_changed",
+            f"{request['url']} is not the file that was planned: its bytes differ",
+        )
+
+
+def _as_trouble(error: BaseException) -> ProcessTroubleError:
+    return ProcessTroubleError("source", str(error))
 
 
 def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
@@ -129,14 +249,17 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
     indices = select_frames(
         reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
     )
-    row, shape = 0, (0, 0)
+    row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
             frame = next(frames, None)
             if frame is None:
                 raise ClipError("truncated", f"the stream ends before frame {index}")
+            if row and frame.shape[:2] != shape:
+                raise _size_changed(index, shape, frame.shape)
             first, shape = row, frame.shape[:2]
-            fit_frame(frame, out[first], request["interpolation"])
+            aspect = reader.facts.shown_aspect(shape)
+            fit_frame(frame, out[first], request["interpolation"], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
     last = int(indices[-1])
@@ -146,7 +269,35 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "end_s": float(ends_s[last]),
         "source_height": shape[0],
         "source_width": shape[1],
+        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
         "decoder": reader.name,
+    }
+
+
+def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
+    return ClipError(
+        "size_changed",
+        f"frame {index} is {now[1]} x {now[0]}, and those before it are {before[1]} x {before[0]}: a clip "
+        "of both would jump. Encode the file again in one size, or cut it there",
+    )
+
+
+def _picture(
+    facts: VideoFacts, shape: tuple[int, int], target: tuple[int, int], aspect: float
+) -> dict[str, Any]:
+    """Return the fields of PictureFacts."""
+    display = display_size(shape, aspect)
+    resized, crop = cover_and_crop(shape, target, aspect)
+    return {
+        "source_fps": facts.fps,
+        "display_height": display[0],
+        "display_width": display[1],
+        "interlaced": facts.interlaced,
+        "transfer": facts.transfer,
+        "resized_height": resized[0],
+        "resized_width": resized[1],
+        "crop_top": crop[0],
+        "crop_left": crop[1],
     }
 
 
@@ -171,7 +322,11 @@ def main() -> None:
     pipe_fd, *buffer_fds = map(int, sys.argv[1:])
     with contextlib.suppress(EOFError, BrokenPipeError), Connection(pipe_fd) as pipe:
         settings = json.loads(pipe.recv_bytes())
-        worker = Worker(Buffers(buffer_fds), settings)
+        worker = Worker(
+            Buffers(buffer_fds),
+            settings,
+            lambda state: pipe.send_bytes(json.dumps(state).encode()),
+        )
         _limit_memory(settings["memory_bytes"])
         pipe.send_bytes(READY)
         while True:

@@ -13,6 +13,7 @@ from av.video.frame import PictureType
 
 from latentcache.decoders import look
 from latentcache.decoders.complaints import Complaints
+from latentcache.decoders.facts import display_size
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.index import PacketIndex, Start, read_index
 from latentcache.decoders.packets import SeekMissedError, packets_at
@@ -28,7 +29,7 @@ FAILING_DECODERS = ("h26", "hevc", "mpeg", "msmpeg4", "wmv", "vc1", "flv", "rv",
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What probing finds. height and width are as shown, after rotation.
+    """What probing finds. height and width are as shown, after rotation, in square pixels.
 
     frames and duration_s are the header's where the file was cut: its lost clips are planned, and fail.
     """
@@ -43,13 +44,14 @@ class VideoInfo:
 def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
     """Count the frames of a video and find its shape, without decoding more than a few."""
     found = read_index(path, max_pixels)
-    index, (height, width) = look.checked(path, found, max_pixels)
+    index, shape = look.checked(path, found, max_pixels)
     if found.suits_decord and not index.suits_decord:
         raise ClipError(
             "unreadable",
             "the decoder shows other frames than the file's packets announce. Encode it again: "
             "ffmpeg -i FILE NEW_FILE",
         )
+    height, width = display_size(shape, index.facts.shown_aspect(shape))
     count = len(index.times_s)
     found_s = index.end_s - float(index.times_s[0])
     return VideoInfo(
@@ -72,6 +74,7 @@ class Reader:
         self._max_pixels = max_pixels
         self._harmless: set[str] = set()
         self.times_s, self.end_s = index.times_s, index.end_s
+        self.facts = index.facts
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, turned as shown.

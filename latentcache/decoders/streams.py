@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import av
+from av.format import formats_available
 from av.stream import Disposition
 
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
@@ -14,6 +15,10 @@ from latentcache.errors import ClipError
 DEMUX_ERRORS: tuple[type[Exception], ...] = (av.FFmpegError, ValueError, IndexError)
 #: Playlists and the like, which would show other files than the one that was identified.
 REFERRING_FORMATS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "imf", "webm_dash_manifest"})
+#: All others, as FFmpeg takes them: those above would open what they refer to before they are known.
+_FORMATS = ",".join(
+    sorted({name for names in formats_available for name in names.split(",")} - REFERRING_FORMATS)
+)
 #: Covers and previews, which containers keep in streams of their own.
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -21,12 +26,15 @@ _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Dispositio
 def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
     """Return the PyAV container and its best video stream; raises ClipError."""
     try:
-        container = av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        container = av.open(path, options=options, metadata_errors="replace")
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise failure(
-            "unreadable", "it is no video, or its header is damaged or missing", error
+            "unreadable",
+            "it is no video, or a playlist of others, or its header is damaged or missing",
+            error,
         ) from error
     try:
         return container, _video_stream(container, max_pixels)

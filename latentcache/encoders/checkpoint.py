@@ -26,6 +26,11 @@ with contextlib.suppress(ImportError):  # it comes with the extra `diffusers`
 
     _SAFETENSORS = (SafetensorError,)
 
+#: What is said of a program where weights are expected.
+TORCHSCRIPT = (
+    "is TorchScript, which is a program and not only weights. It is not run. Load it where it is trusted, "
+    "and save its state dict: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE)."
+)
 #: How files begin: a zip (torch.save since 1.6), and a pickle of protocol 2 (before it).
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
 #: What broken files make the unpickler and the zip reader raise.
@@ -200,6 +205,8 @@ class Checkpoint:
         return ConfigError(f"{self.key}: {self.path} is {what}. {fix}")
 
     def _unreadable(self, error: BaseException) -> ConfigError:
+        if says_torchscript(error):
+            return ConfigError(f"{self.key}: {self.path} {TORCHSCRIPT}")
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         code = isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower()
         advice = (
@@ -211,6 +218,11 @@ class Checkpoint:
         return ConfigError(
             f"{self.key}: {self.path} cannot be read ({type(error).__name__}: {reason}). {advice}"
         )
+
+
+def says_torchscript(error: BaseException) -> bool:
+    """Tell whether torch has refused a file because it is TorchScript."""
+    return "torchscript" in str(error).lower()
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from latentcache import encoders
+from latentcache.config.files import check_encoder
+from latentcache.config.sections import of_a_cache
 from latentcache.core import posterior
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.machine import resolve_device
@@ -56,8 +58,12 @@ def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> to
 
 
 def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
-    raw = {**manifest.config.get("encoder", {}), **changes}
+    raw = {**of_a_cache(manifest.config).get("encoder", {}), **changes}
     raw.pop("tiling", None)  # only for encoding
+    kind = str(raw.get("kind"))
+    check_encoder(
+        kind, [changes.get("kind")], f"name it yourself, as encoder={{'kind': {kind!r}}}."
+    )
     module, config = encoders.resolve(raw)
     _check_same(manifest.recipe["encoder"], module.identity(config))
     spec: LatentSpec = module.describe(config, dtype=manifest.spec.dtype)

@@ -11,6 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -185,6 +186,7 @@ def _row(
         "width": clip.width,
         "source_height": result.source_height,
         "source_width": result.source_width,
+        **(asdict(result.picture) if result.picture else {}),
         "decoder": result.decoder,
         "tiling_error": result.tiling_error,
         "psnr": result.psnr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CACHE_JSON = "cache.json"
 INDEX = "index.parquet"
+LEASE = "lease.json"
 GENERATIONS = "generations"
 PLAN = "plan"
 RETIRED = "retired"

@@ -55,8 +55,10 @@ PLAN_SCHEMA = pa.schema(
 
 #: One row a clip, ok or failed; columns of `corpus.keep` follow. offset, length and crc32c locate the
 #: clip's bytes in its shard object and are null where it failed. start_s and end_s are the presentation
-#: times of the clip's first frame and of the end of its last. tiling_error is set for a few clips of caches
-#: that were tiled: see encoders.tiled. psnr is set for the clips that were decoded and compared: see gate.
+#: times of the clip's first frame and of the end of its last. source_height, source_width: as decoded,
+#: after rotation; source_fps to crop_left: see records.PictureFacts. tiling_error is set for a few clips of
+#: caches that were tiled: see encoders.tiled. psnr is set for the clips that were decoded and compared: see
+#: gate.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -77,6 +79,15 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("source_height", pa.int32()),
         pa.field("source_width", pa.int32()),
+        pa.field("source_fps", pa.float64()),
+        pa.field("display_height", pa.int32()),
+        pa.field("display_width", pa.int32()),
+        pa.field("interlaced", pa.bool_()),
+        pa.field("transfer", pa.string()),
+        pa.field("resized_height", pa.int32()),
+        pa.field("resized_width", pa.int32()),
+        pa.field("crop_top", pa.int32()),
+        pa.field("crop_left", pa.int32()),
         pa.field("decoder", pa.string()),
         pa.field("tiling_error", pa.float64()),
         pa.field("psnr", pa.float64()),
@@ -87,6 +98,9 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("encode_s", pa.float64()),
     ]
 )
+
+#: What conditions on clips may name besides columns, see `core.where`.
+COMPUTED_COLUMNS = {"duration_s": "end_s - start_s"}
 
 #: What every ok row has.
 _PLACED = ("key", "row", "offset", "length", "crc32c")

@@ -16,7 +16,7 @@ from latentcache.core.image_quality import Quality, compare
 from latentcache.core.records import Clip, ClipId
 from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.stored import Decoder
-from latentcache.errors import ClipError, EncoderError
+from latentcache.errors import ClipError, EncoderError, SourceError
 from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
 
@@ -67,9 +67,7 @@ class PairReader:
 
     def latents(self, place: ClipId) -> torch.Tensor:
         """Read one stored sample. Raises CorruptionError."""
-        latents = self.cache.empty(place.shard.bucket, 1)[0]
-        self.cache.read(*place.shard, [self._position(place)], [latents])
-        return latents
+        return self.cache.read_row(place)
 
     def pair(self, place: ClipId, *, source: bool = True) -> Pair:
         """Decode a clip, and its source if it is wanted. Raises CorruptionError and EncoderError."""
@@ -101,20 +99,18 @@ class PairReader:
             decoded = self._pool.decode(clip).result()
         except ClipError as error:
             return None, f"{error.reason}: {error}"
+        except SourceError as error:
+            return None, str(error)
         try:
             return torch.from_numpy(decoded.pixels.copy()), None
         finally:
             decoded.release()
 
-    def _position(self, place: ClipId) -> int:
-        """Return the clip's number among the ok rows of its shard."""
-        rows = [chunk.row for chunk in self.cache.rows(*place.shard).chunks]
-        return rows.index(place.row)
-
     def _fps(self, place: ClipId, clip: Clip) -> float:
         """Return a clip's frames per second: its sampling rate, or its source's own on average."""
         if clip.fps is not None:
             return clip.fps
-        rows, position = self.cache.rows(*place.shard), [self._position(place)]
+        rows = self.cache.rows(*place.shard)
+        position = [rows.position(place.row)]
         start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
         return clip.frames / (end_s - start_s) if end_s > start_s else 1.0

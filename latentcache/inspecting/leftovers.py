@@ -18,6 +18,7 @@ from latentcache.format.paths import (
     CACHE_JSON,
     COLUMNS,
     INDEX,
+    LEASE,
     PLAN,
     RETIRED,
     SAMPLES,
@@ -109,7 +110,7 @@ def _is_of_cache(path: str) -> bool:
     """Tell whether a temporary file was to become an object of a cache."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
-    fixed = (CACHE_JSON, INDEX, "zarr.json", "latents/zarr.json")
+    fixed = (CACHE_JSON, INDEX, LEASE, "zarr.json", "latents/zarr.json")
     return (
         final in fixed
         or _OURS.fullmatch(final) is not None
@@ -129,6 +130,7 @@ class _Planned:
         self._fixed = {
             CACHE_JSON,
             INDEX,
+            LEASE,
             *(generation_path(generation.number) for generation in manifest.generations),
             *self._format.metadata(list(self._layouts.values())),
         }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -126,10 +128,25 @@ def write_png(path: Path, frame: Frame) -> None:
 
 def write_mp4(path: Path, frames: Iterable[Frame], fps: float) -> None:
     """Write frames of one size as h264, or as MPEG-4 part 2 if FFmpeg has no h264 encoder."""
+    with path.open("wb") as file:
+        _encode(file, frames, fps, {})
+
+
+def mp4_bytes(frames: Iterable[Frame], fps: float, quality: int) -> bytes:
+    """Return such a file for a page. quality: the crf of h264."""
+    file = io.BytesIO()
+    _encode(file, frames, fps, {"crf": str(quality)})
+    return file.getvalue()
+
+
+def _encode(
+    file: BinaryIO, frames: Iterable[Frame], fps: float, options: Mapping[str, str]
+) -> None:
     name = next(name for name in ENCODERS if name in av.codecs_available)
-    with av.open(str(path), "w", format="mp4") as container:
+    known = {key: options.get(key, value) for key, value in ENCODERS[name].items()}
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream(
-            name, rate=Fraction(fps).limit_denominator(1001), options=ENCODERS[name]
+            name, rate=Fraction(fps).limit_denominator(1001), options=known
         )
         stream.pix_fmt = "yuv420p"
         for number, frame in enumerate(frames):

@@ -71,6 +71,8 @@ class Planned:
 class Status:
     """How far a cache is. reasons: of the failed clips, except those that `num_unexplained` counts.
 
+    shards_committed: those that were encoded, even if each of their clips failed. shards_given_up: those
+    that failed as a whole too often; of them there is only a table of failed clips.
     speeds: clips/s in equal parts of the time from since_s to until_s, of the last run or of all active
     ones. clips_per_s: over the last minutes. left_s: at that speed; None if it is not known. silent_s:
     since a run last wrote anything; None if none ever has.
@@ -80,7 +82,7 @@ class Status:
     planned: Planned
     shards_committed: int
     shards_in_hand: int
-    shards_failed: int
+    shards_given_up: int
     clips_ok: int
     clips_failed: int
     stored_bytes: int
@@ -138,6 +140,7 @@ def assess(
     ]
     timed = going_on or runs[-1:]
     clips, ok = (pc.sum(index[name]).as_py() or 0 for name in ("num_clips", "num_ok"))
+    num_given_up = sum("shard_failed" in found for found in reasons.values())
     known: Counter[str] = Counter()
     for found in reasons.values():
         known.update(found)
@@ -146,9 +149,9 @@ def assess(
     return Status(
         state=_state(is_complete, bool(index.num_rows or runs), bool(going_on)),
         planned=planned,
-        shards_committed=index.num_rows,
+        shards_committed=index.num_rows - num_given_up,
         shards_in_hand=sum(run.shards_in_hand for run in going_on),
-        shards_failed=sum("shard_failed" in found for found in reasons.values()),
+        shards_given_up=num_given_up,
         clips_ok=ok,
         clips_failed=clips - ok,
         stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,

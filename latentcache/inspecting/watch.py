@@ -16,8 +16,8 @@ from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
 from latentcache.format.changes import read_changes
-from latentcache.format.manifest import read_manifest
-from latentcache.format.paths import sample_path
+from latentcache.format.manifest import read_cache_json, read_manifest
+from latentcache.format.paths import CACHE_JSON, GENERATIONS, sample_path
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_rows, shard_of
@@ -61,6 +61,15 @@ class LogReader:
             return read_lines(self._storage.read_ranges(path, [(0, MAX_SEGMENT_BYTES)])[0])
         except FileNotFoundError:  # removed since it was listed
             return []
+
+
+def is_about_to_be(storage: Storage) -> bool:
+    """Tell whether a cache may still come here: nothing is planned yet. Raises CorruptionError."""
+    if storage.list(GENERATIONS):
+        return False
+    if storage.exists(CACHE_JSON):
+        read_cache_json(storage)
+    return True
 
 
 def shard_workers(runs: Mapping[str, Iterable[LogEvent]]) -> dict[ShardId, str]:
@@ -136,8 +145,9 @@ class Watch:
             if failed and sum(logged.values()) == failed:
                 found[shard] = logged
             elif failed:
-                unexplained.append((shard, failed))
-        found.update(self._read_reasons(unexplained))
+                unexplained.append((row["num_ok"] > 0, shard, failed))
+        unexplained.sort()  # shards without a good clip first: they may have been given up
+        found.update(self._read_reasons([(shard, failed) for _, shard, failed in unexplained]))
         return found
 
     def _read_reasons(

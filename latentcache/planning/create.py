@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from latentcache.config.sections import Config
 from latentcache.core.records import ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
+from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.manifest import (
     Manifest,
     read_all,
@@ -19,7 +21,7 @@ from latentcache.format.manifest import (
     recipe_difference,
     refresh,
 )
-from latentcache.format.paths import CACHE_JSON
+from latentcache.format.paths import CACHE_JSON, LEASE
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import current_index, publish
@@ -50,7 +52,7 @@ def open_or_new(
     found = storage.list("")
     if storage.exists(CACHE_JSON):
         manifest = read_all(storage)
-        _check_same(storage, manifest, wanted)
+        _check_same(storage, manifest, _with_its_shards(config, wanted, manifest))
     else:
         _check_unused(storage, found)
         manifest = wanted
@@ -58,24 +60,30 @@ def open_or_new(
 
 
 def _check_place(url: str) -> None:
-    """Raise ConfigError for a relative path in the folder of a Ray job, which Ray removes with the job."""
+    """Raise ConfigError for a file, and for a path in the folder of a Ray job, which goes with the job."""
     here = Path.cwd()
     if not is_url(url) and not Path(url).expanduser().is_absolute() and _JOB_FOLDER in here.parts:
         raise ConfigError(
             f"cache.url {url!r} is a relative path, and this is a Ray job, whose folder ({here}) Ray "
             "removes: the cache would be lost. Give an absolute path, or a URL, that all machines share."
         )
+    if not is_url(url) and Path(url).expanduser().is_file():
+        raise ConfigError(
+            f"cache.url {url!r} is a file, and a cache is a folder: name another place"
+        )
 
 
-def take_step(planned: PlannedCache, step: Step) -> PlannedCache | None:
+def take_step(
+    planned: PlannedCache, step: Step, holder: Leaseholder = UNGUARDED
+) -> PlannedCache | None:
     """Make the cache if it is not there, and take a step; returns the cache after it.
 
     None: another run has taken a step meanwhile, so that this one must be planned again.
-    Raises RecipeMismatchError, StorageError.
+    holder: of the lease that the storage may need. Raises RecipeMismatchError, LeaseError, StorageError.
     """
     storage, manifest = planned.storage, planned.manifest
     if not manifest.generations:
-        manifest = _create(planned)
+        storage, manifest = _create(planned, holder)
         if manifest.generations:  # planned by another run, so this step may hold the same clips
             return None
     taken = not step or write_step(storage, manifest, step)
@@ -109,15 +117,34 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
     return step.num_clips
 
 
-def _create(planned: PlannedCache) -> Manifest:
-    """Write cache.json, or take the one that another run has written meanwhile."""
+def _create(planned: PlannedCache, holder: Leaseholder) -> tuple[Storage, Manifest]:
+    """Write cache.json, or take the one that another run has written meanwhile.
+
+    Returns the storage through which this run may write, too.
+    """
     storage = planned.storage
     if not storage.exists(CACHE_JSON):
         exclusive = storage.creates_exclusively(CACHE_JSON)
+        storage = holder.over(storage, exclusive=exclusive)
         storage.create(CACHE_JSON, planned.manifest.with_exclusive(exclusive).to_bytes())
     manifest = read_all(storage)
-    _check_same(storage, manifest, planned.manifest)
-    return manifest
+    _check_same(storage, manifest, _with_its_shards(planned.config, planned.manifest, manifest))
+    return holder.over(storage, exclusive=manifest.exclusive), manifest
+
+
+def sized(planned: PlannedCache, num_clips: int) -> PlannedCache:
+    """Return a cache that is yet to be made, in shards for so many clips; any other as it is."""
+    if planned.config.cache.shard_clips != "auto" or planned.storage.exists(CACHE_JSON):
+        return planned
+    config = planned.config
+    shard_clips = config.cache.shard_clips_of(num_clips, config.run.workers)
+    return replace(planned, manifest=replace(planned.manifest, shard_clips=shard_clips))
+
+
+def _with_its_shards(config: Config, wanted: Manifest, there: Manifest) -> Manifest:
+    """Return the wanted cache in shards of the size that one has, where any will do."""
+    auto = config.cache.shard_clips == "auto"
+    return replace(wanted, shard_clips=there.shard_clips) if auto else wanted
 
 
 def write_metadata(storage: Storage, manifest: Manifest) -> None:
@@ -145,7 +172,7 @@ def _read(storage: Storage, path: str) -> bytes | None:
 
 def _check_unused(storage: Storage, found: Iterable[str]) -> None:
     """Refuse a folder with somebody else's files: a cache must be the only thing in its folder."""
-    foreign = set(found) - {"zarr.json"}
+    foreign = set(found) - {"zarr.json", LEASE}
     if foreign:
         raise CacheError(
             f"{redact(storage.url)} is not empty and is no cache: it holds "

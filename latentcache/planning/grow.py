@@ -26,6 +26,7 @@ from latentcache.format.samples import read_samples
 from latentcache.format.schemas import PROBE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import Plan, kept_names, make_plan
 from latentcache.planning.planned import PlannedCache, PlanReader
 from latentcache.planning.step import Step
@@ -41,6 +42,7 @@ class Difference:
 
     unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
+    notes: what is to be said of the new clips.
     """
 
     new: list[str] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Difference:
     num_saved: int = 0
     num_rejected: int = 0
     num_relabelled: int = 0
+    notes: list[Note] = field(default_factory=list)
 
 
 def plan_growth(
@@ -74,7 +77,7 @@ def plan_growth(
     whose stamps are as they were. Raises CorpusError, StorageError.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
-    stamps = stamp_sources(corpus["url"].to_pylist(), planned.config.corpus.storage_options)
+    stamps = _stamps(planned, corpus)
     corpus = _as_known(corpus, known).append_column("stamp", pa.array(stamps, pa.string()))
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
@@ -84,7 +87,11 @@ def plan_growth(
     fresh = _sort_out(probed, rejected, known, difference)
     difference.num_same = corpus.num_rows - fresh.num_rows
     step = Step(kind="grow" if planned.manifest.generations else "plan")
-    add_plan(step, _plan(planned, fresh), fresh)
+    plan = _plan(planned, fresh)
+    add_plan(step, plan, fresh)
+    auto = planned.config.cache.shard_clips == "auto"
+    shard_clips = 0 if auto else planned.manifest.shard_clips
+    difference.notes = notes(fresh, plan.buckets, planned.config.clips, shard_clips)
     names = set(corpus["name"].to_pylist())
     difference.gone = sorted(known.sources.keys() - names)
     _retire(step, known, difference.changed, CHANGED)
@@ -95,6 +102,11 @@ def plan_growth(
     _relabel(step, known, corpus, {*difference.changed, *(difference.gone if prune else ())})
     difference.num_relabelled = step.num_relabelled
     return step, difference
+
+
+def _stamps(planned: PlannedCache, sources: pa.Table) -> list[str | None]:
+    config = planned.config.corpus
+    return stamp_sources(sources["url"].to_pylist(), config.storage_options, config.schemes)
 
 
 def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> np.ndarray[Any, Any]:
@@ -205,13 +217,12 @@ def _place(url: str) -> str:
 
 def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -> None:
     """Give shards the captions and kept columns that their sources have now, where they differ."""
-    names = [CAPTION, *kept_names(corpus)]
+    values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
     value_set = corpus["name"].combine_chunks()
     left = pa.array(sorted(leave), pa.string())
-    for shard, rows in known.shards():
-        at = pc.index_in(rows["source"], value_set=value_set)
+    for shard, rows, at in known.looked_up(value_set):
         there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=left)))
-        now = {name: _merged(rows, corpus[name].take(at), name, there) for name in names}
+        now = {name: _merged(rows, v.take(at), name, there) for name, v in values_of.items()}
         differ = np.zeros(rows.num_rows, bool)
         for name, values in now.items():
             before = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows)
@@ -222,7 +233,7 @@ def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -
         step.columns[shard] = _all_rows(known, shard, rows, now)
 
 
-def _merged(rows: pa.Table, values: pa.ChunkedArray, name: str, there: pa.Array) -> pa.ChunkedArray:
+def _merged(rows: pa.Table, values: pa.Array, name: str, there: pa.Array) -> pa.Array:
     """Return a column's values now: the corpus's where it has the source, else those of before."""
     if pc.all(there).as_py():
         return values
@@ -236,11 +247,11 @@ def _merged(rows: pa.Table, values: pa.ChunkedArray, name: str, there: pa.Array)
             values.to_pylist(), before.to_pylist(), there.to_pylist(), strict=True
         )
     ]
-    return pa.chunked_array([pa.array(merged, values.type)])
+    return pa.array(merged, values.type)
 
 
 def _all_rows(
-    known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.ChunkedArray]
+    known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.Array]
 ) -> pa.Table:
     """Return the columns of all rows of a shard; retired ones, which nobody reads, have nulls."""
     num_rows = known.num_rows(shard)
@@ -250,7 +261,7 @@ def _all_rows(
     return pa.table(columns)
 
 
-def _differ(before: Any, now: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
     """Tell which values differ. NaN is itself here, and types matter only through their values."""
     if before.type == now.type and not pa.types.is_nested(now.type):
         unequal = pc.fill_null(pc.not_equal(before, now), False)
@@ -296,7 +307,7 @@ def plan_retry(
     rows = _rows_at(known, failed)
     names = [*dict.fromkeys([*rows["source"].to_pylist(), *known.rejected])]
     sources = _as_corpus(known, names, rows)
-    stamps = stamp_sources(sources["url"].to_pylist(), planned.config.corpus.storage_options)
+    stamps = _stamps(planned, sources)
     sources = sources.append_column("stamp", pa.array(stamps, pa.string()))
     probed = _probe(sources, pool, on_probed, None)
     difference.num_probed = probed.num_rows

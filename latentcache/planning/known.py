@@ -16,6 +16,10 @@ from latentcache.format.planned_sources import read_rejected, read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
 from latentcache.planning.planned import PlanReader
 from latentcache.storage.folder import Storage
+from latentcache.storage.urls import public_name
+
+#: Planned rows whose sources are looked up together.
+LOOKED_UP_ROWS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,20 @@ class KnownCache:
                 if rows.num_rows:
                     yield shard, rows
 
+    def looked_up(self, names: pa.Array) -> Iterator[tuple[ShardId, pa.Table, pa.Array]]:
+        """Yield `shards`, with the places of their rows' sources among `names`; null where it has none.
+
+        Many shards are looked up together: each time, all names are hashed.
+        """
+        shards = self.shards()
+        while group := list(_of_rows(shards, LOOKED_UP_ROWS)):
+            sources = [chunk for _, rows in group for chunk in rows["source"].chunks]
+            found = pc.index_in(pa.chunked_array(sources, pa.string()), value_set=names)
+            places, start = found.combine_chunks(), 0
+            for shard, rows in group:
+                yield shard, rows, places.slice(start, rows.num_rows)
+                start += rows.num_rows
+
     def num_rows(self, shard: ShardId) -> int:
         """Return how many rows a shard has, retired ones too."""
         return self._manifest.num_rows(shard)
@@ -87,17 +105,24 @@ class KnownCache:
 
     def rows_of(self, names: Collection[str]) -> pa.Table:
         """Return the rows that count of some sources: bucket, and the plan's columns."""
-        return _gather(self.shards(), names)
+        wanted = pa.array(sorted(names), pa.string())
+        found = [
+            _in_bucket(shard, rows.filter(pc.is_valid(places)))
+            for shard, rows, places in self.looked_up(wanted)
+            if places.null_count < len(places)
+        ]
+        return _concatenated(found)
 
 
-def _gather(shards: Iterator[tuple[ShardId, pa.Table]], names: Collection[str]) -> pa.Table:
-    wanted = pa.array(sorted(names), pa.string())
-    found = []
+def _of_rows(
+    shards: Iterator[tuple[ShardId, pa.Table]], num_rows: int
+) -> Iterator[tuple[ShardId, pa.Table]]:
+    """Yield shards until they have so many rows together, or more."""
     for shard, rows in shards:
-        mask = pc.is_in(rows["source"], value_set=wanted)
-        if pc.any(mask).as_py():
-            found.append(_in_bucket(shard, rows.filter(mask)))
-    return _concatenated(found)
+        yield shard, rows
+        num_rows -= rows.num_rows
+        if num_rows <= 0:
+            return
 
 
 def _in_bucket(shard: ShardId, rows: pa.Table) -> pa.Table:
@@ -143,11 +168,11 @@ def _take(known: dict[str, KnownSource], row: dict[str, str]) -> None:
 
 
 def as_sources(known: KnownCache, names: Sequence[str]) -> pa.Table:
-    """Return source, url, kind, identity and stamp of known sources."""
+    """Return source, url, kind, identity and stamp of sources that are gone."""
     rows = [
         {
             "source": name,
-            "url": source.url,
+            "url": public_name(source.url),  # nobody fetches it again
             "kind": source.kind,
             "identity": source.identity,
             "stamp": source.stamp,

@@ -19,6 +19,7 @@ from latentcache.core.records import Bucket, Clip, Shard
 from latentcache.core.spec import LatentSpec
 from latentcache.decoders.frames import num_sampled_frames
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.notes import enlargement, repeats
 
 Starts = npt.NDArray[np.int64]
 
@@ -77,7 +78,7 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     """
     check_geometry(clips, spec)
     chooser = _Chooser(clips, spec)
-    facts = ("name", "kind", "frames", "duration_s", "height", "width", "reason")
+    facts = ("name", "kind", "frames", "duration_s", "fps", "height", "width", "reason")
     picked: dict[Bucket, list[pa.Table]] = {}
     num_clips: Counter[Bucket] = Counter()
     rejected: list[pa.Table] = []
@@ -128,15 +129,19 @@ class _Chooser:
         if source["reason"] is not None:
             return str(source["reason"])
         height, width = self._size(source["height"], source["width"])
+        if self._is_too_small(source, height, width):
+            return "too_small"
         if source["kind"] == "image":
             if not self._spec.frame_rule.is_legal(1):
                 return "illegal_frames"
             return Bucket(frames=1, height=height, width=width), np.zeros(1, dtype=np.int64)
+        if self._clips.too_slow == "record" and repeats(source["fps"], self._clips.fps):
+            return "too_slow"
         available = num_sampled_frames(source["frames"], source["duration_s"], self._clips.fps)
         frames = self._frames(available)
         if frames is None:
             return "too_short"
-        starts = select_starts(self._clips, available, frames, source["name"])
+        starts = select_starts(self._clips, available, frames, source["name"], source["frames"])
         return Bucket(frames=frames, height=height, width=width), starts
 
     def _frames(self, available: int) -> int | None:
@@ -145,25 +150,35 @@ class _Chooser:
             return self._spec.frame_rule.longest(available)
         return fitting
 
+    def _is_too_small(self, source: Mapping[str, Any], height: int, width: int) -> bool:
+        allowed = self._clips.too_small == "enlarge"
+        return not allowed and enlargement(source["height"], source["width"], height, width) > 1
+
     def _size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of the nearest aspect ratio, by its logarithm."""
         ratio = math.log(width / height)
         return min(self._sizes, key=lambda size: abs(math.log(size[1] / size[0]) - ratio))
 
 
-def select_starts(clips: ClipsConfig, available: int, frames: int, name: str) -> Starts:
+def select_starts(
+    clips: ClipsConfig, available: int, frames: int, name: str, source_frames: int
+) -> Starts:
     """Return the first sampled frame of every clip of a source, ascending and distinct.
 
     first: 0. all: every `stride` frames. uniform:K: evenly from the first possible start to the last,
     and the middle one for K = 1. random:K: drawn by (seed, name), whatever else the corpus holds.
+
+    There are never more than source_frames, the frames that the source has: six frames that are shown
+    for a week are sampled millions of times, and are six pictures.
     """
     last = available - frames
     method, _, count = clips.select.partition(":")
     if method == "first":
         return np.zeros(1, dtype=np.int64)
     if method == "all":
-        return np.arange(0, last + 1, clips.stride or frames, dtype=np.int64)
-    wanted = min(int(count), last + 1)
+        stride = max(clips.stride or frames, -(-available // source_frames))
+        return np.arange(0, last + 1, stride, dtype=np.int64)
+    wanted = min(int(count), last + 1, source_frames)
     if method == "uniform":
         spread = np.linspace(0, last, wanted) if wanted > 1 else np.array([last / 2])
         return np.unique(np.floor(spread + 0.5).astype(np.int64))
@@ -216,6 +231,10 @@ def _clips(
 def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]:
     if reason == "too_short":
         return reason, f"{source['frames']} frames in {source['duration_s']:.3f} s"
+    if reason == "too_slow":
+        return reason, f"{source['fps']:.3g} frames per second"
+    if reason == "too_small":
+        return reason, f"{source['width']} x {source['height']} as shown"
     if reason == "illegal_frames":
         return reason, "an image is one frame, and the encoder does not take one"
     return reason, None  # probing has said why

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeM
 from latentcache.format.changes import Changes, read_changes
 from latentcache.format.damage import advice, damaged
 from latentcache.format.generations import Generation
+from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
 from latentcache.format.planned_sources import read_sources
@@ -97,6 +98,11 @@ class PlannedCache:
     manifest: Manifest
     storage: Storage
 
+    def held_by(self, holder: Leaseholder) -> PlannedCache:
+        """Return the cache with the storage through which the holder's job may write. Raises LeaseError."""
+        storage = holder.over(self.storage, exclusive=self.manifest.exclusive)
+        return self if storage is self.storage else replace(self, storage=storage)
+
     @functools.cached_property
     def plan(self) -> PlanReader:
         """The clips of its shards."""
@@ -128,17 +134,25 @@ class PlannedCache:
 
 
 def reopen_cache(
-    url: str, storage_options: Mapping[str, Any], overrides: Sequence[str] = ()
+    url: str,
+    storage_options: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    allowed_encoders: Sequence[str] = (),
 ) -> PlannedCache:
     """Return the run that a cache was planned for. Raises CacheError, RecipeMismatchError, ConfigError.
 
     overrides: for `run.*` and for where things are, such as encoder.model; the recipe cannot change.
+    allowed_encoders: modules of others that may be imported if the cache names them.
     """
     _check_overrides(overrides)
     storage = Storage(url, storage_options)
     manifest = read_manifest(storage)
     config = load_stored_config(
-        manifest.config, url=url, storage_options=storage_options, overrides=overrides
+        manifest.config,
+        url=url,
+        storage_options=storage_options,
+        overrides=overrides,
+        allowed_encoders=allowed_encoders,
     )
     spec, identity = resolve_encoder(config)
     parts = ("encoder", "clips", "dtype")

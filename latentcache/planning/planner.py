@@ -23,14 +23,16 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.errors import (
     CorpusError,
 )
+from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.schemas import SAMPLE_SCHEMA
-from latentcache.planning.create import open_or_new, take_step
+from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
-from latentcache.redaction import printable, redact
+from latentcache.redaction import printable
+from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
 NAMED = 5
@@ -52,17 +54,21 @@ def grow_cache(
     check_content: bool = False,
     dry_run: bool = False,
     hooks: Hooks | None = None,
+    holder: Leaseholder = UNGUARDED,
 ) -> PlannedCache:
     """Compare the corpus with the cache, and write what differs as its next generation.
 
     A cache that is not there is made. If another run grows the cache meanwhile, what is left is looked
-    at again. For prune and check_content see `plan_growth`. dry_run: nothing is written.
+    at again. holder: of the lease that the cache's storage may need. For prune and check_content see
+    `plan_growth`. dry_run: nothing is written.
 
-    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, StorageError.
+    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError.
     """
     hooks = hooks or Hooks()
     spec, identity = resolve_encoder(config)
     planned = open_or_new(config, spec, identity)
+    if not dry_run:
+        planned = planned.held_by(holder)
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     hooks.on_sources(corpus)
@@ -78,16 +84,17 @@ def grow_cache(
             saved=None if dry_run else saved,
         )
         difference.num_saved = saved.num_found
+        planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)
         hooks.on_step(planned, step, difference)
         if dry_run:
             return planned
-        taken = take_step(planned, step)
+        taken = take_step(planned, step, holder)
         if taken is not None:
             saved.remove()
             return taken
-        planned = open_or_new(config, spec, identity)
+        planned = open_or_new(config, spec, identity).held_by(holder)
 
 
 def plan_corpus(
@@ -107,7 +114,8 @@ def plan_corpus(
     on_sources(corpus)
     with probing_pool(config) as pool:
         sources = probe_sources(_some(corpus.table, max_sources), pool, on_probed, saved)
-    plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
+    shard_clips = config.cache.shard_clips_of(sources.num_rows, config.run.workers)
+    plan = make_plan(sources, config.clips, spec, shard_clips=shard_clips)
     if not plan.num_clips:
         raise CorpusError(_nothing_to_encode(config, plan.rejected))
     return plan
@@ -140,5 +148,5 @@ def _nothing_to_encode(config: Config, rejected: pa.Table) -> str:
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
     examples = rejected.slice(0, NAMED).to_pylist()
     lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
-    head = f"{redact(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
+    head = f"{redact_url(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])

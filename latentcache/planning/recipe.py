@@ -44,7 +44,12 @@ def make_recipe(
     return {
         "version": RECIPE_VERSION,
         "clips": config.clips.model_dump(mode="json"),
-        "decoder": {"family": "ffmpeg", "frames": "presentation order", "rotation": "applied"},
+        "decoder": {
+            "family": "ffmpeg",
+            "frames": "presentation order",
+            "rotation": "applied",
+            "pixel_aspect": "applied",
+        },
         "resize": "antialiased, cover, centre crop",
         "encoder": dict(encoder_identity),
         "stored": spec.stored,
@@ -63,7 +68,7 @@ def make_manifest(
         spec=spec,
         format=config.cache.format,
         compression=config.cache.compression.model_dump(),
-        shard_clips=config.cache.shard_clips,
+        shard_clips=config.cache.shard_clips_of(0, config.run.workers),
         config=_found_from_anywhere(config.without_secrets()),
     )
 

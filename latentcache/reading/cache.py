@@ -12,17 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.dtypes import AnyDtype, Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
+from latentcache.core.records import ClipId
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
+from latentcache.errors import CacheError, CorruptionError, did_you_mean
 from latentcache.format.changes import read_changes
 from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
@@ -32,11 +33,18 @@ from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import check_index, generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
+from latentcache.reading.expectations import check_expectations, describe
+from latentcache.reading.handover import guard_handover
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
+
+if TYPE_CHECKING:
+    from latentcache.reading.dataset import LatentDataset
+    from latentcache.reading.loader.filters import Where
+    from latentcache.reading.loader.transform import Posterior
 
 #: Sample tables kept in memory. One of 64 clips with captions takes about 50 kB.
 MAX_TABLES = 1024
@@ -97,38 +105,6 @@ def read_snapshot(storage: Storage, manifest: Manifest | None = None) -> tuple[M
     return planned.at(generation) if generation > 0 else planned, index
 
 
-def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
-    """Raise CacheError if the spec differs from `expect`, and ConfigError for unknown fields."""
-    actual = spec.to_json()
-    for name in expect:
-        if name not in actual:
-            raise ConfigError(
-                f"expect: a latent spec has no {name!r}.{did_you_mean(name, actual)} "
-                f"It has: {', '.join(actual)}"
-            )
-    wrong = [name for name in expect if _plain(expect[name]) != _plain(actual[name])]
-    if wrong:
-        wanted = ", ".join(f"{name} {_plain(expect[name])}" for name in expect)
-        raise CacheError(
-            f"{url} does not hold the expected latents; what differs: {', '.join(wrong)}.\n"
-            f"  expected: {wanted}\n"
-            f"  in the cache: {', '.join(f'{name} {_plain(actual[name])}' for name in expect)} "
-            f"({describe(spec)})\n"
-            "A model that expects other latents would fail at its first layer or, worse, train on "
-            "them. The classic case is pixels with 3 channels reaching a model that expects 16. Open "
-            "the cache that was made with your model's encoder, or change `expect`."
-        )
-
-
-def describe(spec: LatentSpec) -> str:
-    """Return a latent spec in a few words."""
-    stride = "x".join(map(str, spec.stride))
-    return (
-        f"{spec.model_class}, {spec.channels} channels, stride {stride} in T x H x W, "
-        f"{spec.stored} in {spec.dtype}"
-    )
-
-
 def _concatenated(url: str, tables: Sequence[pa.Table]) -> pa.Table:
     """Join sample tables. Kept columns may differ between generations: whole numbers become floats."""
     try:
@@ -141,15 +117,16 @@ def _concatenated(url: str, tables: Sequence[pa.Table]) -> pa.Table:
         ) from None
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=list)
+def _dataset_module() -> Any:
+    return importlib.import_module("latentcache.reading.dataset")  # which imports this module
 
 
 class Cache:
     """A published snapshot. Clips that failed have no number: len() and cache[i] count only ok clips.
 
-    Samples are ordered by bucket, shard and row. Sample tables are read when needed, and the last
-    `MAX_TABLES` are kept. Safe to use from several threads, after a fork and when pickled.
+    The `latents` of cache[i] and cache[key] are what a `LatentLoader` gives in its epoch 0; `stored` gives
+    what is stored. Samples are ordered by bucket, shard and row. Sample tables are read when needed, and
+    the last `MAX_TABLES` are kept. Safe to use from several threads, after a fork and when pickled.
     """
 
     def __init__(
@@ -165,6 +142,7 @@ class Cache:
         self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
         self._decoder: Any = None
         self._decoding = threading.Lock()
+        guard_handover()
         try:
             check_index(index, manifest)
         except ValueError as error:
@@ -263,13 +241,80 @@ class Cache:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([operator.index(index)])[0]
+    @overload
+    def __getitem__(self, index: int | str) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | str | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        """Return an ok clip by its number or its key, or those of a slice: see `dataset`."""
+        return self._default[index]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several samples, in as few requests per shard as their places allow."""
+        """Return several samples by number, in as few requests per shard as their places allow."""
+        return self._default.__getitems__(indices)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._find(key) >= 0
+
+    def keys(self) -> list[str]:
+        """Return the keys of the ok clips, in the order of the samples; see `number` for the cost."""
+        return self._keys.to_pylist()  # type: ignore[no-any-return]
+
+    def number(self, key: str) -> int:
+        """Return the number of the ok clip with this key. Raises KeyError.
+
+        The first call reads the keys of every sample table and keeps them (about 50 bytes per clip).
+        Every call then scans them, which takes some milliseconds per million clips.
+        """
+        if (number := self._find(key)) >= 0:
+            return number
+        raise KeyError(
+            f"no ok clip has the key {key!r}; cache.table() lists all clips, with the reasons of "
+            "those that failed"
+        )
+
+    def sample(self, key: str) -> dict[str, Any]:
+        """Return the ok clip with this key: the same as cache[key]. Raises KeyError."""
+        return self[key]
+
+    def dataset(
+        self,
+        *,
+        posterior: Posterior = "sample",
+        normalise: bool = True,
+        dtype: AnyDtype | None = None,
+        seed: int = 0,
+        where: Where | None = None,
+        frames: int | None = None,
+        numpy: bool = False,
+    ) -> LatentDataset:
+        """Return the samples as a map-style dataset for torch's DataLoader: see `LatentDataset`."""
+        return _dataset_module().LatentDataset(  # type: ignore[no-any-return]
+            self,
+            posterior=posterior,
+            normalise=normalise,
+            dtype=dtype,
+            seed=seed,
+            where=where,
+            frames=frames,
+            numpy=numpy,
+        )
+
+    @functools.cached_property
+    def _default(self) -> LatentDataset:
+        return self.dataset()
+
+    def stored(self, index: int | str) -> torch.Tensor:
+        """Return what is stored of an ok clip, unchanged, by number or key: of moments [2C, t, h, w]."""
+        number = self.number(index) if isinstance(index, str) else operator.index(index)
+        stored: torch.Tensor = self.stored_samples([number])[0]["latents"]
+        return stored
+
+    def stored_samples(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return samples by number, with what is stored as their `latents`."""
         groups: dict[int, list[tuple[int, int]]] = {}
-        for n, index in enumerate(indices):
+        for n, index in enumerate(numbers):
             place, position = self._locate(index)
             groups.setdefault(place, []).append((n, position))
         samples: dict[int, dict[str, Any]] = {}
@@ -278,21 +323,7 @@ class Cache:
             groups.values(), self._of_shards(list(groups), positions), strict=True
         ):
             samples.update(zip((n for n, _ in wanted), found, strict=True))
-        return [samples[n] for n in range(len(indices))]
-
-    def sample(self, key: str) -> dict[str, Any]:
-        """Return the ok clip with this key. Raises KeyError.
-
-        The first call reads the keys of every sample table and keeps them (about 50 bytes per clip).
-        Every call then scans them, which takes some milliseconds per million clips.
-        """
-        position = pc.index(self._keys, pa.scalar(key, pa.string())).as_py()
-        if position < 0:
-            raise KeyError(
-                f"no ok clip has the key {key!r}; cache.table() lists all clips, with the "
-                "reasons of those that failed"
-            )
-        return self[position]
+        return [samples[n] for n in range(len(numbers))]
 
     def decode(
         self,
@@ -311,7 +342,7 @@ class Cache:
         Raises KeyError, as `sample` does; RecipeMismatchError if the model is not the cache's; EncoderError
         if the encoder cannot decode; ConfigError if it is not found or not installed.
         """
-        latents = self.sample(key)["latents"]
+        stored = self.stored(key)
         decoding = importlib.import_module(
             "latentcache.encoders.stored"
         )  # imports the encoders, which a trainer does not need
@@ -319,7 +350,7 @@ class Cache:
             if self._decoder is None or not self._decoder.is_for(encoder, device):
                 self._decoder = None  # frees the memory first
                 self._decoder = decoding.Decoder(self.manifest, encoder, device)
-            pixels: torch.Tensor = self._decoder.decode(latents)
+            pixels: torch.Tensor = self._decoder.decode(stored)
         return pixels
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -343,12 +374,15 @@ class Cache:
         return table if columns is None else table.select(list(columns))
 
     @functools.cached_property
-    def column_names(self) -> list[str]:
+    def sample_schema(self) -> pa.Schema:
         """Columns of the sample tables: those of every cache, and those kept from the corpus."""
-        names = SAMPLE_SCHEMA.names
-        for bucket, shard in self._all_places()[:1]:
-            names = self._read_table(bucket, shard).column_names
-        return list(names)
+        places = self._all_places()
+        return self._read_table(*places[0]).schema if places else SAMPLE_SCHEMA
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the sample tables' columns."""
+        return list(self.sample_schema.names)
 
     def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
         """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""
@@ -393,6 +427,12 @@ class Cache:
                     key = rows.column("key", [position])[0]
                     raise CorruptionError(f"clip {key!r}: {error}") from error
 
+    def read_row(self, place: ClipId) -> torch.Tensor:
+        """Return the stored sample of one row of a shard. Raises CorruptionError."""
+        latents = self.empty(place.shard.bucket, 1)[0]
+        self.read(*place.shard, [self.rows(*place.shard).position(place.row)], [latents])
+        return latents
+
     def empty(self, bucket: str, num_samples: int) -> torch.Tensor:
         """Return an uninitialised CPU tensor [num_samples, *shape] in the stored dtype."""
         return torch.empty(
@@ -430,6 +470,9 @@ class Cache:
 
     def _all_places(self) -> list[tuple[str, int]]:
         return list(zip(self._places["bucket"], self._places["shard"], strict=True))
+
+    def _find(self, key: str) -> int:
+        return int(pc.index(self._keys, pa.scalar(key, pa.string())).as_py())
 
     @functools.cached_property
     def _keys(self) -> pa.ChunkedArray:

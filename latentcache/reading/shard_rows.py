@@ -33,6 +33,10 @@ class ShardRows:
         """Names of the columns that were carried over from the corpus."""
         return [name for name in self._columns if name not in SAMPLE_SCHEMA.names]
 
+    def position(self, row: int) -> int:
+        """Return a row's number among the ok rows. Raises ValueError if it is none of them."""
+        return [chunk.row for chunk in self.chunks].index(row)
+
     def column(self, name: str, positions: Sequence[int]) -> list[Any]:
         """Return a column's values at ok rows."""
         column = self._columns[name]

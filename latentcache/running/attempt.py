@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from latentcache import errors
-from latentcache.errors import LatentCacheError
+from latentcache.errors import LatentCacheError, RunStoppedError, broken_installation
 from latentcache.redaction import printable, redact
 from latentcache.running.failure_policy import classify
 
@@ -57,6 +57,8 @@ def in_one_line(error: BaseException) -> str:
 
 def _plain(error: BaseException) -> LatentCacheError:
     """Return an error of this package's own class with the same message: a subclass may not travel."""
+    if isinstance(error, ImportError):
+        return RunStoppedError(broken_installation(in_one_line(error)))
     own = next(c for c in type(error).__mro__ if c.__module__ == errors.__name__)
     plain: LatentCacheError = own(str(error))
     plain.__cause__ = error  # lost on the way to another process

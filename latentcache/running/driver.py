@@ -240,7 +240,7 @@ class Run:
         judge, allowed = self._judge, self._planned.config.run.max_failed_fraction
         if judge.too_many_clips_fail():
             raise RunStoppedError(
-                f"{judge.num_failed} of the first {judge.num_clips} clips failed, and "
+                f"{judge.num_failed} of the latest {judge.num_clips} clips failed, and "
                 f"run.max_failed_fraction is {allowed:g}, so the run was stopped.\n"
                 + "\n".join(describe_clips(self._judged_rows()))
                 + "\nWhen that is fixed, resume with --retry-failed, which encodes them again. To go "

@@ -10,7 +10,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -152,10 +152,12 @@ def measure(
     *,
     num_clips: int,
     scale: float = 1.0,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> Estimate:
     """Run a sample of every bucket: `num_clips` of them, evenly spread, after some to warm up.
 
-    scale: how many times larger the corpus is than what was planned of it. Raises what a run would:
+    scale: how many times larger the corpus is than what was planned of it. on_step: is told in words
+    what begins. Raises what a run would:
     EncoderError, RunStoppedError (of the quality gate), ConfigError.
     """
     device = resolve_device(config.run.device, "run.device")
@@ -171,9 +173,11 @@ def measure(
             storage=Storage(folder),
             num_cpus=cpus,
         )
+        on_step("loading the model")
         started = time.perf_counter()
         worker = ShardWorker(worker_spec, device)
         start_s = time.perf_counter() - started
+        on_step(f"encoding {sample.num_clips} clips of {len(sample.buckets)} buckets")
         try:
             reports = _run(worker, sample, shard_clips)
         finally:
@@ -183,7 +187,7 @@ def measure(
         device=str(device),
         buckets=_summarise(plan, reports, num_processes, scale),
         quality=config.quality,
-        shard_clips=config.cache.shard_clips,
+        shard_clips=config.cache.shard_clips_of(plan.num_clips, config.run.workers),
         start_s=start_s,
         compare_s=worker.gate.busy_s / max(1, worker.gate.num_compared),
         memory=_memory(device),

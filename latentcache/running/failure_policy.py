@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import REASONS, ShardReport
-from latentcache.errors import ClipError, ConfigError, RunStoppedError, StorageError
+from latentcache.errors import (
+    ClipError,
+    ConfigError,
+    MachineError,
+    RunStoppedError,
+    StorageError,
+)
 
 Row = Mapping[str, Any]
 #: What an error costs: `clip`, one row of its shard; `shard`, an attempt at the shard; `stop`, the run.
@@ -19,13 +25,17 @@ Cost = Literal["clip", "shard", "stop"]
 
 #: Errors of one clip, whose reason its row records.
 OF_CLIP = (ClipError,)
-#: Errors that no other shard would escape: of the cache's storage, where nothing can be committed (sources
-#: are read by the decoding processes, and are their clips' failures), and the quality gate's verdict.
-OF_RUN = (StorageError, RunStoppedError)
+#: Errors that no other shard would escape: of the cache's storage, where nothing can be committed; of the
+#: sources' storage and of the machine, which say nothing of a clip (`decoders.trouble` tells them from what
+#: a file's bytes say); and the quality gate's verdict.
+OF_RUN = (StorageError, MachineError, RunStoppedError)
 
 #: While nothing is committed, every worker may fail this many times what it can have in hand: it may
 #: die once with all of it, and a shard that kills it may come first when each is tried alone.
 ROUNDS = 2
+#: The clips that are judged are the latest ones: so many times `judged_clips`. A shorter memory would take
+#: one long damaged video for the end of the corpus; a longer one would go on for hours on what is lost.
+WINDOW = 10
 #: Shared by at least this part of the failed clips, and by at most half that part of the others, a fact
 #: is worth naming.
 SHARED = 0.9
@@ -51,8 +61,12 @@ def classify(error: BaseException, *, starting: bool = False) -> Cost:
     and may raise anything, SystemExit included. A shard is tried again, and so is a worker's start, but
     for a wrong configuration, which the next start would find as wrong.
 
+    An import that fails is the installation's fault, whoever imports: every clip would fail of it.
+
     starting: raised while the worker was built.
     """
+    if isinstance(error, ImportError):
+        return "stop"
     if isinstance(error, OF_RUN) or (starting and isinstance(error, ConfigError)):
         return "stop"
     return "clip" if isinstance(error, OF_CLIP) and not starting else "shard"
@@ -60,9 +74,13 @@ def classify(error: BaseException, *, starting: bool = False) -> Cost:
 
 @dataclass
 class Judge:
-    """Counts what becomes of a run's clips and of its attempts at shards."""
+    """Counts what becomes of a run's latest clips, and of its attempts at shards.
+
+    latest: clips and failed clips of the latest shards; num_clips, num_failed: their sums.
+    """
 
     config: RunConfig
+    latest: deque[tuple[int, int]] = field(default_factory=deque)
     num_clips: int = 0
     num_failed: int = 0
     num_encoded_shards: int = 0
@@ -74,16 +92,23 @@ class Judge:
         self.add_clips(report)
 
     def add_clips(self, report: ShardReport) -> None:
-        """Count the clips of a shard."""
-        self.num_clips += report.num_clips
-        self.num_failed += report.num_clips - report.num_ok
+        """Count the clips of a shard, and forget the shards that are older than the window."""
+        self._count(report.num_clips, report.num_clips - report.num_ok)
+        self.latest.append((report.num_clips, report.num_clips - report.num_ok))
+        while self.num_clips - self.latest[0][0] >= WINDOW * self.config.judged_clips:
+            num_clips, num_failed = self.latest.popleft()
+            self._count(-num_clips, -num_failed)
+
+    def _count(self, num_clips: int, num_failed: int) -> None:
+        self.num_clips += num_clips
+        self.num_failed += num_failed
 
     def add_error(self, error: str) -> None:
         """Count a failed attempt at a whole shard."""
         self.errors[error] += 1
 
     def too_many_clips_fail(self) -> bool:
-        """Tell whether more clips failed than the configuration allows."""
+        """Tell whether more of the latest clips failed than the configuration allows."""
         allowed = self.config.max_failed_fraction * self.num_clips
         return self.num_clips >= self.config.judged_clips and self.num_failed > allowed
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from latentcache.core.machine import versions
-from latentcache.errors import LatentCacheError, StorageError, UnreachableError
+from latentcache.errors import LatentCacheError, LeaseError, StorageError, UnreachableError
 from latentcache.running import log_lines
 from latentcache.running.events import Event, Progress
 from latentcache.running.log_lines import LogEvent
@@ -20,9 +20,14 @@ from latentcache.storage.folder import Storage
 
 log = logging.getLogger(__name__)
 
+#: After these an end is not logged: it would wait as long once more, or write to another run's cache.
+NOT_WRITABLE = (UnreachableError, LeaseError)
+
 
 class RunLog:
     """One run's log, in numbered segments. A write that fails is said once, and fails nothing.
+
+    But where the lease is lost, LeaseError is raised: the run has to stop.
 
     options: storage options, whose secrets never reach the log.
     """
@@ -50,7 +55,7 @@ class RunLog:
             yield
         except BaseException as error:
             self._end(**_how_it_ended(error))
-            if not isinstance(error, UnreachableError):  # else this would wait as long once more
+            if not isinstance(error, NOT_WRITABLE):
                 self._flush()
             raise
         self._end(how=log_lines.FINISHED)
@@ -92,6 +97,8 @@ class RunLog:
         path = log_lines.segment_path(self.name, self._number)
         try:
             self._storage.write(path, bytes(self._segment))
+        except LeaseError:
+            raise
         except StorageError as error:
             self._warn(error)
         if len(self._segment) > log_lines.SEGMENT_BYTES:

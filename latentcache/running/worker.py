@@ -179,6 +179,7 @@ class ShardWorker:
             end_s=decoded.end_s,
             source_height=decoded.source_height,
             source_width=decoded.source_width,
+            picture=decoded.picture,
             decoder=decoded.decoder,
             tiling_error=error,
             psnr=psnr,

@@ -17,7 +17,7 @@ from fsspec.utils import glob_translate
 from latentcache.core.machine import install_command
 from latentcache.errors import ConfigError, StorageError, UnreachableError, did_you_mean
 from latentcache.storage import retry
-from latentcache.storage.urls import is_url, redact, scheme_of
+from latentcache.storage.urls import is_url, redact, redact_url, scheme_of
 
 #: Where a scheme's file system is packaged, for the message that names it: in an extra, or on its own.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -37,6 +37,7 @@ _S3 = {"s3", "s3a"}
 _ONE_TRY = {"total_max_attempts": 1}
 #: Concurrent requests to S3; with botocore's 10, the others would wait for their turn.
 MAX_CONNECTIONS = 64
+REFUSED_STATUS = (401, 403, 407)
 #: The most characters quoted from a file system's own message; some servers answer with a page of HTML.
 MESSAGE_CHARACTERS = 500
 
@@ -68,7 +69,7 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
     known = sorted({*fsspec.available_protocols(), *EXTRAS, *PACKAGES, "package"})
     if scheme not in known:
         raise ConfigError(
-            f"{redact(url)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} "
+            f"{redact_url(url)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} "
             "Use a local path, or a URL such as s3://bucket/folder or gs://bucket/folder."
         )
     if scheme in _REMEMBERS_LISTINGS:
@@ -90,7 +91,7 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
             return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
     except ImportError:
         raise ConfigError(
-            f"{redact(url)}: the package for {scheme}:// is not installed. {_how_to_install(scheme)}"
+            f"{redact_url(url)}: the package for {scheme}:// is not installed. {_how_to_install(scheme)}"
         ) from None
 
 
@@ -104,14 +105,17 @@ def _how_to_install(scheme: str) -> str:
 
 @contextlib.contextmanager
 def translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn errors into StorageError; only FileNotFoundError and ImportError pass unchanged."""
+    """Turn errors into StorageError; only ImportError and a true FileNotFoundError pass unchanged."""
     try:
         yield
     except (ImportError, ConfigError, StorageError):
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if failed := retry.behind_absence(error):
+            failed.__notes__ = getattr(error, "__notes__", [])
+            raise _failure(what, url, options, failed) from _cause(failed, options)
         message = os.strerror(errno.ENOENT)
-        raise FileNotFoundError(errno.ENOENT, message, redact(url, options)) from None
+        raise FileNotFoundError(errno.ENOENT, message, redact_url(url, options)) from None
     except Exception as error:  # noqa: BLE001 - raised again, its cause where that shows no secret
         raise _failure(what, url, options, error) from _cause(error, options)
 
@@ -119,12 +123,13 @@ def translated(what: str, url: str, options: Mapping[str, Any]) -> Iterator[None
 def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseException) -> StorageError:
     """Return a StorageError whose message is one line without secrets."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = text.replace(url, redact_url(url))  # which no pattern finds where it holds spaces
     line = redact(" ".join(text.split()), options)[:MESSAGE_CHARACTERS]
     reason = f"{type(error).__name__}: {line}" if line else type(error).__name__
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     kind = UnreachableError if retry.is_transient(error) else StorageError
     return kind(
-        f"cannot {what} {redact(url, options)}: {reason.rstrip('.')}{notes}.{_advice(error)}"
+        f"cannot {what} {redact_url(url, options)}: {reason.rstrip('.')}{notes}.{_advice(error)}"
     )
 
 
@@ -144,7 +149,7 @@ def _advice(error: BaseException) -> str:
         return " Free some room and resume: what is committed stays."
     if "Credentials" in name:
         return " Give credentials in storage_options or in the environment."
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or retry.http_status(error) in REFUSED_STATUS:
         return " Check the permissions there, or the credentials you give."
     if retry.is_transient(error):
         return " Check the network and the endpoint, then run the same command again."

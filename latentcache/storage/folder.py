@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 #: File systems whose files appear while they are written, and whose rename replaces a file as a whole.
 _SHOWS_HALVES = {"sftp", "ssh"}
+#: File systems that can create on condition. A server in the place of one of these may still not.
+_CREATES_EXCLUSIVELY = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs"}
 TEMPORARY_SUFFIX = ".tmp"
 RANGE_NOT_SATISFIABLE = 416
 PRECONDITION_FAILED = 412
@@ -116,18 +118,24 @@ class Storage:
         return self._write(path, data, _create_file, _create)
 
     def creates_exclusively(self, path: str) -> bool:
-        """Try whether the storage creates an object only if it is not there: the same one, twice.
+        """Tell whether the storage creates an object only if it is not there, however many try at once.
 
-        Some stores accept the condition and ignore it. Leaves nothing behind. It is tried under a temporary
+        It must be known for that: of others, such as SFTP, one client cannot tell. And the same object is
+        created twice, since some stores accept the condition and ignore it. It is tried under a temporary
         name of `path`, so that what a killed process or another run has there is no object of anybody.
-        Raises StorageError.
+        Where nothing may be deleted, it stays, and is listed by `clean`. Raises StorageError.
         """
+        if not _CREATES_EXCLUSIVELY & set(protocols(self._open()[0])):
+            return False
         path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        if self.is_local and not self._do("write", path, _has_links, self.local_path(path)):
+            return False
         try:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
         finally:
-            self.delete(path)
+            with contextlib.suppress(StorageError):
+                self.delete(path)
 
     def _write(
         self,
@@ -268,6 +276,17 @@ def _replace_file(path: Path, data: bytes) -> None:
     """Write a file that appears whole and replaces any before it."""
     with _new_file(path, data) as temporary:
         temporary.replace(path)
+
+
+def _has_links(path: Path) -> bool:
+    """Tell whether a local file system has hard links, which are made in one step, or not."""
+    with _new_file(path, b"") as temporary:
+        try:
+            os.link(temporary, path)
+        except OSError:
+            return False
+    path.unlink()
+    return True
 
 
 def _create_file(path: Path, data: bytes) -> bool:

@@ -51,6 +51,8 @@ _TRANSIENT_CODES = {
     "ThrottlingException",
     "TooManyRequestsException",
 }
+#: Statuses with which a server says that a file is not there.
+_ABSENT_STATUS = {404, 410}
 #: Error names of the HTTP libraries under fsspec's file systems; by name, as none need be installed.
 _TRANSIENT_CLASSES = {
     "ClientConnectionError",
@@ -65,9 +67,27 @@ _TRANSIENT_CLASSES = {
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same request may succeed in a moment."""
+    error = behind_absence(error) or error
     if isinstance(error, _PERMANENT):
         return False
     return any(_is_transient_alone(e) for e in _causes(error))
+
+
+def behind_absence(error: BaseException) -> BaseException | None:
+    """Return what failed where a FileNotFoundError does not mean that a file is absent, else None.
+
+    fsspec's http raises one for every failure, be it a 503 or a lost connection; its cause tells.
+    """
+    if not isinstance(error, FileNotFoundError):
+        return None
+    for cause in _causes(error.__cause__):
+        status = _status_alone(cause)
+        if status in _ABSENT_STATUS:
+            return None
+        is_client_error = "ClientError" in {c.__name__ for c in type(cause).__mro__}
+        if status is not None or _is_transient_alone(cause) or is_client_error:
+            return cause
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -108,12 +128,13 @@ def _status_alone(error: BaseException) -> int | None:
 def call(
     function: Callable[[], T],
     *,
+    passes: Callable[[BaseException], bool] = is_transient,
     tries: int = TRIES,
     budget_s: float = BUDGET_S,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Call `function`, and again after a transient failure, with exponential waits and jitter.
+    """Call `function`, and again after a failure that may pass, with exponential waits and jitter.
 
     The last error is raised unchanged, with a note on how often and for how long it was tried.
     """
@@ -124,7 +145,7 @@ def call(
         except Exception as error:
             wait_s = FIRST_WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
             spent_s = clock() - start
-            if not is_transient(error) or attempt == tries or spent_s + wait_s > budget_s:
+            if not passes(error) or attempt == tries or spent_s + wait_s > budget_s:
                 if attempt > 1:
                     error.add_note(f"tried {attempt} times over {spent_s:.0f} s")
                 raise

@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -18,7 +19,7 @@ from latentcache.storage.filesystems import (
     open_filesystem,
     translated,
 )
-from latentcache.storage.urls import has_magic, scheme_of
+from latentcache.storage.urls import has_magic, is_http, scheme_of
 
 T = TypeVar("T")
 
@@ -75,6 +76,11 @@ def _read(url: str, options: Mapping[str, Any] | None, function: Callable[[], T]
         return retry.call(function)
 
 
+def _read_start(path: str, max_bytes: int | None) -> bytes:
+    with Path(path).open("rb") as file:
+        return file.read() if max_bytes is None else file.read(max_bytes + 1)
+
+
 def is_directory(url: str, options: Mapping[str, Any] | None = None) -> bool:
     """Tell whether a URL is a folder with something in it (object stores know no empty ones)."""
     if scheme_of(url) in ("http", "https"):  # fsspec would download the file to find out
@@ -89,11 +95,39 @@ def is_file(url: str, options: Mapping[str, Any] | None = None) -> bool:
 
 def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
     """Return `file`, `directory`, or None if nothing is there. isdir would take a refusal for a no."""
-    fs, path = open_filesystem(url, options)
+    return _type_in(*open_filesystem(url, options), url, options)
+
+
+def _type_in(fs: Any, path: str, url: str, options: Mapping[str, Any] | None) -> str | None:
     try:
         return str(_read(url, options, functools.partial(fs.info, path))["type"])
     except FileNotFoundError:
         return None
+
+
+def irregular(url: str, options: Mapping[str, Any] | None = None) -> str | None:
+    """Return what a local path is where it is no regular file; to open a pipe can take for ever.
+
+    None of regular and of remote files. Raises FileNotFoundError and StorageError.
+    """
+    fs, path = open_filesystem(url, options)
+    if not is_local_filesystem(fs):
+        return None
+    return kind_of_file(_read(url, options, Path(path).stat).st_mode)
+
+
+def kind_of_file(mode: int) -> str | None:
+    """Return what a file of this mode is where it is no regular one."""
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+_KINDS: Mapping[int, str] = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character device",
+    stat.S_IFBLK: "block device",
+}
 
 
 def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -103,9 +137,44 @@ def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[st
     """
     fs, path = open_filesystem(url, options)
     if is_local_filesystem(fs):
-        stat = _read(url, options, Path(path).stat)
-        return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        found = _read(url, options, Path(path).stat)
+        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
     return cast("Mapping[str, Any]", _read(url, options, functools.partial(fs.info, path)))
+
+
+def is_absent(
+    url: str, options: Mapping[str, Any] | None = None, neighbours: Sequence[str] = ()
+) -> bool:
+    """Tell whether a file that was not found is truly absent: what is beside it is there, and it is not.
+
+    Of a mount that is gone, or a server that has lost its disk, nothing is there. neighbours: other
+    sources, which are asked for on http, as it has no folders. Raises StorageError.
+    """
+    fs, path = open_filesystem(url, options)
+    if is_local_filesystem(fs):
+        return _read(url, options, functools.partial(_is_absent_here, path))
+    if is_http(url):
+        return any(_is_there(other, options) for other in neighbours)
+    return _type_in(fs, fs._parent(path), url, options) == "directory"
+
+
+def _is_absent_here(path: str) -> bool:
+    try:
+        with os.scandir(
+            Path(os.path.realpath(path)).parent
+        ) as entries:  # links lead to other disks
+            has_neighbours = next(entries, None) is not None
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return has_neighbours and not Path(path).exists()
+
+
+def _is_there(url: str, options: Mapping[str, Any] | None) -> bool:
+    try:
+        file_facts(url, options)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def find_files(
@@ -116,12 +185,24 @@ def find_files(
     Symbolic links are followed, except into a folder that holds them. Raises StorageError if a
     part of the tree cannot be listed: a corpus must not silently lose it.
     """
+    return list(find_sizes(url, options, max_depth))
+
+
+def find_sizes(
+    url: str, options: Mapping[str, Any] | None = None, max_depth: int | None = None
+) -> dict[str, int | None]:
+    """Return what `find_files` does, each with its size where listing tells it: not of local files."""
     fs, root = open_filesystem(url, options)
     if is_local_filesystem(fs):
-        return sorted(_read(url, options, lambda: list(_walk(root, max_depth))))
+        return dict.fromkeys(sorted(_read(url, options, lambda: list(_walk(root, max_depth)))))
     root = root.rstrip("/")
-    found = _read(url, options, functools.partial(fs.find, root, maxdepth=max_depth))
-    return sorted(f[len(root) :].lstrip("/") for f in found if f != root and not f.endswith("/"))
+    find = functools.partial(fs.find, root, maxdepth=max_depth, detail=True)
+    found = {
+        path[len(root) :].lstrip("/"): facts.get("size")
+        for path, facts in _read(url, options, find).items()
+        if path != root and not path.endswith("/")
+    }
+    return dict(sorted(found.items()))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -136,8 +217,8 @@ def _walk(root: str, max_depth: int | None) -> Iterator[str]:
     while stack:
         relative, above = stack.pop()
         folder = Path(root, relative)
-        stat = folder.stat()
-        here = (stat.st_dev, stat.st_ino)
+        found = folder.stat()
+        here = (found.st_dev, found.st_ino)
         if here in above:
             continue
         with os.scandir(folder) as entries:
@@ -161,14 +242,43 @@ def glob_files(pattern: str, options: Mapping[str, Any] | None = None) -> tuple[
     return base, [name for name in find_files(base, options, depth) if matches(name)]
 
 
-def read_many(urls: Sequence[str], options: Mapping[str, Any] | None = None) -> list[bytes]:
-    """Read small files of one file system, concurrently if it can. Raises FileNotFoundError."""
+def read_heads(
+    urls: Sequence[str], num_bytes: int, options: Mapping[str, Any] | None = None
+) -> list[bytes]:
+    """Read the first bytes of files of one file system; of what cannot be read, nothing."""
     if not urls:
         return []
     fs = open_filesystem(urls[0], options)[0]
     paths = [open_filesystem(url, options)[1] for url in urls]
     if is_local_filesystem(fs):
-        return _read(urls[0], options, lambda: [Path(p).read_bytes() for p in paths])
+        return [_head(path, num_bytes) for path in paths]
+    zeros, ends = [0] * len(paths), [num_bytes] * len(paths)
+    call = functools.partial(fs.cat_ranges, paths, zeros, ends, on_error="return")
+    found = _read(urls[0], options, call)
+    return [bytes(data) if isinstance(data, bytes | bytearray) else b"" for data in found]
+
+
+def _head(path: str, num_bytes: int) -> bytes:
+    with contextlib.suppress(OSError):
+        if kind_of_file(Path(path).stat().st_mode) is None:
+            return _read_start(path, num_bytes)[:num_bytes]
+    return b""
+
+
+def read_many(
+    urls: Sequence[str], options: Mapping[str, Any] | None = None, max_bytes: int | None = None
+) -> list[bytes]:
+    """Read small files of one file system, concurrently if it can. Raises FileNotFoundError.
+
+    max_bytes: of a larger local file so much is read, and a byte more. The sizes of remote ones are known
+    from their listing: see `find_sizes`.
+    """
+    if not urls:
+        return []
+    fs = open_filesystem(urls[0], options)[0]
+    paths = [open_filesystem(url, options)[1] for url in urls]
+    if is_local_filesystem(fs):
+        return _read(urls[0], options, lambda: [_read_start(path, max_bytes) for path in paths])
     nones = [None] * len(paths)  # whole files; `cat` would take `[` in a name for a pattern
     call = functools.partial(fs.cat_ranges, paths, nones, nones, on_error="raise")
     return cast("list[bytes]", _read(urls[0], options, call))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from latentcache.redaction import redact as redact
 
@@ -10,6 +12,14 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 #: `scheme://user:password@`; a password may hold spaces and another @.
 CREDENTIALS = r"://[^/@:]*:[^/]*@"
 _MAGIC = re.compile(r"[*?\[]")
+#: Schemes that a row of a table or of a plan may name. Others of fsspec's read archives, run templates and
+#: start programs, so a configuration must name them: `corpus.schemes`.
+SOURCE_SCHEMES = frozenset(
+    {
+        *("file", "local", "package", "http", "https", "s3", "s3a", "gs", "gcs"),
+        *("az", "abfs", "abfss", "hf", "sftp"),
+    }
+)
 #: The parts of a URL that are no part of its name, as (pattern, what stays), for `re` and for Arrow's RE2:
 #: a query or fragment (of http from the first ? or #; elsewhere those may be part of a name, so only where
 #: they begin as `name=`), and a user.
@@ -18,6 +28,15 @@ QUERIES = (
     (r"(?s)^([A-Za-z][A-Za-z0-9+.-]*(?:://|::).*?)[?#][A-Za-z0-9_.%~-]+=.*$", r"\1"),
 )
 USERS = ((r"(?i)((?:https?|s?ftps?|ssh|smb|web?davs?)://)[^/]*@", r"\1"),)
+#: What is secret of a URL that is kept for what else it says, as (pattern, what stays).
+TOKENS = (
+    (r"://[^/@?#\s]*@", "://"),
+    (
+        r"(?i)([?&#;](?:[^=&\s]*(?:signature|token|secret|passw|credential|auth|jwt|session)[^=&\s]*"
+        r"|(?:[^=&\s]*[-_])?(?:sig|key|policy|hmac)|(?:api|access|awsaccess)key(?:id)?|hdnts|hdnea)=)[^&#\s]+",
+        r"\1***",
+    ),
+)
 #: Of a path relative to a folder on http.
 RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 
@@ -31,6 +50,45 @@ def scheme_of(text: str) -> str | None:
 def is_url(text: str) -> bool:
     """Tell a URL (`s3://...`, `simplecache::s3://...`) from a local path."""
     return scheme_of(text) is not None
+
+
+def schemes_of(url: str) -> list[str]:
+    """Return the schemes of a URL, outermost first: `zip`, `s3` of `zip://a::s3://b`; none of a path."""
+    if not is_url(url):
+        return []
+    *wrapping, last = url.split("::")
+    names = [part.partition("://")[0] for part in wrapping]
+    return [name.lower() for name in (*names, scheme_of(last) or "file")]
+
+
+def refused_scheme(url: str, named: Collection[str] = ()) -> str | None:
+    """Return what about a source's URL is not allowed, in words; None where it may be opened.
+
+    named: the schemes that the configuration names beside SOURCE_SCHEMES; file systems that wrap others
+    (`zip://a::s3://b`) must be among them. A row can come from a stranger, and so can a plan.
+    """
+    *wrapping, last = schemes_of(url) or ["file"]
+    allowed = {*SOURCE_SCHEMES, *named}
+    missing = [name for name in wrapping if name not in named]
+    missing += [last] if last not in allowed else []
+    if not missing:
+        return None
+    names = " and ".join(dict.fromkeys(missing))
+    return (
+        f"needs the file system {names}, which a source may only use if the configuration names it. If you "
+        f"know where these URLs come from: corpus.schemes=[{', '.join(dict.fromkeys(missing))}]"
+    )
+
+
+def redact_url(url: str, options: Mapping[str, Any] | None = None) -> str:
+    """Return a URL, or a path, as messages show it: `***` for its query, fragment, user and password.
+
+    Unlike `redact`, which has to find URLs in a text, it knows where this one ends: names may hold spaces
+    and quotes.
+    """
+    name = without_query(url)
+    shown = name if name == url else f"{name}?***"
+    return redact(re.sub(CREDENTIALS, "://***@", shown), options)
 
 
 def has_password(url: str) -> bool:

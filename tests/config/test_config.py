@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.config.files import apply_overrides, load_config, load_stored_config
-from latentcache.config.sections import BucketsConfig, Config, CorpusConfig, aspect_ratio
+from latentcache.config.sections import (
+    NOT_OF_A_CACHE,
+    BucketsConfig,
+    Config,
+    CorpusConfig,
+    aspect_ratio,
+)
 from latentcache.config.yaml import parse_yaml
 from latentcache.errors import ConfigError
 
@@ -286,6 +292,47 @@ def test_what_is_stored_has_no_storage_options_and_no_url_and_reads_back(path: s
     again = load_stored_config(stored, url="/moved", storage_options={"key": "k"})
     assert (again.cache.url, again.cache.storage_options) == ("/moved", {"key": "k"})
     assert again.without_secrets() == stored
+
+
+@pytest.mark.parametrize(("section", "key"), NOT_OF_A_CACHE)
+def test_a_cache_brings_no_trust_along(path: str, section: str, key: str) -> None:
+    """A stranger's cache.json may hold anything."""
+    stored = load_config(path).without_secrets()
+    values = {"schemes": ["reference"], "ray_address": "ray://elsewhere:1"}
+    stored[section] = {
+        **stored[section],
+        key: values.get(key, {"endpoint_url": "http://elsewhere"}),
+    }
+    config = load_stored_config(stored, url="/c", storage_options={})
+    assert "elsewhere" not in str(config.model_dump())
+    assert "reference" not in str(config.model_dump())
+
+
+def test_trust_is_not_stored(path: str) -> None:
+    config = load_config(path, ["run.ray_address=here:1", "corpus.schemes=[zip]"])
+    assert (config.run.ray_address, config.corpus.schemes) == ("here:1", ["zip"])
+    stored = config.without_secrets()
+    assert not [(s, key) for s, key in NOT_OF_A_CACHE if key in stored[s]]
+    again = load_stored_config(
+        stored, url="/c", storage_options={}, overrides=["corpus.schemes=[zip]"]
+    )
+    assert again.corpus.schemes == ["zip"]
+
+
+@pytest.mark.parametrize("kind", ["os", "package.module", "package:name", ".x", "package.module:y"])
+def test_a_cache_names_no_module(path: str, kind: str) -> None:
+    stored = load_config(path).without_secrets()
+    stored["encoder"] = {"kind": kind}
+    if kind == "os":  # no module's name in a configuration, and refused as an unknown kind
+        load_stored_config(stored, url="/c", storage_options={})
+        return
+    with pytest.raises(ConfigError, match=r"--allow-encoder .* Nothing|Nothing was imported"):
+        load_stored_config(stored, url="/c", storage_options={})
+    allowed = [kind.partition(":")[0]]
+    load_stored_config(stored, url="/c", storage_options={}, allowed_encoders=allowed)
+    load_stored_config(stored, url="/c", storage_options={}, overrides=[f"encoder.kind='{kind}'"])
+    with pytest.raises(ConfigError, match="Nothing was imported"):
+        load_stored_config(stored, url="/c", storage_options={}, allowed_encoders=["package.mod"])
 
 
 def test_a_stored_configuration_takes_overrides(path: str) -> None:

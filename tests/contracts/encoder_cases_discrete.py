@@ -68,7 +68,12 @@ def _cosmos(variant: str, folder: Path) -> dict[str, Any]:
     model = folder / f"Cosmos-0.1-Tokenizer-{variant}"
     model.mkdir()
     (model / "encoder.jit").write_bytes(b"")
-    return {"kind": "cosmos_tokenizer", "model": str(model), "dtype": "float32"}
+    return {
+        "kind": "cosmos_tokenizer",
+        "model": str(model),
+        "dtype": "float32",
+        "trust_torchscript": True,
+    }
 
 
 def _magvit2_example(folder: Path) -> dict[str, Any]:

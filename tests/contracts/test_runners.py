@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 
 from latentcache.core.records import ShardReport
-from latentcache.errors import ConfigError, EncoderError, LatentCacheError
+from latentcache.errors import ConfigError, EncoderError, LatentCacheError, RunStoppedError
 from latentcache.format.paths import samples_folder
 from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.tables import read_table
@@ -21,7 +21,7 @@ from latentcache.running.driver import Run, Summary
 from latentcache.running.events import GaveUp, Retried, Started
 from latentcache.running.runners.ray import connect
 from tests.tools.caches import make_config
-from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_RUN, OF_SHARD, grey
+from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, grey
 from tests.tools.planned import planned_from
 
 pytestmark = [
@@ -199,6 +199,19 @@ def test_storage_and_the_gate_stop_the_run(
     assert isinstance(expected, type(outcome.error))
     assert isinstance(outcome.error, LatentCacheError)
     assert str(outcome.error) == str(expected)
+    assert (outcome.events, outcome.rows) == ({}, {})
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("when", ["bad", "build"])
+def test_an_import_that_fails_stops_the_run(
+    cluster: None, tmp_path: Path, when: str, runner: str
+) -> None:
+    (kind, *_) = OF_IMPORT
+    clip, build = ({"bad": kind}, {}) if when == "bad" else ({"fine": None}, {"build": kind})
+    outcome = run(runner, tmp_path / runner, clip, **build)
+    assert type(outcome.error) is RunStoppedError
+    assert "the installation is broken: ImportError: no module named" in str(outcome.error)
     assert (outcome.events, outcome.rows) == ({}, {})
 
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +14,18 @@ import yaml
 import latentcache
 from jobs import preview, report
 from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.source_table import without_tokens
 from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CorpusError
 from tests.tools import caches
 from tests.tools.caches import make_config, run_inline, run_job
+from tests.tools.http_files import Server, serve
 from tests.tools.videos import moving_pattern, write_video
 
 pytest.importorskip("aiohttp", reason="fsspec reads http with it")
 
 SECRET = "hush-hush-4711"
 SIGNED = f"?X-Amz-Signature={SECRET}/a%2B&X-Amz-Credential=me{SECRET}"
-
-
-@dataclass
-class Server:
-    """url: of the folder that is served, whatever the query. gone: names that are answered with 404."""
-
-    url: str = ""
-    gone: set[str] = field(default_factory=set)
-
-
-class Handler(SimpleHTTPRequestHandler):
-    """A folder, with ranges."""
-
-    def __init__(self, *args: Any, server_facts: Server, **kwargs: Any) -> None:
-        self.facts = server_facts
-        super().__init__(*args, **kwargs)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def _answer(self, *, with_body: bool) -> None:
-        path = Path(self.translate_path(self.path))
-        if not path.is_file() or path.name in self.facts.gone:
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        first, last = 0, len(data) - 1
-        if wanted := self.headers.get("Range"):
-            first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
-        part = data[first : last + 1]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Accept-Ranges", "bytes")
-        if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(part)
-
-
-@contextlib.contextmanager
-def serve(folder: Path) -> Iterator[Server]:
-    facts = Server()
-    handler = functools.partial(Handler, directory=str(folder), server_facts=facts)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
-    facts.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield facts
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -104,8 +40,11 @@ def server(tmp_path: Path) -> Iterator[Server]:
             f"later.mp4?token={SECRET},two",
             f"{facts.url}/gone.mp4{SIGNED},three",
             f"gone-too.mp4?sig={SECRET}#{SECRET},four",
+            f"{facts.url}/gone it's.mp4?hdnts={SECRET} {SECRET},five",
         ]
-        (folder / "table.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
+        thumb = f"https://h/thumb.png?id=7&X-Amz-Security-Token={SECRET}&sig={SECRET}"
+        lines = ["video,caption,thumb", *(f"{row},{thumb}" for row in rows)]
+        (folder / "table.csv").write_text("\n".join(lines) + "\n")
         yield facts
 
 
@@ -129,14 +68,16 @@ def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     cache = tmp_path / "cache"
     config = make_config(tmp_path, Path("x"), str(cache), run={"runner": runner, "workers": 1})
     data = yaml.safe_load(config.read_text())
-    data["corpus"] = {"source": f"{server.url}/table.csv{SIGNED}", "keep": ["video"]}
+    data["corpus"] = {"source": f"{server.url}/table.csv{SIGNED}", "keep": ["video", "thumb"]}
     data["corpus"]["columns"] = {"video": "video", "caption": "caption"}
     config.write_text(yaml.safe_dump(data))
     shown = list(run_job("precompute", config, status=3))
 
     server.gone |= {"later.mp4"}  # after the plan: from now on its clip fails in the run
-    for table in cache.glob("samples/5x64x96/*"):
-        table.unlink()
+    objects = [file for file in cache.glob("latents/5x64x96/c/**/*") if file.is_file()]
+    assert objects
+    for lost in [*objects, *cache.glob("samples/5x64x96/*")]:
+        lost.unlink()
     shown += run_job("resume", cache, status=2)
     assert "later.mp4" in shown[-1]
     shown += run_job("resume", cache, "--skip-changed", status=3)
@@ -152,15 +93,21 @@ def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
 
     assert not [text for text in [*shown, page.read_text()] if SECRET in text]
     holding = {name for name, text in everything_kept(cache).items() if SECRET in text}
-    assert holding == {"plan/5x64x96.parquet"}
-    plan = pq.read_table(cache / "plan" / "5x64x96.parquet")
-    assert {name for name in plan.column_names if SECRET in str(plan[name].to_pylist())} == {"url"}
+    assert {Path(name).name for name in holding} == {"5x64x96.parquet", "sources.parquet"}
+    assert {Path(name).parts[0] for name in holding} == {"plan"}
+    for table in map(pq.read_table, (cache / name for name in holding)):
+        columns = {name for name in table.column_names if SECRET in str(table[name].to_pylist())}
+        assert columns == {"url"}
     rows = latentcache.open_cache(str(cache)).table().to_pylist()
     assert {row["source"]: (row["status"], row["reason"]) for row in rows} == {
         f"{server.url}/good.mp4": ("ok", None),
         "later.mp4": ("failed", "missing"),
         f"{server.url}/gone.mp4": ("failed", "missing"),
         "gone-too.mp4": ("failed", "missing"),
+        f"{server.url}/gone it's.mp4": ("failed", "missing"),
+    }
+    assert {row["thumb"] for row in rows} == {
+        "https://h/thumb.png?id=7&X-Amz-Security-Token=***&sig=***"
     }
 
 
@@ -168,6 +115,30 @@ def read(tmp_path: Path, rows: list[str], **config: Any) -> pa.Table:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"video": rows, "id": [f"n{i}" for i in range(len(rows))]}), path)
     return read_corpus(CorpusConfig(source=str(path), **config)).table
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://h/watch?v=abc&t=7", "https://h/watch?v=abc&t=7"),
+        ("https://h/a?v=1&Signature=x/y%2B&b=2", "https://h/a?v=1&Signature=***&b=2"),
+        ("https://h/a?Policy=x&Key-Pair-Id=1&sv=2#access_token=t", None),
+        ("https://me:pw@h/a", "https://h/a"),
+        ("s3://b/what?.mp4", "s3://b/what?.mp4"),
+        ("see https://h/a?sig=x", "see https://h/a?sig=x"),
+        ("https://h/keyword?monkey=1", "https://h/keyword?monkey=1"),
+        (None, None),
+    ],
+)
+def test_a_kept_url_keeps_what_it_asks_for(given: str | None, kept: str | None) -> None:
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        column = pa.chunked_array([pa.array(["other", given], pa.string()).cast(kind)])
+        (other, found) = without_tokens(column).to_pylist()
+        assert other == "other"
+        if given is None or kept is not None:
+            assert found == kept
+        else:
+            assert found == "https://h/a?Policy=***&Key-Pair-Id=1&sv=2#access_token=***"
 
 
 def test_rows_that_only_a_secret_tells_apart_need_a_key(tmp_path: Path) -> None:

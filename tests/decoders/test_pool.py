@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.decoders.rgb import to_rgb
-from latentcache.errors import ClipError, ShardError
+from latentcache.errors import ClipError, RunStoppedError
 from tests.tools.videos import (
     SHARED_VIDEOS,
     moving_pattern,
@@ -249,10 +250,33 @@ def test_a_broken_installation_is_no_fault_of_a_clip(tmp_path: Path) -> None:
             num_processes=1, num_buffers=2, timeout_s=5, program="tests.no_such_module"
         ) as pool,
         pytest.raises(
-            ShardError, match=r"cannot start: it ended with exit status 1: .*no_such_module"
+            RunStoppedError, match=r"cannot start: it ended with exit status 1: .*no_such_module"
         ),
     ):
         pool.decode(make_clip(path, (5, 32, 32))).result()
+
+
+def test_an_import_that_fails_is_no_fault_of_a_clip(sleeper: DecodePool, tmp_path: Path) -> None:
+    path = write(tmp_path, "importless.mp4")
+    with pytest.raises(RunStoppedError, match=r"installation is broken: .*'flash_attn'"):
+        sleeper.decode(make_clip(path, (5, 32, 32))).result()
+
+
+def test_an_import_without_memory_is_told_as_that(sleeper: DecodePool, tmp_path: Path) -> None:
+    path = write(tmp_path, "mapless.mp4")
+    with pytest.raises(ClipError) as failed:
+        sleeper.decode(make_clip(path, (5, 32, 32))).result()
+    assert failed.value.reason == "out_of_memory"
+
+
+def test_a_missing_package_of_a_file_system_stops_the_run(tmp_path: Path) -> None:
+    if importlib.util.find_spec("adlfs"):
+        pytest.skip("the package for az:// is installed")
+    with (
+        DecodePool(num_processes=1, num_buffers=1, timeout_s=60) as pool,
+        pytest.raises(RunStoppedError, match=r"installation is broken: .*pip install adlfs"),
+    ):
+        pool.probe("az://container/a.mp4", "video").result()
 
 
 def test_buffers_bound_what_is_decoded_ahead(tmp_path: Path) -> None:

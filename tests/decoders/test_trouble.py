@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from latentcache.decoders.pool import DecodePool
-from latentcache.errors import ClipError, ShardError
+from latentcache.errors import ClipError, MachineError
 from tests.decoders.test_pool import make_clip, pixels_of
 from tests.tools.bad_videos import encode, write_bomb
 from tests.tools.videos import read_with_pyav
@@ -78,7 +78,7 @@ def test_a_clip_whose_process_lacked_something_is_decoded_by_a_fresh_one(
 def test_what_the_machine_lacks_is_no_fault_of_a_clip(starver: DecodePool, tmp_path: Path) -> None:
     path = encode(tmp_path / "starving.mp4")
     fine = encode(tmp_path / "fine.mp4")
-    with pytest.raises(ShardError, match=r"temporarily unavailable.*run\.decode_processes"):
+    with pytest.raises(MachineError, match=r"temporarily unavailable.*run\.decode_processes"):
         starver.decode(make_clip(path, (5, 64, 96))).result()
     pixels_of(starver.decode(make_clip(fine, (5, 64, 96))).result())
 

@@ -58,7 +58,7 @@ def test_every_class_is_in_the_installed_diffusers() -> None:
     assert [name for name in (*VIDEO_CLASSES, *IMAGE_CLASSES) if not hasattr(diffusers, name)] == []
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_encoded_is_the_models_bit_for_bit(name: str, tmp_path: Path, batch: int) -> None:
     model = save(name, tmp_path)
     encoder, vae = built(model, name), reference(model)

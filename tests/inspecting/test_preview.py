@@ -37,7 +37,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def look(cache: Path, output: Path, *keys: str, **changes: object) -> list[Path]:
     """Run the job in this process; return what it wrote."""
-    arguments = {"device": "cpu", "sample": None, "seed": 0}
+    arguments = {"device": "cpu", "sample": None, "seed": 0, "allow_encoder": []}
     arguments |= {"grid": False, "source": True, "cache": str(cache), "words": list(keys)}
     job.run(argparse.Namespace(**{**arguments, "output": str(output), **changes}))
     return sorted(output.glob("*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import signal
 import sys
 import time
@@ -20,9 +21,11 @@ from hypothesis import strategies as st
 
 import jobs.status
 from latentcache.core.records import ShardId
+from latentcache.format.commit import commit_failed_shard
 from latentcache.format.manifest import read_manifest
-from latentcache.format.paths import sample_path
+from latentcache.format.paths import CACHE_JSON, sample_path
 from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index
 from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
 from latentcache.inspecting.watch import Watch
@@ -338,6 +341,66 @@ def test_watching_goes_on_until_the_cache_is_finished(
     assert printed.count("state    finished") == 1
     assert "\x1b" not in printed
     assert min(slept) >= 0.5
+
+
+def test_watching_waits_for_a_cache_that_is_about_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be started first; what it waits for is said when that changes, and only then."""
+    cache, made = tmp_path / "cache", tmp_path / "elsewhere"
+    slept: list[float] = []
+
+    def and_meanwhile(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            fill_cache(plan_cache(tmp_path, str(made)))
+            cache.mkdir()
+            shutil.copy(made / CACHE_JSON, cache / CACHE_JSON)
+        if len(slept) == 5:
+            shutil.copytree(made, cache, dirs_exist_ok=True)
+
+    monkeypatch.setattr(jobs.status.time, "sleep", and_meanwhile)  # type: ignore[attr-defined]
+    status, printed = show(cache, "--watch", "0.5")
+    assert (status, slept) == (0, [0.5] * 5)
+    assert printed.count("there is no cache here") == 1
+    assert printed.count("nothing is planned yet") == 1
+    assert printed.count("Waiting for it; looking every 0.5 s.") == 2
+    assert printed.count("state    finished") == 1
+
+
+def test_watching_does_not_wait_for_a_damaged_cache_to_get_better(tmp_path: Path) -> None:
+    (tmp_path / CACHE_JSON).write_text("{}")
+    status, printed = show(tmp_path, "--watch")
+    assert (status, "Waiting" in printed) == (2, False)
+
+
+@pytest.mark.parametrize("explained", [None, 1])
+def test_shards_that_were_given_up_are_not_called_committed(
+    explained: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without logs, tables of shards without a good clip are read first: they may be such ones."""
+    if explained is not None:
+        monkeypatch.setattr("latentcache.inspecting.watch.EXPLAINED_SHARDS", explained)
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    *_, last = shards = prepared.missing_shards()
+    shard = prepared.plan.shard(last)
+    commit_failed_shard(
+        prepared.storage,
+        get_format(prepared.manifest.format),
+        prepared.manifest.layouts()[last.bucket],
+        shard,
+        "the encoder broke",
+        prepared.manifest.fingerprint,
+    )
+    fill_cache(prepared, published=False)
+    found = look(prepared.storage)
+    assert (found.state, found.shards_given_up) == ("finished", 1)
+    assert found.shards_committed == len(shards) - 1
+    assert found.reasons["shard_failed"] == len(shard.clips)
+    _, printed = show(prepared.storage.url)
+    assert (
+        f"{len(shards) - 1} of {len(shards)} encoded and committed, 1 given up, 0 running, 0 left"
+    ) in printed
 
 
 def test_on_a_terminal_the_last_look_is_drawn_over(

@@ -43,6 +43,16 @@ def test_a_jobs_own_status_is_the_exit_status(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("status", [OK, OTHER, WRONG_INPUT, SOME_FAILED])
+def test_failures_are_exit_status_0_where_they_are_allowed(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    parser = Parser(prog="latentcache job")
+    parser.add_allow_failures()
+    monkeypatch.setattr(sys, "argv", ["latentcache job", "--allow-failures"])
+    assert run_job(lambda _: status, parser) == (OK if status == SOME_FAILED else status)
+
+
 ERRORS = [
     each
     for each in vars(errors).values()

@@ -73,6 +73,23 @@ def test_stride_overlaps_clips() -> None:
     assert starts(plan(source("a", 33), select="all", stride=8)) == [0, 8, 16]
 
 
+@pytest.mark.parametrize("select", ["all", "uniform:100", "random:100", "first"])
+@pytest.mark.parametrize("stride", [None, 1])
+def test_a_source_gives_no_more_clips_than_it_has_frames(select: str, stride: int | None) -> None:
+    """Six frames that are shown for a week are sampled ten million times."""
+    week = source("a", 6, duration_s=7 * 86400.0)
+    stride = stride if select == "all" else None
+    found = starts(plan(week, select=select, stride=stride, fps=16.0))
+    assert len(found) == (1 if select == "first" else 6)
+    assert len(set(found)) == len(found)
+
+
+def test_a_slow_source_still_gives_clips_one_after_the_other() -> None:
+    """Repeated frames are no fault: 60 frames at 6 per second, sampled at 24."""
+    found = starts(plan(source("a", 60, duration_s=10.0), select="all", fps=24.0))
+    assert found == list(range(0, 240 - 16, 17))
+
+
 def test_uniform_spreads_from_the_first_start_to_the_last() -> None:
     assert starts(plan(source("a", 57), select="uniform:3")) == [0, 20, 40]
     assert starts(plan(source("a", 57), select="uniform:1")) == [20]
@@ -98,7 +115,7 @@ def test_random_depends_on_seed_and_name_alone() -> None:
 )
 def test_every_clip_lies_inside_its_source(select: str, available: int, stride: int | None) -> None:
     config = clips(select=select, stride=stride if select == "all" else None)
-    chosen = select_starts(config, available, 17, "name")
+    chosen = select_starts(config, available, 17, "name", available)
     assert len(chosen) >= 1
     assert (np.diff(chosen) > 0).all()
     assert chosen[0] >= 0

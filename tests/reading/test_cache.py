@@ -33,9 +33,8 @@ from tests.tools.synthetic import (
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
 
 
-def check_sample(sample: dict[str, Any], written: Synthetic) -> None:
-    expected = written.arrays[sample["key"]]
-    found = as_numpy(sample["latents"])
+def check_stored(stored: torch.Tensor, key: str, written: Synthetic) -> None:
+    expected, found = written.arrays[key], as_numpy(stored)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
 
@@ -48,14 +47,14 @@ def test_samples_come_in_order_without_the_failed(name: str, dtype: str, tmp_pat
     assert len(cache) == len(written.arrays) == 14
     assert [cache[i]["key"] for i in range(len(cache))] == list(written.arrays)
     for i in range(len(cache)):
-        check_sample(cache[i], written)
+        check_stored(cache.stored(i), cache[i]["key"], written)
 
 
 def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), dtype="uint16", stored="ids")
     cache = open_cache(str(tmp_path))
     assert (cache[-1]["latents"].dtype, cache[-1]["latents"].shape) == (torch.uint16, (2, 4, 4))
-    check_sample(cache[-1], written)
+    check_stored(cache[-1]["latents"], cache[-1]["key"], written)
 
 
 def test_a_sample_says_what_it_is(tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_numbers_are_those_of_a_list(tmp_path: Path) -> None:
     assert cache[-1]["key"] == cache[13]["key"] == "5x32x32-0010"
     assert cache[np.int64(-14)]["key"] == "1x32x48-0000"
     for wrong in (14, -15):
-        with pytest.raises(IndexError, match=f"sample {wrong} of a cache of 14"):
+        with pytest.raises(IndexError, match=f"sample {wrong} of 14"):
             cache[wrong]
     assert len(list(cache)) == 14  # by the old protocol of sequences, which ends with IndexError
 
@@ -89,10 +88,10 @@ def test_several_are_read_at_once_in_the_order_asked_for(name: str, tmp_path: Pa
     written = write_cache(str(tmp_path), format=name, failed=FAILED)
     cache = open_cache(str(tmp_path))
     wanted = [13, 0, 5, 5, -1, 2, 7, 6]
-    samples = cache.__getitems__(wanted)
+    samples = cache.stored_samples(wanted)
     assert [s["key"] for s in samples] == [list(written.arrays)[i] for i in wanted]
     for sample in samples:
-        check_sample(sample, written)
+        check_stored(sample["latents"], sample["key"], written)
     assert samples[2]["latents"].data_ptr() != samples[3]["latents"].data_ptr()
 
 
@@ -257,7 +256,7 @@ def test_it_opens_from_memory_with_options_and_pickles(tmp_path: Path) -> None:
     cache = open_cache(written.url)
     again = pickle.loads(pickle.dumps(cache))
     assert isinstance(again, Cache)
-    check_sample(again[7], written)
+    check_stored(again.stored(7), again[7]["key"], written)
     assert again.snapshot == cache.snapshot
 
 
@@ -265,8 +264,9 @@ def test_threads_share_it(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), failed=FAILED)
     cache = open_cache(str(tmp_path))
     with ThreadPoolExecutor(8) as pool:
-        for sample in pool.map(cache.__getitem__, list(range(14)) * 10):
-            check_sample(sample, written)
+        numbers = list(range(14)) * 10
+        for number, stored in zip(numbers, pool.map(cache.stored, numbers), strict=True):
+            check_stored(stored, list(written.arrays)[number], written)
 
 
 def test_the_snapshot_changes_with_what_it_lists(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_snapshots_of_all_generations_can_be_read(tmp_path: Path) -> None:
             cache.sample("5x32x32-0002")
     for cache in (before, after.at(1, before.shard_bits, before.snapshot)):
         assert [cache[i]["key"] for i in range(len(cache))] == list(written.arrays)
-        check_sample(cache.sample("5x32x32-0002"), written)
+        check_stored(cache.stored("5x32x32-0002"), "5x32x32-0002", written)
         assert cache.buckets["5x32x32"].num_ok == after.buckets["5x32x32"].num_ok + 1
 
 

@@ -87,7 +87,7 @@ def test_a_model_decodes_the_means_as_it_does_itself(wan_cache: Path, wan: Path)
     from diffusers.video_processor import VideoProcessor
 
     cache = latentcache.open_cache(str(wan_cache))
-    mean = cache.sample("v0.mp4#0")["latents"][:16]
+    mean = cache.stored("v0.mp4#0")[:16]
     vae = AutoencoderKLWan.from_pretrained(wan).eval()
     with torch.inference_mode():
         values = vae.decode(mean[None]).sample
@@ -100,7 +100,7 @@ def test_ids_decode_too(corpus: Path, tmp_path: Path) -> None:
     encoder = save_vqgan(tmp_path)
     made = make_cache(tmp_path / "vqgan", corpus, encoder, clips={"frames": 2, "select": "first"})
     cache = latentcache.open_cache(str(made))
-    ids = cache.sample("v0.mp4#0")["latents"]
+    ids = cache.stored("v0.mp4#0")
     assert ids.dtype == torch.uint8
     module, config = encoders.resolve(encoder)
     own = module.build(config, spec=cache.spec, device=torch.device("cpu"))

@@ -12,9 +12,9 @@ from latentcache.config.sections import Config
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError
 from latentcache.format.snapshot import read_index
-from latentcache.inspecting.choose import find_places
+from latentcache.inspecting.choose import find_places, sample_places
 from latentcache.inspecting.clip_reader import PairReader
-from latentcache.inspecting.reencode import choose, repeat
+from latentcache.inspecting.reencode import repeat
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.reading.cache import open_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
@@ -57,6 +57,7 @@ def test_clips_that_are_shown_are_decoded_within_the_limits(prepared: PlannedCac
 
 
 def test_clips_that_are_encoded_again_are_decoded_within_the_limits(prepared: PlannedCache) -> None:
-    places = choose(read_index(prepared.storage).to_pylist(), 2, seed=0)
-    problems = [found.problem for found in repeat(prepared, places, torch.device("cpu"))]
+    cache = open_cache(prepared.storage.url)
+    places = sample_places(cache, read_index(prepared.storage), 2, seed=0)
+    problems = [found.problem for found in repeat(prepared, cache, places, torch.device("cpu"))]
     assert SAID in problems

@@ -130,6 +130,11 @@ def test_the_job_prints_every_bucket_and_the_cost_and_writes_nothing(
 ) -> None:
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"))
     status, printed = run_inline("estimate", path, "--clips", 2, "--price", 1000, "--gpus", 3)
+    begun = [
+        printed.index(said) for said in ("listing the corpus", "probing 7 sources", "loading the")
+    ]
+    assert begun == sorted(begun)
+    assert begun[-1] < printed.index("bucket  ")
     assert status == 0
     for said in (
         "1x64x96",

@@ -7,10 +7,12 @@ import pickle
 import pytest
 
 from latentcache import errors
-from latentcache.errors import ClipError, LatentCacheError, StorageError
+from latentcache.config.sections import RunConfig
+from latentcache.core.records import ShardReport
+from latentcache.errors import ClipError, LatentCacheError, RunStoppedError, StorageError
 from latentcache.running.attempt import Failed, attempt
-from latentcache.running.failure_policy import classify
-from tests.tools.encoders.raising import OF_CLIP, OF_RUN, OF_SHARD, OwnStorageError
+from latentcache.running.failure_policy import WINDOW, Judge, classify
+from tests.tools.encoders.raising import OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, OwnStorageError
 
 
 def raising(error: BaseException) -> None:
@@ -19,10 +21,14 @@ def raising(error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("cost", "kinds"),
-    [("clip", OF_CLIP), ("stop", OF_RUN), ("shard", set(OF_SHARD) - {"unknown reason"})],
+    [
+        ("clip", OF_CLIP),
+        ("stop", {**OF_RUN, **OF_IMPORT}),
+        ("shard", set(OF_SHARD) - {"unknown reason"}),
+    ],
 )
 def test_each_error_costs_a_clip_a_shard_or_the_run(cost: str, kinds: set[str]) -> None:
-    every = {**OF_CLIP, **OF_RUN, **OF_SHARD}
+    every = {**OF_CLIP, **OF_RUN, **OF_IMPORT, **OF_SHARD}
     assert {kind: classify(every[kind]()) for kind in kinds} == dict.fromkeys(kinds, cost)
 
 
@@ -36,7 +42,14 @@ def test_every_class_of_error_has_a_cost() -> None:
     names = {cost: {e.__name__ for e in own if costs[e] == cost} for cost in ("clip", "stop")}
     assert names == {
         "clip": {"ClipError"},
-        "stop": {"StorageError", "UnreachableError", "RunStoppedError"},
+        "stop": {
+            "LeaseError",
+            "MachineError",
+            "RunStoppedError",
+            "SourceError",
+            "StorageError",
+            "UnreachableError",
+        },
     }
 
 
@@ -65,12 +78,51 @@ def test_a_failed_attempt_can_go_to_another_process(kind: str) -> None:
         assert isinstance(error, type(there.stop))
 
 
+@pytest.mark.parametrize("starting", [False, True])
+@pytest.mark.parametrize("kind", OF_IMPORT)
+def test_an_import_that_fails_stops_the_run_and_says_what_to_do(kind: str, starting: bool) -> None:
+    failed = attempt(lambda: raising(OF_IMPORT[kind]()), starting=starting)
+    assert isinstance(failed, Failed)
+    assert type(failed.stop) is RunStoppedError
+    assert "the installation is broken: " in str(failed.stop)
+    assert "flash_attn" in str(failed.stop)
+
+
 def test_an_errors_cause_is_kept_in_its_own_process() -> None:
     error = OwnStorageError()
     failed = attempt(lambda: raising(error))
     assert isinstance(failed, Failed)
     assert type(failed.stop) is StorageError
     assert failed.stop.__cause__ is error
+
+
+def report(num_ok: int, num_clips: int = 10) -> ShardReport:
+    counts = dict.fromkeys(("num_frames", "stored_bytes", "table_bytes", "raw_bytes"), 0)
+    return ShardReport(bucket="b", shard=0, num_clips=num_clips, num_ok=num_ok, **counts)
+
+
+@pytest.mark.parametrize("num_good", [0, 1000])
+def test_the_latest_clips_are_judged_however_many_were_good_before(num_good: int) -> None:
+    """Half of what is looked at may fail; the next shard is too much, after a day as after a minute."""
+    judge = Judge(RunConfig(judged_clips=20, max_failed_fraction=0.5))
+    window = WINDOW * judge.config.judged_clips // 10
+    for _ in range(num_good):
+        judge.add_clips(report(10))
+    assert not judge.too_many_clips_fail()
+    failed = 0
+    while not judge.too_many_clips_fail():
+        judge.add_clips(report(0))
+        failed += 1
+    assert failed == (window // 2 + 1 if num_good else 2)
+    assert judge.num_clips <= window * 10
+
+
+def test_failures_that_are_long_past_stop_nothing() -> None:
+    judge = Judge(RunConfig(judged_clips=20, max_failed_fraction=0.5))
+    for num_ok in [10] * 5 + [0] * 5 + [10] * WINDOW * 2:
+        judge.add_clips(report(num_ok))
+        assert not judge.too_many_clips_fail()
+    assert judge.num_failed == 0
 
 
 def test_an_interrupt_ends_a_start_and_not_the_driver_later() -> None:

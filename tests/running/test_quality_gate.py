@@ -203,6 +203,7 @@ def test_a_clip_of_one_colour_can_be_compared() -> None:
     assert find_problem([compare("white", black + 255, black)], WARN_PSNR_DB) is not None
 
 
+@pytest.mark.slow
 @needs_shared_videos
 def test_trained_weights_pass_and_with_swapped_colours_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

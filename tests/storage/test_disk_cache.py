@@ -86,7 +86,7 @@ def test_what_was_read_once_is_not_asked_for_again(
     again = pickle.loads(pickle.dumps(open_cache(url, disk_cache=tmp_path)))
     for check in (True, False):
         assert same(read_all(again, check), written.arrays)
-    assert as_numpy(again[3]["latents"]).tobytes() == list(written.arrays.values())[3].tobytes()
+    assert as_numpy(again.stored(3)).tobytes() == list(written.arrays.values())[3].tobytes()
     assert requests.total() == 0
 
 

@@ -19,7 +19,7 @@ from latentcache.planning.grow import Difference
 from latentcache.planning.planner import Hooks, grow_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage.folder import Storage
-from tests.tools.caches import make_config, make_corpus, read_files, run_inline
+from tests.tools.caches import bits_of, make_config, make_corpus, read_files, run_inline, samples_of
 from tests.tools.videos import moving_pattern, write_video
 
 SOME_FAILED = 3
@@ -37,21 +37,11 @@ def grown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, P
     return corpus, config, cache
 
 
-def samples_of(cache: latentcache.Cache) -> dict[str, bytes]:
-    """The latents of every clip that counts, by key."""
-    samples = [cache[n] for n in range(len(cache))]
-    found = {
-        sample["key"]: sample["latents"].view(torch.uint8).numpy().tobytes() for sample in samples
-    }
-    assert len(found) == len(samples), "a key twice"
-    return found
-
-
 def fresh(config: Path, folder: Path) -> dict[str, bytes]:
     """What a new cache of the corpus as it is now would hold."""
     url = folder / "fresh"
     assert run_inline("precompute", config, f"cache.url={url}")[0] in (0, SOME_FAILED)
-    found = samples_of(latentcache.open_cache(str(url)))
+    found = samples_of(url)
     shutil.rmtree(url)
     return found
 
@@ -82,13 +72,13 @@ def test_new_sources_become_a_generation(grown: tuple[Path, Path, Path], tmp_pat
     corpus, config, cache = grown
     before, opened = read_files(cache), latentcache.open_cache(str(cache))
     write_video(corpus / "w.mp4", moving_pattern(13, 64, 96, seed=50))
-    old = samples_of(opened)
+    old = bits_of(opened)
     printed = grow(config)
     assert "new      1 sources: w.mp4" in printed
     assert "same     8 sources; 3 were opened" in printed  # the new one, and two that were rejected
     assert_nothing_replaced(before, cache)
-    assert samples_of(latentcache.open_cache(str(cache))) == fresh(config, tmp_path)
-    assert samples_of(opened) == old
+    assert samples_of(cache) == fresh(config, tmp_path)
+    assert bits_of(opened) == old
     assert not verify(Storage(str(cache))).problems
 
 
@@ -97,14 +87,14 @@ def test_a_changed_source_replaces_its_clips(
 ) -> None:
     corpus, config, cache = grown
     before, opened = read_files(cache), latentcache.open_cache(str(cache))
-    old = samples_of(opened)
+    old = bits_of(opened)
     write_video(corpus / "v1.mp4", moving_pattern(18, 64, 96, seed=51))
     assert "changed  1 sources, whose old clips are retired: v1.mp4" in grow(config)
     assert_nothing_replaced(before, cache)
-    now = samples_of(latentcache.open_cache(str(cache)))
+    now = samples_of(cache)
     assert now == fresh(config, tmp_path)
     assert now["v1.mp4#0"] != old["v1.mp4#0"]
-    assert samples_of(opened) == old
+    assert bits_of(opened) == old
     table = latentcache.open_cache(str(cache)).table(["key", "source"])
     assert pc.sum(pc.equal(table["source"], "v1.mp4")).as_py() == 3
 
@@ -122,21 +112,21 @@ def test_a_repaired_source_is_taken_in(grown: tuple[Path, Path, Path], tmp_path:
     write_video(corpus / "page.mp4", moving_pattern(13, 64, 96, seed=52))
     assert "repaired 1 sources, which were rejected before: page.mp4" in grow(config)
     opened = latentcache.open_cache(str(cache))
-    assert samples_of(opened) == fresh(config, tmp_path)
+    assert bits_of(opened) == fresh(config, tmp_path)
     reasons = opened.table(["source", "reason"]).filter(pc.is_valid(opened.table()["reason"]))
     assert reasons["source"].to_pylist() == ["short.mp4"]
 
 
 def test_sources_that_are_gone_stay_unless_pruned(grown: tuple[Path, Path, Path]) -> None:
     corpus, config, cache = grown
-    before = samples_of(latentcache.open_cache(str(cache)))
+    before = samples_of(cache)
     (corpus / "v2.mp4").unlink()
     (corpus / "v2.txt").unlink()
     assert "gone     1 sources, which stay; --prune retires them: v2.mp4" in grow(config)
-    assert samples_of(latentcache.open_cache(str(cache))) == before
+    assert samples_of(cache) == before
     assert "gone     1 sources, which are retired: v2.mp4" in grow(config, "--prune")
     left = {key: data for key, data in before.items() if not key.startswith("v2.mp4")}
-    assert samples_of(latentcache.open_cache(str(cache))) == left
+    assert samples_of(cache) == left
     assert "gone     " not in grow(config, "--prune")
 
 
@@ -193,13 +183,13 @@ def test_failed_clips_are_tried_again_as_new_rows(
     failed = latentcache.open_cache(str(cache)).table()
     assert pc.sum(pc.equal(failed["source"], "x.mp4")).as_py() >= 1
     before, opened = read_files(cache), latentcache.open_cache(str(cache))
-    old = samples_of(opened)
+    old = bits_of(opened)
     (corpus / "x.mp4").write_bytes(whole)
     status, printed = run_inline("resume", cache, "--retry-failed", "--skip-changed")
     assert status == SOME_FAILED, printed  # page.mp4 and short.mp4 are what they were
     assert_nothing_replaced(before, cache)
-    assert samples_of(latentcache.open_cache(str(cache))) == fresh(config, tmp_path)
-    assert samples_of(opened) == old
+    assert samples_of(cache) == fresh(config, tmp_path)
+    assert bits_of(opened) == old
     assert not verify(Storage(str(cache))).problems
 
 
@@ -217,7 +207,7 @@ def test_damaged_clips_are_repaired_as_new_rows(
 ) -> None:
     _, config, cache = grown
     opened = latentcache.open_cache(str(cache))
-    old = samples_of(opened)
+    old = bits_of(opened)
     table = from_parquet((cache / "samples/5x64x96/000001.parquet").read_bytes())
     paths = [
         p for p in (cache / "latents/5x64x96").rglob("*") if p.is_file() and p.name != "zarr.json"
@@ -231,9 +221,9 @@ def test_damaged_clips_are_repaired_as_new_rows(
     assert "repaired 1 clips are planned again" in printed
     key = table["key"][1].as_py()
     left = {k: v for k, v in old.items() if k != key}
-    assert samples_of(latentcache.open_cache(str(cache))) == left
+    assert samples_of(cache) == left
     run_inline("resume", cache)
-    assert samples_of(latentcache.open_cache(str(cache))) == old == fresh(config, tmp_path)
+    assert samples_of(cache) == old == fresh(config, tmp_path)
 
 
 def test_a_trainer_goes_on_in_its_order_while_the_cache_grows(
@@ -272,7 +262,7 @@ def test_plain_readers_read_a_grown_cache(grown: tuple[Path, Path, Path]) -> Non
     array = zarr.open(str(cache), mode="r")["latents/5x64x96"]
     for row in table.filter(pc.equal(table["bucket"], "5x64x96")).to_pylist():
         number = row["shard"] * 3 + row["row"]
-        expected = opened.sample(row["key"])["latents"].view(torch.uint16).numpy()
+        expected = opened.stored(row["key"]).view(torch.uint16).numpy()
         assert np.array_equal(array[number].view("u2"), expected)
 
 

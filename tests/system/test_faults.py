@@ -26,8 +26,8 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.decoders.source import Source
 from latentcache.errors import (
     CacheError,
-    ClipError,
     LatentCacheError,
+    SourceError,
     StorageError,
     UnreachableError,
 )
@@ -53,6 +53,8 @@ SHORT = [
     ("file", "resume"),
     ("sftp", "precompute"),
     ("s3", "resume"),
+    ("memory", "grow"),
+    ("file", "repair"),
 ]
 #: Places that the short form tries of each kind of fault.
 NUM_SAMPLED = 1
@@ -152,11 +154,11 @@ def test_a_plan_does_not_lose_sources_to_an_outage(corpus: tuple[str, dict[str, 
         def probe(self, url: str, kind: str, *, identity_only: bool) -> Future[dict[str, Any]]:
             request = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
             answer, future = worker.answer(request), Future[dict[str, Any]]()
-            assert answer["reason"] == "unreachable"
-            future.set_exception(ClipError(answer["reason"], answer["message"]))
+            assert answer["lacks"] == "source"
+            future.set_exception(SourceError(answer["message"]))
             return future
 
-    with pytest.raises(UnreachableError, match=r"the corpus cannot be read: cannot read .*tried"):
+    with pytest.raises(SourceError, match=r"cannot read .*tried"):
         probe_sources(sources, cast(DecodePool, Pool()))
 
 
@@ -227,7 +229,7 @@ def test_a_source_is_itself_or_an_error(corpus: tuple[str, dict[str, Any]], read
         if kind == "outage":
             assert isinstance(error, UnreachableError)
         elif kind == "refused":
-            assert isinstance(error, (ClipError, StorageError))
+            assert isinstance(error, StorageError)
         else:
             assert error is None, (kind, error)
             assert found == expected, kind

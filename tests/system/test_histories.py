@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import pyarrow.compute as pc
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -18,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import latentcache
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage
-from tests.tools.caches import make_config, read_files, run_inline
+from tests.tools.caches import bits_of, make_config, read_files, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
@@ -39,14 +38,6 @@ def bytes_of(content: Content) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         return write_video(path, moving_pattern(frames, 32, 32, seed=seed)).read_bytes()
-
-
-def bits_of(cache: latentcache.Cache) -> dict[str, bytes]:
-    """The latents of every clip that counts, by key; each key once."""
-    samples = [cache[n] for n in range(len(cache))]
-    found = {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
-    assert len(found) == len(samples)
-    return found
 
 
 def encode(folder: Path, files: dict[str, Content]) -> dict[str, bytes]:

@@ -247,9 +247,14 @@ PICTURES = {"frames": 1, "select": "first", "size": [32, 48]}
 def encode_without(
     hidden: Path, config: Path, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
-    """Plan, take a folder away, and encode; returns the status and what was printed."""
+    """Plan, take a folder's files away, and encode; returns the status and what was printed.
+
+    Something stays in the folder: of an empty one nobody could tell that they are not only out of reach.
+    """
     prepared = planned_from(config)
     hidden.rename(hidden.parent.parent / "away")
+    hidden.mkdir()
+    (hidden / "note.txt").touch()
     status = encode(prepared, prepared.missing_shards())
     printed = capsys.readouterr()
     return status, printed.out + printed.err
@@ -267,7 +272,7 @@ def test_a_run_whose_clips_fail_stops_and_says_what_they_share(
     status, printed = encode_without(corpus / "bad", config, capsys)
     assert status == STOPPED, printed
     assert "RunStoppedError: " in printed
-    assert "of the first 2" in printed
+    assert "of the latest 2" in printed
     assert "x missing: the file is not there" in printed
     assert "x like bad/bad" in printed
     assert "  folder bad: " in printed
@@ -284,6 +289,7 @@ def test_a_run_whose_clips_fail_stops_and_says_what_they_share(
         "resume", cache, "--retry-failed", "--skip-changed", "run.max_failed_fraction=0"
     )
     assert again[0] == SOME_FAILED, again[1]  # they failed before: that stops nothing
+    shutil.rmtree(corpus / "bad")
     (tmp_path / "away").rename(corpus / "bad")
     status, printed = run_inline("resume", cache, "--retry-failed")
     assert status == 0, printed

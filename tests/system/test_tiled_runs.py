@@ -86,7 +86,7 @@ def test_the_error_of_a_network_is_that_of_the_stored_means(
         start = 5 * int(clip)
         pixels = torch.from_numpy(read_with_pyav(corpus / source)[start : start + 5])
         untiled = encoder.encode(pixels[None])[0, :16].double()
-        stored = cache.sample(key)["latents"][:16].double()
+        stored = cache.stored(key)[:16].double()
         spread = untiled - untiled.mean((1, 2, 3), keepdim=True)
         error = float((stored - untiled).norm() / spread.norm())
         assert errors(wan[0])["5x64x96"][(0, row)] == pytest.approx(error, rel=1e-3)

@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 import latentcache
 from latentcache.config.files import load_config
-from latentcache.core.records import ClipResult, Shard, ShardId, ShardReport
+from latentcache.core.records import Shard, ShardId, ShardReport
 from latentcache.errors import CorruptionError, RecipeMismatchError
-from latentcache.format.commit import commit_failed_shard, commit_shard
+from latentcache.format.commit import commit_failed_shard
 from latentcache.format.generations import generation_path
 from latentcache.format.paths import CACHE_JSON, INDEX, plan_path, sample_path
 from latentcache.format.shards import get_format
@@ -38,14 +36,16 @@ from latentcache.running.worker import ShardWorker
 from latentcache.storage.folder import Storage
 from tests.tools.caches import (
     assert_same_cache,
+    finish,
     make_config,
     make_corpus,
+    objects_in,
     read_files,
     run_inline,
+    samples_of,
     start_job,
 )
 from tests.tools.planned import planned_from
-from tests.tools.synthetic import random_sample
 
 SOME_FAILED = 3
 
@@ -75,16 +75,6 @@ def config_for(folder: Path, corpus: Path, cache: Path, shard_format: str = "zar
 
 def prepared_in(folder: Path, corpus: Path, name: str = "cache") -> PlannedCache:
     return planned_from(config_for(folder, corpus, folder / name))
-
-
-def finish(*jobs: tuple[object, ...], status: int = SOME_FAILED) -> list[str]:
-    """Start jobs together; each must end well. Returns what each printed."""
-    processes = [start_job(str(job), *arguments) for job, *arguments in jobs]
-    printed = [process.communicate(timeout=240) for process in processes]
-    for process, (out, err) in zip(processes, printed, strict=True):
-        assert process.returncode == status, out + err
-        assert "Traceback" not in err
-    return [out for out, _ in printed]
 
 
 def test_two_runs_started_together_make_one_cache(
@@ -197,102 +187,6 @@ def test_a_shard_that_fails_here_and_not_elsewhere_stays_as_it_is(
     (tmp_path / "cache" / sample_path("5x64x96", 0)).unlink()
     late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
     assert read_files(tmp_path / "cache") == before
-
-
-# Bits that differ from run to run
-
-
-def noisy_config(folder: Path, corpus: Path, name: str, shard_format: str) -> Path:
-    cache = {"url": str(folder / name), "format": shard_format}
-    encoder = {"kind": "tests.tools.encoders.noisy"}
-    return make_config(folder, corpus, str(folder / name), cache=cache, encoder=encoder)
-
-
-def samples_of(cache: Path) -> dict[str, bytes]:
-    """The latents of every clip that counts, by key."""
-    opened = latentcache.open_cache(str(cache))
-    samples = [opened[n] for n in range(len(opened))]
-    found = {
-        sample["key"]: sample["latents"].view(torch.uint8).numpy().tobytes() for sample in samples
-    }
-    assert len(found) == len(samples), "a key twice"
-    return found
-
-
-def objects_in(cache: Path) -> dict[str, bytes]:
-    """The shards' objects and sample tables."""
-    files = read_files(cache)
-    return {
-        name: data
-        for name, data in files.items()
-        if name.startswith(("latents/", "samples/")) and not name.endswith("zarr.json")
-    }
-
-
-def test_two_runs_whose_bits_differ_make_one_sound_cache(
-    corpus: Path, clean: Path, tmp_path: Path
-) -> None:
-    """As on GPUs of two kinds: who comes second adopts what is there, and mixes nothing."""
-    cache = tmp_path / "cache"
-    config = noisy_config(tmp_path, corpus, "cache", clean.name)
-    finish(("precompute", config), ("precompute", config))
-    findings = verify(Storage(str(cache)))
-    assert not findings.problems
-    assert not findings.notes
-    found = samples_of(cache)
-    assert found.keys() == samples_of(clean).keys()
-    table = latentcache.open_cache(str(cache)).table(["key", "status"]).to_pylist()
-    keys = [row["key"] for row in table if row["status"] == "ok"]
-    assert sorted(keys) == sorted(found)
-    # A third run, alone, has other bits: the encoder is as noisy as it should be.
-    alone = noisy_config(tmp_path, corpus, "alone", clean.name)
-    finish(("precompute", alone))
-    assert all(data != found[key] for key, data in samples_of(tmp_path / "alone").items())
-
-
-def test_who_comes_second_throws_its_own_bits_away(
-    corpus: Path, clean: Path, tmp_path: Path
-) -> None:
-    """Of every shard: object, sample table and report are those of the first."""
-    prepared = planned_from(config_for(tmp_path, corpus, tmp_path / "cache", clean.name))
-    list(Run(prepared, prepared.missing_shards()).events())
-    before = read_files(tmp_path / "cache")
-    manifest, published = prepared.manifest, read_index(prepared.storage).to_pylist()
-    rng = np.random.default_rng(0)
-    for row in published:
-        shard = prepared.plan.shard(ShardId(row["bucket"], row["shard"]))
-        layout = manifest.layouts()[row["bucket"]]
-        rows = [random_sample(layout, rng) for _ in shard.clips]
-        results = [ClipResult(start_s=0.0)] * len(shard.clips)
-        report = commit_shard(
-            prepared.storage,
-            get_format(manifest.format),
-            layout,
-            shard,
-            rows,
-            results,
-            manifest.fingerprint,
-        )
-        assert report.committed_before
-        assert {name: getattr(report, name) for name in row} == row
-    assert read_files(tmp_path / "cache") == before
-    assert not verify(prepared.storage).problems
-
-
-def test_an_object_whose_run_was_stopped_before_its_table_keeps_its_bits(
-    corpus: Path, clean: Path, tmp_path: Path
-) -> None:
-    """The run that goes on has other bits: it writes the table of what is there, and encodes nothing."""
-    cache = tmp_path / "cache"
-    finish(("precompute", noisy_config(tmp_path, corpus, "cache", clean.name)))
-    before = objects_in(cache)
-    for table in cache.glob("samples/*/*.parquet"):
-        table.unlink()
-    (cache / INDEX).unlink()
-    (out,) = finish(("resume", cache))
-    assert "shards   0 written" in out
-    assert objects_in(cache) == before
-    assert not verify(Storage(str(cache))).problems
 
 
 # Two that plan at once

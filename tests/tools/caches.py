@@ -15,9 +15,11 @@ from typing import Any
 from unittest import mock
 
 import pyarrow as pa
+import torch
 import yaml
 from PIL import Image
 
+import latentcache
 from jobs import clean, precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
@@ -37,6 +39,20 @@ MAINS = {
     "train_example": train_example.main,
     "verify": verify.main,
 }
+
+
+#: What allows jobs on a cache to import the encoders that tests bring.
+OWN_ENCODERS = [
+    word
+    for path in sorted((ROOT / "tests" / "tools" / "encoders").glob("[a-z]*.py"))
+    for word in ("--allow-encoder", f"tests.tools.encoders.{path.stem}")
+]
+ENCODING = {"resume", "verify", "preview", "report"}
+
+
+def words_of(job: str, args: Sequence[object]) -> list[str]:
+    """Return the arguments of a job."""
+    return [*map(str, args), *(OWN_ENCODERS if job in ENCODING else [])]
 
 
 def make_corpus(folder: Path, num_videos: int = 6, *, frames: int = 13) -> Path:
@@ -73,7 +89,7 @@ def start_job(
     job: str, *args: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """Start `python -m jobs.JOB`. env: beside this process's."""
-    command = [sys.executable, "-m", f"jobs.{job}", *map(str, args)]
+    command = [sys.executable, "-m", f"jobs.{job}", *words_of(job, args)]
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -97,12 +113,22 @@ def run_job(
     return out, err
 
 
+def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
+    """Start jobs together; each must end with that status. Returns what each printed."""
+    processes = [start_job(str(job), *arguments) for job, *arguments in jobs]
+    printed = [process.communicate(timeout=240) for process in processes]
+    for process, (out, err) in zip(processes, printed, strict=True):
+        assert process.returncode == status, out + err
+        assert "Traceback" not in err
+    return [out for out, _ in printed]
+
+
 def run_inline(job: str, *args: object) -> tuple[int, str]:
     """Run a job in this process; returns its exit status and all that it printed."""
     printed = io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     with (
-        mock.patch.object(sys, "argv", [job, *map(str, args)]),
+        mock.patch.object(sys, "argv", [job, *words_of(job, args)]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
     ):
@@ -117,13 +143,35 @@ def read_files(cache: Path) -> dict[str, bytes]:
     return without_logs({str(path.relative_to(cache)): path.read_bytes() for path in paths})
 
 
+def samples_of(cache: Path | str, options: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """The latents of every clip that counts, by key; each key once."""
+    return bits_of(latentcache.open_cache(str(cache), options))
+
+
+def bits_of(opened: latentcache.Cache) -> dict[str, bytes]:
+    """The latents of every clip of a snapshot, by key; each key once."""
+    samples = [opened[n] for n in range(len(opened))]
+    found = {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
+    assert len(found) == len(samples), "a key twice"
+    return found
+
+
+def objects_in(cache: Path) -> dict[str, bytes]:
+    """The shards' objects and sample tables."""
+    return {
+        name: data
+        for name, data in read_files(cache).items()
+        if name.startswith(("latents/", "samples/")) and not name.endswith("zarr.json")
+    }
+
+
 def without_logs(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """What is of the data, and not of the run."""
     return {name: data for name, data in files.items() if not is_log(name)}
 
 
 #: What two runs of one plan may differ in: when they ran, and where.
-RUN_FACTS = {"config": None, "created_s": None, "parent_sha256": None, checksum.KEY: None}
+RUN_FACTS = dict.fromkeys(("config", "created_s", "exclusive", "parent_sha256", checksum.KEY))
 
 
 def objects_of(files: Mapping[str, bytes]) -> dict[str, bytes]:

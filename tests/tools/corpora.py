@@ -18,6 +18,8 @@ Rows = list[dict[str, Any]]
 
 
 def read(source: object, **config: Any) -> Corpus:
+    if str(source).startswith("memory://"):
+        config = {"schemes": ["memory"], **config}
     return read_corpus(CorpusConfig(source=str(source), **config))
 
 

@@ -122,7 +122,12 @@ def save_cosmos(folder: Path, name: str = "DV4x8x8") -> dict[str, Any]:
         encoder.conv.weight.data.mul_(8)
         torch.jit.trace(encoder, pixels).save(model / "encoder.jit")
         torch.jit.trace(decoder, encoder(pixels)[0].detach()).save(model / "decoder.jit")
-    return {"kind": "cosmos_tokenizer", "model": str(model), "dtype": "float32"}
+    return {
+        "kind": "cosmos_tokenizer",
+        "model": str(model),
+        "dtype": "float32",
+        "trust_torchscript": True,
+    }
 
 
 MAGVIT2_SETTINGS: dict[str, Any] = {

@@ -20,6 +20,10 @@ class Worker(process.Worker):
         name = Path(request["url"]).name
         if "hang" in name:
             time.sleep(1000)
+        if "importless" in name:
+            raise ModuleNotFoundError("No module named 'flash_attn'")
+        if "mapless" in name:
+            raise ImportError("libtorch_cpu.so: failed to map segment from shared object")
         if "segfault" in name:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "once" in name and not Path(request["url"] + ".died").exists():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from latentcache.encoders.checkpoint import file_sha256
+from latentcache.encoders.checkpoint import TORCHSCRIPT, file_sha256, says_torchscript
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.storage.urls import redact
 
@@ -75,6 +75,8 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor | None:
             path, map_location="cpu", mmap=True, weights_only=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if says_torchscript(error):
+            raise EncoderError(f"encoder.model: {path} {TORCHSCRIPT}") from None
         raise EncoderError(
             f"the weights in {path} cannot be read: {type(error).__name__}: {error} "
             "Download the model again."

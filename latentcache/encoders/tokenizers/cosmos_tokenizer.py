@@ -61,10 +61,16 @@ class Config(Section):
         description="What the encoder computes in. The published package uses bfloat16 on a GPU; "
         "CPUs need float32. Ids near a tie differ between the two."
     )
+    trust_torchscript: bool = Field(
+        default=False,
+        description="The files are programs, and true runs them: only if you have them from NVIDIA. Never "
+        "stored in a cache, so jobs on one take it on the command line.",
+    )
 
 
 def describe(config: Config, *, dtype: str) -> LatentSpec:
     """Return the spec from the variant and the hash of the file, which is not loaded."""
+    _check_trusted(config)
     variant, stride = _variant(config)
     ids = IdSpec(codebook_size=CODES) if variant.startswith("DV") else None
     return LatentSpec(
@@ -97,6 +103,7 @@ def identity(config: Config) -> Mapping[str, Any]:
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
     """Load the encoder, and the decoder if there is one. Raises ConfigError and EncoderError."""
+    _check_trusted(config)
     file = _encoder_file(config)
     file.check_unchanged(spec)
     dtype: torch.dtype = getattr(torch, config.dtype)
@@ -112,6 +119,15 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEn
         spec,
         device,
     )
+
+
+def _check_trusted(config: Config) -> None:
+    if not config.trust_torchscript:
+        raise ConfigError(
+            f"encoder.model: {Path(config.model) / ENCODER} is TorchScript, a program, and would run "
+            "here. Nothing was run. If you have the folder from NVIDIA, say so: "
+            "encoder.trust_torchscript=true, in the configuration or, for a cache, on the command line."
+        )
 
 
 def _encoder_file(config: Config) -> Checkpoint:

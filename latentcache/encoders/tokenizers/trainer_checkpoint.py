@@ -14,7 +14,12 @@ from typing import Any
 
 import torch
 
-from latentcache.encoders.checkpoint import BROKEN, Checkpoint
+from latentcache.encoders.checkpoint import (
+    BROKEN,
+    TORCHSCRIPT,
+    Checkpoint,
+    says_torchscript,
+)
 from latentcache.errors import EncoderError
 
 #: Keys under which trainers keep the state dict; a file without any of them is one itself.
@@ -86,6 +91,8 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
             contents = torch.load(file.path, map_location=where, weights_only=True)
         state = _state_of(contents)
     except BROKEN as error:
+        if says_torchscript(error):
+            raise EncoderError(f"{file.key}: {file.path} {TORCHSCRIPT}") from None
         # What torch refused, and not its advice to read the file in a way that runs code.
         reasons = [part for part in str(error).split("\n\n") if "weights_only" not in part]
         raise EncoderError(

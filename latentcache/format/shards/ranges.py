@@ -62,8 +62,8 @@ def damaged(
     """Return the error for stored bytes that cannot be what was committed."""
     return CorruptionError(
         f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. The "
-        "latents are lost or damaged: `latentcache verify URL --repair` marks the shard, and "
-        "`latentcache resume URL` then encodes it again."
+        "latents are lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
+        "`latentcache resume URL` then encodes it."
     )
 
 

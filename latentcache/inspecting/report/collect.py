@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +20,8 @@ from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report.facts import Facts, read_facts
 from latentcache.inspecting.report.latents import Statistics, describe_latents
 from latentcache.inspecting.report.reconstructions import Shown, show
+from latentcache.inspecting.status_words import state_in_words
+from latentcache.inspecting.watch import Watch
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -30,7 +34,7 @@ PICTURE_BYTES = 3 << 20
 
 @dataclass(kw_only=True)
 class Report:
-    """What there is to show. url: without secrets.
+    """What there is to show. url: without secrets. state: how far the cache is, and how to go on, in words.
 
     problem: why nothing could be decoded. damaged: parts of the sample that differ from what was written.
     """
@@ -38,6 +42,7 @@ class Report:
     url: str
     manifest: Manifest
     facts: Facts
+    state: str
     statistics: Statistics | None = None
     clips: list[Shown] = field(default_factory=list)
     problem: str | None = None
@@ -60,7 +65,13 @@ def collect(
     Raises CorruptionError where a sample table cannot be read.
     """
     say("reading the sample tables")
-    report = Report(url=redact(storage.url), manifest=manifest, facts=read_facts(storage, manifest))
+    url = redact(storage.url)
+    report = Report(
+        url=url,
+        manifest=manifest,
+        facts=read_facts(storage, manifest),
+        state=state_in_words(Watch(storage).look(time.time()), shlex.quote(url)),
+    )
     cache = Cache(storage, manifest, report.facts.index)
     with PairReader(cache, config, device) as reader:
         wanted = max(num_clips, _affordable(manifest))

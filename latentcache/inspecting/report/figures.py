@@ -24,7 +24,7 @@ VARIABLES = {INK: "--ink", GRID: "--line", ONE: "--one", TWO: "--two"}
 STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "latentcache",
-    "font.size": 9,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,
@@ -40,8 +40,9 @@ STYLE: Mapping[str, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
-#: Size in inches: narrow, so that the text stays readable on a phone.
-SIZE = (4.2, 2.5)
+#: Size in inches. The page shows a plot about 340 pixels wide, so text comes out at about 12 pixels: in
+#: every plot, and on a phone.
+SIZE = (4.2, 2.7)
 HISTOGRAM_BINS = 20
 HEATMAP_BINS = 80
 
@@ -60,7 +61,7 @@ class Plot:
 
     def legend(self, **place: Any) -> None:
         """Name what is drawn."""
-        self.axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
+        self.axes.legend(frameon=False, fontsize=10.5, labelcolor=INK, **place)
 
     def svg(self, name: str, title: str) -> Markup:
         """Return the drawing with its title. name: unique in the page."""
@@ -101,7 +102,20 @@ def by_position(psnr_db: Mapping[str, float]) -> Markup:
     return plot.svg("positions", "PSNR by position in the frame group")
 
 
-def channel_means(statistics: ChannelStatistics) -> Markup:
+def value_limits(statistics: ChannelStatistics) -> tuple[float, float]:
+    """Return the values that the plots by channel show, so that they share both axes."""
+    low, high = np.percentile(statistics.values, [0.1, 99.9])
+    lows = [low, (statistics.mean - statistics.std).min()]
+    highs = [high, (statistics.mean + statistics.std).max()]
+    if statistics.is_normalised:
+        spread = 1 / np.abs(statistics.scale)
+        lows.append((statistics.shift - spread).min())
+        highs.append((statistics.shift + spread).max())
+    low, high = float(min(lows)), float(max(highs))
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def channel_means(statistics: ChannelStatistics, limits: tuple[float, float]) -> Markup:
     """Draw mean and standard deviation of every channel, and the normaliser's values for them."""
     plot = Plot("channel", "value")
     channels = np.arange(len(statistics.mean))
@@ -120,18 +134,18 @@ def channel_means(statistics: ChannelStatistics) -> Markup:
         label="measured",
     )
     plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plot.axes.set_xlim(-0.5, len(channels) - 0.5)
+    plot.axes.set_ylim(*limits)
     plot.legend(loc="upper left", bbox_to_anchor=(0, 1.17), ncols=2, borderaxespad=0)
     return plot.svg("channels", "Mean ± standard deviation by channel")
 
 
-def channel_histograms(statistics: ChannelStatistics) -> Markup:
+def channel_histograms(statistics: ChannelStatistics, limits: tuple[float, float]) -> Markup:
     """Draw the histogram of every channel as a column; each is scaled to its own highest bin."""
-    low, high = np.percentile(statistics.values, [0.1, 99.9])
-    high = high if high > low else low + 1
-    counts = [np.histogram(row, HEATMAP_BINS, (low, high))[0] for row in statistics.values]
+    counts = [np.histogram(row, HEATMAP_BINS, limits)[0] for row in statistics.values]
     share = np.array([count / max(1, count.max()) for count in counts])
     plot = Plot("channel", "value")
-    extent = (-0.5, len(share) - 0.5, float(low), float(high))
+    extent = (-0.5, len(share) - 0.5, *limits)
     plot.axes.imshow(
         share.T,
         origin="lower",

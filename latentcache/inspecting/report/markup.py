@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 #: Elements that have no end tag.
-VOID = frozenset({"meta", "img", "br"})
+VOID = frozenset({"meta", "img", "br", "input"})
 
 
 class Markup(str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 from latentcache.core.image_quality import psnr_in_words
@@ -17,11 +17,15 @@ from latentcache.inspecting.report.facts import TIME_EDGES_S, BucketFacts, Facts
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
 from latentcache.inspecting.report.markup import Markup, h
 from latentcache.inspecting.report.reconstructions import Shown, psnr_by_position
+from latentcache.inspecting.report.tables import sortable, table_of
 from latentcache.inspecting.report.words import recipe_in_words
 from latentcache.redaction import printable
 
-#: Only the page's own style and pictures may be loaded, and nothing may run, whatever a caption holds.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+#: Only the page's own style, pictures and films may be loaded. Nothing may run, whatever a caption holds.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; "
+    "form-action 'none'"
+)
 CAPTION_CHARACTERS = 400
 _STAGE_NAMES = {"decode_s": "decode", "encode_s": "encode"}
 
@@ -79,6 +83,7 @@ def _header(report: Report, made_at: str) -> list[Markup]:
             f"{spec.model_class}, {spec.stored} as {spec.dtype}. Looked at on {made_at}.",
             class_="dim",
         ),
+        _state(report.state, is_complete=ok + failed >= planned),
         h(
             "div",
             [h("div", h("b", value), h("span", what)) for value, what in tiles],
@@ -86,6 +91,11 @@ def _header(report: Report, made_at: str) -> list[Markup]:
         ),
         *[h("div", f"Damaged: {message}", class_="note") for message in report.damaged],
     ]
+
+
+def _state(state: str, *, is_complete: bool) -> Markup:
+    """Say how far the cache is; of one that is not complete, so that it is seen."""
+    return h("div", f"State: {state}", class_="state" if is_complete else "note")
 
 
 def _recipe(report: Report) -> list[Markup]:
@@ -98,29 +108,25 @@ def _recipe(report: Report) -> list[Markup]:
     ]
 
 
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[object]], text: Sequence[int] = ()
-) -> Markup:
-    """Return a table. The columns in `text` hold words; all others but the first hold numbers."""
-    kind = ["text" if i in text else None for i in range(len(head))]
-    return h(
-        "div",
-        h(
-            "table",
-            h("tr", [h("th", cell, class_=c) for cell, c in zip(head, kind, strict=True)]),
-            [
-                h("tr", [h("td", x, class_=c) for x, c in zip(row, kind, strict=True)])
-                for row in rows
-            ],
-        ),
-        class_="scroll",
-    )
-
-
 def _buckets(facts: Facts) -> list[Markup]:
-    names = "bucket, committed, ok, failed, frames, video, raw, stored, of raw, of pixels"
-    rows = [_bucket_row(bucket) for bucket in facts.buckets]
-    return [h("h2", "Buckets"), _table(names.split(", "), rows, text=(1,))]
+    head, rows = list(BUCKET_COLUMNS), [_bucket_row(bucket) for bucket in facts.buckets]
+    keys = [[key(bucket) for key in BUCKET_COLUMNS.values()] for bucket in facts.buckets]
+    return [h("h2", "Buckets"), sortable("buckets", head, rows, keys, text=(1,))]
+
+
+#: Columns of the table of buckets, and what each is sorted by, the largest first.
+BUCKET_COLUMNS: Mapping[str, Callable[[BucketFacts], float]] = {
+    "bucket": lambda bucket: bucket.bucket.frames * bucket.bucket.height * bucket.bucket.width,
+    "committed": lambda bucket: (bucket.num_ok + bucket.num_failed) / bucket.planned_clips,
+    "ok": lambda bucket: bucket.num_ok,
+    "failed": lambda bucket: bucket.num_failed,
+    "frames": lambda bucket: bucket.num_frames,
+    "video": lambda bucket: bucket.duration_s,
+    "raw": lambda bucket: bucket.raw_bytes,
+    "stored": lambda bucket: bucket.stored_bytes,
+    "of raw": lambda bucket: bucket.stored_bytes / max(1, bucket.raw_bytes),
+    "of pixels": lambda bucket: bucket.stored_bytes / max(1, bucket.pixel_bytes),
+}
 
 
 def _bucket_row(bucket: BucketFacts) -> Sequence[object]:
@@ -172,7 +178,7 @@ def _failure_table(failures: Mapping[str, Failures], what: str) -> Markup:
         )
         for reason, found in sorted(failures.items(), key=lambda item: -item[1].count)
     ]
-    return _table(("reason", what, "meaning", "examples"), rows, text=(2, 3))
+    return table_of(("reason", what, "meaning", "examples"), rows, text=(2, 3))
 
 
 def _clips(report: Report) -> list[Markup]:
@@ -203,8 +209,17 @@ def _clip(clip: Shown) -> Markup:
         if clip.problem
         else None,
         h("div", [_thumbnail(clip, i) for i in range(len(clip.thumbnails))], class_=_strip(clip)),
+        _film(clip),
         class_="clip",
     )
+
+
+def _film(clip: Shown) -> Markup | None:
+    """Return the clip as a film that plays over and over, source and decoded side by side."""
+    if clip.film is None:
+        return None
+    film = h("video", src=clip.film, controls="", loop="", muted="", playsinline="", preload="none")
+    return h("details", h("summary", "Play it"), film)
 
 
 def _strip(clip: Shown) -> str:
@@ -310,7 +325,8 @@ def _channels(found: ChannelStatistics) -> list[Markup]:
         for kind in ("dead", "exploding")
         if kind in verdicts
     ]
-    plots = [figures.channel_means(found), figures.channel_histograms(found)]
+    limits = figures.value_limits(found)
+    plots = [figures.channel_means(found, limits), figures.channel_histograms(found, limits)]
     return [
         h("p", f"From {found.num_clips} clips sampled over all buckets."),
         *notes,
@@ -336,7 +352,7 @@ def _channel_table(found: ChannelStatistics, verdicts: Sequence[str]) -> Markup:
         (channel, *(f"{column[channel]:.4g}" for column in columns.values()), verdict)
         for channel, verdict in enumerate(verdicts)
     ]
-    return _table(("channel", *columns, "verdict"), rows)
+    return table_of(("channel", *columns, "verdict"), rows)
 
 
 def _times(facts: Facts) -> list[Markup]:
@@ -349,7 +365,7 @@ def _times(facts: Facts) -> list[Markup]:
     counts = {_STAGE_NAMES[stage]: bins for stage, bins in facts.times.bins.items()}
     return [
         head,
-        _table(("", "clips", "decode", "per clip", "encode", "per clip"), rows),
+        table_of(("", "clips", "decode", "per clip", "encode", "per clip"), rows),
         h("p", "Decoding is summed over processes, which work at the same time.", class_="dim"),
         h("div", figures.times(TIME_EDGES_S, counts), class_="plots"),
         *_tiling(facts.tiling_errors),

@@ -13,13 +13,17 @@ from PIL import Image
 
 from latentcache.core.image_quality import Quality, psnr_db
 from latentcache.core.spec import LatentSpec
+from latentcache.decoders.frames import Frame
 from latentcache.inspecting.clip_reader import Pair
+from latentcache.inspecting.preview import frames_of, mp4_bytes
 
 #: Frames of a clip that are shown.
 NUM_FRAMES = 4
 #: Widths to try, until the pictures of a clip fit into their share of the page.
 WIDTHS = (384, 256, 160, 96)
 WEBP_QUALITY = 80
+#: Of h264: smaller files than the preview's, for the page has them all.
+FILM_CRF = 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A clip of the contact sheet, without its pixels."""
+    """A clip of the contact sheet, without its pixels. film: of it, as a data URI; none of a picture."""
 
     key: str
     source: str
@@ -45,14 +49,15 @@ class Shown:
     problem: str | None
     quality: Quality | None
     thumbnails: tuple[Thumbnail, ...]
+    film: str | None = None
 
 
 def show(pair: Pair, max_bytes: int) -> Shown:
-    """Return what is shown of a pair, in at most about `max_bytes`."""
+    """Return what is shown of a pair, in at most about `max_bytes`; half of that is for the film."""
     clip = pair.clip
     for width in WIDTHS:
         thumbnails = _thumbnails(pair, width)
-        if sum(len(t.decoded) + len(t.source or "") for t in thumbnails) <= max_bytes:
+        if sum(len(t.decoded) + len(t.source or "") for t in thumbnails) <= max_bytes // 2:
             break
     return Shown(
         key=clip.key,
@@ -65,7 +70,27 @@ def show(pair: Pair, max_bytes: int) -> Shown:
         problem=pair.problem,
         quality=pair.quality,
         thumbnails=thumbnails,
+        film=_film(pair, max_bytes // 2),
     )
+
+
+def _film(pair: Pair, max_bytes: int) -> str | None:
+    """Return a clip beside its source as a data URI; None of a picture, or if it takes too many bytes."""
+    if len(pair.decoded) < 2:
+        return None
+    for width in WIDTHS:
+        frames = (_reduced(frame, 2 * width) for frame in frames_of(pair))
+        data = mp4_bytes(frames, pair.fps, quality=FILM_CRF)
+        if len(data) * 4 // 3 <= max_bytes:
+            return "data:video/mp4;base64," + base64.b64encode(data).decode()
+    return None
+
+
+def _reduced(frame: Frame, width: int) -> Frame:
+    if frame.shape[1] <= width:
+        return frame
+    height = max(2, round(frame.shape[0] * width / frame.shape[1]))
+    return np.asarray(Image.fromarray(frame).resize((width, height)))
 
 
 def _thumbnails(pair: Pair, width: int) -> tuple[Thumbnail, ...]:

@@ -54,9 +54,9 @@ def _clips(clips: Mapping[str, Any]) -> str:
 def _pixels(recipe: Mapping[str, Any], spec: LatentSpec) -> str:
     low, high = spec.pixel_range
     return (
-        f"decoded by {recipe['decoder']['family']}, rotation {recipe['decoder']['rotation']}; resized "
-        f"({recipe['clips']['interpolation']}, {recipe['resize']}) and fed as RGB in [{low:g}, {high:g}], "
-        f"{spec.pixel_layout}"
+        f"decoded by {recipe['decoder']['family']}, rotation and pixel shape "
+        f"{recipe['decoder']['rotation']}; resized ({recipe['clips']['interpolation']}, "
+        f"{recipe['resize']}) and fed as RGB in [{low:g}, {high:g}], {spec.pixel_layout}"
     )
 
 

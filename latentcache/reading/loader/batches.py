@@ -7,13 +7,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from latentcache.reading.loader.damage import Damage
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
 from latentcache.reading.shard_rows import ShardRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A batch that was read. batch: without `latents` if none of its clips could be read.
+
+    num_bytes: of latents as stored. num_skipped: damaged clips that are not in it.
+    """
+
+    batch: dict[str, Any]
+    num_bytes: int
+    num_skipped: int
 
 
 class ReadBatch:
@@ -26,11 +39,15 @@ class ReadBatch:
         epoch: int,
         target: Target,
         *,
+        damage: Damage,
         check: bool = True,
         cache: int | None = None,
     ) -> None:
         self._plan, self._batch, self._epoch = plan, batch, epoch
         self._target, self._check, self._cache = target, check, cache
+        self._damage = damage
+        #: Batches of other buckets have other shapes.
+        self.kind = (cache, batch.bucket)
         self._name, self._shape = plan.names[batch.bucket], plan.shapes[batch.bucket]
         self.num_bytes = target.held_bytes(len(batch.rows), self._shape)
         self._staged: Staged | None = None
@@ -54,25 +71,42 @@ class ReadBatch:
     def read(self, shard: int, rows: list[int], where: list[int]) -> None:
         """Read rows of one shard to their places in the batch."""
         cache, out = self._plan.cache, self._memory().rows(where)
-        cache.read(self._name, shard, rows, out, check=self._check)
-        table = cache.rows(self._name, shard)
-        self._memory().done(out, where, table.column("key", rows), self._epoch)
-        self._found.append((table, rows, where))
+        read = self._damage.read(cache, self._name, shard, rows, out, check=self._check)
+        if len(read) < len(rows):
+            rows, where = [rows[n] for n in read], [where[n] for n in read]
+            out = [out[n] for n in read]
+        if rows:
+            table = cache.rows(self._name, shard)
+            self._memory().done(out, where, table.column("key", rows), self._epoch)
+            self._found.append((table, rows, where))
 
-    def finish(self) -> tuple[dict[str, Any], int]:
-        """Return the batch, with latents that may still be on their way, and their bytes as stored."""
+    def finish(self) -> Read:
+        """Return the batch, with latents that may still be on their way."""
+        num = len(self._batch.rows)
+        sound = sorted(n for _, _, where in self._found for n in where)
+        arriving = self._memory().finish()
+        if len(sound) < num:
+            arriving = replace(arriving, keep=sound)
+        columns = self._columns(num)
+        batch = {name: [values[n] for n in sound] for name, values in columns.items()}
+        number = {} if self._cache is None else {"cache": self._cache}
+        return Read(
+            batch={"latents": arriving, **batch, "bucket": self._name, **number} if sound else {},
+            num_bytes=len(sound) * self._plan.shards[self._batch.bucket].sample_bytes,
+            num_skipped=num - len(sound),
+        )
+
+    def _columns(self, num: int) -> dict[str, list[Any]]:
+        """Return the batch's columns; null for clips that could not be read."""
         names = self._plan.columns
         if names is None:
-            names = ["key", "caption", *self._found[0][0].kept]
-        columns: dict[str, list[Any]] = {n: [None] * len(self._batch.rows) for n in names}
+            names = ["key", "caption", *(self._found[0][0].kept if self._found else ())]
+        columns: dict[str, list[Any]] = {name: [None] * num for name in names}
         for table, rows, where in self._found:
             for name in names:
                 for n, value in zip(where, table.column(name, rows), strict=True):
                     columns[name][n] = value
-        num_bytes = len(self._batch.rows) * self._plan.shards[self._batch.bucket].sample_bytes
-        latents = self._memory().finish()
-        number = {} if self._cache is None else {"cache": self._cache}
-        return {"latents": latents, **columns, "bucket": self._name, **number}, num_bytes
+        return columns
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from latentcache.core.dtypes import Array
+from latentcache.core.where import parse_where
 from latentcache.errors import ConfigError
+from latentcache.format.schemas import COMPUTED_COLUMNS
 from latentcache.reading.cache import Cache
 
-#: An expression of columns, or conditions that must all hold: [("score", ">", 5), ("width", ">=", 480)].
-Where: TypeAlias = pc.Expression | Sequence[tuple[Any, ...]]
+#: A condition as text (see `core.where`), an expression of columns, or filters as pyarrow.parquet takes
+#: them: [("score", ">", 5), ("width", ">=", 480)].
+Where: TypeAlias = str | pc.Expression | Sequence[tuple[Any, ...]]
 
 
 class Chosen:
@@ -49,12 +52,28 @@ def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
     Reads the columns that it names from every sample table. A null keeps nothing, as in SQL.
     Raises ConfigError if the cache lacks a column, or if a comparison makes no sense.
     """
-    expression = where if isinstance(where, pc.Expression) else pq.filters_to_expression(where)
+    expression = to_expression(cache, where)
     columns = _columns(cache, expression)
     masks: dict[str, dict[int, Array]] = {name: {} for name in cache.buckets}
     for (bucket, shard), table in cache.scan(columns):
         masks[bucket][shard] = _mask(cache, table, expression)
     return {name: Chosen(found) for name, found in masks.items() if found}
+
+
+def to_expression(cache: Cache, where: Where) -> pc.Expression:
+    """Return a condition as an expression. Raises ConfigError."""
+    if isinstance(where, str):
+        return parse_where(where, cache.sample_schema, COMPUTED_COLUMNS)
+    if isinstance(where, pc.Expression):
+        return where
+    try:
+        return pq.filters_to_expression(where)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f'where: {where!r} is no condition ({error}). Write it as text, "frames > 16 and caption != '
+            "''\"; or as an expression of pyarrow.compute. Functions are not taken, since whole columns "
+            "are compared at once."
+        ) from None
 
 
 def _columns(cache: Cache, expression: pc.Expression) -> list[str]:

@@ -6,39 +6,47 @@ Axes: B batch, C channels, t h w of the latent.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
+from latentcache.core.arguments import whole_number
+from latentcache.core.dtypes import AnyDtype
 from latentcache.core.machine import resolve_device
+from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
 from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.handover import check_open_files
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.batch_memory import Recycler
-from latentcache.reading.loader.batches import ReadBatch
+from latentcache.reading.loader.damage import Damage, OnDamaged
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
     check_batches,
     check_length,
     check_mixture,
+    check_not_collated,
     check_ranks,
+    numbers_above_0,
 )
+from latentcache.reading.loader.plan import Plan
 from latentcache.reading.loader.prefetch import Waiting, read_ahead
 from latentcache.reading.loader.selection import prefix_cuts
 from latentcache.reading.loader.source import Source, agree
 from latentcache.reading.loader.state import Position
 from latentcache.reading.loader.targets import make_target
-from latentcache.reading.loader.transform import Transform
+from latentcache.reading.loader.transform import Posterior, Transform
 from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
 from latentcache.reading.order.mixture import Mixture
+from latentcache.storage.urls import redact
 
-POSTERIORS = ("sample", "mode")
 #: Threads that read; with a remote cache they mostly wait for it.
 LOCAL_THREADS = 4
 REMOTE_THREADS = 16
@@ -48,12 +56,14 @@ REMOTE_THREADS = 16
 class LoaderStats(Waiting):
     """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: waiting for data.
 
+    num_skipped: damaged clips that were left out, with on_damaged="skip".
     Under a DataLoader with workers, only the workers' copies count; this one stays at zero.
     """
 
     num_batches: int = 0
     num_samples: int = 0
     num_bytes: int = 0
+    num_skipped: int = 0
 
 
 class LatentLoader(IterableDataset[dict[str, Any]]):
@@ -63,12 +73,13 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     `key`, `caption` and the columns kept from the corpus, or for those in `columns`; `bucket`, the name
     that all share; and `cache`, its number, if there are several.
 
-    What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is an expression
-    such as `pc.field("score") > 5` of pyarrow.compute, or the same as [("score", ">", 5)]; it reads these
-    columns from every sample table. drop_last leaves out the last short batch of each bucket. frames cuts
-    longer clips to their first frames, if the encoder's latents allow it. Several caches must hold
-    latents of one kind. `weights` are their shares of batches (omitted: as many as each has), and an
-    epoch has `epoch_batches` (omitted: as many as they have together): see `order.mixture`.
+    What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is a condition such
+    as "score > 5 and caption != ''" (see `core.where`), an expression of pyarrow.compute, or its filters,
+    [("score", ">", 5)]; it reads these columns from every sample table. drop_last leaves out the last short
+    batch of each bucket. frames cuts longer clips to their first frames, if the encoder's latents allow it.
+    Several caches must hold latents of one kind. `weights` are their shares of batches (omitted: as many
+    as each has), and an epoch has `epoch_batches` (omitted: as many as they have together): see
+    `order.mixture`.
 
     Order: a function of the snapshot and of (seed, epoch, batch_size, shuffle, drop_last, pool_bytes,
     bucket_run, uneven), and with several caches of their weights; see `order.epoch`. Rank r of n takes
@@ -88,13 +99,16 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
 
     posterior: for stored moments, "sample" draws with a seed of (seed, epoch, key) and "mode" takes
     the mean; other caches are read as they are. normalise: apply the encoder's (z - shift) * scale.
-    dtype: of the latents; omitted: the stored one. device: where they go; omitted: the CPU. For a GPU,
-    stored bytes are copied from pinned memory and computed there, and batches that were read ahead wait
-    there. The noise of a posterior sample is drawn on the CPU, so it is the same on all devices.
+    dtype: of the latents, such as "bfloat16"; omitted: the stored one. device: where they go; omitted: the
+    CPU. For a GPU, stored bytes are copied from pinned memory and computed there, and batches that were
+    read ahead wait there. The noise of a posterior sample is drawn on the CPU, so it is the same on all
+    devices.
     num_threads (omitted: 4, or 16 if a cache is remote) read, check and decompress. prefetch_bytes bounds
     what is read ahead. pool_bytes bounds the shards from which samples are drawn at a time (they are not
     held in memory). check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong
-    latents.
+    latents. on_damaged: "raise", or "skip" to leave damaged clips out of their batches, count them in
+    `stats.num_skipped` and log them; the order, states and the number of batches stay the same. A batch
+    without a sound clip is replaced by the next one of its bucket.
     """
 
     def __init__(
@@ -108,12 +122,12 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         world_size: int = 1,
         num_threads: int | None = None,
         drop_last: bool = False,
-        posterior: Literal["sample", "mode"] = "sample",
+        posterior: Posterior = "sample",
         normalise: bool = True,
         device: torch.device | str | None = None,
         prefetch_bytes: int = 256 << 20,
         storage_options: Mapping[str, Any] | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: AnyDtype | None = None,
         pool_bytes: int = 4 << 30,
         check: bool = True,
         uneven: Uneven = "drop",
@@ -124,11 +138,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         weights: Sequence[float] | None = None,
         epoch_batches: int | None = None,
         follow: bool = False,
+        on_damaged: OnDamaged = "raise",
     ) -> None:
-        if posterior not in POSTERIORS:
-            raise ConfigError(f"posterior {posterior!r} is not one of {', '.join(POSTERIORS)}")
-        if num_threads is not None and num_threads < 1:
-            raise ConfigError(f"num_threads is {num_threads}; at least one thread must read")
+        for name, number in (("num_threads", num_threads), ("frames", frames)):
+            if number is not None:
+                whole_number(name, number, 1)
         self.order = Order(
             seed=seed,
             batch_size=batch_size,
@@ -139,10 +153,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             uneven=uneven,
         )
         self.rank, self.world_size, self.follow = rank, world_size, follow
-        self.prefetch_bytes = prefetch_bytes
+        self.prefetch_bytes = whole_number("prefetch_bytes", prefetch_bytes, 1)
         self.device = resolve_device("cpu" if device is None else device, others=True)
         self.check = check
         self.stats = LoaderStats()
+        self._damage = Damage(on_damaged)
         self._memory = Recycler(prefetch_bytes)
         self._sources = [
             Source(
@@ -162,7 +177,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         ]
         remote = any(not source.map.cache.storage.is_local for source in self._sources)
         self.num_threads = num_threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
-        self._weights = None if weights is None else [float(weight) for weight in weights]
+        self._weights = None if weights is None else numbers_above_0("weights", weights)
         self._epoch_batches = epoch_batches
         # Shared memory lets set_epoch reach the persistent workers of a DataLoader.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
@@ -171,6 +186,19 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         if follow:
             self._take_newest()
         self._check()
+
+    def __repr__(self) -> str:
+        clips = " + ".join(
+            f"{len(source.map):,} clips of {redact(source.map.cache.storage.url)}"
+            for source in self._sources
+        )
+        order, buckets = self.order, sum(len(source.map.names) for source in self._sources)
+        return (
+            f"LatentLoader({clips}, {plural(buckets, 'bucket')}, batch_size {order.batch_size}, "
+            f"{f'shuffled with seed {order.seed}' if order.shuffle else 'in order'}: "
+            f"{plural(len(self), 'batch', 'batches')} for rank {self.rank} of {self.world_size}, "
+            f"epoch {self.epoch})"
+        )
 
     def _check(self) -> None:
         caches = [source.map.cache for source in self._sources]
@@ -202,8 +230,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         snapshots: those to take, as `newest` returned them, perhaps on another rank. With `follow`,
         another epoch takes the newest ones; with several ranks that is a collective call.
         """
-        if epoch < 0:
-            raise ConfigError(f"epoch {epoch}: epochs count from 0")
+        epoch = whole_number("epoch", epoch, 0)
         if epoch != self.epoch:
             self._at, self._resume = Position(epoch), None
             if self.follow and snapshots is None:
@@ -267,50 +294,58 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         return dataclasses.replace(at, start=start)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        check_not_collated(sys._getframe(1))
         is_worker = get_worker_info() is not None
         at, self._resume = self._resume, None
         # A worker may have loaded its state by itself; then it knows the epoch better than the others.
         if at is None or (at.epoch != self.epoch and not is_worker):
             at = Position(self.epoch)
         self._at = self._align(at)
-        return self._iterate(self._jobs(self._at), self._at.epoch, is_worker=is_worker)
+        return self._iterate(self._at, is_worker=is_worker)
 
-    def _jobs(self, at: Position) -> Iterator[ReadBatch]:
-        """Return this process's batches from there on, as jobs to read."""
+    def _todo(self, at: Position, num_batches: int) -> range:
+        """Return the places of this process's batches from there on."""
         worker = get_worker_info()
-        plan = self._plan(at.epoch)
-        todo = self._places(
-            len(plan),
+        return self._places(
+            num_batches,
             at,
             worker=worker.id if worker else 0,
             num_workers=worker.num_workers if worker else 1,
         )
-        maps = [source.map for source in self._sources]
-        targets = [make_target(self.device, s.transform, self._memory) for s in self._sources]
+
+    def _readers(self, epoch: int) -> Plan:
+        """Return the epoch's batches as jobs of this process."""
         for source in self._sources:
             source.map.cache.storage.connect()
-        for cache, epoch, batch in map(plan.batch, todo):
-            number = cache if len(maps) > 1 else None
-            yield ReadBatch(
-                maps[cache], batch, epoch, targets[cache], check=self.check, cache=number
-            )
+        return Plan(
+            order=self._plan(epoch),
+            maps=[source.map for source in self._sources],
+            targets=[make_target(self.device, s.transform, self._memory) for s in self._sources],
+            damage=self._damage,
+            check=self.check,
+        )
 
-    def _iterate(
-        self, jobs: Iterator[ReadBatch], epoch: int, *, is_worker: bool
-    ) -> Iterator[dict[str, Any]]:
-        for batch, num_bytes in read_ahead(
-            jobs,
+    def _iterate(self, at: Position, *, is_worker: bool) -> Iterator[dict[str, Any]]:
+        plan, epoch = self._readers(at.epoch), at.epoch
+        todo = self._todo(at, len(plan.order))
+        reads = read_ahead(
+            map(plan.job, todo),
             num_threads=self.num_threads,
             max_bytes=self.prefetch_bytes,
             waiting=self.stats,
-        ):
+        )
+        for place, read in zip(todo, reads, strict=True):
+            self.stats.num_skipped += read.num_skipped
+            batch = read.batch or plan.instead_of(place).batch
+            latents = batch["latents"].take()
+            check_open_files()
             self.stats.num_batches += 1
-            self.stats.num_samples += len(batch["latents"].latents)
-            self.stats.num_bytes += num_bytes
+            self.stats.num_samples += len(latents)
+            self.stats.num_bytes += read.num_bytes
             if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
             self._at = Position(epoch, self._at.start, self._at.taken + 1)
-            yield {**batch, "latents": batch["latents"].take()}
+            yield {**batch, "latents": latents}
         if self.epoch == epoch and not is_worker:
             self.set_epoch(epoch + 1)
 
@@ -326,7 +361,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         if worker is not None:
             own = {**self._worker(), "taken": at.taken}
             return {**state, "batches": at.start, "worker": own}
-        taken = at.taken if num_batches is None else num_batches
+        taken = at.taken if num_batches is None else whole_number("num_batches", num_batches, 0)
         return {**state, "batches": at.start + taken * self.world_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -336,6 +371,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         state, even if the caches have grown since.
         Raises CacheError if the state is of another cache or order, or if its snapshot is gone.
         """
+        if not isinstance(state, Mapping):
+            raise CacheError(f"the loader's state is {state!r}. Load what state_dict returned.")
         own = loader_state.plain(state)
         worker = own.pop("worker", None)
         at = loader_state.position(own)
@@ -390,4 +427,10 @@ def _open_all(
 ) -> list[Cache]:
     if isinstance(caches, Cache | str | Path):
         caches = [caches]
+    if not (
+        isinstance(caches, Sequence)
+        and caches
+        and all(isinstance(c, Cache | str | Path) for c in caches)
+    ):
+        raise ConfigError(f"{caches!r} is no cache: give a URL, an open cache, or a list of them")
     return [c if isinstance(c, Cache) else open_cache(str(c), storage_options) for c in caches]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import FrameType
+from typing import Any
 
+from latentcache.core.arguments import positive_number, whole_number
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.loader.selection import ShardMap
@@ -11,9 +14,31 @@ from latentcache.reading.loader.transform import Transform
 from latentcache.reading.order.epoch import Order
 
 
+def check_not_collated(caller: FrameType) -> None:
+    """Raise ConfigError if a DataLoader that collates, as one does by default, begins to iterate.
+
+    caller: of the loader's iterator. A DataLoader tells its dataset nothing, but its fetcher knows.
+    """
+    fetcher = caller.f_locals.get("self")
+    if getattr(fetcher, "auto_collation", False) and hasattr(fetcher, "collate_fn"):
+        raise ConfigError(
+            "a DataLoader with a batch_size (1, if none is given) would make batches of batches: the "
+            "loader makes them. Use DataLoader(loader, batch_size=None), or a map-style dataset, "
+            "cache.dataset()."
+        )
+
+
+def numbers_above_0(name: str, values: Any) -> list[float]:
+    """Return a list of numbers above 0 as floats. Raises ConfigError."""
+    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name} is {values!r}: it must be a list of numbers, one for each cache")
+    return [positive_number(f"{name}[{n}]", value) for n, value in enumerate(values)]
+
+
 def check_ranks(order: Order, rank: int, world_size: int) -> None:
     """Raise ConfigError if there is no such rank, or if the ranks of a step would not share a bucket."""
-    if not 0 <= rank < world_size:
+    whole_number("world_size", world_size, 1)
+    if whole_number("rank", rank, 0) >= world_size:
         raise ConfigError(f"rank {rank} of world_size {world_size}: ranks are 0..world_size-1")
     if order.bucket_run > 1 and order.bucket_run % world_size:
         raise ConfigError(
@@ -26,12 +51,12 @@ def check_mixture(
     order: Order, weights: Sequence[float] | None, epoch_batches: int | None, num_caches: int
 ) -> None:
     """Raise ConfigError if weights are not one positive number per cache, or epochs make no sense."""
-    if weights is not None and (len(weights) != num_caches or not all(w > 0 for w in weights)):
+    if weights is not None and len(weights) != num_caches:
         raise ConfigError(
             f"weights {list(weights)} for {num_caches} caches: give one positive number for each"
         )
-    if epoch_batches is not None and epoch_batches < 1:
-        raise ConfigError(f"epoch_batches is {epoch_batches}; an epoch has at least one")
+    if epoch_batches is not None:
+        whole_number("epoch_batches", epoch_batches, 1)
     if order.uneven == "exact" and (num_caches > 1 or epoch_batches is not None):
         raise ConfigError(
             'uneven="exact" takes each sample once, but an epoch of a mixture of caches, or of a '
@@ -71,6 +96,14 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
             f"the {len(chosen)} chosen clips of {chosen.cache!r} make 0 batches of "
             f"{order.batch_size} (drop_last={order.drop_last}, bucket_run={order.bucket_run}). "
             'Use a smaller batch_size, drop_last=False, or uneven="pad".'
+        )
+    if empty := [
+        n for n, b in zip(chosen.names, chosen.shards, strict=True) if not order.batches_of(b)
+    ]:
+        raise ConfigError(
+            f"drop_last would leave out whole buckets of {chosen.cache!r}, since they have fewer than "
+            f"batch_size={order.batch_size} clips: {', '.join(empty)}. Use drop_last=False or a smaller "
+            f'batch_size, or leave them out on purpose: where="bucket not in ({str(empty)[1:-1]})".'
         )
     for name, bucket in zip(chosen.names, chosen.shards, strict=True):
         num_own = order.batches_of(bucket)

@@ -6,11 +6,14 @@ import hashlib
 import operator
 from collections.abc import Sequence
 
+import numpy as np
+
 from latentcache.core.records import Bucket
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.reading.cache import Cache
 from latentcache.reading.loader.filters import Where, choose
 from latentcache.reading.order.epoch import Batch, BucketShards
+from latentcache.reading.order.philox import Int64
 
 
 class ShardMap:
@@ -49,6 +52,18 @@ class ShardMap:
         parts = (chosen.digest() for _, chosen in sorted(self._chosen.items()))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
+    def numbers(self) -> Int64:
+        """Return the numbers in the cache of the chosen samples, int64, in its order."""
+        found, first = [np.empty(0, np.int64)], 0
+        for name in self.cache.buckets:
+            shards, num_ok = self.cache.shards(name)
+            chosen = None if self._chosen is None else self._chosen.get(name)
+            starts = first + np.cumsum(num_ok) - num_ok
+            for shard, start, num in zip(shards.tolist(), starts, num_ok, strict=True):
+                found.append(start + (np.arange(num) if chosen is None else chosen.rows(shard)))
+            first += int(num_ok.sum())
+        return np.concatenate(found)
+
     def places(self, batch: Batch) -> dict[int, tuple[list[int], list[int]]]:
         """Return each shard of a batch with its rows and their places in the batch."""
         places: dict[int, tuple[list[int], list[int]]] = {}
@@ -65,6 +80,8 @@ class ShardMap:
 
 
 def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:
+    if isinstance(columns, str):
+        raise ConfigError(f"columns is {columns!r}: give a list of names, such as [{columns!r}]")
     for name in columns:
         if name not in cache.column_names:
             raise ConfigError(

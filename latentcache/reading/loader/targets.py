@@ -41,10 +41,14 @@ class Staged(Protocol):
 
 @dataclass(frozen=True)
 class Arriving:
-    """Latents that are ready once the event, if there is one, has passed on their device."""
+    """Latents that are ready once the event, if there is one, has passed on their device.
+
+    keep: the samples that could be read, if some could not.
+    """
 
     latents: torch.Tensor
     event: torch.cuda.Event | None = None
+    keep: Sequence[int] | None = None
 
     def take(self) -> torch.Tensor:
         """Return the latents for the next work of the calling thread on its current stream."""
@@ -54,7 +58,7 @@ class Arriving:
             self.latents.record_stream(
                 stream
             )  # otherwise their memory could be reused while they are in use
-        return self.latents
+        return self.latents if self.keep is None else self.latents[list(self.keep)]
 
 
 class Target(Protocol):

@@ -7,13 +7,16 @@ CPU. So a sample is the same on every device, up to the last bit of the device's
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from latentcache.core import posterior as posteriors
-from latentcache.core.dtypes import torch_dtype
+from latentcache.core.dtypes import AnyDtype, resolve_dtype, torch_dtype
 from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
+
+Posterior = Literal["sample", "mode"]
 
 
 class Transform:
@@ -23,12 +26,16 @@ class Transform:
         self,
         spec: LatentSpec,
         *,
-        posterior: Literal["sample", "mode"],
+        posterior: Posterior,
         normalise: bool,
-        dtype: torch.dtype | None,
+        dtype: AnyDtype | None,
         seed: int,
         cuts: Mapping[int, int] | None = None,
     ) -> None:
+        if posterior not in get_args(Posterior):
+            raise ConfigError(
+                f"posterior {posterior!r} is not one of {', '.join(get_args(Posterior))}"
+            )
         self._normaliser = spec.normaliser
         self._normalises = normalise and spec.normaliser.kind != "none"
         self._has_moments = spec.stored == "moments"
@@ -37,7 +44,9 @@ class Transform:
         self._cuts = dict(cuts or {})
         self._values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.stored_dtype = torch_dtype(spec.dtype)
-        self.dtype = dtype or self.stored_dtype
+        self.dtype = self.stored_dtype
+        if dtype is not None:
+            self.dtype = resolve_dtype(dtype, integers=spec.ids is not None)
         #: Whether noise is wanted.
         self.draws = self._has_moments and posterior == "sample"
         #: Whether samples have the stored shape and dtype, so that they can be read into their final place.

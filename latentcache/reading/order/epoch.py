@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from latentcache.core.arguments import whole_number
 from latentcache.errors import ConfigError
 from latentcache.reading.order import window
 from latentcache.reading.order.philox import Int64, Words
@@ -64,11 +65,9 @@ class Order:
     uneven: Uneven = "drop"
 
     def __post_init__(self) -> None:
-        if self.seed < 0 or min(self.batch_size, self.pool_bytes, self.bucket_run) < 1:
-            raise ConfigError(
-                f"seed {self.seed}, batch_size {self.batch_size}, pool_bytes {self.pool_bytes}, "
-                f"bucket_run {self.bucket_run}: the seed must be at least 0, the others at least 1"
-            )
+        for name, least in (("seed", 0), ("batch_size", 1), ("pool_bytes", 1), ("bucket_run", 1)):
+            number = whole_number(name, getattr(self, name), least)
+            object.__setattr__(self, name, number)  # an int: states are JSON
         if self.uneven not in get_args(Uneven):
             raise ConfigError(f"uneven {self.uneven!r} is not one of {', '.join(get_args(Uneven))}")
 

@@ -6,17 +6,20 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.job_config import JobConfig
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.machine import num_cpus, resolve_device
@@ -39,7 +42,8 @@ OBJECT_STORE_BYTES = 100 << 20
 class EncodeActor:
     """One GPU's worker. Its methods run in threads: shards in hand, and one that answers the driver."""
 
-    def __init__(self, spec: WorkerSpec, number: int) -> None:
+    def __init__(self, spec: WorkerSpec, number: int, search: Sequence[str]) -> None:
+        sys.path.extend(path for path in search if path not in sys.path)
         self._log = WarningLog()
         self._log.__enter__()  # for as long as this process lives
         self._worker = attempt(partial(_start_worker, spec), starting=True)
@@ -136,10 +140,31 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+class _NoFolders(list[str]):
+    """Stays empty when Ray adds the driver's folder to what its workers search first.
+
+    There a `queue.py` would shadow the library's. What the driver finds, workers find: see _search_path.
+    """
+
+    def extend(self, _: Iterable[str]) -> None:
+        """Add nothing."""
+
+
+def _search_path() -> list[str]:
+    """Return where the driver finds modules; an encoder of others may be in the current folder."""
+    return [str(Path(path or ".").absolute()) for path in sys.path]
+
+
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    job_config = JobConfig()
+    job_config._py_driver_sys_path = _NoFolders()
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "job_config": job_config,
+    }
     if address is None and "RAY_ADDRESS" not in os.environ:
         local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:
@@ -219,7 +244,8 @@ class _Runner:
         slot.is_up = False
         slot.name = ""
         number = self._slots.index(slot)
-        slot.actor = ray.remote(EncodeActor).options(**self._options).remote(self._spec, number)
+        actor = ray.remote(EncodeActor).options(**self._options)
+        slot.actor = actor.remote(self._spec, number, _search_path())
         slot.ready = slot.actor.place.remote()
 
     def _hand_out(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.util
+import io
 import math
 import re
 import shutil
@@ -11,6 +13,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -28,12 +31,14 @@ from latentcache.format.paths import sample_path
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.choose import draw_stratified, find_places
 from latentcache.inspecting.clip_reader import PairReader
+from latentcache.inspecting.report import figures
 from latentcache.inspecting.report.collect import Report, collect
 from latentcache.inspecting.report.facts import TIME_EDGES_S, read_facts
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics, describe_latents
 from latentcache.inspecting.report.markup import Markup, h
 from latentcache.inspecting.report.page import render
-from latentcache.inspecting.report.reconstructions import psnr_by_position
+from latentcache.inspecting.report.reconstructions import psnr_by_position, show
+from latentcache.inspecting.report.tables import sortable
 from latentcache.running.log import RunLog
 from latentcache.running.log_lines import SHARD_COMMITTED
 from latentcache.storage.folder import Storage
@@ -100,7 +105,8 @@ def test_the_page_is_alone_and_shows_hostile_text_as_text(page: Path) -> None:
     text = page.read_text()
     found = Elements(text)
     assert not {"script", "b-quot", "iframe", "link", "object"} & found.tags.keys()
-    assert all(address.startswith(("data:image/", "#")) for address in found.addresses)
+    own = ("data:image/", "data:video/mp4;", "#")
+    assert all(address.startswith(own) for address in found.addresses)
     assert any(HOSTILE in part for part in found.text)
     assert any("<b>&quot;'.mp4#0" in part for part in found.text)
     assert "default-src 'none'" in text.replace("&#x27;", "'")
@@ -123,6 +129,59 @@ def test_every_clip_is_shown_with_its_source_and_how_close_it_is(page: Path, cac
 
 
 @pytest.mark.slow
+def test_clips_play_and_pictures_do_not(page: Path, cache: Path) -> None:
+    found = {clip.key: clip for clip in look(cache).clips}
+    assert all((clip.film is None) == (clip.frames == 1) for clip in found.values())
+    films = [clip for clip in found.values() if clip.film]
+    for clip in films:
+        data = base64.b64decode(str(clip.film).partition(",")[2])
+        with av.open(io.BytesIO(data)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == clip.frames
+            assert container.streams.video[0].average_rate == pytest.approx(clip.fps)
+    assert page.read_text().count("<video") == len(films) > 0
+
+
+@pytest.mark.slow
+def test_films_that_would_take_too_many_bytes_are_left_out(cache: Path) -> None:
+    storage = Storage(str(cache))
+    manifest = read_manifest(storage)
+    stored = load_stored_config(manifest.config, url=storage.url, storage_options={})
+    opened = latentcache.open_cache(str(cache))
+    with PairReader(opened, stored) as reader:
+        pair = reader.pair(find_places(opened, ["v0.mp4#0"])[0])
+    assert show(pair, 1 << 20).film
+    assert show(pair, 100).film is None
+
+
+def test_heads_sort_a_table_by_the_places_in_its_rows() -> None:
+    table = sortable(
+        "t", ["name", "size"], [["a", 5], ["b", 9], ["c", 7]], [[2, 5], [0, 9], [1, 7]]
+    )
+    places = re.findall(r"--by0: (\d); --by1: (\d)", table)
+    assert places == [("0", "2"), ("2", "0"), ("1", "1")]
+    assert re.findall(r"value='(\d)'\]:checked\) tbody tr \{ order: var\(--by(\d)\)", table) == [
+        ("0", "0"),
+        ("1", "1"),
+    ]
+    assert table.count('<input type="radio" name="t"') == 2
+
+
+def test_plots_by_channel_share_both_axes() -> None:
+    """Otherwise a channel's mean could not be compared with its histogram beside it."""
+    spec = make_spec(channels=4)
+    latents = [torch.randn(4, 2, 4, 4) * torch.tensor([1, 5, 0.1, 20]).view(4, 1, 1, 1) + 3]
+    found = describe_latents(latents, spec)
+    assert isinstance(found, ChannelStatistics)
+    limits = figures.value_limits(found)
+    drawn = [figures.channel_means(found, limits), figures.channel_histograms(found, limits)]
+    ticks = [set(re.findall(r">([\u2212\d.]+)</text>", drawing)) for drawing in drawn]
+    assert ticks[0] == ticks[1]
+    assert len(ticks[0]) > 4
+    assert limits[0] <= (found.mean - found.std).min()
+    assert limits[1] >= (found.mean + found.std).max()
+
+
+@pytest.mark.slow
 def test_sources_are_the_pixels_that_the_encoder_saw(cache: Path) -> None:
     storage = Storage(str(cache))
     manifest = read_manifest(storage)
@@ -135,7 +194,7 @@ def test_sources_are_the_pixels_that_the_encoder_saw(cache: Path) -> None:
     assert pair.source is not None
     assert pair.source.shape == (5, 48, 80, 3)
     again = encoder.encode(pair.source[None])[0, :16].to(torch.bfloat16)
-    assert torch.equal(again, opened.sample("v0.mp4#0")["latents"])
+    assert torch.equal(again, opened.stored("v0.mp4#0"))
     assert torch.equal(pair.decoded, opened.decode("v0.mp4#0"))
     assert pair.quality == compare(pair.decoded, pair.source)
     assert pair.fps == 10
@@ -203,17 +262,38 @@ def test_it_counts_what_is_committed_whether_published_or_not(tmp_path: Path) ->
     assert [key for key, _ in facts.failures["corrupt"].examples] == sorted(written.failed)
     assert {reason: f.count for reason, f in facts.rejected.items()} == {"unreadable": 3}
     assert facts.index["num_ok"].to_pylist() == [4, 0, 2, 4]
-    text = render(Report(url="here", manifest=written.manifest, facts=facts), made_at="today")
+    text = render(
+        Report(url="here", state="interrupted", manifest=written.manifest, facts=facts),
+        made_at="today",
+    )
     assert "8 of 11 clips, 2 of 3 shards" in text
     assert "the decoder met damaged data" in text
     assert "None was read." in text
+
+
+@pytest.mark.slow
+def test_an_interrupted_cache_says_so_and_how_to_go_on(cache: Path, tmp_path: Path) -> None:
+    assert look(cache, 0).state.startswith("finished")
+    half = tmp_path / "half"
+    shutil.copytree(cache, half)
+    (half / "index.parquet").unlink()
+    for path in [*half.glob("samples/5x48x80/*"), *half.glob("latents/5x48x80/c/*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = look(half, 0)
+    assert report.state.startswith("interrupted: ")
+    assert report.state.endswith(f"Go on with:  latentcache resume {half}")
+    page = render(report, made_at="today")
+    assert str(h("div", f"State: {report.state}", class_="note")) in page
 
 
 def test_a_cache_with_nothing_committed_has_a_page(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), buckets={"5x32x32": 4}, published=False)
     written.storage.delete(sample_path("5x32x32", 0))
     facts = read_facts(written.storage, written.manifest)
-    text = render(Report(url="here", manifest=written.manifest, facts=facts), made_at="today")
+    text = render(
+        Report(url="here", state="interrupted", manifest=written.manifest, facts=facts),
+        made_at="today",
+    )
     assert "0 of 4 clips, 0 of 1 shards" in text
     assert "No clip has been encoded yet." in text
 
@@ -240,7 +320,10 @@ def test_times_are_by_stage_and_by_worker_where_it_is_known(tmp_path: Path) -> N
     assert all(
         TIME_EDGES_S[n] <= s <= TIME_EDGES_S[n + 1] for n, s in zip(bins, (0.02, 0.5), strict=True)
     )
-    text = render(Report(url="here", manifest=written.manifest, facts=facts), made_at="today")
+    text = render(
+        Report(url="here", state="interrupted", manifest=written.manifest, facts=facts),
+        made_at="today",
+    )
     assert "worker &lt;b&gt;" in text
 
 
@@ -328,6 +411,7 @@ def arguments(cache: Path, **changes: object) -> argparse.Namespace:
         "seed": 0,
         "device": None,
         "overrides": [],
+        "allow_encoder": [],
     }
     return argparse.Namespace(cache=str(cache), **{**common, **changes})
 

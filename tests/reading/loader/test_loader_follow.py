@@ -203,7 +203,7 @@ def _follow(rank: int, url: str, folder: str) -> None:
 def test_ranks_take_rank_0s_snapshot(growing: Synthetic, tmp_path: Path) -> None:
     few = grow(growing, [1, 4])
     arguments = (growing.url, str(tmp_path))
-    multiprocessing.start_processes(_follow, arguments, nprocs=2, start_method="fork")
+    multiprocessing.start_processes(_follow, arguments, nprocs=2, start_method="spawn")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for epochs, expected in zip(zip(*ranks, strict=True), (few, [*growing.arrays]), strict=True):
         together = [key for epoch in epochs for batch in epoch for key in batch]

@@ -19,8 +19,10 @@ from latentcache.errors import (
     CorruptionError,
     EncoderError,
     GeometryError,
+    MachineError,
     RunStoppedError,
     ShardError,
+    SourceError,
     StorageError,
     UnreachableError,
 )
@@ -75,7 +77,6 @@ OF_SHARD: Mapping[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("too large"),
     "RuntimeError": lambda: RuntimeError("size mismatch\nlayer 1\nlayer 2"),
     "OSError": lambda: OSError(2, "No such file"),
-    "ImportError": lambda: ImportError("no module named flash_attn"),
     "MemoryError": MemoryError,
     "OutOfMemoryError": lambda: torch.OutOfMemoryError("CUDA out of memory"),
     "RecursionError": lambda: RecursionError("too deep"),
@@ -104,11 +105,18 @@ OF_CLIP: Mapping[str, Callable[[], BaseException]] = {
 }
 OF_RUN: Mapping[str, Callable[[], BaseException]] = {
     "StorageError": lambda: StorageError("no room left"),
+    "MachineError": lambda: MachineError("no more threads"),
+    "SourceError": lambda: SourceError("no bytes"),
     "UnreachableError": lambda: UnreachableError("no answer"),
     "RunStoppedError": lambda: RunStoppedError("all is grey\n  and that in two lines"),
     "own StorageError": OwnStorageError,
 }
-KINDS = {**OF_SHARD, **OF_CLIP, **OF_RUN}
+#: What the installation lacks, and no clip.
+OF_IMPORT: Mapping[str, Callable[[], BaseException]] = {
+    "ImportError": lambda: ImportError("no module named flash_attn"),
+    "ModuleNotFoundError": lambda: ModuleNotFoundError("No module named 'flash_attn'"),
+}
+KINDS = {**OF_SHARD, **OF_CLIP, **OF_RUN, **OF_IMPORT}
 
 
 def grey(kind: str | None) -> int:

@@ -1,0 +1,54 @@
+"""What jobs print: whatever a name, a caption or an error holds, a terminal obeys none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from latentcache.redaction import printable, redact
+
+#: How a progress bar draws, whose words are its own: over its line, or up some lines.
+_DRAWN = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*\r?|(?:\n|\x1b\[A)+")
+#: To the start of the line that is so many lines up, and clear what is below.
+_REDRAW = "\x1b[{}F\x1b[J"
+
+
+class Output:
+    """A stream of text that escapes control characters, and hides the secrets of URLs.
+
+    draws: whether a progress bar draws on it.
+    """
+
+    def __init__(self, stream: TextIO, *, draws: bool = False) -> None:
+        self._stream = stream
+        self._draws = draws
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; lines stay lines."""
+        if not (self._draws and _DRAWN.fullmatch(text)):
+            text = "\n".join(printable(redact(line)) for line in text.split("\n"))
+        return self._stream.write(text)
+
+    def obeyed(self, text: str) -> int:
+        """Write what the terminal is to obey."""
+        return self._stream.write(text)
+
+
+def redraw(num_lines: int) -> None:
+    """Go to the start of the line that is so many lines up, and clear the rest of the screen."""
+    out = sys.stdout
+    (out.obeyed if isinstance(out, Output) else out.write)(_REDRAW.format(num_lines))
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
+    """Print through `Output` inside."""
+    out, err = Output(sys.stdout), Output(sys.stderr, draws=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield

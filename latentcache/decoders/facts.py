@@ -1,0 +1,67 @@
+"""What a video says of its pictures beside their values: a pixel's shape, interlacing, transfer, rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: Beyond these a pixel's shape is damage, and pixels are taken for square. Half-width anamorphic is 2.9.
+MAX_PIXEL_ASPECT = 4.0
+#: Transfer characteristics of ITU-T H.273 that are HDR.
+_HDR = {16: "PQ", 18: "HLG"}
+#: AVFieldOrder: 0 says nothing, 1 is progressive, the others are interlaced.
+_PROGRESSIVE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFacts:
+    """Facts of a video; of an image the defaults.
+
+    height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel. is_swapped:
+    whether pictures are shown turned by 90 degrees; None: their shape tells. transfer: SDR (also where
+    nothing is said), PQ or HLG. fps: on average.
+    """
+
+    height: int = 0
+    width: int = 0
+    pixel_aspect: float = 1.0
+    is_swapped: bool | None = None
+    interlaced: bool = False
+    transfer: str = "SDR"
+    fps: float | None = None
+
+    def shown_aspect(self, shape: tuple[int, ...]) -> float:
+        """Return width over height of a pixel of a picture [h, w], which is turned as shown."""
+        if self.pixel_aspect == 1:
+            return 1.0
+        swapped = self.is_swapped
+        if swapped is None:
+            swapped = tuple(shape[:2]) != (self.height, self.width)
+        return 1 / self.pixel_aspect if swapped else self.pixel_aspect
+
+
+def facts_of(stream: Any, fps: float | None) -> VideoFacts:
+    """Return the facts of PyAV's stream."""
+    context = stream.codec_context
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+        aspect = 1.0
+    return VideoFacts(
+        height=context.height,
+        width=context.width,
+        pixel_aspect=aspect,
+        interlaced=int(getattr(context, "field_order", 0)) > _PROGRESSIVE,
+        transfer=_HDR.get(int(context.color_trc), "SDR"),
+        fps=fps,
+    )
+
+
+def display_size(shape: tuple[int, ...], aspect: float) -> tuple[int, int]:
+    """Return the (height, width) in square pixels at which a picture [h, w] is shown: nothing gets smaller.
+
+    aspect: of a pixel, see `VideoFacts.shown_aspect`.
+    """
+    height, width = shape[:2]
+    if aspect >= 1:
+        return height, round(width * aspect)
+    return round(height / aspect), width

@@ -1,0 +1,41 @@
+"""How far a cache is, in words: for `latentcache status` and for the report."""
+
+from __future__ import annotations
+
+from latentcache.core.units import human_time
+from latentcache.inspecting.status import Status
+from latentcache.running import log_lines
+
+
+def state_in_words(found: Status, url: str) -> str:
+    """Return how far a cache is, and how to go on. url: as it is given to a shell."""
+    if found.state == "running":
+        return f"running: {found.workers} workers up{_troubles(found)}"
+    if found.state == "not started":
+        return f"not started: planned, and nothing is encoded. Start with: latentcache resume {url}"
+    if found.state == "finished":
+        retry = f". Try the failed ones again:  latentcache resume {url} --retry-failed"
+        return "finished" + (retry if found.clips_failed else "")
+    return f"interrupted: {_last_words(found)}. Go on with:  latentcache resume {url}"
+
+
+def _troubles(found: Status) -> str:
+    retries = sum(run.retries for run in found.runs)
+    died = sum(run.workers_died for run in found.runs)
+    return f" ({retries} retries and {died} dead workers so far)" if retries or died else ""
+
+
+def _last_words(found: Status) -> str:
+    """Return how the last run ended, or for how long it has been silent."""
+    if found.silent_s is None:
+        return "some shards are committed, and there is no log of a run"
+    last = max(found.runs, key=lambda run: run.heard_s)
+    if last.how == log_lines.STOPPED:
+        return f"the last run stopped {_ago(found.silent_s)}: {last.message}"
+    if last.how:
+        return f"the last run was stopped {_ago(found.silent_s)}"
+    return f"nothing has been written for {human_time(found.silent_s)}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{human_time(seconds)} ago"

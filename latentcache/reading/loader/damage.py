@@ -1,0 +1,57 @@
+"""What a loader does about damaged clips: raise, or leave them out, count them and say so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+
+from latentcache.errors import ConfigError, CorruptionError
+from latentcache.reading.cache import Cache
+
+OnDamaged = Literal["raise", "skip"]
+log = logging.getLogger(__name__)
+
+
+class Damage:
+    """Reads clips of a shard. on_damaged: what becomes of damaged ones. Thread-safe."""
+
+    def __init__(self, on_damaged: OnDamaged) -> None:
+        if on_damaged not in get_args(OnDamaged):
+            raise ConfigError(
+                f"on_damaged {on_damaged!r} is not one of {', '.join(get_args(OnDamaged))}"
+            )
+        self.skips = on_damaged == "skip"
+
+    def read(
+        self,
+        cache: Cache,
+        bucket: str,
+        shard: int,
+        rows: Sequence[int],
+        out: Sequence[torch.Tensor],
+        *,
+        check: bool,
+    ) -> list[int]:
+        """Read ok rows of a shard, as `Cache.read` does; return which of them could be read, by place.
+
+        Raises CorruptionError for a damaged one, unless they are skipped.
+        """
+        try:
+            cache.read(bucket, shard, rows, out, check=check)
+        except CorruptionError:
+            if not self.skips:
+                raise
+            return [n for n in range(len(rows)) if _is_sound(cache, bucket, shard, rows[n], out[n])]
+        return list(range(len(rows)))
+
+
+def _is_sound(cache: Cache, bucket: str, shard: int, row: int, out: torch.Tensor) -> bool:
+    try:
+        cache.read(bucket, shard, [row], [out])
+    except CorruptionError as error:
+        log.warning("skipped a damaged clip: %s", error)
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""Captions that never end, images that are programs, claims of more clips than there are frames."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import EpsImagePlugin, Image
+
+from latentcache.corpus.source_table import IMAGES
+from latentcache.corpus.sources import MAX_CAPTION_BYTES
+from latentcache.decoders import image
+from latentcache.errors import ClipError, CorpusError
+from latentcache.storage.folder import Storage
+from tests.tools.corpora import column, make, read
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+# Captions.
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.mp4", "/a.mp4"], ids=["folder", "glob", "file"])
+@pytest.mark.parametrize("what", ["named pipe", "character device", "folder"])
+def test_a_caption_is_a_regular_file(tmp_path: Path, what: str, pattern: str) -> None:
+    make(tmp_path, "a.mp4")
+    text = tmp_path / "a.txt"
+    if what == "named pipe":
+        os.mkfifo(tmp_path / "pipe")
+        text.symlink_to(tmp_path / "pipe")
+    elif what == "character device":
+        text.symlink_to("/dev/zero")
+    else:
+        text.mkdir()
+    if what == "folder" or (pattern == "/a.mp4" and not text.is_file()):
+        assert column(read(f"{tmp_path}{pattern}"), "caption") == [None]
+        return
+    with pytest.raises(
+        CorpusError, match=rf"caption file .*/a\.txt is no regular file but a {what}"
+    ):
+        read(f"{tmp_path}{pattern}")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.mp4", "/a.mp4"], ids=["folder", "glob", "file"])
+def test_a_caption_is_bounded(tmp_path: Path, pattern: str) -> None:
+    make(tmp_path, "a.mp4")
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(CorpusError, match=r"caption file .*/a\.txt is larger than 1\.0 MiB"):
+        read(f"{tmp_path}{pattern}")
+    (tmp_path / "a.txt").write_text("x" * MAX_CAPTION_BYTES)
+    assert column(read(f"{tmp_path}{pattern}"), "caption") == ["x" * MAX_CAPTION_BYTES]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.mp4", "/a.mp4"], ids=["folder", "glob", "file"])
+def test_a_remote_caption_is_bounded_before_it_is_read(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Storage(f"memory://{tmp_path.name}")
+    store.write("a.mp4", b"")
+    store.write("a.txt", b"x" * (MAX_CAPTION_BYTES + 1))
+    read_urls: list[str] = []
+    monkeypatch.setattr(
+        "latentcache.corpus.sources.read_many", lambda urls, *_: read_urls.extend(urls) or [b""]
+    )
+    with pytest.raises(CorpusError, match=r"caption file .*a\.txt is larger than"):
+        read(f"{store.url}{pattern}")
+    assert not read_urls
+
+
+# Images.
+
+
+@pytest.mark.parametrize("suffix", sorted(set(IMAGES) - {"heic", "heif", "jxl"}))
+def test_an_image_is_never_what_only_pillow_finds(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: started.append(args))
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(EPS)
+    Image.init()
+    with pytest.raises(ClipError, match="no image of these formats: JPEG, PNG") as refused:
+        image.Reader(str(path))
+    assert refused.value.reason == "unreadable"
+    assert not started
+
+
+@pytest.mark.parametrize("name", ["DIB", "ICO", "JPEG2000", "PCX", "PPM", "SGI", "TGA"])
+def test_a_format_that_is_of_no_suffix_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path, format=name)
+    with pytest.raises(ClipError, match="no image of these formats"):
+        image.Reader(str(path))
+
+
+@pytest.mark.parametrize("called", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_an_image_under_the_suffix_of_another_is_read(tmp_path: Path, called: str) -> None:
+    """Corpora from the web are full of them."""
+    pixels = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    Image.fromarray(pixels).save(tmp_path / "x.bmp")
+    shutil.move(tmp_path / "x.bmp", tmp_path / called)
+    frame = next(image.Reader(str(tmp_path / called)).frames(np.zeros(1, np.int64)))
+    np.testing.assert_array_equal(frame, pixels)

@@ -1,0 +1,103 @@
+"""A folder served over HTTP with ranges, whose server can have a bad day."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+#: What can become of every request for a media file: a status, or this.
+RESET, CUT_SHORT = "reset", "cut short"
+
+
+@dataclass
+class Server:
+    """url: of the folder that is served, whatever the query. gone: names that are answered with 404.
+
+    fault: what becomes of each request for a media file, a status or one of the words above; None: a good
+    answer. pause_s: between the two halves of an answer.
+    """
+
+    url: str = ""
+    gone: set[str] = field(default_factory=set)
+    fault: int | str | None = None
+    pause_s: float = 0.0
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """A folder, with ranges."""
+
+    def __init__(self, *args: Any, server_facts: Server, **kwargs: Any) -> None:
+        self.facts = server_facts
+        super().__init__(*args, **kwargs)
+
+    def handle_one_request(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the connection was closed on purpose
+            super().handle_one_request()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = Path(self.translate_path(self.path))
+        fault = self.facts.fault if path.suffix in (".mp4", ".png") else None
+        if not path.is_file() or path.name in self.facts.gone:
+            fault = 404
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        if fault == RESET:
+            linger = struct.pack("ii", 1, 0)  # close sends RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+            return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        if wanted := self.headers.get("Range"):
+            first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if with_body:
+            half = len(part) // 2
+            self.wfile.write(part[:half])
+            time.sleep(self.facts.pause_s)
+            if fault == CUT_SHORT:
+                self.connection.close()
+                return
+            self.wfile.write(part[half:])
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[Server]:
+    facts = Server()
+    handler = functools.partial(Handler, directory=str(folder), server_facts=facts)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    facts.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield facts
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
