@@ -11,6 +11,8 @@ from latentcache.errors import did_you_mean
 JOBS = {
     "precompute": "encode a corpus into a cache, from a config file",
     "estimate": "say what precompute would take in time, memory, bytes and money",
+    "add-field": "add further arrays to a cache, such as the states of a text encoder",
+    "drop-field": "remove such a field from a cache",
     "resume": "finish a cache that was interrupted, or retry what failed",
     "status": "say how far a cache is, from anywhere, while its run goes on or after",
     "verify": "check every byte of a cache, and mark what is damaged",
@@ -21,7 +23,11 @@ JOBS = {
     "train-example": "train a small diffusion transformer on a cache",
 }
 #: Jobs whose module has another name.
-_MODULES = {"train-example": "training.train_example"}
+_MODULES = {
+    "add-field": "add_field",
+    "drop-field": "drop_field",
+    "train-example": "training.train_example",
+}
 
 
 def main_of(job: str) -> Callable[[], int]:

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
@@ -26,7 +27,8 @@ from latentcache.redaction import printable
 from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
-from .cli import Parser, human_bytes, run_job
+from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job
+from .fields import make_fields, worse
 from .progress import encode
 
 
@@ -49,6 +51,7 @@ def main() -> int:
 def precompute(args: argparse.Namespace) -> int:
     """Plan what is new, and encode what is missing; returns the exit status."""
     config = load_config(args.config, args.overrides)
+    fields = parse_fields(config.fields)
     if not args.dry_run:
         check_device(config.run)
     with _ProbeBar() as bar:
@@ -67,7 +70,10 @@ def precompute(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
-    return encode(planned, planned.missing_shards())
+    status = encode(planned, planned.missing_shards())
+    if status in (OK, SOME_FAILED):
+        status = worse(status, make_fields(planned, fields))
+    return status
 
 
 class _ProbeBar:

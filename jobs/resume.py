@@ -14,7 +14,8 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
-from .cli import Parser, run_job, storage_options
+from .cli import OK, SOME_FAILED, Parser, run_job, storage_options
+from .fields import resume_fields, worse
 from .progress import encode
 
 
@@ -28,6 +29,13 @@ def main() -> int:
     parser.add_argument(
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="finish only this field, and leave latents and other fields as they are",
+    )
     return run_job(resume, parser)
 
 
@@ -35,6 +43,8 @@ def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides)
+    if args.field:
+        return _fields(args, planned)
     if args.retry_failed:
         planned = _plan_again(planned)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
@@ -46,7 +56,12 @@ def resume(args: argparse.Namespace) -> int:
     print(f"cache    {shards} shards, {shards - len(missing)} committed, {len(missing)} to encode")
     if looked_at is not None:
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
-    return encode(planned, missing)
+    status = encode(planned, missing)
+    return worse(status, _fields(args, planned)) if status in (OK, SOME_FAILED) else status
+
+
+def _fields(args: argparse.Namespace, planned: PlannedCache) -> int:
+    return resume_fields(planned, args.overrides, names=args.field, retry_failed=args.retry_failed)
 
 
 def _plan_again(planned: PlannedCache) -> PlannedCache:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -59,6 +60,25 @@ class WorkerSpec:
     manifest: Manifest
     storage: Storage
     num_cpus: int = 1
+
+    def start(self, device: torch.device) -> Worker:
+        """Check the cache, and build the worker. Raises what `check_cache` and the encoder raise."""
+        check_cache(self)
+        return ShardWorker(self, device)
+
+
+class Worker(Protocol):
+    """What a runner runs on one device. clips_done: as in ShardWorker."""
+
+    clips_done: int
+
+    def encode_shard(self, shard: Any) -> ShardReport:
+        """Encode and commit one shard, of which the driver gives what it needs; from several threads."""
+        ...
+
+    def close(self) -> None:
+        """Stop, and let go of what was started."""
+        ...
 
 
 def check_cache(spec: WorkerSpec) -> None:

@@ -218,6 +218,17 @@ class Storage:
         names = {n.rsplit("/", 1)[-1]: size for n, size in files.items() if not n.endswith("/")}
         return {n: size for n, size in names.items() if not n.endswith(TEMPORARY_SUFFIX)}
 
+    def folders(self, path: str) -> Sequence[str]:
+        """Return the names of the folders directly in a folder, in order; none if it is not there."""
+        fs, full = self._open()[0], self._full(path)
+        fs.invalidate_cache(full)
+        try:
+            entries = self._do("list", path, fs.ls, full, detail=True)
+        except FileNotFoundError:
+            return []
+        names = (str(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
+        return sorted(name.rsplit("/", 1)[-1] for name in names if name != full)
+
     def files(self) -> Sequence[StoredFile]:
         """Return everything in the folder and below it, temporary files too, by path.
 

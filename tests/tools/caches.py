@@ -18,7 +18,7 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from jobs import clean, precompute, resume, status, stream, verify
+from jobs import add_field, clean, drop_field, precompute, resume, status, stream, verify
 from jobs.training import train_example
 from latentcache.format import checksum
 from latentcache.format.schemas import RUN_COLUMNS
@@ -29,7 +29,9 @@ from tests.tools.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[2]
 MAINS = {
+    "add_field": add_field.main,
     "clean": clean.main,
+    "drop_field": drop_field.main,
     "precompute": precompute.main,
     "resume": resume.main,
     "status": status.main,

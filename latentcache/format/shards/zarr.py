@@ -139,11 +139,12 @@ def build() -> ZarrFormat:
 
 
 def _metadata(layouts: Sequence[ArrayLayout]) -> dict[str, bytes]:
-    store = MemoryStore()
+    store, paths = MemoryStore(), set()
     unsealed: dict[str, Any] = {checksum.KEY: checksum.EMPTY}
     if any(layout.folder == LATENTS for layout in layouts):
         root = zarr.create_group(store, zarr_format=3, attributes=unsealed)
         root.create_group(LATENTS, attributes=unsealed)
+        paths = {ZARR_JSON, f"{LATENTS}/{ZARR_JSON}"}
     for layout in layouts:
         zarr.create_array(
             store,
@@ -156,14 +157,10 @@ def _metadata(layouts: Sequence[ArrayLayout]) -> dict[str, bytes]:
             fill_value=0 if layout.dtype.startswith("uint") or layout.padded else float("nan"),
             attributes=unsealed,
         )
-    paths = {f"{layout.folder}/{layout.bucket.name}/{ZARR_JSON}" for layout in layouts}
-    groups = {ZARR_JSON, f"{LATENTS}/{ZARR_JSON}"}
-    objects = {
-        path: buffer.to_bytes()
-        for path, buffer in store._store_dict.items()
-        if path in paths | groups
-    }
-    return dict(sorted(objects.items(), key=lambda item: item[0].count("/"), reverse=True))
+        paths.add(f"{layout.folder}/{layout.bucket.name}/{ZARR_JSON}")
+    # Only these: zarr-python makes a group of each folder above an array, too.
+    objects = {path: store._store_dict[path].to_bytes() for path in paths}
+    return dict(sorted(objects.items(), key=lambda item: (-item[0].count("/"), item[0])))
 
 
 def _axes(layout: ArrayLayout, num_rows: int) -> tuple[int, ...]:

@@ -1,0 +1,92 @@
+"""What a field of a cache is: named arrays per clip, beside its latents. Part of `field.json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from latentcache.core.records import Bucket
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
+from latentcache.errors import ConfigError
+
+#: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
+FieldKind = Literal["text", "raw", "visual"]
+#: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
+#: a mask.
+Padding = Literal["zeros", "attended", "mask"]
+#: What an array's shape follows from. fixed: `shape`; latents: the clip's bucket, as its latents' does,
+#: with `shape[0]` channels and `shape[1]` latent frames (0: all); pixels: `shape[0]` frames of its pixels.
+ShapeRule = Literal["fixed", "latents", "pixels"]
+
+#: Names become folders, keys of batches, and columns.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+#: Keys that batches and samples of a cache have already.
+TAKEN = frozenset(
+    {"latents", "key", "caption", "source", "bucket", "cache", "start_s", "end_s", "dropped"}
+)
+#: The longest piece of a padded array that is compressed together, and the shortest that pays.
+MAX_PIECE, MIN_PIECE = 64, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldArray:
+    """One array of a field. name: empty for the field's own; the others are `FIELD.NAME`.
+
+    shape: of one sample; see ShapeRule. padding: None where there is no axis of tokens; side: where the
+    padding stands.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    padding: Padding | None = None
+    side: Literal["left", "right"] = "right"
+    rule: ShapeRule = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_BYTES:
+            known = ", ".join(ITEM_BYTES)
+            raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
+        if not self.shape or min(self.shape) < (0 if self.rule == "latents" else 1):
+            raise ConfigError(f"not the shape of an array: {self.shape}")
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a sample may have fewer of its first axis: padding is not stored if it follows."""
+        return self.padding in ("zeros", "mask")
+
+    @property
+    def piece(self) -> int | None:
+        """How many tokens are compressed together; None if all are."""
+        if not self.ragged:
+            return None
+        length = self.shape[0]
+        best = max(n for n in range(1, min(MAX_PIECE, length) + 1) if length % n == 0)
+        return best if MIN_PIECE <= best < length else None
+
+    def shape_in(self, bucket: Bucket, spec: LatentSpec) -> tuple[int, ...]:
+        """Return the shape of a clip's sample in a bucket."""
+        if self.rule == "fixed":
+            return self.shape
+        if self.rule == "pixels":
+            return (self.shape[0], bucket.height, bucket.width, 3)
+        *_, t, h, w = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
+        return (self.shape[0], self.shape[1] or t, h, w)
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless a field can have this name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is no name of a field: it names a folder and a key of batches. Use a lower-case "
+            "letter, then letters, digits and _, 64 in all at most."
+        )
+    if name in TAKEN:
+        raise ConfigError(f"a field cannot be named {name!r}, as batches have that key already")
+
+
+def to_arrays(data: Sequence[Mapping[str, Any]]) -> tuple[FieldArray, ...]:
+    """Return arrays from their JSON values."""
+    return tuple(FieldArray(**{**array, "shape": tuple(array["shape"])}) for array in data)

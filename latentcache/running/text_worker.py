@@ -1,0 +1,214 @@
+"""The worker of a text field: texts are encoded one by one, each once, while shards are written.
+
+Threads take turns at the encoder. An error of one text fails its clip; anything else its shard, as with
+latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from latentcache.config.fields import TextField
+from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.fields import FieldArray
+from latentcache.core.lru import Lru
+from latentcache.core.records import ShardReport
+from latentcache.core.spec import ITEM_BYTES
+from latentcache.encoders.text import resolve
+from latentcache.encoders.text.protocol import EncodedText
+from latentcache.errors import ClipError, EncoderError
+from latentcache.format.fields.commit import (
+    Sample,
+    adopt_field_shard,
+    commit_field_shard,
+)
+from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.nulls import NULL, Null, create_nulls, has_nulls
+from latentcache.planning.fields.describe import text_arrays
+from latentcache.planning.fields.planned import FieldPart, FieldShard
+from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.worker import RETIRED, WorkerSpec, check_cache
+
+#: Encodings that a worker keeps: equal texts are encoded once. Neighbours are often clips of one source.
+KEPT_BYTES = 1 << 30
+INPUT_SHA_DIGITS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec(WorkerSpec):
+    """What a worker of a field needs, beside that of the cache."""
+
+    field: FieldManifest
+    settings: TextField
+
+    def start(self, device: torch.device) -> TextWorker:
+        """Check the cache, and build the worker."""
+        check_cache(self)
+        return TextWorker(self, device)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An encoded text as it is stored; or why it is not."""
+
+    arrays: Sequence[Array] = ()
+    tokens: int = 0
+    lost_tokens: int = 0
+    error: ClipError | None = None
+
+
+class TextWorker:
+    """Encodes the texts of shards; thread-safe."""
+
+    def __init__(self, spec: FieldSpec, device: torch.device) -> None:
+        self._spec, self._field = spec, spec.field
+        self._encoder = resolve.build(spec.settings.encoder(), device)
+        self._check_encoder()
+        self._encoding = threading.Lock()
+        sample_bytes = sum(
+            math.prod(array.shape) * ITEM_BYTES[array.dtype] for array in self._field.arrays
+        )
+        self._kept: Lru[str, Stored] = Lru(max(1, KEPT_BYTES // sample_bytes))
+        self.clips_done = 0
+        self._make_nulls()
+
+    def _check_encoder(self) -> None:
+        """Raise EncoderError if what was loaded gives other arrays than the field was planned with."""
+        found = text_arrays(self._encoder.arrays, self._field.arrays[0].dtype)
+        if found != self._field.arrays:
+            raise EncoderError(
+                f"the text encoder gives {_names(found)}, and the field {self._field.name} was planned "
+                f"with {_names(self._field.arrays)}"
+            )
+
+    def _make_nulls(self) -> None:
+        """Encode what stands for a dropped text, unless another worker has."""
+        if has_nulls(self._spec.storage, self._field):
+            return
+        named = {NULL: "", **self._spec.settings.nulls}
+        nulls = []
+        for name, text in named.items():
+            found = self._encode(text)
+            message = str(found.error) if found.error else None
+            nulls.append(
+                Null(
+                    name=name,
+                    text=text,
+                    tokens=found.tokens,
+                    lost_tokens=found.lost_tokens,
+                    arrays=found.arrays,
+                    message=message,
+                )
+            )
+        create_nulls(self._spec.storage, self._field, nulls)
+
+    def encode_shard(self, shard: FieldShard) -> ShardReport:
+        """Encode and commit the missing versions of a shard; what another run has committed is adopted."""
+        reports = [self._encode_part(shard, part) for part in shard.parts]
+        return joined(reports)
+
+    def _encode_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
+        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
+        adopted = adopt_field_shard(storage, manifest, self._field, part.version, place)
+        if adopted is not None:
+            self.clips_done += len(part.rows)
+            return adopted
+        started = time.perf_counter()
+        samples: list[Sample] = []
+        for row, texts in zip(part.rows, part.texts, strict=True):
+            samples += self._samples(shard, row, texts)
+            self.clips_done += 1
+        encode_s = time.perf_counter() - started
+        report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
+        return replace(report, encode_s=encode_s)
+
+    def _samples(self, shard: FieldShard, row: int, texts: Sequence[str]) -> list[Sample]:
+        key = shard.shard.clips[row].key
+        if row in shard.shard.retired:
+            nothing = Sample(key=key, row=row, choice=0)
+            return [nothing.failed(str(RETIRED.reason), RETIRED.message)]
+        if not texts:
+            return [Sample(key=key, row=row, choice=0).failed("no_caption", None)]
+        return [self._sample(key, row, choice, text) for choice, text in enumerate(texts)]
+
+    def _sample(self, key: str, row: int, choice: int, text: str) -> Sample:
+        sha = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:INPUT_SHA_DIGITS]
+        found = self._kept.get_or_make(sha, lambda: self._encode(text))
+        sample = Sample(key=key, row=row, choice=choice, input_sha=sha)
+        if found.error is not None:
+            return sample.failed(found.error.reason, str(found.error))
+        return replace(
+            sample, arrays=found.arrays, tokens=found.tokens, lost_tokens=found.lost_tokens
+        )
+
+    def _encode(self, text: str) -> Stored:
+        """Encode one text by itself. Only the error of a clip is returned; others are raised."""
+        try:
+            with self._encoding, torch.inference_mode():
+                encoded = self._encoder.encode(text)
+            return to_stored_text(encoded, self._field.arrays)
+        except OF_CLIP as error:
+            return Stored(error=ClipError(error.reason, str(error)))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
+def to_stored_text(encoded: EncodedText, arrays: Sequence[FieldArray]) -> Stored:
+    """Return a text's arrays as they are stored. Raises ClipError if one is not finite, EncoderError."""
+    given = list(encoded.arrays.values())
+    if len(given) != len(arrays):
+        raise EncoderError(f"the text encoder returned {len(given)} arrays, not {len(arrays)}")
+    stored = [_to_stored(*pair) for pair in zip(given, arrays, strict=True)]
+    return Stored(stored, int(encoded.tokens), int(encoded.lost_tokens))
+
+
+def _to_stored(tensor: torch.Tensor, array: FieldArray) -> Array:
+    shape = tuple(tensor.shape)
+    fits = len(shape) == len(array.shape) and shape[1:] == array.shape[1:]
+    if not fits or not (shape[0] == array.shape[0] or (array.ragged and shape[0] < array.shape[0])):
+        raise EncoderError(
+            f"the text encoder returned {list(shape)} for {array.name or 'its first array'}, which is "
+            f"{list(array.shape)}"
+        )
+    kept = tensor.to("cpu", torch_dtype(array.dtype)).contiguous()
+    if not torch.isfinite(kept).all():
+        raise ClipError("non_finite", f"the encoder gave NaN or infinity, as {array.dtype}")
+    return as_numpy(kept)
+
+
+def joined(reports: Sequence[ShardReport]) -> ShardReport:
+    """Return what became of several versions of a shard."""
+    if len(reports) == 1:
+        return reports[0]
+    reasons: Counter[str] = Counter()
+    for report in reports:
+        reasons.update(report.reasons)
+    sums = (
+        "num_clips",
+        "num_ok",
+        "stored_bytes",
+        "table_bytes",
+        "raw_bytes",
+        "encode_s",
+        "write_s",
+    )
+    return replace(
+        reports[0],
+        **{name: sum(getattr(report, name) for report in reports) for name in sums},
+        reasons=reasons,
+        failures=[failure for report in reports for failure in report.failures],
+        committed_before=all(report.committed_before for report in reports),
+    )
+
+
+def _names(arrays: Sequence[FieldArray]) -> str:
+    return ", ".join(f"{array.name or 'states'} {list(array.shape)}" for array in arrays)
