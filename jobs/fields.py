@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from latentcache.config.fields import FieldConfig
+from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
 from latentcache.errors import LatentCacheError
 from latentcache.format.fields.manifest import VersionKind, field_names
@@ -109,9 +110,9 @@ def _with_failed(planned: PlannedField) -> PlannedField:
 
 
 def _take_version(
-    planned: PlannedField, kind: VersionKind, rows: Mapping[object, frozenset[int]]
+    planned: PlannedField, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]
 ) -> PlannedField:
-    planned.with_version(kind, rows)  # type: ignore[arg-type]
+    planned.with_version(kind, rows)
     planned = planned.refreshed()
     write_field_metadata(planned)
     return planned

@@ -108,7 +108,7 @@ def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
     """Return a field's validated configuration. Raises ConfigError."""
     check_name(name)
     kind = raw.get("kind") if isinstance(raw, Mapping) else None
-    if kind not in MODELS:
+    if not isinstance(kind, str) or kind not in MODELS:
         raise ConfigError(
             f"{where}.{name}.kind: {'required' if kind is None else f'unknown kind {kind!r}'}."
             f"{did_you_mean(str(kind), MODELS)} Kinds: {', '.join(MODELS)}"

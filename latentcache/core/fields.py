@@ -26,6 +26,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 TAKEN = frozenset(
     {"latents", "key", "caption", "source", "bucket", "cache", "start_s", "end_s", "dropped"}
 )
+#: What is appended to a field's name for keys of batches that say more of it.
+SUFFIXES = ("_tokens", "_mask", "_choice", "_missing")
 #: The longest piece of a padded array that is compressed together, and the shortest that pays.
 MAX_PIECE, MIN_PIECE = 64, 16
 
@@ -83,8 +85,8 @@ def check_name(name: str) -> None:
             f"{name!r} is no name of a field: it names a folder and a key of batches. Use a lower-case "
             "letter, then letters, digits and _, 64 in all at most."
         )
-    if name in TAKEN:
-        raise ConfigError(f"a field cannot be named {name!r}, as batches have that key already")
+    if name in TAKEN or name.endswith(SUFFIXES):
+        raise ConfigError(f"a field cannot be named {name!r}: batches have such a key already")
 
 
 def to_arrays(data: Sequence[Mapping[str, Any]]) -> tuple[FieldArray, ...]:

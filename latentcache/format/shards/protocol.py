@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from latentcache.storage.folder import Storage
 
 
+#: The folder of the latents' arrays, which every cache has; those of fields lie in others.
+LATENTS = "latents"
 #: Eight bytes that follow a sample table and its length inside a shard object.
 TABLE_MARK = b"lcTABLE1"
 
@@ -57,7 +59,7 @@ class ArrayLayout:
     shard_rows: int
     codec: str = "zstd"
     level: int = 5
-    folder: str = "latents"
+    folder: str = LATENTS
     choices: int = 1
     padded: Literal["left", "right"] | None = None
     piece: int | None = None

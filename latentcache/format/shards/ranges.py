@@ -16,7 +16,7 @@ import numpy as np
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef
 from latentcache.errors import CorruptionError
-from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.shards.protocol import LATENTS, ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
@@ -63,9 +63,10 @@ def damaged(
     layout: ArrayLayout, index: int, row: int | None, path: str, what: str
 ) -> CorruptionError:
     """Return the error for stored bytes that cannot be what was committed."""
+    lost = "latents are" if layout.folder == LATENTS else "field's values are"
     return CorruptionError(
         f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. The "
-        "latents are lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
+        f"{lost} lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
         "`latentcache resume URL` then encodes it."
     )
 

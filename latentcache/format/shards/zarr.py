@@ -27,7 +27,7 @@ from latentcache.core.records import ChunkRef
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.format import checksum
 from latentcache.format.shards import bfloat16
-from latentcache.format.shards.protocol import ArrayLayout, EncodedShard
+from latentcache.format.shards.protocol import LATENTS, ArrayLayout, EncodedShard
 from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -37,7 +37,6 @@ __all__ = ["ZarrFormat", "bfloat16", "build"]
 CRC_BYTES = 4
 BLOSC_HEADER_BYTES = 16
 ZARR_JSON = "zarr.json"
-LATENTS = "latents"
 INDEX_ENTRY_BYTES = 16
 #: Offset and length of an absent chunk in a shard index.
 ABSENT = 2**64 - 1

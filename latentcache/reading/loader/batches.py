@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from latentcache.reading.loader.fields import FieldsOfBatch
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
@@ -33,6 +34,9 @@ class ReadBatch:
         self._target, self._check, self._cache = target, check, cache
         self._name, self._shape = plan.names[batch.bucket], plan.shapes[batch.bucket]
         self.num_bytes = target.held_bytes(len(batch.rows), self._shape)
+        if plan.fields:
+            self.num_bytes += len(batch.rows) * plan.fields.sample_bytes(self._name)
+        self._fields: FieldsOfBatch | None = None
         self._staged: Staged | None = None
         self._lock = threading.Lock()
         self._found: list[tuple[ShardRows, list[int], list[int]]] = []
@@ -51,12 +55,26 @@ class ReadBatch:
                 self._staged = self._target.stage(len(self._batch.rows), self._shape)
             return self._staged
 
+    def _fields_memory(self) -> FieldsOfBatch | None:
+        if not self._plan.fields:
+            return None
+        with self._lock:
+            if self._fields is None:
+                num = len(self._batch.rows)
+                self._fields = self._plan.fields.stage(self._name, num, self._target)
+            return self._fields
+
     def read(self, shard: int, rows: list[int], where: list[int]) -> None:
         """Read rows of one shard to their places in the batch."""
         cache, out = self._plan.cache, self._memory().rows(where)
         cache.read(self._name, shard, rows, out, check=self._check)
         table = cache.rows(self._name, shard)
-        self._memory().done(out, where, table.column("key", rows), self._epoch)
+        keys = table.column("key", rows)
+        self._memory().done(out, where, keys, self._epoch)
+        fields = self._fields_memory()
+        if fields is not None:
+            numbers = [table.chunks[row].row for row in rows]
+            fields.read(shard, numbers, where, keys, self._epoch, check=self._check)
         self._found.append((table, rows, where))
 
     def finish(self) -> tuple[dict[str, Any], int]:
@@ -72,7 +90,9 @@ class ReadBatch:
         num_bytes = len(self._batch.rows) * self._plan.shards[self._batch.bucket].sample_bytes
         latents = self._memory().finish()
         number = {} if self._cache is None else {"cache": self._cache}
-        return {"latents": latents, **columns, "bucket": self._name, **number}, num_bytes
+        memory = self._fields_memory()
+        fields = {} if memory is None else memory.finish()
+        return {"latents": latents, **fields, **columns, "bucket": self._name, **number}, num_bytes
 
 
 @dataclass(frozen=True)

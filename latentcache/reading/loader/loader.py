@@ -17,10 +17,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from latentcache.core.machine import resolve_device
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.batches import ReadBatch
+from latentcache.reading.loader.fields import FieldOptions, LoaderFields, arriving
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
@@ -91,6 +93,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     dtype: of the latents; omitted: the stored one. device: where they go; omitted: the CPU. For a GPU,
     stored bytes are copied from pinned memory and computed there, and batches that were read ahead wait
     there. The noise of a posterior sample is drawn on the CPU, so it is the same on all devices.
+    fields: names of the cache's fields, of which a batch gains each array under its key, such as `umt5`
+    [B, L, D] and `umt5.pooled` [B, D]; `umt5_tokens` [B] of texts, and `umt5_mask` [B, L] where the model
+    takes one. Only clips that have all of them come (`left_out` counts the others); missing="null" gives
+    these the null and `umt5_missing` [B]. caption_dropout: the part of clips whose texts are dropped, all
+    fields' together, to `dropped`: "null", the encoded empty text, another text of the field's `nulls`, or
+    "zeros"; `dropped` [B] says which. Where a clip has several texts, `umt5_choice` says which one came.
+    Both follow from (seed, epoch, key). pad="batch" cuts texts to the longest of a batch, if the model
+    masks padding.
     num_threads (omitted: 4, or 16 if a cache is remote) read, check and decompress. prefetch_bytes bounds
     what is read ahead. pool_bytes bounds the shards from which samples are drawn at a time (they are not
     held in memory). check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong
@@ -124,7 +134,25 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         weights: Sequence[float] | None = None,
         epoch_batches: int | None = None,
         follow: bool = False,
+        fields: Sequence[str] = (),
+        caption_dropout: float = 0.0,
+        dropped: str = NULL,
+        pad: Literal["spec", "batch"] = "spec",
+        missing: Literal["leave_out", "null"] = "leave_out",
     ) -> None:
+        options = FieldOptions(
+            names=(fields,) if isinstance(fields, str) else tuple(fields),
+            seed=seed,
+            caption_dropout=caption_dropout,
+            dropped=dropped,
+            pad=pad,
+            missing=missing,
+        )
+        if follow and options.names:
+            raise ConfigError(
+                "follow: a loader of fields keeps the snapshots that they had when it was made, so clips "
+                "to come would have none. Leave follow out, and make a new loader when fields have grown."
+            )
         if posterior not in POSTERIORS:
             raise ConfigError(f"posterior {posterior!r} is not one of {', '.join(POSTERIORS)}")
         if num_threads is not None and num_threads < 1:
@@ -157,6 +185,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 ),
                 where,
                 columns,
+                LoaderFields.of(cache, options) if options.names else None,
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]
@@ -185,6 +214,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def cache(self) -> Cache:
         """The snapshot of the cache, or of the first of several."""
         return self._sources[0].map.cache
+
+    @property
+    def left_out(self) -> list[Mapping[str, int]]:
+        """How many clips of each cache are left out because a field lacks them, by field."""
+        return [source.map.left_out for source in self._sources]
 
     @property
     def buckets(self) -> Sequence[BucketShards]:
@@ -310,7 +344,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
             self._at = Position(epoch, self._at.start, self._at.taken + 1)
-            yield {**batch, "latents": batch["latents"].take()}
+            yield arriving(batch)
         if self.epoch == epoch and not is_worker:
             self.set_epoch(epoch + 1)
 
