@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from latentcache.format.fields.manifest import field_names, read_field
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
 from latentcache.redaction import printable
@@ -45,7 +46,8 @@ def clean(args: argparse.Namespace) -> int:
     manifest = read_manifest(storage)
     now_s = time.time()
     retired = retired_shards(storage, manifest, now_s - 86400 * args.retired_days)
-    found = find_leftovers(storage.files(), manifest, now_s, retired)
+    fields = [read_field(storage, name, manifest) for name in field_names(storage)]
+    found = find_leftovers(storage.files(), manifest, now_s, retired, fields)
     _print(found)
     removable = found.removable
     size = human_bytes(sum(file.num_bytes for file in removable))
@@ -63,7 +65,7 @@ def clean(args: argparse.Namespace) -> int:
 
 def _print(found: Leftovers) -> None:
     _print_files("of an interrupted write", found.temporary)
-    _print_files("of no generation", found.unplanned)
+    _print_files("of no generation and no field", found.unplanned)
     _print_files("of a retired shard", found.retired)
     _print_files("perhaps being written (less than an hour old); left", found.recent)
     _print_files("foreign; left", found.foreign)

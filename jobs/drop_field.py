@@ -31,8 +31,7 @@ def drop_field(args: argparse.Namespace) -> int:
     storage = Storage(args.cache, storage_options(args.overrides))
     read_manifest(storage)  # that it is a cache at all
     check_name(args.field)
-    start = f"{field_folder(args.field)}/"
-    files = [file for file in storage.files() if file.path.startswith(start)]
+    files = storage.files(field_folder(args.field))
     if not files:
         known = field_names(storage)
         raise ConfigError(

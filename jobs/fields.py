@@ -12,7 +12,7 @@ from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
 from latentcache.errors import LatentCacheError
 from latentcache.format.fields.manifest import VersionKind, field_names
-from latentcache.format.fields.snapshot import newest_versions
+from latentcache.format.fields.snapshot import count_field
 from latentcache.planning.fields.planned import (
     PlannedField,
     create_field,
@@ -25,7 +25,7 @@ from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
 
-from .cli import INTERRUPTED, OK, SOME_FAILED, print_error
+from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
 
 
@@ -154,31 +154,23 @@ def encode_field(planned: PlannedField) -> int:
 
 def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     """Say how a field stands; returns the exit status."""
-    ok, failed, lost = count_clips(planned, run)
-    stored = human_bytes(sum(run.published["stored_bytes"].to_pylist()))
-    print(f"field    {planned.field.name}: {ok} clips ok, {failed} failed, {stored}")
-    if lost:
+    field, cache = planned.refreshed().field, planned.cache
+    found = count_field(field, cache.manifest, run.published, cache.plan.changes)
+    stored = human_bytes(found.stored_bytes)
+    print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")
+    if found.num_lost:
         length = planned.field.arrays[0].shape[0]
         print(
-            f"warning  {lost} clips have more text than the {length} tokens that the model sees: the rest "
-            "is lost (lost_tokens in the field's sample tables)"
+            f"warning  {found.num_lost} clips have more text than the {length} tokens that the model sees: "
+            "the rest is lost (lost_tokens in the field's sample tables)"
         )
-    if failed:
+    if found.num_failed:
         print(f"Try the failed ones again:  latentcache resume {url} --retry-failed")
-    return SOME_FAILED if failed or run.summary.shards_failed else OK
-
-
-def count_clips(planned: PlannedField, run: FieldRun) -> tuple[int, int, int]:
-    """Return how many clips that count are ok and failed in a field, and of how many tokens are lost."""
-    field = planned.refreshed().field
-    ok = failed = 0
-    for shard, versions in newest_versions(field, run.published).items():
-        seen = set(planned.cache.plan.changes.rows(shard))
-        for row in versions:
-            listed = field.all_versions[row["version"] - 1].rows
-            num = planned.cache.manifest.num_rows(shard)
-            rows = (set(range(num)) if listed is None else set(listed[shard])) - seen
-            bad = len(rows & set(row["failed"] or ()))
-            ok, failed = ok + len(rows) - bad, failed + bad
-            seen |= rows
-    return ok, failed, sum(run.published["num_lost"].to_pylist())
+    if unfinished := found.num_shards - found.num_committed:
+        print(
+            f"{unfinished} shards of {field.name} are not in the storage, though the run has ended: "
+            f"another run may be at work on them. Go on with:  latentcache resume {url}",
+            file=sys.stderr,
+        )
+        return OTHER
+    return SOME_FAILED if found.num_failed or run.summary.shards_failed else OK

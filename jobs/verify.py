@@ -20,6 +20,7 @@ from latentcache.errors import CacheError, ConfigError
 from latentcache.format.paths import CACHE_JSON, GENERATIONS
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
+from latentcache.planning.fields.planned import repair_field
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
@@ -58,13 +59,18 @@ def check(args: argparse.Namespace) -> int:
     if args.sample and findings.sound:
         _repeat(args, findings, device)
     _print_problems(findings)
+    for of_field in findings.fields:
+        print(
+            f"field    {of_field.name}: {of_field.num_samples} samples, "
+            f"{human_bytes(of_field.num_bytes)}, {len(of_field.problems)} problems"
+        )
     print(
         f"\nverified {url}: {findings.num_clips} clips in {len(findings.sound)} sound shards, "
         f"{human_bytes(findings.num_bytes)} of latents; {len(findings.problems)} problems"
     )
     if args.repair and findings.problems:
         _repair(storage, findings)
-    if findings.damaged:
+    if findings.damaged or any(of_field.damaged for of_field in findings.fields):
         _print_next(url, args.repair)
     return SOME_FAILED if findings.problems else OK
 
@@ -149,6 +155,11 @@ def _repair(storage: Storage, findings: Findings) -> None:
         f"repaired {planned} clips are planned again, and {len(findings.derived)} sample tables were "
         "written again from their objects"
     )
+    for of_field in findings.fields:
+        rows = {shard: frozenset(rows) for shard, rows in of_field.damaged.items()}
+        if rows and of_field.manifest is not None:
+            num = repair_field(storage, of_field.manifest, rows)
+            print(f"repaired {num} clips of the field {of_field.name} are planned again")
     rest = sum(not problem.is_repairable for problem in findings.problems)
     if rest:
         print(f"         {rest} problems are not of shards: each says above what repairs it")

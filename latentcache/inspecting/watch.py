@@ -8,6 +8,7 @@ log explains.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,13 @@ from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
 from latentcache.format.changes import read_changes
+from latentcache.format.fields.manifest import field_names, read_field
+from latentcache.format.fields.snapshot import (
+    FieldCounts,
+    build_field_index,
+    count_field,
+    known_field_rows,
+)
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import sample_path
 from latentcache.format.planned_sources import read_rejected
@@ -43,7 +51,7 @@ class LogReader:
         self._segments: dict[str, tuple[int, list[LogEvent]]] = {}
 
     def runs(self) -> dict[str, list[LogEvent]]:
-        """Return what every run has logged so far, by its name and in order."""
+        """Return what every run of latents has logged so far, by its name and in order."""
         sizes = self._storage.list(log_lines.LOGS)
         named = sorted((shard, name) for name in sizes if (shard := parse_segment(name)))
         grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
@@ -53,7 +61,7 @@ class LogReader:
         runs: dict[str, list[LogEvent]] = {}
         for (run, _), name in named:
             runs.setdefault(run, []).extend(self._segments[name][1])
-        return {run: log for run, log in runs.items() if log}
+        return {run: log for run, log in runs.items() if log and not log_lines.field_of(log)}
 
     def _read(self, name: str) -> list[LogEvent]:
         try:
@@ -100,7 +108,19 @@ class Watch:
         commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
         self._index = build_index(self._storage, self.manifest, self._known(commits))
         facts = [read_run(name, log) for name, log in runs.items()]
-        return assess(self._planned, self._index, facts, self._reasons(commits), now_s)
+        status = assess(self._planned, self._index, facts, self._reasons(commits), now_s)
+        return dataclasses.replace(status, fields=self._fields())
+
+    def _fields(self) -> dict[str, FieldCounts]:
+        """Return how far each field is; sample tables that its snapshot lacks are read."""
+        manifest, found = read_manifest(self._storage), {}
+        changes = read_changes(self._storage, manifest)
+        for name in field_names(self._storage):
+            field = read_field(self._storage, name, manifest)
+            known = known_field_rows(self._storage, field)
+            index = build_field_index(self._storage, field, manifest, known)
+            found[name] = count_field(field, manifest, index, changes)
+        return found
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""

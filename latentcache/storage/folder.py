@@ -229,18 +229,25 @@ class Storage:
         names = (str(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
         return sorted(name.rsplit("/", 1)[-1] for name in names if name != full)
 
-    def files(self) -> Sequence[StoredFile]:
+    def files(self, under: str = "") -> Sequence[StoredFile]:
         """Return everything in the folder and below it, temporary files too, by path.
 
-        Symbolic links are listed and not followed.
+        under: a folder of it, of which only what is below is listed; nothing if it is not there. Symbolic
+        links are listed and not followed.
         """
         fs, root = self._open()
-        if self.is_local:
-            found = self._do("list", "", lambda: list(_scan(Path(root), "")))
-        else:
-            fs.invalidate_cache(root)
-            infos = self._do("list", "", fs.find, root, detail=True)
-            found = [_stored_file(info, root) for info in infos.values()]
+        try:
+            if self.is_local:
+                found = self._do("list", under, lambda: list(_scan(Path(root), under)))
+            else:
+                start = self._full(under)
+                fs.invalidate_cache(start)
+                infos = self._do("list", under, fs.find, start, detail=True)
+                found = [_stored_file(info, root) for info in infos.values()]
+        except FileNotFoundError:
+            if not under:
+                raise
+            return []
         return sorted(found, key=lambda file: file.path)
 
     def delete(self, path: str) -> None:

@@ -7,12 +7,14 @@ takes its bytes: they encode the same inputs, which a version pins.
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -59,6 +61,8 @@ FIELD_SCHEMA = pa.schema(
         pa.field("crc32c", pa.uint32()),
     ]
 )
+#: Key of a sample table's metadata: the objects of the field's further arrays, by their names.
+OTHER_OBJECTS = "latentcache.objects"
 PLACE = {"offset": pa.int64(), "length": pa.int64(), "crc32c": pa.uint32()}
 
 
@@ -125,20 +129,26 @@ def commit_field_shard(
     shard_format = get_format(manifest.format)
     layouts = field.layouts(manifest, version, shard.bucket)
     places: list[list[ChunkRef | None]] = []
+    others: dict[str, Any] = {}
     for n, layout in reversed(list(enumerate(layouts))):
         encoded = shard_format.encode_shard(layout, shard.number, _entries(layout, samples, n))
         chunks = [encoded.chunks[s.row * field.choices + s.choice] for s in samples]
         places.insert(0, chunks)
         table = _table(field, shard, samples, [*[[None] * len(samples)] * n, *places], since=n)
-        data = encoded.with_table(to_parquet(table, plan_facts(field.fingerprint)))
+        facts = {**plan_facts(field.fingerprint), OTHER_OBJECTS: others}
+        data = encoded.with_table(to_parquet(table, facts))
         if storage.create(encoded.path, data):
+            others[field.arrays[n].name] = _object_facts(data)
             continue
         if n == 0:
             adopted = adopt_field_shard(storage, manifest, field, version, shard)
             if adopted is None:
                 raise damaged(storage, encoded.path, "was there a moment ago, and is gone")
             return adopted
-        places[0], samples = _take_over(storage, shard_format, field, layout, shard, samples, n)
+        data = _read_again(storage, shard_format, layout, shard)
+        there = _embedded(storage, shard_format, field, layout, shard, data)
+        places[0], samples = _take_over(field, there, samples, n)
+        others[field.arrays[n].name] = _object_facts(data)
     size = _write_derived(storage, shard_format, field, layouts[0], version, shard, data)
     report = report_of(table, field, shard, size)
     return dataclasses.replace(report, write_s=time.perf_counter() - started)
@@ -154,24 +164,27 @@ def _entries(layout: ArrayLayout, samples: Sequence[Sample], n: int) -> list[Arr
     return entries
 
 
+def _object_facts(data: bytes) -> dict[str, int]:
+    return {"bytes": len(data), "crc32c": int(google_crc32c.value(data))}
+
+
+def _read_again(
+    storage: Storage, shard_format: Format, layout: ArrayLayout, shard: ShardId
+) -> bytes:
+    data = read_object(storage, shard_format, layout, shard.number)
+    if data is None:
+        path = shard_format.path(layout, shard.number)
+        raise damaged(storage, path, "was there a moment ago, and is gone")
+    return data
+
+
 def _take_over(
-    storage: Storage,
-    shard_format: Format,
-    field: FieldManifest,
-    layout: ArrayLayout,
-    shard: ShardId,
-    samples: Sequence[Sample],
-    n: int,
+    field: FieldManifest, table: pa.Table, samples: Sequence[Sample], n: int
 ) -> tuple[list[ChunkRef | None], list[Sample]]:
     """Return the places of an array's samples in the object that another attempt has left.
 
-    A sample that failed there fails here, too: a retry plans it again.
+    table: the one in that object. A sample that failed there fails here, too: a retry plans it again.
     """
-    path = shard_format.path(layout, shard.number)
-    data = read_object(storage, shard_format, layout, shard.number)
-    if data is None:
-        raise damaged(storage, path, "was there a moment ago, and is gone")
-    table = _embedded(storage, shard_format, field, layout, shard, data)
     name = field.arrays[n].name
     there = {(r["row"], r["choice"]): r for r in table.to_pylist()}
     places: list[ChunkRef | None] = []
@@ -289,6 +302,7 @@ def _embedded(
         table = from_parquet(embedded_table(data, shard_format.tail_bytes(layout, data)))
         check_facts(table, plan_facts(field.fingerprint))
         check_columns(table, table_schema(field))
+        other_objects(table)
     except (ValueError, CorruptionError) as error:
         path = shard_format.path(layout, shard.number)
         raise damaged(storage, path, f"is no shard of this field: {error}") from error
@@ -305,7 +319,20 @@ def derive_field_table(
 ) -> bytes:
     """Return the sample table that belongs to the bytes of the field's own object, as a Parquet file."""
     table = _embedded(storage, shard_format, field, layout, shard, data)
-    return to_parquet(table, shard_facts(field.fingerprint, data))
+    facts = {**shard_facts(field.fingerprint, data), OTHER_OBJECTS: other_objects(table)}
+    return to_parquet(table, facts)
+
+
+def other_objects(table: pa.Table) -> dict[str, Any]:
+    """Return bytes and CRC32C of the objects of a shard's further arrays. Raises ValueError."""
+    try:
+        found = json.loads((table.schema.metadata or {})[OTHER_OBJECTS.encode()])
+        sound = all(type(o["bytes"]) is type(o["crc32c"]) is int for o in found.values())
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise ValueError("it does not say what the objects of its other arrays are")
+    return found  # type: ignore[no-any-return]
 
 
 def _write_derived(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from latentcache.core.records import ShardId
 from latentcache.errors import CorruptionError
+from latentcache.format.changes import Changes
 from latentcache.format.damage import damaged
 from latentcache.format.fields.commit import read_field_table, report_of
 from latentcache.format.fields.manifest import FieldManifest
@@ -158,6 +160,56 @@ def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) ->
             return table
         data = to_parquet(table, plan_facts(field.fingerprint))
         storage.write(field_index_path(field.name), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldCounts:
+    """How far a field is. num_shards: of the versions that it has, with rows that count; clips that count.
+
+    num_lost: clips some of whose tokens were cut off. stored_bytes: of all versions.
+    """
+
+    num_shards: int
+    num_committed: int
+    num_ok: int
+    num_failed: int
+    num_lost: int
+    stored_bytes: int
+
+
+def count_field(
+    field: FieldManifest, manifest: Manifest, index: pa.Table, changes: Changes
+) -> FieldCounts:
+    """Return how far a field is, by its snapshot."""
+    ok = failed = 0
+    for shard, versions in newest_versions(field, index).items():
+        seen = set(changes.rows(shard))
+        for row in versions:
+            rows = set(rows_of(field, manifest, part_of(row))) - seen
+            bad = len(rows.intersection(row["failed"] or ()))
+            ok, failed = ok + len(rows) - bad, failed + bad
+            seen |= rows
+    gone = changes.retired_shards(manifest)
+    listed = {
+        Part(version.number, shard)
+        for version in field.versions
+        for shard in version.rows or ()
+        if shard not in gone
+    }
+    return FieldCounts(
+        num_shards=manifest.num_shards - len(gone) + len(listed),
+        num_committed=sum(part_of(row).shard not in gone for row in index.to_pylist()),
+        num_ok=ok,
+        num_failed=failed,
+        num_lost=pc.sum(index["num_lost"]).as_py() or 0,
+        stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
+    )
+
+
+def rows_of(field: FieldManifest, manifest: Manifest, part: Part) -> Iterable[int]:
+    """Return the rows of a shard that a version holds, in order."""
+    listed = field.all_versions[part.version - 1].rows
+    return range(manifest.num_rows(part.shard)) if listed is None else sorted(listed[part.shard])
 
 
 def newest_versions(field: FieldManifest, index: pa.Table) -> dict[ShardId, list[Row]]:

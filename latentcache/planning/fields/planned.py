@@ -32,7 +32,7 @@ from latentcache.format.fields.snapshot import (
     newest_versions,
     publish_field,
 )
-from latentcache.format.manifest import recipe_difference
+from latentcache.format.manifest import read_manifest, recipe_difference
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_bounded
 from latentcache.planning.fields.describe import describe_field
@@ -233,10 +233,11 @@ def create_field(planned: PlannedField) -> PlannedField:
     """Write field.json, or take the one that is there. Raises RecipeMismatchError, ConfigError."""
     storage, name = planned.storage, planned.field.name
     path = field_json_path(name)
-    if not storage.exists(path) and (left := storage.folders(field_folder(name))):
+    left = storage.files(field_folder(name))  # first, as another run may write field.json now
+    if left and not storage.exists(path):
         raise ConfigError(
-            f"{redact(storage.url)}/{field_folder(name)} is not empty and holds no field: it has {left[0]} "
-            "of one that was not dropped to the end. Nothing was written. Drop it again: latentcache "
+            f"{redact(storage.url)}: there is no field {name}, and yet {left[0].path}, of one that was not "
+            "dropped to the end. Nothing was written. Drop it again: latentcache "
             f"drop-field {redact(storage.url)} {name} --yes"
         )
     storage.create(path, planned.field.to_bytes())
@@ -277,6 +278,17 @@ def write_field_metadata(planned: PlannedField) -> None:
             for path, data in shard_format.metadata(layouts).items():
                 if _read(planned.storage, path) != data:
                     planned.storage.write(path, data)
+
+
+def repair_field(
+    storage: Storage, field: FieldManifest, rows: Mapping[ShardId, frozenset[int]]
+) -> int:
+    """Plan damaged rows of a field again, as a version; returns how many. Raises CacheError."""
+    while True:
+        manifest = read_manifest(storage)
+        field = refresh_field(storage, field, manifest)
+        if create_version(storage, field, "repair", len(manifest.generations), rows):
+            return sum(map(len, rows.values()))
 
 
 def _read(storage: Storage, path: str) -> bytes | None:

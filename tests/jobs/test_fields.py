@@ -1,0 +1,250 @@
+"""Fields are added to a cache that is there, finished, updated and dropped; the rest of it stays."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import tensorstore
+import zarr
+
+import latentcache
+from latentcache.core.dtypes import as_numpy
+from latentcache.format.fields.paths import FIELDS
+from latentcache.planning.planned import PlannedCache
+from tests.tools.caches import read_files, run_inline
+from tests.tools.encoders.hashed_text import COUNTED, states
+from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field, write_fields
+from tests.tools.planned import FAILED
+
+CAPTIONS = [f"caption {n % 6}" for n in range(10)]
+
+
+@pytest.fixture(name="counted")
+def counted_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that has a line per text that was encoded."""
+    path = tmp_path / "texts"
+    monkeypatch.setenv(COUNTED, str(path))
+    return path
+
+
+@pytest.fixture(name="cache", params=["zarr", "parquet"])
+def cache_fixture(tmp_path: Path, request: pytest.FixtureRequest) -> PlannedCache:
+    return cache_of(tmp_path, CAPTIONS, format=request.param)
+
+
+def encoded(counted: Path) -> list[str]:
+    """The texts that were encoded since, but those that stand for dropped ones."""
+    lines = [line for line in counted.read_text().splitlines() if line] if counted.exists() else []
+    counted.unlink(missing_ok=True)
+    return sorted(lines)
+
+
+def texts_of(url: str, field: str = "umt5", length: int = 32) -> dict[str, str | None]:
+    """Each ok clip's caption, where the field holds that caption's states; None where it lacks the clip."""
+    cache, found = latentcache.open_cache(url), {}
+    for sample in (cache[n] for n in range(len(cache))):
+        try:
+            states_LD = as_numpy(sample[field])
+        except KeyError:
+            found[sample["key"]] = None
+            continue
+        np.testing.assert_array_equal(states_LD, padded(sample["caption"], length))
+        found[sample["key"]] = sample["caption"]
+    return found
+
+
+def outside(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if not name.startswith(f"{FIELDS}/")}
+
+
+def test_a_field_is_added_beside_what_is_there(cache: PlannedCache, counted: Path) -> None:
+    url = cache.storage.url
+    before = read_files(Path(url))
+    add(cache, umt5=text_field())
+    after = read_files(Path(url))
+    assert outside(after) == before
+    assert encoded(counted) == sorted(set(CAPTIONS))
+    ok = {f"v{n}#0": CAPTIONS[n] for n in range(10) if n not in FAILED}
+    assert texts_of(url) == ok
+
+
+def test_what_is_done_is_not_done_again(cache: PlannedCache, counted: Path) -> None:
+    add(cache, umt5=text_field())
+    before = read_files(Path(cache.storage.url))
+    encoded(counted)
+    add(cache, umt5=text_field())
+    run_inline("resume", cache.storage.url)
+    assert encoded(counted) == []
+    assert read_files(Path(cache.storage.url)) == before
+
+
+def test_an_array_beside_the_states_comes_with_them(cache: PlannedCache) -> None:
+    add(cache, clip=text_field(pooled=True))
+    sample = latentcache.open_cache(cache.storage.url)[0]
+    expected = states(sample["caption"], 32).mean(axis=0)
+    np.testing.assert_allclose(sample["clip.pooled"].float().numpy(), expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("length", [8, 128])
+def test_padding_is_not_stored_and_comes_back(tmp_path: Path, side: str, length: int) -> None:
+    cache = cache_of(tmp_path, ["", "short", "x" * 100])
+    add(cache, umt5=text_field(length=length, side=side, padding="mask", missing="empty"))
+    opened = latentcache.open_cache(cache.storage.url)
+    for n in range(len(opened)):
+        expected = padded(opened[n]["caption"] or "", length, side=side)
+        np.testing.assert_array_equal(as_numpy(opened[n]["umt5"]), expected)
+        assert opened[n]["umt5_tokens"] == min(length, len(opened[n]["caption"] or "") + 1)
+    table = pq.read_table(next(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*.parquet")))
+    lost = [max(0, len(text) + 1 - length) for text in ("", "short", "x" * 100)]
+    assert table["lost_tokens"].to_pylist() == lost
+
+
+def test_other_readers_see_padded_arrays(tmp_path: Path) -> None:
+    captions = ["one", "two words", None, "x" * 300]
+    cache = cache_of(tmp_path, captions, shard_clips=4)
+    add(cache, status=3, umt5=text_field(length=192))
+    expected = np.stack([padded(c, 192) if c else np.zeros_like(padded("", 192)) for c in captions])
+    array = "fields/umt5/000001/5x64x96"
+    zarred = zarr.open_array(Path(cache.storage.url) / array, mode="r")
+    np.testing.assert_array_equal(zarred[:], expected)
+    store = {"driver": "file", "path": str(Path(cache.storage.url) / array)}
+    opened = tensorstore.open({"driver": "zarr3", "kvstore": store}).result()
+    np.testing.assert_array_equal(opened.read().result(), expected)
+
+
+def test_equal_texts_share_their_bytes(tmp_path: Path) -> None:
+    once, often = (
+        cache_of(tmp_path / name, captions, shard_clips=8)
+        for name, captions in (("once", ["a" * 30]), ("often", ["a" * 30] * 8))
+        if not (tmp_path / name).mkdir()
+    )
+    sizes = []
+    for cache in (once, often):
+        add(cache, umt5=text_field(length=64))
+        table = pq.read_table(next(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*")))
+        sizes.append(pc.max(pc.add(table["offset"], table["length"])).as_py())
+    assert sizes[0] == sizes[1]
+
+
+def test_only_texts_that_changed_are_encoded_again(cache: PlannedCache, counted: Path) -> None:
+    add(cache, umt5=text_field())
+    before = read_files(Path(cache.storage.url))
+    encoded(counted)
+    changed = {"v0#0": "another", "v7#0": "one more"}
+    relabel(cache, changed)
+    assert "caption 0" in set(states_are(cache, "v0#0"))
+    add(cache, "--update", umt5=text_field())
+    assert encoded(counted) == sorted(changed.values())
+    assert texts_of(cache.storage.url)["v0#0"] == "another"
+    after = read_files(Path(cache.storage.url))
+    replaced = {name for name in before if after[name] != before[name]}
+    assert replaced == {"index.parquet", "fields/umt5/index.parquet"}
+
+
+def states_are(cache: PlannedCache, key: str) -> list[str]:
+    """The captions of the corpus whose states the field gives for a clip."""
+    found = as_numpy(latentcache.open_cache(cache.storage.url).sample(key)["umt5"])
+    return [text for text in set(CAPTIONS) if np.array_equal(found, padded(text))]
+
+
+def test_what_a_cache_has_grown_by_is_encoded_and_nothing_else(
+    cache: PlannedCache, counted: Path
+) -> None:
+    add(cache, umt5=text_field())
+    encoded(counted)
+    grow(cache, ["new one", "new two"])
+    run_inline("resume", cache.storage.url)
+    assert encoded(counted) == ["new one", "new two"]
+    assert {"new one", "new two"} <= set(texts_of(cache.storage.url).values())
+
+
+def test_a_text_that_fails_costs_its_clip(tmp_path: Path) -> None:
+    captions = ["fine", "NAN", None, "CLIP", "also fine"]
+    cache = cache_of(tmp_path, captions, shard_clips=5)
+    printed = add(cache, status=3, umt5=text_field(), clip=text_field(calm=True, missing="empty"))
+    assert "2 x non_finite" in printed
+    table = pq.read_table(next(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*")))
+    assert table["reason"].to_pylist() == [None, "non_finite", "no_caption", "non_finite", None]
+    assert texts_of(cache.storage.url, "clip") == {f"v{n}#0": captions[n] for n in (0, 1, 3, 4)}
+
+
+def test_failed_texts_are_tried_again_without_those_that_lack(
+    tmp_path: Path, counted: Path
+) -> None:
+    cache = cache_of(tmp_path, ["fine", "NAN", None, "CLIP"], shard_clips=2)
+    add(cache, status=3, umt5=text_field())
+    encoded(counted)
+    status, _ = run_inline("resume", cache.storage.url, "--retry-failed", "--field", "umt5")
+    assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
+
+
+@pytest.mark.parametrize("broken", ["describe", "build"])
+def test_an_encoder_that_cannot_load_leaves_other_fields_alone(tmp_path: Path, broken: str) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    fields = {"bad": text_field(broken=broken), "umt5": text_field()}
+    printed = add(cache, status=2 if broken == "describe" else 1, **fields)
+    assert "everything else stays" in printed or "Stopped" in printed
+    assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
+
+
+def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    add(cache, umt5=text_field())
+    before = read_files(Path(cache.storage.url))
+    printed = add(cache, status=2, umt5=text_field(length=16))
+    assert "encoder.length: 32 in the cache, 16 now" in printed
+    assert read_files(Path(cache.storage.url)) == before
+
+
+def test_a_dropped_field_leaves_nothing_and_can_be_made_again(cache: PlannedCache) -> None:
+    before = read_files(Path(cache.storage.url))
+    add(cache, umt5=text_field())
+    status, printed = run_inline("drop_field", cache.storage.url, "umt5")
+    assert (status, "can go" in printed) == (0, True)
+    assert run_inline("drop_field", cache.storage.url, "umt5", "--yes")[0] == 0
+    assert read_files(Path(cache.storage.url)) == before
+    add(cache, umt5=text_field(length=16))
+    assert texts_of(cache.storage.url, length=16)
+
+
+def test_a_model_that_expects_another_field_is_told_with_both_numbers(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    add(cache, umt5=text_field())
+    latentcache.open_cache(
+        cache.storage.url, expect={"fields": {"umt5": {"length": 32, "width": 8}}}
+    )
+    with pytest.raises(latentcache.CacheError, match="length: 512 expected, 32 in the cache"):
+        latentcache.open_cache(cache.storage.url, expect={"fields": {"umt5": {"length": 512}}})
+    with pytest.raises(latentcache.ConfigError, match=r"no 'lenght'\. Did you mean 'length'"):
+        latentcache.open_cache(cache.storage.url, expect={"fields": {"umt5": {"lenght": 512}}})
+    with pytest.raises(latentcache.ConfigError, match=r"no field 'umt'\. Did you mean 'umt5'"):
+        latentcache.open_cache(cache.storage.url, expect={"fields": {"umt": {}}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"umt5": {"kind": "texts"}}, "Did you mean 'text'"),
+        ({"latents": {"kind": "text"}}, "have that key already|such a key already"),
+        ({"Umt5": {"kind": "text"}}, "no name of a field"),
+        ({"umt5": {"kind": "text"}}, "family: required"),
+        ({"umt5": text_field(column="captoin")}, "no such column. Did you mean 'caption'"),
+        ({"umt5": text_field(nulls={"null": "x"})}, "use other names"),
+        ({"umt5": {"kind": "text", "family": "no.such.module"}}, "there is no module"),
+    ],
+)
+def test_a_wrong_field_is_said_in_one_message(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    path = write_fields(tmp_path, **fields)
+    status, printed = run_inline("add_field", cache.storage.url, path, "run.runner=local")
+    assert status == 2
+    assert re.search(message, printed), printed
+    assert not [name for name in read_files(Path(cache.storage.url)) if name.startswith(FIELDS)]
