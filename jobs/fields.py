@@ -155,6 +155,9 @@ def encode_field(planned: PlannedField) -> int:
 def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     """Say how a field stands; returns the exit status."""
     field, cache = planned.refreshed().field, planned.cache
+    if field.kind == "view":
+        print(f"field    {field.name}: a part of the latents; nothing is stored")
+        return OK
     found = count_field(field, cache.manifest, run.published, cache.plan.changes)
     stored = human_bytes(found.stored_bytes)
     print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")

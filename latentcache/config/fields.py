@@ -94,13 +94,35 @@ class VisualField(Section):
     store: Dtype | None = Field(
         default=None, description="The dtype of what is stored; omitted: the latents'."
     )
+    mask: Literal["none", "wan"] = Field(
+        default="none",
+        description="What batches get before the latents' channels: nothing; or Wan's mask of 4 channels, "
+        "1 at the frames that are given.",
+    )
+
+    @model_validator(mode="after")
+    def _masked(self) -> Self:
+        if self.mask == "wan" and not self.of.endswith("then_zeros"):
+            raise ValueError("mask: it says which frames are zeros, and this field has no zeros")
+        return self
 
 
-FieldConfig = TextField | RawField | VisualField
+class ViewField(Section):
+    """A part of the latents themselves: nothing is stored, and the loader takes it from what it reads."""
+
+    kind: Literal["view"]
+    of: Literal["first"] = Field(
+        default="first",
+        description="The latent of the first frame, of encoders that are prefix_exact.",
+    )
+
+
+FieldConfig = TextField | RawField | VisualField | ViewField
 MODELS: Mapping[str, type[FieldConfig]] = {
     "text": TextField,
     "raw": RawField,
     "visual": VisualField,
+    "view": ViewField,
 }
 
 

@@ -12,7 +12,8 @@ from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 
 #: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
-FieldKind = Literal["text", "raw", "visual"]
+#: view: nothing stored, a part of the latents.
+FieldKind = Literal["text", "raw", "visual", "view"]
 #: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]
@@ -76,6 +77,16 @@ class FieldArray:
             return (self.shape[0], bucket.height, bucket.width, 3)
         *_, t, h, w = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
         return (self.shape[0], self.shape[1] or t, h, w)
+
+
+def given_frames(of: str, num_frames: int) -> list[int]:
+    """Return which frames of a clip a field is made of, in order; the others of the clip are zeros, if any.
+
+    of: first, last, first_then_zeros or first_last_then_zeros. A clip of one frame has one.
+    """
+    last = num_frames - 1
+    wanted = {"first": [0], "last": [last], "first_then_zeros": [0]}.get(of, [0, last])
+    return sorted(set(wanted))
 
 
 def check_name(name: str) -> None:

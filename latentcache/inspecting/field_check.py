@@ -92,6 +92,8 @@ def check_field(storage: Storage, manifest: Manifest, changes: Changes, name: st
     except CacheError as error:
         found.problems.append((field_json_path(name), str(error)))
         return found
+    if known.kind == "view":  # nothing is stored
+        return found
     _check_metadata(storage, manifest, known, found)
     try:
         if not read_nulls(storage, known) and known.kind == "text":

@@ -449,17 +449,22 @@ class Cache:
         return [
             Sample(
                 dict(zip(["latents", *names], values, strict=True)),
-                functools.partial(self._read_field, bucket, shard, rows.chunks[position].row),
+                functools.partial(
+                    self._read_field, bucket, shard, rows.chunks[position].row, values[0]
+                ),
             )
             for position, *values in zip(positions, *columns, strict=True)
         ]
 
-    def _read_field(self, bucket: str, shard: int, row: int, key: str) -> Mapping[str, Any]:
+    def _read_field(
+        self, bucket: str, shard: int, row: int, latents: torch.Tensor, key: str
+    ) -> Mapping[str, Any]:
         """Return what the field of a key has of a clip. Raises KeyError if there is no such field."""
         name = key.partition(".")[0].removesuffix("_tokens")
         if name not in self._fields and name not in self.field_names:
             raise KeyError(key)
-        return self.field(name).sample(bucket, shard, row)
+        field = self.field(name)
+        return {name: field.view(latents)} if field.is_view else field.sample(bucket, shard, row)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the row of the snapshot and the position among its ok rows of sample `index`."""

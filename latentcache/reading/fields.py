@@ -15,6 +15,7 @@ from latentcache.core.dtypes import as_numpy, torch_dtype
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
 from latentcache.core.records import Bucket, ChunkRef, ShardId
+from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, did_you_mean
 from latentcache.format.damage import damaged
 from latentcache.format.fields.commit import chunk_refs, read_field_table
@@ -82,6 +83,16 @@ class FieldReader:
         return self.field.name
 
     @property
+    def is_view(self) -> bool:
+        """Whether it is a part of the latents, of which nothing is stored."""
+        return self.field.kind == "view"
+
+    @property
+    def spec(self) -> LatentSpec:
+        """What the cache's latents are."""
+        return self._manifest.spec
+
+    @property
     def arrays(self) -> Mapping[str, FieldArray]:
         """The field's arrays by their keys in samples and batches."""
         return {self.field.key(array): array for array in self.field.arrays}
@@ -107,6 +118,8 @@ class FieldReader:
 
     def lacks(self, bucket: str, shard: int, num_rows: int) -> frozenset[int]:
         """Return the rows of a shard that the field does not have, by its snapshot alone."""
+        if self.is_view:
+            return frozenset()
         place, seen, lacking = ShardId(bucket, shard), set[int](), set[int]()
         for row in self._parts.get(place, ()):
             listed = self.field.all_versions[row["version"] - 1].rows
@@ -181,6 +194,10 @@ class FieldReader:
                     self.storage, layout, shard, refs, arrays, check=check, disk=self._disk
                 )
 
+    def view(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return a view's part of a clip's stored latents: the first latent frame's mean [C, 1, h, w]."""
+        return stored[: self.field.arrays[0].shape[0], :1]
+
     def sample(self, bucket: str, shard: int, row: int, number: int = 0) -> dict[str, Any]:
         """Return a clip's arrays by their keys, and `NAME_tokens`. Raises KeyError if it has none."""
         found = self.rows(bucket, shard).get(row)
@@ -202,7 +219,7 @@ def open_field(
     """Open a field as it is published now. Raises ConfigError if there is none, CacheError."""
     field = read_field(storage, name, manifest)
     index = read_field_index(storage, field)
-    if not index.num_rows:
+    if not index.num_rows and field.kind != "view":
         url = redact(storage.url)
         raise CacheError(
             f"{url}: the field {name} has no snapshot yet: its run has committed no shard. Let it go on, "

@@ -8,15 +8,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.config.fields import TextField
 from latentcache.core.records import ShardId, ShardReport
 from latentcache.format.fields.commit import Sample, commit_field_shard, read_field_table
 from latentcache.format.fields.snapshot import publish_field
 from latentcache.planning.fields.planned import LASTING, PlannedField
 from latentcache.running.driver import Run
 from latentcache.running.events import Task
+from latentcache.running.field_report import joined
+from latentcache.running.field_worker import FieldSpec
 from latentcache.running.publisher import Snapshot
-from latentcache.running.text_worker import FieldSpec, joined
 from latentcache.running.worker import RETIRED, WorkerSpec
 
 
@@ -72,7 +72,6 @@ class FieldRun(Run):
 
     def _worker_spec(self) -> WorkerSpec:
         planned = self._planned_field
-        assert isinstance(planned.config, TextField)
         return FieldSpec(
             config=planned.cache.config,
             manifest=planned.cache.manifest,

@@ -10,7 +10,6 @@ import hashlib
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,24 +34,12 @@ from latentcache.format.fields.nulls import NULL, Null, create_nulls, has_nulls
 from latentcache.planning.fields.describe import text_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.worker import RETIRED, WorkerSpec, check_cache
+from latentcache.running.field_report import joined
+from latentcache.running.worker import RETIRED, WorkerSpec
 
 #: Encodings that a worker keeps: equal texts are encoded once. Neighbours are often clips of one source.
 KEPT_BYTES = 1 << 30
 INPUT_SHA_DIGITS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class FieldSpec(WorkerSpec):
-    """What a worker of a field needs, beside that of the cache."""
-
-    field: FieldManifest
-    settings: TextField
-
-    def start(self, device: torch.device) -> TextWorker:
-        """Check the cache, and build the worker."""
-        check_cache(self)
-        return TextWorker(self, device)
 
 
 @dataclass(frozen=True)
@@ -68,9 +55,11 @@ class Stored:
 class TextWorker:
     """Encodes the texts of shards; thread-safe."""
 
-    def __init__(self, spec: FieldSpec, device: torch.device) -> None:
-        self._spec, self._field = spec, spec.field
-        self._encoder = resolve.build(spec.settings.encoder(), device)
+    def __init__(
+        self, spec: WorkerSpec, field: FieldManifest, settings: TextField, device: torch.device
+    ) -> None:
+        self._spec, self._field, self._settings = spec, field, settings
+        self._encoder = resolve.build(settings.encoder(), device)
         self._check_encoder()
         self._encoding = threading.Lock()
         sample_bytes = sum(
@@ -93,7 +82,7 @@ class TextWorker:
         """Encode what stands for a dropped text, unless another worker has."""
         if has_nulls(self._spec.storage, self._field):
             return
-        named = {NULL: "", **self._spec.settings.nulls}
+        named = {NULL: "", **self._settings.nulls}
         nulls = []
         for name, text in named.items():
             found = self._encode(text)
@@ -183,31 +172,6 @@ def _to_stored(tensor: torch.Tensor, array: FieldArray) -> Array:
     if not torch.isfinite(kept).all():
         raise ClipError("non_finite", f"the encoder gave NaN or infinity, as {array.dtype}")
     return as_numpy(kept)
-
-
-def joined(reports: Sequence[ShardReport]) -> ShardReport:
-    """Return what became of several versions of a shard."""
-    if len(reports) == 1:
-        return reports[0]
-    reasons: Counter[str] = Counter()
-    for report in reports:
-        reasons.update(report.reasons)
-    sums = (
-        "num_clips",
-        "num_ok",
-        "stored_bytes",
-        "table_bytes",
-        "raw_bytes",
-        "encode_s",
-        "write_s",
-    )
-    return replace(
-        reports[0],
-        **{name: sum(getattr(report, name) for report in reports) for name in sums},
-        reasons=reasons,
-        failures=[failure for report in reports for failure in report.failures],
-        committed_before=all(report.committed_before for report in reports),
-    )
 
 
 def _names(arrays: Sequence[FieldArray]) -> str:

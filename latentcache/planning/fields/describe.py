@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latentcache.config.fields import FieldConfig, TextField
+from latentcache.config.fields import FieldConfig, RawField, TextField, ViewField, VisualField
 from latentcache.core.fields import FieldArray
+from latentcache.core.spec import LatentSpec
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import TextArray
-from latentcache.errors import EncoderError
+from latentcache.errors import ConfigError, EncoderError
+from latentcache.format.manifest import Manifest
 
 FIELD_RECIPE_VERSION = 1
 
@@ -24,10 +26,57 @@ class Description:
     recipe: Mapping[str, Any]
 
 
-def describe_field(config: FieldConfig) -> Description:
-    """Return what a field is. Raises ConfigError, EncoderError."""
-    assert isinstance(config, TextField)
-    return _describe_text(config)
+def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
+    """Return what a field of a cache is. Raises ConfigError, EncoderError."""
+    match config:
+        case TextField():
+            return _describe_text(config)
+        case RawField():
+            pixels = FieldArray(name="", shape=(1,), dtype="uint8", rule="pixels")
+            return _described(config, pixels)
+        case VisualField():
+            return _describe_visual(config, manifest.spec)
+        case ViewField():
+            return _describe_view(config, manifest.spec)
+
+
+def _described(config: FieldConfig, array: FieldArray) -> Description:
+    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json")}
+    return Description(arrays=(array,), recipe=_plain({**recipe, "stored": array.dtype}))
+
+
+def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
+    if spec.ids is not None:
+        raise ConfigError(
+            f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
+        )
+    whole = config.of.endswith("then_zeros")
+    if not whole:
+        spec.check_frames(1)
+    rule, stride = spec.frame_rule, spec.stride[0]
+    if config.mask == "wan" and (rule.multiple % stride or rule.remainders != (1 % stride,)):
+        raise ConfigError(
+            f"mask: wan: it has {stride} values per latent frame and one frame that stands by itself, and "
+            f"{spec.model_class} takes {rule.describe()} frames. Leave mask out."
+        )
+    shape = (spec.channels, 0 if whole else 1)
+    array = FieldArray(name="", shape=shape, dtype=config.store or spec.dtype, rule="latents")
+    return _described(config, array)
+
+
+def _describe_view(config: ViewField, spec: LatentSpec) -> Description:
+    if spec.exactness != "prefix_exact" or spec.ids is not None:
+        raise ConfigError(
+            f"kind: view: the first latent of {spec.model_class} is not that of the first frame "
+            f"({spec.exactness}). Use kind: visual, of: first."
+        )
+    if spec.stored == "sample":
+        raise ConfigError(
+            "kind: view: the cache stores samples, and a condition is the mean. Use kind: visual, "
+            "of: first."
+        )
+    array = FieldArray(name="", shape=(spec.channels, 1), dtype=spec.dtype, rule="latents")
+    return _described(config, array)
 
 
 def _describe_text(config: TextField) -> Description:

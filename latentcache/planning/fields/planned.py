@@ -83,8 +83,10 @@ class PlannedField:
     @functools.cached_property
     def missing(self) -> dict[ShardId, list[Version]]:
         """The versions of each shard that are not committed, in order. Listed once."""
-        there = set(committed_parts(self.storage, self.field, self.cache.manifest))
         found: dict[ShardId, list[Version]] = {}
+        if self.field.kind == "view":
+            return found
+        there = set(committed_parts(self.storage, self.field, self.cache.manifest))
         counted = self.cache.planned_shards()
         for version in self.field.all_versions:
             rows = version.rows
@@ -185,7 +187,7 @@ class PlannedField:
 
 def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
     """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError."""
-    found = describe_field(config)
+    found = describe_field(config, cache.manifest)
     field = FieldManifest(
         name=name,
         kind=config.kind,
@@ -268,6 +270,8 @@ def _shapes(field: FieldManifest) -> list[str]:
 def write_field_metadata(planned: PlannedField) -> None:
     """Write the arrays' metadata where it is missing, damaged, or of a smaller array."""
     manifest, field = planned.cache.manifest, planned.field
+    if field.kind == "view":
+        return
     shard_format = get_format(manifest.format)
     for version in field.all_versions:
         buckets = {shard.bucket for shard in version.rows or ()}
@@ -307,7 +311,7 @@ def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) 
     own = [o for o in overrides if o.startswith(f"fields.{name}.")]
     changed = apply_overrides({"fields": {name: dict(field.settings)}}, own)["fields"][name]
     config = parse_field(name, changed)
-    found = describe_field(config)
+    found = describe_field(config, cache.manifest)
     wanted = replace(
         field,
         recipe=found.recipe,

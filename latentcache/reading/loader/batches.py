@@ -70,11 +70,11 @@ class ReadBatch:
         cache.read(self._name, shard, rows, out, check=self._check)
         table = cache.rows(self._name, shard)
         keys = table.column("key", rows)
-        self._memory().done(out, where, keys, self._epoch)
         fields = self._fields_memory()
-        if fields is not None:
+        if fields is not None:  # before latents are normalised in their place
             numbers = [table.chunks[row].row for row in rows]
-            fields.read(shard, numbers, where, keys, self._epoch, check=self._check)
+            fields.read(shard, numbers, where, keys, self._epoch, out, check=self._check)
+        self._memory().done(out, where, keys, self._epoch)
         self._found.append((table, rows, where))
 
     def finish(self) -> tuple[dict[str, Any], int]:

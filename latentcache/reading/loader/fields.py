@@ -15,10 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from latentcache.core import posterior
 from latentcache.core.dtypes import as_numpy, torch_dtype
-from latentcache.core.fields import FieldArray
+from latentcache.core.fields import FieldArray, given_frames
 from latentcache.core.posterior import sample_seed
-from latentcache.core.records import ShardId
+from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CacheError, ConfigError, did_you_mean
 from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache
@@ -33,7 +34,10 @@ SEED_BITS = 63
 
 @dataclass(frozen=True, kw_only=True)
 class FieldOptions:
-    """What a loader takes of fields. names: which; the others as LatentLoader says."""
+    """What a loader takes of fields. names: which; the others as LatentLoader says.
+
+    normalise, dtype: of fields that are latents, as of the latents themselves.
+    """
 
     names: tuple[str, ...] = ()
     seed: int = 0
@@ -41,6 +45,8 @@ class FieldOptions:
     dropped: str = NULL
     pad: Literal["spec", "batch"] = "spec"
     missing: Literal["leave_out", "null"] = "leave_out"
+    normalise: bool = True
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.caption_dropout <= 1:
@@ -226,13 +232,21 @@ class FieldsOfBatch:
         where: Sequence[int],
         keys: Sequence[str],
         epoch: int,
+        stored: Sequence[torch.Tensor],
         *,
         check: bool,
     ) -> None:
-        """Read the fields of rows of a shard, by their numbers in it, to their places in the batch."""
+        """Read the fields of rows of a shard, by their numbers in it, to their places in the batch.
+
+        stored: the rows' latents as they are stored.
+        """
         dropped = {n for n, key in zip(where, keys, strict=True) if self._options.drops(epoch, key)}
         numbers = [self._options.choice(epoch, key) for key in keys]
         for reader in self._fields.readers:
+            if reader.is_view:
+                for n, latents in zip(where, stored, strict=True):
+                    self._tensors[reader.name][n] = reader.view(latents)
+                continue
             known, drops = reader.rows(self._bucket, shard), reader.field.kind == "text"
             wanted = []
             for row, n, number in zip(rows, where, numbers, strict=True):
@@ -276,7 +290,10 @@ class FieldsOfBatch:
             name, tokens = reader.name, torch.tensor(self._tokens[reader.name])
             length = max(1, int(tokens.max())) if self._options.pad == "batch" else None
             for key, array in reader.arrays.items():
-                found[key] = self._target.send_plain(_cut(self._tensors[key], array, length))
+                tensor = _cut(self._tensors[key], array, length)
+                if array.rule == "latents":
+                    tensor = condition(tensor, reader, self._bucket, self._options)
+                found[key] = self._target.send_plain(tensor)
             own = next(iter(reader.arrays.values()))
             if own.padding is not None:
                 found[f"{name}_tokens"] = self._target.send_plain(tokens)
@@ -298,6 +315,31 @@ def _cut(tensor: torch.Tensor, array: FieldArray, length: int | None) -> torch.T
     if length is None or not array.ragged:
         return tensor
     return (tensor[:, :length] if array.side == "right" else tensor[:, -length:]).contiguous()
+
+
+def condition(
+    latents: torch.Tensor, reader: FieldReader, bucket: str, options: FieldOptions
+) -> torch.Tensor:
+    """Return latents [B, C, t, h, w] of a field as a model takes them: normalised, after their mask."""
+    if options.normalise:
+        latents = posterior.normalise(latents.float(), reader.spec.normaliser)
+    latents = latents.to(options.dtype or torch_dtype(reader.field.arrays[0].dtype))
+    if reader.field.recipe.get("mask") != "wan":
+        return latents
+    mask = wan_mask(str(reader.field.recipe["of"]), Bucket.parse(bucket), reader.spec.stride[0])
+    shape = (len(latents), *mask.shape[:2], *latents.shape[-2:])
+    return torch.cat([mask[None, :, :, None, None].expand(shape).to(latents), latents], dim=1)
+
+
+def wan_mask(of: str, bucket: Bucket, stride: int) -> torch.Tensor:
+    """Return which frames are given, as Wan's image-to-video models take it: [stride, t].
+
+    The first frame, which has a latent by itself, counts as often as a latent has frames; see
+    `prepare_latents` of diffusers' WanImageToVideoPipeline.
+    """
+    given = torch.zeros(bucket.frames)
+    given[given_frames(of, bucket.frames)] = 1
+    return torch.cat([given[:1].expand(stride), given[1:]]).view(-1, stride).T
 
 
 def _mask(tokens: torch.Tensor, length: int, side: str) -> torch.Tensor:

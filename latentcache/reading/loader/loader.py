@@ -147,7 +147,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             dropped=dropped,
             pad=pad,
             missing=missing,
+            normalise=normalise,
+            dtype=dtype,
         )
+        if frames is not None and options.names:
+            raise ConfigError(
+                "frames: fields are of whole clips, so a clip that is cut would have conditions of another "
+                "one. Leave frames out, or take no fields."
+            )
         if follow and options.names:
             raise ConfigError(
                 "follow: a loader of fields keeps the snapshots that they had when it was made, so clips "
