@@ -19,7 +19,6 @@ pytestmark = pytest.mark.slow
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 FIELDS: dict[str, dict[str, Any]] = {
     "frame0": {"kind": "raw", "of": "first"},
-    "last": {"kind": "raw", "of": "last"},
     "first": {"kind": "visual", "of": "first"},
     "i2v": {"kind": "visual", "of": "first_then_zeros", "mask": "wan"},
     "flf2v": {"kind": "visual", "of": "first_last_then_zeros", "mask": "wan"},
@@ -101,7 +100,6 @@ def test_conditions_of_image_to_video_are_the_pipelines_own(
 def test_raw_frames_are_the_clips_own(folder: Path, batch: dict[str, Any]) -> None:
     pixels = pixels_of(folder, batch)
     assert torch.equal(batch["frame0"], pixels[:, :1])
-    assert torch.equal(batch["last"], pixels[:, -1:])
 
 
 def test_the_latent_of_the_first_frame_is_the_first_latent(batch: dict[str, Any]) -> None:
