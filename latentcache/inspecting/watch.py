@@ -17,19 +17,13 @@ from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
 from latentcache.format.changes import read_changes
-from latentcache.format.fields.manifest import field_names, read_field
-from latentcache.format.fields.snapshot import (
-    FieldCounts,
-    build_field_index,
-    count_field,
-    known_field_rows,
-)
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import sample_path
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_rows, shard_of
 from latentcache.format.tables import read_table
+from latentcache.inspecting.field_counts import count_fields
 from latentcache.inspecting.status import Planned, Status, assess, read_run
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
@@ -109,18 +103,8 @@ class Watch:
         self._index = build_index(self._storage, self.manifest, self._known(commits))
         facts = [read_run(name, log) for name, log in runs.items()]
         status = assess(self._planned, self._index, facts, self._reasons(commits), now_s)
-        return dataclasses.replace(status, fields=self._fields())
-
-    def _fields(self) -> dict[str, FieldCounts]:
-        """Return how far each field is; sample tables that its snapshot lacks are read."""
-        manifest, found = read_manifest(self._storage), {}
-        changes = read_changes(self._storage, manifest)
-        for name in field_names(self._storage):
-            field = read_field(self._storage, name, manifest)
-            known = known_field_rows(self._storage, field)
-            index = build_field_index(self._storage, field, manifest, known)
-            found[name] = count_field(field, manifest, index, changes)
-        return found
+        fields = count_fields(self._storage, self.manifest)
+        return dataclasses.replace(status, fields={f.field.name: f.counts for f in fields})
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""

@@ -12,6 +12,10 @@ import pytest
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
+from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.report.collect import Report
+from latentcache.inspecting.report.facts import read_facts
+from latentcache.inspecting.report.page import render
 from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import read_files, run_inline
 from tests.tools.fields import add, cache_of, padded, relabel, text_field
@@ -118,3 +122,13 @@ def test_status_counts_fields_by_themselves(tmp_path: Path) -> None:
     counts = found["fields"]["umt5"]
     assert counts["num_shards"] == counts["num_committed"] == 4
     assert "field    umt5: 4 of 4 shards committed" in run_inline("status", cache.storage.url)[1]
+
+
+def test_the_report_has_a_table_of_fields(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    facts = read_facts(cache.storage, read_manifest(cache.storage))
+    assert [(f.field.name, f.counts.num_ok, f.counts.num_failed) for f in facts.fields] == [
+        ("umt5", 5, 1)
+    ]
+    report = Report(url="url", manifest=read_manifest(cache.storage), facts=facts)
+    assert "umt5.pooled [8] bfloat16" in render(report, "today")
