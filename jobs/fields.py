@@ -50,6 +50,11 @@ def make_fields(
             planned = create_field(planned)
             if update:
                 planned = _with_changed(planned)
+            elif num := sum(map(len, planned.changed_rows().values())):
+                print(
+                    f"changed  {num} clips have other texts than the field {name} encodes; --update "
+                    "encodes them"
+                )
             found = encode_field(planned)
         except LatentCacheError as error:
             print_error(error)

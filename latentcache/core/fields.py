@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ TAKEN = frozenset(
 )
 #: What is appended to a field's name for keys of batches that say more of it.
 SUFFIXES = ("_tokens", "_mask", "_choice", "_missing")
+#: What blosc compresses at most.
+MAX_SAMPLE_BYTES = 2**31 - 17
 #: The longest piece of a padded array that is compressed together, and the shortest that pays.
 MAX_PIECE, MIN_PIECE = 64, 16
 
@@ -54,6 +57,8 @@ class FieldArray:
             raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
         if not self.shape or min(self.shape) < (0 if self.rule == "latents" else 1):
             raise ConfigError(f"not the shape of an array: {self.shape}")
+        if math.prod(self.shape) * ITEM_BYTES[self.dtype] > MAX_SAMPLE_BYTES:
+            raise ConfigError(f"no sample is as large as {self.shape} of {self.dtype}")
 
     @property
     def ragged(self) -> bool:

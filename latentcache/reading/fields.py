@@ -25,6 +25,7 @@ from latentcache.format.fields.paths import field_sample_path
 from latentcache.format.fields.snapshot import newest_versions, read_field_index
 from latentcache.format.manifest import Manifest
 from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -73,6 +74,7 @@ class FieldReader:
         self._format = get_format(manifest.format)
         self._parts = newest_versions(field, index)
         self._rows: Lru[ShardId, Mapping[int, FieldRow]] = Lru(MAX_TABLES)
+        self._layouts: dict[tuple[int, str], list[ArrayLayout]] = {}
 
     def __reduce__(self) -> tuple[type[FieldReader], tuple[Any, ...]]:
         return type(self), (self.storage, self._manifest, self.field, self._index, self._disk)
@@ -186,13 +188,19 @@ class FieldReader:
         for n, entry in enumerate(entries):
             groups.setdefault(entry.version, []).append(n)
         for version, numbers in groups.items():
-            layouts = self.field.layouts(self._manifest, version, bucket)
+            layouts = self._layouts_of(version, bucket)
             for a, (key, layout) in enumerate(zip(self.arrays, layouts, strict=True)):
                 refs = [entries[n].refs[a] for n in numbers]
                 arrays = [as_numpy(out[key][n]) for n in numbers]
                 self._format.read(
                     self.storage, layout, shard, refs, arrays, check=check, disk=self._disk
                 )
+
+    def _layouts_of(self, version: int, bucket: str) -> list[ArrayLayout]:
+        key = (version, bucket)
+        if key not in self._layouts:
+            self._layouts[key] = self.field.layouts(self._manifest, version, bucket)
+        return self._layouts[key]
 
     def view(self, stored: torch.Tensor) -> torch.Tensor:
         """Return a view's part of a clip's stored latents: the first latent frame's mean [C, 1, h, w]."""

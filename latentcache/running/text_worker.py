@@ -31,7 +31,8 @@ from latentcache.format.fields.commit import (
 )
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.format.fields.nulls import NULL, Null, create_nulls, has_nulls
-from latentcache.planning.fields.describe import text_arrays
+from latentcache.format.manifest import recipe_difference
+from latentcache.planning.fields.describe import plain, text_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_report import joined
@@ -76,6 +77,12 @@ class TextWorker:
             raise EncoderError(
                 f"the text encoder gives {_names(found)}, and the field {self._field.name} was planned "
                 f"with {_names(self._field.arrays)}"
+            )
+        planned, here = self._field.recipe["encoder"], plain(self._encoder.recipe())
+        if lines := recipe_difference({"encoder": planned}, {"encoder": here}):
+            raise EncoderError(
+                f"the text encoder on this machine is not the one that the field {self._field.name} was "
+                "planned with, so states of two would be mixed: " + "; ".join(lines)
             )
 
     def _make_nulls(self) -> None:

@@ -118,6 +118,24 @@ def test_other_readers_see_padded_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.read().result(), expected)
 
 
+def test_other_readers_see_tables_and_parquet_shards(tmp_path: Path) -> None:
+    captions = ["one", "two words", "x" * 300]
+    cache = cache_of(tmp_path, captions, format="parquet")
+    add(cache, umt5=text_field(length=64))
+    folder = Path(cache.storage.url) / "fields/umt5"
+    table = pq.read_table(folder / "000001/5x64x96").sort_by("row")
+    rows = [np.frombuffer(b"".join(row), "<u2") for row in table["latents"].to_pylist()]
+    expected = [padded(caption, 64).view("<u2").reshape(-1) for caption in captions]
+    np.testing.assert_array_equal(np.stack(rows), np.stack(expected))
+    tokens = [min(64, len(caption) + 1) for caption in captions]
+    assert pq.read_table(folder / "samples/000001").sort_by("row")["tokens"].to_pylist() == tokens
+    duckdb = pytest.importorskip("duckdb")
+    query = f"SELECT tokens, lost_tokens FROM '{folder}/samples/000001/*/*.parquet' ORDER BY row"
+    assert duckdb.sql(query).fetchall() == [
+        (n, max(0, len(c) - 63)) for n, c in zip(tokens, captions, strict=True)
+    ]
+
+
 def test_equal_texts_share_their_bytes(tmp_path: Path) -> None:
     once, often = (
         cache_of(tmp_path / name, captions, shard_clips=8)
@@ -248,3 +266,18 @@ def test_a_wrong_field_is_said_in_one_message(
     assert status == 2
     assert re.search(message, printed), printed
     assert not [name for name in read_files(Path(cache.storage.url)) if name.startswith(FIELDS)]
+
+
+def test_texts_that_changed_are_named_without_update(tmp_path: Path, counted: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    add(cache, umt5=text_field())
+    cache = relabel(cache, {"v0#0": "another", "v7#0": "one more"})
+    encoded(counted)
+    printed = add(cache, umt5=text_field())
+    assert "2 clips have other texts than the field umt5 encodes" in printed
+    assert encoded(counted) == []
+
+
+def test_a_field_is_not_named_as_a_column(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    assert "has a column of that name" in add(cache, status=2, texts=text_field())

@@ -118,7 +118,8 @@ class FieldManifest:
 
     def layouts(self, manifest: Manifest, version: int, bucket: str) -> list[ArrayLayout]:
         """Return a bucket's arrays of a version, the field's own first."""
-        latents = manifest.layouts()[bucket]
+        info = next(info for info in manifest.buckets if info.name == bucket)
+        latents = manifest.layout(info)
         return [self.layout(array, manifest, latents, version) for array in self.arrays]
 
     def to_bytes(self) -> bytes:

@@ -42,7 +42,7 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
 
 def _described(config: FieldConfig, array: FieldArray) -> Description:
     recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json")}
-    return Description(arrays=(array,), recipe=_plain({**recipe, "stored": array.dtype}))
+    return Description(arrays=(array,), recipe=plain({**recipe, "stored": array.dtype}))
 
 
 def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
@@ -93,7 +93,7 @@ def _describe_text(config: TextField) -> Description:
         "missing": config.missing,
         "nulls": dict(config.nulls),
     }
-    return Description(arrays=text_arrays(arrays, dtype), recipe=_plain(whole))
+    return Description(arrays=text_arrays(arrays, dtype), recipe=plain(whole))
 
 
 def text_arrays(arrays: Mapping[str, TextArray], dtype: str) -> tuple[FieldArray, ...]:
@@ -112,7 +112,7 @@ def text_arrays(arrays: Mapping[str, TextArray], dtype: str) -> tuple[FieldArray
     )
 
 
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return JSON values, as reading them gives them back. Raises EncoderError."""
     try:
         return json.loads(json.dumps(recipe, allow_nan=False))  # type: ignore[no-any-return]

@@ -187,6 +187,7 @@ class PlannedField:
 
 def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
     """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError."""
+    _check_columns(cache, name)
     found = describe_field(config, cache.manifest)
     field = FieldManifest(
         name=name,
@@ -203,6 +204,16 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
     if not isinstance(config, TextField):
         return planned
     return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
+
+
+def _check_columns(cache: PlannedCache, name: str) -> None:
+    """Raise ConfigError where a kept column has the field's name."""
+    for shard in cache.planned_shards()[:1]:
+        if name in cache.plan.table(shard).column_names:
+            raise ConfigError(
+                f"a field cannot be named {name!r}: the corpus has a column of that name, and a batch has "
+                "one place for both"
+            )
 
 
 def _num_choices(planned: PlannedField, config: TextField) -> int:

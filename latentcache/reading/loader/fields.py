@@ -22,6 +22,7 @@ from latentcache.core.posterior import sample_seed
 from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CacheError, ConfigError, did_you_mean
 from latentcache.format.fields.nulls import NULL
+from latentcache.format.manifest import recipe_difference
 from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
 from latentcache.reading.loader.filters import Chosen
@@ -86,7 +87,10 @@ class LoaderFields:
     @classmethod
     def of(cls, cache: Cache, options: FieldOptions) -> LoaderFields:
         """Open the fields of a cache. Raises ConfigError, CacheError."""
-        return cls([cache.field(name) for name in options.names], options)
+        readers = [cache.field(name) for name in options.names]
+        for reader in readers:
+            check_columns(reader, cache.column_names)
+        return cls(readers, options)
 
     def __bool__(self) -> bool:
         return bool(self.readers)
@@ -205,6 +209,28 @@ class LoaderFields:
     def stage(self, bucket: str, num_samples: int, target: Target) -> FieldsOfBatch:
         """Return the memory of a batch's fields."""
         return FieldsOfBatch(self, bucket, num_samples, target)
+
+
+def check_columns(reader: FieldReader, columns: Sequence[str]) -> None:
+    """Raise ConfigError where a kept column has the name of a field: a batch has one place for both."""
+    if reader.name in columns:
+        raise ConfigError(
+            f"fields: {reader.name} is also a column that is kept from the corpus, and a batch has one "
+            "place for both. Add the field by another name."
+        )
+
+
+def check_fields_alike(caches: Sequence[LoaderFields | None]) -> None:
+    """Raise ConfigError where the fields of several caches are not of one kind."""
+    first, *others = [fields.readers if fields else [] for fields in caches]
+    for readers in others:
+        for one, other in zip(first, readers, strict=True):
+            facts = [(r.field.arrays, r.field.recipe.get("encoder")) for r in (one, other)]
+            if facts[0] != facts[1]:
+                raise ConfigError(
+                    f"these caches cannot be mixed: their fields {one.name} differ: "
+                    + "; ".join(recipe_difference(one.field.recipe, other.field.recipe)[:3])
+                )
 
 
 class FieldsOfBatch:

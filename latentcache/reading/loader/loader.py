@@ -22,7 +22,12 @@ from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.batches import ReadBatch
-from latentcache.reading.loader.fields import FieldOptions, LoaderFields, arriving
+from latentcache.reading.loader.fields import (
+    FieldOptions,
+    LoaderFields,
+    arriving,
+    check_fields_alike,
+)
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
@@ -213,6 +218,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         check_ranks(self.order, self.rank, self.world_size)
         check_mixture(self.order, self._weights, self._epoch_batches, len(caches))
         check_alike(caches, [source.transform for source in self._sources])
+        check_fields_alike([source.map.fields for source in self._sources])
         for source in self._sources:
             check_batches(self.order, source.map)
         check_length(len(self._plan(0)), len(self), self.world_size)

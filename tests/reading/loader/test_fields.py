@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import latentcache
 from latentcache import LatentLoader
 from latentcache.core.dtypes import as_numpy
+from latentcache.core.records import Bucket
+from latentcache.reading.loader.fields import wan_mask
 from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field
 from tests.tools.planned import FAILED
 
@@ -209,3 +212,28 @@ def test_a_field_that_grows_changes_no_run_that_goes_on(tmp_path: Path) -> None:
     assert {"other", "else", "new"} <= {row[0] for row in newest.values()}
     for caption, states in newest.values():
         np.testing.assert_array_equal(as_numpy(states), padded(caption))
+
+
+@pytest.mark.slow
+def test_workers_of_a_data_loader_give_the_same(url: str) -> None:
+    options = {"fields": ["umt5", "several"], "caption_dropout": 0.4}
+    loader = LatentLoader(url, batch_size=3, seed=7, **options)
+    found = list(DataLoader(loader, batch_size=None, num_workers=2))
+    for one, other in zip(found, batches(url, **options), strict=True):
+        assert all(same(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    ("of", "frames", "given"),
+    [
+        ("first_then_zeros", 9, {(0, 0), (1, 0), (2, 0), (3, 0)}),
+        ("first_last_then_zeros", 9, {(0, 0), (1, 0), (2, 0), (3, 0), (3, 2)}),
+        ("first_then_zeros", 1, {(0, 0), (1, 0), (2, 0), (3, 0)}),
+    ],
+)
+def test_the_mask_of_wan_is_folded_by_its_stride(
+    of: str, frames: int, given: set[tuple[int, int]]
+) -> None:
+    mask = wan_mask(of, Bucket(frames=frames, height=32, width=32), 4)
+    assert mask.shape == (4, (frames - 1) // 4 + 1)
+    assert {tuple(place) for place in mask.nonzero().tolist()} == given
