@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from latentcache.core.dtypes import as_numpy, torch_dtype
@@ -36,12 +37,16 @@ MAX_TABLES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A stored sample. refs: of each array of the field; tokens: the text's own, None if it is no text."""
+    """A stored sample. refs and tokens: of each array of the field.
+
+    tokens: of the first, the text's own; of others, the rows that are not padding. None where there is no
+    axis of tokens.
+    """
 
     version: int
     choice: int
     refs: tuple[ChunkRef, ...]
-    tokens: int | None
+    tokens: tuple[int | None, ...]
     lost_tokens: int
 
 
@@ -155,7 +160,8 @@ class FieldReader:
         status = table["status"].to_pylist()
         ok = [n for n, value in enumerate(status) if value == "ok"]
         refs = [chunk_refs(table, a, self.field.choices, ok) for a in self.field.arrays]
-        tokens, lost = (table[name].to_pylist() for name in ("tokens", "lost_tokens"))
+        tokens = [_tokens_of(table, array) for array in self.field.arrays]
+        lost = table["lost_tokens"].to_pylist()
         numbers, choices = table["row"].to_pylist(), table["choice"].to_pylist()
         entries: dict[int, list[Entry]] = {row: [] for row in numbers}
         for i, n in enumerate(ok):
@@ -164,7 +170,7 @@ class FieldReader:
                     version=version,
                     choice=choices[n],
                     refs=tuple(of_array[i] for of_array in refs),
-                    tokens=tokens[n],
+                    tokens=tuple(of_array[n] for of_array in tokens),
                     lost_tokens=lost[n] or 0,
                 )
             )
@@ -217,8 +223,16 @@ class FieldReader:
             for key, array in self.arrays.items()
         }
         self.read(bucket, shard, [entry], {key: [tensor] for key, tensor in out.items()})
-        tokens = {} if entry.tokens is None else {f"{self.name}_tokens": entry.tokens}
-        return {**out, **tokens}
+        tokens = dict(zip(self.arrays, entry.tokens, strict=True))
+        return {**out, **{f"{key}_tokens": num for key, num in tokens.items() if num is not None}}
+
+
+def _tokens_of(table: pa.Table, array: FieldArray) -> list[int | None]:
+    """Return the tokens of an array's samples, by row of a sample table."""
+    name = f"{array.name}.tokens" if array.name else "tokens"
+    if array.padding is None or name not in table.column_names:
+        return [None] * table.num_rows
+    return table[name].to_pylist()  # type: ignore[no-any-return]
 
 
 def open_field(

@@ -58,7 +58,8 @@ def field_of(cache: PlannedCache, choices: int = 1) -> FieldManifest:
 
 def sample_of(row: int, seed: int, choice: int = 0, tokens: int = 5) -> Sample:
     rng = np.random.default_rng([row, seed, choice])
-    shapes = [(tokens, 4), (4,), (tokens, 2)]
+    glyphs = 0 if tokens > 32 else tokens
+    shapes = [(tokens, 4), (4,), (glyphs, 2)]
     arrays = [
         rng.standard_normal(shape).astype(numpy_dtype(array.dtype))
         for shape, array in zip(shapes, ARRAYS, strict=True)
@@ -90,17 +91,18 @@ def assert_stored(cache: PlannedCache, field: FieldManifest, sample: Sample) -> 
     np.testing.assert_array_equal(found["text"][: len(states)].numpy(), states)
     assert not found["text"][len(states) :].any()
     np.testing.assert_array_equal(found["text.pooled"].float().numpy(), pooled.astype(np.float32))
-    np.testing.assert_array_equal(found["text.glyphs"][-len(glyphs) :].numpy(), glyphs)
-    assert not found["text.glyphs"][: -len(glyphs)].any()
+    np.testing.assert_array_equal(found["text.glyphs"][32 - len(glyphs) :].numpy(), glyphs)
+    assert not found["text.glyphs"][: 32 - len(glyphs)].any()
+    assert (found["text_tokens"], found["text.glyphs_tokens"]) == (len(states), len(glyphs))
 
 
 def test_all_arrays_of_a_shard_come_back(cache: PlannedCache) -> None:
     field = field_of(cache)
     failed = Sample(key="v1#0", row=1, choice=0).failed("no_caption", None)
-    report = commit(cache, field, [sample_of(0, 0), failed, sample_of(2, 0, tokens=32)])
+    report = commit(cache, field, [sample_of(0, 0), failed, sample_of(2, 0, tokens=40)])
     assert (report.num_ok, report.num_clips, dict(report.reasons)) == (2, 3, {"no_caption": 1})
     assert_stored(cache, field, sample_of(0, 0))
-    assert_stored(cache, field, sample_of(2, 0, tokens=32))
+    assert_stored(cache, field, sample_of(2, 0, tokens=40))
     with pytest.raises(KeyError):
         stored(cache, field, 1)
 

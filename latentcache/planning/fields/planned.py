@@ -231,15 +231,16 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
 
 def _found_from_anywhere(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings whose files have absolute paths: `resume` may run in another folder."""
-    return {
-        key: str(Path(value).absolute())
-        if key not in ("kind", "family", "column")
-        and isinstance(value, str)
-        and value
-        and Path(value).exists()
-        else value
-        for key, value in settings.items()
-    }
+    own = ("kind", "family", "column", "nulls")
+    return {key: v if key in own else _absolute(v) for key, v in settings.items()}
+
+
+def _absolute(value: Any) -> Any:
+    """Return the place of a file or folder that is here; any other value as it is."""
+    if isinstance(value, Mapping):
+        return {key: _absolute(inner) for key, inner in value.items()}
+    is_here = isinstance(value, str) and value and Path(value).expanduser().exists()
+    return str(Path(value).expanduser().absolute()) if is_here else value
 
 
 def create_field(planned: PlannedField) -> PlannedField:

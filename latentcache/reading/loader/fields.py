@@ -245,7 +245,7 @@ class FieldsOfBatch:
             for key, array in reader.arrays.items()
         }
         names = [reader.name for reader in fields.readers]
-        self._tokens = {name: [0] * num_samples for name in names}
+        self._tokens = {key: [0] * num_samples for key in self._tensors}
         self._choices = {name: [0] * num_samples for name in names}
         self._lacking = {name: [False] * num_samples for name in names}
         self._dropped = [False] * num_samples
@@ -293,7 +293,8 @@ class FieldsOfBatch:
         out = {key: [self._tensors[key][n] for n, _ in wanted] for key in reader.arrays}
         reader.read(self._bucket, shard, [entry for _, entry in wanted], out, check=check)
         for n, entry in wanted:
-            self._tokens[reader.name][n] = entry.tokens or 0
+            for key, tokens in zip(reader.arrays, entry.tokens, strict=True):
+                self._tokens[key][n] = tokens or 0
             self._choices[reader.name][n] = entry.choice
 
     def _fill(self, reader: FieldReader, n: int) -> None:
@@ -302,30 +303,20 @@ class FieldsOfBatch:
         for a, (key, array) in enumerate(reader.arrays.items()):
             out = self._tensors[key][n]
             out.zero_()
-            if null is not None:
+            given = null.arrays[a] if null is not None else ()
+            if len(given):
                 values = as_numpy(out)
-                given = null.arrays[a]
                 at = slice(len(given)) if array.side == "right" else slice(-len(given), None)
                 values[at if array.ragged else slice(None)] = given
-        self._tokens[reader.name][n] = null.tokens if null is not None else 0
+            self._tokens[key][n] = 0 if null is None else len(given) if a else null.tokens
 
     def finish(self) -> dict[str, Any]:
         """Return what a batch gains; tensors may still be on their way to a device."""
         found: dict[str, Any] = {}
         for reader in self._fields.readers:
-            name, tokens = reader.name, torch.tensor(self._tokens[reader.name])
-            length = max(1, int(tokens.max())) if self._options.pad == "batch" else None
+            name = reader.name
             for key, array in reader.arrays.items():
-                tensor = _cut(self._tensors[key], array, length)
-                if array.rule == "latents":
-                    tensor = condition(tensor, reader, self._bucket, self._options)
-                found[key] = self._target.send_plain(tensor)
-            own = next(iter(reader.arrays.values()))
-            if own.padding is not None:
-                found[f"{name}_tokens"] = self._target.send_plain(tokens)
-            if own.padding == "mask":
-                mask = _mask(tokens, length or own.shape[0], own.side)
-                found[f"{name}_mask"] = self._target.send_plain(mask)
+                found.update(self._finish(reader, key, array))
             if reader.field.choices > 1:
                 found[f"{name}_choice"] = self._choices[name]
             if self._options.missing == "null":
@@ -334,6 +325,20 @@ class FieldsOfBatch:
         if self._options.caption_dropout:
             found["dropped"] = self._target.send_plain(torch.tensor(self._dropped))
         return found
+
+    def _finish(self, reader: FieldReader, key: str, array: FieldArray) -> dict[str, Any]:
+        """Return what a batch has of one array: itself, its tokens and its mask."""
+        tokens = torch.tensor(self._tokens[key])
+        length = max(1, int(tokens.max())) if self._options.pad == "batch" else None
+        tensor = _cut(self._tensors[key], array, length)
+        if array.rule == "latents":
+            tensor = condition(tensor, reader, self._bucket, self._options)
+        found = {key: tensor}
+        if array.padding is not None and (array.ragged or not array.name):
+            found[f"{key}_tokens"] = tokens
+        if array.padding == "mask":
+            found[f"{key}_mask"] = _mask(tokens, length or array.shape[0], array.side)
+        return {name: self._target.send_plain(value) for name, value in found.items()}
 
 
 def _cut(tensor: torch.Tensor, array: FieldArray, length: int | None) -> torch.Tensor:
