@@ -25,6 +25,7 @@ from latentcache.config.fields import parse_fields
 from latentcache.config.files import apply_overrides, validate
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
+from latentcache.encoders.text import text_settings
 from latentcache.errors import ConfigError
 from tests.tools import config_docs
 from tests.tools.doc_blocks import PAGES, ROOT, anchors, blocks, commands, links
@@ -41,7 +42,12 @@ SMALLEST = {
 #: Programs of others, which are not here, and words of the shell.
 FOREIGN = {"accelerate", "aws", "docker", "kubectl", "ray", "torchrun", "["}
 #: Pages whose Python is run by tests of their own.
-RUN_ELSEWHERE = {"docs/encoder-plugins.md", "docs/fields.md", "docs/training.md"}
+RUN_ELSEWHERE = {
+    "docs/encoder-plugins.md",
+    "docs/fields.md",
+    "docs/text-encoders.md",
+    "docs/training.md",
+}
 #: The place of a cache in a page's Python, and how it is reached.
 IN_A_BUCKET = r'"s3://[^"]*"(, storage_options=\{[^}]*\})?'
 #: Folders of a cache, which the picture and the README name beside those of the code.
@@ -264,6 +270,9 @@ def check_yaml(text: str) -> None:
     data = yaml.safe_load(text)
     if "apiVersion" in data:
         check_rayjob(data)
+        return
+    if "family" in data:
+        text_settings(data)
         return
     config = validate(Config, {**SMALLEST, **{k: complete(k, v) for k, v in data.items()}}, "docs")
     parse_fields(config.fields)

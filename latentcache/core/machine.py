@@ -16,7 +16,7 @@ import torch
 from latentcache import __version__
 from latentcache.errors import ConfigError
 
-PACKAGES = ("torch", "ray", "av", "decord", "diffusers")
+PACKAGES = ("torch", "ray", "av", "decord", "diffusers", "transformers")
 #: Devices that encoders run on, as they are written.
 DEVICE = re.compile(r"cpu(?::0)?|cuda(?::(0|[1-9][0-9]*))?", re.ASCII)
 

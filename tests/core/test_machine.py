@@ -24,7 +24,7 @@ def test_the_version_is_said_once() -> None:
     assert machine.versions()["latentcache"] == latentcache.__version__
 
 
-@pytest.mark.parametrize("extra", ["s3", "gcs", "diffusers", "report", "demo", "magvit2"])
+@pytest.mark.parametrize("extra", ["s3", "gcs", "diffusers", "report", "demo", "magvit2", "text"])
 def test_an_extra_is_installed_by_its_packages(extra: str) -> None:
     command = machine.install_command(extra)
     for package in PROJECT["project"]["optional-dependencies"][extra]:

@@ -38,8 +38,11 @@ class TextArray:
 class EncodedText:
     """A text's arrays, by name: ``[tokens, width]`` where the array is ragged, else its shape.
 
-    ``tokens`` is the number of the text's own tokens that the model sees; ``lost_tokens`` of those
-    that the reference's length cut off.
+    ``tokens`` is the number of tokens that are not padding, after a template's cut: the rows of a
+    ragged first array. Another ragged array has its own number of rows, and may have none.
+    ``lost_tokens`` is the number that the reference's length cut off. Both count special tokens and
+    the template's end, as the model sees them; with several tokenizers, they are of the first array's,
+    or of the one that sees most of the text.
     """
 
     arrays: Mapping[str, torch.Tensor]

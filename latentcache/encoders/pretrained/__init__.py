@@ -1,0 +1,1 @@
+"""Models of transformers: found in a folder, hashed, loaded and checked. Text and image encoders use it."""

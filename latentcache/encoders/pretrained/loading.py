@@ -1,0 +1,253 @@
+"""The one home of transformers: loads models, tokenizers and image processors, and checks them.
+
+transformers has broken encoders without a word before: embeddings that stayed zero, or were taken from
+another tensor. So what is loaded is compared with the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from latentcache.core.machine import install_command
+from latentcache.encoders.pretrained.files import Component
+from latentcache.errors import ConfigError, EncoderError
+
+_Loaded = TypeVar("_Loaded")
+#: What transformers raises for files that are damaged, incomplete or of another class.
+_MISFIT = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+#: The first version of transformers that is used.
+_SINCE = 5
+#: What the input embedding is called in checkpoints, without the way to it.
+_EMBEDDINGS = (
+    "shared.weight",
+    "embed_tokens.weight",
+    "token_embedding.weight",
+    "word_embeddings.weight",
+)
+#: Classes whose checkpoints hold another one's weights, among others.
+_WHOLE: Mapping[str, tuple[str, ...]] = {
+    "T5EncoderModel": ("T5ForConditionalGeneration", "T5Model"),
+    "UMT5EncoderModel": ("UMT5ForConditionalGeneration", "UMT5Model"),
+    "LlamaModel": ("LlamaForCausalLM",),
+    "CLIPTextModel": ("CLIPModel", "CLIPTextModelWithProjection"),
+    "CLIPVisionModel": ("CLIPModel", "CLIPVisionModelWithProjection"),
+    "SiglipVisionModel": ("SiglipModel",),
+}
+#: An embedding of which less than this part has tokens belongs to another tokenizer: T5's has an eighth of
+#: umT5's. The largest padding of a published model is 0.3 %.
+_LEAST_USED = 0.5
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the version of transformers, and those of other packages that values depend on."""
+    return {name: importlib.metadata.version(name) for name in ("transformers", *packages)}
+
+
+def load_tokenizer(component: Component) -> Any:
+    """Load a tokenizer, by the class that model_index.json names. Raises EncoderError."""
+    name = component.class_name or ""
+    # Processors hold a tokenizer beside an image processor, which texts do not need.
+    loader = _class(name if "Tokenizer" in name else "AutoTokenizer")
+    return _loading(
+        component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+
+
+def load_image_processor(component: Component) -> Any:
+    """Load an image processor, by the class that model_index.json names. Raises EncoderError.
+
+    transformers runs it on torchvision if that is installed, and on PIL if not.
+    """
+    name = component.class_name or ""
+    loader = _class(name if "ImageProcessor" in name else "AutoImageProcessor")
+    return _loading(
+        component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+
+
+def load_config(component: Component, kind: Literal["text", "vision"]) -> Any:
+    """Load the config of a text or vision model, with what its class adds to the file.
+
+    Models of several kinds of input keep it inside theirs. Raises ConfigError and EncoderError.
+    """
+    component.config()  # raises where it is missing
+    loader = _class("AutoConfig")
+    config = _loading(
+        component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+    return config.get_text_config() if kind == "text" else getattr(config, "vision_config", config)
+
+
+def number_of(component: Component, config: Any, key: str) -> int:
+    """Return a number of a config. Raises ConfigError if it has none."""
+    value = getattr(config, key, None)
+    if isinstance(value, int):
+        return value
+    raise ConfigError(
+        f"{component.name}: the config.json in {component.folder} has no number {key}, which says what "
+        "shape the states have. Name the folder of a model that has it."
+    )
+
+
+def class_of(component: Component, known: tuple[str, ...]) -> str:
+    """Return the model class of a component: one of `known`. Raises ConfigError."""
+    names = component.config().get("architectures") or []
+    found = component.class_name or (str(names[0]) if len(names) == 1 else None)
+    found = next((part for part in known if found in _WHOLE.get(part, ())), found)
+    if found not in known:
+        raise ConfigError(
+            f"{component.name}: {component.folder} holds a {found}, and this family runs "
+            f"{' or '.join(known)}. Another class gives other states: name the folder of the right model."
+        )
+    return found
+
+
+def load_model(
+    component: Component, class_name: str, *, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Load a model for inference: frozen, in eval mode, its embedding that of the file.
+
+    Raises EncoderError, also if tensors would stay random.
+    """
+    loader = _class(class_name)
+    with _no_progress_bars():
+        model, info = _loading(
+            component,
+            lambda: loader.from_pretrained(
+                str(component.folder),
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=component.variant,
+                output_loading_info=True,
+            ),
+        )
+    _check_complete(component, class_name, info)
+    _check_embedding(component, model)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def check_vocabulary(
+    component: Component, tokenizer: Any, rows: int, *, padded: bool = True
+) -> None:
+    """Raise ConfigError unless a tokenizer's vocabulary fits an embedding of `rows`.
+
+    padded: whether published embeddings of this kind are about as large as their vocabularies.
+    """
+    size = len(tokenizer)
+    if size <= rows and (not padded or size >= _LEAST_USED * rows):
+        return
+    raise ConfigError(
+        f"{component.name}: the tokenizer in {component.folder} has {size} tokens, and the model's "
+        f"embedding has {rows}. It is another model's tokenizer, and its ids would mean other "
+        "words. Name the folder of the model's own."
+    )
+
+
+def check_special_ids(
+    component: Component, tokenizer: Any, config: Mapping[str, Any], names: Collection[str]
+) -> None:
+    """Raise ConfigError if special ids of a tokenizer differ from those that config.json says.
+
+    names: of `bos`, `eos` and `pad`, those that the states depend on.
+    """
+    inner = config.get("text_config")
+    said = {**config, **inner} if isinstance(inner, dict) else config
+    for name in names:
+        found, expected = getattr(tokenizer, f"{name}_token_id"), said.get(f"{name}_token_id")
+        allowed = expected if isinstance(expected, list) else [expected]
+        if found is not None and expected is not None and found not in allowed:
+            raise ConfigError(
+                f"{component.name}: the tokenizer in {component.folder} has the {name} id {found}, and the "
+                f"model's config says {expected}. It is another model's tokenizer. Name the folder of the "
+                "model's own."
+            )
+
+
+def _check_complete(component: Component, class_name: str, info: Mapping[str, Any]) -> None:
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, info.get(problem) or ()))
+        if names:
+            raise EncoderError(
+                f"{component.name}: as a {class_name}, the weights in {component.folder} have {len(names)} "
+                f"{problem.replace('_', ' ')}, such as {names[0]}. They would stay random, and the states "
+                "would be nonsense. The files are of different models: download the model again."
+            )
+
+
+def _check_embedding(component: Component, model: Any) -> None:
+    """Raise EncoderError if a text model's embedding is zero, or is not the file's.
+
+    A model of images has none.
+    """
+    table = getattr(model, "get_input_embeddings", lambda: None)()
+    if not isinstance(table, torch.nn.Embedding):
+        return
+    loaded = table.weight.detach()
+    stored = component.tensors_named(_EMBEDDINGS)
+    same = not stored or any(
+        tensor.shape == loaded.shape and torch.equal(tensor.to(loaded.dtype), loaded)
+        for tensor in stored.values()
+    )
+    if same and bool(loaded.any()):
+        return
+    wrong = "is not the one in the file" if bool(loaded.any()) else "is all zeros"
+    raise EncoderError(
+        f"{component.name}: transformers {versions()['transformers']} loaded {type(model).__name__}, but "
+        f"its embedding {wrong}: every text would get nonsense. Install another version of transformers: "
+        f"{install_command('text')}"
+    )
+
+
+def _class(name: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(
+            "text and image encoders run on the package 'transformers', which is not installed. "
+            f"Run: {install_command('text')}"
+        ) from None
+    if int(transformers.__version__.split(".")[0]) < _SINCE:
+        raise ConfigError(
+            f"transformers {transformers.__version__} is installed, and text and image encoders were "
+            f"compared with version {_SINCE}: older ones may give other states. "
+            f"Run: {install_command('text')}"
+        )
+    try:
+        return getattr(transformers, name)
+    except AttributeError:
+        raise ConfigError(
+            f"transformers {transformers.__version__} has no {name}. Run: {install_command('text')}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep bars of transformers out of a run's own lines; leaves its setting as it was."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _loading(component: Component, load: Callable[[], _Loaded]) -> _Loaded:
+    from safetensors import SafetensorError  # it comes with transformers
+
+    try:
+        return load()
+    except (*_MISFIT, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EncoderError(
+            f"{component.name}: {component.folder} cannot be loaded: {type(error).__name__}: {reason} "
+            "Check that its files are of one model, and download it again."
+        ) from error

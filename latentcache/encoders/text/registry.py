@@ -1,0 +1,77 @@
+"""The families by name: settings, descriptions and encoders. Each is imported when it is named."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from latentcache.config.files import validate
+from latentcache.encoders.text.family import Family
+from latentcache.encoders.text.protocol import TextArray, TextEncoder
+from latentcache.encoders.text.settings import TextSettings
+from latentcache.errors import ConfigError, did_you_mean
+
+_PACKAGE = "latentcache.encoders.text"
+_MODULES: Mapping[str, str] = {
+    "cogvideox": "cogvideox",
+    "cosmos": "cosmos",
+    "flux": "flux",
+    "flux2": "flux2",
+    "hunyuan_video": "hunyuan_video",
+    "hunyuan_video15": "hunyuan_video15",
+    "kandinsky5": "kandinsky5",
+    "ltx": "ltx",
+    "ltx2": "ltx2",
+    "mochi": "mochi",
+    "qwen_image": "qwen_image",
+    "sd3": "sd3",
+    "sdxl": "sdxl",
+    "transformers": "explicit",
+    "wan": "wan",
+}
+#: The families that come with this package.
+FAMILIES = tuple(_MODULES)
+
+
+class TextDescription(NamedTuple):
+    """What a text encoder will give, known without its weights in memory."""
+
+    arrays: Mapping[str, TextArray]
+    recipe: Mapping[str, object]
+
+
+def text_settings(raw: Mapping[str, Any], where: str = "text") -> TextSettings:
+    """Return a family's validated settings. Raises ConfigError; `where` names them in messages."""
+    family = raw.get("family")
+    if family not in _MODULES:
+        raise ConfigError(
+            f"{where}.family: unknown family {family!r}.{did_you_mean(str(family), FAMILIES)} "
+            f"Families: {', '.join(FAMILIES)}"
+        )
+    settings: TextSettings = validate(family_module(str(family)).Settings, raw, where)
+    return settings
+
+
+def describe_text_encoder(settings: Mapping[str, Any]) -> TextDescription:
+    """Read configs, the tokenizer and the digests of all files. Raises ConfigError and EncoderError."""
+    encoder = _unloaded(settings)
+    return TextDescription(encoder.arrays, encoder.recipe())
+
+
+def build_text_encoder(settings: Mapping[str, Any], device: torch.device) -> TextEncoder:
+    """Load a text encoder onto a device. Raises ConfigError and EncoderError."""
+    return _unloaded(settings).load(device)
+
+
+def family_module(family: str) -> Any:
+    """Return the module of a family: it has `Settings` and `Encoder`."""
+    return importlib.import_module(f"{_PACKAGE}.{_MODULES[family]}")
+
+
+def _unloaded(settings: Mapping[str, Any]) -> Family[Any]:
+    checked = text_settings(settings)
+    encoder: Family[Any] = family_module(checked.family).Encoder(checked)
+    return encoder

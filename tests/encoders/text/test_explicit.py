@@ -1,0 +1,125 @@
+"""The family `transformers`: any text model, by explicit settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from latentcache.encoders.text import build_text_encoder, describe_text_encoder, hunyuan_video
+from latentcache.errors import ConfigError
+from tests.tools.texts import checkpoints, tokenizers
+from tests.tools.texts.captions import KINDS
+from tests.tools.texts.references import saved
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+#: Settings of two families, said explicitly.
+AS_WAN = {
+    "model_class": "UMT5EncoderModel", "length": 512, "cleaning": "ftfy", "pad_input": True,
+    "mask_input": True, "layer": "last_hidden_state", "padding": "zeros",
+}  # fmt: skip
+AS_COGVIDEOX = {
+    "model_class": "T5EncoderModel", "length": 226, "cleaning": "none", "pad_input": True,
+    "mask_input": False, "layer": "last_hidden_state", "padding": "attended",
+}  # fmt: skip
+AS_HUNYUAN = {
+    "model_class": "LlamaModel", "length": 256, "cleaning": "none", "pad_input": True,
+    "mask_input": True, "layer": -3, "padding": "mask", "template": hunyuan_video.TEMPLATE,
+    "cut": hunyuan_video.CUT, "special": ["bos"],
+}  # fmt: skip
+AS_HUNYUANS_CLIP = {
+    "model_class": "CLIPTextModel", "length": 77, "cleaning": "none", "pad_input": True,
+    "mask_input": False, "layer": -2, "padding": "attended", "pooled": "pooler_output", "special": [],
+}  # fmt: skip
+
+
+def build(folder: Path, suffix: str = "", **settings: Any) -> Any:
+    folders = {name: str(folder / f"{name}{suffix}") for name in ("text_encoder", "tokenizer")}
+    raw = {"family": "transformers", "dtype": "float32", "folders": folders, **settings}
+    return build_text_encoder(raw, CPU)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("wan", AS_WAN), ("cogvideox", AS_COGVIDEOX), ("hunyuan_video", AS_HUNYUAN)],
+)
+def test_a_family_said_explicitly_is_that_family(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    model, _ = saved(family, tmp_path)
+    ours = build(model, **settings)
+    theirs = build_text_encoder({"family": family, "model": str(model), "dtype": "float32"}, CPU)
+    assert ours.arrays["states"] == theirs.arrays["states"]
+    for text in KINDS[:6]:
+        found, expected = ours.encode(text), theirs.encode(text)
+        assert torch.equal(found.arrays["states"], expected.arrays["states"])
+        assert (found.tokens, found.lost_tokens) == (expected.tokens, expected.lost_tokens)
+
+
+def test_a_pooled_vector_is_the_models(tmp_path: Path) -> None:
+    model, _ = saved("hunyuan_video", tmp_path)
+    ours = build(model, "_2", **AS_HUNYUANS_CLIP)
+    theirs = build_text_encoder(
+        {"family": "hunyuan_video", "model": str(model), "dtype": "float32"}, CPU
+    )
+    found, expected = (one.encode("a red fox").arrays["pooled"] for one in (ours, theirs))
+    assert torch.equal(found, expected)
+
+
+def test_a_bert_without_padding_is_the_models_own(tmp_path: Path) -> None:
+    """One folder with model and tokenizer, as models are published that no pipeline holds."""
+    tokenizer = tokenizers.byte_level(["<s>", "</s>", "<pad>"], bos="<s>", eos="</s>", pad="<pad>")
+    config = hf.BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    bert = checkpoints.seeded(lambda: hf.BertModel(config))
+    bert.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ours = build_text_encoder(
+        {
+            "family": "transformers", "dtype": "float32", "model_class": "BertModel", "length": 64,
+            "folders": {"text_encoder": str(tmp_path), "tokenizer": str(tmp_path)},
+            "cleaning": "strip", "pad_input": False, "mask_input": True, "layer": -1, "padding": "mask",
+        },
+        CPU,
+    )  # fmt: skip
+    with torch.inference_mode():
+        expected = bert(**tokenizer("two dogs", return_tensors="pt")).last_hidden_state[0]
+    assert torch.equal(ours.encode("  two dogs ").arrays["states"], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "no place"}, "needs one {}"),
+        ({"padding": "attended", "pad_input": False}, "attended keeps the states of padding"),
+        ({"template": "a dog {}", "cut": 9}, "and the family cuts 9"),
+        ({"model_class": "NoSuchModel"}, "has no NoSuchModel"),
+        ({"pooled": "text_embeds"}, "no number projection_dim"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    model, _ = saved("wan", tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        build(model, **{**AS_WAN, **changes})
+
+
+def test_a_cut_of_left_padded_input_is_refused(tmp_path: Path) -> None:
+    parts = checkpoints.flux2_parts()
+    model = checkpoints.save(tmp_path, parts)
+    cut = tokenizers.common(lambda text: parts["tokenizer"](f"see {text}")["input_ids"])
+    settings = {
+        "family": "transformers", "model": str(model), "dtype": "float32", "length": 64, "cut": cut,
+        "model_class": "Mistral3ForConditionalGeneration", "template": "see {}", "cleaning": "none",
+        "pad_input": True, "mask_input": True, "layer": -1, "padding": "mask",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="pads on the left, so the first tokens are padding's"):
+        describe_text_encoder(settings)
