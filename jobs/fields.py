@@ -172,7 +172,7 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             f"warning  {found.num_lost} clips have more text than the {length} tokens that the model sees: "
             "the rest is lost (lost_tokens in the field's sample tables)"
         )
-    if found.num_failed:
+    if found.num_failed > found.num_lasting:
         print(f"Try the failed ones again:  latentcache resume {url} --retry-failed")
     if unfinished := found.num_shards - found.num_committed:
         print(

@@ -81,18 +81,21 @@ class RawField(Section):
 
 
 class VisualField(Section):
-    """The latents' own encoder on frames that are derived from the clip's."""
+    """The latents' own encoder, or an image tower, on frames that are derived from the clip's."""
 
     kind: Literal["visual"]
-    of: Literal["first", "last", "first_then_zeros", "first_last_then_zeros"] = Field(
-        description="The frames: the clip's first or last one by itself; or the whole clip with all "
-        "other frames zero in the encoder's range.",
+    of: Literal["first", "last", "first_last", "first_then_zeros", "first_last_then_zeros"] = Field(
+        description="The frames: the clip's first or last one by itself; both, for image towers; or the "
+        "whole clip with all other frames zero in the encoder's range.",
     )
-    encoder: Literal["latents"] = Field(
-        default="latents", description="The cache's own encoder, of which the mean is stored."
+    encoder: Literal["latents"] | dict[str, Any] = Field(
+        default="latents",
+        description="`latents`: the cache's own encoder, of which the mean is stored. Or an image tower's "
+        "settings: `family`, `model` and so on; see text-encoders.md.",
     )
     store: Dtype | None = Field(
-        default=None, description="The dtype of what is stored; omitted: the latents'."
+        default=None,
+        description="The dtype of what is stored; omitted: the latents', or what the tower computes in.",
     )
     mask: Literal["none", "wan"] = Field(
         default="none",
@@ -104,7 +107,23 @@ class VisualField(Section):
     def _masked(self) -> Self:
         if self.mask == "wan" and not self.of.endswith("then_zeros"):
             raise ValueError("mask: it says which frames are zeros, and this field has no zeros")
+        if self.encoder == "latents" and self.of == "first_last":
+            raise ValueError("of: first_last is for image towers; name one in `encoder`")
+        if self.encoder != "latents" and self.of.endswith("then_zeros"):
+            raise ValueError(
+                "of: image towers take frames by themselves: first, last or first_last"
+            )
+        if self.encoder != "latents" and "frames" in self.encoder:
+            raise ValueError("encoder.frames: `of` says which frames; leave it out")
         return self
+
+    @property
+    def tower(self) -> dict[str, Any] | None:
+        """The settings of the image tower; None if the cache's own encoder is meant."""
+        if isinstance(self.encoder, str):
+            return None
+        frames = "first_last" if self.of == "first_last" else "first"  # how many
+        return {"dtype": "bfloat16", **self.encoder, "frames": frames}
 
 
 class ViewField(Section):

@@ -87,9 +87,12 @@ class FieldArray:
 def given_frames(of: str, num_frames: int) -> list[int]:
     """Return which frames of a clip a field is made of, in order; the others of the clip are zeros, if any.
 
-    of: first, last, first_then_zeros or first_last_then_zeros. A clip of one frame has one.
+    of: first, last, first_last, first_then_zeros or first_last_then_zeros. A clip of one frame has one,
+    which is both of first_last.
     """
     last = num_frames - 1
+    if of == "first_last":
+        return [0, last]
     wanted = {"first": [0], "last": [last], "first_then_zeros": [0]}.get(of, [0, last])
     return sorted(set(wanted))
 

@@ -38,6 +38,8 @@ REASONS: Mapping[str, str] = {
     "retired": "the clip was replaced or removed before it was encoded",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }
+#: Failures of a field's clips that would come again: nothing is there to encode, or nobody wants it.
+LASTING = ("no_caption", "missing_input", "retired")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -131,7 +131,7 @@ class FieldReader:
         for row in self._parts.get(place, ()):
             listed = self.field.all_versions[row["version"] - 1].rows
             rows = set(range(num_rows)) if listed is None else set(listed[place])
-            lacking |= rows.intersection(row["failed"] or ()) - seen
+            lacking |= rows.intersection(row["failed"]) - seen
             seen |= rows
         return frozenset(lacking | (set(range(num_rows)) - seen))
 

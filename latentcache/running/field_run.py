@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from latentcache.core.records import ShardId, ShardReport
+from latentcache.core.records import LASTING, ShardId, ShardReport
 from latentcache.format.fields.commit import Sample, commit_field_shard, read_field_table
 from latentcache.format.fields.snapshot import publish_field
-from latentcache.planning.fields.planned import LASTING, PlannedField
+from latentcache.planning.fields.planned import PlannedField
 from latentcache.running.driver import Run
 from latentcache.running.events import Task
 from latentcache.running.field_report import joined

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from latentcache.config.fields import TextField
-from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.dtypes import Array
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
 from latentcache.core.records import ShardReport
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import EncodedText
-from latentcache.errors import ClipError, EncoderError
+from latentcache.errors import ClipError
 from latentcache.format.fields.commit import (
     Sample,
     adopt_field_shard,
@@ -31,10 +31,10 @@ from latentcache.format.fields.commit import (
 )
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.format.fields.nulls import NULL, Null, create_nulls, has_nulls
-from latentcache.format.manifest import recipe_difference
-from latentcache.planning.fields.describe import plain, text_arrays
+from latentcache.planning.fields.describe import text_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
 from latentcache.running.worker import RETIRED, WorkerSpec
 
@@ -61,7 +61,8 @@ class TextWorker:
     ) -> None:
         self._spec, self._field, self._settings = spec, field, settings
         self._encoder = resolve.build(settings.encoder(), device)
-        self._check_encoder()
+        arrays = text_arrays(self._encoder.arrays, self._field.arrays[0].dtype)
+        check_encoder(field, arrays, self._encoder.recipe())
         self._encoding = threading.Lock()
         sample_bytes = sum(
             math.prod(array.shape) * ITEM_BYTES[array.dtype] for array in self._field.arrays
@@ -69,21 +70,6 @@ class TextWorker:
         self._kept: Lru[str, Stored] = Lru(max(1, KEPT_BYTES // sample_bytes))
         self.clips_done = 0
         self._make_nulls()
-
-    def _check_encoder(self) -> None:
-        """Raise EncoderError if what was loaded gives other arrays than the field was planned with."""
-        found = text_arrays(self._encoder.arrays, self._field.arrays[0].dtype)
-        if found != self._field.arrays:
-            raise EncoderError(
-                f"the text encoder gives {_names(found)}, and the field {self._field.name} was planned "
-                f"with {_names(self._field.arrays)}"
-            )
-        planned, here = self._field.recipe["encoder"], plain(self._encoder.recipe())
-        if lines := recipe_difference({"encoder": planned}, {"encoder": here}):
-            raise EncoderError(
-                f"the text encoder on this machine is not the one that the field {self._field.name} was "
-                "planned with, so states of two would be mixed: " + "; ".join(lines)
-            )
 
     def _make_nulls(self) -> None:
         """Encode what stands for a dropped text, unless another worker has."""
@@ -132,7 +118,8 @@ class TextWorker:
             nothing = Sample(key=key, row=row, choice=0)
             return [nothing.failed(str(RETIRED.reason), RETIRED.message)]
         if not texts:
-            return [Sample(key=key, row=row, choice=0).failed("no_caption", None)]
+            why = f"there is no text in {' or '.join(self._settings.columns)}"
+            return [Sample(key=key, row=row, choice=0).failed("no_caption", why)]
         return [self._sample(key, row, choice, text) for choice, text in enumerate(texts)]
 
     def _sample(self, key: str, row: int, choice: int, text: str) -> Sample:
@@ -160,26 +147,5 @@ class TextWorker:
 
 def to_stored_text(encoded: EncodedText, arrays: Sequence[FieldArray]) -> Stored:
     """Return a text's arrays as they are stored. Raises ClipError if one is not finite, EncoderError."""
-    given = list(encoded.arrays.values())
-    if len(given) != len(arrays):
-        raise EncoderError(f"the text encoder returned {len(given)} arrays, not {len(arrays)}")
-    stored = [_to_stored(*pair) for pair in zip(given, arrays, strict=True)]
+    stored = to_stored(list(encoded.arrays.values()), arrays)
     return Stored(stored, int(encoded.tokens), int(encoded.lost_tokens))
-
-
-def _to_stored(tensor: torch.Tensor, array: FieldArray) -> Array:
-    shape = tuple(tensor.shape)
-    fits = len(shape) == len(array.shape) and shape[1:] == array.shape[1:]
-    if not fits or not (shape[0] == array.shape[0] or (array.ragged and shape[0] < array.shape[0])):
-        raise EncoderError(
-            f"the text encoder returned {list(shape)} for {array.name or 'its first array'}, which is "
-            f"{list(array.shape)}"
-        )
-    kept = tensor.to("cpu", torch_dtype(array.dtype)).contiguous()
-    if not torch.isfinite(kept).all():
-        raise ClipError("non_finite", f"the encoder gave NaN or infinity, as {array.dtype}")
-    return as_numpy(kept)
-
-
-def _names(arrays: Sequence[FieldArray]) -> str:
-    return ", ".join(f"{array.name or 'states'} {list(array.shape)}" for array in arrays)

@@ -23,11 +23,15 @@ from latentcache.core.fields import given_frames
 from latentcache.core.records import Clip, ShardReport
 from latentcache.decoders.pool import DecodedClip
 from latentcache.encoders.protocol import Encoder
+from latentcache.encoders.towers import build_image_tower
+from latentcache.encoders.towers.protocol import ImageTower
 from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.planning.fields.describe import tower_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
 from latentcache.running.worker import RETIRED, WorkerSpec, abandon, build_encoder, build_pool
 
@@ -47,7 +51,12 @@ class VisualWorker:
     ) -> None:
         self._spec, self._field, self._settings = spec, field, settings
         self._encoder: Encoder | None = None
-        if isinstance(settings, VisualField):
+        self._tower: ImageTower | None = None
+        if isinstance(settings, VisualField) and settings.tower is not None:
+            self._tower = build_image_tower(settings.tower, device)
+            arrays = tower_arrays(self._tower.arrays, field.arrays[0].dtype)
+            check_encoder(field, arrays, self._tower.recipe())
+        elif isinstance(settings, VisualField):
             self._encoder = build_encoder(spec, device)
             if settings.of.endswith("then_zeros") and not hasattr(self._encoder, "encode_masked"):
                 raise EncoderError(
@@ -96,7 +105,7 @@ class VisualWorker:
                     samples.append(sample.failed(str(RETIRED.reason), RETIRED.message))
                     continue
                 try:
-                    samples.append(replace(sample, arrays=[self._encode(clip, of_clip)]))
+                    samples.append(replace(sample, arrays=self._encode(clip, of_clip)))
                 except OF_CLIP as error:
                     samples.append(sample.failed(error.reason, str(error)))
                 self.clips_done += 1
@@ -109,12 +118,16 @@ class VisualWorker:
         text = f"{clip.identity} {clip.start} {self._settings.of}"
         return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
 
-    def _encode(self, clip: Clip, frames: Frames) -> Array:
-        """Return a clip's array. Raises ClipError."""
+    def _encode(self, clip: Clip, frames: Frames) -> list[Array]:
+        """Return a clip's arrays. Raises ClipError."""
         pixels = [_taken(frames, n) for n in range(len(frames))]
+        if self._tower is not None:
+            with torch.inference_mode():
+                states = self._tower.encode(torch.from_numpy(np.concatenate(pixels)))
+            return to_stored(list(states.values()), self._field.arrays)
         if self._encoder is None:
-            return pixels[0]
-        return self._to_stored(self._latents(self._encoder, clip, pixels))
+            return pixels[:1]
+        return [self._to_stored(self._latents(self._encoder, clip, pixels))]
 
     def _latents(self, encoder: Encoder, clip: Clip, pixels: Sequence[Array]) -> torch.Tensor:
         """Encode frames [1, H, W, 3] by themselves, or in a clip that is zeros otherwise."""

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import latentcache
 from tests.tools.caches import make_config, run_inline
-from tests.tools.fields import write_fields
+from tests.tools.fields import add, cache_of, write_fields
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
@@ -23,6 +24,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "i2v": {"kind": "visual", "of": "first_then_zeros", "mask": "wan"},
     "flf2v": {"kind": "visual", "of": "first_last_then_zeros", "mask": "wan"},
     "view": {"kind": "view"},
+}
+#: Fields of image towers: family, what they are of, and the frames that the pipeline gets.
+TOWERS: dict[str, tuple[str, str, list[int]]] = {
+    "clip": ("wan_clip", "last", [-1]),
+    "clips": ("wan_clip", "first_last", [0, -1]),
+    "siglip": ("siglip", "first", [0]),
 }
 
 
@@ -44,16 +51,31 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cache={"dtype": "float32", "shard_clips": 1},
     )
     assert run_inline("precompute", config)[0] == 0
-    path = write_fields(folder, **FIELDS)
+    path = write_fields(folder, **FIELDS, **tower_fields(folder))
     status, printed = run_inline("add_field", folder / "cache", path, "run.runner=local")
     assert status == 0, printed
     return folder
 
 
+def tower_fields(folder: Path) -> dict[str, dict[str, Any]]:
+    """Configurations of TOWERS, with tiny random models."""
+    from tests.tools.texts.towers import TINY
+
+    fields = {}
+    for name, (family, of, _) in TOWERS.items():
+        encoder = {"family": family, "model": str(TINY[family](folder / name)), "dtype": "float32"}
+        fields[name] = {"kind": "visual", "of": of, "encoder": encoder}
+    return fields
+
+
 @pytest.fixture(scope="module", name="batch")
 def batch_fixture(folder: Path) -> dict[str, Any]:
     loader = latentcache.LatentLoader(
-        str(folder / "cache"), batch_size=2, shuffle=False, posterior="mode", fields=list(FIELDS)
+        str(folder / "cache"),
+        batch_size=2,
+        shuffle=False,
+        posterior="mode",
+        fields=[*FIELDS, *TOWERS],
     )
     return next(iter(loader))
 
@@ -107,6 +129,29 @@ def test_the_latent_of_the_first_frame_is_the_first_latent(batch: dict[str, Any]
     assert torch.equal(batch["view"], batch["latents"][:, :, :1])
 
 
+@pytest.mark.parametrize("field", TOWERS)
+def test_states_of_images_are_the_pipelines_own(
+    folder: Path, batch: dict[str, Any], field: str
+) -> None:
+    from tests.tools.texts.towers import REFERENCES
+
+    family, _, frames = TOWERS[field]
+    for states, pixels in zip(batch[field], pixels_of(folder, batch), strict=True):
+        images = [Image.fromarray(pixels[n].numpy()) for n in frames]
+        with torch.inference_mode():
+            expected = REFERENCES[family](folder / field, images, torch.float32)
+        assert torch.equal(states, expected.flatten(0, 1))
+
+
+def test_another_tower_than_the_planned_one_is_not_mixed_in(folder: Path) -> None:
+    weights = next((folder / "siglip/image_encoder").glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-4] + b"\0\0\0\0")
+    status, printed = run_inline("resume", folder / "cache", "--field", "siglip")
+    weights.write_bytes(whole)
+    assert (status, "weights_sha256" in printed) == (2, True), printed
+
+
 def test_a_view_stores_nothing(folder: Path) -> None:
     files = [path.name for path in (folder / "cache/fields/view").rglob("*") if path.is_file()]
     assert sorted(files) == ["field.json", "index.parquet"]
@@ -116,14 +161,23 @@ def test_a_view_stores_nothing(folder: Path) -> None:
     assert torch.equal(sample["first"], sample["view"])
 
 
-def test_fields_that_the_encoder_cannot_give_are_refused(tmp_path: Path) -> None:
-    from tests.tools.fields import cache_of
-
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"of": "first_then_zeros", "encoder": "clip"}, "encoder"),
+        ({"of": "first", "mask": "wan"}, "this field has no zeros"),
+        ({"of": "first_last"}, "first_last is for image towers"),
+        ({"of": "first", "encoder": {"family": "clip"}}, "unknown tower 'clip'"),
+        ({"of": "first", "encoder": {"family": "siglip", "frames": "first"}}, "`of` says which"),
+        ({"of": "first_then_zeros", "encoder": {"family": "siglip"}}, "frames by themselves"),
+        ({"of": "first_last", "encoder": {"family": "siglip", "model": "/x"}}, "should be 'first'"),
+        ({"of": "first", "encoder": {"family": "siglip", "model": "/x"}}, "'/x/image_encoder'"),
+    ],
+)
+def test_fields_that_no_encoder_can_give_are_refused(
+    tmp_path: Path, field: dict[str, Any], message: str
+) -> None:
     cache = cache_of(tmp_path, ["a", "b"], filled=False)
-    bad = {
-        "one": {"kind": "visual", "of": "first_then_zeros", "encoder": "clip"},
-        "two": {"kind": "visual", "of": "first", "mask": "wan"},
-    }
-    for name, field in bad.items():
-        path = write_fields(tmp_path, **{name: field})
-        assert run_inline("add_field", cache.storage.url, path)[0] == 2
+    printed = add(cache, status=2, bad={"kind": "visual", **field})
+    assert message in printed
+    assert "Traceback" not in printed

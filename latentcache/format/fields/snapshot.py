@@ -6,6 +6,7 @@ replaced, beside its arrays' `zarr.json`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.records import ShardId
+from latentcache.core.records import LASTING, ShardId
 from latentcache.errors import CorruptionError
 from latentcache.format.changes import Changes
 from latentcache.format.damage import damaged
@@ -33,8 +34,8 @@ from latentcache.storage.folder import Storage
 
 NUM_THREADS = 16
 
-#: One row per committed shard of a version. failed: its rows without a sample; num_lost: clips some of
-#: whose tokens were cut off.
+#: One row per committed shard of a version. failed: its rows without a sample; lasting: those of them that
+#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off.
 FIELD_INDEX_SCHEMA = pa.schema(
     [
         pa.field("version", pa.int32(), nullable=False),
@@ -45,7 +46,8 @@ FIELD_INDEX_SCHEMA = pa.schema(
         pa.field("stored_bytes", pa.int64(), nullable=False),
         pa.field("table_bytes", pa.int64(), nullable=False),
         pa.field("num_lost", pa.int32(), nullable=False),
-        pa.field("failed", pa.list_(pa.int32())),
+        pa.field("failed", pa.list_(pa.int32()), nullable=False),
+        pa.field("lasting", pa.list_(pa.int32()), nullable=False),
     ]
 )
 
@@ -112,7 +114,9 @@ def summarise_field(
     """Return the row of a shard whose sample table this is."""
     report = report_of(table, field, part.shard, table_bytes)
     ok = table.filter(pc.equal(table["status"], "ok"))
-    good = set(ok["row"].to_pylist())
+    failed = set(table["row"].to_pylist()) - set(ok["row"].to_pylist())
+    why = zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    passing = {row for row, reason in why if reason not in LASTING}
     lost = ok.filter(pc.greater(pc.fill_null(ok["lost_tokens"], 0), 0))
     return {
         "version": part.version,
@@ -123,7 +127,8 @@ def summarise_field(
         "stored_bytes": report.stored_bytes,
         "table_bytes": table_bytes,
         "num_lost": len(set(lost["row"].to_pylist())),
-        "failed": sorted(set(table["row"].to_pylist()) - good) or None,
+        "failed": sorted(failed),
+        "lasting": sorted(failed - passing),
     }
 
 
@@ -166,13 +171,15 @@ def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) ->
 class FieldCounts:
     """How far a field is. num_shards: of the versions that it has, with rows that count; clips that count.
 
-    num_lost: clips some of whose tokens were cut off. stored_bytes: of all versions.
+    num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off.
+    stored_bytes: of all versions.
     """
 
     num_shards: int
     num_committed: int
     num_ok: int
     num_failed: int
+    num_lasting: int
     num_lost: int
     stored_bytes: int
 
@@ -182,16 +189,16 @@ def count_field(
 ) -> FieldCounts:
     """Return how far a field is, by its snapshot; a view has nothing to store."""
     if field.kind == "view":
-        return FieldCounts(
-            num_shards=0, num_committed=0, num_ok=0, num_failed=0, num_lost=0, stored_bytes=0
-        )
-    ok = failed = 0
+        names = (field.name for field in dataclasses.fields(FieldCounts))
+        return FieldCounts(**dict.fromkeys(names, 0))
+    ok = failed = lasting = 0
     for shard, versions in newest_versions(field, index).items():
         seen = set(changes.rows(shard))
         for row in versions:
             rows = set(rows_of(field, manifest, part_of(row))) - seen
-            bad = len(rows.intersection(row["failed"] or ()))
+            bad = len(rows.intersection(row["failed"]))
             ok, failed = ok + len(rows) - bad, failed + bad
+            lasting += len(rows.intersection(row["lasting"]))
             seen |= rows
     gone = changes.retired_shards(manifest)
     listed = {
@@ -205,6 +212,7 @@ def count_field(
         num_committed=sum(part_of(row).shard not in gone for row in index.to_pylist()),
         num_ok=ok,
         num_failed=failed,
+        num_lasting=lasting,
         num_lost=pc.sum(index["num_lost"]).as_py() or 0,
         stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
     )

@@ -12,6 +12,7 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import TextArray
+from latentcache.encoders.towers import describe_image_tower
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.format.manifest import Manifest
 
@@ -46,6 +47,8 @@ def _described(config: FieldConfig, array: FieldArray) -> Description:
 
 
 def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
+    if config.tower is not None:
+        return _describe_tower(config, config.tower)
     if spec.ids is not None:
         raise ConfigError(
             f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
@@ -62,6 +65,27 @@ def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
     shape = (spec.channels, 0 if whole else 1)
     array = FieldArray(name="", shape=shape, dtype=config.store or spec.dtype, rule="latents")
     return _described(config, array)
+
+
+def _describe_tower(config: VisualField, settings: Mapping[str, Any]) -> Description:
+    shapes, recipe = describe_image_tower(settings, "encoder")
+    dtype = config.store or str(settings["dtype"])
+    whole = {
+        "version": FIELD_RECIPE_VERSION,
+        "kind": config.kind,
+        "of": config.of,
+        "encoder": recipe,
+        "stored": dtype,
+    }
+    return Description(arrays=tower_arrays(shapes, dtype), recipe=plain(whole))
+
+
+def tower_arrays(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[FieldArray, ...]:
+    """Return an image tower's arrays as those of a field."""
+    return tuple(
+        FieldArray(name=name if n else "", shape=shape, dtype=dtype)
+        for n, (name, shape) in enumerate(shapes.items())
+    )
 
 
 def _describe_view(config: ViewField, spec: LatentSpec) -> Description:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from latentcache.config.fields import FieldConfig, TextField, parse_field
+from latentcache.config.fields import FieldConfig, TextField, VisualField, parse_field
 from latentcache.config.files import apply_overrides
 from latentcache.core.records import Shard, ShardId
 from latentcache.errors import ConfigError, RecipeMismatchError
-from latentcache.format.fields.commit import read_field_table
 from latentcache.format.fields.manifest import (
     MAX_CHOICES,
     FieldManifest,
@@ -30,7 +26,9 @@ from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import (
     committed_parts,
     newest_versions,
+    part_of,
     publish_field,
+    rows_of,
 )
 from latentcache.format.manifest import read_manifest, recipe_difference
 from latentcache.format.shards import get_format
@@ -40,8 +38,8 @@ from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
 
-#: Failures that would come again: nothing of the clip is there to encode, or nobody wants it.
-LASTING = ("no_caption", "missing_input", "retired")
+#: Settings of this package's own encoders that name files. Those of plug-ins may all do.
+PLACES = ("model", "folders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,22 +160,16 @@ class PlannedField:
         counted = set(self.cache.planned_shards())
         found: dict[ShardId, frozenset[int]] = {}
         for shard, versions in newest_versions(self.field, index).items():
-            if shard not in counted or not any(row["failed"] for row in versions):
+            if shard not in counted:
                 continue
-            if rows := self._failed_in(shard, [row["version"] for row in versions]):
-                found[shard] = rows
+            seen = set(self.cache.plan.changes.rows(shard))
+            failed: set[int] = set()
+            for row in versions:
+                failed |= {*row["failed"]}.difference(row["lasting"], seen)
+                seen.update(rows_of(self.field, self.cache.manifest, part_of(row)))
+            if failed:
+                found[shard] = frozenset(failed)
         return found
-
-    def _failed_in(self, shard: ShardId, versions: list[int]) -> frozenset[int]:
-        seen: set[int] = set(self.cache.plan.changes.rows(shard))
-        failed: set[int] = set()
-        for version in versions:
-            table, _ = read_field_table(self.storage, self.field, version, shard)
-            bad = table.filter(pc.equal(table["status"], "failed"))
-            lasting = pc.is_in(bad["reason"], value_set=pa.array(LASTING, pa.string()))
-            failed |= set(bad.filter(pc.invert(lasting))["row"].to_pylist()) - seen
-            seen |= set(table["row"].to_pylist())
-        return frozenset(failed)
 
     def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
         """Write a version of some rows; False: another run has written one first."""
@@ -198,7 +190,7 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
         arrays=found.arrays,
         choices=1,
         generation=len(cache.manifest.generations),
-        settings=_found_from_anywhere(config.model_dump(mode="json")),
+        settings=_found_from_anywhere(config),
     )
     planned = PlannedField(cache=cache, field=field, config=config)
     if not isinstance(config, TextField):
@@ -229,10 +221,21 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
     return most
 
 
-def _found_from_anywhere(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings whose files have absolute paths: `resume` may run in another folder."""
-    own = ("kind", "family", "column", "nulls")
-    return {key: v if key in own else _absolute(v) for key, v in settings.items()}
+def _found_from_anywhere(config: FieldConfig) -> dict[str, Any]:
+    """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
+    settings = config.model_dump(mode="json")
+    if isinstance(config, TextField):
+        is_own = "." not in config.family and ":" not in config.family
+        names = PLACES if is_own else tuple(config.model_extra or ())
+        return settings | _absolute_in(settings, names)
+    if isinstance(config, VisualField) and config.tower is not None:
+        encoder = settings["encoder"]
+        return {**settings, "encoder": encoder | _absolute_in(encoder, PLACES)}
+    return settings
+
+
+def _absolute_in(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: _absolute(settings[name]) for name in names if name in settings}
 
 
 def _absolute(value: Any) -> Any:
