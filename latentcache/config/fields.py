@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from latentcache.config.files import read_mapping, validate
-from latentcache.config.sections import Positive, Section
+from latentcache.config.sections import Config, Positive, Section
 from latentcache.core.fields import check_name
 from latentcache.errors import ConfigError, did_you_mean
 
@@ -168,4 +168,9 @@ def load_fields(path: str) -> dict[str, FieldConfig]:
     fields = data.get("fields", data)
     if not isinstance(fields, dict) or not fields:
         raise ConfigError(f"{path} holds no field; write  NAME: {{kind: text, family: wan}}")
+    if "fields" in data and (others := [key for key in data if key not in Config.model_fields]):
+        raise ConfigError(
+            f"{path} has {', '.join(map(repr, others))} beside `fields`, which would be ignored. Move what "
+            "is a field into `fields`."
+        )
     return parse_fields(fields, Path(path).name)

@@ -255,6 +255,12 @@ def test_a_model_that_expects_another_field_is_told_with_both_numbers(tmp_path: 
         ({"umt5": text_field(column="captoin")}, "no such column. Did you mean 'caption'"),
         ({"umt5": text_field(nulls={"null": "x"})}, "use other names"),
         ({"umt5": {"kind": "text", "family": "no.such.module"}}, "there is no module"),
+        ({"umt5": {"kind": "text", "family": "..module"}}, "neither a family nor a module's name"),
+        (
+            {"umt5": {"kind": "visual", "of": "first", "encoder": {"family": ["x"]}}},
+            "unknown tower",
+        ),
+        ({"fields": {"umt5": text_field()}, "clip": text_field()}, "'clip' beside `fields`"),
     ],
 )
 def test_a_wrong_field_is_said_in_one_message(

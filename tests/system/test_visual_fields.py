@@ -52,7 +52,9 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert run_inline("precompute", config)[0] == 0
     path = write_fields(folder, **FIELDS, **tower_fields(folder))
-    status, printed = run_inline("add_field", folder / "cache", path, "run.runner=local")
+    status, printed = run_inline(
+        "add_field", folder / "cache", path, "run.runner=local", "run.decode_processes=1"
+    )
     assert status == 0, printed
     return folder
 

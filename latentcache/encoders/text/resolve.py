@@ -44,13 +44,11 @@ def _find(family: str) -> tuple[str, Any, Any]:
     path, colon, attribute = family.partition(":")
     if "." not in path and not colon:
         families = importlib.import_module("latentcache.encoders.text")
-        found = getattr(families, "build_text_encoder", None)
-        if found is None:
-            raise ConfigError(
-                f"family {family!r}: this version of latentcache has no text encoders of its own. Name the "
-                "module of a plug-in, such as my_package.my_text."
-            )
-        return family, found, getattr(families, "describe_text_encoder", None)
+        return family, families.build_text_encoder, families.describe_text_encoder
+    if not all(map(str.isidentifier, path.split("."))):
+        raise ConfigError(
+            f"family {family!r} is neither a family nor a module's name, such as my_package.my_text."
+        )
     try:
         owner: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:

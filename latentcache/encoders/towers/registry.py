@@ -31,7 +31,7 @@ class TowerDescription(NamedTuple):
 def tower_settings(raw: Mapping[str, Any], where: str = "image") -> TowerSettings:
     """Return a tower's validated settings. Raises ConfigError; `where` names them in messages."""
     family = raw.get("family")
-    if family not in _MODULES:
+    if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
             f"{where}.family: unknown tower {family!r}.{did_you_mean(str(family), TOWERS)} "
             f"Towers: {', '.join(TOWERS)}"
