@@ -12,6 +12,7 @@ from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
 from latentcache.errors import LatentCacheError
 from latentcache.format.fields.manifest import VersionKind, field_names
+from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
 from latentcache.planning.fields.planned import (
     PlannedField,
@@ -153,12 +154,21 @@ def encode_field(planned: PlannedField) -> int:
         print_error(error)
         print(f"Stopped. {run.summary.shards} shards of {name} are safe. {go_on}", file=sys.stderr)
         return error.exit_status
-    print_failures(run.summary)
+    samples = f"{field_folder(name)}/samples"
+    print_failures(run.summary, f"the sample tables in {samples}, where status is 'failed'")
     return _print_state(planned, run, url)
 
 
 def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     """Say how a field stands; returns the exit status."""
+    name = planned.field.name
+    if not planned.storage.exists(field_json_path(name)):
+        print(
+            f"The field {name} was dropped while this run encoded it. Remove what the run has left:  "
+            f"latentcache drop-field {url} {name} --yes",
+            file=sys.stderr,
+        )
+        return OTHER
     field, cache = planned.refreshed().field, planned.cache
     if field.kind == "view":
         print(f"field    {field.name}: a part of the latents; nothing is stored")
@@ -173,7 +183,7 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             "the rest is lost (lost_tokens in the field's sample tables)"
         )
     if found.num_failed > found.num_lasting:
-        print(f"Try the failed ones again:  latentcache resume {url} --retry-failed")
+        print(f"Try the failed ones again:  latentcache resume {url} --field {name} --retry-failed")
     if unfinished := found.num_shards - found.num_committed:
         print(
             f"{unfinished} shards of {field.name} are not in the storage, though the run has ended: "

@@ -211,8 +211,8 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         print(f"quality  {psnr_in_words(summary.psnrs_db)}")
 
 
-def print_failures(summary: Summary) -> None:
-    """Print why clips and shards of a run failed."""
+def print_failures(summary: Summary, table: str = "cache.table() where status is 'failed'") -> None:
+    """Print why clips and shards of a run failed. table: where all of them are."""
     if not summary.reasons and not summary.shard_errors:
         return
     print("\nfailed:")
@@ -224,4 +224,4 @@ def print_failures(summary: Summary) -> None:
         if reason != "shard_failed":
             print(f"    {printable(key)}: {message}")
     if len(summary.failures) > NAMED_FAILURES:
-        print("    ... all of them: cache.table() where status is 'failed'")
+        print(f"    ... all of them: {table}")

@@ -1,7 +1,7 @@
 """The worker of a text field: texts are encoded one by one, each once, while shards are written.
 
-Threads take turns at the encoder. An error of one text fails its clip; anything else its shard, as with
-latents.
+Threads take turns at the encoder, a shard each, so that little is lost if a run is killed. An error of one
+text fails its clip; anything else its shard, as with latents.
 """
 
 from __future__ import annotations
@@ -103,12 +103,13 @@ class TextWorker:
         if adopted is not None:
             self.clips_done += len(part.rows)
             return adopted
-        started = time.perf_counter()
         samples: list[Sample] = []
-        for row, texts in zip(part.rows, part.texts, strict=True):
-            samples += self._samples(shard, row, texts)
-            self.clips_done += 1
-        encode_s = time.perf_counter() - started
+        with self._encoding:
+            started = time.perf_counter()
+            for row, texts in zip(part.rows, part.texts, strict=True):
+                samples += self._samples(shard, row, texts)
+                self.clips_done += 1
+            encode_s = time.perf_counter() - started
         report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
         return replace(report, encode_s=encode_s)
 
@@ -135,7 +136,7 @@ class TextWorker:
     def _encode(self, text: str) -> Stored:
         """Encode one text by itself. Only the error of a clip is returned; others are raised."""
         try:
-            with self._encoding, torch.inference_mode():
+            with torch.inference_mode():
                 encoded = self._encoder.encode(text)
             return to_stored_text(encoded, self._field.arrays)
         except OF_CLIP as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,12 +15,25 @@ import tensorstore
 import zarr
 
 import latentcache
+from latentcache.config.fields import parse_fields
 from latentcache.core.dtypes import as_numpy
+from latentcache.format.fields.manifest import has_fields
 from latentcache.format.fields.paths import FIELDS
+from latentcache.planning.fields.planned import plan_field
 from latentcache.planning.planned import PlannedCache
+from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files, run_inline
 from tests.tools.encoders.hashed_text import COUNTED, states
-from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field, write_fields
+from tests.tools.fields import (
+    FAMILY,
+    add,
+    cache_of,
+    grow,
+    padded,
+    relabel,
+    text_field,
+    write_fields,
+)
 from tests.tools.planned import FAILED
 
 CAPTIONS = [f"caption {n % 6}" for n in range(10)]
@@ -202,6 +217,69 @@ def test_failed_texts_are_tried_again_without_those_that_lack(
     assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
 
 
+def test_a_clip_without_text_is_told_the_column_and_not_to_try_again(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, ["fine", None, " "], texts=[["a"], [], [None]])
+    printed = add(cache, status=3, umt5=text_field(column=["caption", "texts"]))
+    assert (
+        printed.count("there is no text in caption or texts") == 4
+    )  # as they fail, and in the end
+    assert "again" not in printed
+    assert "again" in add(cache_of(made(tmp_path), ["NAN", None]), status=3, umt5=text_field())
+
+
+def made(folder: Path) -> Path:
+    (folder / "another").mkdir()
+    return folder / "another"
+
+
+def test_a_shard_is_encoded_before_the_next_is_begun(tmp_path: Path, counted: Path) -> None:
+    captions = [f"{n}" for n in range(12)]
+    cache = cache_of(tmp_path, captions, shard_clips=4)
+    add(cache, umt5=text_field(takes_s=0.002))
+    _, *texts = counted.read_text().splitlines()
+    shards = [shard.number for shard in cache.planned_shards()]
+    tables = [pq.read_table(path) for path in sample_tables(cache)]
+    shard_of = {t["key"][n].as_py(): t["shard"][n].as_py() for t in tables for n in range(len(t))}
+    order = [shard_of[f"v{text}#0"] for text in texts]
+    assert [number for number, _ in itertools.groupby(order)] == sorted(shards, key=order.index)
+
+
+def sample_tables(cache: PlannedCache) -> list[Path]:
+    return sorted(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*.parquet"))
+
+
+def test_a_field_that_is_dropped_while_it_is_encoded_is_said(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    create, url = Storage.create, cache.storage.url
+
+    def dropping(storage: Storage, path: str, data: bytes) -> bool:
+        if path.startswith("fields/umt5/samples/"):
+            (Path(url) / "fields/umt5/field.json").unlink(missing_ok=True)
+        return create(storage, path, data)
+
+    with mock.patch.object(Storage, "create", dropping):
+        printed = add(cache, status=1, umt5=text_field())
+    assert "was dropped while this run encoded it" in printed
+    assert run_inline("drop_field", url, "umt5", "--yes")[0] == 0
+    add(cache, umt5=text_field())
+
+
+def test_settings_that_are_no_files_stay_whatever_lies_in_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = made(tmp_path)
+    monkeypatch.chdir(here)
+    fields = {"umt5": text_field(missing="empty"), "frame0": {"kind": "raw", "of": "first"}}
+    for value in ("text", "caption", "bfloat16", "empty", "raw", "first", FAMILY):
+        (here / value).mkdir()
+    cache = cache_of(tmp_path, CAPTIONS)
+    add(cache, umt5=fields["umt5"])
+    assert run_inline("resume", cache.storage.url, "--field", "umt5", "run.runner=local")[0] == 0
+    for name, field in parse_fields(fields).items():
+        settings = plan_field(cache, name, field).field.settings
+        assert parse_fields({name: settings})[name] == field
+
+
 @pytest.mark.parametrize("broken", ["describe", "build"])
 def test_an_encoder_that_cannot_load_leaves_other_fields_alone(tmp_path: Path, broken: str) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
@@ -222,7 +300,9 @@ def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_dropped_field_leaves_nothing_and_can_be_made_again(cache: PlannedCache) -> None:
     before = read_files(Path(cache.storage.url))
+    assert not has_fields(cache.storage)
     add(cache, umt5=text_field())
+    assert has_fields(cache.storage)
     status, printed = run_inline("drop_field", cache.storage.url, "umt5")
     assert (status, "can go" in printed) == (0, True)
     assert run_inline("drop_field", cache.storage.url, "umt5", "--yes")[0] == 0

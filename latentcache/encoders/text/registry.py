@@ -49,7 +49,7 @@ def text_settings(raw: Mapping[str, Any], where: str = "text") -> TextSettings:
     if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
             f"{where}.family: unknown family {family!r}.{did_you_mean(str(family), FAMILIES)} "
-            f"Families: {', '.join(FAMILIES)}"
+            f"Families: {', '.join(FAMILIES)}; or name a module of your own, such as my_package.my_text."
         )
     settings: TextSettings = validate(family_module(str(family)).Settings, raw, where)
     return settings

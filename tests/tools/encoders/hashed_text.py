@@ -1,13 +1,14 @@
 """A text encoder outside the project: states that are a hash of the text's characters. It counts its work.
 
 `pooled` gives a pooled vector, too. Texts whose first word is NAN, CLIP, SHARD or KILL fail so, unless the
-field's settings are `calm`.
+field's settings are `calm`. `takes_s`: seconds per text, in which other threads go on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class HashedText:
         if COUNTED in os.environ:
             with Path(os.environ[COUNTED]).open("a") as file:
                 file.write(f"{text}\n")
+        time.sleep(self._settings.get("takes_s", 0))
         trouble = "" if self._settings.get("calm") else text.split(" ")[0]
         if trouble == "CLIP":
             raise ClipError("non_finite", "the encoder does not like it")
