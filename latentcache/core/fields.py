@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
@@ -52,6 +52,10 @@ class FieldArray:
     rule: ShapeRule = "fixed"
 
     def __post_init__(self) -> None:
+        if self.name and not _NAME.fullmatch(self.name):
+            raise ConfigError(f"{self.name!r} is no name of an array: it names a folder")
+        if self.padding not in (None, *get_args(Padding)) or self.side not in ("left", "right"):
+            raise ConfigError(f"no array is padded with {self.padding!r} on the {self.side!r}")
         if self.dtype not in ITEM_BYTES:
             known = ", ".join(ITEM_BYTES)
             raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")

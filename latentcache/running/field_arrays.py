@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -14,11 +14,19 @@ from latentcache.format.manifest import recipe_difference
 from latentcache.planning.fields.describe import plain
 
 
-def to_stored(tensors: Sequence[torch.Tensor], arrays: Sequence[FieldArray]) -> list[Array]:
-    """Return a clip's arrays as they are stored. Raises ClipError if one is not finite, EncoderError."""
-    if len(tensors) != len(arrays):
-        raise EncoderError(f"the encoder returned {len(tensors)} arrays, not {len(arrays)}")
-    return [_to_stored(*pair) for pair in zip(tensors, arrays, strict=True)]
+def to_stored(
+    given: Mapping[str, torch.Tensor], names: Iterable[str], arrays: Sequence[FieldArray]
+) -> list[Array]:
+    """Return a clip's arrays as they are stored. names: the encoder's, in the order of `arrays`.
+
+    Raises ClipError if one is not finite, EncoderError.
+    """
+    names = list(names)
+    if set(given) != set(names):
+        raise EncoderError(
+            f"the encoder returned {', '.join(given) or 'nothing'}, not {', '.join(names)}"
+        )
+    return [_to_stored(given[name], array) for name, array in zip(names, arrays, strict=True)]
 
 
 def _to_stored(tensor: torch.Tensor, array: FieldArray) -> Array:

@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +23,7 @@ from latentcache.core.records import ShardReport
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import EncodedText
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import (
     Sample,
     adopt_field_shard,
@@ -138,7 +138,7 @@ class TextWorker:
         try:
             with torch.inference_mode():
                 encoded = self._encoder.encode(text)
-            return to_stored_text(encoded, self._field.arrays)
+            return to_stored_text(encoded, self._encoder.arrays, self._field.arrays)
         except OF_CLIP as error:
             return Stored(error=ClipError(error.reason, str(error)))
 
@@ -146,7 +146,17 @@ class TextWorker:
         """Nothing was started."""
 
 
-def to_stored_text(encoded: EncodedText, arrays: Sequence[FieldArray]) -> Stored:
-    """Return a text's arrays as they are stored. Raises ClipError if one is not finite, EncoderError."""
-    stored = to_stored(list(encoded.arrays.values()), arrays)
-    return Stored(stored, int(encoded.tokens), int(encoded.lost_tokens))
+def to_stored_text(
+    encoded: EncodedText, names: Iterable[str], arrays: Sequence[FieldArray]
+) -> Stored:
+    """Return a text's arrays as they are stored. names: see `to_stored`.
+
+    Raises ClipError if one is not finite, EncoderError.
+    """
+    stored, tokens = to_stored(encoded.arrays, names, arrays), int(encoded.tokens)
+    if arrays[0].ragged and tokens != len(stored[0]):
+        raise EncoderError(
+            f"the text encoder counts {tokens} tokens and returned {len(stored[0])} states, so a mask "
+            "would be wrong. A padded array is returned without its padding."
+        )
+    return Stored(stored, tokens, int(encoded.lost_tokens))

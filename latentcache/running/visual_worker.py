@@ -124,7 +124,7 @@ class VisualWorker:
         if self._tower is not None:
             with torch.inference_mode():
                 states = self._tower.encode(torch.from_numpy(np.concatenate(pixels)))
-            return to_stored(list(states.values()), self._field.arrays)
+            return to_stored(states, self._tower.arrays, self._field.arrays)
         if self._encoder is None:
             return pixels[:1]
         return [self._to_stored(self._latents(self._encoder, clip, pixels))]

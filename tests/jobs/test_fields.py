@@ -280,11 +280,25 @@ def test_settings_that_are_no_files_stay_whatever_lies_in_the_folder(
         assert parse_fields({name: settings})[name] == field
 
 
-@pytest.mark.parametrize("broken", ["describe", "build"])
-def test_an_encoder_that_cannot_load_leaves_other_fields_alone(tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "status", "message"),
+    [
+        ("describe", 2, "there is no such model"),
+        ("code", 1, "cannot be described: KeyError: 'hidden_size'"),
+        ("name", 2, "'a/b' is no name of an array"),
+        ("padding", 2, "padded with 'zeroes'"),
+        ("build", 1, "the weights are cut short"),
+        ("tokens", 1, "so a mask would be wrong"),
+        ("names", 1, "returned other, not states"),
+    ],
+)
+def test_an_encoder_that_is_broken_leaves_other_fields_alone(
+    tmp_path: Path, broken: str, status: int, message: str
+) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     fields = {"bad": text_field(broken=broken), "umt5": text_field()}
-    printed = add(cache, status=2 if broken == "describe" else 1, **fields)
+    printed = add(cache, status=status, **fields)
+    assert message in printed
     assert "everything else stays" in printed or "Stopped" in printed
     assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latentcache.encoders.text.protocol import TextArray, TextEncoder
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, LatentCacheError
 
 Settings = Mapping[str, Any]
 #: What `describe` returns: the arrays by name, and the recipe.
@@ -31,12 +31,24 @@ def build(settings: Settings, device: torch.device) -> TextEncoder:
 
 def describe(settings: Settings) -> Description:
     """Return the arrays and the recipe, loading the model only where the encoder cannot say without."""
-    _, _, describe_it = _find(str(settings["family"]))
-    if describe_it is not None:
-        arrays, recipe = describe_it(settings)
-        return arrays, recipe
-    encoder = build(settings, torch.device("cpu"))
-    return encoder.arrays, encoder.recipe()
+    family, _, describe_it = _find(str(settings["family"]))
+    try:
+        if describe_it is not None:
+            arrays, recipe = describe_it(settings)
+        else:
+            encoder = build(settings, torch.device("cpu"))
+            arrays, recipe = encoder.arrays, encoder.recipe()
+    except LatentCacheError:
+        raise
+    except Exception as error:  # a plug-in may raise anything, and other fields go on
+        raise EncoderError(
+            f"{family} cannot be described: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(arrays, Mapping) or not all(
+        isinstance(a, TextArray) for a in arrays.values()
+    ):
+        raise EncoderError(f"{family}: its arrays are no TextArrays by name: {arrays!r}")
+    return arrays, recipe
 
 
 def _find(family: str) -> tuple[str, Any, Any]:

@@ -78,15 +78,26 @@ class HashedText:
         if not self.arrays["states"].ragged:
             own = np.concatenate([own, np.full((self._length - len(own), WIDTH), 0.5, np.float32)])
         num = min(len(text) + 1, self._length)
+        if self._settings.get("broken") == "tokens":
+            num += 1
         found = {"states": torch.from_numpy(own)}
         if "pooled" in self.arrays:
-            found["pooled"] = pooled
+            found = {"pooled": pooled, **found}  # the order is that of `arrays`
+        if self._settings.get("broken") == "names":
+            found = {"other": found["states"]}
         return EncodedText(found, tokens=num, lost_tokens=len(text) + 1 - num)
 
 
 def describe(settings: Mapping[str, Any]) -> tuple[dict[str, TextArray], dict[str, object]]:
-    if settings.get("broken") == "describe":
+    broken = settings.get("broken")
+    if broken == "describe":
         raise ConfigError("hashed_text: there is no such model")
+    if broken == "code":
+        raise KeyError("hidden_size")
+    if broken == "name":
+        return {"states": TextArray((32, WIDTH), "zeros"), "a/b": TextArray((WIDTH,), None)}, {}
+    if broken == "padding":
+        return {"states": TextArray((32, WIDTH), "zeroes")}, {}  # type: ignore[arg-type]
     return arrays_of(settings), recipe_of(settings)
 
 
