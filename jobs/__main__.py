@@ -15,6 +15,8 @@ from .waiting import Waiting
 JOBS = {
     "precompute": "encode a corpus into a cache, from a config file",
     "estimate": "say what precompute would take in time, memory, bytes and money",
+    "add-field": "add further arrays to a cache, such as the states of a text encoder",
+    "drop-field": "remove such a field from a cache",
     "resume": "finish a cache that was interrupted, or retry what failed",
     "status": "say how far a cache is, from anywhere, while its run goes on or after",
     "verify": "check every byte of a cache, and mark what is damaged",
@@ -31,7 +33,12 @@ JOBS = {
     "completion": "print what bash, zsh or fish needs to complete command lines",
 }
 #: Jobs whose module has another name.
-_MODULES = {"copy": "copy_cache", "train-example": "training.train_example"}
+_MODULES = {
+    "add-field": "add_field",
+    "copy": "copy_cache",
+    "drop-field": "drop_field",
+    "train-example": "training.train_example",
+}
 
 
 def main_of(job: str) -> Callable[[], int]:

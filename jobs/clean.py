@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from latentcache.config.sections import RunConfig
+from latentcache.format.fields.manifest import field_names, read_field
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
@@ -39,7 +40,8 @@ def clean(args: argparse.Namespace) -> int:
     now_s = time.time()
     files = storage.files()
     retired = retired_shards(storage, files, manifest, now_s - 86400 * args.retired_days)
-    found = find_leftovers(files, manifest, now_s, retired)
+    fields = [read_field(storage, name, manifest) for name in field_names(storage)]
+    found = find_leftovers(files, manifest, now_s, retired, fields)
     _print(found)
     removable = found.removable
     size = human_bytes(sum(file.num_bytes for file in removable))
@@ -59,7 +61,7 @@ def clean(args: argparse.Namespace) -> int:
 
 def _print(found: Leftovers) -> None:
     _print_files("of an interrupted write", found.temporary)
-    _print_files("of no generation", found.unplanned)
+    _print_files("of no generation and no field", found.unplanned)
     _print_files("of a retired shard", found.retired)
     _print_files("perhaps being written (less than an hour old); left", found.recent)
     _print_files("foreign; left", found.foreign)

@@ -23,6 +23,7 @@ from latentcache.copying.shards import pending_copies
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.core.records import ShardFormat
 from latentcache.errors import CacheError, ConfigError, CorruptionError
+from latentcache.format.fields.manifest import field_names
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_all, read_manifest
 from latentcache.format.paths import CACHE_JSON
@@ -71,6 +72,7 @@ def derive(
     check_places(urls, target)
     target_options, source_options = _options(overrides)
     sources = [_open(url, source_options, overrides) for url in urls]
+    _say_what_stays(sources)
     storage = Storage(target, target_options)
     planned, step = _planned_before(storage, overrides), None
     if planned is None:
@@ -99,6 +101,15 @@ def derive(
             _check_same(planned, kind, sources, words, shard_format)
         opened = [OpenCache(storage=s.storage, manifest=s.manifest) for s in sources]
         return _copy(planned.held_by(holder), Parents(source_options, opened))
+
+
+def _say_what_stays(sources: Sequence[PlannedCache]) -> None:
+    for source in sources:
+        if names := field_names(source.storage):
+            print(
+                f"note     fields of {redact(source.storage.url)} are not copied ({', '.join(names)}): add "
+                "them to the new cache with latentcache add-field"
+            )
 
 
 def check_places(urls: Sequence[str], target: str) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 
+from latentcache.config.fields import TextField, parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.machine import resolve_device
-from latentcache.core.spec import LatentSpec
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
+from latentcache.format.manifest import Manifest
+from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
-from latentcache.planning.recipe import resolve_encoder
+from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
 
 from . import parsers
@@ -54,6 +58,7 @@ def estimate(args: argparse.Namespace) -> int:
         )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
+    _print_fields(config, plan, make_manifest(config, spec, identity), scale)
     _print_limits(config, found)
     with Waiting() as waiting:
         if "tiling" in config.encoder:
@@ -153,6 +158,32 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
             f"gpu      {human_bytes(memory.gpu_bytes)} at most, {part:.0%} of "
             f"{human_bytes(memory.gpu_total_bytes)}"
         )
+
+
+def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) -> None:
+    """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
+    for name, field in parse_fields(config.fields).items():
+        found, raw_bytes = describe_field(field, manifest), 0
+        for bucket, table in plan.buckets.items():
+            for array in found.arrays if field.kind != "view" else ():
+                shape = array.shape_in(bucket, manifest.spec)
+                raw_bytes += table.num_rows * math.prod(shape) * ITEM_BYTES[array.dtype]
+        texts = ""
+        if isinstance(field, TextField) and (num := _num_texts(plan, field)) is not None:
+            texts = f", {num * scale:,.0f} different texts"
+        print(
+            f"field    {name}: {human_bytes(raw_bytes * scale)} at most, before compression and with all "
+            f"padding{texts} (not timed)"
+        )
+
+
+def _num_texts(plan: Plan, field: TextField) -> int | None:
+    """Return how many different texts a field of one column of texts encodes."""
+    tables = [table for table in plan.buckets.values() if field.column in table.column_names]
+    if not tables or not isinstance(field.column, str):
+        return None
+    values = [table[field.column] for table in tables]
+    return len({value for column in values for value in column.unique().to_pylist()} - {None})
 
 
 def _cost(hours: float, price: float | None) -> str:

@@ -132,6 +132,13 @@ def resume() -> Parser:
     parser.add_argument(
         "--skip-changed", action="store_true", help="record clips of changed sources as failed"
     )
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="finish only this field, and leave latents and other fields as they are",
+    )
     parser.add_allow_failures()
     parser.add_encoder()
     parser.add_lease()
@@ -301,6 +308,43 @@ def copy() -> Parser:
     return parser
 
 
+def add_field() -> Parser:
+    """Return the command line of `latentcache add-field`."""
+    parser = Parser(
+        prog="latentcache add-field",
+        description="Add a field to a cache, such as the states of a text encoder: a layer beside the "
+        "latents, which stay. FIELD.yaml names fields as a configuration's section `fields` does. Run "
+        "again, it finishes a field that was interrupted.",
+    )
+    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_argument("fields", metavar="FIELD.yaml")
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="encode texts that have changed since the field was planned, too",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    parser.add_overrides("run.* settings, or where things are here")
+    parser.add_encoder()
+    parser.add_lease()
+    return parser
+
+
+def drop_field() -> Parser:
+    """Return the command line of `latentcache drop-field`."""
+    parser = Parser(
+        prog="latentcache drop-field",
+        description="Remove a field from a cache: its folder, and nothing else. Readers that have it open "
+        "cannot go on.",
+    )
+    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_argument("field", metavar="FIELD")
+    parser.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_overrides("where things are here, such as cache.storage_options.profile=writer")
+    parser.add_lease()
+    return parser
+
+
 def stream() -> Parser:
     """Return the command line of `latentcache stream`."""
     parser = Parser(
@@ -444,6 +488,8 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "compact": compact,
     "merge": merge,
     "copy": copy,
+    "add-field": add_field,
+    "drop-field": drop_field,
     "clean": clean,
     "stream": stream,
     "report": report,

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
@@ -30,7 +31,8 @@ from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
 from . import parsers
-from .cli import human_bytes, run_job
+from .cli import OK, SOME_FAILED, human_bytes, run_job
+from .fields import make_fields, worse
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
@@ -43,6 +45,7 @@ def main() -> int:
 def precompute(args: argparse.Namespace) -> int:
     """Plan what is new, and encode what is missing; returns the exit status."""
     config = load_config(args.config, args.overrides)
+    fields = parse_fields(config.fields)
     if not args.dry_run:
         check_device(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
@@ -50,7 +53,10 @@ def precompute(args: argparse.Namespace) -> int:
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
-        return encode(planned, copy_missing(planned, planned.missing_shards()))
+        status = encode(planned, copy_missing(planned, planned.missing_shards()))
+        if status in (OK, SOME_FAILED):
+            status = worse(status, make_fields(planned, fields))
+        return status
 
 
 def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> PlannedCache:

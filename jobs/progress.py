@@ -69,7 +69,7 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
         return error.exit_status
     if num_tasks:
         _print_summary(run.summary, skipped)
-    _print_failures(run.summary)
+    print_failures(run.summary)
     if unfinished := _unfinished(planned, run.published):
         print(
             f"{unfinished} shards are not in the storage, though the run has ended: another run may be "
@@ -258,7 +258,8 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         print(f"quality  {psnr_in_words(summary.psnrs_db)}")
 
 
-def _print_failures(summary: Summary) -> None:
+def print_failures(summary: Summary, table: str = "cache.table() where status is 'failed'") -> None:
+    """Print why clips and shards of a run failed. table: where all of them are."""
     if not summary.reasons and not summary.shard_errors:
         return
     print("\nfailed:")
@@ -270,4 +271,4 @@ def _print_failures(summary: Summary) -> None:
         if reason != "shard_failed":
             print(f"    {printable(key)}: {message}")
     if len(summary.failures) > NAMED_FAILURES:
-        print("    ... all of them: cache.table() where status is 'failed'")
+        print(f"    ... all of them: {table}")

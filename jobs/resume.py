@@ -16,7 +16,8 @@ from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 
 from . import parsers
-from .cli import run_job, storage_options
+from .cli import OK, SOME_FAILED, run_job, storage_options
+from .fields import resume_fields, worse
 from .progress import copy_missing, encode
 
 
@@ -30,7 +31,8 @@ def resume(args: argparse.Namespace) -> int:
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
     with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
-        return _go_on(planned.held_by(holder), holder, args)
+        planned = planned.held_by(holder)
+        return _fields(args, planned) if args.field else _go_on(planned, holder, args)
 
 
 def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace) -> int:
@@ -45,7 +47,12 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
     print(f"cache    {shards} shards, {shards - len(missing)} committed, {len(missing)} to encode")
     if looked_at is not None:
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
-    return encode(planned, missing)
+    status = encode(planned, missing)
+    return worse(status, _fields(args, planned)) if status in (OK, SOME_FAILED) else status
+
+
+def _fields(args: argparse.Namespace, planned: PlannedCache) -> int:
+    return resume_fields(planned, args.overrides, names=args.field, retry_failed=args.retry_failed)
 
 
 def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:

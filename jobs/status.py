@@ -19,6 +19,7 @@ from typing import Any
 from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.fields.snapshot import FieldCounts
 from latentcache.inspecting.status import Status
 from latentcache.inspecting.status_words import state_in_words
 from latentcache.inspecting.watch import Watch, is_about_to_be
@@ -120,7 +121,17 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
         lines.append(f"speed    {_speed(found)}")
     if found.left_s is not None:
         lines.append(f"left     {human_time(found.left_s)}")
-    return [*lines, *_failures(found)]
+    return [*lines, *_failures(found), *map(_field, found.fields.items())]
+
+
+def _field(item: tuple[str, FieldCounts]) -> str:
+    name, counts = item
+    lost = f", {counts.num_lost:,} with lost tokens" if counts.num_lost else ""
+    return (
+        f"field    {name}: {counts.num_committed:,} of {counts.num_shards:,} shards committed, "
+        f"{counts.num_ok:,} clips ok, {counts.num_failed:,} failed{lost}, "
+        f"{human_bytes(counts.stored_bytes)}"
+    )
 
 
 def _shards(found: Status) -> str:

@@ -23,6 +23,7 @@ from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import CACHE_JSON, GENERATIONS
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
+from latentcache.planning.fields.planned import repair_field
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
@@ -52,6 +53,11 @@ def check(args: argparse.Namespace) -> int:
     if args.sample and findings.sound:
         _repeat(args, findings, device)
     _print_problems(findings)
+    for of_field in findings.fields:
+        print(
+            f"field    {of_field.name}: {of_field.num_samples} samples, "
+            f"{human_bytes(of_field.num_bytes)}, {len(of_field.problems)} problems"
+        )
     print(
         f"\nverified {url}: {findings.num_clips} clips in {len(findings.sound)} sound shards, "
         f"{human_bytes(findings.num_bytes)} of latents; {len(findings.problems)} problems"
@@ -59,7 +65,7 @@ def check(args: argparse.Namespace) -> int:
     if args.repair and findings.problems:
         with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
             _repair(storage, findings, holder)
-    if findings.damaged:
+    if findings.damaged or any(of_field.damaged for of_field in findings.fields):
         _print_next(url, args.repair)
     return SOME_FAILED if findings.problems else OK
 
@@ -145,6 +151,11 @@ def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
         f"repaired {planned} clips are planned again, and {len(findings.derived)} sample tables were "
         "written again from their objects"
     )
+    for of_field in findings.fields:
+        rows = {shard: frozenset(rows) for shard, rows in of_field.damaged.items()}
+        if rows and of_field.manifest is not None:
+            num = repair_field(storage, of_field.manifest, rows)
+            print(f"repaired {num} clips of the field {of_field.name} are planned again")
     rest = sum(not problem.is_repairable for problem in findings.problems)
     if rest:
         print(f"         {rest} problems are not of shards: each says above what repairs it")

@@ -21,6 +21,7 @@ import yaml
 
 import latentcache
 from jobs.__main__ import JOBS, main_of
+from latentcache.config.fields import parse_fields
 from latentcache.config.files import apply_overrides, validate
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
@@ -41,11 +42,25 @@ SMALLEST = {
 #: Programs of others, which are not here, and words of the shell.
 FOREIGN = {"accelerate", "eval", "aws", "docker", "kubectl", "ray", "torchrun", "["}
 #: Pages whose Python is run by tests of their own.
-RUN_ELSEWHERE = {"docs/encoder-plugins.md", "docs/text-encoders.md", "docs/training.md"}
+RUN_ELSEWHERE = {
+    "docs/encoder-plugins.md",
+    "docs/fields.md",
+    "docs/text-encoders.md",
+    "docs/training.md",
+}
 #: The place of a cache in a page's Python, and how it is reached.
 IN_A_BUCKET = r'"s3://[^"]*"(, storage_options=\{[^}]*\})?'
 #: Folders of a cache, which the picture and the README name beside those of the code.
-IN_A_CACHE = {"columns/", "generations/", "latents/", "logs/", "plan/", "retired/", "samples/"}
+IN_A_CACHE = {
+    "columns/",
+    "fields/",
+    "generations/",
+    "latents/",
+    "logs/",
+    "plan/",
+    "retired/",
+    "samples/",
+}
 every_page = pytest.mark.parametrize("page", PAGES)
 
 
@@ -260,6 +275,7 @@ def check_yaml(text: str) -> None:
         text_settings(data)
         return
     config = validate(Config, {**SMALLEST, **{k: complete(k, v) for k, v in data.items()}}, "docs")
+    parse_fields(config.fields)
     if config.encoder["kind"] in KINDS:
         resolve(config.encoder)
 

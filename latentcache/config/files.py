@@ -116,6 +116,11 @@ def _set(data: dict[str, Any], path: Sequence[str], value: Any, shown: str) -> d
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply overrides, validate. Raises ConfigError."""
+    return validate(Config, apply_overrides(read_mapping(path), overrides), path)
+
+
+def read_mapping(path: str) -> dict[str, Any]:
+    """Return what a YAML file holds. Raises ConfigError unless that is keys with values."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -126,7 +131,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
-    return validate(Config, apply_overrides(data, overrides), path)
+    return data
 
 
 def load_stored_config(

@@ -388,6 +388,11 @@ class Config(Section):
     cache: CacheConfig
     run: RunConfig = Field(default_factory=RunConfig)
     quality: QualityConfig = Field(default_factory=QualityConfig)
+    fields: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Further arrays of each clip, by name, such as the states of a text encoder: see "
+        "[fields.md](fields.md).",
+    )
 
     @field_validator("encoder")
     @classmethod
@@ -399,9 +404,9 @@ class Config(Section):
     def without_secrets(self) -> dict[str, Any]:
         """Return what a cache stores: see NOT_OF_A_CACHE; and no URL, for a cache can be moved.
 
-        Of a signed URL of the corpus its name is stored.
+        Fields have their own settings beside them. Of a signed URL of the corpus its name is stored.
         """
         data = of_a_cache(self.model_dump(mode="json"))
         data["corpus"]["source"] = public_name(self.corpus.source)
-        del data["cache"]["url"]
+        del data["cache"]["url"], data["fields"]
         return data

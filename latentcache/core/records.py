@@ -35,9 +35,13 @@ REASONS: Mapping[str, str] = {
     "out_of_memory": "decoding needs more memory than run.decode_memory_bytes allows",
     "decoder_crashed": "the decoding process died",
     "non_finite": "the encoder returned NaN or infinity",
+    "no_caption": "the clip has no text",
+    "missing_input": "the clip has no value in the column that the field reads",
     "retired": "the clip was replaced or removed before it was encoded",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }
+#: Failures of a field's clips that would come again: nothing is there to encode, or nobody wants it.
+LASTING = ("no_caption", "missing_input", "retired")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -8,7 +8,7 @@ and a diffusion model trained on these latents learns blurred videos.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -112,11 +112,18 @@ class DCTEncoder:
         ]
         self._kept = torch.tensor(index, device=device)
 
-    @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to float32 [B, 32, t, h, w]: coefficients, then log-variances."""
+        return self.encode_masked(pixels_BTHWC, ())
+
+    @torch.inference_mode()
+    def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
+        """Encode with some of the T frames 0.0 in [-1, 1], which is grey between two levels."""
         t, h, w = check_pixels(self.spec, pixels_BTHWC)
         pixels = pixels_BTHWC.to(self._device).contiguous()
+        if any(zeros):
+            pixels = pixels.float()
+            pixels[:, torch.tensor(zeros)] = 255 / 2
         out = torch.full((len(pixels), 2 * CHANNELS, t, h, w), LOGVAR, device=self._device)
         for clip, latent in zip(pixels, out, strict=True):
             groups = [clip[:1], *clip[1:].split(STRIDE[0])] if t > 1 else [clip]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -33,6 +33,17 @@ class Encoder(Protocol):
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode un-normalised latents (means) to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        ...
+
+
+class MaskedEncoder(Encoder, Protocol):
+    """An encoder that can encode frames of zeros, for conditions of image-to-video models."""
+
+    def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
+        """Encode as `encode` does, with these of the T frames 0.0 in the model's own range of pixels.
+
+        No uint8 pixel has that value in a range from -1 to 1.
+        """
         ...
 
 

@@ -7,12 +7,14 @@ cut off and repeated with another configuration leaves the first one's tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from latentcache.core.records import ShardId
 from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.format.changes import read_changes
+from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.paths import FIELDS
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import (
     CACHE_JSON,
@@ -28,6 +30,7 @@ from latentcache.format.paths import (
     sample_path,
 )
 from latentcache.format.shards import get_format
+from latentcache.inspecting.field_files import FieldFiles, is_field_file
 from latentcache.running.log_lines import is_log
 from latentcache.storage.folder import Storage, StoredFile
 
@@ -49,9 +52,9 @@ _OURS = re.compile(
 class Leftovers:
     """What is in a cache's folder beyond the cache, by path.
 
-    temporary: of interrupted writes and planning. unplanned: of no generation, such as the plan of a run
-    that came second. retired: of shards all of whose rows were retired long ago. These can go. recent:
-    young, and perhaps being written. foreign: not of a cache, and left.
+    temporary: of interrupted writes and planning. unplanned: of no generation and no field, such as the
+    plan of a run that came second. retired: of shards all of whose rows were retired long ago. These can
+    go. recent: young, and perhaps being written. foreign: not of a cache, and left.
     """
 
     temporary: list[StoredFile] = field(default_factory=list)
@@ -71,12 +74,13 @@ def find_leftovers(
     manifest: Manifest,
     now_s: float,
     retired: Collection[ShardId] = (),
+    fields: Sequence[FieldManifest] = (),
 ) -> Leftovers:
     """Sort out the files that do not belong to the cache. now_s: since the epoch.
 
-    retired: shards that no snapshot of use holds any more.
+    retired: shards that no snapshot of use holds any more. fields: those of the cache.
     """
-    found, planned = Leftovers(), _Planned(manifest, retired)
+    found, planned = Leftovers(), _Planned(manifest, retired, fields)
     for file in files:
         kind = planned.kind(file.path)
         old = file.modified_s is not None and now_s - file.modified_s > YOUNG_S
@@ -88,7 +92,7 @@ def find_leftovers(
             continue
         elif _is_temporary(file.path):
             (found.temporary if old else found.recent).append(file)
-        elif _OURS.fullmatch(file.path):
+        elif _OURS.fullmatch(file.path) or is_field_file(file.path):
             (found.unplanned if old else found.recent).append(file)
         else:
             found.foreign.append(file)
@@ -130,6 +134,7 @@ def _is_of_cache(path: str) -> bool:
     return (
         final in fixed
         or _OURS.fullmatch(final) is not None
+        or is_field_file(final)
         or is_log(final)
         or is_saved_probe(final)
     )
@@ -138,7 +143,13 @@ def _is_of_cache(path: str) -> bool:
 class _Planned:
     """The paths of a cache's objects."""
 
-    def __init__(self, manifest: Manifest, retired: Collection[ShardId]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        retired: Collection[ShardId],
+        fields: Sequence[FieldManifest],
+    ) -> None:
+        self._fields = {field.name: FieldFiles(field, manifest, retired) for field in fields}
         self._format, self._layouts = get_format(manifest.format), manifest.layouts()
         self._num_shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
         self._retired = set(retired)
@@ -157,6 +168,8 @@ class _Planned:
             return "planned"
         kind, _, rest = path.partition("/")
         folder, _, name = rest.partition("/")
+        if kind == FIELDS:
+            return self._fields[folder].kind(path) if folder in self._fields else ""
         if kind in (PLAN, COLUMNS, RETIRED, COPIED, IMPORTED):
             return "planned" if folder.removesuffix(".parquet") in self._folders else ""
         digits = re.match(r"(?:c/)?(\d{1,18})", name)

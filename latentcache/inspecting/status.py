@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from latentcache.core.records import ShardId
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, count, text
 from latentcache.running.speed import clips_per_s, done_by, time_left
+
+if TYPE_CHECKING:
+    from latentcache.format.fields.snapshot import FieldCounts
 
 #: Speeds over time, in as many equal parts of the run, or fewer where there were fewer heartbeats.
 NUM_SPEEDS = 30
@@ -96,6 +99,7 @@ class Status:
     left_s: float | None
     silent_s: float | None
     runs: Sequence[RunFacts] = field(default_factory=tuple)
+    fields: Mapping[str, FieldCounts] = field(default_factory=dict)
 
 
 def read_run(name: str, log: Sequence[LogEvent]) -> RunFacts:

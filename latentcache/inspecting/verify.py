@@ -50,6 +50,7 @@ from latentcache.format.snapshot import (
     shard_of,
 )
 from latentcache.format.tables import read_bounded, read_table
+from latentcache.inspecting.field_check import FieldFindings, check_fields, write_derived_fields
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
 from latentcache.planning.planned import PlanReader
 from latentcache.planning.step import tables_of
@@ -77,7 +78,7 @@ class Findings:
     """What verifying found. notes: what is no fault, such as shards that are still to be encoded.
 
     damaged: rows of committed shards to encode again; derived: shards whose sample tables are to be
-    written again from their objects. sound: shards without a problem.
+    written again from their objects. sound: shards without a problem. fields: the same of each field.
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Findings:
     damaged: dict[ShardId, set[int]] = field(default_factory=dict)
     derived: list[ShardId] = field(default_factory=list)
     sound: list[ShardId] = field(default_factory=list)
+    fields: list[FieldFindings] = field(default_factory=list)
     num_clips: int = 0
     num_bytes: int = 0
 
@@ -119,6 +121,12 @@ def verify(
             on_shard()
     _check_snapshot(storage, manifest, standing, findings, found)
     _note_missing(manifest, standing, findings, found)
+    for of_field in check_fields(storage, manifest, changes.planned()):
+        findings.fields.append(of_field)
+        findings.notes += of_field.notes
+        repairable = bool(of_field.damaged or of_field.derived)
+        for path, what in of_field.problems:
+            findings.add(path, what, is_repairable=repairable)
     return findings
 
 
@@ -132,6 +140,8 @@ def write_derived(storage: Storage, findings: Findings) -> None:
         if data is not None:
             table = derive_table(shard_format, layout, data, manifest.fingerprint)
             storage.write(sample_path(*shard), table)
+    for of_field in findings.fields:
+        write_derived_fields(storage, manifest, of_field)
 
 
 def _read_manifest(storage: Storage, findings: Findings) -> Manifest | None:

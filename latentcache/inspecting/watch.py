@@ -23,6 +23,7 @@ from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_rows, shard_of
 from latentcache.format.tables import read_table
+from latentcache.inspecting.field_counts import count_fields
 from latentcache.inspecting.status import Planned, Status, assess, read_run
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
@@ -44,7 +45,7 @@ class LogReader:
         self._segments: dict[str, tuple[int, list[LogEvent]]] = {}
 
     def runs(self) -> dict[str, list[LogEvent]]:
-        """Return what every run has logged so far, by its name and in order."""
+        """Return what every run of latents has logged so far, by its name and in order."""
         sizes = self._storage.list(log_lines.LOGS)
         named = sorted((shard, name) for name in sizes if (shard := parse_segment(name)))
         grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
@@ -54,7 +55,7 @@ class LogReader:
         runs: dict[str, list[LogEvent]] = {}
         for (run, _), name in named:
             runs.setdefault(run, []).extend(self._segments[name][1])
-        return {run: log for run, log in runs.items() if log}
+        return {run: log for run, log in runs.items() if log and not log_lines.field_of(log)}
 
     def _read(self, name: str) -> list[LogEvent]:
         try:
@@ -113,7 +114,9 @@ class Watch:
         standing = self._changes.among({shard_of(row) for row in self._index.to_pylist()})
         num_shards = self.manifest.num_shards - len(standing.retired_shards(self.manifest))
         planned = replace(self._planned, num_shards=num_shards)
-        return assess(planned, self._index, facts, self._reasons(commits), now_s)
+        status = assess(planned, self._index, facts, self._reasons(commits), now_s)
+        fields = count_fields(self._storage, self.manifest)
+        return replace(status, fields={f.field.name: f.counts for f in fields})
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""

@@ -25,6 +25,8 @@ from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, CorruptionError, did_you_mean
 from latentcache.format.changes import read_changes
+from latentcache.format.fields.manifest import field_names
+from latentcache.format.fields.paths import FIELDS
 from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
 from latentcache.format.planned_sources import read_rejected
@@ -34,7 +36,9 @@ from latentcache.format.shards import get_format
 from latentcache.format.snapshot import check_index, generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, describe
+from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
+from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
 from latentcache.storage.disk_cache import DiskCache
@@ -80,16 +84,22 @@ def open_cache(
     disk_cache_bytes for all processes that name it; nothing is kept of a local cache.
 
     expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
-    what your model was built for. Raises CacheError if there is no cache, if nothing is committed
-    yet, or if an expectation is not met.
+    what your model was built for. Under "fields" it says the same of the cache's fields, by name, such as
+    {"fields": {"umt5": {"length": 512}}}: see `spec_of`. Raises CacheError if there is no cache, if
+    nothing is committed yet, or if an expectation is not met.
     """
     storage = Storage(str(url), storage_options)
     manifest, index = read_snapshot(storage)
-    check_expectations(redact(storage.url), manifest.spec, expect or {})
+    expect = dict(expect or {})
+    fields = expect.pop(FIELDS, {})
+    check_expectations(redact(storage.url), manifest.spec, expect)
     disk = None
     if disk_cache is not None and not storage.is_local:
         disk = DiskCache(disk_cache, disk_cache_bytes, manifest.fingerprint)
-    return Cache(storage, manifest, index, disk)
+    cache = Cache(storage, manifest, index, disk)
+    for name, wanted in fields.items():
+        expect_field(redact(storage.url), cache.field(name).field, wanted)
+    return cache
 
 
 def read_snapshot(storage: Storage, manifest: Manifest | None = None) -> tuple[Manifest, pa.Table]:
@@ -140,6 +150,7 @@ class Cache:
         self._format = get_format(manifest.format)
         self._layouts = manifest.layouts()
         self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
+        self._fields: dict[str, FieldReader] = {}
         self._decoder: Any = None
         self._decoding = threading.Lock()
         guard_handover()
@@ -165,6 +176,20 @@ class Cache:
     def spec(self) -> LatentSpec:
         """What the latents are."""
         return self.manifest.spec
+
+    @property
+    def field_names(self) -> list[str]:
+        """The cache's fields, as they are listed now: what it has beside latents."""
+        return field_names(self.storage)
+
+    def field(self, name: str) -> FieldReader:
+        """Return a field, as it was published when it was first asked for.
+
+        Raises ConfigError if there is none, CacheError.
+        """
+        if name not in self._fields:
+            self._fields[name] = open_field(self.storage, self.manifest, name, self._disk)
+        return self._fields[name]
 
     @functools.cached_property
     def buckets(self) -> Mapping[str, CacheBucket]:
@@ -460,9 +485,24 @@ class Cache:
         names = ["key", "caption", "source", "bucket", "start_s", "end_s", *rows.kept]
         columns = [latents, *(rows.column(name, positions) for name in names)]
         return [
-            dict(zip(["latents", *names], values, strict=True))
-            for values in zip(*columns, strict=True)
+            Sample(
+                dict(zip(["latents", *names], values, strict=True)),
+                functools.partial(
+                    self._read_field, bucket, shard, rows.chunks[position].row, values[0]
+                ),
+            )
+            for position, *values in zip(positions, *columns, strict=True)
         ]
+
+    def _read_field(
+        self, bucket: str, shard: int, row: int, latents: torch.Tensor, key: str
+    ) -> Mapping[str, Any]:
+        """Return what the field of a key has of a clip. Raises KeyError if there is no such field."""
+        name = key.partition(".")[0].removesuffix("_tokens")
+        if name not in self._fields and name not in self.field_names:
+            raise KeyError(key)
+        field = self.field(name)
+        return {name: field.view(latents)} if field.is_view else field.sample(bucket, shard, row)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the row of the snapshot and the position among its ok rows of sample `index`."""

@@ -27,7 +27,7 @@ from latentcache.running.events import Event, GaveUp, Progress, Retried, Started
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
 from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
-from latentcache.running.publisher import RunSnapshot
+from latentcache.running.publisher import RunSnapshot, Snapshot
 from latentcache.running.queue import WorkQueue
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
@@ -113,16 +113,25 @@ class Run:
         self._started = 0.0
         self._planned = planned
         self._work = WorkQueue(tasks, max_retries=config.max_retries)
-        self._num_clips = planned.num_clips(missing)
+        self._num_clips = self._count_clips(missing)
         self._judge = Judge(config)
-        self._judged: deque[str] = deque(maxlen=EXPLAINED_SHARDS)
+        self._judged: deque[ShardReport] = deque(maxlen=EXPLAINED_SHARDS)
         self._log = RunLog(planned.storage, _options(planned))
-        self._snapshot = RunSnapshot(
-            planned.storage,
-            planned.manifest,
-            config.snapshot_interval_s,
-            lambda shards: self._log.add(SNAPSHOT_PUBLISHED, num_shards=shards),
+        self._snapshot = self._open_snapshot()
+
+    def _count_clips(self, missing: Sequence[ShardId]) -> int:
+        return self._planned.num_clips(missing)
+
+    def _open_snapshot(self) -> Snapshot:
+        return RunSnapshot(
+            self._planned.storage,
+            self._planned.manifest,
+            self._planned.config.run.snapshot_interval_s,
+            self._log_snapshot,
         )
+
+    def _log_snapshot(self, num_shards: int) -> None:
+        self._log.add(SNAPSHOT_PUBLISHED, num_shards=num_shards)
 
     def events(self) -> Generator[Event, None, None]:
         """Run, yielding events as they come; the snapshot is published as it goes and at the end.
@@ -170,13 +179,14 @@ class Run:
         config = self._planned.config
         runner = importlib.import_module(f"latentcache.running.runners.{config.run.runner}")
         self._work.jump()
-        with closing(
-            runner.run(self._worker_spec(), self._work, self._planned.plan.shard)
-        ) as events:
+        with closing(runner.run(self._worker_spec(), self._work, self._load_shard)) as events:
             for event in events:
                 self._log.take(event)
                 yield self._count(event)
                 self._check()
+
+    def _load_shard(self, shard: ShardId) -> Any:
+        return self._planned.plan.shard(shard)
 
     def _worker_spec(self) -> WorkerSpec:
         planned = self._planned
@@ -205,7 +215,7 @@ class Run:
             self._work.jump()
         else:
             self._judge.add_shard(report)
-            self._judged.append(sample_path(report.bucket, report.shard))
+            self._judged.append(report)
 
     def _count_failed(self, event: Retried | GaveUp) -> Event:
         task = event.task
@@ -219,8 +229,17 @@ class Run:
 
     def _record_failed(self, task: Task) -> ShardReport | None:
         """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""
+        report = self._commit_failed(task)
+        self._snapshot.add(report)
+        if report.committed_before:
+            return None
+        self._log.take(report)
+        self._judge.add_clips(report)
+        return report
+
+    def _commit_failed(self, task: Task) -> ShardReport:
         shard, manifest = self._planned.plan.shard(task.shard), self._planned.manifest
-        report = commit_failed_shard(
+        return commit_failed_shard(
             self._planned.storage,
             get_format(manifest.format),
             manifest.layouts()[shard.bucket.name],
@@ -228,12 +247,6 @@ class Run:
             task.error,
             manifest.fingerprint,
         )
-        self._snapshot.add(report)
-        if report.committed_before:
-            return None
-        self._log.take(report)
-        self._judge.add_clips(report)
-        return report
 
     def _check(self) -> None:
         """Raise RunStoppedError where the run is hopeless."""
@@ -257,7 +270,8 @@ class Run:
 
     def _judged_rows(self) -> list[dict[str, Any]]:
         storage = self._planned.storage
-        return [row for path in self._judged for row in read_table(storage, path).to_pylist()]
+        paths = [sample_path(report.bucket, report.shard) for report in self._judged]
+        return [row for path in paths for row in read_table(storage, path).to_pylist()]
 
 
 def check_device(run: RunConfig) -> None:

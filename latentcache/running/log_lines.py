@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -144,6 +144,12 @@ def without_secrets(value: Any, options: Mapping[str, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [without_secrets(item, options) for item in value]
     return value
+
+
+def field_of(log: Sequence[LogEvent]) -> str:
+    """Return the field that a run encoded; empty if it encoded latents."""
+    begin = next((event for event in log if event.name == RUN_STARTED), None)
+    return text(begin.facts, "field") if begin is not None else ""
 
 
 def count(facts: Mapping[str, Any], name: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -22,6 +22,22 @@ from latentcache.format.snapshot import (
     shard_of,
 )
 from latentcache.storage.folder import Storage
+
+
+class Snapshot(Protocol):
+    """What a run publishes, and when."""
+
+    def open(self) -> None:
+        """Publish what is committed."""
+        ...
+
+    def add(self, report: ShardReport) -> None:
+        """Add a committed shard; publishes now and then."""
+        ...
+
+    def close(self) -> pa.Table:
+        """Publish everything that is committed, by whomever, and return it."""
+        ...
 
 
 class RunSnapshot:

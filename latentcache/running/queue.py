@@ -6,8 +6,9 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
-from latentcache.core.records import Shard, ShardId, ShardReport
+from latentcache.core.records import ShardId, ShardReport
 from latentcache.running.attempt import Failed
 from latentcache.running.events import (
     GaveUp,
@@ -15,8 +16,8 @@ from latentcache.running.events import (
     Task,
 )
 
-#: Reads the clips of a shard.
-LoadShard = Callable[[ShardId], Shard]
+#: Reads what a worker needs of a shard: its clips, or what a field encodes of them.
+LoadShard = Callable[[ShardId], Any]
 
 
 class WorkQueue:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -55,6 +56,25 @@ class WorkerSpec:
     storage: Storage
     num_cpus: int = 1
 
+    def start(self, device: torch.device) -> Worker:
+        """Check the cache, and build the worker. Raises what `check_cache` and the encoder raise."""
+        check_cache(self)
+        return ShardWorker(self, device)
+
+
+class Worker(Protocol):
+    """What a runner runs on one device. clips_done: as in ShardWorker."""
+
+    clips_done: int
+
+    def encode_shard(self, shard: Any) -> ShardReport:
+        """Encode and commit one shard, of which the driver gives what it needs; from several threads."""
+        ...
+
+    def close(self) -> None:
+        """Stop, and let go of what was started."""
+        ...
+
 
 def check_cache(spec: WorkerSpec) -> None:
     """Raise CacheError unless this worker sees the cache that the driver has planned.
@@ -82,9 +102,9 @@ class ShardWorker:
         self._spec = spec
         self._layouts = spec.manifest.layouts()
         self._format = get_format(spec.manifest.format)
-        self._encoder = _build_encoder(spec, device)
+        self._encoder = build_encoder(spec, device)
         self.gate = Gate(self._encoder, spec.config.quality)
-        self._pool = _build_pool(spec)
+        self._pool = build_pool(spec)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
         # each other's way.
@@ -148,7 +168,7 @@ class ShardWorker:
                 results.append(result)
                 self.clips_done += 1
         finally:
-            _abandon(futures)
+            abandon(futures)
         return rows, results, wait_s
 
     def _encode_clip(
@@ -183,12 +203,14 @@ class ShardWorker:
         )
 
 
-def _build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
+def build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
+    """Load the cache's encoder."""
     module, config = encoders.resolve(spec.config.encoder)
     return module.build(config, spec=spec.manifest.spec, device=device)
 
 
-def _build_pool(spec: WorkerSpec) -> DecodePool:
+def build_pool(spec: WorkerSpec) -> DecodePool:
+    """Start the processes that decode for a worker."""
     run = spec.config.run
     num_processes = run.num_decode_processes(spec.num_cpus)
     buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
@@ -198,7 +220,7 @@ def _build_pool(spec: WorkerSpec) -> DecodePool:
     return DecodePool.for_run(spec.config, num_processes=num_processes, num_buffers=num_buffers)
 
 
-def _abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
+def abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
     """Cancel what is not decoded yet, and release what is."""
     for future in futures:
         if future is not None and not future.cancel():

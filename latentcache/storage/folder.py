@@ -230,18 +230,36 @@ class Storage:
         names = {n.rsplit("/", 1)[-1]: size for n, size in files.items() if not n.endswith("/")}
         return {n: size for n, size in names.items() if not n.endswith(TEMPORARY_SUFFIX)}
 
-    def files(self) -> Sequence[StoredFile]:
+    def folders(self, path: str) -> Sequence[str]:
+        """Return the names of the folders directly in a folder, in order; none if it is not there."""
+        fs, full = self._open()[0], self._full(path)
+        fs.invalidate_cache(full)
+        try:
+            entries = self._do("list", path, fs.ls, full, detail=True)
+        except FileNotFoundError:
+            return []
+        names = (str(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
+        return sorted(name.rsplit("/", 1)[-1] for name in names if name != full)
+
+    def files(self, under: str = "") -> Sequence[StoredFile]:
         """Return everything in the folder and below it, temporary files too, by path.
 
-        Symbolic links are listed and not followed.
+        under: a folder of it, of which only what is below is listed; nothing if it is not there. Symbolic
+        links are listed and not followed.
         """
         fs, root = self._open()
-        if self.is_local:
-            found = self._do("list", "", lambda: list(_scan(Path(root), "")))
-        else:
-            fs.invalidate_cache(root)
-            infos = self._do("list", "", fs.find, root, detail=True)
-            found = [_stored_file(info, root) for info in infos.values()]
+        try:
+            if self.is_local:
+                found = self._do("list", under, lambda: list(_scan(Path(root), under)))
+            else:
+                start = self._full(under)
+                fs.invalidate_cache(start)
+                infos = self._do("list", under, fs.find, start, detail=True)
+                found = [_stored_file(info, root) for info in infos.values()]
+        except FileNotFoundError:
+            if not under:
+                raise
+            return []
         return sorted(found, key=lambda file: file.path)
 
     def delete(self, path: str) -> None:

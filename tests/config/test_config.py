@@ -80,7 +80,8 @@ def refusals(path: str, *overrides: str) -> list[str]:
         (
             "cahce.url=x",
             "cahce: unknown key. Did you mean 'cache'? "
-            "Known here: corpus, clips, encoder, cache, run, quality",
+            "Known here: corpus, clips, encoder, cache, run, "
+            "quality, fields",
         ),
         (
             "cache.compression.levle=3",

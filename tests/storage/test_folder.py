@@ -95,6 +95,15 @@ def test_lists_only_files_directly_in_the_folder(store: Storage) -> None:
     assert store.list("samples/0.parquet") == {}
 
 
+def test_lists_folders_and_what_is_below_one(store: Storage) -> None:
+    for path in ("a/x", "a/b/y", "a/c/d/z", "e"):
+        store.write(path, b"1")
+    assert list(store.folders("a")) == ["b", "c"]
+    assert list(store.folders("nothing")) == []
+    assert [file.path for file in store.files("a")] == ["a/b/y", "a/c/d/z", "a/x"]
+    assert list(store.files("nothing")) == []
+
+
 def test_a_listing_is_fresh_after_another_process_wrote(place: tuple[str, dict[str, Any]]) -> None:
     mine, other = Storage(*place), Storage(place[0], {**place[1], "skip_instance_cache": True})
     mine.write("f/a", b"1")

@@ -20,7 +20,19 @@ import yaml
 from PIL import Image
 
 import latentcache
-from jobs import clean, compact, copy_cache, merge, precompute, resume, status, stream, verify
+from jobs import (
+    add_field,
+    clean,
+    compact,
+    copy_cache,
+    drop_field,
+    merge,
+    precompute,
+    resume,
+    status,
+    stream,
+    verify,
+)
 from jobs.training import train_example
 from latentcache.format import checksum
 from latentcache.format.schemas import RUN_COLUMNS
@@ -31,10 +43,12 @@ from tests.tools.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[2]
 MAINS = {
+    "add_field": add_field.main,
     "clean": clean.main,
     "compact": compact.main,
     "copy": copy_cache.main,
     "merge": merge.main,
+    "drop_field": drop_field.main,
     "precompute": precompute.main,
     "resume": resume.main,
     "status": status.main,

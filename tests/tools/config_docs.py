@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from latentcache.config.fields import MODELS
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.encoders import KINDS, builtin
@@ -72,6 +73,9 @@ def _section(name: str) -> Iterator[str]:
     if name == "encoder":
         yield from _encoders()
         return
+    if name == "fields":
+        yield from _fields()
+        return
     model = _model_of(Config, name)
     assert model is not None, f"{name} is no section"
     yield from _tables_of(model, name)
@@ -87,6 +91,14 @@ def _encoders() -> Iterator[str]:
     for table, names in kinds.items():
         yield f"### encoder of kind {', '.join(names)}\n\n{table}"
     yield from _tables_of(Tiling, "encoder.tiling")
+
+
+def _fields() -> Iterator[str]:
+    """Yield the tables of the kinds of fields."""
+    yield f"## fields\n\n{Config.model_fields['fields'].description}"
+    for kind, model in MODELS.items():
+        words = (model.__doc__ or "").strip()
+        yield f"### field of kind `{kind}`\n\n{words}\n\n{_table(model, but=('kind',))}"
 
 
 def _tables_of(model: type[BaseModel], path: str) -> Iterator[str]:

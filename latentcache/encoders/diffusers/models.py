@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -289,14 +289,20 @@ class DiffusersEncoder:
         # A tensor: CUDA divides by a number by multiplying with its reciprocal, one ulp off the CPU.
         self._white = torch.tensor(255.0, device=device)
 
-    @torch.inference_mode()
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to what the model itself gives, bit for bit.
 
         Moments [B, 2C, t, h, w]; [B, C, t, h, w] if it has no posterior; or ids [B, t, h, w].
         """
+        return self.encode_masked(pixels_BTHWC, ())
+
+    @torch.inference_mode()
+    def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
+        """Encode with some of the T frames 0.0 in the model's range, as its pipelines make conditions."""
         thw = check_pixels(self.spec, pixels_BTHWC)
         pixels = self._to_model_range(pixels_BTHWC)
+        if any(zeros):
+            pixels[:, :, torch.tensor(zeros)] = 0
         with self._model() as vae:
             try:
                 encoded = self._class.encode(vae, pixels, self.spec.stored)

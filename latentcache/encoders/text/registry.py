@@ -46,10 +46,10 @@ class TextDescription(NamedTuple):
 def text_settings(raw: Mapping[str, Any], where: str = "text") -> TextSettings:
     """Return a family's validated settings. Raises ConfigError; `where` names them in messages."""
     family = raw.get("family")
-    if family not in _MODULES:
+    if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
             f"{where}.family: unknown family {family!r}.{did_you_mean(str(family), FAMILIES)} "
-            f"Families: {', '.join(FAMILIES)}"
+            f"Families: {', '.join(FAMILIES)}; or name a module of your own, such as my_package.my_text."
         )
     settings: TextSettings = validate(family_module(str(family)).Settings, raw, where)
     return settings

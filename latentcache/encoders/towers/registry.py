@@ -31,7 +31,7 @@ class TowerDescription(NamedTuple):
 def tower_settings(raw: Mapping[str, Any], where: str = "image") -> TowerSettings:
     """Return a tower's validated settings. Raises ConfigError; `where` names them in messages."""
     family = raw.get("family")
-    if family not in _MODULES:
+    if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
             f"{where}.family: unknown tower {family!r}.{did_you_mean(str(family), TOWERS)} "
             f"Towers: {', '.join(TOWERS)}"
@@ -40,9 +40,12 @@ def tower_settings(raw: Mapping[str, Any], where: str = "image") -> TowerSetting
     return settings
 
 
-def describe_image_tower(settings: Mapping[str, Any]) -> TowerDescription:
-    """Read configs, the processor and the digests of all files. Raises ConfigError and EncoderError."""
-    tower = _unloaded(settings)
+def describe_image_tower(settings: Mapping[str, Any], where: str = "image") -> TowerDescription:
+    """Read configs, the processor and the digests of all files. Raises ConfigError and EncoderError.
+
+    where: names the settings in messages.
+    """
+    tower = _unloaded(settings, where)
     return TowerDescription(tower.arrays, tower.recipe())
 
 
@@ -55,7 +58,7 @@ def _module(family: str) -> Any:
     return importlib.import_module(_MODULES[family])
 
 
-def _unloaded(settings: Mapping[str, Any]) -> Tower[Any]:
-    checked = tower_settings(settings)
+def _unloaded(settings: Mapping[str, Any], where: str = "image") -> Tower[Any]:
+    checked = tower_settings(settings, where)
     tower: Tower[Any] = _module(checked.family).Encoder(checked)
     return tower

@@ -48,7 +48,7 @@ PAGE_OVERHEAD_BYTES = 4096
 
 
 class ParquetFormat:
-    """Files `latents/BUCKET/SHARD.parquet`. Keeps the footers of the files that were read last."""
+    """Files `FOLDER/BUCKET/SHARD.parquet`. Keeps the footers of the files that were read last."""
 
     def __init__(self, max_footers: int = MAX_FOOTERS) -> None:
         self._footers: Lru[tuple[str, str], _Footer] = Lru(max_footers)
@@ -58,8 +58,8 @@ class ParquetFormat:
         return {}
 
     def path(self, layout: ArrayLayout, index: int) -> str:
-        """Return `latents/BUCKET/INDEX.parquet`."""
-        return f"latents/{layout.bucket.name}/{index:06d}.parquet"
+        """Return `FOLDER/BUCKET/INDEX.parquet`."""
+        return f"{layout.folder}/{layout.bucket.name}/{index:06d}.parquet"
 
     def tail_bytes(self, layout: ArrayLayout, data: bytes) -> int:  # noqa: ARG002
         """Return the length of the footer, of its length and of the magic."""
@@ -83,7 +83,7 @@ class ParquetFormat:
         with pq.ParquetWriter(buffer, schema, **_writer_options(layout)) as writer:
             for row, array in enumerate(rows):
                 if array is not None:
-                    columns = [_to_arrow(layout, array), pa.array([row], pa.int32())]
+                    columns = [_to_arrow(layout, layout.whole(array)), pa.array([row], pa.int32())]
                     writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         data = buffer.getvalue()
         stored = [row for row, array in enumerate(rows) if array is not None]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import Bucket, ChunkRef
+from latentcache.core.spec import ITEM_BYTES
 
 if TYPE_CHECKING:
     from latentcache.storage.disk_cache import DiskCache
     from latentcache.storage.folder import Storage
 
 
+#: The folder of the latents' arrays, which every cache has; those of fields lie in others.
+LATENTS = "latents"
 #: Eight bytes that follow a sample table and its length inside a shard object.
 TABLE_MARK = b"lcTABLE1"
 
@@ -48,7 +54,14 @@ class StoredChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayLayout:
-    """The array of one bucket: `shape` is one sample's; `num_rows` counts failed clips too."""
+    """The array of one bucket: `shape` is one sample's; `num_rows` counts failed clips too.
+
+    folder: where the array is in the cache; latents, or a field's. choices: samples that each row can
+    have, such as one per caption; where there are several, they are an axis of the array, and row i's
+    sample k is number i * choices + k of all that is given and read here. padded: the side on which a
+    sample is filled up with zeros to its shape, where it may have fewer of its first axis; None if all
+    samples have the shape. piece: of a padded sample, how many of its first axis are compressed together.
+    """
 
     bucket: Bucket
     shape: tuple[int, ...]
@@ -57,6 +70,33 @@ class ArrayLayout:
     shard_rows: int
     codec: str = "zstd"
     level: int = 5
+    folder: str = LATENTS
+    choices: int = 1
+    padded: Literal["left", "right"] | None = None
+    piece: int | None = None
+
+    @property
+    def shard_samples(self) -> int:
+        """Samples that a shard has room for."""
+        return self.shard_rows * self.choices
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a whole sample."""
+        return self.shape[0] // self.piece if self.piece else 1
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of a whole sample."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def whole(self, sample: Array) -> Array:
+        """Return a sample filled up with zeros to its shape; itself if it has it."""
+        missing = self.shape[0] - len(sample) if self.padded else 0
+        if not missing:
+            return sample
+        ends = (missing, 0) if self.padded == "left" else (0, missing)
+        return np.pad(sample, [ends] + [(0, 0)] * (sample.ndim - 1))
 
 
 def embedded_table(data: bytes, tail_bytes: int) -> bytes:
@@ -80,7 +120,8 @@ class Format(Protocol):
     ) -> EncodedShard:
         """Compress the rows of shard `index` (None where a clip failed) to one object's bytes.
 
-        Deterministic: the same rows give the same bytes.
+        Deterministic: the same rows give the same bytes. Rows that are the same object are stored once
+        if the format can.
         """
         ...
 

@@ -6,7 +6,6 @@ concurrent requests, and what a disk cache holds of them is not asked for.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,8 @@ import numpy as np
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef
-from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
-from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.shards.protocol import LATENTS, ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
@@ -39,16 +37,21 @@ def check_rows(
     layout: ArrayLayout, index: int, rows: Sequence[Array | None], dtype: object
 ) -> None:
     """Raise ValueError where the rows are not those of shard `index`: a mistake of the caller."""
-    if not 0 < len(rows) <= layout.shard_rows:
+    if not 0 < len(rows) <= layout.shard_samples:
         raise ValueError(
-            f"{where(layout, index)} has 1 to {layout.shard_rows} rows, not {len(rows)}"
+            f"{where(layout, index)} has 1 to {layout.shard_samples} rows, not {len(rows)}"
         )
     for row, array in enumerate(rows):
-        if array is not None and (array.shape != layout.shape or array.dtype != dtype):
+        if array is not None and (not _fits(layout, array.shape) or array.dtype != dtype):
             raise ValueError(
                 f"{where(layout, index)}, row {row}: the cache stores {layout.dtype} "
                 f"{list(layout.shape)}, not {array.dtype} {list(array.shape)}"
             )
+
+
+def _fits(layout: ArrayLayout, shape: tuple[int, ...]) -> bool:
+    short = layout.padded and len(shape) == len(layout.shape) and shape[0] <= layout.shape[0]
+    return shape[1:] == layout.shape[1:] if short else shape == layout.shape
 
 
 def where(layout: ArrayLayout, index: int, row: int | None = None) -> str:
@@ -60,22 +63,23 @@ def damaged(
     layout: ArrayLayout, index: int, row: int | None, path: str, what: str
 ) -> CorruptionError:
     """Return the error for stored bytes that cannot be what was committed."""
+    lost = "latents are" if layout.folder == LATENTS else "field's values are"
     return CorruptionError(
         f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. The "
-        "latents are lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
+        f"{lost} lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
         "`latentcache resume URL` then encodes it."
     )
 
 
 def longest_chunk(layout: ArrayLayout) -> int:
     """Return the most bytes that a stored sample can take."""
-    num_bytes = math.prod(layout.shape) * ITEM_BYTES[layout.dtype]
+    num_bytes = layout.sample_bytes
     return num_bytes + num_bytes // 8 + CHUNK_OVERHEAD_BYTES
 
 
 def largest_object(layout: ArrayLayout) -> int:
     """Return the most bytes that a shard object can take, its sample table included."""
-    return layout.shard_rows * (longest_chunk(layout) + ROW_OVERHEAD_BYTES) + FILE_OVERHEAD_BYTES
+    return layout.shard_samples * (longest_chunk(layout) + ROW_OVERHEAD_BYTES) + FILE_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import current_index, shard_of
+from latentcache.inspecting.field_counts import CountedField, count_fields
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -117,6 +118,7 @@ class Facts:
     tiling_errors: list[float] = field(default_factory=list)
     psnrs_db: list[float] = field(default_factory=list)
     index: pa.Table = field(default_factory=INDEX_SCHEMA.empty_table)
+    fields: list[CountedField] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,7 @@ def read_facts(
                 _add_times(facts, "worker", worker, found.times)
             on_table()
     _merge(facts.rejected, _failures(read_rejected(storage, manifest)))
+    facts.fields = count_fields(storage, manifest)
     return facts
 
 

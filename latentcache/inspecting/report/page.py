@@ -11,6 +11,7 @@ from statistics import median
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
+from latentcache.inspecting.field_counts import CountedField
 from latentcache.inspecting.report import figures
 from latentcache.inspecting.report.collect import Report
 from latentcache.inspecting.report.facts import TIME_EDGES_S, BucketFacts, Facts, Failures, Times
@@ -45,6 +46,7 @@ def render(report: Report, made_at: str) -> str:
         _header(report, made_at),
         _recipe(report),
         _buckets(report.facts),
+        _fields(report.facts),
         _failures(report.facts),
         _clips(report),
         _quality(report),
@@ -155,6 +157,28 @@ def _bar(share: float) -> Markup:
 
 def _ratio(part: float, whole: float) -> str:
     return f"{part / whole:.3f}" if whole else "-"
+
+
+def _fields(facts: Facts) -> list[Markup]:
+    if not facts.fields:
+        return []
+    names = "field, arrays, committed, ok, failed, with lost tokens, stored"
+    rows = [_field_row(found) for found in facts.fields]
+    return [h("h2", "Fields"), table_of(names.split(", "), rows, text=(1, 2))]
+
+
+def _field_row(found: CountedField) -> Sequence[object]:
+    field, counts = found.field, found.counts
+    arrays = [f"{field.key(a)} {list(a.shape)} {a.dtype}" for a in field.arrays]
+    return (
+        f"{field.name} ({field.kind})",
+        ", ".join(arrays),
+        f"{counts.num_committed:,} of {counts.num_shards:,} shards",
+        f"{counts.num_ok:,}",
+        f"{counts.num_failed:,}",
+        f"{counts.num_lost:,}",
+        human_bytes(counts.stored_bytes),
+    )
 
 
 def _failures(facts: Facts) -> list[Markup]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from latentcache.reading.loader.damage import Damage
+from latentcache.reading.loader.fields import FieldsOfBatch
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
@@ -50,6 +51,9 @@ class ReadBatch:
         self.kind = (cache, batch.bucket)
         self._name, self._shape = plan.names[batch.bucket], plan.shapes[batch.bucket]
         self.num_bytes = target.held_bytes(len(batch.rows), self._shape)
+        if plan.fields:
+            self.num_bytes += len(batch.rows) * plan.fields.sample_bytes(self._name)
+        self._fields: FieldsOfBatch | None = None
         self._staged: Staged | None = None
         self._lock = threading.Lock()
         self._found: list[tuple[ShardRows, list[int], list[int]]] = []
@@ -68,6 +72,15 @@ class ReadBatch:
                 self._staged = self._target.stage(len(self._batch.rows), self._shape)
             return self._staged
 
+    def _fields_memory(self) -> FieldsOfBatch | None:
+        if not self._plan.fields:
+            return None
+        with self._lock:
+            if self._fields is None:
+                num = len(self._batch.rows)
+                self._fields = self._plan.fields.stage(self._name, num, self._target)
+            return self._fields
+
     def read(self, shard: int, rows: list[int], where: list[int]) -> None:
         """Read rows of one shard to their places in the batch."""
         cache, out = self._plan.cache, self._memory().rows(where)
@@ -77,7 +90,12 @@ class ReadBatch:
             out = [out[n] for n in read]
         if rows:
             table = cache.rows(self._name, shard)
-            self._memory().done(out, where, table.column("key", rows), self._epoch)
+            keys = table.column("key", rows)
+            fields = self._fields_memory()
+            if fields is not None:  # before latents are normalised in their place
+                numbers = [table.chunks[row].row for row in rows]
+                fields.read(shard, numbers, where, keys, self._epoch, out, check=self._check)
+            self._memory().done(out, where, keys, self._epoch)
             self._found.append((table, rows, where))
 
     def finish(self) -> Read:
@@ -90,8 +108,11 @@ class ReadBatch:
         columns = self._columns(num)
         batch = {name: [values[n] for n in sound] for name, values in columns.items()}
         number = {} if self._cache is None else {"cache": self._cache}
+        memory = self._fields_memory()
+        fields = {} if memory is None else memory.finish()
+        whole = {"latents": arriving, **fields, **batch, "bucket": self._name, **number}
         return Read(
-            batch={"latents": arriving, **batch, "bucket": self._name, **number} if sound else {},
+            batch=whole if sound else {},
             num_bytes=len(sound) * self._plan.shards[self._batch.bucket].sample_bytes,
             num_skipped=num - len(sound),
         )

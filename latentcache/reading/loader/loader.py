@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,19 @@ from latentcache.core.dtypes import AnyDtype
 from latentcache.core.machine import resolve_device
 from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.handover import check_open_files
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.damage import Damage, OnDamaged
+from latentcache.reading.loader.fields import (
+    FieldOptions,
+    LoaderFields,
+    arriving,
+    check_fields_alike,
+    check_with_fields,
+)
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
@@ -103,6 +111,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     CPU. For a GPU, stored bytes are copied from pinned memory and computed there, and batches that were
     read ahead wait there. The noise of a posterior sample is drawn on the CPU, so it is the same on all
     devices.
+    fields: names of the cache's fields, of which a batch gains each array under its key, such as `umt5`
+    [B, L, D] and `umt5.pooled` [B, D]; `umt5_tokens` [B] of texts, and `umt5_mask` [B, L] where the model
+    takes one. Only clips that have all of them come (`left_out` counts the others); missing="null" gives
+    these the null and `umt5_missing` [B]. caption_dropout: the part of clips whose texts are dropped, all
+    fields' together, to `dropped`: "null", the encoded empty text, another text of the field's `nulls`, or
+    "zeros"; `dropped` [B] says which. Where a clip has several texts, `umt5_choice` says which one came.
+    Both follow from (seed, epoch, key). pad="batch" cuts texts to the longest of a batch, if the model
+    masks padding.
     num_threads (omitted: 4, or 16 if a cache is remote) read, check and decompress. prefetch_bytes bounds
     what is read ahead. pool_bytes bounds the shards from which samples are drawn at a time (they are not
     held in memory). check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong
@@ -139,10 +155,27 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         epoch_batches: int | None = None,
         follow: bool = False,
         on_damaged: OnDamaged = "raise",
+        fields: Sequence[str] = (),
+        caption_dropout: float = 0.0,
+        dropped: str = NULL,
+        pad: Literal["spec", "batch"] = "spec",
+        missing: Literal["leave_out", "null"] = "leave_out",
     ) -> None:
         for name, number in (("num_threads", num_threads), ("frames", frames)):
             if number is not None:
                 whole_number(name, number, 1)
+        options = FieldOptions(
+            names=(fields,) if isinstance(fields, str) else tuple(fields),
+            seed=seed,
+            caption_dropout=caption_dropout,
+            dropped=dropped,
+            pad=pad,
+            missing=missing,
+            normalise=normalise,
+            dtype=dtype,
+        )
+        if options.names:
+            check_with_fields(frames, follow=follow, on_damaged=on_damaged)
         self.order = Order(
             seed=seed,
             batch_size=batch_size,
@@ -172,6 +205,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 ),
                 where,
                 columns,
+                LoaderFields.of(cache, options) if options.names else None,
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]
@@ -205,6 +239,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         check_ranks(self.order, self.rank, self.world_size)
         check_mixture(self.order, self._weights, self._epoch_batches, len(caches))
         check_alike(caches, [source.transform for source in self._sources])
+        check_fields_alike([source.map.fields for source in self._sources])
         for source in self._sources:
             check_batches(self.order, source.map)
         check_length(len(self._plan(0)), len(self), self.world_size)
@@ -213,6 +248,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def cache(self) -> Cache:
         """The snapshot of the cache, or of the first of several."""
         return self._sources[0].map.cache
+
+    @property
+    def left_out(self) -> list[Mapping[str, int]]:
+        """How many clips of each cache are left out because a field lacks them, by field."""
+        return [source.map.left_out for source in self._sources]
 
     @property
     def buckets(self) -> Sequence[BucketShards]:
@@ -337,15 +377,15 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         for place, read in zip(todo, reads, strict=True):
             self.stats.num_skipped += read.num_skipped
             batch = read.batch or plan.instead_of(place).batch
-            latents = batch["latents"].take()
+            batch = arriving(batch)
             check_open_files()
             self.stats.num_batches += 1
-            self.stats.num_samples += len(latents)
+            self.stats.num_samples += len(batch["latents"])
             self.stats.num_bytes += read.num_bytes
             if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
             self._at = Position(epoch, self._at.start, self._at.taken + 1)
-            yield {**batch, "latents": latents}
+            yield batch
         if self.epoch == epoch and not is_worker:
             self.set_epoch(epoch + 1)
 

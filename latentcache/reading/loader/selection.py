@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from latentcache.core.records import Bucket
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where, choose
 from latentcache.reading.order.epoch import Batch, BucketShards
 from latentcache.reading.order.philox import Int64
@@ -19,16 +20,24 @@ from latentcache.reading.order.philox import Int64
 class ShardMap:
     """A snapshot's chosen samples as arrays for `order`, and the way back from its numbers.
 
-    where: what chooses them, or None for all ok clips. columns: of a batch besides its latents; None
+    where: what chooses them, or None for all ok clips. fields: those that a clip must have; left_out: how
+    many clips lack each, of those that `where` keeps. columns: of a batch besides its latents; None
     for key, caption and those kept from the corpus. Raises ConfigError for an unknown column.
     """
 
     def __init__(
-        self, cache: Cache, where: Where | None = None, columns: Sequence[str] | None = None
+        self,
+        cache: Cache,
+        where: Where | None = None,
+        columns: Sequence[str] | None = None,
+        fields: LoaderFields | None = None,
     ) -> None:
-        self.cache = cache
+        self.cache, self.fields = cache, fields
         self.columns = None if columns is None else _check_columns(cache, columns)
         self._chosen = None if where is None else choose(cache, where)
+        self.left_out: Mapping[str, int] = {}
+        if fields is not None:
+            self._chosen, self.left_out = fields.choose(cache, self._chosen)
         self.names, self._numbers, self.shards = [], [], []
         for name in cache.buckets:
             numbers, num_samples = cache.shards(name)

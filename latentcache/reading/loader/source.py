@@ -13,6 +13,7 @@ from latentcache.errors import CacheError
 from latentcache.format.manifest import MAX_SHARDS
 from latentcache.reading import shard_set
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.transform import Transform
@@ -37,23 +38,31 @@ class Source:
         transform: Transform,
         where: Where | None,
         columns: Sequence[str] | None,
+        fields: LoaderFields | None = None,
     ) -> None:
         self.transform = transform
         self._where, self._columns = where, columns
+        self._fields = self._all_fields = fields
+        self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
+        self._versions.share_memory_()  # type: ignore[no-untyped-call]
         self._open(cache)
         self._shared = torch.zeros(SHARED_BYTES, dtype=torch.uint8)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
         self._share(cache)
 
     def _open(self, cache: Cache) -> None:
-        self._map = ShardMap(cache, self._where, self._columns)
-        self._identity = {**snapshot_of(cache), "where": self._map.digest}
+        self._map = ShardMap(cache, self._where, self._columns, self._fields)
+        fields = {"fields": self._fields.identity()} if self._fields else {}
+        self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 
     @property
     def map(self) -> ShardMap:
         """The samples of the snapshot that was chosen last, by any process."""
-        shared = self._shared.numpy()
+        shared, versions = self._shared.numpy(), self._versions.tolist()
         digest = shared[:DIGEST_BYTES].tobytes().hex()
+        if self._fields and self._all_fields and self._fields.versions != versions:
+            self._fields = self._all_fields.at(versions)
+            self._open(self._map.cache)
         if digest != self._map.cache.snapshot:
             generation = int(shared[DIGEST_BYTES:_BITS].view("<i8")[0])
             bits = shared[_BITS:]
@@ -71,6 +80,10 @@ class Source:
                 f"fingerprint: {snapshot.get('fingerprint', 'absent')} was expected, but "
                 f"{cache!r} has {cache.manifest.fingerprint}"
             )
+        if self._all_fields and isinstance(snapshot.get("fields"), Mapping):
+            versions = self._all_fields.versions_of(snapshot["fields"])
+            self._all_fields.at(versions)  # raises if there are not so many
+            self._versions[:] = torch.tensor(versions)
         if snapshot.get("snapshot") == cache.snapshot:
             return
         generation, bits = (

@@ -72,6 +72,14 @@ class Target(Protocol):
         """Return the memory of a batch."""
         ...
 
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return uninitialised CPU memory for what `send_plain` takes."""
+        ...
+
+    def send_plain(self, tensor: torch.Tensor) -> Arriving:
+        """Return a CPU tensor where batches go, with nothing done to it."""
+        ...
+
 
 def make_target(device: torch.device, transform: Transform, memory: Recycler) -> Target:
     """Return the target for a device. Raises ConfigError for CUDA in a DataLoader's worker."""
@@ -103,6 +111,14 @@ class CpuTarget:
     def stage(self, num_samples: int, stored_shape: tuple[int, ...]) -> _CpuBatch:
         """Return the memory of a batch."""
         return _CpuBatch(self, num_samples, stored_shape)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return uninitialised memory."""
+        return self.memory.empty(shape, dtype)
+
+    def send_plain(self, tensor: torch.Tensor) -> Arriving:
+        """Return the tensor itself."""
+        return Arriving(tensor)
 
     def work(self, shape: torch.Size) -> torch.Tensor:
         """Return this thread's memory to compute in, float32 [2, *shape]; new memory costs more."""
@@ -187,6 +203,13 @@ class DeviceTarget:
             latents = self.transform(there, noise_there, work).to(self.transform.dtype).contiguous()
             event = None if self._stream is None else self._stream.record_event()
         return Arriving(latents, event)
+
+    def send_plain(self, tensor: torch.Tensor) -> Arriving:
+        """Copy a tensor to the device."""
+        with self._on_stream():
+            there = tensor.to(self.device, non_blocking=True)
+            event = None if self._stream is None else self._stream.record_event()
+        return Arriving(there, event)
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         if self._stream is None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 
-import torch
-
 from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardReport
 from latentcache.errors import EncoderError
@@ -16,7 +14,7 @@ from latentcache.running.attempt import Failed, attempt
 from latentcache.running.events import Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
-from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec, check_cache
+from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -28,19 +26,14 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     """
     device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
-        worker = attempt(partial(_start_worker, spec, device), starting=True)
+        worker = attempt(partial(spec.start, device), starting=True)
         if isinstance(worker, Failed):
             raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
         yield from _run(worker, log, work, load_shard)
 
 
-def _start_worker(spec: WorkerSpec, device: torch.device) -> ShardWorker:
-    check_cache(spec)
-    return ShardWorker(spec, device)
-
-
 def _run(
-    worker: ShardWorker, log: WarningLog, work: WorkQueue, load_shard: LoadShard
+    worker: Worker, log: WarningLog, work: WorkQueue, load_shard: LoadShard
 ) -> Iterator[Event]:
     running: dict[Future[ShardReport | Failed], Task] = {}
     pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
@@ -64,7 +57,7 @@ def _run(
 
 
 def _fill(
-    worker: ShardWorker,
+    worker: Worker,
     work: WorkQueue,
     load_shard: LoadShard,
     pool: ThreadPoolExecutor,

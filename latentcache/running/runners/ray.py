@@ -23,14 +23,14 @@ from ray.job_config import JobConfig
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.machine import num_cpus, resolve_device
-from latentcache.core.records import Shard, ShardReport
+from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.running.attempt import Failed, attempt, in_one_line
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
 from latentcache.running.runners.warning_log import WarningLog
-from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec, check_cache
+from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
 #: A worker that is stopped may finish what it is writing in this time.
@@ -57,7 +57,7 @@ class EncodeActor:
             return self._worker
         return self._name, list(self._gpus)
 
-    def encode_shard(self, shard: Shard) -> ShardReport | Failed:
+    def encode_shard(self, shard: Any) -> ShardReport | Failed:
         """Encode and commit one shard, or say how that failed."""
         outcome = attempt(partial(self._up.encode_shard, shard))
         if not isinstance(outcome, Failed):
@@ -73,17 +73,16 @@ class EncodeActor:
         self._up.close()
 
     @property
-    def _up(self) -> ShardWorker:
-        assert isinstance(self._worker, ShardWorker), "only a worker that is up is asked for more"
+    def _up(self) -> Worker:
+        assert not isinstance(self._worker, Failed), "only a worker that is up is asked for more"
         return self._worker
 
 
-def _start_worker(spec: WorkerSpec) -> ShardWorker:
+def _start_worker(spec: WorkerSpec) -> Worker:
     device = resolve_device(spec.config.run.device, "run.device")
     if device.type == "cpu":
         torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
-    check_cache(spec)
-    return ShardWorker(spec, device)
+    return spec.start(device)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,194 @@
+"""What jobs do with fields: plan, encode, say what came of it. One field after the other."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+
+from latentcache.config.fields import FieldConfig
+from latentcache.core.records import ShardId
+from latentcache.core.units import human_bytes
+from latentcache.errors import LatentCacheError
+from latentcache.format.fields.manifest import VersionKind, field_names
+from latentcache.format.fields.paths import field_folder, field_json_path
+from latentcache.format.fields.snapshot import count_field
+from latentcache.planning.fields.planned import (
+    PlannedField,
+    create_field,
+    plan_field,
+    reopen_field,
+    write_field_metadata,
+)
+from latentcache.planning.planned import PlannedCache
+from latentcache.redaction import redact
+from latentcache.running.driver import check_device
+from latentcache.running.field_run import FieldRun
+
+from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
+from .progress import Bar, print_failures
+
+
+def make_fields(
+    cache: PlannedCache,
+    fields: Mapping[str, FieldConfig],
+    *,
+    update: bool = True,
+    dry_run: bool = False,
+) -> int:
+    """Add fields, or bring up to date those that are there; returns the worst exit status.
+
+    A field that cannot be made leaves the others alone.
+    """
+    status = OK
+    for name, config in fields.items():
+        try:
+            planned = plan_field(cache, name, config)
+            _print_plan(planned)
+            if dry_run:
+                continue
+            planned = create_field(planned)
+            if update:
+                planned = _with_changed(planned)
+            elif num := sum(map(len, planned.changed_rows().values())):
+                print(
+                    f"changed  {num} clips have other texts than the field {name} encodes; --update "
+                    "encodes them"
+                )
+            found = encode_field(planned)
+        except LatentCacheError as error:
+            print_error(error)
+            print(f"field    {name} is not made; everything else stays", file=sys.stderr)
+            found = error.exit_status
+        if found == INTERRUPTED:
+            return found
+        status = worse(status, found)
+    return status
+
+
+def resume_fields(
+    cache: PlannedCache,
+    overrides: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    retry_failed: bool = False,
+) -> int:
+    """Finish fields, of names or all; returns the worst exit status."""
+    status = OK
+    for name in names or field_names(cache.storage):
+        try:
+            planned = _with_changed(reopen_field(cache, name, overrides))
+            if retry_failed:
+                planned = _with_failed(planned)
+            write_field_metadata(planned)
+            found = encode_field(planned)
+        except LatentCacheError as error:
+            print_error(error)
+            print(f"field    {name} is not finished; everything else stays", file=sys.stderr)
+            found = error.exit_status
+        if found == INTERRUPTED:
+            return found
+        status = worse(status, found)
+    return status
+
+
+def worse(one: int, other: int) -> int:
+    """Return the exit status that says more: an error before failed clips, and these before none."""
+    order = (OK, SOME_FAILED)
+    rank = {status: n for n, status in enumerate(order)}
+    return max(one, other, key=lambda status: rank.get(status, len(order)))
+
+
+def _with_changed(planned: PlannedField) -> PlannedField:
+    """Plan rows again whose texts have changed since they were planned."""
+    while rows := planned.changed_rows():
+        num = sum(map(len, rows.values()))
+        print(f"changed  {num} clips have other texts than the field {planned.field.name} encodes")
+        planned = _take_version(planned, "update", rows)
+    return planned
+
+
+def _with_failed(planned: PlannedField) -> PlannedField:
+    rows = planned.failed_rows()
+    print(f"retry    {sum(map(len, rows.values()))} clips of the field {planned.field.name}")
+    return _take_version(planned, "retry", rows) if rows else planned
+
+
+def _take_version(
+    planned: PlannedField, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]
+) -> PlannedField:
+    planned.with_version(kind, rows)
+    planned = planned.refreshed()
+    write_field_metadata(planned)
+    return planned
+
+
+def _print_plan(planned: PlannedField) -> None:
+    field = planned.field
+    for array in field.arrays:
+        how = f", padding: {array.padding}" if array.padding else ""
+        texts = f", {field.choices} texts a clip" if field.choices > 1 and not array.name else ""
+        print(f"field    {field.key(array)}: {list(array.shape)} {array.dtype}{how}{texts}")
+
+
+def encode_field(planned: PlannedField) -> int:
+    """Encode what is missing of a field; print a summary, return the exit status."""
+    name, url = planned.field.name, shlex.quote(redact(planned.storage.url))
+    missing = planned.missing
+    if missing:
+        check_device(planned.cache.config.run)
+    run = FieldRun(planned)
+    go_on = f"Go on with:  latentcache resume {url}"
+    try:
+        with closing(run.events()) as events, Bar(planned.num_clips(missing)) as bar:
+            for event in events:
+                bar.show(event)
+    except KeyboardInterrupt:
+        print(
+            f"\nInterrupted. {run.summary.shards} shards of {name} are safe. {go_on}",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except LatentCacheError as error:
+        print_error(error)
+        print(f"Stopped. {run.summary.shards} shards of {name} are safe. {go_on}", file=sys.stderr)
+        return error.exit_status
+    samples = f"{field_folder(name)}/samples"
+    print_failures(run.summary, f"the sample tables in {samples}, where status is 'failed'")
+    return _print_state(planned, run, url)
+
+
+def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
+    """Say how a field stands; returns the exit status."""
+    name = planned.field.name
+    if not planned.storage.exists(field_json_path(name)):
+        print(
+            f"The field {name} was dropped while this run encoded it. Remove what the run has left:  "
+            f"latentcache drop-field {url} {name} --yes",
+            file=sys.stderr,
+        )
+        return OTHER
+    field, cache = planned.refreshed().field, planned.cache
+    if field.kind == "view":
+        print(f"field    {field.name}: a part of the latents; nothing is stored")
+        return OK
+    found = count_field(field, cache.manifest, run.published, cache.plan.standing)
+    stored = human_bytes(found.stored_bytes)
+    print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")
+    if found.num_lost:
+        length = planned.field.arrays[0].shape[0]
+        print(
+            f"warning  {found.num_lost} clips have more text than the {length} tokens that the model sees: "
+            "the rest is lost (lost_tokens in the field's sample tables)"
+        )
+    if found.num_failed > found.num_lasting:
+        print(f"Try the failed ones again:  latentcache resume {url} --field {name} --retry-failed")
+    if unfinished := found.num_shards - found.num_committed:
+        print(
+            f"{unfinished} shards of {field.name} are not in the storage, though the run has ended: "
+            f"another run may be at work on them. Go on with:  latentcache resume {url}",
+            file=sys.stderr,
+        )
+        return OTHER
+    return SOME_FAILED if found.num_failed or run.summary.shards_failed else OK

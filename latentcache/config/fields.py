@@ -1,0 +1,176 @@
+"""The section `fields`: one model per kind of field. The rest of a text field is its encoder's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from latentcache.config.files import read_mapping, validate
+from latentcache.config.sections import Config, Positive, Section
+from latentcache.core.fields import check_name
+from latentcache.errors import ConfigError, did_you_mean
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class TextField(Section):
+    """States of a text encoder for each clip's caption. Other keys are settings of the encoder."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: Literal["text"]
+    family: str = Field(
+        description="The model family whose reference encodes, such as wan; or a plug-in's dotted module."
+    )
+    column: str | list[str] = Field(
+        default="caption",
+        description="The column of the texts: caption, or one of corpus.keep. A list of columns, or a "
+        "column of lists, gives each clip several texts, of which a batch has one.",
+    )
+    max_choices: Positive | None = Field(
+        default=None,
+        description="Texts per clip at most; omitted: as many as a clip has when the field is planned.",
+    )
+    missing: Literal["fail", "empty"] = Field(
+        default="fail",
+        description="A clip without text: it fails in this field (no_caption), or counts as the empty "
+        "text.",
+    )
+    nulls: dict[str, str] = Field(
+        default_factory=dict,
+        description="Texts that stand for a dropped caption, by name, such as negative prompts. `null`, "
+        "the empty text, is always there.",
+    )
+    dtype: Dtype = Field(default="bfloat16", description="The encoder computes in this dtype.")
+    store: Dtype | None = Field(
+        default=None, description="The dtype of what is stored; omitted: `dtype`."
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.column == [] or (
+            isinstance(self.column, list) and len(self.columns) < len(self.column)
+        ):
+            raise ValueError("column: give one column, or a list of different ones")
+        if "null" in self.nulls or "zeros" in self.nulls:
+            raise ValueError(
+                "nulls: `null` is the empty text, and `zeros` are zeros; use other names"
+            )
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of the texts."""
+        return [self.column] if isinstance(self.column, str) else list(dict.fromkeys(self.column))
+
+    def encoder(self) -> dict[str, Any]:
+        """Return the settings of the encoder: family, dtype, and all keys that are not the field's own."""
+        return {"family": self.family, "dtype": self.dtype, **(self.model_extra or {})}
+
+
+class RawField(Section):
+    """Pixels of each clip, as the encoder of the latents gets them."""
+
+    kind: Literal["raw"]
+    of: Literal["first", "last"] = Field(
+        default="first", description="Which frame of the clip: uint8 [1, H, W, 3]."
+    )
+
+
+class VisualField(Section):
+    """The latents' own encoder, or an image tower, on frames that are derived from the clip's."""
+
+    kind: Literal["visual"]
+    of: Literal["first", "last", "first_last", "first_then_zeros", "first_last_then_zeros"] = Field(
+        description="The frames: the clip's first or last one by itself; both, for image towers; or the "
+        "whole clip with all other frames zero in the encoder's range.",
+    )
+    encoder: Literal["latents"] | dict[str, Any] = Field(
+        default="latents",
+        description="`latents`: the cache's own encoder, of which the mean is stored. Or an image tower's "
+        "settings: `family`, `model` and so on; see text-encoders.md.",
+    )
+    store: Dtype | None = Field(
+        default=None,
+        description="The dtype of what is stored; omitted: the latents', or what the tower computes in.",
+    )
+    mask: Literal["none", "wan"] = Field(
+        default="none",
+        description="What batches get before the latents' channels: nothing; or Wan's mask of 4 channels, "
+        "1 at the frames that are given.",
+    )
+
+    @model_validator(mode="after")
+    def _masked(self) -> Self:
+        if self.mask == "wan" and not self.of.endswith("then_zeros"):
+            raise ValueError("mask: it says which frames are zeros, and this field has no zeros")
+        if self.encoder == "latents" and self.of == "first_last":
+            raise ValueError("of: first_last is for image towers; name one in `encoder`")
+        if self.encoder != "latents" and self.of.endswith("then_zeros"):
+            raise ValueError(
+                "of: image towers take frames by themselves: first, last or first_last"
+            )
+        if self.encoder != "latents" and "frames" in self.encoder:
+            raise ValueError("encoder.frames: `of` says which frames; leave it out")
+        return self
+
+    @property
+    def tower(self) -> dict[str, Any] | None:
+        """The settings of the image tower; None if the cache's own encoder is meant."""
+        if isinstance(self.encoder, str):
+            return None
+        frames = "first_last" if self.of == "first_last" else "first"  # how many
+        return {"dtype": "bfloat16", **self.encoder, "frames": frames}
+
+
+class ViewField(Section):
+    """A part of the latents themselves: nothing is stored, and the loader takes it from what it reads."""
+
+    kind: Literal["view"]
+    of: Literal["first"] = Field(
+        default="first",
+        description="The latent of the first frame, of encoders that are prefix_exact.",
+    )
+
+
+FieldConfig = TextField | RawField | VisualField | ViewField
+MODELS: Mapping[str, type[FieldConfig]] = {
+    "text": TextField,
+    "raw": RawField,
+    "visual": VisualField,
+    "view": ViewField,
+}
+
+
+def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
+    """Return a field's validated configuration. Raises ConfigError."""
+    check_name(name)
+    kind = raw.get("kind") if isinstance(raw, Mapping) else None
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise ConfigError(
+            f"{where}.{name}.kind: {'required' if kind is None else f'unknown kind {kind!r}'}."
+            f"{did_you_mean(str(kind), MODELS)} Kinds: {', '.join(MODELS)}"
+        )
+    return validate(MODELS[kind], raw, f"{where}.{name}")
+
+
+def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, FieldConfig]:
+    """Return the validated fields of a configuration, by name. Raises ConfigError."""
+    return {str(name): parse_field(str(name), field, where) for name, field in raw.items()}
+
+
+def load_fields(path: str) -> dict[str, FieldConfig]:
+    """Read a YAML file of fields by name, with or without `fields:` around them. Raises ConfigError."""
+    data = read_mapping(path)
+    fields = data.get("fields", data)
+    if not isinstance(fields, dict) or not fields:
+        raise ConfigError(f"{path} holds no field; write  NAME: {{kind: text, family: wan}}")
+    if "fields" in data and (others := [key for key in data if key not in Config.model_fields]):
+        raise ConfigError(
+            f"{path} has {', '.join(map(repr, others))} beside `fields`, which would be ignored. Move what "
+            "is a field into `fields`."
+        )
+    return parse_fields(fields, Path(path).name)

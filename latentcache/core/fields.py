@@ -1,0 +1,117 @@
+"""What a field of a cache is: named arrays per clip, beside its latents. Part of `field.json`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from latentcache.core.records import Bucket
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
+from latentcache.errors import ConfigError
+
+#: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
+#: view: nothing stored, a part of the latents.
+FieldKind = Literal["text", "raw", "visual", "view"]
+#: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
+#: a mask.
+Padding = Literal["zeros", "attended", "mask"]
+#: What an array's shape follows from. fixed: `shape`; latents: the clip's bucket, as its latents' does,
+#: with `shape[0]` channels and `shape[1]` latent frames (0: all); pixels: `shape[0]` frames of its pixels.
+ShapeRule = Literal["fixed", "latents", "pixels"]
+
+#: Names become folders, keys of batches, and columns.
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+#: Keys that batches and samples of a cache have already.
+TAKEN = frozenset(
+    {"latents", "key", "caption", "source", "bucket", "cache", "start_s", "end_s", "dropped"}
+)
+#: What is appended to a field's name for keys of batches that say more of it.
+SUFFIXES = ("_tokens", "_mask", "_choice", "_missing")
+#: What blosc compresses at most.
+MAX_SAMPLE_BYTES = 2**31 - 17
+#: The longest piece of a padded array that is compressed together, and the shortest that pays.
+MAX_PIECE, MIN_PIECE = 64, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldArray:
+    """One array of a field. name: empty for the field's own; the others are `FIELD.NAME`.
+
+    shape: of one sample; see ShapeRule. padding: None where there is no axis of tokens; side: where the
+    padding stands.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    padding: Padding | None = None
+    side: Literal["left", "right"] = "right"
+    rule: ShapeRule = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.name and not _NAME.fullmatch(self.name):
+            raise ConfigError(f"{self.name!r} is no name of an array: it names a folder")
+        if self.padding not in (None, *get_args(Padding)) or self.side not in ("left", "right"):
+            raise ConfigError(f"no array is padded with {self.padding!r} on the {self.side!r}")
+        if self.dtype not in ITEM_BYTES:
+            known = ", ".join(ITEM_BYTES)
+            raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
+        if not self.shape or min(self.shape) < (0 if self.rule == "latents" else 1):
+            raise ConfigError(f"not the shape of an array: {self.shape}")
+        if math.prod(self.shape) * ITEM_BYTES[self.dtype] > MAX_SAMPLE_BYTES:
+            raise ConfigError(f"no sample is as large as {self.shape} of {self.dtype}")
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a sample may have fewer of its first axis: padding is not stored if it follows."""
+        return self.padding in ("zeros", "mask")
+
+    @property
+    def piece(self) -> int | None:
+        """How many tokens are compressed together; None if all are."""
+        if not self.ragged:
+            return None
+        length = self.shape[0]
+        best = max(n for n in range(1, min(MAX_PIECE, length) + 1) if length % n == 0)
+        return best if MIN_PIECE <= best < length else None
+
+    def shape_in(self, bucket: Bucket, spec: LatentSpec) -> tuple[int, ...]:
+        """Return the shape of a clip's sample in a bucket."""
+        if self.rule == "fixed":
+            return self.shape
+        if self.rule == "pixels":
+            return (self.shape[0], bucket.height, bucket.width, 3)
+        *_, t, h, w = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
+        return (self.shape[0], self.shape[1] or t, h, w)
+
+
+def given_frames(of: str, num_frames: int) -> list[int]:
+    """Return which frames of a clip a field is made of, in order; the others of the clip are zeros, if any.
+
+    of: first, last, first_last, first_then_zeros or first_last_then_zeros. A clip of one frame has one,
+    which is both of first_last.
+    """
+    last = num_frames - 1
+    if of == "first_last":
+        return [0, last]
+    wanted = {"first": [0], "last": [last], "first_then_zeros": [0]}.get(of, [0, last])
+    return sorted(set(wanted))
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError unless a field can have this name."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is no name of a field: it names a folder and a key of batches. Use a lower-case "
+            "letter, then letters, digits and _, 64 in all at most."
+        )
+    if name in TAKEN or name.endswith(SUFFIXES):
+        raise ConfigError(f"a field cannot be named {name!r}: batches have such a key already")
+
+
+def to_arrays(data: Sequence[Mapping[str, Any]]) -> tuple[FieldArray, ...]:
+    """Return arrays from their JSON values."""
+    return tuple(FieldArray(**{**array, "shape": tuple(array["shape"])}) for array in data)

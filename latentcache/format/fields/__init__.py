@@ -1,0 +1,1 @@
+"""Fields of a cache: layers of further arrays over the same rows, each with its own folder."""

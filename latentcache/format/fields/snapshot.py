@@ -1,0 +1,233 @@
+"""A field's snapshot: which of its shards are committed, of each version, and which rows of them failed.
+
+As a cache's: anyone can make it again from what is there, and it is the only object of a field that is
+replaced, beside its arrays' `zarr.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.records import LASTING, ShardId
+from latentcache.errors import CorruptionError
+from latentcache.format.changes import Standing
+from latentcache.format.damage import damaged
+from latentcache.format.fields.commit import read_field_table, report_of
+from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.paths import (
+    field_index_path,
+    field_sample_path,
+    field_samples_folder,
+)
+from latentcache.format.manifest import Manifest
+from latentcache.format.paths import shard_of_sample_file
+from latentcache.format.schemas import check_columns, check_facts, plan_facts
+from latentcache.format.tables import read_table, to_parquet
+from latentcache.storage.folder import Storage
+
+NUM_THREADS = 16
+
+#: One row per committed shard of a version. failed: its rows without a sample; lasting: those of them that
+#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off.
+FIELD_INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("bucket", pa.string(), nullable=False),
+        pa.field("shard", pa.int64(), nullable=False),
+        pa.field("num_clips", pa.int32(), nullable=False),
+        pa.field("num_ok", pa.int32(), nullable=False),
+        pa.field("stored_bytes", pa.int64(), nullable=False),
+        pa.field("table_bytes", pa.int64(), nullable=False),
+        pa.field("num_lost", pa.int32(), nullable=False),
+        pa.field("failed", pa.list_(pa.int32()), nullable=False),
+        pa.field("lasting", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+Row = Mapping[str, Any]
+
+
+class Part(NamedTuple):
+    """A shard of a version of a field."""
+
+    version: int
+    shard: ShardId
+
+
+def part_of(row: Row) -> Part:
+    """Return the part that a row of the snapshot is of."""
+    return Part(row["version"], ShardId(row["bucket"], row["shard"]))
+
+
+def committed_parts(storage: Storage, field: FieldManifest, manifest: Manifest) -> list[Part]:
+    """Return what is committed of a field, in order."""
+    places = [(v, bucket) for v in field.all_versions for bucket in manifest.buckets]
+
+    def look(place: tuple[Any, Any]) -> list[Part]:
+        version, bucket = place
+        if version.rows is not None and all(s.bucket != bucket.name for s in version.rows):
+            return []
+        names = storage.list(field_samples_folder(field.name, version.number, bucket.name))
+        numbers = sorted(n for n in map(shard_of_sample_file, names) if n is not None)
+        return [
+            Part(version.number, ShardId(bucket.name, n)) for n in numbers if n < bucket.num_shards
+        ]
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return [part for parts in pool.map(look, places) for part in parts]
+
+
+def build_field_index(
+    storage: Storage, field: FieldManifest, manifest: Manifest, known: Iterable[Row] = ()
+) -> pa.Table:
+    """Return the snapshot of what is committed of a field. known: rows that need not be read again."""
+    rows = {part_of(row): row for row in known}
+    parts = committed_parts(storage, field, manifest)
+
+    def complete(part: Part) -> Row:
+        return rows.get(part) or _summarise(storage, field, part)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        found = list(pool.map(complete, parts))
+    return pa.Table.from_pylist(found, schema=FIELD_INDEX_SCHEMA)
+
+
+def _summarise(storage: Storage, field: FieldManifest, part: Part) -> Row:
+    try:
+        table, num_bytes = read_field_table(storage, field, *part)
+    except FileNotFoundError:
+        path = field_sample_path(field.name, *part)
+        raise damaged(storage, path, "is gone since it was listed") from None
+    return summarise_field(table, field, part, num_bytes)
+
+
+def summarise_field(
+    table: pa.Table, field: FieldManifest, part: Part, table_bytes: int
+) -> dict[str, Any]:
+    """Return the row of a shard whose sample table this is."""
+    report = report_of(table, field, part.shard, table_bytes)
+    ok = table.filter(pc.equal(table["status"], "ok"))
+    failed = set(table["row"].to_pylist()) - set(ok["row"].to_pylist())
+    why = zip(table["row"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    passing = {row for row, reason in why if reason not in LASTING}
+    lost = ok.filter(pc.greater(pc.fill_null(ok["lost_tokens"], 0), 0))
+    return {
+        "version": part.version,
+        "bucket": part.shard.bucket,
+        "shard": part.shard.number,
+        "num_clips": report.num_clips,
+        "num_ok": report.num_ok,
+        "stored_bytes": report.stored_bytes,
+        "table_bytes": table_bytes,
+        "num_lost": len(set(lost["row"].to_pylist())),
+        "failed": sorted(failed),
+        "lasting": sorted(failed - passing),
+    }
+
+
+def read_field_index(storage: Storage, field: FieldManifest) -> pa.Table:
+    """Return the published snapshot, without a row if there is none yet. Raises CorruptionError."""
+    path = field_index_path(field.name)
+    try:
+        table = read_table(storage, path)
+        check_facts(table, plan_facts(field.fingerprint))
+        check_columns(table, FIELD_INDEX_SCHEMA)
+    except FileNotFoundError:
+        return FIELD_INDEX_SCHEMA.empty_table()
+    except CorruptionError:
+        raise
+    except ValueError as error:
+        raise damaged(storage, path, f"is no snapshot of this field: {error}") from None
+    return table.select(FIELD_INDEX_SCHEMA.names).replace_schema_metadata()
+
+
+def known_field_rows(storage: Storage, field: FieldManifest) -> list[dict[str, Any]]:
+    """Return the rows of the published snapshot; none if it is damaged or not there."""
+    try:
+        return read_field_index(storage, field).to_pylist()  # type: ignore[no-any-return]
+    except CorruptionError:
+        return []
+
+
+def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) -> pa.Table:
+    """Write the snapshot of all that is committed now, whoever did it, and return it."""
+    while True:
+        known = known_field_rows(storage, field)
+        table = build_field_index(storage, field, manifest, known)
+        if known == table.to_pylist() and storage.exists(field_index_path(field.name)):
+            return table
+        data = to_parquet(table, plan_facts(field.fingerprint))
+        storage.write(field_index_path(field.name), data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldCounts:
+    """How far a field is. num_shards: of the versions that it has, with rows that count; clips that count.
+
+    num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off.
+    stored_bytes: of all versions.
+    """
+
+    num_shards: int
+    num_committed: int
+    num_ok: int
+    num_failed: int
+    num_lasting: int
+    num_lost: int
+    stored_bytes: int
+
+
+def count_field(
+    field: FieldManifest, manifest: Manifest, index: pa.Table, standing: Standing
+) -> FieldCounts:
+    """Return how far a field is, by its snapshot; a view has nothing to store."""
+    if field.kind == "view":
+        names = (field.name for field in dataclasses.fields(FieldCounts))
+        return FieldCounts(**dict.fromkeys(names, 0))
+    ok = failed = lasting = 0
+    for shard, versions in newest_versions(field, index).items():
+        seen = set(standing.rows(shard))
+        for row in versions:
+            rows = set(rows_of(field, manifest, part_of(row))) - seen
+            bad = len(rows.intersection(row["failed"]))
+            ok, failed = ok + len(rows) - bad, failed + bad
+            lasting += len(rows.intersection(row["lasting"]))
+            seen |= rows
+    gone = standing.retired_shards(manifest)
+    listed = {
+        Part(version.number, shard)
+        for version in field.versions
+        for shard in version.rows or ()
+        if shard not in gone
+    }
+    return FieldCounts(
+        num_shards=manifest.num_shards - len(gone) + len(listed),
+        num_committed=sum(part_of(row).shard not in gone for row in index.to_pylist()),
+        num_ok=ok,
+        num_failed=failed,
+        num_lasting=lasting,
+        num_lost=pc.sum(index["num_lost"]).as_py() or 0,
+        stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
+    )
+
+
+def rows_of(field: FieldManifest, manifest: Manifest, part: Part) -> Iterable[int]:
+    """Return the rows of a shard that a version holds, in order."""
+    listed = field.all_versions[part.version - 1].rows
+    return range(manifest.num_rows(part.shard)) if listed is None else sorted(listed[part.shard])
+
+
+def newest_versions(field: FieldManifest, index: pa.Table) -> dict[ShardId, list[Row]]:
+    """Return what is committed of each shard, the newest version first."""
+    found: dict[ShardId, list[Row]] = {}
+    for row in sorted(index.to_pylist(), key=lambda row: -row["version"]):
+        if row["version"] <= len(field.versions) + 1:
+            found.setdefault(ShardId(row["bucket"], row["shard"]), []).append(row)
+    return found

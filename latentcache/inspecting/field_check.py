@@ -1,0 +1,345 @@
+"""Verify a field: every object of it is read once, and compared with what its sample table says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+
+from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.records import ShardId
+from latentcache.errors import CacheError, CorruptionError
+from latentcache.format import checksum
+from latentcache.format.changes import Standing
+from latentcache.format.commit import read_object
+from latentcache.format.fields.commit import (
+    check_field_table,
+    chunk_refs,
+    derive_field_table,
+    other_objects,
+    read_field_table,
+)
+from latentcache.format.fields.manifest import FieldManifest, field_names, read_field
+from latentcache.format.fields.nulls import read_nulls
+from latentcache.format.fields.paths import (
+    field_index_path,
+    field_json_path,
+    field_sample_path,
+    nulls_path,
+)
+from latentcache.format.fields.snapshot import (
+    Part,
+    build_field_index,
+    committed_parts,
+    count_field,
+    read_field_index,
+    rows_of,
+)
+from latentcache.format.manifest import Manifest
+from latentcache.format.schemas import object_facts
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.tables import from_parquet, read_bounded
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+NUM_THREADS = 4
+
+
+@dataclass(kw_only=True)
+class FieldFindings:
+    """What checking a field found. problems: (path, what).
+
+    damaged: rows to encode again, by shard; derived: sample tables to be written again from their objects.
+    """
+
+    name: str
+    manifest: FieldManifest | None = None
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    damaged: dict[ShardId, set[int]] = field(default_factory=dict)
+    derived: list[Part] = field(default_factory=list)
+    num_samples: int = 0
+    num_bytes: int = 0
+
+
+@dataclass(kw_only=True)
+class _PartCheck:
+    part: Part
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    rows: set[int] = field(default_factory=set)
+    is_derived: bool = False
+    num_samples: int = 0
+    num_bytes: int = 0
+
+
+def check_fields(
+    storage: Storage, manifest: Manifest, standing: Standing
+) -> Iterator[FieldFindings]:
+    """Check every field of a cache, one after the other."""
+    for name in field_names(storage):
+        yield check_field(storage, manifest, standing, name)
+
+
+def check_field(
+    storage: Storage, manifest: Manifest, standing: Standing, name: str
+) -> FieldFindings:
+    """Check a field."""
+    found = FieldFindings(name=name)
+    try:
+        known = found.manifest = read_field(storage, name, manifest)
+    except CacheError as error:
+        found.problems.append((field_json_path(name), str(error)))
+        return found
+    if known.kind == "view":  # nothing is stored
+        return found
+    _check_metadata(storage, manifest, known, found)
+    try:
+        if not read_nulls(storage, known) and known.kind == "text":
+            found.notes.append(f"the field {name} has no encoded empty text yet")
+    except CorruptionError as error:
+        found.problems.append((nulls_path(name), str(error)))
+    parts = committed_parts(storage, known, manifest)
+    there = set(parts)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for check in pool.map(lambda part: _check_part(storage, manifest, known, part), parts):
+            _take(found, check, _spent(known, check.part, there, standing))
+    _check_index(storage, manifest, known, standing, found)
+    return found
+
+
+def _check_metadata(
+    storage: Storage, manifest: Manifest, known: FieldManifest, found: FieldFindings
+) -> None:
+    for version in known.all_versions:
+        buckets = {bucket.name for bucket in manifest.buckets}
+        if version.rows is not None:
+            buckets = {shard.bucket for shard in version.rows}
+        for bucket in sorted(buckets):
+            layouts = known.layouts(manifest, version.number, bucket)
+            for path, expected in get_format(manifest.format).metadata(layouts).items():
+                if what := _metadata_problem(storage, path, expected):
+                    url = redact(storage.url)
+                    fix = f"It is written again by: latentcache resume {url} --field {known.name}"
+                    found.problems.append((path, f"{what}. {fix}"))
+
+
+def _metadata_problem(storage: Storage, path: str, expected: bytes) -> str | None:
+    """Return what is wrong with an array's metadata; other versions of zarr-python may write other text."""
+    try:
+        data = read_bounded(storage, path)
+        checksum.check(data)
+        stored, wanted = json.loads(data), json.loads(expected)
+    except FileNotFoundError:
+        return "it is missing"
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    names = ("node_type", "shape", "data_type")
+    same = all(stored.get(name) == wanted.get(name) for name in names)
+    return None if same else "it describes another array than field.json"
+
+
+def _check_part(
+    storage: Storage, manifest: Manifest, known: FieldManifest, part: Part
+) -> _PartCheck:
+    check = _try_part(storage, manifest, known, part)
+    # Once more, in case the fault was on the way here.
+    return _try_part(storage, manifest, known, part) if check.problems else check
+
+
+def _try_part(storage: Storage, manifest: Manifest, known: FieldManifest, part: Part) -> _PartCheck:
+    check = _PartCheck(part=part)
+    layouts = known.layouts(manifest, part.version, part.shard.bucket)
+    wanted = set(rows_of(known, manifest, part))
+    objects = [_read(storage, manifest, layout, part.shard, check) for layout in layouts]
+    embedded = _embedded(storage, manifest, known, layouts[0], part.shard, objects[0])
+    path = field_sample_path(known.name, *part)
+    try:
+        table, _ = read_field_table(storage, known, part.version, part.shard)
+        _check_equal(table, embedded)
+    except (FileNotFoundError, ValueError) as error:
+        check.problems.append((path, str(error)))
+        check.is_derived = embedded is not None
+        if embedded is None:
+            check.rows = wanted
+            return check
+        table = embedded
+    if set(table["row"].to_pylist()) != wanted:
+        check.problems.append((path, "it has other rows than its version"))
+        check.rows = wanted
+        return check
+    for n, (layout, data) in enumerate(zip(layouts, objects, strict=True)):
+        _check_samples(manifest, known, layout, n, table, data, check)
+    _check_objects(manifest, known, layouts, table, objects, check)
+    return check
+
+
+def _check_objects(
+    manifest: Manifest,
+    known: FieldManifest,
+    layouts: Sequence[ArrayLayout],
+    table: pa.Table,
+    objects: Sequence[bytes | None],
+    check: _PartCheck,
+) -> None:
+    """Check the bytes between samples, where all samples are sound."""
+    if check.problems:
+        return
+    facts = [object_facts(table, known.fingerprint)]
+    others = other_objects(table)
+    facts += [others.get(array.name, {}) for array in known.arrays[1:]]
+    for layout, data, fact in zip(layouts, objects, facts, strict=True):
+        if data is not None and google_crc32c.value(data) != fact.get("crc32c"):
+            path = get_format(manifest.format).path(layout, check.part.shard.number)
+            what = "bytes of its index or its table, or between its samples, are damaged"
+            check.problems.append((path, what))
+            check.rows |= set(table["row"].to_pylist())
+
+
+def _check_equal(table: pa.Table, embedded: pa.Table | None) -> None:
+    if embedded is not None and not table.equals(embedded):
+        raise ValueError("it differs from the sample table in its object")
+
+
+def _read(
+    storage: Storage, manifest: Manifest, layout: ArrayLayout, shard: ShardId, check: _PartCheck
+) -> bytes | None:
+    shard_format = get_format(manifest.format)
+    path = shard_format.path(layout, shard.number)
+    try:
+        data = read_object(storage, shard_format, layout, shard.number)
+    except CorruptionError as error:
+        check.problems.append((path, str(error)))
+        return None
+    if data is None:
+        check.problems.append((path, "it is missing, although its sample table is there"))
+        return None
+    check.num_bytes += len(data)
+    return data
+
+
+def _embedded(
+    storage: Storage,
+    manifest: Manifest,
+    known: FieldManifest,
+    layout: ArrayLayout,
+    shard: ShardId,
+    data: bytes | None,
+) -> pa.Table | None:
+    """Return the sample table that an object gives, as it is derived; None if it gives none."""
+    if data is None:
+        return None
+    try:
+        derived = derive_field_table(
+            storage, get_format(manifest.format), known, layout, shard, data
+        )
+        table = from_parquet(derived)
+        check_field_table(table, known, shard)
+    except (ValueError, CorruptionError):
+        return None
+    return table
+
+
+def _check_samples(
+    manifest: Manifest,
+    known: FieldManifest,
+    layout: ArrayLayout,
+    n: int,
+    table: pa.Table,
+    data: bytes | None,
+    check: _PartCheck,
+) -> None:
+    """Check each sample of an array in its object."""
+    status = table["status"].to_pylist()
+    ok = [i for i, value in enumerate(status) if value == "ok"]
+    rows = table["row"].to_pylist()
+    if data is None:
+        check.rows |= {rows[i] for i in ok}
+        return
+    shard_format = get_format(manifest.format)
+    path = shard_format.path(layout, check.part.shard.number)
+    out = np.empty(layout.shape, numpy_dtype(layout.dtype))
+    for i, ref in zip(ok, chunk_refs(table, known.arrays[n], known.choices, ok), strict=True):
+        block = np.frombuffer(data, np.uint8)[ref.offset : ref.offset + ref.length]
+        what = None
+        if len(block) != ref.length or google_crc32c.value(block) != ref.crc32c:
+            what = "its bytes fail their CRC32C"
+        else:
+            try:
+                shard_format.decode(layout, data, ref, out)
+            except ValueError as error:
+                what = f"its bytes do not decompress ({error})"
+        check.num_samples += n == 0
+        if what is not None:
+            check.problems.append((path, f"row {rows[i]}: {what}"))
+            check.rows.add(rows[i])
+
+
+def _spent(
+    known: FieldManifest, part: Part, parts: Collection[Part], standing: Standing
+) -> set[int]:
+    """Return the rows of a part that no longer count: retired ones, and those of newer versions."""
+    spent = set(standing.rows(part.shard))
+    for version in known.versions:
+        newer = version.number > part.version and Part(version.number, part.shard) in parts
+        spent |= (version.rows or {}).get(part.shard, frozenset()) if newer else frozenset()
+    return spent
+
+
+def _take(found: FieldFindings, check: _PartCheck, spent: set[int]) -> None:
+    found.num_samples += check.num_samples
+    found.num_bytes += check.num_bytes
+    rows = check.rows - spent
+    if check.rows and not rows:
+        return  # only what no longer counts is damaged
+    found.problems += check.problems
+    if rows:
+        found.damaged.setdefault(check.part.shard, set()).update(rows)
+    elif check.is_derived:
+        found.derived.append(check.part)
+
+
+def _check_index(
+    storage: Storage,
+    manifest: Manifest,
+    known: FieldManifest,
+    standing: Standing,
+    found: FieldFindings,
+) -> None:
+    path = field_index_path(known.name)
+    fix = f"Run: latentcache resume {redact(storage.url)} --field {known.name}"
+    try:
+        index = read_field_index(storage, known)
+    except CorruptionError as error:
+        found.problems.append((path, str(error)))
+        return
+    if found.problems:  # what it should say cannot be read
+        return
+    now = build_field_index(storage, known, manifest)
+    rows = {json.dumps(row) for row in now.to_pylist()}
+    if any(json.dumps(row) not in rows for row in index.to_pylist()):
+        found.problems.append((path, f"its counts differ from the sample tables. {fix}"))
+    if now.num_rows > index.num_rows:
+        found.notes.append(f"the field {known.name} has committed shards that its snapshot lacks")
+    counts = count_field(known, manifest, now, standing)
+    if missing := counts.num_shards - counts.num_committed:
+        found.notes.append(
+            f"{missing} of {counts.num_shards} shards of the field {known.name} are still to be encoded"
+        )
+
+
+def write_derived_fields(storage: Storage, manifest: Manifest, found: FieldFindings) -> None:
+    """Write damaged sample tables again from their objects, which are sound."""
+    known, shard_format = found.manifest, get_format(manifest.format)
+    for part in found.derived if known is not None else ():
+        assert known is not None
+        layout = known.layouts(manifest, part.version, part.shard.bucket)[0]
+        data = read_object(storage, shard_format, layout, part.shard.number)
+        if data is not None:
+            derived = derive_field_table(storage, shard_format, known, layout, part.shard, data)
+            storage.write(field_sample_path(known.name, *part), derived)

@@ -1,0 +1,78 @@
+"""The texts of a cache's clips, as they stand in a generation. Which one is a version's to say."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from latentcache.core.records import ShardId
+from latentcache.errors import ConfigError, did_you_mean
+from latentcache.format.changes import Changes, read_changes
+from latentcache.format.columns import read_columns, with_columns
+from latentcache.format.fields.manifest import Version
+from latentcache.format.manifest import Manifest
+from latentcache.format.schemas import PLAN_SCHEMA
+from latentcache.planning.planned import PlannedCache
+
+#: The texts of one clip: none, one, or several of which a batch has one.
+Texts = tuple[str, ...]
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
+
+
+class TextInputs:
+    """Reads texts from plans and changed columns. Not for several threads.
+
+    columns: those of the texts. missing: `empty`, if a clip without text counts as the empty text.
+    """
+
+    def __init__(self, planned: PlannedCache, columns: Sequence[str], missing: str) -> None:
+        self._planned, self._columns, self._missing = planned, columns, missing
+        self._manifest: Manifest = planned.manifest
+        self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
+
+    def _read_changes(self, generation: int) -> Changes:
+        return read_changes(self._planned.storage, self._manifest.at(generation))
+
+    def folder(self, shard: ShardId, generation: int) -> str | None:
+        """Return the generation's folder that changed a shard's columns last; None: as it was planned."""
+        return self._changes(generation).columns.get(shard)
+
+    def pinned(self, version: Version, shard: ShardId) -> int:
+        """Return the generation as of which a version reads a shard: of later shards, their own."""
+        bucket = next(b for b in self._manifest.buckets if b.name == shard.bucket)
+        return max(version.generation, bucket.part_of(shard.number)[0].number)
+
+    def of(self, shard: ShardId, generation: int) -> list[Texts]:
+        """Return the texts of each row of a shard, as of a generation. Raises ConfigError."""
+        table = self._planned.plan.table(shard)
+        folder = self.folder(shard, generation)
+        if folder is not None:
+            table = with_columns(table, read_columns(self._planned.storage, folder, shard))
+        return [self._texts(row) for row in zip(*self._values(table), strict=True)]
+
+    def _values(self, table: pa.Table) -> list[list[list[str | None]]]:
+        """Return a list of texts per row, of each column."""
+        return [_as_lists(table, name) for name in self._columns]
+
+    def _texts(self, values: Sequence[Sequence[str | None]]) -> Texts:
+        texts = tuple(text for some in values for text in some if text is not None and text.strip())
+        return texts or (("",) if self._missing == "empty" else ())
+
+
+def _as_lists(table: pa.Table, name: str) -> list[list[str | None]]:
+    if name not in table.column_names:
+        fixed = {*PLAN_SCHEMA.names} - {"caption"}
+        known = [column for column in table.column_names if column not in fixed]
+        raise ConfigError(
+            f"column {name!r}: the clips have no such column.{did_you_mean(name, known)} They have: "
+            f"{', '.join(known)}. Columns of the corpus are kept where corpus.keep names them."
+        )
+    kind, values = table.schema.field(name).type, table[name].to_pylist()
+    if any(is_text(kind) for is_text in _TEXTS):
+        return [[value] for value in values]
+    if any(is_list(kind) for is_list in _LISTS) and any(t(kind.value_type) for t in _TEXTS):
+        return [value or [] for value in values]
+    raise ConfigError(f"column {name!r} is {kind}, and a text field reads texts, or lists of them")

@@ -1,0 +1,337 @@
+"""A planned field: created once, opened again, and what is left to do in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentcache.config.fields import FieldConfig, TextField, VisualField, parse_field
+from latentcache.config.files import apply_overrides
+from latentcache.core.records import Shard, ShardId
+from latentcache.errors import ConfigError, RecipeMismatchError
+from latentcache.format.fields.manifest import (
+    MAX_CHOICES,
+    FieldManifest,
+    Version,
+    VersionKind,
+    create_version,
+    field_fingerprint,
+    read_field,
+    refresh_field,
+)
+from latentcache.format.fields.paths import field_folder, field_json_path
+from latentcache.format.fields.snapshot import (
+    committed_parts,
+    newest_versions,
+    part_of,
+    publish_field,
+    rows_of,
+)
+from latentcache.format.manifest import read_manifest, recipe_difference
+from latentcache.format.shards import get_format
+from latentcache.format.tables import read_bounded
+from latentcache.planning.fields.describe import describe_field
+from latentcache.planning.fields.inputs import TextInputs, Texts
+from latentcache.planning.planned import PlannedCache
+from latentcache.storage.folder import Storage, redact
+
+#: Settings of this package's own encoders that name files. Those of plug-ins may all do.
+PLACES = ("model", "folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldPart:
+    """Rows of a shard that a version encodes. texts: of each row."""
+
+    version: int
+    rows: tuple[int, ...]
+    texts: tuple[Texts, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldShard:
+    """A task of a field: the versions of a shard that are not committed."""
+
+    shard: Shard
+    parts: tuple[FieldPart, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedField:
+    """A field of a planned cache: what `add-field` and `resume` both work from."""
+
+    cache: PlannedCache
+    field: FieldManifest
+    config: FieldConfig
+
+    @property
+    def storage(self) -> Storage:
+        """The cache's storage."""
+        return self.cache.storage
+
+    @functools.cached_property
+    def inputs(self) -> TextInputs:
+        """The texts of the clips."""
+        assert isinstance(self.config, TextField)
+        return TextInputs(self.cache, self.config.columns, self.config.missing)
+
+    @functools.cached_property
+    def missing(self) -> dict[ShardId, list[Version]]:
+        """The versions of each shard that are not committed, in order. Listed once."""
+        found: dict[ShardId, list[Version]] = {}
+        if self.field.kind == "view":
+            return found
+        there = set(committed_parts(self.storage, self.field, self.cache.manifest))
+        counted = self.cache.planned_shards()
+        for version in self.field.all_versions:
+            rows = version.rows
+            for shard in counted:
+                if (rows is None or shard in rows) and (version.number, shard) not in there:
+                    found.setdefault(shard, []).append(version)
+        return found
+
+    def shard(self, shard: ShardId) -> FieldShard:
+        """Return what is to be encoded of a shard."""
+        parts = tuple(self._part(shard, version) for version in self.missing[shard])
+        return FieldShard(shard=self.cache.plan.shard(shard), parts=parts)
+
+    def _part(self, shard: ShardId, version: Version) -> FieldPart:
+        rows = tuple(self._rows(shard, version))
+        if self.field.kind != "text":
+            return FieldPart(version=version.number, rows=rows)
+        texts = self.inputs.of(shard, self.inputs.pinned(version, shard))
+        return FieldPart(
+            version=version.number,
+            rows=rows,
+            texts=tuple(texts[row][: self.field.choices] for row in rows),
+        )
+
+    def _rows(self, shard: ShardId, version: Version) -> Iterable[int]:
+        if version.rows is not None:
+            return sorted(version.rows[shard])
+        return range(self.cache.manifest.num_rows(shard))
+
+    def num_clips(self, shards: Iterable[ShardId]) -> int:
+        """Return how many clips some missing shards encode, in all."""
+        return sum(
+            len(tuple(self._rows(shard, version)))
+            for shard in shards
+            for version in self.missing[shard]
+        )
+
+    def refreshed(self) -> PlannedField:
+        """Return the field with the versions that there are now."""
+        field = refresh_field(self.storage, self.field, self.cache.manifest)
+        return PlannedField(cache=self.cache, field=field, config=self.config)
+
+    def changed_rows(self) -> dict[ShardId, frozenset[int]]:
+        """Return the rows whose texts are others now than those that their newest version encodes."""
+        found: dict[ShardId, frozenset[int]] = {}
+        if self.field.kind != "text":
+            return found
+        now = len(self.cache.manifest.generations)
+        for shard in self.cache.planned_shards():
+            rows = frozenset(self._changed_in(shard, now))
+            rows -= frozenset(self.cache.plan.standing.rows(shard))
+            if rows:
+                found[shard] = rows
+        return found
+
+    def _changed_in(self, shard: ShardId, now: int) -> Iterator[int]:
+        versions = [v for v in self.field.all_versions if v.rows is None or shard in v.rows]
+        pins = [self.inputs.pinned(version, shard) for version in versions]
+        folder = self.inputs.folder(shard, now)
+        if all(self.inputs.folder(shard, pin) == folder for pin in pins):
+            return
+        texts = {pin: self.inputs.of(shard, pin) for pin in {*pins, now}}
+        for row in range(self.cache.manifest.num_rows(shard)):
+            holds = [v.rows is None or row in v.rows[shard] for v in versions]
+            pin = pins[max(n for n, has in enumerate(holds) if has)]
+            choices = self.field.choices
+            if texts[pin][row][:choices] != texts[now][row][:choices]:
+                yield row
+
+    def failed_rows(self) -> dict[ShardId, frozenset[int]]:
+        """Return the rows whose newest version failed in a way that need not come again."""
+        index = publish_field(self.storage, self.field, self.cache.manifest)
+        counted = set(self.cache.planned_shards())
+        found: dict[ShardId, frozenset[int]] = {}
+        for shard, versions in newest_versions(self.field, index).items():
+            if shard not in counted:
+                continue
+            seen = set(self.cache.plan.standing.rows(shard))
+            failed: set[int] = set()
+            for row in versions:
+                failed |= {*row["failed"]}.difference(row["lasting"], seen)
+                seen.update(rows_of(self.field, self.cache.manifest, part_of(row)))
+            if failed:
+                found[shard] = frozenset(failed)
+        return found
+
+    def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
+        """Write a version of some rows; False: another run has written one first."""
+        generation = len(self.cache.manifest.generations)
+        return create_version(self.storage, self.field, kind, generation, rows)
+
+
+def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
+    """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError."""
+    _check_columns(cache, name)
+    found = describe_field(config, cache.manifest)
+    field = FieldManifest(
+        name=name,
+        kind=config.kind,
+        fingerprint=field_fingerprint(found.recipe, found.arrays, cache.manifest.fingerprint),
+        cache=cache.manifest.fingerprint,
+        recipe=found.recipe,
+        arrays=found.arrays,
+        choices=1,
+        generation=len(cache.manifest.generations),
+        settings=_found_from_anywhere(config),
+    )
+    planned = PlannedField(cache=cache, field=field, config=config)
+    if not isinstance(config, TextField):
+        return planned
+    return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
+
+
+def _check_columns(cache: PlannedCache, name: str) -> None:
+    """Raise ConfigError where a kept column has the field's name."""
+    for shard in cache.planned_shards()[:1]:
+        if name in cache.plan.table(shard).column_names:
+            raise ConfigError(
+                f"a field cannot be named {name!r}: the corpus has a column of that name, and a batch has "
+                "one place for both"
+            )
+
+
+def _num_choices(planned: PlannedField, config: TextField) -> int:
+    """Return how many texts a clip has at most; looks at every clip."""
+    now, most = planned.field.generation, 1
+    if config.max_choices is not None:
+        most = config.max_choices
+    else:
+        for shard in planned.cache.planned_shards():
+            most = max(most, *map(len, planned.inputs.of(shard, now)))
+    if most > MAX_CHOICES:
+        raise ConfigError(f"a clip has {most} texts; a field holds up to {MAX_CHOICES} per clip")
+    return most
+
+
+def _found_from_anywhere(config: FieldConfig) -> dict[str, Any]:
+    """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
+    settings = config.model_dump(mode="json")
+    if isinstance(config, TextField):
+        is_own = "." not in config.family and ":" not in config.family
+        names = PLACES if is_own else tuple(config.model_extra or ())
+        return settings | _absolute_in(settings, names)
+    if isinstance(config, VisualField) and config.tower is not None:
+        encoder = settings["encoder"]
+        return {**settings, "encoder": encoder | _absolute_in(encoder, PLACES)}
+    return settings
+
+
+def _absolute_in(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: _absolute(settings[name]) for name in names if name in settings}
+
+
+def _absolute(value: Any) -> Any:
+    """Return the place of a file or folder that is here; any other value as it is."""
+    if isinstance(value, Mapping):
+        return {key: _absolute(inner) for key, inner in value.items()}
+    is_here = isinstance(value, str) and value and Path(value).expanduser().exists()
+    return str(Path(value).expanduser().absolute()) if is_here else value
+
+
+def create_field(planned: PlannedField) -> PlannedField:
+    """Write field.json, or take the one that is there. Raises RecipeMismatchError, ConfigError."""
+    storage, name = planned.storage, planned.field.name
+    path = field_json_path(name)
+    left = storage.files(field_folder(name))  # first, as another run may write field.json now
+    if left and not storage.exists(path):
+        raise ConfigError(
+            f"{redact(storage.url)}: there is no field {name}, and yet {left[0].path}, of one that was not "
+            "dropped to the end. Nothing was written. Drop it again: latentcache "
+            f"drop-field {redact(storage.url)} {name} --yes"
+        )
+    storage.create(path, planned.field.to_bytes())
+    there = read_field(storage, name, planned.cache.manifest)
+    _check_same(storage, there, planned.field)
+    planned = replace(planned, field=there)
+    write_field_metadata(planned)
+    return planned
+
+
+def _check_same(storage: Storage, old: FieldManifest, new: FieldManifest) -> None:
+    lines = recipe_difference(old.recipe, new.recipe)
+    lines += recipe_difference({"arrays": _shapes(old)}, {"arrays": _shapes(new)})
+    if lines or old.fingerprint != new.fingerprint:
+        raise RecipeMismatchError(
+            f"{redact(storage.url)}: the field {old.name} was made with another recipe; continuing would "
+            "mix two kinds of values. Nothing was changed. The difference:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + f"\nGive the new one another name, or drop the old one: latentcache drop-field "
+            f"{redact(storage.url)} {old.name} --yes"
+        )
+
+
+def _shapes(field: FieldManifest) -> list[str]:
+    return [f"{a.name} {list(a.shape)} {a.dtype} {a.padding} {a.side}" for a in field.arrays]
+
+
+def write_field_metadata(planned: PlannedField) -> None:
+    """Write the arrays' metadata where it is missing, damaged, or of a smaller array."""
+    manifest, field = planned.cache.manifest, planned.field
+    if field.kind == "view":
+        return
+    shard_format = get_format(manifest.format)
+    for version in field.all_versions:
+        buckets = {shard.bucket for shard in version.rows or ()}
+        for bucket in manifest.buckets:
+            if version.rows is not None and bucket.name not in buckets:
+                continue
+            layouts = field.layouts(manifest, version.number, bucket.name)
+            for path, data in shard_format.metadata(layouts).items():
+                if _read(planned.storage, path) != data:
+                    planned.storage.write(path, data)
+
+
+def repair_field(
+    storage: Storage, field: FieldManifest, rows: Mapping[ShardId, frozenset[int]]
+) -> int:
+    """Plan damaged rows of a field again, as a version; returns how many. Raises CacheError."""
+    while True:
+        manifest = read_manifest(storage)
+        field = refresh_field(storage, field, manifest)
+        if create_version(storage, field, "repair", len(manifest.generations), rows):
+            return sum(map(len, rows.values()))
+
+
+def _read(storage: Storage, path: str) -> bytes | None:
+    try:
+        return read_bounded(storage, path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) -> PlannedField:
+    """Return a field that is there, as it was configured. Raises ConfigError, RecipeMismatchError.
+
+    overrides: of its settings, such as fields.umt5.model=PLACE; what its values follow from cannot change.
+    """
+    field = read_field(cache.storage, name, cache.manifest)
+    own = [o for o in overrides if o.startswith(f"fields.{name}.")]
+    changed = apply_overrides({"fields": {name: dict(field.settings)}}, own)["fields"][name]
+    config = parse_field(name, changed)
+    found = describe_field(config, cache.manifest)
+    wanted = replace(
+        field,
+        recipe=found.recipe,
+        arrays=found.arrays,
+        fingerprint=field_fingerprint(found.recipe, found.arrays, field.cache),
+    )
+    _check_same(cache.storage, field, wanted)
+    return PlannedField(cache=cache, field=field, config=config)

@@ -1,0 +1,293 @@
+"""A field as a reader sees it: which clips it has, and their arrays. Holds the field's snapshot."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.core.fields import FieldArray
+from latentcache.core.lru import Lru
+from latentcache.core.records import Bucket, ChunkRef, ShardId
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import CacheError, ConfigError, did_you_mean
+from latentcache.format.damage import damaged
+from latentcache.format.fields.commit import chunk_refs, read_field_table
+from latentcache.format.fields.manifest import FieldManifest, read_field
+from latentcache.format.fields.nulls import Null, read_nulls
+from latentcache.format.fields.paths import field_sample_path
+from latentcache.format.fields.snapshot import newest_versions, read_field_index
+from latentcache.format.manifest import Manifest
+from latentcache.format.shards import get_format
+from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.storage.disk_cache import DiskCache
+from latentcache.storage.folder import Storage
+from latentcache.storage.urls import redact
+
+#: Merged sample tables kept in memory.
+MAX_TABLES = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A stored sample. refs and tokens: of each array of the field.
+
+    tokens: of the first, the text's own; of others, the rows that are not padding. None where there is no
+    axis of tokens.
+    """
+
+    version: int
+    choice: int
+    refs: tuple[ChunkRef, ...]
+    tokens: tuple[int | None, ...]
+    lost_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldRow:
+    """What a field has of a clip. num_choices: its texts, failed ones too; entries: those that are ok."""
+
+    num_choices: int
+    entries: tuple[Entry, ...]
+
+    def pick(self, number: int) -> Entry:
+        """Return the entry that a random number chooses; the next one after a text that failed."""
+        wanted = number % self.num_choices
+        return next((e for e in self.entries if e.choice >= wanted), self.entries[0])
+
+
+class FieldReader:
+    """One field of a cache. Safe to use from several threads, after a fork and when pickled."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        field: FieldManifest,
+        index: Any,
+        disk: DiskCache | None = None,
+    ) -> None:
+        self.storage, self.field, self._index = storage, field, index
+        self._manifest, self._disk = manifest, disk
+        self._format = get_format(manifest.format)
+        self._parts = newest_versions(field, index)
+        self._rows: Lru[ShardId, Mapping[int, FieldRow]] = Lru(MAX_TABLES)
+        self._layouts: dict[tuple[int, str], list[ArrayLayout]] = {}
+
+    def __reduce__(self) -> tuple[type[FieldReader], tuple[Any, ...]]:
+        return type(self), (self.storage, self._manifest, self.field, self._index, self._disk)
+
+    @property
+    def name(self) -> str:
+        """The field's name."""
+        return self.field.name
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is a part of the latents, of which nothing is stored."""
+        return self.field.kind == "view"
+
+    @property
+    def spec(self) -> LatentSpec:
+        """What the cache's latents are."""
+        return self._manifest.spec
+
+    @property
+    def arrays(self) -> Mapping[str, FieldArray]:
+        """The field's arrays by their keys in samples and batches."""
+        return {self.field.key(array): array for array in self.field.arrays}
+
+    def shape(self, array: FieldArray, bucket: str) -> tuple[int, ...]:
+        """Return the shape of a clip's sample in a bucket, padding included."""
+        return array.shape_in(Bucket.parse(bucket), self._manifest.spec)
+
+    @functools.cached_property
+    def nulls(self) -> Mapping[str, Null]:
+        """What stands for a dropped text, by name."""
+        return read_nulls(self.storage, self.field)
+
+    def at(self, num_versions: int) -> FieldReader:
+        """Return the field without later versions."""
+        if num_versions > len(self.field.all_versions):
+            raise CacheError(
+                f"{redact(self.storage.url)}: the field {self.name} has {len(self.field.all_versions)} "
+                f"versions, and the state is of version {num_versions}: it is of another cache."
+            )
+        field = self.field.at(num_versions)
+        return FieldReader(self.storage, self._manifest, field, self._index, self._disk)
+
+    def lacks(self, bucket: str, shard: int, num_rows: int) -> frozenset[int]:
+        """Return the rows of a shard that the field does not have, by its snapshot alone."""
+        if self.is_view:
+            return frozenset()
+        place, seen, lacking = ShardId(bucket, shard), set[int](), set[int]()
+        for row in self._parts.get(place, ()):
+            listed = self.field.all_versions[row["version"] - 1].rows
+            rows = set(range(num_rows)) if listed is None else set(listed[place])
+            lacking |= rows.intersection(row["failed"]) - seen
+            seen |= rows
+        return frozenset(lacking | (set(range(num_rows)) - seen))
+
+    def rows(self, bucket: str, shard: int) -> Mapping[int, FieldRow]:
+        """Return the rows of a shard that have a sample, the newest version of each."""
+        place = ShardId(bucket, shard)
+        return self._rows.get_or_make(place, lambda: self._read_rows(place))
+
+    def _read_rows(self, shard: ShardId) -> Mapping[int, FieldRow]:
+        found: dict[int, FieldRow] = {}
+        seen: set[int] = set()
+        for row in self._parts.get(shard, ()):
+            merged = self._read_version(row["version"], shard)
+            found.update({n: r for n, r in merged.items() if n not in seen and r.entries})
+            seen |= merged.keys()
+        return found
+
+    def _read_version(self, version: int, shard: ShardId) -> dict[int, FieldRow]:
+        try:
+            table, _ = read_field_table(self.storage, self.field, version, shard)
+        except FileNotFoundError:
+            path = field_sample_path(self.name, version, shard)
+            raise damaged(
+                self.storage, path, "is missing, although the field's snapshot lists it"
+            ) from None
+        status = table["status"].to_pylist()
+        ok = [n for n, value in enumerate(status) if value == "ok"]
+        refs = [chunk_refs(table, a, self.field.choices, ok) for a in self.field.arrays]
+        tokens = [_tokens_of(table, array) for array in self.field.arrays]
+        lost = table["lost_tokens"].to_pylist()
+        numbers, choices = table["row"].to_pylist(), table["choice"].to_pylist()
+        entries: dict[int, list[Entry]] = {row: [] for row in numbers}
+        for i, n in enumerate(ok):
+            entries[numbers[n]].append(
+                Entry(
+                    version=version,
+                    choice=choices[n],
+                    refs=tuple(of_array[i] for of_array in refs),
+                    tokens=tuple(of_array[n] for of_array in tokens),
+                    lost_tokens=lost[n] or 0,
+                )
+            )
+        num_choices = Counter(numbers)
+        return {
+            row: FieldRow(num_choices=num_choices[row], entries=tuple(found))
+            for row, found in entries.items()
+        }
+
+    def read(
+        self,
+        bucket: str,
+        shard: int,
+        entries: Sequence[Entry],
+        out: Mapping[str, Sequence[torch.Tensor]],
+        *,
+        check: bool = True,
+    ) -> None:
+        """Read entries of a shard into CPU tensors, of each array by its key. Raises CorruptionError."""
+        groups: dict[int, list[int]] = {}
+        for n, entry in enumerate(entries):
+            groups.setdefault(entry.version, []).append(n)
+        for version, numbers in groups.items():
+            layouts = self._layouts_of(version, bucket)
+            for a, (key, layout) in enumerate(zip(self.arrays, layouts, strict=True)):
+                refs = [entries[n].refs[a] for n in numbers]
+                arrays = [as_numpy(out[key][n]) for n in numbers]
+                self._format.read(
+                    self.storage, layout, shard, refs, arrays, check=check, disk=self._disk
+                )
+
+    def _layouts_of(self, version: int, bucket: str) -> list[ArrayLayout]:
+        key = (version, bucket)
+        if key not in self._layouts:
+            self._layouts[key] = self.field.layouts(self._manifest, version, bucket)
+        return self._layouts[key]
+
+    def view(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return a view's part of a clip's stored latents: the first latent frame's mean [C, 1, h, w]."""
+        return stored[: self.field.arrays[0].shape[0], :1]
+
+    def sample(self, bucket: str, shard: int, row: int, number: int = 0) -> dict[str, Any]:
+        """Return a clip's arrays by their keys, and `NAME_tokens`. Raises KeyError if it has none."""
+        found = self.rows(bucket, shard).get(row)
+        if found is None:
+            raise KeyError(self.name)
+        entry = found.pick(number)
+        out = {
+            key: torch.empty(self.shape(array, bucket), dtype=torch_dtype(array.dtype))
+            for key, array in self.arrays.items()
+        }
+        self.read(bucket, shard, [entry], {key: [tensor] for key, tensor in out.items()})
+        tokens = dict(zip(self.arrays, entry.tokens, strict=True))
+        return {**out, **{f"{key}_tokens": num for key, num in tokens.items() if num is not None}}
+
+
+def _tokens_of(table: pa.Table, array: FieldArray) -> list[int | None]:
+    """Return the tokens of an array's samples, by row of a sample table."""
+    name = f"{array.name}.tokens" if array.name else "tokens"
+    if array.padding is None or name not in table.column_names:
+        return [None] * table.num_rows
+    return table[name].to_pylist()  # type: ignore[no-any-return]
+
+
+def open_field(
+    storage: Storage, manifest: Manifest, name: str, disk: DiskCache | None = None
+) -> FieldReader:
+    """Open a field as it is published now. Raises ConfigError if there is none, CacheError."""
+    field = read_field(storage, name, manifest)
+    index = read_field_index(storage, field)
+    if not index.num_rows and field.kind != "view":
+        url = redact(storage.url)
+        raise CacheError(
+            f"{url}: the field {name} has no snapshot yet: its run has committed no shard. Let it go on, "
+            f"or run: latentcache resume {url}"
+        )
+    return FieldReader(storage, manifest, field, index, disk)
+
+
+def spec_of(field: FieldManifest) -> dict[str, Any]:
+    """Return what a model can expect of a field: its own array, its length and width, and its recipe."""
+    array = field.arrays[0]
+    facts = {
+        "kind": field.kind,
+        "shape": list(array.shape),
+        "dtype": array.dtype,
+        "padding": array.padding,
+        "side": array.side,
+        "choices": field.choices,
+    }
+    if array.padding is not None:
+        facts |= {"length": array.shape[0], "width": array.shape[-1]}
+    encoder = field.recipe.get("encoder")
+    return {**(encoder if isinstance(encoder, dict) else {}), **facts}
+
+
+def expect_field(url: str, field: FieldManifest, wanted: Mapping[str, Any]) -> None:
+    """Raise CacheError where a field is not what a model was trained with, ConfigError for other names."""
+    actual = spec_of(field)
+    for name in wanted:
+        if name not in actual:
+            raise ConfigError(
+                f"expect: the field {field.name} has no {name!r}.{did_you_mean(name, actual)} "
+                f"It has: {', '.join(actual)}"
+            )
+    wrong = [name for name in wanted if _plain(wanted[name]) != _plain(actual[name])]
+    if wrong:
+        lines = [
+            f"  {name}: {wanted[name]} expected, {actual[name]} in the cache" for name in wrong
+        ]
+        raise CacheError(
+            f"{url}: the field {field.name} is not what is expected:\n"
+            + "\n".join(lines)
+            + "\nA model that was trained with other states, or with other padding, takes these without a "
+            "word and gets worse. Add a field as the model was trained, or change `expect`."
+        )
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=list)

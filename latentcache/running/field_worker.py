@@ -1,0 +1,29 @@
+"""What a worker of a field needs, and which worker it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from latentcache.config.fields import FieldConfig, RawField, TextField, VisualField
+from latentcache.format.fields.manifest import FieldManifest
+from latentcache.running.text_worker import TextWorker
+from latentcache.running.visual_worker import VisualWorker
+from latentcache.running.worker import Worker, WorkerSpec, check_cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec(WorkerSpec):
+    """What a worker of a field needs, beside that of the cache."""
+
+    field: FieldManifest
+    settings: FieldConfig
+
+    def start(self, device: torch.device) -> Worker:
+        """Check the cache, and build the worker."""
+        check_cache(self)
+        if isinstance(self.settings, TextField):
+            return TextWorker(self, self.field, self.settings, device)
+        assert isinstance(self.settings, RawField | VisualField), "a view stores nothing"
+        return VisualWorker(self, self.field, self.settings, device)

@@ -1,0 +1,134 @@
+"""Fields are checked, repaired, counted and kept by the jobs that look at caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import latentcache
+from latentcache.core.dtypes import as_numpy
+from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.report.collect import Report
+from latentcache.inspecting.report.facts import read_facts
+from latentcache.inspecting.report.page import render
+from latentcache.planning.planned import PlannedCache
+from tests.tools.caches import read_files, run_inline
+from tests.tools.fields import add, cache_of, padded, relabel, text_field
+
+CAPTIONS = ["one", "two", "one", "NAN", "five", "six"]
+
+
+def with_field(folder: Path, shard_format: str = "zarr") -> PlannedCache:
+    """A cache with a field of two arrays and two versions, one clip of which failed."""
+    cache = cache_of(folder, CAPTIONS, format=shard_format)
+    add(cache, status=3, umt5=text_field(pooled=True, length=64))
+    cache = relabel(cache, {"v0#0": "changed", "v5#0": "changed"})
+    add(cache, "--update", status=3, umt5=text_field(pooled=True, length=64))
+    return cache
+
+
+def field_files(cache: PlannedCache) -> list[str]:
+    return [n for n in read_files(Path(cache.storage.url)) if n.startswith("fields/")]
+
+
+@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
+def test_a_sound_field_is_sound(tmp_path: Path, shard_format: str) -> None:
+    cache = with_field(tmp_path, shard_format)
+    status, printed = run_inline("verify", cache.storage.url)
+    assert (status, "0 problems" in printed) == (0, True), printed
+    assert "field    umt5" in printed
+
+
+def test_a_flipped_byte_of_a_field_is_found(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    folder, missed = Path(cache.storage.url), []
+    for name in field_files(cache):
+        path = folder / name
+        data = path.read_bytes()
+        path.write_bytes(flipped(data))
+        status, printed = run_inline("verify", folder)
+        if status != 3 or name.split("/samples/")[0] not in printed:
+            missed.append(name)
+        path.write_bytes(data)
+    assert not missed
+
+
+def flipped(data: bytes) -> bytes:
+    """The bytes with one bit changed in the middle of the first kB, where samples are."""
+    at = min(len(data), 200) // 2
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
+def test_damaged_samples_are_encoded_again(tmp_path: Path, shard_format: str, lost: bool) -> None:
+    cache = with_field(tmp_path, shard_format)
+    folder = Path(cache.storage.url)
+    for path in folder.glob("fields/umt5/0*/**/*"):
+        if not path.is_file() or path.name == "zarr.json":
+            continue
+        if lost:
+            path.unlink()
+        else:
+            path.write_bytes(flipped(path.read_bytes()))
+    assert run_inline("verify", folder, "--repair")[0] == 3
+    assert run_inline("resume", folder, "run.runner=local")[0] == 3  # for the text that fails
+    status, printed = run_inline("verify", folder)
+    assert status == 0, printed
+    opened = latentcache.open_cache(str(folder))
+    for n in range(len(opened)):
+        if opened[n]["caption"] != "NAN":
+            expected = padded(opened[n]["caption"], 64)
+            np.testing.assert_array_equal(as_numpy(opened[n]["umt5"]), expected)
+
+
+def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    folder = Path(cache.storage.url)
+    before = read_files(folder)
+    for path in folder.glob("fields/umt5/samples/*/*/*"):
+        path.write_bytes(flipped(path.read_bytes()))
+    assert run_inline("verify", folder)[0] == 3
+    run_inline("verify", folder, "--repair")
+    assert read_files(folder) == before
+
+
+def test_cleaning_keeps_a_field_and_removes_what_a_dropped_one_left(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    folder = Path(cache.storage.url)
+    old = time.time() - 1e5
+    for path in folder.rglob("*"):
+        os.utime(path, (old, old))
+    assert "Nothing to remove" in run_inline("clean", folder)[1]
+    before = read_files(folder)
+    (folder / "fields/umt5/field.json").unlink()
+    run_inline("clean", folder, "--yes")
+    left = read_files(folder)
+    assert left == {name: data for name, data in before.items() if not name.startswith("fields/")}
+
+
+def test_status_counts_fields_by_themselves(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    status, printed = run_inline("status", cache.storage.url, "--json")
+    found = json.loads(printed)
+    num_ok = len(CAPTIONS) - 1  # one clip of the latents failed, another one of the field
+    assert (status, found["clips_ok"], found["clips_failed"]) == (0, num_ok, 1)
+    assert (found["fields"]["umt5"]["num_ok"], found["fields"]["umt5"]["num_failed"]) == (5, 1)
+    counts = found["fields"]["umt5"]
+    assert counts["num_shards"] == counts["num_committed"] == 4
+    assert "field    umt5: 4 of 4 shards committed" in run_inline("status", cache.storage.url)[1]
+
+
+def test_the_report_has_a_table_of_fields(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    facts = read_facts(cache.storage, read_manifest(cache.storage))
+    assert [(f.field.name, f.counts.num_ok, f.counts.num_failed) for f in facts.fields] == [
+        ("umt5", 5, 1)
+    ]
+    report = Report(url="url", manifest=read_manifest(cache.storage), facts=facts)
+    assert "umt5.pooled [8] bfloat16" in render(report, "today")
