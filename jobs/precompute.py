@@ -28,7 +28,7 @@ from latentcache.running.driver import check_device
 from latentcache.storage.folder import redact
 
 from .cli import OK, SOME_FAILED, Parser, human_bytes, run_job
-from .fields import make_fields, worse
+from .fields import check_fields, make_fields, worse
 from .progress import encode
 
 
@@ -67,6 +67,7 @@ def precompute(args: argparse.Namespace) -> int:
             dry_run=args.dry_run,
             hooks=hooks,
         )
+    check_fields(planned, fields, dry_run=args.dry_run)
     if args.dry_run:
         print("\nDry run: nothing was written.")
         return 0
