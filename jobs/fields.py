@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from latentcache.config.fields import FieldConfig
+from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
-from latentcache.errors import LatentCacheError
+from latentcache.errors import ConfigError, LatentCacheError, did_you_mean
 from latentcache.format.fields.manifest import VersionKind, field_names
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
+from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.planned import (
     PlannedField,
     create_field,
@@ -28,6 +30,18 @@ from latentcache.running.field_run import FieldRun
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
+
+
+def check_fields(cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool) -> None:
+    """Raise ConfigError or EncoderError before hours of encoding latents, if a field cannot be planned.
+
+    dry_run: the plan is not written, so columns are not looked at; print what the fields are.
+    """
+    for name, config in fields.items():
+        if dry_run:
+            print_arrays(name, describe_field(config, cache.manifest).arrays)
+        else:
+            plan_field(cache, name, config)
 
 
 def make_fields(
@@ -75,8 +89,9 @@ def resume_fields(
     retry_failed: bool = False,
 ) -> int:
     """Finish fields, of names or all; returns the worst exit status."""
-    status = OK
-    for name in names or field_names(cache.storage):
+    status, known = OK, field_names(cache.storage)
+    _check_overrides(overrides, known)
+    for name in names or known:
         try:
             planned = _with_changed(reopen_field(cache, name, overrides))
             if retry_failed:
@@ -91,6 +106,18 @@ def resume_fields(
             return found
         status = worse(status, found)
     return status
+
+
+def _check_overrides(overrides: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConfigError if a setting is of a field that the cache does not have."""
+    for override in overrides:
+        section, _, rest = override.partition("=")[0].partition(".")
+        name = rest.partition(".")[0]
+        if section == "fields" and name not in known:
+            raise ConfigError(
+                f"{override}: the cache has no field {name!r}.{did_you_mean(name, known)} "
+                f"It has: {', '.join(known) or 'none'}."
+            )
 
 
 def worse(one: int, other: int) -> int:
@@ -126,10 +153,17 @@ def _take_version(
 
 def _print_plan(planned: PlannedField) -> None:
     field = planned.field
-    for array in field.arrays:
+    print_arrays(field.name, field.arrays)
+    if field.choices > 1:
+        print(f"         {field.choices} texts per clip at most")
+
+
+def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
+    """Print what a field's arrays are."""
+    for array in arrays:
+        key = f"{name}.{array.name}" if array.name else name
         how = f", padding: {array.padding}" if array.padding else ""
-        texts = f", {field.choices} texts a clip" if field.choices > 1 and not array.name else ""
-        print(f"field    {field.key(array)}: {list(array.shape)} {array.dtype}{how}{texts}")
+        print(f"field    {key}: {list(array.shape)} {array.dtype}{how}")
 
 
 def encode_field(planned: PlannedField) -> int:

@@ -32,7 +32,7 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
-from .fields import make_fields, worse
+from .fields import check_fields, make_fields, worse
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
@@ -50,6 +50,7 @@ def precompute(args: argparse.Namespace) -> int:
         check_device(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
         planned = _plan(config, holder, args)
+        check_fields(planned, fields, dry_run=args.dry_run)
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0

@@ -67,6 +67,38 @@ def test_precompute_makes_fields_and_keeps_them_up_to_date(
     assert run_inline("verify", url)[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_field_that_cannot_be_planned_stops_precompute_before_it_encodes(
+    tmp_path: Path, dry_run: bool
+) -> None:
+    corpus, url = image_corpus(tmp_path / "corpus"), tmp_path / "cache"
+    fields = {"umt5": text_field(broken="describe")}
+    config = make_config(tmp_path, corpus, str(url), clips={"frames": 1}, fields=fields)
+    status, printed = run_inline("precompute", config, *["--dry-run"][: int(dry_run)])
+    assert (status, "there is no such model" in printed) == (2, True), printed
+    assert not (url / "samples").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_fields_there_will_be(tmp_path: Path) -> None:
+    fields = {"umt5": text_field(pooled=True)}
+    corpus = image_corpus(tmp_path / "corpus")
+    config = make_config(
+        tmp_path, corpus, str(tmp_path / "cache"), clips={"frames": 1}, fields=fields
+    )
+    status, printed = run_inline("precompute", config, "--dry-run")
+    assert (status, (tmp_path / "cache").exists()) == (0, False)
+    assert "field    umt5.pooled: [8] bfloat16" in printed
+
+
+def test_a_setting_of_a_field_that_is_not_there_is_said(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, ["a", "b"])
+    add(cache, umt5=text_field())
+    status, printed = run_inline("resume", cache.storage.url, "fields.umt.length=32")
+    assert (status, "Did you mean 'umt5'" in printed) == (2, True), printed
+
+
 def test_fields_are_added_while_a_trainer_streams(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, [f"caption {n}" for n in range(30)])
     url, options = cache.storage.url, {"batch_size": 2, "seed": 5}
