@@ -47,8 +47,8 @@ def compact(args: argparse.Namespace) -> int:
     if names := field_names(storage):
         raise ConfigError(
             f"{redact(args.cache)} has fields ({', '.join(names)}), whose rows are not copied yet: "
-            "clips in new shards would have none. Nothing was changed. Compact a cache before its fields are added, "
-            "or drop them first: latentcache drop-field"
+            "clips in new shards would have none. Nothing was changed. Compact a cache before its fields "
+            "are added, or drop them first: latentcache drop-field"
         )
     config = copying_config(manifest, args.cache, args.overrides)
     planned = PlannedCache(config=config, manifest=manifest, storage=storage)
