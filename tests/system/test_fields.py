@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,14 @@ from PIL import Image
 import latentcache
 from latentcache.core.dtypes import as_numpy
 from latentcache.storage.folder import Storage
-from tests.tools.caches import make_config, read_files, read_tables, run_inline, tables_of
+from tests.tools.caches import (
+    make_config,
+    read_files,
+    read_tables,
+    run_inline,
+    start_job,
+    tables_of,
+)
 from tests.tools.encoders.hashed_text import COUNTED
 from tests.tools.fields import add, cache_of, padded, text_field, write_fields
 
@@ -182,6 +190,37 @@ def kill_at(tmp_path: Path, numbers: Iterable[int]) -> tuple[int, int]:
             assert status == 0
             break
     return number, len(objects)
+
+
+@pytest.mark.long
+def test_runs_that_are_killed_at_random_and_two_at_once_leave_what_one_run_does(
+    tmp_path: Path,
+) -> None:
+    captions, settings = [f"caption {n}" for n in range(100)], text_field(takes_s=0.02)
+    whole, cache = (cache_of(made(tmp_path / n), captions, shard_clips=5) for n in ("a", "b"))
+    add(whole, umt5=settings)
+    counted, path = tmp_path / "texts", write_fields(tmp_path, umt5=settings)
+    args = (cache.storage.url, path, "run.runner=local")
+    for number in (12, 40):
+        process = start_job("add_field", *args, env={COUNTED: str(counted)})
+        while process.poll() is None and len(lines_of(counted)) < number:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    runs = [start_job("add_field", *args, env={COUNTED: str(counted)}) for _ in range(2)]
+    for run in runs:
+        out, err = run.communicate()
+        assert run.returncode == 0, out + err
+    found, expected = (read_files(Path(c.storage.url)) for c in (cache, whole))
+    assert found.keys() == expected.keys()
+    shards = [name for name in expected if name.startswith("fields/umt5/0")]
+    assert all(found[name] == expected[name] for name in shards)
+    assert run_inline("verify", cache.storage.url)[0] == 0
+    assert len(lines_of(counted)) < 2 * len(captions) + len(["null"]) * 4
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def made(folder: Path) -> Path:
