@@ -130,5 +130,5 @@ def test_the_report_has_a_table_of_fields(tmp_path: Path) -> None:
     assert [(f.field.name, f.counts.num_ok, f.counts.num_failed) for f in facts.fields] == [
         ("umt5", 5, 1)
     ]
-    report = Report(url="url", manifest=read_manifest(cache.storage), facts=facts)
+    report = Report(url="url", state="finished", manifest=read_manifest(cache.storage), facts=facts)
     assert "umt5.pooled [8] bfloat16" in render(report, "today")

@@ -158,8 +158,8 @@ def test_a_view_stores_nothing(folder: Path) -> None:
     files = [path.name for path in (folder / "cache/fields/view").rglob("*") if path.is_file()]
     assert sorted(files) == ["field.json", "index.parquet"]
     assert run_inline("verify", folder / "cache")[0] == 0
-    sample = latentcache.open_cache(str(folder / "cache"))[0]
-    assert torch.equal(sample["view"], sample["latents"][:16, :1])
+    opened = latentcache.open_cache(str(folder / "cache"))
+    assert torch.equal(opened[0]["view"], opened.stored(0)[:16, :1])
     assert torch.equal(sample["first"], sample["view"])
 
 
