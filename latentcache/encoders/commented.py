@@ -24,8 +24,11 @@ def commented(raw: Mapping[str, Any]) -> str:
         model = _model_of(Config, name)
         if name == "encoder":
             model = builtin(raw[name]["kind"]).Config
-        assert model is not None, f"{name} is no section"
-        sections.append("\n".join(_section(name, model, raw.get(name), 0)))
+        if model is None:  # what has keys of the user's own: fields
+            lines = _key(name, Config, Config.model_fields[name], raw, 0)
+        else:
+            lines = _section(name, model, raw.get(name), 0)
+        sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
 
 

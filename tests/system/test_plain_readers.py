@@ -1,4 +1,4 @@
-"""A cache that was grown, recaptioned, retried and repaired, read without latentcache."""
+"""A cache that was grown, recaptioned, retried, repaired and compacted, read without latentcache."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ def lived_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     flip_a_clip(cache)
     assert run_inline("verify", cache, "--repair")[0] == SOME_FAILED
     assert run_inline("resume", cache)[0] == SOME_FAILED
+    assert run_inline("compact", cache)[0] == 0
     steps = latentcache.open_cache(str(cache)).manifest.generations
-    assert [step.kind for step in steps] == ["plan", "grow", "retry", "repair"]
+    assert [step.kind for step in steps] == ["plan", "grow", "retry", "repair", "compact"]
     return cache
 
 

@@ -160,7 +160,7 @@ def test_a_view_stores_nothing(folder: Path) -> None:
     assert run_inline("verify", folder / "cache")[0] == 0
     opened = latentcache.open_cache(str(folder / "cache"))
     assert torch.equal(opened[0]["view"], opened.stored(0)[:16, :1])
-    assert torch.equal(sample["first"], sample["view"])
+    assert torch.equal(opened[0]["first"], opened[0]["view"])
 
 
 @pytest.mark.parametrize(
