@@ -29,7 +29,7 @@ SOME_FAILED = 3
 QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "format.md").read_text(), re.DOTALL)
 
 
-@pytest.fixture(scope="module", params=["zarr", "parquet"])
+@pytest.fixture(scope="module", params=["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def lived_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache after every kind of step."""
     folder = tmp_path_factory.mktemp("plain")
