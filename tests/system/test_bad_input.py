@@ -52,6 +52,10 @@ def pool() -> Iterator[DecodePool]:
         yield pool
 
 
+#: Its header's width makes pixels that are not square, as FFmpeg reads it.
+STRETCHED = "wide.mp4"
+
+
 def reference(kind: Kind, path: Path) -> Frame:
     """What the file shows, as PyAV decodes it from its beginning to its end, at its own size."""
     if kind.name not in TURNS:
@@ -98,7 +102,11 @@ def test_every_kind_has_its_outcome(pool: DecodePool, tmp_path: Path, kind: Kind
     if kind.is_good and kind.kind == "video":
         expected = reference(kind, path)
         assert len(expected) == kind.frames
-        np.testing.assert_array_equal(np.concatenate(got), expected[: len(got) * CLIP_FRAMES])
+        pixels = np.concatenate(got)
+        if kind.name == STRETCHED:  # shown wider than it is stored; tests/decoders/test_geometry.py
+            assert pixels.shape[2] > expected.shape[2]
+            return
+        np.testing.assert_array_equal(pixels, expected[: len(got) * CLIP_FRAMES])
 
 
 CUT = {
