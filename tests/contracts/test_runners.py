@@ -189,8 +189,15 @@ def test_a_shard_that_was_given_up_is_not_counted_as_written(
     assert (summary.clips_ok, summary.clips_failed) == (len(FINE), len(OF_SHARD) + len(OF_CLIP))
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("kind", OF_RUN)
+@pytest.mark.parametrize(
+    ("kind", "runner"),
+    [
+        # A run on Ray takes 20 s: one kind of error is enough to show that it comes through.
+        pytest.param(kind, runner, marks=[pytest.mark.long] if rest and runner == "ray" else [])
+        for rest, kind in enumerate(OF_RUN)
+        for runner in RUNNERS
+    ],
+)
 def test_storage_and_the_gate_stop_the_run(
     cluster: None, tmp_path: Path, kind: str, runner: str
 ) -> None:
@@ -215,9 +222,14 @@ def test_an_import_that_fails_stops_the_run(
     assert (outcome.events, outcome.rows) == ({}, {})
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
 @pytest.mark.parametrize(
-    ("kind", "error"), [("KeyError", "KeyError: 'weights'"), ("SystemExit", "SystemExit: 3")]
+    ("kind", "error", "runner"),
+    [
+        ("KeyError", "KeyError: 'weights'", "local"),
+        ("KeyError", "KeyError: 'weights'", "ray"),
+        ("SystemExit", "SystemExit: 3", "local"),
+        pytest.param("SystemExit", "SystemExit: 3", "ray", marks=pytest.mark.long),
+    ],
 )
 def test_a_worker_that_cannot_start_stops_the_run_with_the_cause(
     cluster: None, tmp_path: Path, kind: str, error: str, runner: str
