@@ -40,6 +40,9 @@ def test_a_jobs_prints_and_logs_go_through_it(
 
     monkeypatch.setattr(sys, "argv", ["latentcache job", "-v"])
     logger = logging.getLogger("latentcache")
+    monkeypatch.setattr(
+        logger, "propagate", False
+    )  # what pytest keeps of it goes over a pipe as UTF-8
     handlers, level = list(logger.handlers), logger.level
     try:
         assert run_job(job, Parser(prog="latentcache job")) == 0

@@ -177,7 +177,7 @@ def test_damage_that_the_decoder_conceals_is_told(pool: DecodePool, tmp_path: Pa
     expected = outcomes(pool, whole, "video")
     draw = random.Random(3)
     num_told = num_missed = 0
-    for index in range(12):
+    for index in range(24):  # x264 does not repeat itself bit for bit, so that some draws are hard
         got = outcomes(pool, damage(whole, tmp_path / f"{index}.mp4", draw), "video")
         for one, right in zip(got, expected, strict=True):
             assert one == "corrupt" if isinstance(one, str) else one.shape == right.shape

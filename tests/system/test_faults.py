@@ -145,7 +145,7 @@ def test_a_stream_through_faults_gives_right_samples_or_none(
 def test_a_plan_does_not_lose_sources_to_an_outage(corpus: tuple[str, dict[str, Any]]) -> None:
     """What the decoding process says of a source that it cannot reach ends the planning."""
     FAULTS["default"] = Faults()
-    config = CorpusConfig(source=corpus[0], storage_options=corpus[1])
+    config = CorpusConfig(source=corpus[0], storage_options=corpus[1], schemes=["faulty"])
     sources = read_corpus(config).table
     FAULTS["default"] = Faults("outage", 3)
     worker = process.Worker(process.Buffers([]), {"options": corpus[1], "max_pixels": 1 << 30})
@@ -200,7 +200,8 @@ def test_a_corpus_is_read_whole_or_not_at_all(
     corpus: tuple[str, dict[str, Any]], source: str
 ) -> None:
     def read() -> Corpus:
-        return read_corpus(CorpusConfig(source=corpus[0] + source, storage_options=corpus[1]))
+        options = {"storage_options": corpus[1], "schemes": ["faulty"]}
+        return read_corpus(CorpusConfig(source=corpus[0] + source, **options))
 
     FAULTS["default"] = Faults()
     expected = read().table
