@@ -25,7 +25,7 @@ from tests.tools.videos import moving_pattern, write_video
 SOME_FAILED = 3
 
 
-@pytest.fixture(params=["zarr", "parquet"])
+@pytest.fixture(params=["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def grown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path, Path]:
     """A corpus of five videos of two clips, a picture and two bad files; its configuration; its cache."""
     corpus = make_corpus(tmp_path / "corpus", 5)

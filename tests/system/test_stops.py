@@ -51,7 +51,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("stops") / "corpus")
 
 
-@pytest.fixture(scope="module", params=["zarr", "parquet"])
+@pytest.fixture(scope="module", params=["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def clean(
     corpus: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Path:
