@@ -126,7 +126,9 @@ class KeptPool:
     """
 
     def __init__(self) -> None:
-        self._pool = DecodePool(num_processes=1, num_buffers=2, timeout_s=60)
+        self._pool = DecodePool(
+            num_processes=1, num_buffers=2, timeout_s=60, schemes=("faulty", "sick")
+        )
         self.broken: set[str] = set()
 
     def decode(self, clip: Clip) -> Future[DecodedClip]:

@@ -49,7 +49,7 @@ def server(video: Path) -> Iterator[Server]:
 
 
 def make_pool(*, timeout_s: float = 60.0, **limits: Any) -> DecodePool:
-    limits = {"program": "tests.tools.sick", **limits}
+    limits = {"program": "tests.tools.sick", "schemes": ["sick"], **limits}
     return DecodePool(num_processes=1, num_buffers=2, timeout_s=timeout_s, **limits)
 
 

@@ -207,7 +207,8 @@ def make_world(
 
 
 def config_for(tmp_path: Path, world: World) -> Path:
-    sections = {"corpus": {"source": world.source, "storage_options": world.options}, **SECTIONS}
+    corpus = {"source": world.source, "storage_options": world.options, "schemes": ["sick"]}
+    sections = {"corpus": corpus, **SECTIONS}
     return make_config(tmp_path, Path("x"), str(tmp_path / "cache"), **sections)
 
 
