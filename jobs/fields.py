@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 
 from latentcache.config.fields import FieldConfig
@@ -55,30 +55,23 @@ def make_fields(
 
     A field that cannot be made leaves the others alone.
     """
-    status = OK
-    for name, config in fields.items():
-        try:
-            planned = plan_field(cache, name, config)
-            _print_plan(planned)
-            if dry_run:
-                continue
-            planned = create_field(planned)
-            if update:
-                planned = _with_changed(planned)
-            elif num := sum(map(len, planned.changed_rows().values())):
-                print(
-                    f"changed  {num} clips have other texts than the field {name} encodes; --update "
-                    "encodes them"
-                )
-            found = encode_field(planned)
-        except LatentCacheError as error:
-            print_error(error)
-            print(f"field    {name} is not made; everything else stays", file=sys.stderr)
-            found = error.exit_status
-        if found == INTERRUPTED:
-            return found
-        status = worse(status, found)
-    return status
+
+    def make(name: str) -> int:
+        planned = plan_field(cache, name, fields[name])
+        _print_plan(planned)
+        if dry_run:
+            return OK
+        planned = create_field(planned)
+        if update:
+            planned = _with_changed(planned)
+        elif num := sum(map(len, planned.changed_rows().values())):
+            print(
+                f"changed  {num} clips have other texts than the field {name} encodes; --update "
+                "encodes them"
+            )
+        return encode_field(planned)
+
+    return _each(fields, make, "made")
 
 
 def resume_fields(
@@ -89,18 +82,31 @@ def resume_fields(
     retry_failed: bool = False,
 ) -> int:
     """Finish fields, of names or all; returns the worst exit status."""
-    status, known = OK, field_names(cache.storage)
+    known = field_names(cache.storage)
     _check_overrides(overrides, known)
-    for name in names or known:
+
+    def finish(name: str) -> int:
+        planned = _with_changed(reopen_field(cache, name, overrides))
+        if retry_failed:
+            planned = _with_failed(planned)
+        write_field_metadata(planned)
+        return encode_field(planned)
+
+    return _each(names or known, finish, "finished")
+
+
+def _each(names: Iterable[str], work: Callable[[str], int], done: str) -> int:
+    """Work on fields, one after the other; returns the worst exit status.
+
+    One that cannot be `done` leaves the others alone; an interrupt ends it.
+    """
+    status = OK
+    for name in names:
         try:
-            planned = _with_changed(reopen_field(cache, name, overrides))
-            if retry_failed:
-                planned = _with_failed(planned)
-            write_field_metadata(planned)
-            found = encode_field(planned)
+            found = work(name)
         except LatentCacheError as error:
             print_error(error)
-            print(f"field    {name} is not finished; everything else stays", file=sys.stderr)
+            print(f"field    {name} is not {done}; everything else stays", file=sys.stderr)
             found = error.exit_status
         if found == INTERRUPTED:
             return found

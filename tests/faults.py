@@ -310,7 +310,7 @@ class FaultLab:
             faults = FAULTS["default"] = Faults(kind, at, seed=seed)
             commands = self._commands(job, place)
             status, printed = run_inline(*commands[0])
-            faults.mend()
+            faults.repair()
             check_message(status, printed)
             before = place.files()
             check_growth(start, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latentcache.format.changes import Standing, read_changes
+from latentcache.format.changes import Standing
 from latentcache.format.fields.manifest import FieldManifest, field_names, read_field
 from latentcache.format.fields.snapshot import (
     FieldCounts,
@@ -24,12 +24,13 @@ class CountedField:
     counts: FieldCounts
 
 
-def count_fields(storage: Storage, manifest: Manifest) -> list[CountedField]:
-    """Return how far each field is, by name; only sample tables that its snapshot lacks are read."""
-    names = field_names(storage)
-    standing = read_changes(storage, manifest).planned() if names else Standing()
+def count_fields(storage: Storage, manifest: Manifest, standing: Standing) -> list[CountedField]:
+    """Return how far each field is, by name; only sample tables that its snapshot lacks are read.
+
+    standing: the rows that count once every planned shard is committed.
+    """
     found = []
-    for name in names:
+    for name in field_names(storage):
         field = read_field(storage, name, manifest)
         known = known_field_rows(storage, field)
         index = build_field_index(storage, field, manifest, known)

@@ -115,7 +115,7 @@ class Watch:
         num_shards = self.manifest.num_shards - len(standing.retired_shards(self.manifest))
         planned = replace(self._planned, num_shards=num_shards)
         status = assess(planned, self._index, facts, self._reasons(commits), now_s)
-        fields = count_fields(self._storage, self.manifest)
+        fields = count_fields(self._storage, self.manifest, self._changes.planned())
         return replace(status, fields={f.field.name: f.counts for f in fields})
 
     def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -141,7 +141,7 @@ def test_a_plan_that_was_killed_goes_on(config: Config, probed: list[str], tmp_p
 
 
 def test_a_source_that_failed_is_probed_again(config: Config, tmp_path: Path) -> None:
-    folder = tmp_path / "mended"
+    folder = tmp_path / "repaired"
     folder.mkdir()
     for name in "abc":
         write_video(folder / f"{name}.mp4", moving_pattern(5, 64, 96, seed=1))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 import jobs.verify
 import latentcache
@@ -41,7 +40,7 @@ from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.storage.folder import Storage
-from tests.tools.caches import make_config, make_corpus, read_files, run_job
+from tests.tools.caches import make_config, make_corpus, read_files, run_job, samples_of
 from tests.tools.planned import fill_cache, make_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 from tests.tools.synthetic import facts_of
@@ -349,7 +348,7 @@ def run_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_repair_and_resume_give_the_clips_that_were(run: Path) -> None:
     cache, manifest = run / "cache", read_manifest(Storage(str(run / "cache")))
-    before, clips = read_files(cache), latents_of(cache)
+    before, clips = read_files(cache), samples_of(cache)
     flip(next(shard_objects(cache))[0], 7)
     flip(cache / sample_path(BUCKET, 1), 70)
     flip(cache / INDEX, 70)
@@ -365,15 +364,8 @@ def test_repair_and_resume_give_the_clips_that_were(run: Path) -> None:
     assert "1 to encode" in out
     out, _ = run_verify(cache)
     assert "0 problems" in out
-    assert latents_of(cache) == clips
+    assert samples_of(cache) == clips
     assert read_manifest(Storage(str(cache))).at(1) == manifest
-
-
-def latents_of(cache: Path) -> dict[str, bytes]:
-    """The latents of every clip, by key."""
-    opened = latentcache.open_cache(str(cache))
-    samples = [opened[n] for n in range(len(opened))]
-    return {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import zarr
 import latentcache
 from latentcache.config.fields import parse_fields
 from latentcache.core.dtypes import as_numpy
-from latentcache.format.fields.manifest import has_fields
+from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
 from latentcache.planning.fields.planned import plan_field
 from latentcache.planning.planned import PlannedCache
@@ -314,9 +314,9 @@ def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_dropped_field_leaves_nothing_and_can_be_made_again(cache: PlannedCache) -> None:
     before = read_files(Path(cache.storage.url))
-    assert not has_fields(cache.storage)
+    assert field_names(cache.storage) == []
     add(cache, umt5=text_field())
-    assert has_fields(cache.storage)
+    assert field_names(cache.storage) == ["umt5"]
     status, printed = run_inline("drop_field", cache.storage.url, "umt5")
     assert (status, "can go" in printed) == (0, True)
     assert run_inline("drop_field", cache.storage.url, "umt5", "--yes")[0] == 0

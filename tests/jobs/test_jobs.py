@@ -30,6 +30,7 @@ from tests.tools.caches import (
     read_tables,
     run_inline,
     run_job,
+    samples_of,
     start_job,
 )
 from tests.tools.encoders import slow
@@ -148,7 +149,7 @@ def test_retry_failed_plans_failed_clips_again_and_keeps_the_others(tmp_path: Pa
     corpus = make_corpus(tmp_path / "corpus", 3)
     cache, hidden = tmp_path / "cache", corpus / "v1.mp4"
     run_job("precompute", make_config(tmp_path, corpus, str(cache)), status=3)
-    whole = latents_of(cache)
+    whole = samples_of(cache)
     uncommit(cache, "5x64x96/*")
     away = hidden.rename(tmp_path / "away.mp4")
     out, _ = run_job("resume", cache, "--skip-changed", status=3)
@@ -165,17 +166,10 @@ def test_retry_failed_plans_failed_clips_again_and_keeps_the_others(tmp_path: Pa
         "retry    2 failed clips and 2 rejected sources were looked at; 2 clips are planned" in out
     )
     assert "cache    7 clips ok, 0 failed" in out
-    assert latents_of(cache) == whole
+    assert samples_of(cache) == whole
     pointers = {"index.parquet", *(path for path in before if path.endswith("zarr.json"))}
     after = read_files(cache)
     assert not [path for path in before.keys() - pointers if after[path] != before[path]]
-
-
-def latents_of(cache: Path) -> dict[str, bytes]:
-    """The latents of every clip, by key."""
-    opened = latentcache.open_cache(str(cache))
-    samples = [opened[n] for n in range(len(opened))]
-    return {s["key"]: s["latents"].view(torch.uint8).numpy().tobytes() for s in samples}
 
 
 def test_resume_refuses_sources_that_changed(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Faults:
         self._eligible = 0
         self._is_down = False
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         self.kind, self._is_down = None, False
 
     def strike(self, what: str, path: str) -> str | None:

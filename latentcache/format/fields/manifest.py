@@ -144,11 +144,6 @@ def field_names(storage: Storage) -> list[str]:
     return [name for name in storage.folders(FIELDS) if storage.exists(field_json_path(name))]
 
 
-def has_fields(storage: Storage) -> bool:
-    """Tell whether a cache has fields, whose rows are those of its shards as they are."""
-    return bool(field_names(storage))
-
-
 def read_field(storage: Storage, name: str, manifest: Manifest) -> FieldManifest:
     """Read what a field is, and its versions. Raises ConfigError if there is none, CorruptionError."""
     check_name(name)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from latentcache.core.dtypes import Array
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES
+from latentcache.format.changes import read_changes
 from latentcache.format.manifest import BucketInfo, Manifest
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
@@ -155,7 +156,7 @@ def read_facts(
                 _add_times(facts, "worker", worker, found.times)
             on_table()
     _merge(facts.rejected, _failures(read_rejected(storage, manifest)))
-    facts.fields = count_fields(storage, manifest)
+    facts.fields = count_fields(storage, manifest, read_changes(storage, manifest).planned())
     return facts
 
 
