@@ -298,7 +298,7 @@ def test_ranges_are_read_at_the_same_time(proxy: Proxy, s3_by_proxy: S3) -> None
     store = Storage(s3_by_proxy.url, s3_by_proxy.options)
     store.write("a", bytes(100))
     proxy.forget()
-    proxy.latency_s = 1.0
+    proxy.held_until = 8
     store.read_ranges("a", [(i, 1) for i in range(8)])
     assert proxy.peak == 8
 

@@ -30,22 +30,25 @@ class Proxy:
     """choose: (method, path) -> one of FAULTS, or None for a good answer.
 
     requests: (method, path, fault) of each. peak: requests that were under way at once.
+    held_until: each request is held until so many have been under way at once, for half a minute.
     """
 
     target: str
     choose: Callable[[str, str], str | None] = lambda method, path: None
     latency_s: float = 0.0
+    held_until: int = 0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     peak: int = 0
     url: str = ""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._arrived = threading.Condition(self._lock)
         self._running = 0
         self.ended = threading.Event()
 
     def forget(self) -> None:
-        self.requests, self.peak, self.latency_s = [], 0, 0.0
+        self.requests, self.peak, self.latency_s, self.held_until = [], 0, 0.0, 0
         self.choose = lambda method, path: None
 
     @contextlib.contextmanager
@@ -55,6 +58,8 @@ class Proxy:
             self.requests.append((method, path, fault))
             self._running += 1
             self.peak = max(self.peak, self._running)
+            self._arrived.notify_all()
+            self._arrived.wait_for(lambda: self.peak >= self.held_until, timeout=30)
         time.sleep(self.latency_s)
         try:
             yield fault
