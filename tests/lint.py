@@ -8,11 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+SITE = ROOT / ".site"
 LINTERS = {
     "ruff": [BIN / "ruff", "check", "."],
     "format": [BIN / "ruff", "format", "--check", "."],
     "mypy": [BIN / "mypy"],
     "imports": [BIN / "lint-imports"],
+    "site": [BIN / "mkdocs", "build", "--strict", "--quiet", "--site-dir", SITE],
 }
 
 
