@@ -28,6 +28,7 @@ from latentcache.planning.planner import NAMED, Hooks, grow_cache
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.running.driver import check_device
+from latentcache.running.scalars import check_scalars
 from latentcache.storage.folder import redact
 
 from . import parsers
@@ -48,6 +49,7 @@ def precompute(args: argparse.Namespace) -> int:
     fields = parse_fields(config.fields)
     if not args.dry_run:
         check_device(config.run)
+        check_scalars(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
         planned = _plan(config, holder, args)
         check_fields(planned, fields, dry_run=args.dry_run)

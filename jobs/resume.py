@@ -14,6 +14,7 @@ from latentcache.planning.grow import failed_rows, plan_retry
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
+from latentcache.running.scalars import check_scalars
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job, storage_options
@@ -42,6 +43,7 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
     missing = copy_missing(planned, planned.missing_shards())
     if missing:
         check_device(planned.config.run)
+        check_scalars(planned.config.run)
     looked_at = None if args.skip_changed else check_sources(planned, missing)
     shards = planned.manifest.num_shards
     print(f"cache    {shards} shards, {shards - len(missing)} committed, {len(missing)} to encode")

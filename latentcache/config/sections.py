@@ -331,6 +331,16 @@ class RunConfig(Section):
         default=60.0, description="The snapshot is published this often during a run."
     )
 
+    tensorboard: str | None = Field(
+        default=None,
+        description="A folder for TensorBoard: clips, speed, failures and the seconds of each stage, every "
+        "few seconds. Needs the package tensorboard.",
+    )
+    wandb: str | None = Field(
+        default=None,
+        description="A project of Weights & Biases for the same figures. Needs the package wandb.",
+    )
+
     def num_decode_processes(self, num_cpus: int) -> int:
         """Return the decoding processes of a worker that may use `num_cpus` CPUs."""
         return num_cpus if self.decode_processes == "auto" else self.decode_processes
@@ -364,6 +374,8 @@ NOT_OF_A_CACHE = (
     ("cache", "storage_options"),
     ("encoder", "trust_torchscript"),
     ("run", "ray_address"),
+    ("run", "tensorboard"),
+    ("run", "wandb"),
 )
 
 

@@ -29,6 +29,7 @@ from latentcache.running.log import RunLog
 from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
 from latentcache.running.publisher import RunSnapshot, Snapshot
 from latentcache.running.queue import WorkQueue
+from latentcache.running.scalars import scalars_of
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
 #: Failures that a summary keeps, for people to read; the sample tables have them all.
@@ -179,9 +180,13 @@ class Run:
         config = self._planned.config
         runner = importlib.import_module(f"latentcache.running.runners.{config.run.runner}")
         self._work.jump()
-        with closing(runner.run(self._worker_spec(), self._work, self._load_shard)) as events:
+        with (
+            scalars_of(config.run, self._log.name) as scalars,
+            closing(runner.run(self._worker_spec(), self._work, self._load_shard)) as events,
+        ):
             for event in events:
                 self._log.take(event)
+                scalars.take(event)
                 yield self._count(event)
                 self._check()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import time
 import urllib.request
@@ -134,3 +136,17 @@ def test_a_shard_that_another_run_committed_is_not_counted() -> None:
     metrics = WorkerMetrics("w")
     metrics._shard_seconds = None  # type: ignore[assignment] # whatever is counted would fail
     metrics.add(report)
+
+
+def test_the_dashboard_shows_metrics_that_there_are() -> None:
+    """Every metric is shown, and none that no run has."""
+    root = Path(__file__).parents[2]
+    text = (root / "configs" / "grafana.json").read_text(encoding="utf-8")
+    shown = {
+        name.removesuffix("_bucket")
+        for panel in json.loads(text)["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"ray_(latentcache_\w+)", target["expr"])
+    }
+    made = (root / "latentcache" / "running" / "runners" / "ray_metrics.py").read_text()
+    assert shown == set(re.findall(r'"(latentcache_\w+)"', made)) - {"latentcache_clips_done"}
