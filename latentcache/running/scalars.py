@@ -39,7 +39,7 @@ class TensorBoard:
     def __init__(self, folder: str, name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(f"{folder}/{name}")  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(f"{folder}/{name}")
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Write figures of one moment."""
