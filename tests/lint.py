@@ -1,4 +1,4 @@
-"""The linters, each as a command: `python -m tests.lint`. The tests run them, too."""
+"""The linters, each as a command: `python -m tests.lint`. The long tests run them, too."""
 
 from __future__ import annotations
 

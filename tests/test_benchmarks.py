@@ -121,6 +121,7 @@ def test_the_loaders_own_order_is_judged_whole():
     assert found.open_gb < other.open_gb
 
 
+@pytest.mark.long
 def test_the_contest_runs_over_both_sources_and_prints_its_table(tmp_path):
     def run(*args: str) -> str:
         command = [sys.executable, "benchmarks/loader.py", *args]

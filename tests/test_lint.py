@@ -21,6 +21,7 @@ CONTRACTS = {contract["name"]: contract for contract in RULES["contracts"]}
 PLANTED = "planted"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LINTERS)
 def test_linter_has_nothing_to_say(name: str) -> None:
     status, output = run(name)

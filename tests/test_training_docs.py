@@ -112,9 +112,9 @@ def assert_sees_every_clip(name: str, num: int, url: str, folder: Path, monkeypa
     [
         ("train", 1),
         ("train_ddp", 2),
-        ("train_fsdp", 2),
-        ("train_accelerate", 1),
-        ("train_lightning", 1),
+        pytest.param("train_fsdp", 2, marks=pytest.mark.long),
+        pytest.param("train_accelerate", 1, marks=pytest.mark.long),
+        pytest.param("train_lightning", 1, marks=pytest.mark.long),
     ],
 )
 def test_a_script_sees_every_clip_once_an_epoch_and_goes_on(

@@ -133,6 +133,7 @@ plan_corpus(config, resolve_encoder(config)[0], on_probed=count, saved=saved)
 """
 
 
+@pytest.mark.long
 def test_a_plan_that_was_killed_goes_on(config: Config, probed: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")]
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == -signal.SIGKILL
@@ -153,6 +154,7 @@ def test_a_source_that_failed_is_probed_again(config: Config, tmp_path: Path) ->
     assert plan(changed, saved_in(changed)).num_clips == 3
 
 
+@pytest.mark.long
 def test_a_table_that_says_the_shape_is_trusted_as_ever(
     config: Config, corpus: Path, tmp_path: Path
 ) -> None:
@@ -201,7 +203,13 @@ def test_a_source_that_was_another_kind_is_probed_again(config: Config, tmp_path
     assert bucket.frames == 5
 
 
-@pytest.mark.parametrize("what", ["other_limit", "old", "flipped", "foreign"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "flipped",
+        *(pytest.param(w, marks=pytest.mark.long) for w in ("other_limit", "old", "foreign")),
+    ],
+)
 def test_what_does_not_hold_any_more_is_passed_over(
     what: str, config: Config, probed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

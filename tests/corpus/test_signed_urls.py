@@ -61,7 +61,7 @@ def everything_kept(cache: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
 ) -> None:

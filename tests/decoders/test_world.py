@@ -59,6 +59,7 @@ def clip_at(url: str, video: Path) -> Any:
     )
 
 
+@pytest.mark.long
 def test_a_slow_download_is_no_slow_decoder(server: Server, video: Path) -> None:
     """Fetching takes longer than decoding may, and a source that gives nothing is no clip's failure."""
     server.pause_s = 2.0

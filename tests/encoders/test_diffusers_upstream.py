@@ -99,10 +99,12 @@ def test_allegro_leaves_what_its_tiles_do_not_cover_as_zeros(tmp_path: Path) -> 
     assert mean(vae, clip(8, 128, 128)).std(dim=(2, 3, 4)).max() < 1e-6
 
 
+@pytest.mark.long
 def test_kvae_gives_a_log_variance_of_zeros_for_the_encoders_own(tmp_path: Path) -> None:
     assert (model("kvae", tmp_path).encode(clip(5)).latent_dist.logvar == 0).all()
 
 
+@pytest.mark.long
 def test_kvae_normalises_each_segment_on_its_own(tmp_path: Path) -> None:
     """So 17 frames are a prefix of 33, and 21 are not: the last segment is shorter."""
     vae, x = model("kvae", tmp_path), clip(33)

@@ -142,6 +142,7 @@ def test_ltx_that_is_not_causal_declares_no_exact_prefixes(tmp_path: Path) -> No
     assert (encoder.encode(clip)[:, :, :2] - prefix).abs().max() > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["hunyuan", "cogvideox", "kvae"])
 def test_convolutions_are_causal_to_the_frame_where_group_norm_alone_is_not(
     name: str, tmp_path: Path
@@ -210,6 +211,7 @@ def test_class_that_encodes_groups_of_4_with_another_stride_is_refused(
         described(save(name, tmp_path, **other))
 
 
+@pytest.mark.long
 def test_kvae_refuses_inputs_that_it_would_split_at_the_wrong_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

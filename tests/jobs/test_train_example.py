@@ -146,7 +146,7 @@ def assert_goes_on_exactly(num: int, num_kills: int, cache: str, tmp_path: Path)
     assert_same_checkpoint(killed, whole)
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     num: int, cache: str, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_key_that_is_not_there_is_a_key_error(dct_cache: Path) -> None:
         latentcache.open_cache(str(dct_cache)).decode("nothing")
 
 
+@pytest.mark.long
 def test_the_model_may_lie_elsewhere_and_compute_otherwise(
     wan_cache: Path, wan: Path, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_sample_is_spread_over_the_bucket(tmp_path: Path, corpus: Path) -> Non
         assert len(set(rows)) == min(len(keys), SHARDS * 2)
 
 
+@pytest.mark.long
 def test_a_sample_of_every_clip_takes_the_bytes_of_the_run(tmp_path: Path, corpus: Path) -> None:
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"))
     config = load_config(str(path))

@@ -79,6 +79,7 @@ def test_the_message_tells_a_mistake_from_the_others(mistake: str, expected: str
         gate.look(latents, pixels, key="l", number=1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_verdict_reaches_the_driver_through_ray(tmp_path: Path, corpus: Path) -> None:
     sections: dict[str, dict[str, object]] = {"run": {"runner": "ray", "device": "cpu"}}
@@ -111,6 +112,7 @@ def test_without_a_limit_a_mistake_is_warned_of_once_and_recorded(
     assert all(psnr is not None and psnr < WARN_PSNR_DB for psnr in recorded.values())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_resume_goes_on_in_spite_of_the_gate_where_it_is_told_to(
     tmp_path: Path, corpus: Path

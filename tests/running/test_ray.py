@@ -156,6 +156,7 @@ def test_more_workers_than_gpus_are_refused(cluster: str, corpus: Path, tmp_path
         run(planned_from(config))
 
 
+@pytest.mark.long
 def test_a_full_disk_stops_the_run_on_ray_and_resume_completes_it(
     cluster: str, corpus: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_full_disk_stops_the_run_on_ray_and_resume_completes_it(
         assert_same_cache(cache, tmp_path / "clean")
 
 
+@pytest.mark.long
 def test_a_run_that_can_encode_no_shard_at_all_stops_on_ray(cluster: str, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -192,6 +194,7 @@ def test_a_run_that_can_encode_no_shard_at_all_stops_on_ray(cluster: str, tmp_pa
     assert not list((tmp_path / "cache").glob("samples/5x64x96/*"))
 
 
+@pytest.mark.long
 def test_what_workers_log_reaches_the_driver(cluster: str, corpus: Path, tmp_path: Path) -> None:
     config = make_config(
         tmp_path,

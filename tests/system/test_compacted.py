@@ -142,6 +142,7 @@ def test_a_lost_copy_is_encoded_where_its_old_rows_are_gone(folder: Path) -> Non
     assert clips(folder) == before
 
 
+@pytest.mark.long
 def test_a_report_shows_it(made: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "report.html"

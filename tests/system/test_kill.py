@@ -30,9 +30,9 @@ def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("runner", "seed", "victims"),
     [
         ("local", 1, ["driver", "decoder", "driver", "decoder", "driver"]),
-        ("local", 2, ["decoder", "decoder", "driver"]),
+        pytest.param("local", 2, ["decoder", "decoder", "driver"], marks=pytest.mark.long),
         ("ray", 3, ["actor", "decoder", "driver"]),
-        ("ray", 4, ["driver", "actor", "actor"]),
+        pytest.param("ray", 4, ["driver", "actor", "actor"], marks=pytest.mark.long),
     ],
 )
 def test_a_killed_run_ends_as_one_that_was_not(

@@ -69,6 +69,7 @@ def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cache"
 
 
+@pytest.mark.long
 def test_a_machine_that_dies_takes_only_its_shards_in_hand(
     cluster: Cluster, corpus: Path, clean: Path, tmp_path: Path
 ) -> None:

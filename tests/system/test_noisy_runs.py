@@ -40,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("noisy") / "corpus", 6, frames=41)
 
 
-@pytest.fixture(params=["zarr", "parquet"])
+@pytest.fixture(params=["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def shard_format(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -104,6 +104,7 @@ def test_who_comes_second_throws_its_own_bits_away(
     assert not verify(prepared.storage).problems
 
 
+@pytest.mark.long
 def test_an_object_whose_run_was_stopped_before_its_table_keeps_its_bits(
     corpus: Path, shard_format: str, tmp_path: Path
 ) -> None:

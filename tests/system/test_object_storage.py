@@ -143,7 +143,7 @@ def check_jobs(folder: Path, corpus: Path, s3: S3, shard_format: str, run: Run) 
     assert not [name for name, data in again.items() if SECRET.encode() in data]
 
 
-@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
+@pytest.mark.parametrize("shard_format", ["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def test_the_jobs_on_s3(
     tmp_path: Path, corpus: Path, clean: Path, s3: S3, shard_format: str
 ) -> None:

@@ -199,9 +199,13 @@ def options_of(s3: S3) -> list[str]:
     ("fault", "why"),
     [
         ("refused", "Check the permissions there, or the credentials you give."),
-        ("bad_key", "Check the permissions there, or the credentials you give."),
-        ("no_bucket", "there is no such bucket"),
-        ("slow_down", "Check the network and the endpoint"),
+        pytest.param(
+            "bad_key",
+            "Check the permissions there, or the credentials you give.",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("no_bucket", "there is no such bucket", marks=pytest.mark.long),
+        pytest.param("slow_down", "Check the network and the endpoint", marks=pytest.mark.long),
         ("reset", "Check the network and the endpoint"),
     ],
 )

@@ -178,6 +178,7 @@ def test_a_queue_of_the_working_folder_is_not_the_library_s(
     assert imported(made) == ["imported"]
 
 
+@pytest.mark.long
 def test_nor_is_it_in_workers_of_ray(made: Path, home: Path) -> None:
     """Ray lets workers search the driver's folder before everything else."""
     lose_the_shard(home)

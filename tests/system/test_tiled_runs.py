@@ -93,6 +93,7 @@ def test_the_error_of_a_network_is_that_of_the_stored_means(
         assert 0.1 < error < 2
 
 
+@pytest.mark.long
 def test_other_tiles_are_another_recipe(
     corpus: Path, wan: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_wrong_tiles_are_refused_before_anything_is_written(corpus: Path, tmp_pa
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.long
 def test_clips_that_are_tried_again_leave_the_others_their_errors(tmp_path: Path) -> None:
     """They become rows of new shards, which are measured by their places, as all are."""
     corpus = make_corpus(tmp_path / "corpus", 3)
