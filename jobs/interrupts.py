@@ -52,7 +52,7 @@ class Interrupts:
         self._is_over = threading.Event()
 
     def over(self) -> None:
-        """Tell that the job has ended, though its threads may not have: it needs no explanation any more."""
+        """Tell that the job has ended, though its threads may not have: nothing needs to be said."""
         self._is_over.set()
 
     def _watch(self) -> None:
@@ -65,7 +65,7 @@ class Interrupts:
     def _act(self) -> None:
         if self._count == 1:
             threading.Thread(target=self._explain, args=(self._is_over,), daemon=True).start()
-        elif self._count == 2:  # noqa: PLR2004 - the second one
+        elif self._count == 2:
             threading.Thread(target=_end, daemon=True).start()
 
     def _explain(self, is_over: threading.Event) -> None:
@@ -94,7 +94,7 @@ _watching: Interrupts | None = None
 
 def watch_interrupts() -> Interrupts:
     """Return what counts the signals of this process, begun anew for a job."""
-    global _watching  # noqa: PLW0603 - a process has one
+    global _watching
     if _watching is None:
         _watching = Interrupts()
         if threading.current_thread() is threading.main_thread():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import queue
 import threading
 import time
@@ -35,13 +36,13 @@ class DaemonPool:
         self._is_closed = False
         _POOLS.add(self)
 
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run a call as soon as a thread is free."""
+    def submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Call a function as soon as a thread is free."""
         future: Future[T] = Future()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the pool is closed")
-            self._calls.put((future, call))
+            self._calls.put((future, functools.partial(function, *args)))
             if len(self._threads) < self._num_threads:
                 name = f"{self._name}_{len(self._threads)}"
                 thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -59,7 +60,11 @@ class DaemonPool:
                 future.set_result(call())
             except BaseException as error:  # noqa: BLE001 - the one who waits must see it
                 future.set_exception(error)
-            del work, future, call  # what they hold is large, and the next call may be long in coming
+            del (
+                work,
+                future,
+                call,
+            )  # what they hold is large, and the next call may be long in coming
 
     def close(self, wait_s: float | None = CLOSE_S) -> bool:
         """Cancel what has not begun, and wait for the rest; returns whether all threads have ended.

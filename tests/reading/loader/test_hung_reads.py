@@ -1,4 +1,4 @@
-"""A read that hangs is named, and one Ctrl-C ends it: in the loader's threads and in a DataLoader's workers."""
+"""A read that hangs is named, and one Ctrl-C ends it: in a loader's threads, in a DataLoader's workers."""
 
 from __future__ import annotations
 
