@@ -104,13 +104,14 @@ class _Slot:
     num_settled: int = 0
     watch: stall.Watch | None = None
 
-    def stands_still(self) -> bool:
-        """Tell whether what it has in hand has not advanced for too long."""
+    def stall(self) -> str | None:
+        """Return why it is to be replaced: what it has in hand has not advanced for too long."""
         assert self.watch is not None, "made when an actor is started"
         if not self.in_hand:
             self.watch.rest()
-            return False
-        return self.watch.stands_still(self.num_steps + self.num_settled)
+            return None
+        stands_still = self.watch.stands_still(self.num_steps + self.num_settled)
+        return self.watch.why if stands_still else None
 
     def has_room(self) -> bool:
         alone = any(task.attempts for task in self.in_hand.values())
@@ -266,8 +267,8 @@ class _Runner:
             if time.monotonic() - self._polled > PROGRESS_INTERVAL_S:
                 yield self._poll()
                 for slot in self._slots:
-                    if slot.stands_still():
-                        yield from self._replace(slot, slot.watch.why)
+                    if why := slot.stall():
+                        yield from self._replace(slot, why)
         yield self._poll()
 
     def stop(self) -> None:
