@@ -16,7 +16,7 @@ ANSWER_S = 2.0
 TRIES = 2
 #: The run ends in order in this time, unless it waits inside Ray.
 NOTICE_S = 3.0
-END_S = 30.0
+END_S = 15.0
 OTHER = 1
 
 
