@@ -17,12 +17,14 @@ from latentcache.errors import ConfigError, LatentCacheError
 from latentcache.format.manifest import Manifest
 from latentcache.redaction import printable
 
+from .interrupts import INTERRUPTED as INTERRUPTED
+from .interrupts import watch_interrupts
 from .output import safe_output
 from .parsers import DEVICES as DEVICES
 from .parsers import OPTIONS, Parser
 from .parsers import WRONG_INPUT as WRONG_INPUT
 
-OK, OTHER, SOME_FAILED, INTERRUPTED = 0, 1, 3, 130
+OK, OTHER, SOME_FAILED = 0, 1, 3
 
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
@@ -34,6 +36,7 @@ def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
 def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, _interrupt)
+    interrupts = watch_interrupts()
     if args.verbose:
         _log_to_stderr()
     try:
@@ -47,6 +50,8 @@ def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     except LatentCacheError as error:
         print_error(error)
         return error.exit_status
+    finally:
+        interrupts.over()
 
 
 def _log_to_stderr() -> None:

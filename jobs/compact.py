@@ -19,6 +19,7 @@ from latentcache.errors import ConfigError, CorruptionError
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest, refresh
+from latentcache.format.rounds import Rounds
 from latentcache.format.snapshot import current_index
 from latentcache.planning.create import take_step, write_metadata
 from latentcache.planning.planned import PlannedCache
@@ -67,7 +68,9 @@ def _compact(planned: PlannedCache, args: argparse.Namespace) -> bool:
     """Finish what was begun, then what is worth it; returns whether there was any of that."""
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
     _copy(planned)
+    rounds = Rounds("compaction")
     while True:
+        rounds.next()
         chosen = _choose(planned, args)
         _print(chosen)
         taken = take_step(planned, plan_compaction(planned, chosen, drop_failed=args.drop_failed))

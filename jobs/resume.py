@@ -8,6 +8,7 @@ import sys
 
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import refresh
+from latentcache.format.rounds import Rounds
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
 from latentcache.planning.grow import failed_rows, plan_retry
@@ -59,7 +60,9 @@ def _fields(args: argparse.Namespace, planned: PlannedCache) -> int:
 
 def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
     """Plan failed clips and rejected sources again, as new rows; nothing that is there changes."""
+    rounds = Rounds("planning the failed clips again")
     while True:
+        rounds.next()
         failed = failed_rows(planned.storage, planned.manifest)
         pool = functools.partial(probing_pool, planned.config)
         step, difference = plan_retry(planned, failed, pool)

@@ -327,6 +327,11 @@ class RunConfig(Section):
         description="On storage that cannot create on condition, such as SFTP: a run that shows no sign of "
         "life for so long is taken for dead, and another may go on.",
     )
+    stall_s: PositiveFloat | Literal["auto"] = Field(
+        default="auto",
+        description="A worker that makes no progress for so many seconds is replaced, and its shards are "
+        "tried again; auto: 600, and more if clips are large or take long.",
+    )
     snapshot_interval_s: PositiveFloat = Field(
         default=60.0, description="The snapshot is published this often during a run."
     )

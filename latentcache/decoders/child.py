@@ -51,6 +51,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._stopped = False
+        #: Signs of life while a source was read, and answers.
+        self.num_steps = 0
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 closed with this object
 
     def ask(self, message: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class Child:
         is_reading = False
         while pipe.poll(self._stall_s if is_reading else timeout_s):
             answer: dict[str, Any] = json.loads(pipe.recv_bytes())
+            self.num_steps += 1
             if "reading" not in answer:
                 return answer
             is_reading = answer["reading"]
@@ -123,6 +126,7 @@ class Child:
                     "machine", f"a decoding process did not start within {START_UP_S:g} s"
                 )
             ours.recv_bytes()
+            self.num_steps += 1
         except (EOFError, OSError) as error:
             cause = self._cause(self._code())
             if _IMPORT_ERROR.search(cause):

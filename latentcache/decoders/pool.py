@@ -172,6 +172,11 @@ class DecodePool:
             self._requests.put(request)
         return request.future
 
+    @property
+    def num_steps(self) -> int:
+        """Pieces of sources that were read, and answers, since the start."""
+        return sum(process.num_steps for process in self._processes)
+
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer to the pool."""
         self._free.put(buffer)

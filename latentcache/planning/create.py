@@ -22,6 +22,7 @@ from latentcache.format.manifest import (
     refresh,
 )
 from latentcache.format.paths import CACHE_JSON, LEASE
+from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import current_index, publish
@@ -104,7 +105,9 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
     if not rows:
         return 0
     table = pa.Table.from_pylist(rows, schema=RETIRED_SCHEMA)
+    rounds = Rounds("the repair")
     while True:
+        rounds.next()
         manifest = read_manifest(storage)
         step = plan_repair(storage, manifest, table)
         if not step:
@@ -152,7 +155,9 @@ def write_metadata(storage: Storage, manifest: Manifest) -> None:
 
     Of several runs that grow a cache at once, the last one has seen all generations.
     """
+    rounds = Rounds("writing the metadata of the arrays")
     while True:
+        rounds.next()
         layouts = list(manifest.layouts().values())
         for path, data in get_format(manifest.format).metadata(layouts).items():
             if _read(storage, path) != data:

@@ -24,6 +24,7 @@ from latentcache.errors import (
     CorpusError,
 )
 from latentcache.format.lease import UNGUARDED, Leaseholder
+from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.grow import Difference, plan_growth
@@ -73,7 +74,9 @@ def grow_cache(
     corpus = read_corpus(config.corpus)
     hooks.on_sources(corpus)
     saved = SavedProbes(planned.storage, config.corpus.max_pixels)
+    rounds = Rounds("a step of this corpus")
     while True:
+        rounds.next()
         step, difference = plan_growth(
             planned,
             corpus.table,

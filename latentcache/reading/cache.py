@@ -43,7 +43,7 @@ from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
-from latentcache.storage.urls import redact
+from latentcache.storage.urls import join, redact
 
 if TYPE_CHECKING:
     from latentcache.reading.dataset import LatentDataset
@@ -456,6 +456,11 @@ class Cache:
                 except CorruptionError as error:
                     key = rows.column("key", [position])[0]
                     raise CorruptionError(f"clip {key!r}: {error}") from error
+
+    def name_of(self, bucket: str, shard: int) -> str:
+        """Say which shard that is, and where its object is."""
+        path = self._format.path(self._layouts[bucket], shard)
+        return f"shard {shard} of bucket {bucket} ({redact(join(self.storage.url, path))})"
 
     def read_row(self, place: ClipId) -> torch.Tensor:
         """Return the stored sample of one row of a shard. Raises CorruptionError."""

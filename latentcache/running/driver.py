@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Sequence
@@ -29,6 +28,7 @@ from latentcache.running.log import RunLog
 from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
 from latentcache.running.publisher import RunSnapshot, Snapshot
 from latentcache.running.queue import WorkQueue
+from latentcache.running.ray_address import address_of, check_ray_address
 from latentcache.running.scalars import scalars_of
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
@@ -280,13 +280,13 @@ class Run:
 
 
 def check_device(run: RunConfig) -> None:
-    """Raise ConfigError where the workers will be on this machine, and it lacks the device they need.
+    """Raise ConfigError where this machine lacks the device that workers on it need, or no cluster answers.
 
     Workers find that out themselves, and on a cluster only they can; here it is found before hours of
     probing.
     """
-    elsewhere = run.ray_address or "RAY_ADDRESS" in os.environ
-    if run.runner == "local" or not elsewhere:
+    check_ray_address(run)
+    if address_of(run) is None:
         resolve_device(run.device, "run.device")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -12,6 +14,7 @@ from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import CacheError
 from latentcache.format.changes import read_changes
 from latentcache.format.manifest import Manifest, refresh
+from latentcache.format.rounds import OTHERS_GO_ON, ROUNDS
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import (
     build_index,
@@ -22,6 +25,8 @@ from latentcache.format.snapshot import (
     shard_of,
 )
 from latentcache.storage.folder import Storage
+
+log = logging.getLogger(__name__)
 
 
 class Snapshot(Protocol):
@@ -85,13 +90,22 @@ class RunSnapshot:
         """
         self._refresh()
         table = build_index(self._storage, self._manifest, self._merged().values())
-        while True:
+        for number in itertools.count(1):
             self._publish(table)
-            self._refresh()
-            now = build_index(self._storage, self._manifest, table.to_pylist())
+            now = self._look(table)
             if now.equals(table, check_metadata=True):
-                return table
+                break
+            if number >= ROUNDS and not self._look(now).equals(now, check_metadata=True):
+                # What was committed between these two looks is of a run that publishes after this one.
+                log.warning(OTHERS_GO_ON)
+                break
             table = now
+        return table
+
+    def _look(self, table: pa.Table) -> pa.Table:
+        """Return the index of what is committed now. table: of what is known."""
+        self._refresh()
+        return build_index(self._storage, self._manifest, table.to_pylist())
 
     def _refresh(self) -> None:
         """Take in what other runs have planned meanwhile."""

@@ -68,7 +68,7 @@ class TextWorker:
             math.prod(array.shape) * ITEM_BYTES[array.dtype] for array in self._field.arrays
         )
         self._kept: Lru[str, Stored] = Lru(max(1, KEPT_BYTES // sample_bytes))
-        self.clips_done = 0
+        self.clips_done = self.num_steps = 0
         self._make_nulls()
 
     def _make_nulls(self) -> None:
@@ -109,6 +109,7 @@ class TextWorker:
             for row, texts in zip(part.rows, part.texts, strict=True):
                 samples += self._samples(shard, row, texts)
                 self.clips_done += 1
+                self.num_steps += 1
             encode_s = time.perf_counter() - started
         report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
         return replace(report, encode_s=encode_s)
@@ -135,6 +136,7 @@ class TextWorker:
 
     def _encode(self, text: str) -> Stored:
         """Encode one text by itself. Only the error of a clip is returned; others are raised."""
+        self.num_steps += 1
         try:
             with torch.inference_mode():
                 encoded = self._encoder.encode(text)

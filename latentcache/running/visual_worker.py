@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from latentcache.core import posterior
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.fields import given_frames
 from latentcache.core.records import RETIRED, Clip, ShardReport
+from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.towers import build_image_tower
@@ -66,7 +67,7 @@ class VisualWorker:
                 )
         self._pool = build_pool(spec)
         self._submitting = threading.Lock()
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
 
     def encode_shard(self, shard: FieldShard) -> ShardReport:
@@ -151,10 +152,15 @@ class VisualWorker:
             raise ClipError("non_finite", "the encoder gave NaN or infinity")
         return as_numpy(kept)
 
+    @property
+    def num_steps(self) -> int:
+        """See `Worker.num_steps`."""
+        return self.clips_done + self._pool.num_steps
+
     def close(self) -> None:
         """Stop the decoding processes, and the encoder's thread with them."""
         self._pool.close()
-        self._encoding.shutdown(cancel_futures=True)
+        self._encoding.close(None)
 
 
 def _taken(frames: Frames, n: int) -> Array:

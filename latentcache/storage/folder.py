@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from latentcache.errors import StorageError
-from latentcache.storage import retry
+from latentcache.storage import limits, retry
 from latentcache.storage.filesystems import (
     is_local_filesystem,
     open_filesystem,
@@ -101,9 +102,13 @@ class Storage:
         return f"{root}/{path}" if path else root or "/"
 
     def _do(self, what: str, path: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Call into fsspec. Raises FileNotFoundError and StorageError."""
+        """Call into fsspec; see `limits` for `more_s`. Raises FileNotFoundError and StorageError."""
+        more_s = kwargs.pop("more_s", lambda: 0.0)
+        call = functools.partial(function, *args, **kwargs)
+        if not self.is_local:
+            call = functools.partial(limits.call, function, *args, more_s=more_s, **kwargs)
         with translated(what, join(self.url, path), self._options):
-            return retry.call(functools.partial(function, *args, **kwargs))
+            return retry.call(call)
 
     def write(self, path: str, data: bytes) -> None:
         """Write one object as a whole: readers see the old bytes or the new ones, never a part.
@@ -151,7 +156,9 @@ class Storage:
         try:
             if self.is_local:
                 return self._do("write", path, write_local, self.local_path(path), data)
-            return self._do("write", path, write_remote, self._open()[0], self._full(path), data)
+            more_s = functools.partial(limits.time_of, len(data))
+            where = (self._open()[0], self._full(path))
+            return self._do("write", path, write_remote, *where, data, more_s=more_s)
         except FileNotFoundError:
             raise StorageError(
                 f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
@@ -160,7 +167,14 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """Read an object. Raises FileNotFoundError."""
-        return cast(bytes, self._do("read", path, self._open()[0].cat_file, self._full(path)))
+        found = self._do(
+            "read", path, self._open()[0].cat_file, self._full(path), more_s=self._reading_s(path)
+        )
+        return cast(bytes, found)
+
+    def _reading_s(self, path: str, num_bytes: float = math.inf) -> Callable[[], float]:
+        """Return what tells how long reading an object, or so much of it, may take."""
+        return lambda: limits.time_of(int(min(num_bytes, self.size(path))))
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Read (offset, length) ranges of one object, concurrently if the file system can.
@@ -182,7 +196,7 @@ class Storage:
                 if n not in found:
                     found[n] = _bytes_or_raise(other)
 
-        self._do("read", path, read)
+        self._do("read", path, read, more_s=self._reading_s(path, sum(n for _, n in ranges)))
         return [found[n] for n in range(len(ranges))]
 
     def read_into(self, path: str, wanted: Iterable[tuple[int, memoryview]]) -> Iterator[int]:
@@ -222,7 +236,7 @@ class Storage:
         fs, full = self._open()[0], self._full(path)
         fs.invalidate_cache(full)
         try:
-            entries = self._do("list", path, fs.ls, full, detail=True)
+            entries = self._do("list", path, fs.ls, full, detail=True, more_s=_listing_s)
         except FileNotFoundError:
             return {}
         files = {str(e["name"]): e["size"] or 0 for e in entries if e["type"] == "file"}
@@ -235,7 +249,7 @@ class Storage:
         fs, full = self._open()[0], self._full(path)
         fs.invalidate_cache(full)
         try:
-            entries = self._do("list", path, fs.ls, full, detail=True)
+            entries = self._do("list", path, fs.ls, full, detail=True, more_s=_listing_s)
         except FileNotFoundError:
             return []
         names = (str(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
@@ -254,7 +268,7 @@ class Storage:
             else:
                 start = self._full(under)
                 fs.invalidate_cache(start)
-                infos = self._do("list", under, fs.find, start, detail=True)
+                infos = self._do("list", under, fs.find, start, detail=True, more_s=_listing_s)
                 found = [_stored_file(info, root) for info in infos.values()]
         except FileNotFoundError:
             if not under:
@@ -266,6 +280,10 @@ class Storage:
         """Remove one object; does nothing if it is not there."""
         with contextlib.suppress(FileNotFoundError):
             self._do("delete", path, self._open()[0].rm_file, self._full(path))
+
+
+def _listing_s() -> float:
+    return limits.LISTING_S
 
 
 def _scan(root: Path, folder: str) -> Iterator[StoredFile]:

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 #: What can become of a request.
-FAULTS = ("slow_down", "internal_error", "reset", "stall", "truncated", "refused")
+FAULTS = ("slow_down", "internal_error", "reset", "stall", "trickle", "truncated", "refused")
 _ANSWERS = {
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
     "internal_error": (500, "InternalError", "We encountered an internal error. Please try again."),
@@ -97,6 +97,7 @@ def serve_proxy(target: str) -> Iterator[Proxy]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     proxy: Proxy
+    _trickles = False
 
     def handle_one_request(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -118,6 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.proxy.ended.wait(60)
                 self._hang_up()
             else:
+                self._trickles = fault == "trickle"
                 self._forward(body, is_truncated=fault == "truncated")
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer  # noqa: N815 - http.server's names
@@ -135,6 +137,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: int, code: str, message: str) -> None:
         text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self._send(status, [("Content-Type", "application/xml")], text)
+
+    def _trickle(self, data: bytes) -> None:
+        """Send a byte now and then; nobody waits for the last one."""
+        for n in range(len(data)):
+            if self.proxy.ended.wait(0.2):
+                return
+            self.wfile.write(data[n : n + 1])
+            self.wfile.flush()
 
     def _hang_up(self) -> None:
         self.close_connection = True
@@ -169,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data) if length is None else length))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command != "HEAD" and self._trickles:
+            self._trickle(data)
+        elif self.command != "HEAD":
             self.wfile.write(data[: len(data) // 2] if is_truncated else data)
         if is_truncated:
             self._hang_up()

@@ -7,6 +7,7 @@ replaced, beside its arrays' `zarr.json`.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from latentcache.format.fields.paths import (
 )
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import shard_of_sample_file
+from latentcache.format.rounds import OTHERS_GO_ON, ROUNDS
 from latentcache.format.schemas import check_columns, check_facts, plan_facts
 from latentcache.format.tables import read_table, to_parquet
 from latentcache.storage.folder import Storage
@@ -52,6 +54,8 @@ FIELD_INDEX_SCHEMA = pa.schema(
 )
 
 Row = Mapping[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -157,14 +161,19 @@ def known_field_rows(storage: Storage, field: FieldManifest) -> list[dict[str, A
 
 
 def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) -> pa.Table:
-    """Write the snapshot of all that is committed now, whoever did it, and return it."""
-    while True:
+    """Write the snapshot of all that is committed now, whoever did it, and return it.
+
+    A run that goes on beside this one publishes what it commits after the last round.
+    """
+    for _ in range(ROUNDS):
         known = known_field_rows(storage, field)
         table = build_field_index(storage, field, manifest, known)
         if known == table.to_pylist() and storage.exists(field_index_path(field.name)):
             return table
         data = to_parquet(table, plan_facts(field.fingerprint))
         storage.write(field_index_path(field.name), data)
+    log.warning(OTHERS_GO_ON)
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from latentcache.format.fields.snapshot import (
     rows_of,
 )
 from latentcache.format.manifest import read_manifest, recipe_difference
+from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_bounded
 from latentcache.planning.fields.describe import describe_field
@@ -303,7 +304,9 @@ def repair_field(
     storage: Storage, field: FieldManifest, rows: Mapping[ShardId, frozenset[int]]
 ) -> int:
     """Plan damaged rows of a field again, as a version; returns how many. Raises CacheError."""
+    rounds = Rounds("the repair of the field")
     while True:
+        rounds.next()
         manifest = read_manifest(storage)
         field = refresh_field(storage, field, manifest)
         if create_version(storage, field, "repair", len(manifest.generations), rows):

@@ -98,6 +98,10 @@ class ReadBatch:
             self._memory().done(out, where, keys, self._epoch)
             self._found.append((table, rows, where))
 
+    def name_of(self, shard: int) -> str:
+        """Say which shard and file a part reads."""
+        return self._plan.cache.name_of(self._name, shard)
+
     def finish(self) -> Read:
         """Return the batch, with latents that may still be on their way."""
         num = len(self._batch.rows)
@@ -144,3 +148,6 @@ class _Part:
 
     def __call__(self) -> None:
         self.batch.read(self.shard, self.rows, self.where)
+
+    def __str__(self) -> str:
+        return self.batch.name_of(self.shard)

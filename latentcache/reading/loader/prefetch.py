@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from latentcache.core.threads import DaemonPool
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+log = logging.getLogger(__name__)
+
+#: A part that takes longer is named in a warning, and again each time it has taken twice as long.
+SLOW_S = 30.0
 
 
 class Job(Protocol[T_co]):
@@ -25,7 +34,10 @@ class Job(Protocol[T_co]):
         ...
 
     def parts(self) -> Sequence[Callable[[], None]]:
-        """Return what is to be done, at least one part; called once, when there is room."""
+        """Return what is to be done, at least one part; called once, when there is room.
+
+        A part that hangs is named by its `str`.
+        """
         ...
 
     def finish(self) -> T_co:
@@ -50,8 +62,31 @@ class _Pending(Generic[T]):
         self._lock = threading.Lock()
         self._parts: deque[Callable[[], None]] = deque()
         self._left = 0
+        self._running: dict[int, tuple[float, Callable[[], None]]] = {}  # since when, by thread
+        self._warned_s = SLOW_S
 
-    def submit(self, pool: ThreadPoolExecutor, num_threads: int) -> None:
+    def wait(self) -> T:
+        """Return the batch; a part that is read for very long is named in a warning meanwhile."""
+        while not wait([self.result], timeout=self._warned_s / 2).done:
+            self._warn()
+        return self.result.result()
+
+    def _warn(self) -> None:
+        with self._lock:
+            running = list(self._running.values())
+        if not running:
+            return
+        since_s, part = min(running, key=lambda item: item[0])
+        if (took_s := time.monotonic() - since_s) >= self._warned_s:
+            self._warned_s = 2 * took_s
+            log.warning(
+                "reading %s has taken %.0f s so far, and the next batch waits for it. The storage may "
+                "hang; Ctrl-C ends the wait.",
+                part,
+                took_s,
+            )
+
+    def submit(self, pool: DaemonPool, num_threads: int) -> None:
         """Let as many threads as are useful take the parts, one after the other."""
         self._parts.extend(self._job.parts())
         self._left = len(self._parts)
@@ -63,6 +98,7 @@ class _Pending(Generic[T]):
             while (part := self._next()) is not None:
                 part()
                 with self._lock:
+                    del self._running[threading.get_ident()]
                     self._left -= 1
                     last = self._left == 0
                 if last:
@@ -76,7 +112,9 @@ class _Pending(Generic[T]):
         with self._lock:
             if not self._parts or self.result.done():  # done: a part failed, so the batch is lost
                 return None
-            return self._parts.popleft()
+            part = self._parts.popleft()
+            self._running[threading.get_ident()] = (time.monotonic(), part)
+            return part
 
 
 def compute_alone(num_threads: int) -> None:
@@ -100,13 +138,12 @@ def read_ahead(
 
     At most `max_bytes` of batches (or one batch) are in progress or ready. A job's exception is raised
     when its turn comes. When the iterator is closed or dropped, its threads end after their current
-    parts.
+    parts, which it waits for; but not for one that hangs, and after an interrupt for none.
     """
-    pool = ThreadPoolExecutor(
+    pool = DaemonPool(
         num_threads,
-        thread_name_prefix="latentcache-read",
-        initializer=compute_alone,
-        initargs=(torch.get_num_threads(),),
+        name="latentcache-read",
+        initializer=functools.partial(compute_alone, torch.get_num_threads()),
     )
     pending: deque[_Pending[T]] = deque()
     held, upcoming = 0, next(jobs, None)
@@ -121,11 +158,16 @@ def read_ahead(
             entry = pending.popleft()
             started = time.perf_counter()
             try:
-                batch = entry.result.result()
+                batch = entry.wait()
             finally:
                 waiting.wait_s += time.perf_counter() - started
             held -= entry.num_bytes
             del entry
             yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
+        pool.cancel()
+        raise
+    except BaseException:
+        pool.close()
+        raise
+    pool.close()

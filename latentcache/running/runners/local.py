@@ -3,69 +3,121 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
+
+import torch
 
 from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardReport
-from latentcache.errors import EncoderError
+from latentcache.core.threads import DaemonPool
+from latentcache.errors import EncoderError, RunStoppedError
+from latentcache.running import stall
 from latentcache.running.attempt import Failed, attempt
-from latentcache.running.events import Event, Progress, Started, Task, worker_name
+from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
+#: Workers that stand still keep their threads and their memory, so a process has room for few of them.
+MAX_STALLED = 8
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work`, yielding events as they come.
 
-    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built.
+    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built, and
+    RunStoppedError where one worker after the other stands still.
     """
     device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
-        worker = attempt(partial(spec.start, device), starting=True)
+        runner = _Runner(spec, device, work, load_shard)
+        try:
+            yield from runner.events(log)
+        finally:
+            runner.stop()
+
+
+class _Runner:
+    """Runs one worker; one that stands still is left behind, for threads cannot be ended."""
+
+    def __init__(
+        self, spec: WorkerSpec, device: torch.device, work: WorkQueue, load_shard: LoadShard
+    ) -> None:
+        self._spec, self._device = spec, device
+        self._work, self._load_shard = work, load_shard
+        self._name = worker_name(socket.gethostname(), (), 0)
+        self._running: dict[Future[ShardReport | Failed], Task] = {}
+        self._clips_before = self._num_settled = 0
+        self._stalled: list[threading.Thread] = []
+        self._start()
+
+    def _start(self) -> None:
+        worker = attempt(partial(self._spec.start, self._device), starting=True)
         if isinstance(worker, Failed):
             raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
-        yield from _run(worker, log, work, load_shard)
+        self._worker: Worker = worker
+        self._pool = DaemonPool(SHARDS_IN_HAND, name="shard")
+        self._watch = stall.watch(self._spec.config.run, self._spec.manifest, self._device.type)
 
-
-def _run(
-    worker: Worker, log: WarningLog, work: WorkQueue, load_shard: LoadShard
-) -> Iterator[Event]:
-    running: dict[Future[ShardReport | Failed], Task] = {}
-    pool = ThreadPoolExecutor(SHARDS_IN_HAND, thread_name_prefix="shard")
-    try:
-        name = worker_name(socket.gethostname(), (), 0)
-        yield Started(worker=0, name=name, gpus=())
-        while work or running:
-            _fill(worker, work, load_shard, pool, running)
-            done, _ = wait(running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
+    def events(self, log: WarningLog) -> Iterator[Event]:
+        yield Started(worker=0, name=self._name, gpus=())
+        while self._work or self._running:
+            self._fill()
+            done, _ = wait(self._running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
             for future in done:
-                yield work.settle(running.pop(future), future.result(), name)
+                self._num_settled += 1
+                yield self._work.settle(self._running.pop(future), future.result(), self._name)
+            if self._stands_still():
+                yield from self._replace()
             yield Progress(
-                clips_done=worker.clips_done,
+                clips_done=self._clips_before + self._worker.clips_done,
                 workers=1,
-                shards_in_hand=len(running),
+                shards_in_hand=len(self._running),
                 warnings=log.take(),
             )
-    finally:
-        worker.close()  # a shard whose clips are not decoded fails at once; one that is written is finished
-        pool.shutdown(cancel_futures=True)
 
+    def stop(self) -> None:
+        """Stop; a shard whose clips are not decoded fails at once, and one that is written is finished."""
+        self._worker.close()
+        self._pool.close(None)
 
-def _fill(
-    worker: Worker,
-    work: WorkQueue,
-    load_shard: LoadShard,
-    pool: ThreadPoolExecutor,
-    running: dict[Future[ShardReport | Failed], Task],
-) -> None:
-    while len(running) < SHARDS_IN_HAND and not any(task.attempts for task in running.values()):
-        task = work.take(alone=not running)
-        if task is None:
-            return
-        encode = partial(worker.encode_shard, load_shard(task.shard))
-        running[pool.submit(attempt, encode)] = task
+    def _stands_still(self) -> bool:
+        if not self._running:
+            self._watch.rest()
+            return False
+        return self._watch.stands_still(self._worker.num_steps + self._num_settled)
+
+    def _replace(self) -> Iterator[Event]:
+        """Go on with another worker. If the old one wakes, it adopts what is committed."""
+        why, lost = self._watch.why, list(self._running.values())
+        self._running.clear()
+        self._pool.cancel()
+        self._clips_before += self._worker.clips_done
+        yield Died(name=self._name, error=why)
+        for task in lost:
+            yield self._work.failed(task, why)
+        closing = threading.Thread(target=self._worker.close, name="closing", daemon=True)
+        closing.start()
+        self._stalled = [thread for thread in (*self._stalled, closing) if thread.is_alive()]
+        if len(self._stalled) > MAX_STALLED:
+            raise RunStoppedError(
+                f"{len(self._stalled)} workers of this process stand still, one after the other. See what "
+                "they wait for: the GPU, the storage, or the encoder itself. If they only are slow, give "
+                "run.stall_s more seconds. Then resume."
+            )
+        self._start()
+        yield Started(worker=0, name=self._name, gpus=())
+
+    def _fill(self) -> None:
+        while len(self._running) < SHARDS_IN_HAND and not any(
+            task.attempts for task in self._running.values()
+        ):
+            task = self._work.take(alone=not self._running)
+            if task is None:
+                return
+            encode = partial(self._worker.encode_shard, self._load_shard(task.shard))
+            self._running[self._pool.submit(partial(attempt, encode))] = task

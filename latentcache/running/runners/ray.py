@@ -18,17 +18,20 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.job_config import JobConfig
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.machine import num_cpus, resolve_device
 from latentcache.core.records import ShardReport
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, MachineError
+from latentcache.running import stall
 from latentcache.running.attempt import Failed, attempt, in_one_line
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
+from latentcache.running.runners.ray_watch import RayWatch, message
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
@@ -64,9 +67,9 @@ class EncodeActor:
             self._metrics.add(outcome)
         return outcome
 
-    def progress(self) -> tuple[int, tuple[str, ...]]:
-        """Return the clips done since the start, and what was logged since the last time."""
-        return self._up.clips_done, self._log.take()
+    def progress(self) -> tuple[int, int, tuple[str, ...]]:
+        """Return the clips done and the steps since the start, and what was logged since the last time."""
+        return self._up.clips_done, self._up.num_steps, self._log.take()
 
     def close(self) -> None:
         """Stop decoding, and wait for what is being encoded; a shard that is being written is finished."""
@@ -97,6 +100,18 @@ class _Slot:
     in_hand: dict[Any, Task] = field(default_factory=dict)
     clips_before: int = 0
     clips_done: int = 0
+    num_steps: int = 0
+    num_settled: int = 0
+    watch: stall.Watch | None = None
+
+    def stall(self) -> str | None:
+        """Return why it is to be replaced: what it has in hand has not advanced for too long."""
+        assert self.watch is not None, "made when an actor is started"
+        if not self.in_hand:
+            self.watch.rest()
+            return None
+        stands_still = self.watch.stands_still(self.num_steps + self.num_settled)
+        return self.watch.why if stands_still else None
 
     def has_room(self) -> bool:
         alone = any(task.attempts for task in self.in_hand.values())
@@ -108,14 +123,29 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     started_here = connect(spec.config.run.ray_address)
     runner = _Runner(spec, work, load_shard)
     metrics = RunMetrics()
+    watch = _watch()
     try:
         for event in runner.events():
+            if lost := watch.notice():
+                raise MachineError(message(lost))
             metrics.add(event)
             yield event
+    except RayError as error:
+        if lost := watch.notice():
+            raise MachineError(message(lost)) from error
+        raise
     finally:
-        runner.stop()
-        if started_here:
-            ray.shutdown()
+        if not watch.notice():  # of a Ray that is gone nothing can be asked
+            watch.close()
+            runner.stop()
+            if started_here:
+                ray.shutdown()
+
+
+def _watch() -> RayWatch:
+    """Return what watches the processes of the Ray that this one has joined."""
+    node = ray._private.worker.global_worker.node
+    return RayWatch(node.gcs_address, node.raylet_socket_name)
 
 
 def connect(address: str | None) -> bool:
@@ -154,9 +184,17 @@ def _search_path() -> list[str]:
     return [str(Path(path or ".").absolute()) for path in sys.path]
 
 
+def _own_interpreter() -> None:
+    """Let workers run in the driver's environment: under `uv run`, Ray would make each one of its own."""
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    if "uv_runtime_env_hook" in os.environ.get(ray_constants.RAY_RUNTIME_ENV_HOOK, ""):
+        del os.environ[ray_constants.RAY_RUNTIME_ENV_HOOK]
+
+
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _own_interpreter()
     job_config = JobConfig()
     job_config._py_driver_sys_path = _NoFolders()
     quiet: dict[str, Any] = {
@@ -209,6 +247,7 @@ class _Runner:
         workers, gpus = num_workers(spec.config.run)
         cpus = ray.cluster_resources().get("CPU", 1.0)
         self._spec = replace(spec, num_cpus=max(1, int(cpus // workers)))
+        self._device = "cuda" if gpus else "cpu"
         self._options = {
             "num_gpus": gpus,
             "num_cpus": min(1.0, cpus / workers),
@@ -227,6 +266,9 @@ class _Runner:
                 yield from self._settle(slot, reference)
             if time.monotonic() - self._polled > PROGRESS_INTERVAL_S:
                 yield self._poll()
+                for slot in self._slots:
+                    if why := slot.stall():
+                        yield from self._replace(slot, why)
         yield self._poll()
 
     def stop(self) -> None:
@@ -240,6 +282,8 @@ class _Runner:
     def _start(self, slot: _Slot) -> None:
         slot.clips_before += slot.clips_done
         slot.clips_done = 0
+        slot.num_steps = 0
+        slot.watch = stall.watch(self._spec.config.run, self._spec.manifest, self._device)
         slot.is_up = False
         slot.name = ""
         number = self._slots.index(slot)
@@ -271,10 +315,12 @@ class _Runner:
         task = slot.in_hand.pop(reference, None)
         if task is None:
             return  # the actor died, and this was settled with the rest of what it had in hand
+        slot.num_settled += 1
         try:
             outcome = ray.get(reference)
         except RayActorError as error:
-            yield from self._settle_death(slot, task, in_one_line(error))
+            slot.in_hand[reference] = task
+            yield from self._replace(slot, f"its worker died: {in_one_line(error)}")
         except (
             RayError
         ) as error:  # the task or its result was lost on the way, and not by the encoder
@@ -282,13 +328,13 @@ class _Runner:
         else:
             yield self._work.settle(task, outcome, slot.name)
 
-    def _settle_death(self, slot: _Slot, task: Task, error: str) -> Iterator[Event]:
-        lost = [task, *slot.in_hand.values()]
+    def _replace(self, slot: _Slot, why: str) -> Iterator[Event]:
+        lost = list(slot.in_hand.values())
         slot.in_hand.clear()
         ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
-        yield Died(name=slot.name, error=error)
+        yield Died(name=slot.name, error=why.removeprefix("its worker died: "))
         for each in lost:
-            yield self._work.failed(each, f"its worker died: {error}")
+            yield self._work.failed(each, why)
         self._start(slot)
 
     def _settle_start(self, slot: _Slot) -> Iterator[Event]:
@@ -328,7 +374,8 @@ class _Runner:
         warnings: tuple[str, ...] = ()
         for reference in answered:
             try:
-                references[reference].clips_done, fresh = ray.get(reference, timeout=1)
+                slot = references[reference]
+                slot.clips_done, slot.num_steps, fresh = ray.get(reference, timeout=1)
                 warnings += fresh
             except (RayActorError, GetTimeoutError):
                 continue  # what it had in hand says so too

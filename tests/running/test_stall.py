@@ -1,0 +1,139 @@
+"""A worker that stands still is replaced; if it wakes beside its replacement, it does no harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+import latentcache
+from latentcache.config.sections import RunConfig
+from latentcache.core.records import ShardReport
+from latentcache.inspecting.verify import verify
+from latentcache.running import stall
+from latentcache.running.driver import Run
+from latentcache.running.events import Died, Retried
+from tests.tools.caches import make_config, make_corpus
+from tests.tools.encoders import hanging, slow
+from tests.tools.planned import planned_from
+
+#: Under load, a decoding process takes some seconds to start.
+STALL_S = 8.0
+PATIENCE_S = 120
+
+
+def test_what_advances_does_not_stand_still_and_what_is_slow_has_longer() -> None:
+    now = [0.0]
+    watch = stall.Watch(10, clock=lambda: now[0])
+    for count, now[0] in enumerate([0.0, 5, 10, 15]):
+        assert not watch.stands_still(count)
+    assert watch.limit_s == 5 * stall.PATIENCE
+    now[0] += watch.limit_s
+    assert not watch.stands_still(3)
+    now[0] += 1
+    assert watch.stands_still(3)
+    watch.rest()
+    assert not watch.stands_still(3)
+
+
+def test_a_limit_that_is_given_stays() -> None:
+    now = [0.0]
+    watch = stall.Watch(10, adapts=False, clock=lambda: now[0])
+    assert not watch.stands_still(0)
+    now[0] = 9
+    assert not watch.stands_still(1)
+    assert watch.limit_s == 10
+
+
+def check(cache: str, num_clips: int) -> None:
+    opened = latentcache.open_cache(cache)
+    keys = [opened[n]["key"] for n in range(len(opened))]
+    assert len(keys) == len(set(keys)) == num_clips
+    assert not verify(opened.storage).problems
+
+
+@pytest.mark.slow
+def test_a_local_worker_that_hangs_is_replaced_and_wakes_beside_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(hanging.FOLDER, str(tmp_path))
+    corpus = make_corpus(tmp_path / "corpus", 3)
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.tools.encoders.hanging"},
+        run={"stall_s": STALL_S},
+        quality={"every": 0},
+    )
+    planned = planned_from(config)
+    run, retried = Run(planned, planned.missing_shards()), []
+    for event in run.events():
+        if isinstance(event, Retried):
+            retried.append(event.task.error)
+            (tmp_path / "wake").touch()
+    assert (tmp_path / "woke").exists()
+    assert retried
+    assert all(f"made no progress for {STALL_S:.0f} s (run.stall_s)" in error for error in retried)
+    assert run.summary.shards_failed == 0
+    check(str(tmp_path / "cache"), planned.manifest.num_clips)
+
+
+@pytest.fixture
+def woken() -> Iterator[list[psutil.Process]]:
+    stopped: list[psutil.Process] = []
+    yield stopped
+    for process in stopped:
+        if process.is_running():
+            process.send_signal(signal.SIGCONT)
+    ray.shutdown()
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+def test_an_actor_that_is_stopped_is_replaced_and_wakes_beside_its_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, woken: list[psutil.Process]
+) -> None:
+    monkeypatch.setenv(slow.ENCODE_S, "0.3")
+    corpus = make_corpus(tmp_path / "corpus", 6)
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.tools.encoders.slow"},
+        run={"runner": "ray", "stall_s": STALL_S, "workers": 1},
+        quality={"every": 0},
+    )
+    planned = planned_from(config)
+    run, deaths = Run(planned, planned.missing_shards()), []
+    for event in run.events():
+        if isinstance(event, ShardReport) and not woken:
+            children = psutil.Process().children(recursive=True)
+            (actor,) = [p for p in children if "EncodeActor" in " ".join(p.cmdline())]
+            actor.send_signal(signal.SIGSTOP)
+            woken.append(actor)
+        elif isinstance(event, Died):
+            deaths.append(event.error)
+        elif isinstance(event, ShardReport) and deaths and woken[0].is_running():
+            os.kill(woken[0].pid, signal.SIGCONT)
+        time.sleep(0)
+    assert any("made no progress" in error for error in deaths)
+    assert run.summary.shards_failed == 0
+    check(str(tmp_path / "cache"), planned.manifest.num_clips)
+
+
+def test_the_limit_follows_from_the_largest_clip() -> None:
+    class Manifest:
+        def layouts(self) -> dict[str, None]:
+            return {"5x64x96": None, "81x720x1280": None}
+
+    found = stall.limit_s(RunConfig(), Manifest(), "cpu")  # type: ignore[arg-type]
+    assert found == 81 * 720 * 1280 / stall.PIXELS_PER_S["cpu"]
+    assert stall.limit_s(RunConfig(), Manifest(), "cuda") == stall.LEAST_S  # type: ignore[arg-type]
+    assert stall.limit_s(RunConfig(stall_s=7), Manifest(), "cpu") == 7  # type: ignore[arg-type]
