@@ -24,7 +24,7 @@ from tests.tools.encoders import hanging, slow
 from tests.tools.planned import planned_from
 
 #: Under load, a decoding process takes some seconds to start.
-STALL_S = 8.0
+STALL_S = 20.0
 PATIENCE_S = 120
 
 
@@ -59,6 +59,7 @@ def check(cache: str, num_clips: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_local_worker_that_hangs_is_replaced_and_wakes_beside_its_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
