@@ -38,6 +38,13 @@ def select_frames(
             "truncated",
             f"the clip needs sampled frames {start} to {start + frames}, and the file has {available}",
         )
+    return nearest_frames(times_s, start, frames, fps)
+
+
+def nearest_frames(
+    times_s: npt.NDArray[np.float64], start: int, frames: int, fps: float | None
+) -> npt.NDArray[np.int64]:
+    """Return what `select_frames` does of a source that is long enough."""
     steps = np.arange(start, start + frames, dtype=np.int64)
     if fps is None:
         return steps

@@ -206,7 +206,10 @@ class Worker:
             height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
             info = {"frames": 1, "duration_s": 0.0, "fps": None, "height": height, "width": width}
         else:
-            info = vars(pyav.probe(source.path, self._max_pixels))
+            info = dict(vars(pyav.probe(source.path, self._max_pixels)))
+            times_s = info.pop("times_s")
+            if request.get("times"):
+                info["times_s"] = times_s.tolist()
         return {**info, "identity": source.identity}
 
     def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,6 +274,7 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "source_width": shape[1],
         "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
         "decoder": reader.name,
+        "frame_numbers": indices.tolist(),
     }
 
 

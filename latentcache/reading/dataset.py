@@ -23,6 +23,7 @@ from latentcache.reading.loader.option_checks import check_batches, check_length
 from latentcache.reading.loader.selection import ShardMap, prefix_cuts
 from latentcache.reading.loader.transform import Posterior, Transform
 from latentcache.reading.order.epoch import Epoch, Order, Uneven, places
+from latentcache.reading.per_frame import stack_per_frame
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -53,13 +54,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         numpy: bool = False,
     ) -> None:
         self.cache, self._where, self._numpy = cache, where, numpy
+        self._frames = None if frames is None else whole_number("frames", frames, 1)
         self._transform = Transform(
             cache.spec,
             posterior=posterior,
             normalise=normalise,
             dtype=dtype,
             seed=whole_number("seed", seed, 0),
-            cuts=prefix_cuts(cache, None if frames is None else whole_number("frames", frames, 1)),
+            cuts=prefix_cuts(cache, self._frames),
         )
         self._map = None if where is None else ShardMap(cache, where)
         #: Numbers in the cache of the chosen samples; None for all.
@@ -116,6 +118,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         for sample in samples:
             latents = self._latents(sample["latents"], sample["key"])
             sample["latents"] = as_numpy(latents) if self._numpy else latents
+            for name in self.cache.per_frame_names:
+                if (values := sample.get(name)) is not None:
+                    values = values[: self._frames]
+                    sample[name] = values.numpy() if self._numpy else values
         return samples
 
     def _latents(self, stored: torch.Tensor, key: str) -> torch.Tensor:
@@ -223,7 +229,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
     latents = batch["latents"]
     stacked = np.stack(latents) if isinstance(latents[0], np.ndarray) else torch.stack(latents)
-    return {**batch, "latents": stacked, "bucket": buckets[0]}
+    per_frame = {
+        name: stack_per_frame([None if v is None else torch.as_tensor(v) for v in values])
+        for name, values in batch.items()
+        if name != "latents" and any(isinstance(v, torch.Tensor | np.ndarray) for v in values)
+    }
+    if isinstance(stacked, np.ndarray):
+        per_frame = {n: v.numpy() if torch.is_tensor(v) else v for n, v in per_frame.items()}
+    return {**batch, **per_frame, "latents": stacked, "bucket": buckets[0]}
 
 
 def to_numpy(latents: torch.Tensor) -> Array:

@@ -31,6 +31,7 @@ from latentcache.format.fields.snapshot import (
     rows_of,
 )
 from latentcache.format.manifest import read_manifest, recipe_difference
+from latentcache.format.per_frame import names_in
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_bounded
 from latentcache.planning.fields.describe import describe_field
@@ -201,7 +202,8 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
 def _check_columns(cache: PlannedCache, name: str) -> None:
     """Raise ConfigError where a kept column has the field's name."""
     for shard in cache.planned_shards()[:1]:
-        if name in cache.plan.table(shard).column_names:
+        schema = cache.plan.table(shard).schema
+        if name in schema.names or name in names_in(schema):
             raise ConfigError(
                 f"a field cannot be named {name!r}: the corpus has a column of that name, and a batch has "
                 "one place for both"
