@@ -151,13 +151,16 @@ class DecodePool:
             schemes=config.corpus.schemes,
         )
 
-    def decode(self, clip: Clip) -> Future[DecodedClip]:
-        """Decode a clip.
+    def decode(self, clip: Clip, times_s: Sequence[float] | None = None) -> Future[DecodedClip]:
+        """Decode a clip. times_s: its frames are those nearest to these times since the file's first frame.
 
         The future raises ClipError where the clip, its decoder or its time fails; SourceError and
         MachineError where something else does, for longer than a moment.
         """
-        return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
+        message = _decode_message(clip, self._interpolation)
+        if times_s is not None:
+            message["times_s"] = list(times_s)
+        return self._submit(_Request(message=message, clip=clip))
 
     def probe(
         self, url: str, kind: str, *, identity_only: bool = False, times: bool = False

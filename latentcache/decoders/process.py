@@ -23,7 +23,7 @@ import numpy as np
 
 from latentcache.decoders import decord, pyav
 from latentcache.decoders.facts import VideoFacts, display_size
-from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
+from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, frames_at, select_frames
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
@@ -249,9 +249,12 @@ def _as_trouble(error: BaseException) -> ProcessTroubleError:
 
 def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
     """Write a clip's frames into `out` [T, H, W, 3] and return its presentation times."""
-    indices = select_frames(
-        reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
-    )
+    if request.get("times_s") is not None:
+        indices = frames_at(reader.times_s, reader.end_s, np.array(request["times_s"], np.float64))
+    else:
+        indices = select_frames(
+            reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
+        )
     row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
