@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from latentcache.storage.urls import is_url, without_query
 
 #: Sources and files whose shape and times are kept: neighbours are often clips of one source.
 KEPT = 256
+Kind = Literal["video", "image"]
 #: Aspect ratios may differ by so much: sizes are rounded to what codecs take.
 MAX_ASPECT_DIFFERENCE = 0.02
 
@@ -32,7 +33,7 @@ class OtherFile:
     """A file that stands beside a clip. source_times_s: of the frames of the clip's own source."""
 
     url: str
-    kind: str
+    kind: Kind
     identity: str
     source_times_s: Sequence[float] | None
 
@@ -103,7 +104,7 @@ class OtherFiles:
         return str(Path(self._folder) / path)
 
 
-def _kind(path: str) -> str:
+def _kind(path: str) -> Kind:
     suffix = posixpath.splitext(without_query(path))[1][1:].lower()
     return "image" if suffix in IMAGES else "video"
 

@@ -149,6 +149,7 @@ def test_a_file_that_does_not_fit_is_a_row_with_a_reason(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_another_path_is_taken_in(folder: Path) -> None:
     table = folder / "corpus/table.parquet"
     rows = pq.read_table(table).to_pylist()
