@@ -71,22 +71,51 @@ class TextField(Section):
         return {"family": self.family, "dtype": self.dtype, **(self.model_extra or {})}
 
 
-class RawField(Section):
+class FramesField(Section):
+    """What fields of frames share: which file they are of."""
+
+    column: str | None = Field(
+        default=None,
+        description="A column of corpus.keep with the path of another video or image per source, such as "
+        "a depth map, a mask or a reference: its frames that are nearest in time to the clip's, resized "
+        "and cropped alike. Omitted: the clip's own source.",
+    )
+    folder: str | None = Field(
+        default=None,
+        description="Where relative paths in `column` start; omitted: at the corpus's table.",
+    )
+    same_shape: bool = Field(
+        default=True,
+        description="Whether a file in `column` of another aspect ratio than the clip's source fails "
+        "(other_shape), since the crop would show other parts.",
+    )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each clip."""
+        return [] if self.column is None else [self.column]
+
+
+class RawField(FramesField):
     """Pixels of each clip, as the encoder of the latents gets them."""
 
     kind: Literal["raw"]
-    of: Literal["first", "last"] = Field(
-        default="first", description="Which frame of the clip: uint8 [1, H, W, 3]."
+    of: Literal["first", "last", "clip"] = Field(
+        default="first",
+        description="Which frame of the clip: uint8 [1, H, W, 3]; or all: [T, H, W, 3].",
     )
 
 
-class VisualField(Section):
+class VisualField(FramesField):
     """The latents' own encoder, or an image tower, on frames that are derived from the clip's."""
 
     kind: Literal["visual"]
-    of: Literal["first", "last", "first_last", "first_then_zeros", "first_last_then_zeros"] = Field(
-        description="The frames: the clip's first or last one by itself; both, for image towers; or the "
-        "whole clip with all other frames zero in the encoder's range.",
+    of: Literal[
+        "first", "last", "first_last", "clip", "first_then_zeros", "first_last_then_zeros"
+    ] = Field(
+        default="clip",
+        description="The frames: the clip's first or last one by itself; both, for image towers; all, of "
+        "another file; or the whole clip with all other frames zero in the encoder's range.",
     )
     encoder: Literal["latents"] | dict[str, Any] = Field(
         default="latents",
@@ -109,7 +138,12 @@ class VisualField(Section):
             raise ValueError("mask: it says which frames are zeros, and this field has no zeros")
         if self.encoder == "latents" and self.of == "first_last":
             raise ValueError("of: first_last is for image towers; name one in `encoder`")
-        if self.encoder != "latents" and self.of.endswith("then_zeros"):
+        if self.of == "clip" and self.column is None:
+            raise ValueError(
+                "of: clip: these are the latents themselves. Name another file's column in `column`, or "
+                "say which frames: first, last, first_last, first_then_zeros or first_last_then_zeros"
+            )
+        if self.encoder != "latents" and (self.of.endswith("then_zeros") or self.of == "clip"):
             raise ValueError(
                 "of: image towers take frames by themselves: first, last or first_last"
             )

@@ -80,6 +80,11 @@ class CorpusConfig(Section):
         description="Columns of the table that are carried into the sample table and the batches. URLs in "
         "them lose passwords, signatures and tokens.",
     )
+    per_frame: list[str] = Field(
+        default_factory=list,
+        description="Columns of the table with a list per source: a number, or a vector of numbers, per "
+        "frame of the source. Each clip keeps the values of its own sampled frames, as tensors in batches.",
+    )
     no_suffix: Literal["ignore", "by_content"] = Field(
         default="ignore",
         description="What happens to files without a suffix in a directory or glob: they are counted, or "

@@ -19,7 +19,8 @@ FieldKind = Literal["text", "raw", "visual", "view"]
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]
 #: What an array's shape follows from. fixed: `shape`; latents: the clip's bucket, as its latents' does,
-#: with `shape[0]` channels and `shape[1]` latent frames (0: all); pixels: `shape[0]` frames of its pixels.
+#: with `shape[0]` channels and `shape[1]` latent frames (0: all); pixels: `shape[0]` frames of its pixels
+#: (0: all).
 ShapeRule = Literal["fixed", "latents", "pixels"]
 
 #: Names become folders, keys of batches, and columns.
@@ -59,7 +60,7 @@ class FieldArray:
         if self.dtype not in ITEM_BYTES:
             known = ", ".join(ITEM_BYTES)
             raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
-        if not self.shape or min(self.shape) < (0 if self.rule == "latents" else 1):
+        if not self.shape or min(self.shape) < (1 if self.rule == "fixed" else 0):
             raise ConfigError(f"not the shape of an array: {self.shape}")
         if math.prod(self.shape) * ITEM_BYTES[self.dtype] > MAX_SAMPLE_BYTES:
             raise ConfigError(f"no sample is as large as {self.shape} of {self.dtype}")
@@ -83,7 +84,7 @@ class FieldArray:
         if self.rule == "fixed":
             return self.shape
         if self.rule == "pixels":
-            return (self.shape[0], bucket.height, bucket.width, 3)
+            return (self.shape[0] or bucket.frames, bucket.height, bucket.width, 3)
         *_, t, h, w = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
         return (self.shape[0], self.shape[1] or t, h, w)
 
@@ -91,12 +92,14 @@ class FieldArray:
 def given_frames(of: str, num_frames: int) -> list[int]:
     """Return which frames of a clip a field is made of, in order; the others of the clip are zeros, if any.
 
-    of: first, last, first_last, first_then_zeros or first_last_then_zeros. A clip of one frame has one,
-    which is both of first_last.
+    of: first, last, first_last, clip, first_then_zeros or first_last_then_zeros. A clip of one frame
+    has one, which is both of first_last.
     """
     last = num_frames - 1
     if of == "first_last":
         return [0, last]
+    if of == "clip":
+        return list(range(num_frames))
     wanted = {"first": [0], "last": [last], "first_then_zeros": [0]}.get(of, [0, last])
     return sorted(set(wanted))
 

@@ -37,6 +37,10 @@ REASONS: Mapping[str, str] = {
     "non_finite": "the encoder returned NaN or infinity",
     "no_caption": "the clip has no text",
     "missing_input": "the clip has no value in the column that the field reads",
+    "input_too_short": "the file in the field's column ends before the clip does",
+    "other_shape": "the file in the field's column has another aspect ratio than the clip's source",
+    "per_frame": "a column of corpus.per_frame has not one value per frame of the source",
+    "frame_times": "the clip's frames are not those that values per frame were cut to",
     "retired": "the clip was replaced or removed before it was encoded",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }

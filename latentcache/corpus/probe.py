@@ -14,6 +14,7 @@ from latentcache.corpus.claims import implausible
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, StorageError
+from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 
 Row = dict[str, Any]
@@ -44,6 +45,7 @@ def probe_sources(
     columns = _Columns()
     pending: deque[tuple[Row, Probed]] = deque()
     known = saved.find(sources["url"]) if saved else None
+    times = {"times": True} if PER_FRAME in sources.column_names else {}
     if known and not _hold(known, pool):
         known = None
 
@@ -55,10 +57,18 @@ def probe_sources(
         for number, row in enumerate(_rows(sources)):
             trusted = is_trusted(row)
             found = known.look(number, row["kind"], trusted) if known else None
+            if (
+                found
+                and times
+                and not trusted
+                and row["kind"] == "video"
+                and "times_s" not in found
+            ):
+                found = None  # an attempt without columns per frame has probed it
             if saved and found:
                 saved.num_found += 1
             pending.append(
-                (row, found or pool.probe(row["url"], row["kind"], identity_only=trusted))
+                (row, found or pool.probe(row["url"], row["kind"], identity_only=trusted, **times))
             )
             if len(pending) > WINDOW:
                 collect()

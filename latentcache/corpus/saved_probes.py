@@ -42,7 +42,7 @@ SCHEMA = pa.schema(
         SOURCE_SCHEMA.field("kind"),
         pa.field("is_trusted", pa.bool_(), nullable=False),
         *(SOURCE_SCHEMA.field(name) for name in ("frames", "fps", "height", "width")),
-        *(PROBE_SCHEMA.field(name) for name in ("duration_s", "identity")),
+        *(PROBE_SCHEMA.field(name) for name in ("duration_s", "identity", "times_s")),
     ]
 )
 

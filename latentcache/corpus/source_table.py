@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from latentcache.config.sections import CorpusConfig
 from latentcache.corpus.table_readers import Wanted
 from latentcache.errors import CorpusError
+from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
 from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.storage.urls import (
     CREDENTIALS,
@@ -62,7 +63,7 @@ def read_source_table(
         file,
         Wanted(
             where=where,
-            required=tuple(dict.fromkeys([*required, *config.keep])),
+            required=tuple(dict.fromkeys([*required, *config.keep, *config.per_frame])),
             optional=optional,
             text=frozenset(
                 c for r, c in roles.items() if r not in _NUMBERS or c not in config.keep
@@ -86,7 +87,21 @@ def read_source_table(
         c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
         for c in config.keep
     }
-    return to_source_table(columns, {c: _keepable(column) for c, column in kept.items()})
+    kept = {c: _keepable(column) for c, column in kept.items()}
+    if config.per_frame:
+        kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
+    return to_source_table(columns, kept)
+
+
+def _per_frame(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column with a value per frame. Raises CorpusError if it holds something else."""
+    if stored_type(column.type) is None:
+        raise CorpusError(
+            f"{where}: column {name!r} of corpus.per_frame holds {column.type}, and should hold a list of "
+            "numbers, or of vectors of numbers: one per frame of the source. Give the lists in a .parquet "
+            "or .jsonl table, or keep the column as it is with corpus.keep."
+        )
+    return column
 
 
 def to_source_table(

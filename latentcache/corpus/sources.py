@@ -16,6 +16,7 @@ from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import ConfigError, CorpusError, StorageError
+from latentcache.format.per_frame import OWN, PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.storage.source_files import (
     file_facts,
@@ -40,7 +41,9 @@ from latentcache.storage.urls import (
 
 #: Names that `keep` cannot carry: columns that the cache's tables or the batches already have.
 RESERVED = frozenset(
-    {"latents"}.union(*(s.names for s in (SOURCE_SCHEMA, PROBE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA)))
+    {"latents", PER_FRAME}.union(
+        *(s.names for s in (SOURCE_SCHEMA, PROBE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA))
+    )
 )
 #: How `Corpus.ignored` counts files if their name, or the name of one of their folders, starts with a dot.
 HIDDEN = "hidden"
@@ -124,21 +127,25 @@ def _suffix(path: str) -> str:
 
 
 def _check_keep(config: CorpusConfig) -> None:
-    for i, name in enumerate(config.keep):
-        if name in RESERVED:
+    seen: set[str] = set()
+    named = [("keep", name) for name in config.keep]
+    named += [("per_frame", name) for name in config.per_frame]
+    for key, name in named:
+        if name in RESERVED or (key == "per_frame" and name in OWN):
             raise ConfigError(
-                f"corpus.keep: {name!r} is a column that the cache already has, with "
-                "its own meaning. Rename the column in your table, or remove it from corpus.keep."
+                f"corpus.{key}: {name!r} is a column that the cache already has, with "
+                f"its own meaning. Rename the column in your table, or remove it from corpus.{key}."
             )
-        if name in config.keep[:i]:
-            raise ConfigError(f"corpus.keep: {name!r} is named twice; remove one.")
+        if name in seen:
+            raise ConfigError(f"corpus.{key}: {name!r} is named twice; remove one.")
+        seen.add(name)
 
 
 def _from_files(
     config: CorpusConfig, what: str, base: str, found: Sequence[str], texts: _Sizes
 ) -> Corpus:
     """Make the table of the media among `found`; `texts` are the files that may be captions, with sizes."""
-    for key in ("columns", "keep"):
+    for key in ("columns", "keep", "per_frame"):
         if getattr(config, key):
             raise ConfigError(
                 f"corpus.{key} names columns of a table, but corpus.source "

@@ -38,17 +38,45 @@ def select_frames(
             "truncated",
             f"the clip needs sampled frames {start} to {start + frames}, and the file has {available}",
         )
+    return nearest_frames(times_s, start, frames, fps)
+
+
+def nearest_frames(
+    times_s: npt.NDArray[np.float64], start: int, frames: int, fps: float | None
+) -> npt.NDArray[np.int64]:
+    """Return what `select_frames` does of a source that is long enough."""
     steps = np.arange(start, start + frames, dtype=np.int64)
     if fps is None:
         return steps
-    wanted_s = times_s[0] + steps / fps
+    return _nearest(times_s, times_s[0] + steps / fps)
+
+
+def _nearest(
+    times_s: npt.NDArray[np.float64], wanted_s: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
     if len(times_s) == 1:
-        return np.zeros(frames, dtype=np.int64)
+        return np.zeros(len(wanted_s), dtype=np.int64)
     after = np.searchsorted(times_s, wanted_s).clip(1, len(times_s) - 1)
     before = after - 1
     nearer_before = wanted_s - times_s[before] <= times_s[after] - wanted_s + TIME_TOLERANCE_S
     nearest: npt.NDArray[np.int64] = np.where(nearer_before, before, after)
     return nearest
+
+
+def frames_at(
+    times_s: npt.NDArray[np.float64], end_s: float, wanted_s: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """Return the frames [T] nearest to some times since the first frame, the earlier of two as near.
+
+    Raises ClipError("input_too_short") where the file ends before.
+    """
+    duration_s = end_s - float(times_s[0])
+    if wanted_s.max() > 0 and wanted_s.max() > duration_s - TIME_TOLERANCE_S:
+        raise ClipError(
+            "input_too_short",
+            f"the file lasts {duration_s:.3f} s, and the clip needs a frame at {wanted_s.max():.3f} s",
+        )
+    return _nearest(times_s, times_s[0] + wanted_s)
 
 
 def cover_and_crop(

@@ -37,7 +37,10 @@ TROUBLE_BUDGET_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """Pixels uint8 [T, H, W, 3] in a shared buffer, valid until `release`, and facts of the clip."""
+    """Pixels uint8 [T, H, W, 3] in a shared buffer, valid until `release`, and facts of the clip.
+
+    frame_numbers: which frames of the source these are [T].
+    """
 
     pixels: Frame
     start_s: float
@@ -46,6 +49,7 @@ class DecodedClip:
     source_width: int
     picture: PictureFacts
     decoder: str
+    frame_numbers: Sequence[int]
     decode_s: float
     buffer: Buffer
     pool: DecodePool
@@ -147,20 +151,28 @@ class DecodePool:
             schemes=config.corpus.schemes,
         )
 
-    def decode(self, clip: Clip) -> Future[DecodedClip]:
-        """Decode a clip.
+    def decode(self, clip: Clip, times_s: Sequence[float] | None = None) -> Future[DecodedClip]:
+        """Decode a clip. times_s: its frames are those nearest to these times since the file's first frame.
 
         The future raises ClipError where the clip, its decoder or its time fails; SourceError and
         MachineError where something else does, for longer than a moment.
         """
-        return self._submit(_Request(message=_decode_message(clip, self._interpolation), clip=clip))
+        message = _decode_message(clip, self._interpolation)
+        if times_s is not None:
+            message["times_s"] = list(times_s)
+        return self._submit(_Request(message=message, clip=clip))
 
-    def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
+    def probe(
+        self, url: str, kind: str, *, identity_only: bool = False, times: bool = False
+    ) -> Future[dict[str, Any]]:
         """Find frames, duration_s, fps, height, width and identity of a source, or only its identity.
 
-        The future raises as that of `decode`.
+        times: the presentation times of a video's frames, too, as times_s. The future raises as that of
+        `decode`.
         """
-        message = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
+        message = {
+            "op": "probe", "url": url, "kind": kind, "identity_only": identity_only, "times": times,
+        }  # fmt: skip
         return self._submit(_Request(message=message, clip=None))
 
     def _submit(self, request: _Request) -> Future[Any]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from latentcache.decoders import decord, pyav
 from latentcache.decoders.facts import VideoFacts, display_size
-from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
+from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, frames_at, select_frames
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
@@ -206,7 +206,10 @@ class Worker:
             height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
             info = {"frames": 1, "duration_s": 0.0, "fps": None, "height": height, "width": width}
         else:
-            info = vars(pyav.probe(source.path, self._max_pixels))
+            info = dict(vars(pyav.probe(source.path, self._max_pixels)))
+            times_s = info.pop("times_s")
+            if request.get("times"):
+                info["times_s"] = times_s.tolist()
         return {**info, "identity": source.identity}
 
     def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,9 +249,12 @@ def _as_trouble(error: BaseException) -> ProcessTroubleError:
 
 def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
     """Write a clip's frames into `out` [T, H, W, 3] and return its presentation times."""
-    indices = select_frames(
-        reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
-    )
+    if request.get("times_s") is not None:
+        indices = frames_at(reader.times_s, reader.end_s, np.array(request["times_s"], np.float64))
+    else:
+        indices = select_frames(
+            reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
+        )
     row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
@@ -271,6 +277,7 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "source_width": shape[1],
         "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
         "decoder": reader.name,
+        "frame_numbers": indices.tolist(),
     }
 
 

@@ -32,6 +32,7 @@ class VideoInfo:
     """What probing finds. height and width are as shown, after rotation, in square pixels.
 
     frames and duration_s are the header's where the file was cut: its lost clips are planned, and fail.
+    times_s: presentation times of the frames that are there.
     """
 
     frames: int
@@ -39,6 +40,7 @@ class VideoInfo:
     fps: float
     height: int
     width: int
+    times_s: npt.NDArray[np.float64]
 
 
 def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
@@ -60,6 +62,7 @@ def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
         fps=count / found_s,
         height=height,
         width=width,
+        times_s=index.times_s,
     )
 
 

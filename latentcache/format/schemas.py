@@ -26,13 +26,15 @@ SOURCE_SCHEMA = pa.schema(
 )
 
 #: What probing adds to a source. duration_s runs from the first frame's presentation time to the end of
-#: the last one's; reason and message are set where the source cannot be used.
+#: the last one's; reason and message are set where the source cannot be used. times_s: presentation times
+#: of the frames, if the corpus has columns per frame.
 PROBE_SCHEMA = pa.schema(
     [
         pa.field("duration_s", pa.float64()),
         pa.field("identity", pa.string()),
         pa.field("reason", pa.string()),
         pa.field("message", pa.string()),
+        pa.field("times_s", pa.list_(pa.float64())),
     ]
 )
 

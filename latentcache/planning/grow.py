@@ -22,6 +22,7 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import Manifest
+from latentcache.format.per_frame import FRAME, PER_FRAME, recut, with_types_of
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import PROBE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.snapshot import current_index
@@ -222,7 +223,10 @@ def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -
     left = pa.array(sorted(leave), pa.string())
     for shard, rows, at in known.looked_up(value_set):
         there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=left)))
-        now = {name: _merged(rows, v.take(at), name, there) for name, v in values_of.items()}
+        now = {
+            name: _merged(rows, _values_at(rows, v, at, name), name, there)
+            for name, v in values_of.items()
+        }
         differ = np.zeros(rows.num_rows, bool)
         for name, values in now.items():
             before = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows)
@@ -231,6 +235,34 @@ def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -
             continue
         step.num_relabelled += int(differ.sum())
         step.columns[shard] = _all_rows(known, shard, rows, now)
+
+
+def _values_at(rows: pa.Table, values: pa.Array, at: pa.Array, name: str) -> pa.Array:
+    """Return the corpus's values for rows; those per frame cut to each clip. Raises CorpusError."""
+    taken = values.take(at)
+    if name != PER_FRAME:
+        return taken
+    try:
+        return recut(taken, _frame_numbers(rows))
+    except ValueError as error:
+        raise CorpusError(
+            f"corpus.per_frame: {error}. Nothing was changed. Give the column one value per frame of its "
+            "source, as when the source was planned."
+        ) from None
+
+
+def _frame_numbers(rows: pa.Table) -> list[list[int]]:
+    """Return which frames of their sources clips are of. Raises CorpusError where nobody noted it."""
+    if PER_FRAME in rows.column_names and not rows[PER_FRAME].null_count:
+        return [row[FRAME] for row in rows[PER_FRAME].to_pylist()]
+    places = rows.select(["start", "frames", "fps"]).to_pylist()
+    if any(row["fps"] is not None for row in places):
+        raise CorpusError(
+            "corpus.per_frame: the cache was planned without columns per frame, and with clips.fps, so "
+            "that nobody knows any more which frames its clips are of. Nothing was changed. Make a new "
+            "cache, or leave corpus.per_frame out."
+        )
+    return [list(range(row["start"], row["start"] + row["frames"])) for row in places]
 
 
 def _merged(rows: pa.Table, values: pa.Array, name: str, there: pa.Array) -> pa.Array:
@@ -280,7 +312,9 @@ def _as_known(corpus: pa.Table, known: KnownCache) -> pa.Table:
     for name, kind in known.kept_types().items():
         if name in corpus.column_names and corpus[name].type != kind:
             try:
-                values = corpus[name].cast(kind)
+                is_struct = name == PER_FRAME
+                column = corpus[name]
+                values = with_types_of(column, kind) if is_struct else column.cast(kind)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise CorpusError(
                     f"corpus.keep: {name} is {kind} in the cache, {corpus[name].type} now, and its values "

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 from latentcache.config.sections import ClipsConfig
 from latentcache.core.records import Bucket, Clip, Shard
 from latentcache.core.spec import LatentSpec
-from latentcache.decoders.frames import num_sampled_frames
+from latentcache.decoders.frames import nearest_frames, num_sampled_frames
+from latentcache.format import per_frame
+from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
 
@@ -83,6 +85,7 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     num_clips: Counter[Bucket] = Counter()
     rejected: list[pa.Table] = []
     num_rejected = 0
+    widths: dict[str, int] = {}
     for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)
         chosen: dict[Bucket, list[tuple[int, Starts]]] = {}
@@ -91,6 +94,10 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
             choice = chooser.choose(source)
             if isinstance(choice, str):
                 refused.append((row, *_rejection(source, choice)))
+            elif PER_FRAME in chunk.column_names and (
+                wrong := per_frame.problem(chunk[PER_FRAME][row], source["frames"], widths)
+            ):
+                refused.append((row, *wrong))
             else:
                 chosen.setdefault(choice[0], []).append((row, choice[1]))
         for bucket, starts in chosen.items():
@@ -206,7 +213,9 @@ def _clips(
     rows = np.repeat(np.array([row for row, _ in picked]), counts)
     ordinal = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     position = np.arange(first, first + len(rows))
-    taken = sources.take(pa.array(rows))
+    taken = sources.drop_columns(
+        [name for name in (PER_FRAME, "times_s") if name in sources.column_names]
+    ).take(pa.array(rows))
     images = pc.equal(taken["kind"], "image")
     columns = {
         "key": pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#"),
@@ -224,8 +233,33 @@ def _clips(
         "row": pa.array((position % shard_clips).astype(np.int32)),
     }
     kept = [sources.schema.field(name) for name in kept_names(sources)]
-    columns.update({field.name: taken[field.name] for field in kept})
+    columns.update({field.name: taken[field.name] for field in kept if field.name != PER_FRAME})
+    if PER_FRAME in sources.column_names:
+        columns[PER_FRAME] = _per_frame(sources, bucket, clips.fps, picked)
     return pa.table(columns, schema=pa.schema([*PLAN_SCHEMA, *kept]))
+
+
+def _per_frame(
+    sources: pa.Table, bucket: Bucket, fps: float | None, picked: Sequence[tuple[int, Starts]]
+) -> pa.Array:
+    """Return the values per frame of clips: those of the frames of the source that each samples."""
+    values, numbers = [], []
+    for row, starts in picked:
+        is_image = sources["kind"][row].as_py() == "image"
+        times_s = _times_s(sources, row)
+        for start in starts.tolist():
+            values.append(sources[PER_FRAME][row])
+            numbers.append(nearest_frames(times_s, start, bucket.frames, None if is_image else fps))
+    return per_frame.cut(values, numbers, sources.schema.field(PER_FRAME).type)
+
+
+def _times_s(sources: pa.Table, row: int) -> Any:
+    """Return when the frames of a source are shown: as probed; else the table says its rate."""
+    times_s = sources["times_s"][row] if "times_s" in sources.column_names else None
+    if times_s is not None and times_s.is_valid:
+        return times_s.values.to_numpy()
+    frames, duration_s = (sources[name][row].as_py() for name in ("frames", "duration_s"))
+    return np.arange(frames) * (duration_s / frames)
 
 
 def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]:

@@ -29,6 +29,7 @@ from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
 from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
+from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import SAMPLE_SCHEMA
@@ -413,6 +414,17 @@ class Cache:
     def column_names(self) -> list[str]:
         """Names of the sample tables' columns."""
         return list(self.sample_schema.names)
+
+    @property
+    def batch_columns(self) -> list[str]:
+        """Names of what batches can have of the tables: columns per frame by their own names."""
+        names = [name for name in self.column_names if name != PER_FRAME]
+        return [*names, *self.per_frame_names]
+
+    @property
+    def per_frame_names(self) -> list[str]:
+        """Names of the columns with a value per frame of each clip, such as actions."""
+        return names_in(self.sample_schema)
 
     def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
         """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""

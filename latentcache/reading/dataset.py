@@ -5,6 +5,7 @@ Axes: B batch, C channels, t h w of the latent.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -18,11 +19,14 @@ from latentcache.core.dtypes import AnyDtype, Array, as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
+from latentcache.reading.loader.fields import FieldOptions, condition
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import check_batches, check_length, check_ranks
 from latentcache.reading.loader.selection import ShardMap, prefix_cuts
 from latentcache.reading.loader.transform import Posterior, Transform
 from latentcache.reading.order.epoch import Epoch, Order, Uneven, places
+from latentcache.reading.per_frame import stack_per_frame
+from latentcache.reading.sample import Sample
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -53,13 +57,15 @@ class LatentDataset(Dataset[dict[str, Any]]):
         numpy: bool = False,
     ) -> None:
         self.cache, self._where, self._numpy = cache, where, numpy
+        self._frames = None if frames is None else whole_number("frames", frames, 1)
+        self._field_options = FieldOptions(normalise=normalise, dtype=dtype)
         self._transform = Transform(
             cache.spec,
             posterior=posterior,
             normalise=normalise,
             dtype=dtype,
             seed=whole_number("seed", seed, 0),
-            cuts=prefix_cuts(cache, None if frames is None else whole_number("frames", frames, 1)),
+            cuts=prefix_cuts(cache, self._frames),
         )
         self._map = None if where is None else ShardMap(cache, where)
         #: Numbers in the cache of the chosen samples; None for all.
@@ -116,7 +122,25 @@ class LatentDataset(Dataset[dict[str, Any]]):
         for sample in samples:
             latents = self._latents(sample["latents"], sample["key"])
             sample["latents"] = as_numpy(latents) if self._numpy else latents
+            if isinstance(sample, Sample):
+                finish = functools.partial(self._field, sample["bucket"])
+                sample.finish_fields(finish)
+            for name in self.cache.per_frame_names:
+                if (values := sample.get(name)) is not None:
+                    values = values[: self._frames]
+                    sample[name] = values.numpy() if self._numpy else values
         return samples
+
+    def _field(self, bucket: str, read: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what was read of a field as a loader gives it: latents normalised, after their mask."""
+        name = next(iter(read)).partition(".")[0]
+        reader, found = self.cache.field(name), dict(read)
+        for key, array in reader.arrays.items():
+            if array.rule == "latents" and key in found:
+                found[key] = condition(found[key][None], reader, bucket, self._field_options)[0]
+        if self._numpy:
+            return {k: as_numpy(v) if torch.is_tensor(v) else v for k, v in found.items()}
+        return found
 
     def _latents(self, stored: torch.Tensor, key: str) -> torch.Tensor:
         transform, noise = self._transform, None
@@ -223,7 +247,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
     latents = batch["latents"]
     stacked = np.stack(latents) if isinstance(latents[0], np.ndarray) else torch.stack(latents)
-    return {**batch, "latents": stacked, "bucket": buckets[0]}
+    per_frame: dict[str, Any] = {
+        name: stack_per_frame([None if v is None else torch.as_tensor(v) for v in values])
+        for name, values in batch.items()
+        if name != "latents" and any(isinstance(v, torch.Tensor | np.ndarray) for v in values)
+    }
+    if isinstance(stacked, np.ndarray):
+        per_frame = {n: v.numpy() if torch.is_tensor(v) else v for n, v in per_frame.items()}
+    return {**batch, **per_frame, "latents": stacked, "bucket": buckets[0]}
 
 
 def to_numpy(latents: torch.Tensor) -> Array:

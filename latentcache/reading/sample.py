@@ -18,6 +18,11 @@ class Sample(dict[str, Any]):
         super().__init__(values)
         self._read_field = read_field
 
+    def finish_fields(self, finish: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Have what is read of fields from now on finished, such as normalised."""
+        read = self._read_field
+        self._read_field = lambda key: finish(read(key))
+
     def __missing__(self, key: str) -> Any:
         found = self._read_field(key)
         self.update(found)

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import ChunkRef
+from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.schemas import SAMPLE_SCHEMA
+from latentcache.reading.per_frame import per_frame_tensor
 
 
 class ShardRows:
@@ -19,6 +21,11 @@ class ShardRows:
         self.bucket, self.shard = bucket, shard
         table = table.filter(pc.equal(table["status"], "ok"))
         self._columns = {name: table[name].combine_chunks() for name in table.column_names}
+        #: Names of the columns with a value per frame.
+        self.per_frame = names_in(table.schema)
+        if self.per_frame:
+            values = self._columns.pop(PER_FRAME)
+            self._columns.update({n: pc.struct_field(values, n) for n in self.per_frame})
         places = [self._columns[name].to_pylist() for name in ("row", "offset", "length", "crc32c")]
         self.chunks = [
             ChunkRef(row=row, offset=offset, length=length, crc32c=crc)
@@ -38,8 +45,13 @@ class ShardRows:
         return [chunk.row for chunk in self.chunks].index(row)
 
     def column(self, name: str, positions: Sequence[int]) -> list[Any]:
-        """Return a column's values at ok rows; None if only other shards have kept it from the corpus."""
+        """Return a column's values at ok rows; None if only other shards have kept it from the corpus.
+
+        Values per frame are tensors, [T] or [T, n].
+        """
         column = self._columns.get(name)
         if column is None:
             return [None] * len(positions)
+        if name in self.per_frame:
+            return [per_frame_tensor(column[position]) for position in positions]
         return [column[position].as_py() for position in positions]

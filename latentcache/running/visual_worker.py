@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -34,10 +34,13 @@ from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
+from latentcache.running.other_files import OtherFile, OtherFiles
 from latentcache.running.worker import WorkerSpec, abandon, build_encoder, build_pool
 
 INPUT_SHA_DIGITS = 32
 Frames = list[Future[DecodedClip] | None]
+#: Of each row that has one.
+Others = Mapping[int, OtherFile | ClipError]
 
 
 class VisualWorker:
@@ -66,6 +69,12 @@ class VisualWorker:
                     "latentcache.encoders.protocol.MaskedEncoder. Tiled encoders have none."
                 )
         self._pool = build_pool(spec)
+        self._others: OtherFiles | None = None
+        if settings.column is not None:
+            folder = str(field.settings["folder"])
+            self._others = OtherFiles(
+                self._pool, settings.folder or folder, same_shape=settings.same_shape
+            )
         self._submitting = threading.Lock()
         self._encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
@@ -81,27 +90,52 @@ class VisualWorker:
             self.clips_done += len(part.rows)
             return adopted
         with self._submitting:
+            others = self._find_others(shard, part)
             frames = [
-                [] if row in shard.shard.retired else self._decode(shard.shard.clips[row])
+                []
+                if row in shard.shard.retired
+                else self._decode(shard.shard.clips[row], others.get(row))
                 for row in part.rows
             ]
-            encoding = self._encoding.submit(self._samples, shard, part, frames)
+            encoding = self._encoding.submit(self._samples, shard, part, frames, others)
         samples, encode_s = encoding.result()
         report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
         return replace(report, encode_s=encode_s)
 
-    def _decode(self, clip: Clip) -> Frames:
-        return [self._pool.decode(frame) for frame in frames_of(clip, self._settings.of)]
+    def _find_others(self, shard: FieldShard, part: FieldPart) -> Others:
+        """Return the other file of each row, if the field is of other files than the clips' sources."""
+        if self._others is None:
+            return {}
+        wanted = [
+            (row, shard.shard.clips[row], "".join(texts[:1]))
+            for row, texts in zip(part.rows, part.texts, strict=True)
+            if row not in shard.shard.retired
+        ]
+        found = self._others.find([clip for _, clip, _ in wanted], [path for *_, path in wanted])
+        return {row: other for (row, *_), other in zip(wanted, found, strict=True)}
+
+    def _decode(self, clip: Clip, other: OtherFile | ClipError | None) -> Frames:
+        parts = frames_of(clip, self._settings.of)
+        if other is None:
+            return [self._pool.decode(frame) for frame in parts]
+        if isinstance(other, ClipError):
+            return [failed(other)]
+        try:
+            return [other.decode(self._pool, frame) for frame in parts]
+        except ClipError as error:
+            return [failed(error)]
 
     def _samples(
-        self, shard: FieldShard, part: FieldPart, frames: Sequence[Frames]
+        self, shard: FieldShard, part: FieldPart, frames: Sequence[Frames], others: Others
     ) -> tuple[list[Sample], float]:
         """Return what became of each clip, and the time that it took."""
         started, samples = time.perf_counter(), []
         try:
             for row, of_clip in zip(part.rows, frames, strict=True):
                 clip = shard.shard.clips[row]
-                sample = Sample(key=clip.key, row=row, choice=0, input_sha=self._sha(clip))
+                sample = Sample(
+                    key=clip.key, row=row, choice=0, input_sha=self._sha(clip, others.get(row))
+                )
                 if not of_clip:
                     samples.append(sample.failed(str(RETIRED.reason), RETIRED.message))
                     continue
@@ -115,8 +149,9 @@ class VisualWorker:
                 abandon(of_clip)
         return samples, time.perf_counter() - started
 
-    def _sha(self, clip: Clip) -> str:
-        text = f"{clip.identity} {clip.start} {self._settings.of}"
+    def _sha(self, clip: Clip, other: OtherFile | ClipError | None) -> str:
+        identity = f" {other.identity}" if isinstance(other, OtherFile) else ""
+        text = f"{clip.identity} {clip.start} {self._settings.of}{identity}"
         return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
 
     def _encode(self, clip: Clip, frames: Frames) -> list[Array]:
@@ -174,6 +209,15 @@ def _taken(frames: Frames, n: int) -> Array:
     return pixels
 
 
+def failed(error: ClipError) -> Future[DecodedClip]:
+    """Return the frames of a clip that cannot be decoded."""
+    future: Future[DecodedClip] = Future()
+    future.set_exception(error)
+    return future
+
+
 def frames_of(clip: Clip, of: str) -> list[Clip]:
-    """Return the frames of a clip that a field needs, each as a clip of its own."""
+    """Return the frames of a clip that a field needs, each as a clip of its own; of `clip` all as one."""
+    if of == "clip":
+        return [clip]
     return [replace(clip, start=clip.start + n, frames=1) for n in given_frames(of, clip.frames)]

@@ -34,6 +34,7 @@ from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.shards import get_format
 from latentcache.redaction import redact
 from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.frame_check import check_frame_numbers
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
 
@@ -189,6 +190,7 @@ class ShardWorker:
         pixels = torch.from_numpy(decoded.pixels)[None]
         row = error = psnr = failure = None
         try:
+            check_frame_numbers(shard.clips[index], decoded.frame_numbers)
             encoded = out_of_memory.encode(self._encoder, pixels)
             row = to_stored(encoded, shard.clips[index].key, self._spec.manifest.spec)
             error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=index)

@@ -131,6 +131,19 @@ def test_the_latent_of_the_first_frame_is_the_first_latent(batch: dict[str, Any]
     assert torch.equal(batch["view"], batch["latents"][:, :, :1])
 
 
+@pytest.mark.parametrize("field", ["frame0", "first", "i2v", "view", "clip"])
+def test_a_sample_has_of_a_field_what_a_batch_has(
+    folder: Path, batch: dict[str, Any], field: str
+) -> None:
+    cache = latentcache.open_cache(str(folder / "cache"))
+    for n in range(2):
+        assert torch.equal(cache.dataset(posterior="mode")[n][field], batch[field][n])
+        assert torch.equal(cache[batch["key"][n]][field], batch[field][n])
+    stored = cache.stored_samples([0])[0]
+    assert torch.equal(stored["first"], stored["view"])
+    assert not torch.equal(stored["first"], batch["first"][0])
+
+
 @pytest.mark.parametrize("field", TOWERS)
 def test_states_of_images_are_the_pipelines_own(
     folder: Path, batch: dict[str, Any], field: str
@@ -159,7 +172,7 @@ def test_a_view_stores_nothing(folder: Path) -> None:
     assert sorted(files) == ["field.json", "index.parquet"]
     assert run_inline("verify", folder / "cache")[0] == 0
     opened = latentcache.open_cache(str(folder / "cache"))
-    assert torch.equal(opened[0]["view"], opened.stored(0)[:16, :1])
+    assert torch.equal(opened.stored_samples([0])[0]["view"], opened.stored(0)[:16, :1])
     assert torch.equal(opened[0]["first"], opened[0]["view"])
 
 

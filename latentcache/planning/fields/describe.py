@@ -33,7 +33,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
         case TextField():
             return _describe_text(config)
         case RawField():
-            pixels = FieldArray(name="", shape=(1,), dtype="uint8", rule="pixels")
+            frames = 0 if config.of == "clip" else 1  # 0: all
+            pixels = FieldArray(name="", shape=(frames,), dtype="uint8", rule="pixels")
             return _described(config, pixels)
         case VisualField():
             return _describe_visual(config, manifest.spec)
@@ -42,7 +43,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
 
 
 def _described(config: FieldConfig, array: FieldArray) -> Description:
-    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json")}
+    places = {"folder"} if getattr(config, "column", None) else {"folder", "column", "same_shape"}
+    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=places)}
     return Description(arrays=(array,), recipe=plain({**recipe, "stored": array.dtype}))
 
 
@@ -53,7 +55,7 @@ def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
         raise ConfigError(
             f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
         )
-    whole = config.of.endswith("then_zeros")
+    whole = config.of.endswith("then_zeros") or config.of == "clip"
     if not whole:
         spec.check_frames(1)
     rule, stride = spec.frame_rule, spec.stride[0]
@@ -75,6 +77,7 @@ def _describe_tower(config: VisualField, settings: Mapping[str, Any]) -> Descrip
         "kind": config.kind,
         "of": config.of,
         "encoder": recipe,
+        **({"column": config.column, "same_shape": config.same_shape} if config.column else {}),
         "stored": dtype,
     }
     return Description(arrays=tower_arrays(shapes, dtype), recipe=plain(whole))

@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentcache.config.fields import FieldConfig, TextField, VisualField, parse_field
+from latentcache.config.fields import (
+    FieldConfig,
+    RawField,
+    TextField,
+    ViewField,
+    VisualField,
+    parse_field,
+)
 from latentcache.config.files import apply_overrides
 from latentcache.core.records import Shard, ShardId
 from latentcache.errors import ConfigError, RecipeMismatchError
@@ -31,6 +38,7 @@ from latentcache.format.fields.snapshot import (
     rows_of,
 )
 from latentcache.format.manifest import read_manifest, recipe_difference
+from latentcache.format.per_frame import names_in
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_bounded
@@ -38,6 +46,7 @@ from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
+from latentcache.storage.urls import folder_of, is_url
 
 #: Settings of this package's own encoders that name files. Those of plug-ins may all do.
 PLACES = ("model", "folders")
@@ -76,8 +85,13 @@ class PlannedField:
     @functools.cached_property
     def inputs(self) -> TextInputs:
         """The texts of the clips."""
-        assert isinstance(self.config, TextField)
-        return TextInputs(self.cache, self.config.columns, self.config.missing)
+        missing = self.config.missing if isinstance(self.config, TextField) else "fail"
+        return TextInputs(self.cache, self._columns, missing)
+
+    @property
+    def _columns(self) -> list[str]:
+        """The columns that the field reads of each clip: of texts, or of the paths of other files."""
+        return [] if isinstance(self.config, ViewField) else self.config.columns
 
     @functools.cached_property
     def missing(self) -> dict[ShardId, list[Version]]:
@@ -101,7 +115,7 @@ class PlannedField:
 
     def _part(self, shard: ShardId, version: Version) -> FieldPart:
         rows = tuple(self._rows(shard, version))
-        if self.field.kind != "text":
+        if not self._columns:
             return FieldPart(version=version.number, rows=rows)
         texts = self.inputs.of(shard, self.inputs.pinned(version, shard))
         return FieldPart(
@@ -131,7 +145,7 @@ class PlannedField:
     def changed_rows(self) -> dict[ShardId, frozenset[int]]:
         """Return the rows whose texts are others now than those that their newest version encodes."""
         found: dict[ShardId, frozenset[int]] = {}
-        if self.field.kind != "text":
+        if not self._columns:
             return found
         now = len(self.cache.manifest.generations)
         for shard in self.cache.planned_shards():
@@ -191,10 +205,11 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
         arrays=found.arrays,
         choices=1,
         generation=len(cache.manifest.generations),
-        settings=_found_from_anywhere(config),
+        settings=_found_from_anywhere(config, cache.config.corpus.source),
     )
     planned = PlannedField(cache=cache, field=field, config=config)
     if not isinstance(config, TextField):
+        _check_paths(planned)
         return planned
     return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
 
@@ -202,11 +217,19 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
 def _check_columns(cache: PlannedCache, name: str) -> None:
     """Raise ConfigError where a kept column has the field's name."""
     for shard in cache.planned_shards()[:1]:
-        if name in cache.plan.table(shard).column_names:
+        schema = cache.plan.table(shard).schema
+        if name in schema.names or name in names_in(schema):
             raise ConfigError(
                 f"a field cannot be named {name!r}: the corpus has a column of that name, and a batch has "
                 "one place for both"
             )
+
+
+def _check_paths(planned: PlannedField) -> None:
+    """Raise ConfigError where the clips have no column of the paths that a field reads."""
+    if isinstance(planned.config, RawField | VisualField) and planned.config.column:
+        for shard in planned.cache.planned_shards()[:1]:
+            planned.inputs.of(shard, planned.field.generation)
 
 
 def _num_choices(planned: PlannedField, config: TextField) -> int:
@@ -222,9 +245,12 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
     return most
 
 
-def _found_from_anywhere(config: FieldConfig) -> dict[str, Any]:
+def _found_from_anywhere(config: FieldConfig, corpus: str) -> dict[str, Any]:
     """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
     settings = config.model_dump(mode="json")
+    if isinstance(config, RawField | VisualField) and config.column:
+        folder = config.folder or folder_of(corpus)
+        settings["folder"] = folder if is_url(folder) else str(Path(folder).expanduser().absolute())
     if isinstance(config, TextField):
         is_own = "." not in config.family and ":" not in config.family
         names = PLACES if is_own else tuple(config.model_extra or ())

@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from latentcache.reading.loader.damage import Damage
 from latentcache.reading.loader.fields import FieldsOfBatch
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
+from latentcache.reading.per_frame import stack_per_frame
 from latentcache.reading.shard_rows import ShardRows
 
 
@@ -110,7 +113,8 @@ class ReadBatch:
         if len(sound) < num:
             arriving = replace(arriving, keep=sound)
         columns = self._columns(num)
-        batch = {name: [values[n] for n in sound] for name, values in columns.items()}
+        batch: dict[str, Any] = {n: [values[i] for i in sound] for n, values in columns.items()}
+        batch.update(self._per_frame(batch))
         number = {} if self._cache is None else {"cache": self._cache}
         memory = self._fields_memory()
         fields = {} if memory is None else memory.finish()
@@ -132,6 +136,13 @@ class ReadBatch:
                 for n, value in zip(where, table.column(name, rows), strict=True):
                     columns[name][n] = value
         return columns
+
+    def _per_frame(self, batch: dict[str, list[Any]]) -> dict[str, Any]:
+        """Return the batch's values per frame as tensors [B, T] or [B, T, n]."""
+        names = {name for table, _, _ in self._found for name in table.per_frame}
+        stacked = {n: stack_per_frame(v, self._plan.frames) for n, v in batch.items() if n in names}
+        is_tensor = torch.is_tensor
+        return {n: self._target.send_plain(v) if is_tensor(v) else v for n, v in stacked.items()}
 
     def _kept(self) -> list[str]:
         """Return the kept columns of the batch's shards, whichever was read first."""

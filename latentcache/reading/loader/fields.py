@@ -89,7 +89,7 @@ class LoaderFields:
         """Open the fields of a cache. Raises ConfigError, CacheError."""
         readers = [cache.field(name) for name in options.names]
         for reader in readers:
-            check_columns(reader, cache.column_names)
+            check_columns(reader, cache.batch_columns)
         return cls(readers, options)
 
     def __bool__(self) -> bool:

@@ -206,6 +206,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 where,
                 columns,
                 LoaderFields.of(cache, options) if options.names else None,
+                frames,
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]

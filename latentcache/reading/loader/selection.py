@@ -22,7 +22,8 @@ class ShardMap:
 
     where: what chooses them, or None for all ok clips. fields: those that a clip must have; left_out: how
     many clips lack each, of those that `where` keeps. columns: of a batch besides its latents; None
-    for key, caption and those kept from the corpus. Raises ConfigError for an unknown column.
+    for key, caption and those kept from the corpus. frames: of a clip at most; values per frame are cut,
+    too. Raises ConfigError for an unknown column.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class ShardMap:
         where: Where | None = None,
         columns: Sequence[str] | None = None,
         fields: LoaderFields | None = None,
+        frames: int | None = None,
     ) -> None:
-        self.cache, self.fields = cache, fields
+        self.cache, self.fields, self.frames = cache, fields, frames
         self.columns = None if columns is None else _check_columns(cache, columns)
         self._chosen = None if where is None else choose(cache, where)
         self.left_out: Mapping[str, int] = {}
@@ -92,11 +94,11 @@ def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:
     if isinstance(columns, str):
         raise ConfigError(f"columns is {columns!r}: give a list of names, such as [{columns!r}]")
     for name in columns:
-        if name not in cache.column_names:
+        if name not in cache.batch_columns:
             raise ConfigError(
                 f"columns: the sample tables have no {name!r}."
-                f"{did_you_mean(name, cache.column_names)} They have: "
-                f"{', '.join(cache.column_names)}"
+                f"{did_you_mean(name, cache.batch_columns)} They have: "
+                f"{', '.join(cache.batch_columns)}"
             )
     return list(columns)
 

@@ -39,8 +39,9 @@ class Source:
         where: Where | None,
         columns: Sequence[str] | None,
         fields: LoaderFields | None = None,
+        frames: int | None = None,
     ) -> None:
-        self.transform = transform
+        self.transform, self._frames = transform, frames
         self._where, self._columns = where, columns
         self._fields = self._all_fields = fields
         self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
@@ -51,7 +52,7 @@ class Source:
         self._share(cache)
 
     def _open(self, cache: Cache) -> None:
-        self._map = ShardMap(cache, self._where, self._columns, self._fields)
+        self._map = ShardMap(cache, self._where, self._columns, self._fields, self._frames)
         fields = {"fields": self._fields.identity()} if self._fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 

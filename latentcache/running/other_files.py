@@ -1,0 +1,121 @@
+"""Files that a field reads beside the clips' sources: control videos, masks and reference images.
+
+They are matched to a clip by its key and by time, never by their order or their frames' numbers.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from latentcache.core.lru import Lru
+from latentcache.core.records import Clip
+from latentcache.corpus.source_table import IMAGES, resolve
+from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.errors import ClipError
+from latentcache.storage.urls import is_url, without_query
+
+#: Sources and files whose shape and times are kept: neighbours are often clips of one source.
+KEPT = 256
+Kind = Literal["video", "image"]
+#: Aspect ratios may differ by so much: sizes are rounded to what codecs take.
+MAX_ASPECT_DIFFERENCE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherFile:
+    """A file that stands beside a clip. source_times_s: of the frames of the clip's own source."""
+
+    url: str
+    kind: Kind
+    identity: str
+    source_times_s: Sequence[float] | None
+
+    def decode(self, pool: DecodePool, clip: Clip) -> Future[DecodedClip]:
+        """Decode the frames that are nearest in time to those of a clip, or of a part of it."""
+        if self.kind == "image" and clip.frames > 1:
+            raise ClipError(
+                "input_too_short", f"it is one picture, and the clip has {clip.frames} frames"
+            )
+        other = replace(clip, url=self.url, identity=self.identity, kind=self.kind)
+        return pool.decode(other, [0.0] if self.kind == "image" else self._times_s(clip))
+
+    def _times_s(self, clip: Clip) -> list[float]:
+        """Return the times of a clip's frames since the first frame of its source."""
+        numbers = np.arange(clip.start, clip.start + clip.frames)
+        if clip.fps is not None:
+            return (numbers / clip.fps).tolist()  # type: ignore[no-any-return]
+        if clip.kind == "image":
+            return [0.0] * clip.frames
+        times_s = np.array(self.source_times_s or [], np.float64)
+        if len(times_s) <= numbers[-1]:
+            raise ClipError("truncated", f"the clip's source has {len(times_s)} frames")
+        return (times_s[numbers] - times_s[0]).tolist()  # type: ignore[no-any-return]
+
+
+class OtherFiles:
+    """Finds them, and what they must fit. One thread at a time.
+
+    All of a shard are looked at before one is decoded: a look takes a buffer, and so does each decoded clip
+    until it is encoded.
+    """
+
+    def __init__(self, pool: DecodePool, folder: str, *, same_shape: bool) -> None:
+        self._pool, self._folder, self._same_shape = pool, folder, same_shape
+        self._known: Lru[str, Future[dict[str, Any]]] = Lru(KEPT)
+
+    def find(self, clips: Sequence[Clip], paths: Sequence[str]) -> list[OtherFile | ClipError]:
+        """Return the file of each clip, or why it cannot be used; an empty path is none."""
+        for clip, path in zip(clips, paths, strict=True):
+            if path:  # all at once, before the first is waited for
+                self._look(self._url(path), _kind(path))
+                self._look(clip.url, clip.kind)
+        return [self._find(clip, path) for clip, path in zip(clips, paths, strict=True)]
+
+    def _find(self, clip: Clip, path: str) -> OtherFile | ClipError:
+        if not path:
+            return ClipError("missing_input", "there is no path in the field's column")
+        url, kind = self._url(path), _kind(path)
+        try:
+            other, source = self._look(url, kind).result(), self._look(clip.url, clip.kind).result()
+            if self._same_shape:
+                _check_shape(other, source)
+        except ClipError as error:
+            return ClipError(error.reason, f"{path}: {error}")
+        return OtherFile(
+            url=url, kind=kind, identity=other["identity"], source_times_s=source.get("times_s")
+        )
+
+    def _look(self, url: str, kind: str) -> Future[dict[str, Any]]:
+        return self._known.get_or_make(url, lambda: self._pool.probe(url, kind, times=True))
+
+    def _url(self, path: str) -> str:
+        if is_url(path) or path.startswith("/"):
+            return path
+        if is_url(self._folder):
+            folder = self._folder if self._folder.endswith("/") else f"{self._folder}/"
+            return resolve(folder, path)
+        return str(Path(self._folder) / path)
+
+
+def _kind(path: str) -> Kind:
+    suffix = posixpath.splitext(without_query(path))[1][1:].lower()
+    return "image" if suffix in IMAGES else "video"
+
+
+def _check_shape(other: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Raise ClipError where two files are of other aspect ratios."""
+    ratios = [facts["width"] / facts["height"] for facts in (other, source)]
+    if abs(ratios[0] / ratios[1] - 1) > MAX_ASPECT_DIFFERENCE:
+        raise ClipError(
+            "other_shape",
+            f"it is {other['width']} x {other['height']} as shown, and the clip's source is "
+            f"{source['width']} x {source['height']}, so the crop would show other parts. Give it the "
+            "same aspect ratio, or set same_shape: false",
+        )
