@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from latentcache.reading.cache import Cache, open_cache
     from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
+    from latentcache.reading.views.protocol import Pick, Record
+    from latentcache.reading.views.window import Window
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,9 +44,12 @@ __all__ = [
     "LatentCacheError",
     "LatentDataset",
     "LatentLoader",
+    "Pick",
     "RecipeMismatchError",
+    "Record",
     "ShardError",
     "StorageError",
+    "Window",
     "__version__",
     "collate",
     "open_cache",
@@ -60,6 +65,9 @@ _LAZY = {
     "collate": "reading.dataset",
     "to_numpy": "reading.dataset",
     "LatentLoader": "reading.loader.loader",
+    "Pick": "reading.views.protocol",
+    "Record": "reading.views.protocol",
+    "Window": "reading.views.window",
 }
 
 

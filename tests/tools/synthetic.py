@@ -146,14 +146,18 @@ def write_cache(
     published: bool = True,
     options: Mapping[str, Any] | None = None,
     make: Callable[[ArrayLayout, np.random.Generator, int], Array] | None = None,
+    by_frame: bool = False,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
-    make: gives the sample at a position of its bucket; omitted: normal noise.
+    make: gives the sample at a position of its bucket; omitted: normal noise. by_frame: as of an encoder of
+    single frames.
     """
     make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
     spec = make_spec(dtype, stored, channels, exactness)
+    if by_frame:
+        spec = replace(spec, stride=(1, 8, 8), frame_rule=FrameRule(), pixel_layout="BCHW")
     manifest = make_manifest(
         spec=spec,
         buckets=buckets,

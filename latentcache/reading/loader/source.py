@@ -17,6 +17,7 @@ from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.transform import Transform
+from latentcache.reading.views.adapt import AnyView
 
 DIGEST_BYTES = 32
 GENERATION_BYTES = 8
@@ -39,8 +40,9 @@ class Source:
         where: Where | None,
         columns: Sequence[str] | None,
         fields: LoaderFields | None = None,
+        view: AnyView | None = None,
     ) -> None:
-        self.transform = transform
+        self.transform, self._view = transform, view
         self._where, self._columns = where, columns
         self._fields = self._all_fields = fields
         self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
@@ -51,7 +53,7 @@ class Source:
         self._share(cache)
 
     def _open(self, cache: Cache) -> None:
-        self._map = ShardMap(cache, self._where, self._columns, self._fields)
+        self._map = ShardMap(cache, self._where, self._columns, self._fields, self._view)
         fields = {"fields": self._fields.identity()} if self._fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 
