@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
     from latentcache.reading.views.protocol import Pick, Record
+    from latentcache.reading.views.sparse import Sparse
+    from latentcache.reading.views.tokens import Tokens
     from latentcache.reading.views.window import Window
 
 __version__ = "0.1.0"
@@ -48,7 +50,9 @@ __all__ = [
     "RecipeMismatchError",
     "Record",
     "ShardError",
+    "Sparse",
     "StorageError",
+    "Tokens",
     "Window",
     "__version__",
     "collate",
@@ -67,6 +71,8 @@ _LAZY = {
     "LatentLoader": "reading.loader.loader",
     "Pick": "reading.views.protocol",
     "Record": "reading.views.protocol",
+    "Sparse": "reading.views.sparse",
+    "Tokens": "reading.views.tokens",
     "Window": "reading.views.window",
 }
 

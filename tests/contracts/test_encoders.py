@@ -207,7 +207,9 @@ def test_frames_are_independent_if_and_only_if_the_spec_says_so(built: Built) ->
     rest = before.shape[time] - 1
     touched = built.differs(before.narrow(time, 1, rest), after.narrow(time, 1, rest))
     independent = before.shape[time] == frames and not touched
-    assert independent == built.spec.frame_independent
+    declared = built.spec.frame_independent
+    # An encoder of someone's own may leave it unsaid: then middles of its clips are refused unasked.
+    assert independent == declared if built.case.kind in KINDS else independent or not declared
 
 
 def test_pixel_frames_of_the_latents_are_the_clip_in_order(built: Built) -> None:

@@ -48,8 +48,8 @@ def _of_source(record: Record, name: str, values: Sequence[Any]) -> Sequence[Any
     resampled = "" if fps is None else f", and clips.fps ({fps}) leaves out frames of the source"
     raise ConfigError(
         f"per_frame: {name} of clip {record.key!r} has {len(values)} entries, but the clip has {num} "
-        f"frames from number {start} on, and {record.num_frames} latent frames{resampled}: which entry belongs to "
-        "which frame is unknown. Keep lists with an entry per frame of the clip."
+        f"frames from number {start} on, and {record.num_frames} latent frames{resampled}: which entry "
+        "belongs to which frame is unknown. Keep lists with an entry per frame of the clip."
     )
 
 
