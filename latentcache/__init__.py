@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latentcache.reading.cache import Cache, open_cache
     from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
+    from latentcache.reading.views.multiscale import MultiScale
     from latentcache.reading.views.protocol import Pick, Record
     from latentcache.reading.views.sparse import Sparse
     from latentcache.reading.views.tokens import Tokens
@@ -46,6 +47,7 @@ __all__ = [
     "LatentCacheError",
     "LatentDataset",
     "LatentLoader",
+    "MultiScale",
     "Pick",
     "RecipeMismatchError",
     "Record",
@@ -69,6 +71,7 @@ _LAZY = {
     "collate": "reading.dataset",
     "to_numpy": "reading.dataset",
     "LatentLoader": "reading.loader.loader",
+    "MultiScale": "reading.views.multiscale",
     "Pick": "reading.views.protocol",
     "Record": "reading.views.protocol",
     "Sparse": "reading.views.sparse",
