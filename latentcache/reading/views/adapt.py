@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,7 +90,12 @@ class AnyView:
             )
         if pick.frames is None:
             return pick
-        frames = [int(frame) for frame in pick.frames]
+        try:
+            frames = [operator.index(frame) for frame in pick.frames]
+        except TypeError:
+            raise ConfigError(
+                f"view {self.name}: it picks the frames {pick.frames!r}. Give a list of whole numbers."
+            ) from None
         if not frames or not all(0 <= frame < record.num_frames for frame in frames):
             raise ConfigError(
                 f"view {self.name}: it picks the latent frames {frames} of clip {record.key!r}, which has "

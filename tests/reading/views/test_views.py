@@ -216,13 +216,15 @@ def test_what_is_no_view_is_refused(view: Any, message: str, moments: Synthetic)
         list(LatentLoader(moments.url, view=view))
 
 
-@pytest.mark.parametrize("frames", [[], [-1], [99], range(3, 3)])
+@pytest.mark.parametrize("frames", [[], [-1], [99], range(3, 3), 5, [0.5], "1"])
 def test_picks_of_no_frames_are_refused(frames: Any, moments: Synthetic) -> None:
     class Bad:
         def pick(self, record: Record, draw: torch.Generator) -> Pick:
             return Pick(frames=frames)
 
-    with pytest.raises(ConfigError, match="Pick at least one, and only those"):
+    with pytest.raises(
+        ConfigError, match=r"Pick at least one, and only those|Give a list of whole numbers"
+    ):
         list(LatentLoader(moments.url, view=Bad()))
 
 
