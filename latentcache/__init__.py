@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from latentcache.reading.cache import Cache, open_cache
     from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
+    from latentcache.reading.views.multiscale import MultiScale
+    from latentcache.reading.views.protocol import Pick, Record
+    from latentcache.reading.views.sparse import Sparse
+    from latentcache.reading.views.tokens import Tokens
+    from latentcache.reading.views.window import Window
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,9 +47,15 @@ __all__ = [
     "LatentCacheError",
     "LatentDataset",
     "LatentLoader",
+    "MultiScale",
+    "Pick",
     "RecipeMismatchError",
+    "Record",
     "ShardError",
+    "Sparse",
     "StorageError",
+    "Tokens",
+    "Window",
     "__version__",
     "collate",
     "open_cache",
@@ -60,6 +71,12 @@ _LAZY = {
     "collate": "reading.dataset",
     "to_numpy": "reading.dataset",
     "LatentLoader": "reading.loader.loader",
+    "MultiScale": "reading.views.multiscale",
+    "Pick": "reading.views.protocol",
+    "Record": "reading.views.protocol",
+    "Sparse": "reading.views.sparse",
+    "Tokens": "reading.views.tokens",
+    "Window": "reading.views.window",
 }
 
 

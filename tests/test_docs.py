@@ -47,6 +47,7 @@ RUN_ELSEWHERE = {
     "docs/fields.md",
     "docs/text-encoders.md",
     "docs/training.md",
+    "docs/views.md",
 }
 #: The place of a cache in a page's Python, and how it is reached.
 IN_A_BUCKET = r'"s3://[^"]*"(, storage_options=\{[^}]*\})?'

@@ -168,6 +168,12 @@ class LatentSpec:
         """Channels of the stored array: mean and logvar for moments, else the latent's own."""
         return 2 * self.channels if self.stored == "moments" else self.channels
 
+    @property
+    def frame_independent(self) -> bool:
+        """Whether each latent frame is of one pixel frame only: encoded by itself it is the same."""
+        per_frame = self.pixel_layout == "BCHW" and self.stride[0] == 1
+        return per_frame and self.exactness == "prefix_exact"
+
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Return the shape of one stored sample for a clip of T x H x W pixels.
 

@@ -39,6 +39,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
+from latentcache.reading.picks import Picks, copy_frames
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
@@ -449,11 +450,19 @@ class Cache:
         out: Sequence[torch.Tensor],
         *,
         check: bool = True,
+        picks: Picks | None = None,
     ) -> None:
         """Read samples of a shard, by their position among its ok rows, into CPU tensors.
 
-        check: compare their CRC32C. Raises CorruptionError, naming the clip.
+        check: compare their CRC32C. picks: latent frames of each sample, if not all are wanted. Raises
+        CorruptionError, naming the clip.
         """
+        if picks is not None and any(pick is not None for pick in picks):
+            whole = list(self.empty(bucket, len(positions)))
+            self.read(bucket, shard, positions, whole, check=check)
+            for sample, pick, target in zip(whole, picks, out, strict=True):
+                copy_frames(sample, pick, target)
+            return
         rows, layout = self.rows(bucket, shard), self._layouts[bucket]
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:

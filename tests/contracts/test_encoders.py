@@ -193,6 +193,25 @@ def test_latent_frames_depend_on_no_later_pixels_than_the_spec_says(built: Built
             assert int(touched[0]) == t
 
 
+def test_frames_are_independent_if_and_only_if_the_spec_says_so(built: Built) -> None:
+    """Another first frame changes only the first latent frame; and every latent frame is of one frame."""
+    if built.spec.ids is not None and built.spec.ids.scales:
+        pytest.skip("multi-scale ids are of one frame")
+    frames = built.case.frames[-1]
+    pixels = built.pixels(frames)
+    changed = pixels.clone()
+    changed[:, 0] = 255 - changed[:, 0]
+    before, after = (built.latents(built.encoder.encode(p)) for p in (pixels, changed))
+    time = before.ndim - 3
+    assert before.shape[time] > 1
+    rest = before.shape[time] - 1
+    touched = built.differs(before.narrow(time, 1, rest), after.narrow(time, 1, rest))
+    independent = before.shape[time] == frames and not touched
+    declared = built.spec.frame_independent
+    # An encoder of someone's own may leave it unsaid: then middles of its clips are refused unasked.
+    assert independent == declared if built.case.kind in KINDS else independent or not declared
+
+
 def test_pixel_frames_of_the_latents_are_the_clip_in_order(built: Built) -> None:
     if built.spec.ids is not None and built.spec.ids.scales:
         pytest.skip("multi-scale ids are of one frame")

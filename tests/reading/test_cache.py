@@ -53,8 +53,10 @@ def test_samples_come_in_order_without_the_failed(name: str, dtype: str, tmp_pat
 def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), dtype="uint16", stored="ids")
     cache = open_cache(str(tmp_path))
-    assert (cache[-1]["latents"].dtype, cache[-1]["latents"].shape) == (torch.uint16, (2, 4, 4))
-    check_stored(cache[-1]["latents"], cache[-1]["key"], written)
+    assert (cache.stored(-1).dtype, cache.stored(-1).shape) == (torch.uint16, (2, 4, 4))
+    check_stored(cache.stored(-1), cache[-1]["key"], written)
+    assert cache[-1]["latents"].dtype == torch.int64
+    assert torch.equal(cache[-1]["latents"], cache.stored(-1).to(torch.int64))
 
 
 def test_a_sample_says_what_it_is(tmp_path: Path) -> None:

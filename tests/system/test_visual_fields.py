@@ -196,3 +196,21 @@ def test_fields_that_no_encoder_can_give_are_refused(
     printed = add(cache, status=2, bad={"kind": "visual", **field})
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_fields_with_an_entry_per_latent_frame_are_cut_like_a_window(
+    folder: Path, batch: dict[str, Any]
+) -> None:
+    def part(view: Any, *fields: str) -> dict[str, Any]:
+        options: dict[str, Any] = {"posterior": "mode", "fields": fields, "view": view}
+        return next(iter(latentcache.LatentLoader(str(folder / "cache"), shuffle=False, **options)))
+
+    second = part(latentcache.Window(1, start="all", middle=True), "i2v", "first", "frame0")
+    assert second["key"] == [key for key in batch["key"] for _ in range(2)]
+    for n, (frame,) in enumerate(second["frame_indices"].tolist()):
+        assert torch.equal(second["i2v"][n, :, 0], batch["i2v"][n // 2, :, frame])
+        assert torch.equal(second["latents"][n, :, 0], batch["latents"][n // 2, :, frame])
+        for name in ("first", "frame0"):  # of the whole clip
+            assert torch.equal(second[name][n], batch[name][n // 2])
+    with pytest.raises(latentcache.ConfigError, match="view is a part of each clip's latents"):
+        part(latentcache.Window(2), "view")

@@ -146,14 +146,21 @@ def write_cache(
     published: bool = True,
     options: Mapping[str, Any] | None = None,
     make: Callable[[ArrayLayout, np.random.Generator, int], Array] | None = None,
+    by_frame: bool = False,
+    spec: LatentSpec | None = None,
+    actions: bool = False,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
-    make: gives the sample at a position of its bucket; omitted: normal noise.
+    make: gives the sample at a position of its bucket; omitted: normal noise. by_frame: as of an encoder of
+    single frames. spec: in place of one that is made. actions: keep a column of a list with
+    an entry per frame, its number.
     """
     make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
-    spec = make_spec(dtype, stored, channels, exactness)
+    spec = spec or make_spec(dtype, stored, channels, exactness)
+    if by_frame:
+        spec = replace(spec, stride=(1, 8, 8), frame_rule=FrameRule(), pixel_layout="BCHW")
     manifest = make_manifest(
         spec=spec,
         buckets=buckets,
@@ -174,7 +181,7 @@ def write_cache(
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
             rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
-            write_shard(storage, format, layout, shard, rows, manifest.fingerprint)
+            write_shard(storage, format, layout, shard, rows, manifest.fingerprint, actions=actions)
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
             )
@@ -222,6 +229,8 @@ def write_shard(
     shard: int,
     rows: Sequence[Array | None],
     recipe: str,
+    *,
+    actions: bool = False,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     shard_format = get_format(format)
@@ -254,10 +263,12 @@ def write_shard(
             "decode_s": 0.0,
             "encode_s": 0.0,
             "score": float(first + row),
+            "actions": list(range(bucket.frames)),
         }
         for row, chunk in enumerate(encoded.chunks)
     ]
-    schema = pa.schema([*SAMPLE_SCHEMA, *KEEP])
+    lists = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
+    schema = pa.schema([*SAMPLE_SCHEMA, *KEEP, *lists])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
     storage.write(encoded.path, data)

@@ -14,7 +14,7 @@ import torch
 
 from latentcache.reading.loader.damage import Damage
 from latentcache.reading.loader.fields import FieldsOfBatch
-from latentcache.reading.loader.selection import ShardMap
+from latentcache.reading.loader.selection import Rows, ShardMap
 from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
 from latentcache.reading.per_frame import stack_per_frame
@@ -25,10 +25,11 @@ from latentcache.reading.shard_rows import ShardRows
 class Read:
     """A batch that was read. batch: without `latents` if none of its clips could be read.
 
-    num_bytes: of latents as stored. num_skipped: damaged clips that are not in it.
+    num_samples: in it. num_bytes: of latents as stored. num_skipped: damaged clips that are not in it.
     """
 
     batch: dict[str, Any]
+    num_samples: int
     num_bytes: int
     num_skipped: int
 
@@ -46,10 +47,11 @@ class ReadBatch:
         damage: Damage,
         check: bool = True,
         cache: int | None = None,
+        layout: str | None = None,
     ) -> None:
         self._plan, self._batch, self._epoch = plan, batch, epoch
         self._target, self._check, self._cache = target, check, cache
-        self._damage = damage
+        self._damage, self._layout = damage, layout
         #: Batches of other buckets have other shapes.
         self.kind = (cache, batch.bucket)
         self._name, self._shape = plan.names[batch.bucket], plan.shapes[batch.bucket]
@@ -64,8 +66,7 @@ class ReadBatch:
     def parts(self) -> Sequence[Callable[[], None]]:
         """Return one part per shard, to be called in any order and by any thread."""
         return [
-            _Part(self, shard, rows, where)
-            for shard, (rows, where) in self._plan.places(self._batch).items()
+            _Part(self, shard, found) for shard, found in self._plan.places(self._batch).items()
         ]
 
     def _memory(self) -> Staged:
@@ -81,11 +82,16 @@ class ReadBatch:
         with self._lock:
             if self._fields is None:
                 num = len(self._batch.rows)
-                self._fields = self._plan.fields.stage(self._name, num, self._target)
+                self._fields = self._plan.fields.stage(self._name, num, self._fields_target())
             return self._fields
 
-    def read(self, shard: int, rows: list[int], where: list[int]) -> None:
+    def _fields_target(self) -> Target:
+        """Return where fields go."""
+        return self._target
+
+    def read(self, shard: int, found: Rows) -> None:
         """Read rows of one shard to their places in the batch."""
+        rows, where = found.rows, found.where
         cache, out = self._plan.cache, self._memory().rows(where)
         read = self._damage.read(cache, self._name, shard, rows, out, check=self._check)
         if len(read) < len(rows):
@@ -110,6 +116,8 @@ class ReadBatch:
         num = len(self._batch.rows)
         sound = sorted(n for _, _, where in self._found for n in where)
         arriving = self._memory().finish()
+        if self._layout is not None:
+            arriving = self._target.arrange(arriving, self._layout)
         if len(sound) < num:
             arriving = replace(arriving, keep=sound)
         columns = self._columns(num)
@@ -121,6 +129,7 @@ class ReadBatch:
         whole = {"latents": arriving, **fields, **batch, "bucket": self._name, **number}
         return Read(
             batch=whole if sound else {},
+            num_samples=len(sound),
             num_bytes=len(sound) * self._plan.shards[self._batch.bucket].sample_bytes,
             num_skipped=num - len(sound),
         )
@@ -154,11 +163,10 @@ class ReadBatch:
 class _Part:
     batch: ReadBatch
     shard: int
-    rows: list[int]
-    where: list[int]
+    found: Rows
 
     def __call__(self) -> None:
-        self.batch.read(self.shard, self.rows, self.where)
+        self.batch.read(self.shard, self.found)
 
     def __str__(self) -> str:
         return self.batch.name_of(self.shard)

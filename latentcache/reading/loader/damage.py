@@ -10,6 +10,7 @@ import torch
 
 from latentcache.errors import ConfigError, CorruptionError
 from latentcache.reading.cache import Cache
+from latentcache.reading.picks import Picks
 
 OnDamaged = Literal["raise", "skip"]
 log = logging.getLogger(__name__)
@@ -34,23 +35,36 @@ class Damage:
         out: Sequence[torch.Tensor],
         *,
         check: bool,
+        picks: Picks | None = None,
     ) -> list[int]:
         """Read ok rows of a shard, as `Cache.read` does; return which of them could be read, by place.
 
         Raises CorruptionError for a damaged one, unless they are skipped.
         """
+        picks = picks or [None] * len(rows)
         try:
-            cache.read(bucket, shard, rows, out, check=check)
+            cache.read(bucket, shard, rows, out, check=check, picks=picks)
         except CorruptionError:
             if not self.skips:
                 raise
-            return [n for n in range(len(rows)) if _is_sound(cache, bucket, shard, rows[n], out[n])]
+            return [
+                n
+                for n in range(len(rows))
+                if _is_sound(cache, bucket, shard, rows[n], out[n], picks[n])
+            ]
         return list(range(len(rows)))
 
 
-def _is_sound(cache: Cache, bucket: str, shard: int, row: int, out: torch.Tensor) -> bool:
+def _is_sound(
+    cache: Cache,
+    bucket: str,
+    shard: int,
+    row: int,
+    out: torch.Tensor,
+    pick: Sequence[int] | None,
+) -> bool:
     try:
-        cache.read(bucket, shard, [row], [out])
+        cache.read(bucket, shard, [row], [out], picks=[pick])
     except CorruptionError as error:
         log.warning("skipped a damaged clip: %s", error)
         return False

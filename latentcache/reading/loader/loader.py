@@ -25,6 +25,7 @@ from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.handover import check_open_files
 from latentcache.reading.loader import state as loader_state
+from latentcache.reading.loader.arrange import check_layout, check_names, renamed
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.damage import Damage, OnDamaged
 from latentcache.reading.loader.fields import (
@@ -51,8 +52,10 @@ from latentcache.reading.loader.source import Source, agree
 from latentcache.reading.loader.state import Position
 from latentcache.reading.loader.targets import make_target
 from latentcache.reading.loader.transform import Posterior, Transform
+from latentcache.reading.loader.viewed import check_fields
 from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
 from latentcache.reading.order.mixture import Mixture
+from latentcache.reading.views.adapt import AnyView
 from latentcache.storage.urls import redact
 
 #: Threads that read; with a remote cache they mostly wait for it.
@@ -77,9 +80,9 @@ class LoaderStats(Waiting):
 class LatentLoader(IterableDataset[dict[str, Any]]):
     """Batches of a cache, as an iterable and as a dataset of `DataLoader(loader, batch_size=None)`.
 
-    A batch: `latents` [B, C, t, h, w] (ids: [B, t, h, w]), contiguous, in its own memory; lists of B for
-    `key`, `caption` and the columns kept from the corpus, or for those in `columns`; `bucket`, the name
-    that all share; and `cache`, its number, if there are several.
+    A batch: `latents` [B, C, t, h, w] (ids: int64 [B, t, h, w]), contiguous, in its own memory; lists of B
+    for `key`, `caption` and the columns kept from the corpus, or for those in `columns`; `bucket`, the
+    name that all share; and `cache`, its number, if there are several.
 
     What comes: every ok clip once per epoch, or only those that `where` keeps. `where` is a condition such
     as "score > 5 and caption != ''" (see `core.where`), an expression of pyarrow.compute, or its filters,
@@ -119,6 +122,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     "zeros"; `dropped` [B] says which. Where a clip has several texts, `umt5_choice` says which one came.
     Both follow from (seed, epoch, key). pad="batch" cuts texts to the longest of a batch, if the model
     masks padding.
+    view: what is read of each clip, and what is made of it: `Window(frames=16)` and others, or an object or
+    function of yours; see docs/views.md. layout: the order of the latents' axes, such as "BTCHW". names:
+    other names of what a batch holds, such as {"latents": "mp4"}.
     num_threads (omitted: 4, or 16 if a cache is remote) read, check and decompress. prefetch_bytes bounds
     what is read ahead. pool_bytes bounds the shards from which samples are drawn at a time (they are not
     held in memory). check=False leaves out the CRC32C of every clip: then a damaged one may come as wrong
@@ -160,6 +166,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         dropped: str = NULL,
         pad: Literal["spec", "batch"] = "spec",
         missing: Literal["leave_out", "null"] = "leave_out",
+        view: Any = None,
+        layout: str | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         for name, number in (("num_threads", num_threads), ("frames", frames)):
             if number is not None:
@@ -191,6 +200,13 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self.check = check
         self.stats = LoaderStats()
         self._damage = Damage(on_damaged)
+        self._view = None if view is None else AnyView(view, self.order.seed)
+        if self._view and frames is not None:
+            raise ConfigError(
+                f"frames {frames} and view {self._view} both say which frames come. Leave frames out, and "
+                'say it by the view: Window(frames, start="first") counts latent frames.'
+            )
+        self._layout, self._names = layout, check_names(names)
         self._memory = Recycler(prefetch_bytes)
         self._sources = [
             Source(
@@ -207,6 +223,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 columns,
                 LoaderFields.of(cache, options) if options.names else None,
                 frames,
+                self._view,
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]
@@ -241,6 +258,10 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         check_mixture(self.order, self._weights, self._epoch_batches, len(caches))
         check_alike(caches, [source.transform for source in self._sources])
         check_fields_alike([source.map.fields for source in self._sources])
+        if self._view:
+            check_fields([source.map.fields for source in self._sources])
+        for cache in caches:
+            check_layout(self._layout, cache.spec)
         for source in self._sources:
             check_batches(self.order, source.map)
         check_length(len(self._plan(0)), len(self), self.world_size)
@@ -364,6 +385,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             targets=[make_target(self.device, s.transform, self._memory) for s in self._sources],
             damage=self._damage,
             check=self.check,
+            layout=self._layout,
         )
 
     def _iterate(self, at: Position, *, is_worker: bool) -> Iterator[dict[str, Any]]:
@@ -377,11 +399,12 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         )
         for place, read in zip(todo, reads, strict=True):
             self.stats.num_skipped += read.num_skipped
-            batch = read.batch or plan.instead_of(place).batch
-            batch = arriving(batch)
+            if not read.batch:
+                read = plan.instead_of(place)
+            batch = renamed(arriving(read.batch), self._names)
             check_open_files()
             self.stats.num_batches += 1
-            self.stats.num_samples += len(batch["latents"])
+            self.stats.num_samples += read.num_samples
             self.stats.num_bytes += read.num_bytes
             if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
@@ -458,6 +481,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             "caches": [source.identity() for source in self._sources],
             "weights": self._weights,
             "epoch_batches": self._epoch_batches,
+            "view": self._view.identity() if self._view else None,
             **dataclasses.asdict(self.order),
         }
 

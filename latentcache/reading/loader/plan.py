@@ -10,23 +10,29 @@ from latentcache.reading.loader.batches import Read, ReadBatch
 from latentcache.reading.loader.damage import Damage
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.targets import Target
+from latentcache.reading.loader.viewed import ViewedBatch
 from latentcache.reading.order.mixture import Mixture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An epoch's order, and how its batches are read. maps, targets: of each cache."""
+    """An epoch's order, and how its batches are read. maps, targets: of each cache.
+
+    layout: order of the latents' axes, None for that in which they are stored.
+    """
 
     order: Mixture
     maps: Sequence[ShardMap]
     targets: Sequence[Target]
     damage: Damage
     check: bool
+    layout: str | None = None
 
     def job(self, place: int) -> ReadBatch:
         """Return the batch at a place, to be read."""
         cache, epoch, batch = self.order.batch(place)
-        return ReadBatch(
+        make = ReadBatch if self.maps[cache].view is None else ViewedBatch
+        return make(
             self.maps[cache],
             batch,
             epoch,
@@ -34,6 +40,7 @@ class Plan:
             damage=self.damage,
             check=self.check,
             cache=cache if len(self.maps) > 1 else None,
+            layout=self.layout,
         )
 
     def instead_of(self, place: int) -> Read:

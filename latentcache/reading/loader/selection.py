@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,15 @@ from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where, choose
 from latentcache.reading.order.epoch import Batch, BucketShards
 from latentcache.reading.order.philox import Int64
+from latentcache.reading.views.adapt import AnyView, latent_frames
+
+
+class Rows(NamedTuple):
+    """Ok rows of a shard, their places in a batch, and which of its clip's samples each is."""
+
+    rows: list[int]
+    where: list[int]
+    numbers: list[int]
 
 
 class ShardMap:
@@ -23,7 +33,8 @@ class ShardMap:
     where: what chooses them, or None for all ok clips. fields: those that a clip must have; left_out: how
     many clips lack each, of those that `where` keeps. columns: of a batch besides its latents; None
     for key, caption and those kept from the corpus. frames: of a clip at most; values per frame are cut,
-    too. Raises ConfigError for an unknown column.
+    too. view: what makes samples of clips, or None. Raises ConfigError for an unknown column, or where
+    the view makes no sense.
     """
 
     def __init__(
@@ -33,8 +44,9 @@ class ShardMap:
         columns: Sequence[str] | None = None,
         fields: LoaderFields | None = None,
         frames: int | None = None,
+        view: AnyView | None = None,
     ) -> None:
-        self.cache, self.fields, self.frames = cache, fields, frames
+        self.cache, self.fields, self.frames, self.view = cache, fields, frames, view
         self.columns = None if columns is None else _check_columns(cache, columns)
         self._chosen = None if where is None else choose(cache, where)
         self.left_out: Mapping[str, int] = {}
@@ -51,6 +63,23 @@ class ShardMap:
                 self._numbers.append(numbers)
                 self.shards.append(BucketShards(num_samples=num_samples, sample_bytes=size))
         self.shapes = [cache.buckets[name].shape for name in self.names]
+        #: Samples per clip of each bucket.
+        self.per_clip = [1] * len(self.names)
+        if view is not None:
+            self._apply(view)
+
+    def _apply(self, view: AnyView) -> None:
+        """Count the samples that a view makes of clips."""
+        num_frames = [latent_frames(shape) for shape in self.shapes]
+        view.check(self.cache.spec, dict(zip(self.names, num_frames, strict=True)))
+        self.per_clip = [view.count(num) for num in num_frames]
+        self.shards = [
+            BucketShards(
+                num_samples=shards.num_samples * count,
+                sample_bytes=max(1, shards.sample_bytes * view.most_frames(num) // num),
+            )
+            for shards, count, num in zip(self.shards, self.per_clip, num_frames, strict=True)
+        ]
 
     def __len__(self) -> int:
         return sum(int(bucket.num_samples.sum()) for bucket in self.shards)
@@ -75,18 +104,20 @@ class ShardMap:
             first += int(num_ok.sum())
         return np.concatenate(found)
 
-    def places(self, batch: Batch) -> dict[int, tuple[list[int], list[int]]]:
+    def places(self, batch: Batch) -> dict[int, Rows]:
         """Return each shard of a batch with its rows and their places in the batch."""
-        places: dict[int, tuple[list[int], list[int]]] = {}
-        for n, (at, row) in enumerate(zip(batch.shards, batch.rows, strict=True)):
+        places: dict[int, Rows] = {}
+        for n, (at, sample) in enumerate(zip(batch.shards, batch.rows, strict=True)):
             shard = int(self._numbers[batch.bucket][at])
-            rows, where = places.setdefault(shard, ([], []))
-            rows.append(row)
-            where.append(n)
+            found = places.setdefault(shard, Rows([], [], []))
+            row, number = divmod(sample, self.per_clip[batch.bucket])
+            found.rows.append(row)
+            found.where.append(n)
+            found.numbers.append(number)
         if self._chosen is not None:
             chosen = self._chosen[self.names[batch.bucket]]
-            for shard, (rows, where) in places.items():
-                places[shard] = (chosen.rows(shard)[rows].tolist(), where)
+            for shard, found in places.items():
+                places[shard] = found._replace(rows=chosen.rows(shard)[found.rows].tolist())
         return places
 
 

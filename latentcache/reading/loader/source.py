@@ -17,6 +17,7 @@ from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.transform import Transform
+from latentcache.reading.views.adapt import AnyView
 
 DIGEST_BYTES = 32
 GENERATION_BYTES = 8
@@ -40,8 +41,9 @@ class Source:
         columns: Sequence[str] | None,
         fields: LoaderFields | None = None,
         frames: int | None = None,
+        view: AnyView | None = None,
     ) -> None:
-        self.transform, self._frames = transform, frames
+        self.transform, self._frames, self._view = transform, frames, view
         self._where, self._columns = where, columns
         self._fields = self._all_fields = fields
         self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
@@ -52,7 +54,9 @@ class Source:
         self._share(cache)
 
     def _open(self, cache: Cache) -> None:
-        self._map = ShardMap(cache, self._where, self._columns, self._fields, self._frames)
+        self._map = ShardMap(
+            cache, self._where, self._columns, self._fields, self._frames, self._view
+        )
         fields = {"fields": self._fields.identity()} if self._fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 

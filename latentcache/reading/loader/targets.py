@@ -10,13 +10,14 @@ import contextlib
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import get_worker_info
 
 from latentcache.errors import ConfigError
+from latentcache.reading.loader.arrange import arranged
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.transform import Transform
 
@@ -64,6 +65,8 @@ class Arriving:
 class Target(Protocol):
     """Makes the memory of batches."""
 
+    transform: Transform
+
     def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
         """Return the host memory that a batch takes until it is handed out."""
         ...
@@ -78,6 +81,10 @@ class Target(Protocol):
 
     def send_plain(self, tensor: torch.Tensor) -> Arriving:
         """Return a CPU tensor where batches go, with nothing done to it."""
+        ...
+
+    def arrange(self, arriving: Arriving, layout: str) -> Arriving:
+        """Return latents with their axes in another order, contiguous."""
         ...
 
 
@@ -119,6 +126,12 @@ class CpuTarget:
     def send_plain(self, tensor: torch.Tensor) -> Arriving:
         """Return the tensor itself."""
         return Arriving(tensor)
+
+    def arrange(self, arriving: Arriving, layout: str) -> Arriving:
+        """Return them in memory of their own."""
+        latents = arranged(arriving.latents, layout)
+        out = self.memory.empty(tuple(latents.shape), latents.dtype)
+        return replace(arriving, latents=out.copy_(latents))
 
     def work(self, shape: torch.Size) -> torch.Tensor:
         """Return this thread's memory to compute in, float32 [2, *shape]; new memory costs more."""
@@ -210,6 +223,13 @@ class DeviceTarget:
             there = tensor.to(self.device, non_blocking=True)
             event = None if self._stream is None else self._stream.record_event()
         return Arriving(there, event)
+
+    def arrange(self, arriving: Arriving, layout: str) -> Arriving:
+        """Return them after the work that makes them."""
+        with self._on_stream():
+            latents = arranged(arriving.latents, layout).contiguous()
+            event = None if self._stream is None else self._stream.record_event()
+        return replace(arriving, latents=latents, event=event)
 
     def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
         if self._stream is None:

@@ -6,7 +6,7 @@ CPU. So a sample is the same on every device, up to the last bit of the device's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,7 +44,8 @@ class Transform:
         self._cuts = dict(cuts or {})
         self._values: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.stored_dtype = torch_dtype(spec.dtype)
-        self.dtype = self.stored_dtype
+        # torch.nn.Embedding takes no other ids.
+        self.dtype = self.stored_dtype if spec.ids is None else torch.int64
         if dtype is not None:
             self.dtype = resolve_dtype(dtype, integers=spec.ids is not None)
         #: Whether noise is wanted.
@@ -68,13 +69,38 @@ class Transform:
         """Fill float32 noise [C, t, h, w] on the CPU; it depends only on (seed, epoch, key)."""
         posteriors.draw_(noise, posteriors.sample_seed(self._seed, epoch, key))
 
+    def of_frames(
+        self,
+        stored: torch.Tensor,
+        frames: Sequence[int] | None,
+        whole: tuple[int, ...],
+        key: str,
+        epoch: int,
+    ) -> torch.Tensor:
+        """Return the latents [C, n, h, w] of some latent frames of a clip: those of the whole clip there.
+
+        stored: what is stored of these frames. frames: None for all. whole: the shape of what is stored of
+        the whole clip.
+        """
+        work, noise = torch.empty(self.shape(tuple(stored.shape)), dtype=torch.float32), None
+        if self.draws:
+            noise = torch.empty(self.shape(whole), dtype=torch.float32)
+            self.draw(noise, key, epoch)
+            noise = noise if frames is None else noise[:, list(frames)]
+        return self(stored, noise, work, frames).to(self.dtype)
+
     def __call__(
-        self, stored: torch.Tensor, noise: torch.Tensor | None, work: torch.Tensor
+        self,
+        stored: torch.Tensor,
+        noise: torch.Tensor | None,
+        work: torch.Tensor,
+        frames: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Return the latents of one sample or of a batch: a view of `stored`, or `work`.
 
         noise: if `draws`; it is overwritten. work: memory to compute in. Both are float32, of the
-        latents' shape, on the device of what is stored.
+        latents' shape, on the device of what is stored. frames: which of the clip's latent frames these
+        are, where it is not the first ones.
         """
         if self._cuts:
             stored = stored[..., : self._cuts.get(stored.shape[-3]), :, :]
@@ -86,11 +112,17 @@ class Transform:
         else:
             posteriors.sample_into(work, *posteriors.split(stored), noise)
         if self._normalises:
-            shift, scale = self._shift_and_scale(work)
+            shift, scale = self._shift_and_scale(work, frames)
             work.sub_(shift).mul_(scale)
         return work
 
-    def _shift_and_scale(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shift_and_scale(
+        self, latents: torch.Tensor, frames: Sequence[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if frames is not None and self._normaliser.kind == "channel_frame":
+            first = latents[:, :1].expand(-1, max(frames) + 1, -1, -1)
+            shift, scale = posteriors.shift_and_scale(first, self._normaliser)
+            return shift[:, list(frames)], scale[:, list(frames)]
         key = (latents.device, latents.shape[-4:-2])
         if key not in self._values:
             self._values[key] = posteriors.shift_and_scale(latents, self._normaliser)

@@ -17,6 +17,7 @@ from latentcache.format.paths import sample_path
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.loader.targets import Arriving
+from latentcache.reading.views.window import Window
 from tests.tools.synthetic import write_cache
 
 BUCKETS = {"1x32x48": 6, "5x32x32": 11}
@@ -149,3 +150,17 @@ def test_an_open_cache_is_read_as_before(folder: Path) -> None:
     assert isinstance(cache["5x32x32-0003"]["latents"], torch.Tensor)
     with pytest.raises(CorruptionError, match=r"^clip '5x32x32-0002'"):
         cache["5x32x32-0002"]
+
+
+def test_a_view_leaves_out_damaged_clips_too(folder: Path) -> None:
+    view = Window(1, start="all", middle=True)
+    whole = [b for b in LatentLoader(str(folder), view=view) if b["bucket"] == "5x32x32"]
+    damage(folder, ["5x32x32-0001"])
+    with pytest.raises(CorruptionError, match="5x32x32-0001"):
+        list(LatentLoader(str(folder), view=view))
+    loader = LatentLoader(str(folder), view=view, on_damaged="skip")
+    found = [b for b in loader if b["bucket"] == "5x32x32"]
+    expected = [key for b in whole for key in b["key"] if key != "5x32x32-0001"]
+    assert [key for b in found for key in b["key"]] == expected
+    assert loader.stats.num_skipped == 2  # both windows
+    assert loader.stats.num_samples == len(expected) + 6

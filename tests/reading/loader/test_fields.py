@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import latentcache
-from latentcache import LatentLoader
+from latentcache import LatentLoader, Window
 from latentcache.core.dtypes import as_numpy
 from latentcache.core.records import Bucket
 from latentcache.reading.loader.fields import wan_mask
@@ -237,3 +237,13 @@ def test_the_mask_of_wan_is_folded_by_its_stride(
     mask = wan_mask(of, Bucket(frames=frames, height=32, width=32), 4)
     assert mask.shape == (4, (frames - 1) // 4 + 1)
     assert {tuple(place) for place in mask.nonzero().tolist()} == given
+
+
+def test_a_view_changes_no_texts(url: str) -> None:
+    options: dict[str, Any] = {"fields": ["umt5", "clip"], "caption_dropout": 0.5}
+    names = ("umt5", "clip", "clip_mask", "dropped")
+    whole = by_key(batches(url, **options), *names)
+    viewed = by_key(batches(url, view=Window(1, start="first"), **options), *names)
+    assert viewed.keys() == whole.keys()
+    for key, values in whole.items():
+        assert all(map(torch.equal, values, viewed[key]))

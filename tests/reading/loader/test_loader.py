@@ -348,10 +348,10 @@ def test_each_epoch_draws_anew(moments: Synthetic) -> None:
 
 def test_ids_are_neither_normalised_nor_sampled(tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), dtype="uint16", stored="ids")
-    for dtype in (None, torch.int64):
+    for dtype in (None, torch.uint16):
         for batch in LatentLoader(cache.url, dtype=dtype):
             expected = np.stack([cache.arrays[key] for key in batch["key"]]).astype(np.int64)
-            assert batch["latents"].dtype == (dtype or torch.uint16)
+            assert batch["latents"].dtype == (dtype or torch.int64)
             np.testing.assert_array_equal(batch["latents"].to(torch.int64).numpy(), expected)
 
 
