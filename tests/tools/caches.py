@@ -26,6 +26,8 @@ from jobs import (
     compact,
     copy_cache,
     drop_field,
+    export,
+    import_cache,
     merge,
     precompute,
     resume,
@@ -47,6 +49,8 @@ MAINS = {
     "clean": clean.main,
     "compact": compact.main,
     "copy": copy_cache.main,
+    "export": export.main,
+    "import": import_cache.main,
     "merge": merge.main,
     "drop_field": drop_field.main,
     "precompute": precompute.main,
@@ -64,7 +68,7 @@ OWN_ENCODERS = [
     for path in sorted((ROOT / "tests" / "tools" / "encoders").glob("[a-z]*.py"))
     for word in ("--allow-encoder", f"tests.tools.encoders.{path.stem}")
 ]
-ENCODING = {"resume", "verify", "preview", "report"}
+ENCODING = {"import", "resume", "verify", "preview", "report"}
 
 
 def words_of(job: str, args: Sequence[object]) -> list[str]:
