@@ -20,7 +20,7 @@ BELOW = 0.75
 #: The forms of shards (`latentcache.format.shards` imports what reads them).
 FORMATS = ("zarr", "parquet")
 #: Layouts of other trainers (`latentcache.exchange.layouts` says what each is).
-LAYOUTS = ("musubi", "finetrainers", "fastvideo", "simpletuner")
+LAYOUTS = ("musubi", "finetrainers", "fastvideo", "simpletuner", "cogvideo", "rcm", "memmap")
 #: Data types of latents that layouts hold.
 LATENT_DTYPES = ("bfloat16", "float16", "float32")
 #: Seconds between two looks of `status --watch`.

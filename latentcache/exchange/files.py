@@ -41,7 +41,7 @@ _SAFETENSORS = {
 }
 _CODES = {name: code for code, name in _SAFETENSORS.items()}
 #: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
-_UNLOADABLE = (
+UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
     *(AttributeError, OSError, ImportError, AssertionError, struct.error, MemoryError),
 )
@@ -72,7 +72,7 @@ def load_torch(storage: Storage, path: str) -> Any:
             if start == b"PK\x03\x04":
                 return torch.load(local, map_location="cpu", weights_only=True, mmap=True)
         return load_torch_bytes(_checked(_unpacked(storage.read(path))))
-    except _UNLOADABLE as error:
+    except UNLOADABLE as error:
         raise refuse(storage, path, _why(error)) from None
 
 

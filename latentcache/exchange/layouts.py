@@ -31,6 +31,9 @@ LAYOUTS: Mapping[str, str] = {
     "finetrainers": "finetrainers",
     "fastvideo": "FastVideo",
     "simpletuner": "SimpleTuner",
+    "cogvideo": "CogVideo's finetuning",
+    "rcm": "rCM",
+    "memmap": "1xgpt",
 }
 
 
