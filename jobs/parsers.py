@@ -20,7 +20,10 @@ BELOW = 0.75
 #: The forms of shards (`latentcache.format.shards` imports what reads them).
 FORMATS = ("zarr", "parquet")
 #: Layouts of other trainers (`latentcache.exchange.layouts` says what each is).
-LAYOUTS = ("musubi", "finetrainers", "fastvideo", "simpletuner", "cogvideo", "rcm", "memmap")
+LAYOUTS = (
+    *("musubi", "finetrainers", "fastvideo", "simpletuner", "cogvideo", "rcm", "memmap"),
+    *("webdataset", "mds", "hf"),
+)
 #: Data types of latents that layouts hold.
 LATENT_DTYPES = ("bfloat16", "float16", "float32")
 #: Seconds between two looks of `status --watch`.

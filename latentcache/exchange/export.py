@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from latentcache.errors import CacheError
@@ -45,14 +45,16 @@ class File:
 class Export:
     """What a cache is in a layout. last: files that say that the others are there.
 
-    stanza: gives the trainer's configuration, for the URL of the folder.
+    stanza: gives the trainer's configuration, for the URL of the folder. finish: a file that says how large
+    the others are.
     """
 
     files: Sequence[File]
     stanza: Callable[[str], str]
     last: Sequence[File] = ()
     file_bytes: int = 0
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    finish: Callable[[Storage], File] | None = None
 
 
 def mark_of(cache: Cache, layout: str, options: Options) -> dict[str, Any]:
@@ -144,5 +146,6 @@ def export(
     for _ in write_files(out, todo, what.file_bytes):
         left -= 1
         yield left
-    for file in missing_files(out, what.last):
+    last = [*what.last, *([what.finish(out)] if what.finish else [])]
+    for file in missing_files(out, last):
         out.write(file.path, file.make())

@@ -34,6 +34,9 @@ LAYOUTS: Mapping[str, str] = {
     "cogvideo": "CogVideo's finetuning",
     "rcm": "rCM",
     "memmap": "1xgpt",
+    "webdataset": "WebDataset",
+    "mds": "mosaicml-streaming",
+    "hf": "Hugging Face's datasets",
 }
 
 
