@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from latentcache.exchange.export import Options
 from latentcache.exchange.export import export as write_export
-from latentcache.exchange.layouts import get_layout
+from latentcache.exchange.layouts import check_options, get_layout
 from latentcache.reading.cache import open_cache
 from latentcache.storage.folder import Storage, redact
 
@@ -41,6 +41,7 @@ def export(args: argparse.Namespace) -> int:
         seed=args.seed,
         model=args.model,
     )
+    check_options(args.to, wanted)
     found = get_layout(args.to).export(cache, wanted)
     out = Storage(args.output, out_options)
     for note in found.notes:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
-from latentcache.errors import CacheError
+from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.layouts import get_layout
 from latentcache.exchange.records import Found
 from latentcache.exchange.take_in import import_shards, in_words, manifest_of, plan_import
@@ -45,6 +45,10 @@ def import_cache(args: argparse.Namespace) -> int:
     check_places([args.source], args.cache)
     like = _like(args.like, source_options)
     source = Storage(args.source, source_options)
+    if not source.list("") and not source.folders(""):
+        raise ConfigError(
+            f"{redact(source.url)}: there is no folder here with files. Check the path."
+        )
     found = get_layout(args.layout).find(source, like.spec)
     storage = Storage(args.cache, target_options)
     manifest = manifest_of(

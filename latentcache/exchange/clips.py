@@ -162,9 +162,14 @@ class Latents:
 
 
 class Texts:
-    """A field of text states, clip by clip. Raises ConfigError where clips have none."""
+    """A field of text states, clip by clip.
 
-    def __init__(self, cache: Cache, name: str, rows: Sequence[ClipRow]) -> None:
+    Raises ConfigError where clips have none, or texts of more tokens than at_most.
+    """
+
+    def __init__(
+        self, cache: Cache, name: str, rows: Sequence[ClipRow], at_most: int | None = None
+    ) -> None:
         self._field = cache.field(name)
         self.name = name
         self.array = self._field.field.arrays[0]
@@ -181,32 +186,30 @@ class Texts:
                 "captions to the corpus, run precompute, then latentcache add-field --update."
             )
 
+        long = [] if at_most is None else [r.key for r in rows if self._tokens(r) > at_most]
+        if long:
+            raise ConfigError(
+                f"--text {name}: {len(long)} clips have texts of more than the {at_most} tokens that the "
+                f"trainer takes: {named(long)}. Nothing was written. Add a field with length: {at_most}."
+            )
+
+    def _tokens(self, row: ClipRow) -> int:
+        tokens = self._field.rows(row.bucket, row.shard)[row.row].pick(0).tokens[0]
+        return self.array.shape[0] if tokens is None else tokens
+
     def unpadded(self, row: ClipRow) -> torch.Tensor:
         """Return the states of the text's own tokens [n, D], in the field's data type."""
         states, num = self._read(row)
         return states[len(states) - num :] if self.array.side == "left" else states[:num]
 
     def padded(self, row: ClipRow, length: int) -> torch.Tensor:
-        """Return the states of the text's own tokens, then zeros [length, D]. ConfigError if too long."""
+        """Return the states of the text's own tokens, at most `length`, then zeros [length, D]."""
         states = self.unpadded(row)
-        if len(states) > length:
-            raise ConfigError(
-                f"clip {row.key!r}: the text has {len(states)} tokens, and the trainer takes "
-                f"{length}. Add a "
-                f"field with length: {length}."
-            )
         return torch.cat([states, states.new_zeros(length - len(states), states.shape[1])])
 
     def stored(self, row: ClipRow) -> torch.Tensor:
         """Return the states as they are stored [L, D], padding included."""
         return self._read(row)[0]
-
-    def mask(self, row: ClipRow) -> torch.Tensor:
-        """Return which states are the text's own, bool [L]."""
-        states, num = self._read(row)
-        mask = torch.zeros(len(states), dtype=torch.bool)
-        mask[slice(len(states) - num, None) if self.array.side == "left" else slice(num)] = True
-        return mask
 
     def _read(self, row: ClipRow) -> tuple[torch.Tensor, int]:
         found = self._field.sample(row.bucket, row.shard, row.row)

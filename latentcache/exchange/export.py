@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from latentcache.errors import CacheError
+from latentcache.errors import CacheError, ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import public_name
@@ -71,6 +71,8 @@ def mark_of(cache: Cache, layout: str, options: Options) -> dict[str, Any]:
 def claim(out: Storage, mark: dict[str, Any]) -> None:
     """Make a folder that of an export. Raises CacheError if it is another's, or somebody's files."""
     url = redact(out.url)
+    if out.is_local and out.local_path().is_file():
+        raise ConfigError(f"{url} is a file, and an export is a folder: name another place")
     data = json.dumps(mark, indent=1, sort_keys=True).encode()
     if not out.exists(MARK):
         if found := [*out.list(""), *out.folders("")]:

@@ -45,7 +45,7 @@ def export(cache: Cache, options: Options) -> Export:
     rows = clip_rows(cache, options.bucket)
     # It reads in order, and never shuffles.
     random.Random(options.seed).shuffle(rows)  # noqa: S311 - an order is no secret
-    texts = Texts(cache, options.text, rows)
+    texts = Texts(cache, options.text, rows, at_most=_LENGTHS[cache.spec.model_class])
     latents = Moments(cache, options.dtype)
     files = []
     for number, row in enumerate(rows):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol, cast
 
 from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
 from latentcache.exchange.export import Export, Options
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
@@ -38,6 +39,31 @@ LAYOUTS: Mapping[str, str] = {
     "mds": "mosaicml-streaming",
     "hf": "Hugging Face's datasets",
 }
+
+
+#: Layouts that take what an option says.
+_TAKEN_BY = {
+    "--field": ("webdataset", "mds", "hf"),
+    "--model": ("cogvideo",),
+    "--text": tuple(name for name in LAYOUTS if name != "memmap"),
+    "--dtype": tuple(name for name in LAYOUTS if name != "memmap"),
+}
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise ConfigError for an option that a layout has no use for."""
+    given = {
+        "--field": options.fields,
+        "--model": options.model,
+        "--text": options.text,
+        "--dtype": options.dtype,
+    }
+    for option, value in given.items():
+        if value and name not in _TAKEN_BY[option]:
+            raise ConfigError(
+                f"{option}: {LAYOUTS[name]} has no place for it; it is for {', '.join(_TAKEN_BY[option])}. "
+                "Nothing was written. Leave it out."
+            )
 
 
 def get_layout(name: str) -> Layout:

@@ -35,9 +35,8 @@ def export(cache: Cache, options: Options) -> Export:
         )
     rows = clip_rows(cache, options.bucket)
     bucket = one_bucket(rows, "rCM stacks the samples of its shards")
-    texts = Texts(cache, options.text, rows)
-    posterior = "sample" if cache.spec.stored == "sample" else "mode"
-    latents = Latents(cache, posterior=posterior, normalise=True, dtype=DTYPE)
+    texts = Texts(cache, options.text, rows, at_most=TOKENS)
+    latents = Latents(cache, posterior="mode", normalise=True, dtype=DTYPE)
     row_bytes = 2 * math.prod(cache.buckets[bucket.name].shape) + 2 * TOKENS * texts.array.shape[1]
     groups = in_groups(list(enumerate(rows)), row_bytes)
     files = [

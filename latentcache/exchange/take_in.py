@@ -56,7 +56,12 @@ def manifest_of(
     }
     name = shard_format or like.format
     stored_dtype = None if spec.ids else spec.dtype
-    place = {"url": public_name(url), "format": name, "dtype": stored_dtype, "storage_options": {}}
+    place: dict[str, Any] = {
+        "url": public_name(url),
+        "format": name,
+        "dtype": stored_dtype,
+        "storage_options": {},
+    }
     return Manifest(
         fingerprint=fingerprint(recipe),
         recipe=recipe,
