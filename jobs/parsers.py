@@ -374,7 +374,6 @@ def import_() -> Parser:
     parser.add_overrides(
         "cache.storage_options.* of the new cache, and corpus.storage_options.* where those of SRC differ"
     )
-    parser.add_encoder()
     parser.add_lease()
     return parser
 

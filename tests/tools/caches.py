@@ -68,7 +68,7 @@ OWN_ENCODERS = [
     for path in sorted((ROOT / "tests" / "tools" / "encoders").glob("[a-z]*.py"))
     for word in ("--allow-encoder", f"tests.tools.encoders.{path.stem}")
 ]
-ENCODING = {"import", "resume", "verify", "preview", "report"}
+ENCODING = {"resume", "verify", "preview", "report"}
 
 
 def words_of(job: str, args: Sequence[object]) -> list[str]:
