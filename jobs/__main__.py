@@ -23,6 +23,8 @@ JOBS = {
     "compact": "copy short shards, and those with many retired rows, into full ones",
     "merge": "make one cache of several ones of the same recipe",
     "copy": "copy a cache, or some clips of it, into Zarr or Parquet",
+    "export": "write a cache in the form that another trainer reads",
+    "import": "make a cache of latents that another trainer's script has written",
     "clean": "remove what interrupted writes and older plans left in a cache",
     "stream": "read a cache as a trainer would, and measure it",
     "report": "show a cache on one page: progress, failures, decoded clips, latents",
@@ -37,6 +39,7 @@ _MODULES = {
     "add-field": "add_field",
     "copy": "copy_cache",
     "drop-field": "drop_field",
+    "import": "import_cache",
     "train-example": "training.train_example",
 }
 

@@ -70,11 +70,11 @@ def derive(
     Returns the exit status. Raises CacheError, ConfigError, StorageError.
     """
     check_places(urls, target)
-    target_options, source_options = _options(overrides)
+    target_options, source_options = options_of(overrides)
     sources = [_open(url, source_options, overrides) for url in urls]
     _say_what_stays(sources)
     storage = Storage(target, target_options)
-    planned, step = _planned_before(storage, overrides), None
+    planned, step = planned_before(storage, overrides), None
     if planned is None:
         members = [open_member(s, allow_unfinished=args.allow_unfinished) for s in sources]
         manifest = manifest_of(members, shard_format, storage.absolute_url)
@@ -95,7 +95,7 @@ def derive(
         return OK
     with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
         if step is not None:
-            taken = take_step(planned, step, holder) or _planned_before(storage, overrides)
+            taken = take_step(planned, step, holder) or planned_before(storage, overrides)
             assert taken is not None
             planned = taken
             _check_same(planned, kind, sources, words, shard_format)
@@ -132,7 +132,7 @@ def _place(url: str) -> str:
     return str(Path(url).expanduser().resolve())
 
 
-def _options(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def options_of(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Return the storage options of the new cache, and of those to copy from."""
     found = apply_overrides({}, overrides)
     target = found.get("cache", {}).get("storage_options", {})
@@ -146,7 +146,7 @@ def _open(url: str, options: Mapping[str, Any], overrides: Sequence[str]) -> Pla
     return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 
-def _planned_before(storage: Storage, overrides: Sequence[str]) -> PlannedCache | None:
+def planned_before(storage: Storage, overrides: Sequence[str]) -> PlannedCache | None:
     """Return the new cache if it is planned. Raises CacheError if something else is in its folder."""
     found = storage.list("")
     if not storage.exists(CACHE_JSON):

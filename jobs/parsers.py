@@ -19,6 +19,13 @@ OPTIONS = "cache.storage_options"
 BELOW = 0.75
 #: The forms of shards (`latentcache.format.shards` imports what reads them).
 FORMATS = ("zarr", "parquet")
+#: Layouts of other trainers (`latentcache.exchange.layouts` says what each is).
+LAYOUTS = (
+    *("musubi", "finetrainers", "fastvideo", "simpletuner", "cogvideo", "rcm", "memmap"),
+    *("webdataset", "mds", "hf"),
+)
+#: Data types of latents that layouts hold.
+LATENT_DTYPES = ("bfloat16", "float16", "float32")
 #: Seconds between two looks of `status --watch`.
 WATCH_INTERVAL_S = 10.0
 
@@ -308,6 +315,69 @@ def copy() -> Parser:
     return parser
 
 
+def export() -> Parser:
+    """Return the command line of `latentcache export`."""
+    parser = Parser(
+        prog="latentcache export",
+        description="Write a cache in the form that another trainer reads, and print what its "
+        "configuration needs. What could not be right is refused, with names, before anything is written. "
+        "Every file is written whole; an export that was stopped goes on with the same command. "
+        "Exit status: 0.",
+    )
+    parser.add_argument("cache", metavar="CACHE_URL")
+    parser.add_argument(
+        "output", metavar="OUT", help="an empty folder, or an export that was stopped"
+    )
+    parser.add_argument(
+        "--to", required=True, choices=LAYOUTS, help="the layout; see docs/exchange.md"
+    )
+    parser.add_argument("--bucket", metavar="TxHxW", help="export only this bucket")
+    parser.add_argument("--dtype", choices=LATENT_DTYPES, help="of the latents; the trainer's own")
+    parser.add_argument("--text", metavar="FIELD", help="the field of text states to write, too")
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="webdataset, mds, hf: a further field to write, such as first frames",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of samples of posteriors, and of shuffling (0)"
+    )
+    parser.add_argument("--model", help="cogvideo: the trainer's model_name (cogvideox-t2v)")
+    parser.add_overrides(
+        "cache.storage_options.* of the cache, and corpus.storage_options.* where those of OUT differ"
+    )
+    return parser
+
+
+def import_() -> Parser:
+    """Return the command line of `latentcache import`."""
+    parser = Parser(
+        prog="latentcache import",
+        description="Make a cache of latents that another trainer's script has written. No code of its "
+        "files is run. --like says which encoder made them. An import that was stopped goes on with the "
+        "same command. Exit status: 0; 3 if some clips hold NaN or infinity.",
+    )
+    parser.add_argument("layout", choices=LAYOUTS, metavar="LAYOUT", help=", ".join(LAYOUTS))
+    parser.add_argument("source", metavar="SRC", help="the trainer's folder")
+    parser.add_argument("cache", metavar="CACHE_URL", help="the new cache")
+    parser.add_argument(
+        "--like",
+        required=True,
+        metavar="CACHE_URL | CONFIG.yaml",
+        help="a cache, or a configuration, of the encoder that made the latents",
+    )
+    parser.add_argument("--dtype", choices=LATENT_DTYPES, help="stored; that of the files")
+    parser.add_argument("--format", choices=FORMATS, help="of the new cache; that of --like")
+    parser.add_allow_failures()
+    parser.add_overrides(
+        "cache.storage_options.* of the new cache, and corpus.storage_options.* where those of SRC differ"
+    )
+    parser.add_lease()
+    return parser
+
+
 def add_field() -> Parser:
     """Return the command line of `latentcache add-field`."""
     parser = Parser(
@@ -490,6 +560,8 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "compact": compact,
     "merge": merge,
     "copy": copy,
+    "export": export,
+    "import": import_,
     "clean": clean,
     "stream": stream,
     "report": report,

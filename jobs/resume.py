@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 
+from latentcache.core.records import ShardId
+from latentcache.errors import CacheError
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import refresh
 from latentcache.format.rounds import Rounds
@@ -16,6 +19,7 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 from latentcache.running.scalars import check_scalars
+from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job, storage_options
@@ -42,6 +46,7 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
         planned = _plan_again(planned, holder)
     write_metadata(planned.storage, planned.manifest)  # that of a run that was stopped before it
     missing = copy_missing(planned, planned.missing_shards())
+    _check_imported(planned, missing)
     if missing:
         check_device(planned.config.run)
         check_scalars(planned.config.run)
@@ -52,6 +57,18 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
     status = encode(planned, missing)
     return worse(status, _fields(args, planned)) if status in (OK, SOME_FAILED) else status
+
+
+def _check_imported(planned: PlannedCache, missing: Sequence[ShardId]) -> None:
+    """Raise CacheError for clips that were made by another program: nothing here is encoded."""
+    first = planned.manifest.generations[0]
+    if missing and first.kind == "import":
+        raise CacheError(
+            f"{redact(planned.storage.url)} is an import of {first.selection}, and "
+            f"{len(missing)} shards are "
+            "still to be imported: there is nothing to encode. Go on with the command that began it: "
+            "latentcache import"
+        )
 
 
 def _fields(args: argparse.Namespace, planned: PlannedCache) -> int:

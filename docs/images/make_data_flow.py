@@ -199,12 +199,14 @@ def inspect_row() -> Iterator[str]:
 
 
 def copy_row() -> Iterator[str]:
-    """Draw the cache to itself, and to other caches."""
+    """Draw the cache to itself, to other caches, and to the files of other trainers and back."""
     yield label(COPY_Y, "COPY")
-    width = STEP + BOX_WIDTH
-    yield room(
-        column(1), COPY_Y, "copying/", "the same bytes in other shards", "write", width=width
-    )
+    left = column(1) - 10
+    yield frame(left, COPY_Y - 8, column(2) + BOX_WIDTH - left, BOX_HEIGHT + 16, "group")
+    yield outside(column(0), COPY_Y, "Other trainers", "their own files")
+    yield room(column(1), COPY_Y, "exchange/", "export, import", "write")
+    yield room(column(2), COPY_Y, "copying/", "the same bytes", "write")
+    yield back(1, COPY_Y)
     right, level = column(2) + BOX_WIDTH, COPY_Y + BOX_HEIGHT / 2
     yield arrow((CACHE_X - 3, level - 12), (right + 4, level - 12))
     yield arrow((right + 3, level + 12), (CACHE_X - 4, level + 12))

@@ -28,8 +28,9 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
 #: plan: the first; grow: sources that are new or changed, captions; retry: failed clips; repair: damaged
-#: ones; compact: rows that were copied into full shards; merge, copy: the first, of rows of other caches.
-Kind = Literal["plan", "grow", "retry", "repair", "compact", "merge", "copy"]
+#: ones; compact: rows that were copied into full shards; merge, copy: the first, of rows of other caches;
+#: import: the first, of files of another program.
+Kind = Literal["plan", "grow", "retry", "repair", "compact", "merge", "copy", "import"]
 KINDS: tuple[str, ...] = get_args(Kind)
 #: A step of a thousand buckets takes 100 kB.
 MAX_GENERATION_BYTES = 1 << 22

@@ -1,0 +1,61 @@
+"""Write a cache in the form that another trainer reads, and print what its configuration needs.
+
+What could not be right is refused before anything is written. Every file is written whole, so that an
+export that was stopped goes on with the same command. Exit status: 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tqdm import tqdm
+
+from latentcache.exchange.export import Options
+from latentcache.exchange.export import export as write_export
+from latentcache.exchange.layouts import check_options, get_layout
+from latentcache.reading.cache import open_cache
+from latentcache.storage.folder import Storage, redact
+
+from . import parsers
+from .cli import OK, run_job
+from .derived import check_places, options_of, split_words
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    return run_job(export, parsers.export())
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write what is missing of an export; returns the exit status."""
+    _, overrides = split_words(args.overrides)
+    options, out_options = options_of(overrides)
+    check_places([args.cache], args.output)
+    cache = open_cache(args.cache, options)
+    wanted = Options(
+        bucket=args.bucket,
+        dtype=args.dtype,
+        text=args.text,
+        fields=tuple(args.field),
+        seed=args.seed,
+        model=args.model,
+    )
+    check_options(args.to, wanted)
+    found = get_layout(args.to).export(cache, wanted)
+    out = Storage(args.output, out_options)
+    for note in found.notes:
+        print(f"note     {note}")
+    left = write_export(cache, args.to, found, out, wanted)
+    total = next(left)
+    print(f"files    {len(found.files)}, {len(found.files) - total} there already")
+    with tqdm(total=total, unit="file", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for number in left:
+            bar.update(total - number - bar.n)
+    print(f"export   {redact(out.absolute_url)} is whole, for {args.to}\n")
+    print(found.stanza(redact(out.absolute_url)))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Make a cache of latents that another trainer's script has written; no code of its files is run.
+
+An import that was stopped goes on with the same command. Exit status: 0; 3 if some clips hold NaN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from tqdm import tqdm
+
+from latentcache.config.files import load_config
+from latentcache.core.records import ShardId
+from latentcache.errors import CacheError, ConfigError
+from latentcache.exchange.layouts import get_layout
+from latentcache.exchange.records import Found
+from latentcache.exchange.take_in import import_shards, in_words, manifest_of, plan_import
+from latentcache.format.lease import Leaseholder
+from latentcache.format.manifest import Manifest, read_cache_json
+from latentcache.planning.create import take_step, write_metadata
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.recipe import make_manifest, resolve_encoder
+from latentcache.running.publisher import RunSnapshot
+from latentcache.storage.folder import Storage, redact
+
+from . import parsers
+from .cli import OK, SOME_FAILED, copying_config, run_job
+from .derived import check_places, options_of, planned_before, split_words
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    return run_job(import_cache, parsers.import_())
+
+
+def import_cache(args: argparse.Namespace) -> int:
+    """Plan a layout's clips, unless that was done before, and commit them; returns the exit status."""
+    _, overrides = split_words(args.overrides)
+    target_options, source_options = options_of(overrides)
+    check_places([args.source], args.cache)
+    like = _like(args.like, source_options)
+    source = Storage(args.source, source_options)
+    if not source.list("") and not source.folders(""):
+        raise ConfigError(
+            f"{redact(source.url)}: there is no folder here with files. Check the path."
+        )
+    found = get_layout(args.layout).find(source, like.spec)
+    storage = Storage(args.cache, target_options)
+    manifest = manifest_of(
+        like, found, storage.absolute_url, dtype=args.dtype, shard_format=args.format
+    )
+    planned = planned_before(storage, overrides)
+    with Leaseholder(lease_s=_lease_s(manifest, args, overrides), take=args.take_lease) as holder:
+        if planned is None:
+            config = copying_config(manifest, args.cache, overrides)
+            new = PlannedCache(config=config, manifest=manifest, storage=storage)
+            planned = take_step(new, plan_import(found, source), holder)
+            planned = planned or planned_before(storage, overrides)
+            assert planned is not None
+        _check_same(planned, manifest, in_words(args.layout, source))
+        return _import(planned.held_by(holder), found)
+
+
+def _lease_s(manifest: Manifest, args: argparse.Namespace, overrides: Sequence[str]) -> float:
+    return copying_config(manifest, args.cache, overrides).run.lease_s
+
+
+def _like(name: str, options: Mapping[str, Any]) -> Manifest:
+    """Return what a cache, or the cache of a configuration, is."""
+    if PurePath(name).suffix not in (".yaml", ".yml"):
+        return read_cache_json(Storage(name, options))
+    config = load_config(name, [])
+    return make_manifest(config, *resolve_encoder(config))
+
+
+def _check_same(planned: PlannedCache, wanted: Manifest, words: str) -> None:
+    """Raise CacheError unless the cache that is there is of the same import."""
+    url, first = redact(planned.storage.url), planned.manifest.generations[0]
+    if first.kind != "import":
+        raise CacheError(
+            f"{url} is a cache already, and was not made by `latentcache import`. Nothing was "
+            f"changed. Give "
+            "the new cache another folder."
+        )
+    same = planned.manifest.fingerprint == wanted.fingerprint and first.selection == words
+    if not same or planned.manifest.format != wanted.format:
+        raise CacheError(
+            f"{url} is an import of {first.selection}, and this one differs, in --like, --dtype "
+            f"or --format if "
+            "in nothing else. Nothing was changed. Run the same command as the first time, or give the new "
+            "cache another folder."
+        )
+
+
+def _import(planned: PlannedCache, found: Found) -> int:
+    storage, url = planned.storage, redact(planned.storage.url)
+    write_metadata(storage, planned.manifest)  # that of a run that was stopped before it
+    missing: Sequence[ShardId] = planned.missing_shards()
+    snapshot = RunSnapshot(storage, planned.manifest, planned.config.run.snapshot_interval_s)
+    total = planned.num_clips(missing)
+    with tqdm(total=total, unit="clip", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for report in import_shards(planned, found, missing):
+            snapshot.add(report)
+            bar.update(report.num_clips)
+    published = snapshot.close()
+    num_ok = sum(published["num_ok"].to_pylist())
+    num_failed = sum(published["num_clips"].to_pylist()) - num_ok
+    print(f"cache    {num_ok} clips ok, {num_failed} failed")
+    print(f"Next:  latentcache verify {shlex.quote(url)}")
+    return SOME_FAILED if num_failed else OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

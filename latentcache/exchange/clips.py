@@ -1,0 +1,229 @@
+"""The clips of a cache that are given away: what each is, its latents, its text. Reads only.
+
+Axes: C channels, t h w of the latent; L tokens, D their width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from latentcache.core.records import Bucket
+from latentcache.errors import ConfigError, did_you_mean
+from latentcache.reading.cache import Cache
+from latentcache.reading.fields import FieldReader
+from latentcache.storage.urls import without_query
+
+#: Names that an error gives.
+NAMED = 5
+_COLUMNS = (
+    *("key", "source", "caption", "bucket", "shard", "row"),
+    *("start", "frames", "fps", "start_s", "end_s", "height", "width"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRow:
+    """An ok clip. number: among the ok clips of its cache; start, frames: sampled frames; see `Clip`."""
+
+    number: int
+    key: str
+    source: str
+    caption: str | None
+    bucket: str
+    shard: int
+    row: int
+    start: int
+    frames: int
+    fps: float | None
+    start_s: float | None
+    end_s: float | None
+    height: int
+    width: int
+
+    @property
+    def stem(self) -> str:
+        """The name of the source's file without folders and suffix."""
+        return self.path.stem
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The source's name as a path."""
+        return PurePosixPath(without_query(self.source))
+
+
+def clip_rows(cache: Cache, bucket: str | None = None) -> list[ClipRow]:
+    """Return the ok clips of a cache, or of one bucket, in its order. Raises ConfigError for no clip."""
+    if bucket is not None and bucket not in cache.buckets:
+        raise ConfigError(
+            f"--bucket {bucket}: the cache has no such "
+            f"bucket.{did_you_mean(bucket, cache.buckets)} It has: "
+            f"{', '.join(cache.buckets)}"
+        )
+    table = cache.table(_COLUMNS_AND_STATUS)
+    table = table.filter(pc.equal(table["status"], "ok")).select(list(_COLUMNS))
+    numbers = pa.array(range(table.num_rows), pa.int64())
+    table = table.append_column("number", numbers)
+    if bucket is not None:
+        table = table.filter(pc.equal(table["bucket"], bucket))
+    rows = [ClipRow(**row) for row in table.to_pylist()]
+    if not rows:
+        raise ConfigError("the cache has no clip to export. Nothing was written.")
+    return rows
+
+
+_COLUMNS_AND_STATUS = [*_COLUMNS, "status"]
+
+
+def named(names: Iterable[str]) -> str:
+    """Return the first names of some, for messages."""
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return ", ".join(map(repr, found[:NAMED])) + more
+
+
+def refuse_twice(rows: Sequence[ClipRow], names: Sequence[Hashable], consequence: str) -> None:
+    """Raise ConfigError if clips would have one name, and so one file."""
+    counts = Counter(names)
+    twice = [row.key for row, name in zip(rows, names, strict=True) if counts[name] > 1]
+    if twice:
+        raise ConfigError(
+            f"{len(twice)} clips would have the name of another one: {named(twice)}. {consequence} Nothing "
+            "was written."
+        )
+
+
+def one_bucket(rows: Sequence[ClipRow], why: str) -> Bucket:
+    """Return the bucket of all clips. Raises ConfigError if there are several."""
+    names = sorted({row.bucket for row in rows})
+    if len(names) > 1:
+        raise ConfigError(
+            f"the cache has clips of {len(names)} buckets ({', '.join(names[:NAMED])}), and "
+            f"{why}. Nothing was "
+            f"written. Name one: --bucket {names[0]}"
+        )
+    return Bucket.parse(names[0])
+
+
+def expect_class(cache: Cache, trainer: str, classes: Collection[str]) -> None:
+    """Raise ConfigError unless the latents are of a model that a layout is known for."""
+    found = cache.spec.model_class
+    if found not in classes:
+        raise ConfigError(
+            f"the latents are those of {found}, and {trainer} is known to read those of "
+            f"{', '.join(classes)}: it would train on numbers that its model does not know. Nothing was "
+            "written."
+        )
+
+
+def expect_stored(cache: Cache, trainer: str, wanted: Literal["moments", "mean", "sample"]) -> None:
+    """Raise ConfigError unless the cache has what a trainer reads; moments give a mean and a sample."""
+    stored = cache.spec.stored
+    if stored not in ("moments", wanted):
+        one = {"moments": "moments", "mean": "the mean", "sample": "a sample"}
+        raise ConfigError(
+            f"the cache stores {stored}, and {trainer} reads {one[wanted]} of each posterior. Nothing was "
+            f"written. Make a cache with encoder.store: {wanted}, or with moments, which serve "
+            f"every trainer."
+        )
+
+
+class Latents:
+    """Latents of clips as a trainer wants them, read in parallel by whoever asks."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        *,
+        posterior: Literal["mode", "sample"] = "mode",
+        normalise: bool,
+        dtype: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._dataset = cache.dataset(
+            posterior=posterior, normalise=normalise, dtype=dtype, seed=seed
+        )
+
+    def __call__(self, row: ClipRow) -> torch.Tensor:
+        """Return one clip's latents [C, t, h, w], or its ids."""
+        return self.of([row])[0]
+
+    def of(self, rows: Sequence[ClipRow]) -> list[torch.Tensor]:
+        """Return the latents of several clips."""
+        found = self._dataset.__getitems__([row.number for row in rows])
+        return [sample["latents"] for sample in found]
+
+
+class Texts:
+    """A field of text states, clip by clip.
+
+    Raises ConfigError where clips have none, or texts of more tokens than at_most.
+    """
+
+    def __init__(
+        self, cache: Cache, name: str, rows: Sequence[ClipRow], at_most: int | None = None
+    ) -> None:
+        self._field = cache.field(name)
+        self.name = name
+        self.array = self._field.field.arrays[0]
+        if self._field.field.kind != "text" or len(self.array.shape) != 2:
+            raise ConfigError(
+                f"--text {name}: the field is of kind {self._field.field.kind}, and text states [L, D] are "
+                "needed. Nothing was written. Name a field of kind text."
+            )
+        lacking = _lacking(self._field, rows)
+        if lacking:
+            raise ConfigError(
+                f"--text {name}: {len(lacking)} clips have no text: {named(lacking)}. Nothing "
+                f"was written. Add "
+                "captions to the corpus, run precompute, then latentcache add-field --update."
+            )
+
+        long = [] if at_most is None else [r.key for r in rows if self._tokens(r) > at_most]
+        if long:
+            raise ConfigError(
+                f"--text {name}: {len(long)} clips have texts of more than the {at_most} tokens that the "
+                f"trainer takes: {named(long)}. Nothing was written. Add a field with length: {at_most}."
+            )
+
+    def _tokens(self, row: ClipRow) -> int:
+        tokens = self._field.rows(row.bucket, row.shard)[row.row].pick(0).tokens[0]
+        return self.array.shape[0] if tokens is None else tokens
+
+    def unpadded(self, row: ClipRow) -> torch.Tensor:
+        """Return the states of the text's own tokens [n, D], in the field's data type."""
+        states, num = self._read(row)
+        return states[len(states) - num :] if self.array.side == "left" else states[:num]
+
+    def padded(self, row: ClipRow, length: int) -> torch.Tensor:
+        """Return the states of the text's own tokens, at most `length`, then zeros [length, D]."""
+        states = self.unpadded(row)
+        return torch.cat([states, states.new_zeros(length - len(states), states.shape[1])])
+
+    def stored(self, row: ClipRow) -> torch.Tensor:
+        """Return the states as they are stored [L, D], padding included."""
+        return self._read(row)[0]
+
+    def _read(self, row: ClipRow) -> tuple[torch.Tensor, int]:
+        found = self._field.sample(row.bucket, row.shard, row.row)
+        states: torch.Tensor = found[self.name]
+        return states, int(found.get(f"{self.name}_tokens", len(states)))
+
+
+def _lacking(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:
+    """Return the keys of clips that a field has nothing of."""
+    last: dict[tuple[str, int], int] = {}
+    for row in rows:
+        place = (row.bucket, row.shard)
+        last[place] = max(last.get(place, 0), row.row + 1)
+    lacks: Mapping[tuple[str, int], frozenset[int]] = {
+        place: field.lacks(*place, num_rows) for place, num_rows in last.items()
+    }
+    return [row.key for row in rows if row.row in lacks[row.bucket, row.shard]]

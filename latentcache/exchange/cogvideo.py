@@ -1,0 +1,111 @@
+"""CogVideo's finetuning (7a1af71): scaled samples and prompt embeddings as it caches them itself."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+
+import torch
+
+from latentcache.core.dtypes import torch_dtype
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
+from latentcache.exchange.clips import (
+    ClipRow,
+    Latents,
+    Texts,
+    clip_rows,
+    expect_class,
+    expect_stored,
+    one_bucket,
+    refuse_twice,
+)
+from latentcache.exchange.export import Export, File, Options
+from latentcache.exchange.files import read_header, read_tensor, refuse, safetensors_bytes
+from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+LATENTS, PROMPTS = "cache/video_latent", "cache/prompt_embeddings"
+VIDEO, PROMPT = "encoded_video", "prompt_embedding"
+MODEL = "cogvideox-t2v"
+_CLASSES = ("AutoencoderKLCogVideoX",)
+
+
+def export(cache: Cache, options: Options) -> Export:
+    """Return a cache as what is below a `data_root`. Raises ConfigError where that cannot be right."""
+    expect_class(cache, "CogVideo", _CLASSES)
+    expect_stored(cache, "CogVideo", "sample")
+    model = options.model or MODEL
+    if "/" in model or model in ("", ".", ".."):
+        raise ConfigError(
+            f"--model {model}: it names a folder, such as {MODEL} or cogvideox1.5-t2v"
+        )
+    rows = clip_rows(cache, options.bucket)
+    bucket = one_bucket(rows, "CogVideo trains on one train_resolution")
+    refuse_twice(rows, [row.stem for row in rows], "CogVideo takes one clip of a source's stem.")
+    dtype = options.dtype or "bfloat16"
+    latents = Latents(cache, posterior="sample", normalise=True, dtype=dtype, seed=options.seed)
+    folder = f"{LATENTS}/{model}/{bucket.name}"
+    files = [
+        File(f"{folder}/{row.stem}.safetensors", partial(_latents, latents, row)) for row in rows
+    ]
+    notes = [f"its videos.txt and prompts.txt name the sources, whose stems are those in {folder}"]
+    if options.text is not None:
+        texts = Texts(cache, options.text, rows)
+        first = {row.caption or "": row for row in reversed(rows)}
+        files += [
+            File(prompt_path(caption), partial(_prompt, texts, row, dtype))
+            for caption, row in first.items()
+        ]
+    else:
+        notes.append("text is left to CogVideo, which encodes the prompts that it does not find")
+    return Export(files=files, stanza=partial(_stanza, model, bucket.name), notes=notes)
+
+
+def prompt_path(prompt: str) -> str:
+    """Return the file of a prompt's states."""
+    return f"{PROMPTS}/{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
+
+
+def _latents(latents: Latents, row: ClipRow) -> bytes:
+    return safetensors_bytes({VIDEO: latents(row)}, {})
+
+
+def _prompt(texts: Texts, row: ClipRow, dtype: str) -> bytes:
+    states: torch.Tensor = texts.stored(row).to(torch_dtype(dtype))
+    return safetensors_bytes({PROMPT: states}, {})
+
+
+def _stanza(model: str, resolution: str, url: str) -> str:
+    return (
+        "# CogVideo finetune, arguments\n"
+        f"--data_root {url} --model_name {model} --train_resolution {resolution} \\\n"
+        "--video_column videos.txt --caption_column prompts.txt"
+    )
+
+
+def find(storage: Storage, spec: LatentSpec) -> Found:
+    """Return the clips below a `data_root`. Raises ConfigError, CorpusError naming a file."""
+    if spec.model_class not in _CLASSES:
+        raise ConfigError(f"CogVideo has no files of {spec.model_class}; nothing was imported")
+    paths = [file.path for file in storage.files(LATENTS) if file.path.endswith(".safetensors")]
+    records = [_record(storage, spec, path) for path in paths]
+    return Found(layout="cogvideo", stored="sample", normalised=True, records=records)
+
+
+def _record(storage: Storage, spec: LatentSpec, path: str) -> Record:
+    tensors = read_header(storage, path).tensors
+    entry = tensors.get(VIDEO)
+    if entry is None or len(entry.shape) != 4:
+        raise refuse(storage, path, f"has no tensor {VIDEO} [C, t, h, w]")
+    stem = path.rsplit("/", 1)[-1].removesuffix(".safetensors")
+    return Record(
+        key=f"{stem}#0",
+        source=stem,
+        path=path,
+        bucket=bucket_from(spec, entry.shape),
+        shape=entry.shape,
+        dtype=entry.dtype,
+        load=partial(read_tensor, storage, path, entry),
+    )

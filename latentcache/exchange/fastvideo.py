@@ -1,0 +1,224 @@
+"""FastVideo (2f3d407): Parquet files of its text-to-video schema, latents raw and in float32."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from latentcache.core.lru import Lru
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
+from latentcache.exchange.clips import (
+    ClipRow,
+    Latents,
+    Texts,
+    clip_rows,
+    expect_stored,
+    one_bucket,
+    refuse_twice,
+)
+from latentcache.exchange.export import Export, File, Options
+from latentcache.exchange.files import array_of, refuse, tensor_of
+from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string()),
+        pa.field("vae_latent_bytes", pa.binary()),
+        pa.field("vae_latent_shape", pa.list_(pa.int64())),
+        pa.field("vae_latent_dtype", pa.string()),
+        pa.field("text_embedding_bytes", pa.binary()),
+        pa.field("text_embedding_shape", pa.list_(pa.int64())),
+        pa.field("text_embedding_dtype", pa.string()),
+        pa.field("file_name", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("media_type", pa.string()),
+        pa.field("width", pa.int64()),
+        pa.field("height", pa.int64()),
+        pa.field("num_frames", pa.int64()),
+        pa.field("duration_sec", pa.float64()),
+        pa.field("fps", pa.float64()),
+    ]
+)
+#: Bytes are read as this, whatever the column of types says.
+DTYPE = "float32"
+#: A file is about as large; one of its row groups is read for each row.
+FILE_BYTES, GROUP_ROWS = 64 << 20, 1
+#: Whole files that an import has in memory.
+MAX_OPEN = 4
+_READ = ("id", "vae_latent_shape", "caption", "file_name", "fps", "media_type")
+
+
+def export(cache: Cache, options: Options) -> Export:
+    """Return a cache as a `--data-path`. Raises ConfigError where that cannot be right."""
+    if cache.spec.ids is not None:
+        raise ConfigError(
+            "the cache stores ids, and FastVideo trains on latents. Nothing was written."
+        )
+    expect_stored(cache, "FastVideo", "mean")
+    if options.dtype not in (None, DTYPE):
+        raise ConfigError(
+            f"--dtype {options.dtype}: FastVideo reads bytes as {DTYPE}, whatever they are"
+        )
+    if options.text is None:
+        raise ConfigError(
+            "FastVideo reads a text embedding in every row. Nothing was written. Add a field of "
+            "kind text with "
+            "latentcache add-field, and name it: --text"
+        )
+    rows = clip_rows(cache, options.bucket)
+    bucket = one_bucket(
+        rows, "FastVideo stacks the rows of a data path, so they must be of one shape"
+    )
+    refuse_twice(rows, [row.key for row in rows], "FastVideo tells rows apart by their id.")
+    texts = Texts(cache, options.text, rows)
+    latents = Latents(cache, posterior="mode", normalise=False, dtype=DTYPE)
+    size = 4 * math.prod(cache.buckets[bucket.name].shape)
+    per_file = max(1, FILE_BYTES // size)
+    groups = [rows[first : first + per_file] for first in range(0, len(rows), per_file)]
+    files = [
+        File(f"data-{number:06d}.parquet", partial(_file, latents, texts, group))
+        for number, group in enumerate(groups)
+    ]
+    t = latents(rows[0]).shape[1]
+    return Export(
+        files=files,
+        stanza=partial(_stanza, t),
+        file_bytes=size * min(per_file, len(rows)),
+        notes=["where FastVideo has read this folder before, remove its map_style_cache/"],
+    )
+
+
+def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:
+    """Return a record of its schema. latents: raw mean [C, t, h, w] float32; text: unpadded [L, D]."""
+    text = text.to(torch.float32)
+    duration = (row.end_s or 0.0) - (row.start_s or 0.0)
+    fps = row.fps or (row.frames / duration if duration > 0 else 0.0)
+    return {
+        "id": row.key,
+        "vae_latent_bytes": array_of(latents).tobytes(),
+        "vae_latent_shape": list(latents.shape),
+        "vae_latent_dtype": DTYPE,
+        "text_embedding_bytes": array_of(text).tobytes(),
+        "text_embedding_shape": list(text.shape),
+        "text_embedding_dtype": DTYPE,
+        "file_name": row.source,
+        "caption": row.caption or "",
+        "media_type": "image" if row.frames == 1 else "video",
+        "width": row.width,
+        "height": row.height,
+        "num_frames": latents.shape[1],  # t, and not T: its own script writes this
+        "duration_sec": duration,
+        "fps": fps,
+    }
+
+
+def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
+    found = zip(rows, latents.of(rows), strict=True)
+    table = pa.Table.from_pylist(
+        [to_row(row, latent, texts.unpadded(row)) for row, latent in found], schema=SCHEMA
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    return buffer.getvalue()
+
+
+def _stanza(t: int, url: str) -> str:
+    return f"# FastVideo, arguments\n--data-path {url} --num-latent-t {t}"
+
+
+def find(storage: Storage, spec: LatentSpec) -> Found:
+    """Return the rows of a `--data-path`. Raises CorpusError naming a file."""
+    reader = _Reader(storage)
+    paths = [file.path for file in storage.files() if file.path.endswith(".parquet")]
+    records = [record for path in paths for record in _records(storage, spec, reader, path)]
+    return Found(layout="fastvideo", stored="mean", normalised=False, records=records)
+
+
+class _Reader:
+    """Rows of Parquet files, of which few are in memory."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._data: Lru[str, pa.Buffer] = Lru(MAX_OPEN)
+
+    def open(self, path: str) -> pq.ParquetFile:
+        """Open a file. Raises CorpusError."""
+        try:
+            return pq.ParquetFile(
+                pa.BufferReader(self._data.get_or_make(path, lambda: self._read(path)))
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise refuse(self._storage, path, f"is no whole Parquet file: {error}") from None
+
+    def _read(self, path: str) -> pa.Buffer:
+        if self._storage.is_local:
+            with pa.memory_map(str(self._storage.local_path(path))) as file:
+                return file.read_buffer()
+        return pa.py_buffer(self._storage.read(path))
+
+    def latents(self, path: str, group: int, place: int) -> torch.Tensor:
+        """Return the latents of a row, by its row group and its place in that. Raises CorpusError."""
+        table = self.open(path).read_row_group(
+            group, ["vae_latent_bytes", "vae_latent_shape"], use_threads=False
+        )
+        row = table.slice(place, 1).to_pylist()[0]
+        shape, data = tuple(row["vae_latent_shape"]), row["vae_latent_bytes"]
+        if data is None or len(data) != 4 * math.prod(shape):
+            raise refuse(
+                self._storage, path, f"has a row whose bytes are not {list(shape)} of {DTYPE}"
+            )
+        return tensor_of(data, DTYPE, shape)
+
+
+def _records(storage: Storage, spec: LatentSpec, reader: _Reader, path: str) -> list[Record]:
+    file = reader.open(path)
+    if absent := [
+        name for name in ("vae_latent_bytes", *_READ) if name not in file.schema_arrow.names
+    ]:
+        raise refuse(
+            storage, path, f"is not of FastVideo's schema: it has no column {', '.join(absent)}"
+        )
+    found = []
+    for group in range(file.num_row_groups):
+        try:
+            rows = file.read_row_group(group, list(_READ), use_threads=False).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+        for place, row in enumerate(rows):
+            found.append(_record(storage, spec, reader, path, group, place, row))
+    return found
+
+
+def _record(
+    storage: Storage,
+    spec: LatentSpec,
+    reader: _Reader,
+    path: str,
+    group: int,
+    place: int,
+    row: Mapping[str, Any],
+) -> Record:
+    shape = row["vae_latent_shape"]
+    if not isinstance(row["id"], str) or not isinstance(shape, list) or len(shape) != 4:
+        raise refuse(storage, path, "has a row without an id, or without latents [C, t, h, w]")
+    return Record(
+        key=row["id"],
+        source=row["file_name"] or row["id"],
+        path=path,
+        bucket=bucket_from(spec, shape),
+        shape=tuple(shape),
+        dtype=DTYPE,
+        load=partial(reader.latents, path, group, place),
+        caption=row["caption"],
+        fps=row["fps"] or None,
+    )

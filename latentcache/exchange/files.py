@@ -1,0 +1,198 @@
+"""Files of other programs: tensors to bytes, and back without running code that a file holds."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import pickle
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.errors import CorpusError
+from latentcache.redaction import printable
+from latentcache.storage.folder import Storage, join, redact
+
+#: What an import says of every file that it refuses.
+NOTHING = "Nothing was imported. Remove the file, or have the trainer write it again."
+#: The longest header of a safetensors file, which that format's own library takes.
+MAX_HEADER_BYTES = 100_000_000
+#: A file of one clip that is compressed may hold so much.
+MAX_UNPACKED_BYTES = 1 << 31
+_SAFETENSORS = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "I32": "int32",
+    "I64": "int64",
+    "F64": "float64",
+    "BOOL": "bool",
+}
+_CODES = {name: code for code, name in _SAFETENSORS.items()}
+#: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
+UNLOADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
+    *(AttributeError, OSError, ImportError, AssertionError, struct.error, MemoryError),
+)
+
+
+def refuse(storage: Storage, path: str, why: str) -> CorpusError:
+    """Return the error of a file that cannot be imported, in one sentence."""
+    return CorpusError(printable(f"{redact(join(storage.url, path))} {why}. {NOTHING}"))
+
+
+def torch_bytes(value: Any) -> bytes:
+    """Return what `torch.save` writes; tensors are saved without the memory around them."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def load_torch(storage: Storage, path: str) -> Any:
+    """Return what a file of `torch.save` holds: tensors and plain values only. Raises CorpusError.
+
+    On a local disk the tensors' bytes are read when they are used.
+    """
+    try:
+        if storage.is_local:
+            local = storage.local_path(path)
+            with local.open("rb") as file:
+                start = file.read(4)
+            if start == b"PK\x03\x04":
+                return torch.load(local, map_location="cpu", weights_only=True, mmap=True)
+        return load_torch_bytes(_checked(_unpacked(storage.read(path))))
+    except UNLOADABLE as error:
+        raise refuse(storage, path, _why(error)) from None
+
+
+def load_torch_bytes(data: bytes) -> Any:
+    """Return what the bytes of `torch.save` hold: tensors and plain values only."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _checked(data: bytes) -> bytes:
+    """Return bytes that torch.save can have written, as an archive or as older ones did. ValueError."""
+    if data[:1] == b"\x80" and data[1:2] != b"\x02":
+        raise ValueError("it is a pickle, and none of torch.save")
+    return data
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return bytes that may be gzipped. Raises ValueError for more than a clip can hold."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            found = file.read(MAX_UNPACKED_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(found) > MAX_UNPACKED_BYTES:
+        raise ValueError("it unpacks to more than 2 GiB")
+    return found
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error).lower():
+        return "holds more than tensors and plain values, and loading it could run its code"
+    first = str(error).strip().split("\n")[0].removesuffix(".")
+    return f"cannot be loaded, so it may be half written: {first or type(error).__name__}"
+
+
+def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file: the header's length, the header in JSON, the tensors' bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    parts, offset = [], 0
+    for name, tensor in tensors.items():
+        data = as_numpy(tensor.contiguous()).tobytes()
+        header[name] = {
+            "dtype": _CODES[str(tensor.dtype).removeprefix("torch.")],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        offset += len(data)
+        parts.append(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A tensor of a safetensors file. offset: of its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a safetensors file holds, by name."""
+
+    tensors: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
+def read_header(storage: Storage, path: str) -> Header:
+    """Read what a safetensors file holds, and check that all of it is there. Raises CorpusError."""
+    try:
+        size = storage.size(path)
+        (length,) = struct.unpack("<Q", storage.read_ranges(path, [(0, 8)])[0])
+        raw = json.loads(storage.read_ranges(path, [(8, min(length, MAX_HEADER_BYTES))])[0])
+        metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
+        tensors = {str(name): _entry(of, 8 + length, size) for name, of in raw.items()}
+    except FileNotFoundError:
+        raise refuse(storage, path, "is not there any more") from None
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        what = f"is no whole safetensors file, so it may be half written: {error}"
+        raise refuse(storage, path, what) from None
+    return Header(tensors=tensors, metadata=metadata)
+
+
+def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
+    first, last = (int(offset) for offset in raw["data_offsets"])
+    shape = tuple(int(side) for side in raw["shape"])
+    dtype = _SAFETENSORS.get(str(raw["dtype"]))
+    if dtype is None:
+        raise ValueError(f"tensors of {raw['dtype']} are not known")
+    if min((0, first, *shape)) < 0 or start + last > size:
+        raise ValueError("its tensors' bytes are not all there")
+    if last - first != math.prod(shape) * torch_dtype(dtype).itemsize:
+        raise ValueError("a tensor's bytes are not those of its shape")
+    return Entry(dtype=dtype, shape=shape, offset=start + first, num_bytes=last - first)
+
+
+def read_tensor(storage: Storage, path: str, entry: Entry) -> torch.Tensor:
+    """Read one tensor of a safetensors file. Raises CorpusError if the file has changed meanwhile."""
+    data = storage.read_ranges(path, [(entry.offset, entry.num_bytes)])[0]
+    if len(data) != entry.num_bytes:
+        raise refuse(storage, path, "is shorter than it was a moment ago")
+    return tensor_of(data, entry.dtype, entry.shape)
+
+
+def tensor_of(data: bytes, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return bytes in C order as a tensor of its own."""
+    array = np.frombuffer(bytearray(data), np.uint8)
+    return torch.from_numpy(array).view(torch_dtype(dtype)).reshape(shape)
+
+
+def array_of(tensor: torch.Tensor) -> Any:
+    """Return a tensor as a numpy array; its bfloat16 is that of ml_dtypes."""
+    return as_numpy(tensor.detach().contiguous())
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Return the name of a tensor's data type, as caches have it."""
+    return str(tensor.dtype).removeprefix("torch.")

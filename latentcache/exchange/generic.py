@@ -1,0 +1,149 @@
+"""Clips for forms that no trainer defines: what is stored, unchanged, with what a reader needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from latentcache.core.records import Bucket
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
+from latentcache.errors import ConfigError
+from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
+from latentcache.exchange.export import File, Options
+from latentcache.exchange.files import refuse, tensor_of
+from latentcache.exchange.records import Found, Record
+from latentcache.exchange.tar import in_groups
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+#: What the latents are: a LatentSpec in JSON, beside the data.
+SPEC = "latent_spec.json"
+
+
+class Clips:
+    """Stored samples of a cache in groups for files, with the fields that were asked for."""
+
+    def __init__(self, cache: Cache, options: Options) -> None:
+        if options.dtype is not None:
+            raise ConfigError(
+                "--dtype: this form holds what is stored, in its own type. Leave it out."
+            )
+        self.cache = cache
+        self.rows = clip_rows(cache, options.bucket)
+        names = [*([options.text] if options.text else []), *options.fields]
+        self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
+        largest = max(math.prod(bucket.shape) for bucket in cache.buckets.values())
+        self.row_bytes = largest * ITEM_BYTES[cache.spec.dtype] + self._field_bytes()
+        self.groups: list[Sequence[tuple[int, ClipRow]]] = in_groups(
+            list(enumerate(self.rows)), self.row_bytes
+        )
+        self.file_bytes = self.row_bytes * len(self.groups[0])
+
+    def _field_bytes(self) -> int:
+        return sum(
+            math.prod(field.shape(array, self.rows[0].bucket)) * ITEM_BYTES[array.dtype]
+            for field in self.fields.values()
+            for array in field.arrays.values()
+        )
+
+    def of(self, group: Sequence[tuple[int, ClipRow]]) -> list[tuple[int, ClipRow, torch.Tensor]]:
+        """Return the stored samples of a group."""
+        samples = self.cache.stored_samples([row.number for _, row in group])
+        return [(n, row, s["latents"]) for (n, row), s in zip(group, samples, strict=True)]
+
+    def arrays(self, row: ClipRow, stored: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return a clip's fields by key; none of a field that has nothing of it."""
+        found: dict[str, torch.Tensor] = {}
+        for name, field in self.fields.items():
+            if field.is_view:
+                found[name] = field.view(stored).contiguous()
+            elif field.rows(row.bucket, row.shard).get(row.row) is not None:
+                sample = field.sample(row.bucket, row.shard, row.row)
+                found |= {key: sample[key] for key in field.arrays}
+        return found
+
+    def spec_file(self) -> File:
+        """Return the file that says what the latents are."""
+        data = json.dumps(self.cache.spec.to_json(), indent=1, sort_keys=True).encode()
+        return File(SPEC, lambda: data)
+
+
+def facts_of(row: ClipRow, stored: torch.Tensor) -> dict[str, Any]:
+    """Return what is said of a clip."""
+    return {
+        "key": row.key,
+        "source": row.source,
+        "caption": row.caption,
+        "bucket": row.bucket,
+        "start": row.start,
+        "fps": row.fps,
+        "start_s": row.start_s,
+        "end_s": row.end_s,
+        "shape": list(stored.shape),
+        "dtype": str(stored.dtype).removeprefix("torch."),
+    }
+
+
+def record_of(
+    storage: Storage, path: str, facts: Mapping[str, Any], load: Any, place: Any
+) -> Record:
+    """Return a clip that facts say something of. load: takes the place, and returns the bytes.
+
+    Raises CorpusError for facts that make no sense.
+    """
+    try:
+        shape, dtype = tuple(int(side) for side in facts["shape"]), str(facts["dtype"])
+        num_bytes = math.prod(shape) * ITEM_BYTES[dtype]
+        return Record(
+            key=str(facts["key"]),
+            source=str(facts["source"]),
+            path=path,
+            bucket=Bucket.parse(str(facts["bucket"])),
+            shape=shape,
+            dtype=dtype,
+            load=partial(_load, storage, path, load, place, dtype, shape, num_bytes),
+            caption=None if facts.get("caption") is None else str(facts["caption"]),
+            start=int(facts.get("start") or 0),
+            fps=None if facts.get("fps") is None else float(facts["fps"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise refuse(storage, path, f"has a clip of which it does not say all: {error!r}") from None
+
+
+def _load(
+    storage: Storage,
+    path: str,
+    load: Any,
+    place: Any,
+    dtype: str,
+    shape: tuple[int, ...],
+    num_bytes: int,
+) -> torch.Tensor:
+    data = load(place)
+    if len(data) != num_bytes:
+        raise refuse(storage, path, f"has a clip whose bytes are not {list(shape)} of {dtype}")
+    return tensor_of(data, dtype, shape)
+
+
+def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[Record]) -> Found:
+    """Return what a folder holds. Raises ConfigError if it says that another model made it."""
+    try:
+        said = LatentSpec.from_json(json.loads(storage.read(SPEC)))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{layout}: there is no {SPEC}, so what the latents are is unknown. Nothing was imported."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise refuse(storage, SPEC, f"does not say what the latents are: {error}") from None
+    names = ("model_class", "channels", "stride", "normaliser", "weights_sha256")
+    if differ := [name for name in names if getattr(said, name) != getattr(spec, name)]:
+        raise ConfigError(
+            f"the latents are of another encoder than that of --like: {', '.join(differ[:NAMED])} differ. "
+            "Nothing was imported."
+        )
+    return Found(layout=layout, stored=said.stored, normalised=False, records=records)

@@ -1,0 +1,155 @@
+"""A data set of Hugging Face's `datasets`: Parquet files and a card, as `load_dataset` takes it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latentcache.core.lru import Lru
+from latentcache.core.spec import LatentSpec
+from latentcache.exchange.clips import ClipRow
+from latentcache.exchange.export import Export, File, Options
+from latentcache.exchange.files import array_of, refuse
+from latentcache.exchange.generic import SPEC, Clips, facts_of, found_in, record_of
+from latentcache.exchange.records import Found
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+CARD = "README.md"
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("bucket", pa.string()),
+        pa.field("start", pa.int64()),
+        pa.field("fps", pa.float64()),
+        pa.field("start_s", pa.float64()),
+        pa.field("end_s", pa.float64()),
+        pa.field("shape", pa.list_(pa.int64())),
+        pa.field("dtype", pa.string()),
+        pa.field("latents", pa.binary()),
+    ]
+)
+#: Rows that a reader has to take in at a time.
+GROUP_ROWS = 8
+#: Row groups' latents that an import has in memory.
+MAX_OPEN = 4
+
+
+def export(cache: Cache, options: Options) -> Export:
+    """Return a cache as a data set. Raises ConfigError for fields that are not there."""
+    clips = Clips(cache, options)
+    fields = [pa.field(key, pa.binary()) for f in clips.fields.values() for key in f.arrays]
+    shapes = [pa.field(f"{field.name}.shape", pa.list_(pa.int64())) for field in fields]
+    schema = pa.schema([*SCHEMA, *fields, *shapes])
+    num = len(clips.groups)
+    files = [
+        File(f"data/train-{n:05d}-of-{num:05d}.parquet", partial(_file, clips, schema, group))
+        for n, group in enumerate(clips.groups)
+    ]
+    card = _card(cache, clips).encode()
+    return Export(
+        files=files,
+        last=[clips.spec_file(), File(CARD, lambda: card)],
+        stanza=_stanza,
+        file_bytes=clips.file_bytes,
+    )
+
+
+def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]]) -> bytes:
+    rows = []
+    for _, row, stored in clips.of(group):
+        values: dict[str, Any] = {**facts_of(row, stored), "latents": array_of(stored).tobytes()}
+        for key, tensor in clips.arrays(row, stored).items():
+            values |= {key: array_of(tensor).tobytes(), f"{key}.shape": list(tensor.shape)}
+        rows.append(values)
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    return buffer.getvalue()
+
+
+def _card(cache: Cache, clips: Clips) -> str:
+    spec = cache.spec
+    buckets = sorted({row.bucket for row in clips.rows})
+    return (
+        "---\n"
+        "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
+        "tags:\n- latents\n- latentcache\n"
+        "---\n\n"
+        f"# Latents of {spec.model_class}\n\n"
+        f"{len(clips.rows)} clips of the buckets {', '.join(buckets)} (frames x height x "
+        f"width), written by "
+        "`latentcache export --to hf`.\n\n"
+        f"`latents` are bytes in C order, of `shape` and `dtype`: {spec.stored} of "
+        f"{spec.channels} channels, not "
+        f"normalised. `{SPEC}` says what they are, the normaliser too. `latentcache import hf` "
+        f"makes a cache of "
+        "them again.\n"
+    )
+
+
+def _stanza(url: str) -> str:
+    return (
+        "# datasets\n"
+        f'dataset = datasets.load_dataset("{url}", split="train")\n'
+        '# row["latents"] are bytes in C order, of row["shape"] and row["dtype"], as they are stored'
+    )
+
+
+def find(storage: Storage, spec: LatentSpec) -> Found:
+    """Return the rows of a data set that `export` wrote. Raises ConfigError, CorpusError."""
+    groups: Lru[tuple[str, int], list[bytes]] = Lru(MAX_OPEN)
+    load = partial(_latents, storage, groups)
+    records = []
+    for name in sorted(n for n in storage.list("data") if n.endswith(".parquet")):
+        path = f"data/{name}"
+        file = _open(storage, path)
+        names = [name for name in SCHEMA.names if name != "latents"]
+        for group in range(file.num_row_groups):
+            rows = _read(storage, path, file, group, names)
+            records += [
+                record_of(storage, path, row, load, (path, group, n)) for n, row in enumerate(rows)
+            ]
+    return found_in(storage, spec, "hf", records)
+
+
+def _open(storage: Storage, path: str) -> pq.ParquetFile:
+    try:
+        if storage.is_local:
+            return pq.ParquetFile(str(storage.local_path(path)), memory_map=True)
+        return pq.ParquetFile(pa.BufferReader(storage.read(path)))
+    except (pa.ArrowException, OSError) as error:
+        raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+
+
+def _read(
+    storage: Storage, path: str, file: pq.ParquetFile, group: int, names: list[str]
+) -> list[dict[str, Any]]:
+    if absent := [name for name in names if name not in file.schema_arrow.names]:
+        raise refuse(storage, path, f"has no column {', '.join(absent)}")
+    try:
+        rows: list[dict[str, Any]] = file.read_row_group(
+            group, names, use_threads=False
+        ).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+    return rows
+
+
+def _latents(
+    storage: Storage, groups: Lru[tuple[str, int], list[bytes]], place: tuple[str, int, int]
+) -> bytes:
+    path, group, number = place
+
+    def read() -> list[bytes]:
+        rows = _read(storage, path, _open(storage, path), group, ["latents"])
+        return [row["latents"] or b"" for row in rows]
+
+    return groups.get_or_make((path, group), read)[number]

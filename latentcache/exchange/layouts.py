@@ -1,0 +1,71 @@
+"""The layouts by name. Each module has `export` and `find`, and is imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
+from latentcache.exchange.export import Export, Options
+from latentcache.exchange.records import Found
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+
+class Layout(Protocol):
+    """What a layout's module has."""
+
+    def export(self, cache: Cache, options: Options) -> Export:
+        """Return the files of a cache. Raises ConfigError where they could not be right."""
+        ...
+
+    def find(self, storage: Storage, spec: LatentSpec) -> Found:
+        """Return the clips in a folder; no code of its files is run. Raises ConfigError, CorpusError."""
+        ...
+
+
+#: What each layout is for.
+LAYOUTS: Mapping[str, str] = {
+    "musubi": "musubi-tuner",
+    "finetrainers": "finetrainers",
+    "fastvideo": "FastVideo",
+    "simpletuner": "SimpleTuner",
+    "cogvideo": "CogVideo's finetuning",
+    "rcm": "rCM",
+    "memmap": "1xgpt",
+    "webdataset": "WebDataset",
+    "mds": "mosaicml-streaming",
+    "hf": "Hugging Face's datasets",
+}
+
+
+#: Layouts that take what an option says.
+_TAKEN_BY = {
+    "--field": ("webdataset", "mds", "hf"),
+    "--model": ("cogvideo",),
+    "--text": tuple(name for name in LAYOUTS if name != "memmap"),
+    "--dtype": tuple(name for name in LAYOUTS if name != "memmap"),
+}
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise ConfigError for an option that a layout has no use for."""
+    given = {
+        "--field": options.fields,
+        "--model": options.model,
+        "--text": options.text,
+        "--dtype": options.dtype,
+    }
+    for option, value in given.items():
+        if value and name not in _TAKEN_BY[option]:
+            raise ConfigError(
+                f"{option}: {LAYOUTS[name]} has no place for it; it is for {', '.join(_TAKEN_BY[option])}. "
+                "Nothing was written. Leave it out."
+            )
+
+
+def get_layout(name: str) -> Layout:
+    """Return the module of a layout."""
+    return cast(Layout, importlib.import_module(f"latentcache.exchange.{name}"))

@@ -1,0 +1,278 @@
+"""musubi-tuner (30c658c): one safetensors file per clip, and one of text per source, in a flat folder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from latentcache.core.dtypes import torch_dtype
+from latentcache.core.records import Bucket
+from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
+from latentcache.exchange.clips import (
+    ClipRow,
+    Latents,
+    Texts,
+    clip_rows,
+    expect_class,
+    expect_stored,
+    named,
+    refuse_twice,
+)
+from latentcache.exchange.export import Export, File, Options
+from latentcache.exchange.files import (
+    Entry,
+    read_header,
+    read_tensor,
+    refuse,
+    safetensors_bytes,
+)
+from latentcache.exchange.records import Found, Record
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+VERSION = "1.0.1"
+#: Sizes of its buckets are multiples of this.
+STEP = 16
+_NAME = re.compile(r"(.+)_(\d{5,})-(\d{3,})_(\d{4,})x(\d{4,})_([a-z0-9]+)\.safetensors", re.DOTALL)
+_KEY = re.compile(r"latents_(\d+)x(\d+)x(\d+)_(bfloat16|float16|float32)")
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """What musubi calls a model, and what it makes of its latents. short: in file names."""
+
+    name: str
+    short: str
+    normalised: bool
+    posterior: str
+
+
+_ARCHITECTURES = {
+    "AutoencoderKLWan": Architecture(name="wan", short="wan", normalised=True, posterior="mean"),
+    "AutoencoderKLHunyuanVideo": Architecture(
+        name="hunyuan_video", short="hv", normalised=False, posterior="sample"
+    ),
+}
+
+
+def export(cache: Cache, options: Options) -> Export:
+    """Return a cache as musubi's `cache_directory`. Raises ConfigError where that cannot be right."""
+    expect_class(cache, "musubi-tuner", _ARCHITECTURES)
+    of = _ARCHITECTURES[cache.spec.model_class]
+    expect_stored(cache, "musubi-tuner", "mean" if of.posterior == "mean" else "sample")
+    dtype = options.dtype or "bfloat16"
+    if dtype not in _DTYPES:
+        raise ConfigError(f"--dtype {dtype}: musubi-tuner reads {', '.join(_DTYPES)}")
+    rows = clip_rows(cache, options.bucket)
+    _check_stems(rows)
+    resolution = choose_resolution({(row.width, row.height) for row in rows})
+    latents = Latents(
+        cache,
+        posterior="mode" if of.posterior == "mean" else "sample",
+        normalise=of.normalised,
+        dtype=dtype,
+        seed=options.seed,
+    )
+    files = [
+        File(latent_name(row, of.short), partial(_latent_file, latents, row, of)) for row in rows
+    ]
+    notes: list[str] = []
+    if options.text is None:
+        notes.append(
+            "text is left to musubi's own script, whose files it needs beside these: without them it skips "
+            "every clip"
+        )
+    else:
+        files += _text_files(cache, options.text, rows, of, dtype)
+    frames = sorted({row.frames for row in rows})
+    return Export(files=files, stanza=partial(_stanza, resolution, frames), notes=notes)
+
+
+def latent_name(row: ClipRow, short: str) -> str:
+    """Return the name of a clip's file: stem, first frame, frames, width and height."""
+    size = f"{row.width:04d}x{row.height:04d}"
+    return f"{row.stem}_{row.start:05d}-{row.frames:03d}_{size}_{short}.safetensors"
+
+
+def _latent_file(latents: Latents, row: ClipRow, of: Architecture) -> bytes:
+    tensor = latents(row)
+    size = "x".join(map(str, tensor.shape[1:]))
+    key = f"latents_{size}_{str(tensor.dtype).removeprefix('torch.')}"
+    metadata = {
+        "architecture": of.name,
+        "width": f"{row.width}",
+        "height": f"{row.height}",
+        "frame_count": f"{row.frames}",
+        "format_version": VERSION,
+    }
+    return safetensors_bytes({key: tensor}, metadata)
+
+
+def _check_stems(rows: Sequence[ClipRow]) -> None:
+    """Raise ConfigError for two sources of one stem: the folder is flat, and text goes by the stem."""
+    sources: dict[str, str] = {}
+    twice = [row for row in rows if sources.setdefault(row.stem, row.source) != row.source]
+    if twice:
+        names = [name for row in twice for name in (sources[row.stem], row.source)]
+        raise ConfigError(
+            f"sources have one file name in several folders: {named(names)}. musubi's folder is flat, so "
+            "their files would replace each other. Nothing was written. Rename them, or give the corpus a "
+            "key column."
+        )
+    clips = [(row.stem, row.start, row.frames, row.width, row.height) for row in rows]
+    refuse_twice(rows, clips, "musubi names clips by stem, first frame, frames and size.")
+
+
+def _text_files(
+    cache: Cache, name: str, rows: Sequence[ClipRow], of: Architecture, dtype: str
+) -> Iterator[File]:
+    if of.short != "wan":
+        raise ConfigError(
+            f"--text: musubi reads two text encoders and a mask for {of.name}, which no one field holds. "
+            "Nothing was written. Leave --text out, and run musubi's own text script."
+        )
+    texts = Texts(cache, name, rows)
+    first: dict[str, ClipRow] = {}
+    differ = [row.key for row in rows if first.setdefault(row.stem, row).caption != row.caption]
+    if differ:
+        raise ConfigError(
+            f"{len(differ)} clips have another caption than the first clip of their source: "
+            f"{named(differ)}. "
+            "musubi has one text per source. Nothing was written. Leave --text out, or export a cache with "
+            "one caption per source."
+        )
+    for stem, row in first.items():
+        make = partial(_text_file, texts, row, of, dtype)
+        yield File(f"{stem}_{of.short}_te.safetensors", make)
+
+
+def _text_file(texts: Texts, row: ClipRow, of: Architecture, dtype: str) -> bytes:
+    states = texts.unpadded(row).to(torch_dtype(dtype))
+    metadata = {
+        "architecture": of.name,
+        "caption1": row.caption or "",
+        "format_version": VERSION,
+    }
+    return safetensors_bytes({f"varlen_t5_{dtype}": states}, metadata)
+
+
+def bucket_sizes(width: int, height: int) -> list[tuple[int, int]]:
+    """Return the (width, height) that musubi knows for a `resolution`: its area, in steps of 16."""
+    area = width * height
+    root = math.isqrt(area)
+    sizes = set()
+    for side in range(root // 2 // STEP * STEP, root + STEP, STEP):
+        if side:
+            other = area // side // STEP * STEP
+            sizes |= {(side, other), (other, side)}
+    return sorted(size for size in sizes if min(size) > 0)
+
+
+def bucket_of(size: tuple[int, int], known: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the bucket that musubi puts a (width, height) into: that of the nearest width / height."""
+    ratio = size[0] / size[1]
+    return min(known, key=lambda other: abs(other[0] / other[1] - ratio))
+
+
+def choose_resolution(sizes: set[tuple[int, int]]) -> tuple[int, int]:
+    """Return a `resolution` with which every (width, height) has a bucket of its own.
+
+    Raises ConfigError, naming sizes that would share one: torch.stack would fail in the middle of an epoch.
+    """
+    clash: list[tuple[int, int]] = []
+    for candidate in sorted(sizes, key=lambda size: (-size[0] * size[1], size)):
+        known = bucket_sizes(*candidate)
+        if len(sizes) == 1 or (known and not (clash := _clash(sizes, known))):
+            return candidate
+    shown = " and ".join(f"{w}x{h}" for w, h in clash[:2])
+    raise ConfigError(
+        f"musubi would put clips of {shown} (width x height) into one bucket, and fail to stack them. "
+        "Nothing was written. Export one bucket with --bucket; or make a cache of musubi's own sizes: "
+        "clips.buckets with its aspect ratios, the area of its resolution, and multiples of 16."
+    )
+
+
+def _clash(sizes: set[tuple[int, int]], known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    taken: dict[tuple[int, int], tuple[int, int]] = {}
+    for size in sorted(sizes):
+        bucket = bucket_of(size, known)
+        if bucket in taken:
+            return [taken[bucket], size]
+        taken[bucket] = size
+    return []
+
+
+def _stanza(resolution: tuple[int, int], frames: Sequence[int], url: str) -> str:
+    return (
+        "# musubi-tuner, dataset TOML\n"
+        "[general]\n"
+        f"resolution = [{resolution[0]}, {resolution[1]}]\n"
+        'caption_extension = ".txt"\n'
+        "batch_size = 1\n"
+        "enable_bucket = true\n"
+        "bucket_no_upscale = false\n\n"
+        "[[datasets]]\n"
+        f'video_directory = "{url}"  # only listed\n'
+        f'cache_directory = "{url}"\n'
+        f"target_frames = [{', '.join(map(str, frames))}]\n"
+        'frame_extraction = "head"\n'
+    )
+
+
+def find(storage: Storage, spec: LatentSpec) -> Found:
+    """Return the clips of a `cache_directory`. Raises ConfigError, CorpusError naming a file."""
+    of = _ARCHITECTURES.get(spec.model_class)
+    if of is None:
+        raise ConfigError(
+            f"musubi's files of {spec.model_class} are not known; nothing was imported"
+        )
+    captions: dict[str, str] = {}
+    records = []
+    for name in sorted(storage.list("")):
+        if name.endswith(f"_{of.short}_te.safetensors"):
+            stem = name.removesuffix(f"_{of.short}_te.safetensors")
+            captions[stem] = read_header(storage, name).metadata.get("caption1", "")
+        elif match := _NAME.fullmatch(name):
+            stem, start, frames, width, height, short = match.groups()
+            if short != of.short:
+                raise refuse(storage, name, f"is of {short}, and the encoder is {spec.model_class}")
+            bucket = Bucket(frames=int(frames), height=int(height), width=int(width))
+            entry, dtype = _latent_entry(storage, name)
+            records.append(
+                Record(
+                    key=f"{stem}#{int(start)}",
+                    source=stem,
+                    path=name,
+                    bucket=bucket,
+                    start=int(start),
+                    shape=entry.shape,
+                    dtype=dtype,
+                    load=partial(read_tensor, storage, name, entry),
+                )
+            )
+    return Found(
+        layout="musubi",
+        stored="mean" if of.posterior == "mean" else "sample",
+        normalised=of.normalised,
+        records=[record.with_caption(captions.get(record.source)) for record in records],
+    )
+
+
+def _latent_entry(storage: Storage, name: str) -> tuple[Entry, str]:
+    tensors = read_header(storage, name).tensors
+    keys = {key: match for key in tensors if (match := _KEY.fullmatch(key))}
+    if len(keys) != 1 or len(tensors) != 1:
+        what = "an image-to-video file" if "latents_image" in "".join(tensors) else "not one latent"
+        raise refuse(storage, name, f"holds {what}: its tensors are {named(tensors)}")
+    ((key, match),) = keys.items()
+    entry = tensors[key]
+    if entry.shape[1:] != tuple(int(side) for side in match.groups()[:3]) or len(entry.shape) != 4:
+        raise refuse(storage, name, f"has a tensor {key} of the shape {list(entry.shape)}")
+    if entry.dtype != match[4]:
+        raise refuse(storage, name, f"has a tensor {key} of {entry.dtype}")
+    return entry, entry.dtype

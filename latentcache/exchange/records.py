@@ -1,0 +1,61 @@
+"""Clips that a layout holds, as they are taken into a cache: what each is, and how its array is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from latentcache.core.records import Bucket
+from latentcache.core.spec import LatentSpec, Stored
+from latentcache.errors import GeometryError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A clip of a layout. path: of its file; shape, dtype: of what `load` returns, as a cache stores it."""
+
+    key: str
+    source: str
+    path: str
+    bucket: Bucket
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], torch.Tensor]
+    caption: str | None = None
+    start: int = 0
+    fps: float | None = None
+
+    def with_caption(self, caption: str | None) -> Record:
+        """Return it with a text."""
+        return dataclasses.replace(self, caption=caption)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a layout holds. stored: as in a spec. normalised: its latents are, and a cache's are not."""
+
+    layout: str
+    stored: Stored
+    normalised: bool
+    records: Sequence[Record]
+
+
+def bucket_from(spec: LatentSpec, shape: Sequence[int]) -> Bucket:
+    """Return the pixels of a latent [.., t, h, w]: the fewest frames that give its t.
+
+    Raises GeometryError if no clip gives it.
+    """
+    t, h, w = shape[-3:]
+    st, sh, sw = spec.stride
+    for frames in range((t - 1) * st + 1, t * st + 1):
+        if t > 0 and spec.frame_rule.is_legal(frames):
+            return Bucket(frames=frames, height=h * sh, width=w * sw)
+    raise GeometryError(
+        f"{spec.model_class} gives {t} latent frames for no number of frames, so these latents "
+        f"are not its own"
+    )

@@ -1,0 +1,210 @@
+"""Taking a layout into a cache: planned as its first generation, then committed shard by shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from latentcache.copying.shards import num_threads
+from latentcache.core.dtypes import Array, as_numpy, torch_dtype
+from latentcache.core.posterior import shift_and_scale
+from latentcache.core.records import ClipResult, Shard, ShardFormat, ShardId, ShardReport
+from latentcache.core.spec import ITEM_BYTES, LatentSpec, Normaliser
+from latentcache.errors import CacheError, ConfigError, CorpusError
+from latentcache.exchange.clips import named
+from latentcache.exchange.records import Found, Record
+from latentcache.format.commit import adopt_shard, commit_shard
+from latentcache.format.manifest import CREATED_BY, Manifest, fingerprint
+from latentcache.format.schemas import PLAN_SCHEMA
+from latentcache.format.shards import get_format
+from latentcache.planning.planned import PlannedCache
+from latentcache.planning.step import Step
+from latentcache.storage.folder import Storage, join, redact
+from latentcache.storage.urls import public_name
+
+#: Shards per thread whose clips are read from the plan at a time.
+AHEAD = 4
+
+
+def manifest_of(
+    like: Manifest,
+    found: Found,
+    url: str,
+    *,
+    dtype: str | None = None,
+    shard_format: ShardFormat | None = None,
+) -> Manifest:
+    """Return what an imported cache at `url` is: the encoder of `like`, with the layout's latents.
+
+    Its recipe says that it was imported, so that encoded latents are never mixed with it. Raises
+    ConfigError, GeometryError where the latents cannot be those of the encoder.
+    """
+    _check(like.spec, found)
+    spec = dataclasses.replace(like.spec, stored=found.stored, dtype=dtype or _dtype(found))
+    recipe: dict[str, Any] = {
+        **like.recipe,
+        "stored": spec.stored,
+        "dtype": spec.dtype,
+        "import": {"layout": found.layout},
+    }
+    name = shard_format or like.format
+    stored_dtype = None if spec.ids else spec.dtype
+    place: dict[str, Any] = {
+        "url": public_name(url),
+        "format": name,
+        "dtype": stored_dtype,
+        "storage_options": {},
+    }
+    return Manifest(
+        fingerprint=fingerprint(recipe),
+        recipe=recipe,
+        spec=spec,
+        format=name,
+        compression=like.compression,
+        shard_clips=like.shard_clips,
+        config={**like.config, "cache": {**like.config["cache"], **place}},
+        created_by=CREATED_BY,
+    )
+
+
+def _check(spec: LatentSpec, found: Found) -> None:
+    if not found.records:
+        raise ConfigError(f"no clip of the layout {found.layout} is there. Nothing was imported.")
+    keys = Counter(record.key for record in found.records)
+    if twice := [key for key, count in keys.items() if count > 1]:
+        raise ConfigError(
+            f"{len(twice)} names are there twice: {named(twice)}. Nothing was imported."
+        )
+    if (spec.ids is not None) != (found.stored == "ids"):
+        raise ConfigError(
+            f"{spec.model_class} gives {'ids' if spec.ids else 'latents'}, and the layout holds "
+            f"{found.stored}. Nothing was imported. Name the encoder that made them with --like."
+        )
+    wanted = dataclasses.replace(spec, stored=found.stored)
+    for record in found.records:
+        bucket = record.bucket
+        shape = wanted.latent_shape(bucket.frames, bucket.height, bucket.width)
+        if record.shape != shape:
+            raise ConfigError(
+                f"{record.path}: {found.stored} of {spec.model_class} for clips of {bucket.name} are "
+                f"{list(shape)}, and {record.key!r} has {list(record.shape)}. Nothing was "
+                f"imported. Name the "
+                "encoder that made them with --like."
+            )
+
+
+def _dtype(found: Found) -> str:
+    """Return the one data type of all records. Raises ConfigError."""
+    dtypes = sorted({record.dtype for record in found.records})
+    if len(dtypes) == 1 and dtypes[0] in ITEM_BYTES:
+        return dtypes[0]
+    raise ConfigError(
+        f"the latents are of {' and '.join(dtypes)}, and a cache stores one of {', '.join(ITEM_BYTES)}. "
+        "Nothing was imported. Say which: --dtype"
+    )
+
+
+def plan_import(found: Found, source: Storage) -> Step:
+    """Plan a layout's clips as the first generation of a cache, in the order of their keys."""
+    step = Step(kind="import", selection=in_words(found.layout, source))
+    records = sorted(found.records, key=lambda record: (record.source, record.start, record.key))
+    for bucket in sorted({record.bucket for record in records}):
+        rows = [_planned(r, source, found.layout) for r in records if r.bucket == bucket]
+        step.clips[bucket] = [pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)]
+    names = ("source", "url", "kind", "identity")
+    seen = {row["source"]: row for row in (_planned(r, source, found.layout) for r in records)}
+    columns = {name: [row[name] for row in seen.values()] for name in names}
+    table = pa.table(columns, schema=pa.schema([PLAN_SCHEMA.field(name) for name in names]))
+    step.add_sources(table.append_column("stamp", pa.nulls(len(seen), pa.string())), "planned")
+    return step
+
+
+def in_words(layout: str, source: Storage) -> str:
+    """Return what a generation says of where it was imported from."""
+    return f"{layout} of {public_name(source.absolute_url)}"
+
+
+def _planned(record: Record, source: Storage, layout: str) -> dict[str, object]:
+    return {
+        "key": record.key,
+        "source": record.source,
+        "url": public_name(join(source.absolute_url, record.path)),
+        "kind": "image" if record.bucket.frames == 1 else "video",
+        "identity": f"import:{layout}:{record.path}",
+        "start": record.start,
+        "frames": record.bucket.frames,
+        "fps": record.fps,
+        "caption": record.caption,
+        "shard": 0,
+        "row": 0,
+    }
+
+
+def import_shards(
+    planned: PlannedCache, found: Found, missing: Sequence[ShardId]
+) -> Iterator[ShardReport]:
+    """Commit missing shards of an imported cache, in parallel. Raises CacheError, CorpusError."""
+    records = {record.key: record for record in found.records}
+    normaliser = planned.manifest.spec.normaliser if found.normalised else Normaliser()
+    if not missing:
+        return
+    threads = min(num_threads(planned.manifest, shard.bucket) for shard in missing)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(missing)
+        while window := list(itertools.islice(waiting, AHEAD * threads)):
+            # Here, for the plan is not for several threads.
+            shards = [planned.plan.shard(shard) for shard in window]
+            yield from pool.map(lambda s: _import_shard(planned, records, normaliser, s), shards)
+
+
+def _import_shard(
+    planned: PlannedCache, records: Mapping[str, Record], normaliser: Normaliser, shard: Shard
+) -> ShardReport:
+    storage, manifest = planned.storage, planned.manifest
+    shard_format, layout = get_format(manifest.format), manifest.layouts()[shard.bucket.name]
+    adopted = adopt_shard(storage, shard_format, layout, shard, manifest.fingerprint)
+    if adopted is not None:
+        return adopted
+    gone = [clip.key for clip in shard.clips if clip.key not in records]
+    if gone:
+        raise CacheError(
+            f"{redact(storage.url)}: shard {shard.name} needs clips that are not there any more: "
+            f"{named(gone)}. What was imported stays. Put their files back, and run this again."
+        )
+    arrays, results = [], []
+    for clip in shard.clips:
+        array, result = _load(records[clip.key], normaliser, manifest.spec.dtype, layout.shape)
+        arrays.append(array)
+        results.append(result)
+    where = (storage, shard_format, layout, shard)
+    return commit_shard(*where, arrays, results, manifest.fingerprint)
+
+
+def _load(
+    record: Record, normaliser: Normaliser, dtype: str, shape: tuple[int, ...]
+) -> tuple[Array | None, ClipResult]:
+    tensor = record.load()
+    if tuple(tensor.shape) != shape:
+        raise CorpusError(
+            f"{record.path}: {record.key!r} had the shape {list(shape)} a moment ago, and has "
+            f"{list(tensor.shape)}. What was imported stays. Let nothing write there, and run this again."
+        )
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        return None, ClipResult(reason="non_finite", message=f"{record.path} holds NaN or infinity")
+    raw = raw_of(tensor, normaliser).to(torch_dtype(dtype)).contiguous()
+    return as_numpy(raw), ClipResult(decoder="import")
+
+
+def raw_of(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:
+    """Return latents / scale + shift [C, t, h, w], in float64: what was stored comes out again."""
+    if normaliser.kind == "none":
+        return latents
+    shift, scale = shift_and_scale(latents, normaliser)
+    return latents.double() / scale.double() + shift.double()

@@ -1,0 +1,75 @@
+"""Tar files as WebDataset has them: made whole in memory, and their members found by place."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from latentcache.exchange.files import refuse
+from latentcache.storage.folder import Storage
+
+#: A file is about as large.
+FILE_BYTES = 64 << 20
+#: A tar file is made of such, and ends with some of zeros.
+BLOCK_BYTES = 512
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A file in a tar file: where its bytes are."""
+
+    path: str
+    name: str
+    offset: int
+    num_bytes: int
+
+    def read(self, storage: Storage) -> bytes:
+        """Return its bytes. Raises CorpusError if the tar file has changed meanwhile."""
+        data = storage.read_ranges(self.path, [(self.offset, self.num_bytes)])[0]
+        if len(data) != self.num_bytes:
+            raise refuse(storage, self.path, "is shorter than it was a moment ago")
+        return data
+
+
+def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return a tar file of members by name; the same members give the same bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read_members(storage: Storage, path: str) -> list[Member]:
+    """Return the files in a tar file, in order. Raises CorpusError if it is not whole."""
+    try:
+        source = (
+            storage.local_path(path).open("rb")
+            if storage.is_local
+            else io.BytesIO(storage.read(path))
+        )
+        with source, tarfile.open(fileobj=source, mode="r:") as tar:
+            found = [
+                Member(path=path, name=info.name, offset=info.offset_data, num_bytes=info.size)
+                for info in tar
+                if info.isreg()
+            ]
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise refuse(storage, path, f"is no whole tar file: {error}") from None
+    size = storage.size(path)
+    end = storage.read_ranges(path, [(max(0, size - BLOCK_BYTES), BLOCK_BYTES)])[0]
+    if size % BLOCK_BYTES or any(end):
+        raise refuse(storage, path, "is no whole tar file: it has no end")
+    return found
+
+
+def in_groups(rows: Sequence[T], row_bytes: int) -> list[Sequence[T]]:
+    """Return rows in groups, each for one file."""
+    per_file = max(1, FILE_BYTES // max(1, row_bytes))
+    return [rows[first : first + per_file] for first in range(0, len(rows), per_file)]

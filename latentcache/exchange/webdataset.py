@@ -1,0 +1,84 @@
+"""WebDataset: tar files of samples, each a latent as raw bytes, a caption and facts in JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from latentcache.core.spec import LatentSpec
+from latentcache.exchange.clips import ClipRow
+from latentcache.exchange.export import Export, File, Options
+from latentcache.exchange.files import array_of, refuse, torch_bytes
+from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
+from latentcache.exchange.rcm import tensor_in
+from latentcache.exchange.records import Found
+from latentcache.exchange.tar import Member, read_members, tar_bytes
+from latentcache.reading.cache import Cache
+from latentcache.storage.folder import Storage
+
+LATENTS, FACTS, CAPTION = ".latents.pth", ".json", ".txt"
+
+
+def export(cache: Cache, options: Options) -> Export:
+    """Return a cache as WebDataset's shards. Raises ConfigError for fields that are not there."""
+    clips = Clips(cache, options)
+    files = [
+        File(f"shard-{number:06d}.tar", partial(_file, clips, group))
+        for number, group in enumerate(clips.groups)
+    ]
+    pattern = (
+        f"shard-{{000000..{len(files) - 1:06d}}}.tar" if len(files) > 1 else "shard-000000.tar"
+    )
+    return Export(
+        files=files,
+        last=[clips.spec_file()],
+        stanza=partial(_stanza, pattern),
+        file_bytes=clips.file_bytes,
+    )
+
+
+def _file(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> bytes:
+    return tar_bytes(_members(clips, group))
+
+
+def _members(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> Iterator[tuple[str, bytes]]:
+    for number, row, stored in clips.of(group):
+        name = f"{number:09d}"
+        yield name + LATENTS, torch_bytes(stored)
+        for key, tensor in clips.arrays(row, stored).items():
+            yield f"{name}.{key}.pth", torch_bytes(tensor)
+        yield name + FACTS, json.dumps(facts_of(row, stored)).encode()
+        yield name + CAPTION, (row.caption or "").encode()
+
+
+def _stanza(pattern: str, url: str) -> str:
+    return (
+        "# webdataset\n"
+        f'dataset = webdataset.WebDataset("{url}/{pattern}", shardshuffle=True).decode()\n'
+        '# sample["latents.pth"] as stored, sample["txt"], sample["json"]; fields: sample["NAME.pth"]'
+    )
+
+
+def find(storage: Storage, spec: LatentSpec) -> Found:
+    """Return the samples of shards that `export` wrote. Raises ConfigError, CorpusError."""
+    records = []
+    for path in sorted(name for name in storage.list("") if name.endswith(".tar")):
+        members = {member.name: member for member in read_members(storage, path)}
+        for name, member in members.items():
+            if name.endswith(LATENTS):
+                facts = _facts(storage, members, name.removesuffix(LATENTS), path)
+                records.append(record_of(storage, path, facts, partial(_bytes, storage), member))
+    return found_in(storage, spec, "webdataset", records)
+
+
+def _facts(storage: Storage, members: dict[str, Member], name: str, path: str) -> Any:
+    try:
+        return json.loads(members[name + FACTS].read(storage))
+    except (KeyError, ValueError, RecursionError):
+        raise refuse(storage, path, f"has no facts in JSON of its sample {name}") from None
+
+
+def _bytes(storage: Storage, member: Member) -> bytes:
+    return bytes(array_of(tensor_in(storage, member)).tobytes())

@@ -1,0 +1,120 @@
+"""FastVideo's files: read by its rules, restated here, and taken in again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import latentcache
+from tests.tools.encoders.hashed_text import states
+from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+
+
+def read(root: Path) -> dict[str, dict[str, Any]]:
+    """What FastVideo makes of rows: bytes as float32 whatever the type says, in the shape beside them."""
+    found = {}
+    for path in sorted(root.rglob("*.parquet")):
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group).to_pylist():
+                for name in ("vae_latent", "text_embedding"):
+                    array = np.frombuffer(row.pop(f"{name}_bytes"), np.float32)
+                    row[name] = torch.from_numpy(array.copy()).view(row.pop(f"{name}_shape"))
+                found[row["id"]] = row
+    return found
+
+
+@pytest.fixture(scope="module", name="out")
+def out_fixture(wan: latentcache.Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fastvideo") / "out"
+    printed = export(wan, out, "fastvideo", "--text", "umt5")
+    assert f"--data-path {out} --num-latent-t 2" in printed
+    return out
+
+
+def test_its_reader_gets_the_raw_mean_and_unpadded_states(
+    wan: latentcache.Cache, out: Path
+) -> None:
+    found = read(out)
+    for number in range(len(wan)):
+        sample = wan[number]
+        row = found.pop(sample["key"])
+        mean = wan.stored(number)[: wan.spec.channels].float()
+        assert torch.equal(row.pop("vae_latent"), mean)
+        text = row.pop("text_embedding")
+        assert torch.equal(
+            text, torch.from_numpy(states(sample["caption"] or "", 24).copy()).bfloat16().float()
+        )
+        assert row == {
+            "id": sample["key"],
+            "vae_latent_dtype": "float32",
+            "text_embedding_dtype": "float32",
+            "file_name": sample["source"],
+            "caption": sample["caption"] or "",
+            "media_type": "video",
+            "width": 48,
+            "height": 32,
+            "num_frames": 2,
+            "duration_sec": (sample["end_s"] or 0.0) - sample["start_s"],
+            "fps": 0.0,
+        }
+    assert not found
+
+
+def test_the_schema_is_its_own(out: Path) -> None:
+    schema = pq.read_schema(next(out.rglob("*.parquet")))
+    assert schema.names == [
+        *("id", "vae_latent_bytes", "vae_latent_shape", "vae_latent_dtype"),
+        *("text_embedding_bytes", "text_embedding_shape", "text_embedding_dtype"),
+        *("file_name", "caption", "media_type", "width", "height", "num_frames"),
+        *("duration_sec", "fps"),
+    ]
+    assert schema.field("vae_latent_shape").type.value_type == pa.int64()
+    assert schema.field("vae_latent_bytes").type == pa.binary()
+
+
+def test_a_round_trip_is_equal_bit_for_bit(
+    wan: latentcache.Cache, out: Path, tmp_path: Path
+) -> None:
+    again = take_in("fastvideo", out, tmp_path / "again", wan, "--dtype", "bfloat16")
+    assert set(again.keys()) == set(wan.keys())
+    keys = wan.keys()
+    for key in keys:
+        assert torch.equal(again.stored(key), wan.stored(key)[: wan.spec.channels])
+        assert (again[key]["caption"] or "") == (wan[key]["caption"] or "")
+
+
+def test_several_buckets_are_refused_unless_one_is_named(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, sizes=((32, 48), (48, 32)))
+    printed = export(cache, tmp_path / "out", "fastvideo", "--text", "x", status=2)
+    assert "5x32x48, 5x48x32" in printed
+    assert "--bucket 5x32x48" in printed
+    wrong = export(
+        cache, tmp_path / "out", "fastvideo", "--text", "x", "--bucket", "5x1x1", status=2
+    )
+    assert "no such bucket" in wrong
+
+
+def test_a_file_of_another_schema_and_a_half_one_are_refused(
+    wan: latentcache.Cache, tmp_path: Path
+) -> None:
+    source, like = tmp_path / "in", wan.storage.url
+    source.mkdir()
+    pq.write_table(pa.table({"id": ["a"]}), source / "x.parquet")
+    printed = run("import", "fastvideo", source, tmp_path / "n", "--like", like, status=2)
+    assert "it has no column vae_latent_bytes" in printed
+    (source / "x.parquet").write_bytes(b"PAR1 and then nothing")
+    printed = run("import", "fastvideo", source, tmp_path / "n", "--like", like, status=2)
+    assert "is no whole Parquet file" in printed
+    assert printed.count("\n") == 1
+
+
+def test_ids_are_refused(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, spec_of(stored="ids"))
+    assert "stores ids" in export(cache, tmp_path / "out", "fastvideo", "--text", "x", status=2)

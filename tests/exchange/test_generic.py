@@ -1,0 +1,154 @@
+"""WebDataset, MDS and Hugging Face's Parquet: read by their rules, and taken in again bit for bit."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import latentcache
+from jobs.parsers import LAYOUTS as NAMES
+from latentcache.exchange.layouts import LAYOUTS
+from latentcache.format.manifest import read_manifest
+from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+
+Sample = dict[str, Any]
+
+
+def tensor(data: bytes, shape: list[int], dtype: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
+
+
+def read_webdataset(root: Path) -> list[Sample]:
+    """A sample is the files of one name up to its first dot."""
+    found: dict[str, Sample] = {}
+    for path in sorted(root.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name, _, kind = member.name.partition(".")
+                file = tar.extractfile(member)
+                assert file is not None
+                data = file.read()
+                found.setdefault(name, {})[kind] = (
+                    torch.load(io.BytesIO(data), weights_only=True)
+                    if kind.endswith("pth")
+                    else json.loads(data)
+                    if kind == "json"
+                    else data.decode()
+                )
+    return [
+        {
+            "key": s["json"]["key"],
+            "latents": s["latents.pth"],
+            "umt5": s["umt5.pth"],
+            "caption": s["txt"],
+        }
+        for s in found.values()
+    ]
+
+
+def read_mds(root: Path) -> list[Sample]:
+    """A shard: uint32 count, count + 1 offsets, JSON; a sample: a uint32 size per column, the columns."""
+    found = []
+    for shard in json.loads((root / "index.json").read_text())["shards"]:
+        data = (root / shard["raw_data"]["basename"]).read_bytes()
+        assert len(data) == shard["raw_data"]["bytes"]
+        (count,) = struct.unpack_from("<I", data)
+        assert count == shard["samples"]
+        offsets = np.frombuffer(data, "<u4", count + 1, 4).tolist()
+        assert offsets[-1] == len(data)
+        for start in offsets[:-1]:
+            sizes = np.frombuffer(data, "<u4", len(shard["column_names"]), start)
+            ends = start + sizes.nbytes + np.cumsum(sizes)
+            values = {
+                name: data[end - size : end]
+                for name, end, size in zip(shard["column_names"], ends, sizes, strict=True)
+            }
+            facts = json.loads(values["facts"])
+            *shape, dtype = json.loads(values["umt5.shape"])
+            found.append(
+                {
+                    "key": values["key"].decode(),
+                    "latents": tensor(values["latents"], facts["shape"], facts["dtype"]),
+                    "umt5": tensor(values["umt5"], shape, dtype),
+                    "caption": values["caption"].decode(),
+                }
+            )
+    return found
+
+
+def read_hf(root: Path) -> list[Sample]:
+    rows = [
+        row for path in sorted(root.glob("data/train-*")) for row in pq.read_table(path).to_pylist()
+    ]
+    return [
+        {
+            "key": row["key"],
+            "latents": tensor(row["latents"], row["shape"], row["dtype"]),
+            "umt5": tensor(row["umt5"], row["umt5.shape"], "bfloat16"),
+            "caption": row["caption"] or "",
+        }
+        for row in rows
+    ]
+
+
+READERS = {"webdataset": read_webdataset, "mds": read_mds, "hf": read_hf}
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_what_is_stored_comes_out_and_back(
+    wan: latentcache.Cache, tmp_path: Path, layout: str
+) -> None:
+    out = tmp_path / "out"
+    export(wan, out, layout, "--field", "umt5")
+    found = {sample["key"]: sample for sample in READERS[layout](out)}
+    assert set(found) == set(wan.keys())
+    for key, sample in found.items():
+        assert torch.equal(sample["latents"], wan.stored(key))
+        assert torch.equal(sample["umt5"], wan[key]["umt5"])
+        assert sample["caption"] == (wan[key]["caption"] or "")
+    again = take_in(layout, out, tmp_path / "again", wan)
+    assert again.spec == wan.spec
+    for key in found:
+        assert torch.equal(again.stored(key), wan.stored(key))
+        assert again[key]["caption"] == wan[key]["caption"]
+    first = read_manifest(again.storage).generations[0]
+    assert (first.kind, first.selection) == ("import", f"{layout} of {out}")
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_ids_come_back_too(tmp_path: Path, layout: str) -> None:
+    cache = make_cache(tmp_path, spec_of(stored="ids"), clips=2)
+    export(cache, tmp_path / "out", layout)
+    again = take_in(layout, tmp_path / "out", tmp_path / "again", cache)
+    for key in cache.keys():  # noqa: SIM118 - a cache is no dict
+        assert torch.equal(again.stored(key), cache.stored(key))
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_cut_files_and_another_encoder_s_are_refused(
+    wan: latentcache.Cache, tmp_path: Path, layout: str
+) -> None:
+    out = tmp_path / "out"
+    export(wan, out, layout)
+    other = make_cache(tmp_path / "other", spec_of(weights_sha256="0" * 64))
+    target = tmp_path / "n"
+    printed = run("import", layout, out, target, "--like", other.storage.url, status=2)
+    assert "weights_sha256 differ" in printed
+    (path,) = [p for p in out.rglob("*") if p.suffix in (".tar", ".mds", ".parquet")]
+    path.write_bytes(path.read_bytes()[:700])
+    printed = run("import", layout, out, target, "--like", wan.storage.url, status=2)
+    assert f"{path} is no whole" in printed
+    assert not target.exists()
+
+
+def test_the_command_line_knows_every_layout() -> None:
+    assert tuple(LAYOUTS) == NAMES

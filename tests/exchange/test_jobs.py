@@ -1,0 +1,98 @@
+"""The jobs themselves: stopped and run again, wrong places, options that a layout has no use for."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import latentcache
+from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of, take_in
+from tests.tools.fields import add, text_field
+
+
+def spoil(path: Path, name: str) -> None:
+    """Overwrite a file in a tar file, which stays whole."""
+    data = bytearray(path.read_bytes())
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        member = tar.getmember(name)
+    data[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    path.write_bytes(data)
+
+
+def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, clips=2)
+    out, target = tmp_path / "out", tmp_path / "again"
+    export(cache, out, "webdataset")
+    path = out / "shard-000000.tar"
+    whole = path.read_bytes()
+    spoil(path, "000000005.latents.pth")
+    command = ("import", "webdataset", out, target, "--like", cache.storage.url)
+    assert f"{path} has a file 000000005.latents.pth that is no tensor" in run(*command, status=2)
+    assert "latentcache import" in run("resume", target, status=2)
+    path.write_bytes(whole)
+    run(*command)
+    again = latentcache.open_cache(str(target))
+    assert sorted(again.keys()) == sorted(cache.keys())
+    for key in again.keys():  # noqa: SIM118 - a cache is no dict
+        assert torch.equal(again.stored(key), cache.stored(key))
+    run("resume", target)
+    run("verify", target)
+
+
+def test_an_imported_cache_is_never_mixed_with_an_encoded_one(
+    wan: latentcache.Cache, tmp_path: Path
+) -> None:
+    export(wan, tmp_path / "out", "hf")
+    again = take_in("hf", tmp_path / "out", tmp_path / "again", wan)
+    printed = run("merge", wan.storage.url, again.storage.url, "-o", tmp_path / "m", status=2)
+    assert "import: absent in" in printed
+    args = ("import", "hf", tmp_path / "out", tmp_path / "again", "--like", wan.storage.url)
+    assert "this one differs" in run(*args, "--dtype", "float32", status=2)
+
+
+def test_wrong_places_are_a_sentence_each(wan: latentcache.Cache, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    like = ("--like", wan.storage.url)
+    for place, said in [("file", "is a file"), ("full", "is not empty")]:
+        assert said in export(wan, tmp_path / place, "musubi", status=2)
+    for place in ("nowhere", "file"):
+        for layout in ("fastvideo", "mds", "musubi"):
+            printed = run("import", layout, tmp_path / place, tmp_path / "n", *like, status=2)
+            assert "there is no folder here with files" in printed
+    printed = run("import", "musubi", tmp_path / "full", tmp_path / "n", *like, status=2)
+    assert "no clip of the layout musubi" in printed
+
+
+@pytest.mark.parametrize(
+    ("layout", "option"),
+    [
+        ("musubi", ("--field", "umt5")),
+        ("musubi", ("--model", "x")),
+        ("memmap", ("--text", "umt5")),
+        ("memmap", ("--dtype", "float32")),
+        ("hf", ("--dtype", "float32")),
+        ("simpletuner", ("--text", "umt5")),
+        ("rcm", ("--dtype", "float32")),
+    ],
+)
+def test_options_without_a_use_are_refused(
+    wan: latentcache.Cache, tmp_path: Path, layout: str, option: tuple[str, str]
+) -> None:
+    assert f"{option[0]}" in export(wan, tmp_path / "out", layout, *option, status=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_are_too_long_are_named_first(tmp_path: Path) -> None:
+    captions = ["short", "long " * 60, "short"]
+    cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=captions)
+    add(cache, t5=text_field(length=256))
+    printed = export(cache, tmp_path / "out", "finetrainers", "--text", "t5", status=2)
+    assert "1 clips have texts of more than the 226 tokens" in printed
+    assert "'b/two_three.mp4#0'" in printed
+    assert not (tmp_path / "out").exists()

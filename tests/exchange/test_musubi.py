@@ -1,0 +1,132 @@
+"""musubi-tuner's files: read by its rules, restated here, and taken in again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from latentcache.core.spec import Normaliser
+from latentcache.errors import ConfigError
+from latentcache.exchange.musubi import bucket_of, bucket_sizes, choose_resolution
+from latentcache.format.manifest import read_manifest
+from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in
+
+
+def read(folder: Path, arch: str = "wan") -> dict[tuple[str, int], dict[str, object]]:
+    """What musubi's `VideoDataset` finds: names parsed from the right, one latent per file."""
+    found = {}
+    for path in sorted(folder.glob(f"*_{arch}.safetensors")):
+        tokens = path.stem.split("_")
+        width, height = map(int, tokens[-2].split("x"))
+        position, frames = map(int, tokens[-3].split("-")[:2])
+        stem = "_".join(tokens[:-3])
+        with safe_open(path, "pt") as file:
+            (key,) = file.keys()
+            latents, metadata = file.get_tensor(key), file.metadata()
+        size = "x".join(map(str, latents.shape[1:]))
+        assert key == f"latents_{size}_{str(latents.dtype).removeprefix('torch.')}"
+        text = path.with_name(f"{stem}_{arch}_te.safetensors")
+        item = {"latents": latents, "size": (width, height), "frames": frames, "metadata": metadata}
+        found[stem, position] = {**item, "text": text}
+    return found
+
+
+def test_its_reader_gets_the_cache_s_normalised_mean(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, clips=2)
+    printed = export(cache, tmp_path / "out", "musubi")
+    found = read(tmp_path / "out")
+    rows = {(r["source"], r["start"]): r for r in cache.table().to_pylist()}
+    assert len(found) == len(rows) == len(cache)
+    samples = cache.dataset(posterior="mode", dtype=torch.bfloat16)
+    for (source, start), row in rows.items():
+        item = found[Path(source).stem, start]
+        assert torch.equal(item["latents"], samples[row["key"]]["latents"])
+        assert item["size"] == (row["width"], row["height"])
+        assert item["frames"] == row["frames"]
+        assert item["metadata"] == {
+            "architecture": "wan",
+            "width": str(row["width"]),
+            "height": str(row["height"]),
+            "frame_count": str(row["frames"]),
+            "format_version": "1.0.1",
+        }
+    assert f'cache_directory = "{tmp_path / "out"}"' in printed
+    assert "resolution = [48, 32]" in printed
+    assert "left to musubi's own script" in printed
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_round_trip_gives_what_was_stored(tmp_path: Path, dtype: str) -> None:
+    # By powers of two: nothing is rounded, in any type.
+    exact = Normaliser(kind="channel", shift=(0.0,) * 4, scale=(0.5, 2.0, 1.0, 4.0))
+    spec = dataclasses.replace(spec_of(stored="mean"), normaliser=exact, dtype=dtype)
+    cache = make_cache(tmp_path, spec)
+    export(cache, tmp_path / "out", "musubi", "--dtype", dtype)
+    again = take_in("musubi", tmp_path / "out", tmp_path / "again", cache)
+    assert again.spec.dtype == dtype
+    for source in NAMES:
+        stored = again.stored(f"{Path(source).stem}#0")
+        assert torch.equal(stored, cache.stored(f"{source}#0"))
+    assert read_manifest(again.storage).generations[0].kind == "import"
+
+
+def test_normalisation_is_undone(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    export(cache, tmp_path / "out", "musubi", "--dtype", "float32")
+    again = take_in("musubi", tmp_path / "out", tmp_path / "again", cache)
+    for source in NAMES:
+        mean = cache.stored(f"{source}#0")[: cache.spec.channels].float()
+        torch.testing.assert_close(again.stored(f"{Path(source).stem}#0"), mean, rtol=0, atol=1e-6)
+
+
+def test_an_image_to_video_file_and_a_half_one_are_refused_by_name(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    out = tmp_path / "out"
+    export(cache, out, "musubi")
+    path = sorted(out.glob("*_wan.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-7])
+    printed = run("import", "musubi", out, tmp_path / "n", "--like", cache.storage.url, status=2)
+    assert f"{path} is no whole safetensors file" in printed
+    assert not (tmp_path / "n").exists()
+
+
+def test_two_sources_of_one_stem_are_refused(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, names=("a/x.mp4", "b/x.mp4"))
+    printed = export(cache, tmp_path / "out", "musubi", status=2)
+    assert "'a/x.mp4', 'b/x.mp4'" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_export_goes_on_and_another_cache_s_is_refused(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path)
+    out = tmp_path / "out"
+    export(cache, out, "musubi")
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for name in sorted(whole)[-2:]:
+        (out / name).unlink()
+    assert "3, 1 there already" in export(cache, out, "musubi")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    assert "another options" in export(cache, out, "musubi", "--dtype", "float32", status=2)
+    other = make_cache(tmp_path / "other")
+    assert "another cache" in export(other, out, "musubi", status=2)
+
+
+def test_resolutions_give_each_size_a_bucket_of_its_own() -> None:
+    sizes = {(832, 480), (480, 832)}
+    width, height = choose_resolution(sizes)
+    known = bucket_sizes(width, height)
+    assert {bucket_of(size, known) for size in sizes} == sizes
+
+
+def test_sizes_that_share_a_bucket_are_named() -> None:
+    with pytest.raises(ConfigError, match="48x32 and 96x64"):
+        choose_resolution({(48, 32), (96, 64)})
+
+
+def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, spec_of("AutoencoderKLMochi"))
+    assert "those of AutoencoderKLMochi" in export(cache, tmp_path / "out", "musubi", status=2)
