@@ -21,10 +21,19 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.config.geometry import ResizeConfig
 from latentcache.decoders import decord, pyav
 from latentcache.decoders.facts import VideoFacts, display_size
 from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, select_frames
 from latentcache.decoders.identity import absence, identify_url
+from latentcache.decoders.resize import geometry, resize_frame, rules_of
+from latentcache.decoders.sampling import (
+    COUNTING,
+    Indices,
+    counted_frames,
+    nominal_rate,
+    spread_frames,
+)
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
@@ -246,9 +255,8 @@ def _as_trouble(error: BaseException) -> ProcessTroubleError:
 
 def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
     """Write a clip's frames into `out` [T, H, W, 3] and return its presentation times."""
-    indices = select_frames(
-        reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
-    )
+    indices = _indices(reader, request)
+    rules = rules_of(request["resize"]) if request.get("resize") else None
     row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
@@ -259,7 +267,10 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
                 raise _size_changed(index, shape, frame.shape)
             first, shape = row, frame.shape[:2]
             aspect = reader.facts.shown_aspect(shape)
-            fit_frame(frame, out[first], request["interpolation"], aspect)
+            if rules is None:
+                fit_frame(frame, out[first], request["interpolation"], aspect)
+            else:
+                resize_frame(rules, frame, out[first], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
     last = int(indices[-1])
@@ -269,9 +280,22 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "end_s": float(ends_s[last]),
         "source_height": shape[0],
         "source_width": shape[1],
-        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
+        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect, rules),
         "decoder": reader.name,
     }
+
+
+def _indices(reader: Reader, request: Mapping[str, Any]) -> Indices:
+    """Return the source's frames that a clip samples, in order."""
+    sampling, start, count = request.get("sampling"), request["start"], request["frames"]
+    available = len(reader.times_s)
+    if sampling == "spread":
+        return spread_frames(available, count)
+    if sampling in COUNTING and request["fps"] is not None:  # an image has no rate
+        duration_s = reader.end_s - float(reader.times_s[0])
+        source_fps = request.get("source_fps") or nominal_rate(available / duration_s)
+        return counted_frames(sampling, available, source_fps, request["fps"], start, count)
+    return select_frames(reader.times_s, reader.end_s, start, count, request["fps"])
 
 
 def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
@@ -283,11 +307,18 @@ def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> 
 
 
 def _picture(
-    facts: VideoFacts, shape: tuple[int, int], target: tuple[int, int], aspect: float
+    facts: VideoFacts,
+    shape: tuple[int, int],
+    target: tuple[int, int],
+    aspect: float,
+    rules: ResizeConfig | None,
 ) -> dict[str, Any]:
     """Return the fields of PictureFacts."""
     display = display_size(shape, aspect)
-    resized, crop = cover_and_crop(shape, target, aspect)
+    if rules is None:
+        resized, crop = cover_and_crop(shape, target, aspect)
+    else:
+        resized, crop = geometry(rules, shape, target, aspect).of_whole(shape)
     return {
         "source_fps": facts.fps,
         "display_height": display[0],
