@@ -247,7 +247,7 @@ CASES: Mapping[str, tuple[dict[str, Any], Rule, float]] = {
         for edge, mode in ((200, "single_middle"), (850, "single_beginning"))
     },
 }  # fmt: skip
-NAMES = ("cogvideo_1.mp4", "hiker_tiny.mp4", "rotate_90.mov", "horse.mp4", "vidtok_256.mp4")
+NAMES = ("cogvideo_1.mp4", "hiker_tiny.mp4", "nasa_audio.mp4", "horse.mp4", "vidtok_256.mp4")
 
 
 def opened(name: str) -> Source:
