@@ -67,7 +67,8 @@ class ResizeConfig(Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        for name in dict.fromkeys(filter(None, (self.filter, self.enlarge))):
+        names: list[Filter] = [self.filter, *([self.enlarge] if self.enlarge else [])]
+        for name in dict.fromkeys(names):
             library = self.library_of(name)
             known = FILTERS[library].get(name)
             if known is None:
@@ -183,9 +184,13 @@ class BucketsConfig(GrownSection):
     def all_sizes(self) -> list[Size]:
         """Return the (height, width) of every bucket, in the order of the configuration.
 
-        If each source has its own ratio, one stands for all: that of a square.
+        If each source has its own ratio, two squares stand for all: the steps between sizes are `multiple`.
         """
-        return list(dict.fromkeys(s for _, s in self.sizes_by_ratio())) or [self._size_at(1.0)]
+        if sizes := [size for _, size in self.sizes_by_ratio()]:
+            return list(dict.fromkeys(sizes))
+        assert self.multiple is not None
+        edge = self._size_at(1.0)[0]
+        return [(edge, edge), (edge + self.multiple, edge + self.multiple)]
 
     def choose(self, height: int, width: int) -> Size:
         """Return the (height, width) of the bucket of a source that is shown as height x width."""

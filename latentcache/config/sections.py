@@ -8,8 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from latentcache.config.base import GrownSection, Positive, Section
-from latentcache.config.geometry import BucketsConfig, ResizeConfig
+from latentcache.config.base import GrownSection
+from latentcache.config.base import Positive as Positive
+from latentcache.config.base import Section as Section
+from latentcache.config.geometry import BucketsConfig as BucketsConfig
+from latentcache.config.geometry import ResizeConfig
 from latentcache.config.presets import expanded
 from latentcache.errors import did_you_mean
 from latentcache.storage.urls import has_password, public_name
@@ -53,7 +56,7 @@ class CorpusConfig(Section):
     """Where the sources are."""
 
     source: Url = Field(
-        description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
+        description="A directory, a glob, or a .csv, .jsonl, .json or .parquet table; any fsspec URL. "
         "package://NAME/FOLDER reads a folder of an installed package."
     )
     columns: dict[str, str] | None = Field(

@@ -38,9 +38,10 @@ def _area_of_blocks(frame: Frame, size: tuple[int, int], rows: int, columns: int
     cut = frame[: rows * height, : columns * width].astype(np.int32)
     sums = cut.reshape(height, rows, width, columns, -1).sum((1, 3))
     if rows == columns == 2:
-        return ((sums + 2) >> 2).astype(np.uint8)
-    mean = sums.astype(np.float32) * np.float32(1 / (rows * columns))
-    return np.rint(mean).astype(np.uint8)
+        mean = (sums + 2) >> 2
+    else:
+        mean = np.rint(sums.astype(np.float32) * np.float32(1 / (rows * columns)))
+    return np.asarray(mean, np.uint8)
 
 
 def _area_table(source: int, target: int) -> _Table:
