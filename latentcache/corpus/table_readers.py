@@ -179,8 +179,8 @@ def read_json(file: IO[bytes], wanted: Wanted) -> pa.Table:
     for number, item in enumerate(items, 1):
         if not isinstance(item, dict):
             raise CorpusError(
-                f"{wanted.where}: item {number} is a {type(item).__name__}, not an object. Write an array of "
-                'objects, such as [{"video": "a.mp4", "caption": "a dog runs"}].'
+                f"{wanted.where}: item {number} is a {type(item).__name__}, not an object. Write an array "
+                'of objects, such as [{"video": "a.mp4", "caption": "a dog runs"}].'
             )
     wanted = replace(wanted, row_word="item")
     names = list(dict.fromkeys([*wanted.required, *wanted.optional]))

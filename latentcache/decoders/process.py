@@ -287,7 +287,8 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
 
 def _indices(reader: Reader, request: Mapping[str, Any]) -> Indices:
     """Return the source's frames that a clip samples, in order."""
-    sampling, start, count = request.get("sampling"), request["start"], request["frames"]
+    sampling: Any = request.get("sampling")
+    start, count = request["start"], request["frames"]
     available = len(reader.times_s)
     if sampling == "spread":
         return spread_frames(available, count)
