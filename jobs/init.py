@@ -11,6 +11,9 @@ from typing import Any
 
 import yaml
 
+from latentcache.config.files import validate
+from latentcache.config.sections import Config
+from latentcache.config.trainers import TRAINERS, convert
 from latentcache.encoders.commented import commented
 from latentcache.errors import ConfigError, did_you_mean
 
@@ -29,6 +32,8 @@ def main() -> int:
 def init(args: argparse.Namespace) -> int:
     """List the encoders, or write the configuration of one; returns the exit status."""
     examples = {path.stem: path for path in sorted(EXAMPLES.glob("*.yaml"))}
+    if args.trainer is not None:
+        return _init_from(examples, args)
     if args.encoder is None:
         for name, path in examples.items():
             print(f"{name:<14}{_kind(path):<18}{_said(path)}")
@@ -48,6 +53,55 @@ def init(args: argparse.Namespace) -> int:
     )
     print(f"  latentcache precompute {shlex.quote(str(output))} --dry-run")
     return OK
+
+
+def _init_from(examples: Mapping[str, Path], args: argparse.Namespace) -> int:
+    """Write a configuration for each data set of a trainer's file; returns the exit status."""
+    trainer, path = args.trainer
+    if trainer not in TRAINERS:
+        near = did_you_mean(trainer, list(TRAINERS))
+        raise ConfigError(
+            f"--from {trainer!r}: no such trainer.{near} There are: {', '.join(TRAINERS)}"
+        )
+    example = _read(_chosen(examples, args.encoder or "wan"))
+    found = convert(trainer, path)
+    outputs = _numbered(args.output, len(found))
+    for output in outputs:
+        if output is not None and output.exists():
+            raise ConfigError(f"{output} exists, and is left as it is. Give another path with -o.")
+    for number, (one, output) in enumerate(zip(found, outputs, strict=True), 1):
+        url = f"{trainer}-cache" + (f"-{number}" if len(found) > 1 else "")
+        raw = {
+            "corpus": one.corpus,
+            "clips": one.clips,
+            "encoder": example["encoder"],
+            "cache": {"url": url},
+        }
+        validate(Config, raw, f"{path}, data set {number}")
+        lost = [f"# Not carried over: {line}" for line in one.lost]
+        head = f"# From {trainer}'s {Path(path).name}, data set {number} of {len(found)}."
+        text = "\n".join([head, *lost, "", yaml.safe_dump(raw, sort_keys=False, width=100)])
+        if output is None:
+            print(text, end="")
+            continue
+        write_file(output, text.encode())
+        print(f"{output}: {one.corpus['source']}")
+        for line in one.lost:
+            print(f"  not carried over: {line}")
+    if outputs[0] is not None:
+        print("Set cache.url and what the encoder needs. Then, to see the plan:")
+        print(f"  latentcache precompute {shlex.quote(str(outputs[0]))} --dry-run")
+    return OK
+
+
+def _numbered(output: str, count: int) -> list[Path | None]:
+    """Return the paths of so many files: config.yaml, or config-1.yaml and so on. None: to print it."""
+    if output == "-":
+        return [None] * count
+    path = Path(output)
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]
 
 
 def _chosen(examples: Mapping[str, Path], asked: str) -> Path:

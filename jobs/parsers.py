@@ -525,6 +525,14 @@ def init() -> Parser:
     parser.add_argument(
         "-o", "--output", default="config.yaml", metavar="FILE", help="new file (config.yaml)"
     )
+    parser.add_argument(
+        "--from",
+        dest="trainer",
+        nargs=2,
+        metavar=("TRAINER", "FILE"),
+        help="take corpus and clips from a trainer's data set file: musubi or diffusion-pipe (TOML), "
+        "finetrainers or simpletuner (JSON); the encoder is ENCODER's, or wan's",
+    )
     return parser
 
 

@@ -6,17 +6,19 @@ import argparse
 import functools
 import math
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import yaml
 from tqdm import tqdm
 
 from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
-from latentcache.config.sections import Config
+from latentcache.config.sections import ClipsConfig, Config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.corpus.sources import Corpus
@@ -130,6 +132,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     )
     url = redact(planned.storage.url)
     print(f"cache    {url} ({manifest.format}, {manifest.fingerprint[:12]})")
+    _print_clips(planned.config.clips)
     if manifest.generations:
         _print_difference(difference, prune)
     if difference.num_saved:
@@ -140,6 +143,17 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
         _print_buckets(manifest, step)
         _print_notes(difference)
     _print_rejected(step.rejected)
+
+
+def _print_clips(clips: ClipsConfig) -> None:
+    """Say what a preset stands for, or what else takes the place of the usual pixels."""
+    if clips.resize is None and clips.sampling == "nearest":
+        return
+    if clips.resize is not None:
+        print(f"resize   {clips.resize.in_words()}")
+    plain = clips.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(plain, default_flow_style=True, width=98, sort_keys=False)
+    print(textwrap.indent(text.strip(), " " * 9).replace(" " * 9, "clips    ", 1))
 
 
 def _print_difference(difference: Difference, prune: bool) -> None:

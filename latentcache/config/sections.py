@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from latentcache.config.base import GrownSection
+from latentcache.config.base import Positive as Positive
+from latentcache.config.base import Section as Section
+from latentcache.config.geometry import BucketsConfig as BucketsConfig
+from latentcache.config.geometry import ResizeConfig
+from latentcache.config.presets import expanded
 from latentcache.errors import did_you_mean
 from latentcache.storage.urls import has_password, public_name
 
-Positive = Annotated[int, Field(gt=0)]
 #: Roles that a column of a corpus table can have.
 COLUMN_ROLES = ("video", "image", "caption", "key", "frames", "fps", "height", "width")
-
-
-class Section(BaseModel):
-    """Base of every part of the configuration: unknown keys are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _without_password(url: str) -> str:
@@ -65,7 +56,7 @@ class CorpusConfig(Section):
     """Where the sources are."""
 
     source: Url = Field(
-        description="A directory, a glob, or a .csv, .jsonl or .parquet table; any fsspec URL. "
+        description="A directory, a glob, or a .csv, .jsonl, .json or .parquet table; any fsspec URL. "
         "package://NAME/FOLDER reads a folder of an installed package."
     )
     columns: dict[str, str] | None = Field(
@@ -118,48 +109,18 @@ class CorpusConfig(Section):
         return columns
 
 
-class BucketsConfig(Section):
-    """Sizes by aspect ratio, all of about one area."""
-
-    area: Positive = Field(
-        description="About how many pixels a frame has, such as 345600 for 480x720."
-    )
-    multiple: Positive = Field(description="Heights and widths are multiples of this.")
-    aspect_ratios: list[float | str] = Field(
-        min_length=1, description="Width over height: numbers, or text such as '16:9'."
-    )
-
-    @field_validator("aspect_ratios")
-    @classmethod
-    def _parse_ratios(cls, ratios: list[float | str]) -> list[float | str]:
-        for ratio in ratios:
-            aspect_ratio(ratio)
-        return ratios
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Return the (height, width) of every aspect ratio, in the order of the configuration."""
-        sizes = []
-        for ratio in map(aspect_ratio, self.aspect_ratios):
-            exact = ((self.area / ratio) ** 0.5, (self.area * ratio) ** 0.5)
-            height, width = (max(1, round(x / self.multiple)) * self.multiple for x in exact)
-            sizes.append((height, width))
-        return list(dict.fromkeys(sizes))
+#: Other programs' names of `clips.select`.
+SELECT_NAMES: Mapping[str, str] = {"head": "first", "chunk": "all"}
 
 
-def aspect_ratio(ratio: float | str) -> float:
-    """Return width over height of `1.78` or `16:9`; raises ValueError."""
-    parts = str(ratio).split(":")
-    try:
-        width, height = (float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0)
-    except ValueError:
-        width = height = 0.0
-    if len(parts) > 2 or not (0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError(f"{ratio!r} is not an aspect ratio; write 1.78 or '16:9'")
-    return width / height
+class ClipsConfig(GrownSection):
+    """Which frames of a source become clips, and at what size.
 
+    `preset: musubi`, `finetrainers`, `fastvideo`, `simpletuner` or `diffusion-pipe` stands for the settings
+    that give the pixels of that trainer, and takes the trainer's own keys: see [presets.md](presets.md).
+    """
 
-class ClipsConfig(Section):
-    """Which frames of a source become clips, and at what size."""
+    LATER: ClassVar = frozenset({"resize", "sampling", "source_fps", "lengths"})
 
     frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
         description="Frames per clip; or a list: the longest that fits the source is used.",
@@ -169,12 +130,30 @@ class ClipsConfig(Section):
         description="Frames are sampled at this rate, each nearest in presentation time; "
         "omitted: every frame, at the source's own rate.",
     )
+    sampling: Literal["nearest", "accumulate", "floor", "linspace", "spread"] = Field(
+        default="nearest",
+        description="How frames are sampled. nearest: nearest in time to `fps`. By counting frames, "
+        "whatever their times: accumulate (some are dropped as fps over the source's rate adds up), floor "
+        "(the source's rate over fps apart, rounded down), linspace (so many as `fps` makes, evenly from "
+        "the first to the last). spread: a clip is spread evenly over the whole source, without `fps`.",
+    )
+    source_fps: PositiveFloat | None = Field(
+        default=None,
+        description="With `sampling` by counting: taken for the rate of every source; omitted: each "
+        "source's own.",
+    )
+    lengths: Literal["longest", "each"] = Field(
+        default="longest",
+        description="If `frames` is a list: the longest that fits the source, or clips of each that fits.",
+    )
     select: str = Field(
-        default="first", description="first | all | uniform:K | random:K (K clips per source)."
+        default="first",
+        description="first (or head) | middle | all (or chunk; or slide, with `stride`) | uniform:K | "
+        "linspace:K (as uniform:K, with starts rounded down) | random:K (K clips per source).",
     )
     stride: Positive | None = Field(
         default=None,
-        description="For select: all. Sampled frames between the starts of two clips; "
+        description="For select: all or slide. Sampled frames between the starts of two clips; "
         "omitted: clips follow each other without overlap.",
     )
     size: tuple[Positive, Positive] | None = Field(
@@ -186,6 +165,11 @@ class ClipsConfig(Section):
     interpolation: Literal["bicubic", "bilinear"] = Field(
         default="bicubic",
         description="Resize filter, always antialiased; the shorter side is fitted, then cropped.",
+    )
+    resize: ResizeConfig | None = Field(
+        default=None,
+        description="Everything about resizing, in place of `interpolation`, for pixels that equal those "
+        "of another program.",
     )
     too_short: Literal["record", "shorten"] = Field(
         default="record",
@@ -204,11 +188,20 @@ class ClipsConfig(Section):
     )
     seed: int = Field(default=0, description="For select: random:K.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, data: Any) -> Any:
+        return expanded(data)
+
     @field_validator("select")
     @classmethod
     def _parse_select(cls, select: str) -> str:
-        if not re.fullmatch(r"first|all|(uniform|random):[1-9]\d*", select):
-            raise ValueError(f"{select!r} is not one of: first, all, uniform:K, random:K (K >= 1)")
+        select = SELECT_NAMES.get(select, select)
+        if not re.fullmatch(r"first|middle|all|slide|(uniform|linspace|random):[1-9]\d*", select):
+            raise ValueError(
+                f"{select!r} is not one of: first, head, middle, all, chunk, slide, uniform:K, linspace:K, "
+                "random:K (K >= 1)"
+            )
         return select
 
     @model_validator(mode="after")
@@ -218,8 +211,25 @@ class ClipsConfig(Section):
                 "give exactly one of `size: [height, width]` and `buckets: {area, multiple, "
                 "aspect_ratios}`: the size of the pixels changes every latent, so it has no default"
             )
-        if self.stride is not None and self.select != "all":
+        if self.stride is not None and self.select not in ("all", "slide"):
             raise ValueError("`stride` is for `select: all`; remove it or change `select`")
+        if self.stride is None and self.select == "slide":
+            raise ValueError("`select: slide` needs `stride`")
+        return self
+
+    @model_validator(mode="after")
+    def _sound_sampling(self) -> Self:
+        counted = self.sampling in ("accumulate", "floor", "linspace")
+        if counted and self.fps is None:
+            raise ValueError(f"`sampling: {self.sampling}` needs `fps`")
+        if self.sampling == "spread" and (self.fps is not None or self.select != "first"):
+            raise ValueError("`sampling: spread` goes without `fps` and with `select: first`")
+        if self.source_fps is not None and not counted:
+            raise ValueError("`source_fps` is for sampling: accumulate, floor or linspace")
+        if self.resize is not None and self.interpolation != "bicubic":
+            raise ValueError("`resize` says everything; remove `interpolation`")
+        if self.lengths == "each" and self.too_short == "shorten":
+            raise ValueError("`lengths: each` takes what fits; remove `too_short: shorten`")
         return self
 
     @property
@@ -230,7 +240,23 @@ class ClipsConfig(Section):
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the (height, width) that clips can have."""
-        return [self.size] if self.size else self.buckets.sizes() if self.buckets else []
+        return [self.size] if self.size else self.buckets.all_sizes() if self.buckets else []
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the clips of a source that is shown as height x width."""
+        if self.size:
+            return self.size
+        assert self.buckets is not None
+        return self.buckets.choose(height, width)
+
+    def pixel_rules(self) -> dict[str, Any]:
+        """Return, as plain values, what decoding follows beside the clip itself; see `decoders.rules`."""
+        return {
+            "interpolation": self.interpolation,
+            "resize": self.resize and self.resize.model_dump(mode="json"),
+            "sampling": self.sampling,
+            "source_fps": self.source_fps,
+        }
 
 
 class CompressionConfig(Section):

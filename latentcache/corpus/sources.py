@@ -49,6 +49,8 @@ RESERVED = frozenset(
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
 _CAPTIONS_AT_ONCE = 1024
+#: Suffixes of the files beside a video or image that hold its caption; the first one there counts.
+CAPTIONS = ("txt", "caption")
 #: The longest caption: those of today's captioning models take some kB.
 MAX_CAPTION_BYTES = 1 << 20
 _SUFFIXES_SHOWN = 10
@@ -82,7 +84,7 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     except FileNotFoundError:
         raise CorpusError(
             f"corpus.source {redact_url(config.source)!r} is not there. Give an existing directory, "
-            "glob, table (.csv, .jsonl, .parquet) or media file; a relative path starts at the "
+            "glob, table (.csv, .jsonl, .json, .parquet) or media file; a relative path starts at the "
             "current directory."
         ) from None
     except StorageError as error:
@@ -110,9 +112,10 @@ def _from_file(config: CorpusConfig) -> Corpus:
     """Make the table of one file; a signed URL is good for the file itself, and not for its caption."""
     source, options = config.source, config.storage_options
     base, name = folder_of(source), without_query(source)
-    text = posixpath.splitext(name)[0] + ".txt"
     texts: dict[str, int | None] = {}
-    if name == source and is_file(text, options):
+    beside = [f"{posixpath.splitext(name)[0]}.{suffix}" for suffix in CAPTIONS]
+    text = next((t for t in beside if name == source and is_file(t, options)), None)
+    if text is not None:
         texts = {text[len(base) :]: file_facts(text, options).get("size")}
     corpus = _from_files(config, "one file", base, [name[len(base) :]], texts)
     url = source if is_url(source) else corpus.table["url"][0].as_py()
@@ -157,7 +160,8 @@ def _from_files(
     kinds = _kinds(root, shown, config)
     media = list(kinds)
     _check_names(config.source, media)
-    stems = {posixpath.splitext(n)[0]: n for n in sorted(texts) if _suffix(n) == "txt"}
+    found_texts = sorted((n for n in texts if _suffix(n) in CAPTIONS), key=_caption_rank)
+    stems = {posixpath.splitext(n)[0]: n for n in found_texts}
     captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}
     ignored = _count_ignored(found, shown, {*media, *captions.values()})
     if not media:
@@ -170,6 +174,11 @@ def _from_files(
         "caption": pa.array([caption_of.get(n) for n in media], pa.string()),
     }
     return Corpus(table=to_source_table(columns), ignored=ignored)
+
+
+def _caption_rank(name: str) -> tuple[int, str]:
+    """Return a key that sorts what is preferred to the end."""
+    return -CAPTIONS.index(_suffix(name)), name
 
 
 def _kinds(root: str, names: Sequence[str], config: CorpusConfig) -> dict[str, str]:
@@ -233,7 +242,7 @@ def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]
         posixpath.join(folder, name): size
         for folder in folders
         for name, size in find_sizes(join(base, folder), options, max_depth=1).items()
-        if _suffix(name) == "txt"
+        if _suffix(name) in CAPTIONS
     }
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, NoReturn, cast
 
 import pyarrow as pa
@@ -28,12 +28,16 @@ CSV_BLOCK_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Columns to read. where: the table, for messages. text: those read as strings in any case."""
+    """Columns to read. where: the table, for messages. text: those read as strings in any case.
+
+    row_word: what a row is in messages.
+    """
 
     where: str
     required: Sequence[str]
     optional: Sequence[str]
     text: frozenset[str]
+    row_word: str = "line"
 
     def choose(self, have: Sequence[str]) -> list[str]:
         """Return the columns to read out of those that the table has; raises CorpusError."""
@@ -161,6 +165,30 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
         ) from None
 
 
+def read_json(file: IO[bytes], wanted: Wanted) -> pa.Table:
+    """Read columns of a JSON array of objects; or of JSON lines that are called so."""
+    text = file.read().removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text.startswith(b"["):
+        return read_jsonl(io.BytesIO(text), wanted)
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorpusError(
+            f"{wanted.where} is not JSON: {error}. Write one array of objects, or one object per line."
+        ) from None
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise CorpusError(
+                f"{wanted.where}: item {number} is a {type(item).__name__}, not an object. Write an array "
+                'of objects, such as [{"video": "a.mp4", "caption": "a dog runs"}].'
+            )
+    wanted = replace(wanted, row_word="item")
+    names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
+    have = list(dict.fromkeys(key for item in items for key in item))
+    columns = wanted.choose(have) if have else names
+    return _json_batch(list(enumerate(items, 1)), names, wanted).select(columns)
+
+
 def _json_row(line: bytes, where: str) -> dict[str, Any] | None:
     line = line.removeprefix(b"\xef\xbb\xbf").strip()
     if not line:
@@ -224,9 +252,13 @@ def _fail_json(
                 .type
             )
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            expected = "text" if name in wanted.text else f"the type of the lines before ({kind})"
+            expected = (
+                "text"
+                if name in wanted.text
+                else f"the type of the {wanted.row_word}s before ({kind})"
+            )
             raise CorpusError(
-                f"{wanted.where}: line {number}: column {name!r} is {ascii(value)[:200]}, not "
+                f"{wanted.where}: {wanted.row_word} {number}: column {name!r} is {ascii(value)[:200]}, not "
                 f"{expected}. "
                 "Make every value of the column the same type."
             ) from None
@@ -236,5 +268,6 @@ def _fail_json(
 READERS: Mapping[str, Callable[[IO[bytes], Wanted], pa.Table]] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
+    "json": read_json,
     "parquet": read_parquet,
 }

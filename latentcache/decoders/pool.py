@@ -103,7 +103,7 @@ class DecodePool:
         num_processes: int,
         num_buffers: int,
         timeout_s: float,
-        interpolation: str = "bicubic",
+        rules: Mapping[str, Any] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         max_pixels: int | None = None,
         memory_bytes: int | None = None,
@@ -112,7 +112,7 @@ class DecodePool:
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
-        self._interpolation = interpolation
+        self._rules = dict(rules or {"interpolation": "bicubic"})
         self._schemes = tuple(schemes)
         settings = {
             "options": dict(storage_options or {}),
@@ -144,7 +144,7 @@ class DecodePool:
             num_processes=num_processes,
             num_buffers=num_buffers,
             timeout_s=config.run.decode_timeout_s,
-            interpolation=config.clips.interpolation,
+            rules=config.clips.pixel_rules(),
             storage_options=config.corpus.storage_options,
             max_pixels=config.corpus.max_pixels,
             memory_bytes=config.run.decode_memory_bytes,
@@ -157,7 +157,7 @@ class DecodePool:
         The future raises ClipError where the clip, its decoder or its time fails; SourceError and
         MachineError where something else does, for longer than a moment.
         """
-        message = _decode_message(clip, self._interpolation)
+        message = _decode_message(clip, self._rules)
         if times_s is not None:
             message["times_s"] = list(times_s)
         return self._submit(_Request(message=message, clip=clip))
@@ -357,7 +357,7 @@ class _Request:
         self.future: Future[Any] = Future()
 
 
-def _decode_message(clip: Clip, interpolation: str) -> dict[str, Any]:
+def _decode_message(clip: Clip, rules: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("url", "kind", "identity", "start", "frames", "fps", "height", "width")
     message = {name: getattr(clip, name) for name in fields}
-    return {"op": "decode", "interpolation": interpolation, **message}
+    return {"op": "decode", **rules, **message}

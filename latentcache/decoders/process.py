@@ -21,10 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.config.geometry import ResizeConfig
 from latentcache.decoders import decord, pyav
 from latentcache.decoders.facts import VideoFacts, display_size
 from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, frames_at, select_frames
 from latentcache.decoders.identity import absence, identify_url
+from latentcache.decoders.resize import geometry, resize_frame, rules_of
+from latentcache.decoders.sampling import Indices, clip_frames
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
@@ -249,12 +252,8 @@ def _as_trouble(error: BaseException) -> ProcessTroubleError:
 
 def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[str, Any]:
     """Write a clip's frames into `out` [T, H, W, 3] and return its presentation times."""
-    if request.get("times_s") is not None:
-        indices = frames_at(reader.times_s, reader.end_s, np.array(request["times_s"], np.float64))
-    else:
-        indices = select_frames(
-            reader.times_s, reader.end_s, request["start"], request["frames"], request["fps"]
-        )
+    indices = _indices(reader, request)
+    rules = rules_of(request["resize"]) if request.get("resize") else None
     row, shape, aspect = 0, (0, 0), 1.0
     with contextlib.closing(reader.frames(indices)) as frames:
         for index in np.unique(indices).tolist():
@@ -265,7 +264,10 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
                 raise _size_changed(index, shape, frame.shape)
             first, shape = row, frame.shape[:2]
             aspect = reader.facts.shown_aspect(shape)
-            fit_frame(frame, out[first], request["interpolation"], aspect)
+            if rules is None:
+                fit_frame(frame, out[first], request["interpolation"], aspect)
+            else:
+                resize_frame(rules, frame, out[first], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
     last = int(indices[-1])
@@ -275,10 +277,23 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
         "end_s": float(ends_s[last]),
         "source_height": shape[0],
         "source_width": shape[1],
-        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect),
+        "picture": _picture(reader.facts, shape, out.shape[1:3], aspect, rules),
         "decoder": reader.name,
         "frame_numbers": indices.tolist(),
     }
+
+
+def _indices(reader: Reader, request: Mapping[str, Any]) -> Indices:
+    """Return the source's frames that a clip samples, in order."""
+    times_s, end_s = reader.times_s, reader.end_s
+    if request.get("times_s") is not None:
+        return frames_at(times_s, end_s, np.array(request["times_s"], np.float64))
+    start, count, fps = request["start"], request["frames"], request["fps"]
+    sampling = request.get("sampling") or "nearest"
+    if sampling == "nearest":
+        return select_frames(times_s, end_s, start, count, fps)
+    duration_s = end_s - float(times_s[0])
+    return clip_frames(sampling, times_s, duration_s, start, count, fps, request.get("source_fps"))
 
 
 def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
@@ -290,11 +305,18 @@ def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> 
 
 
 def _picture(
-    facts: VideoFacts, shape: tuple[int, int], target: tuple[int, int], aspect: float
+    facts: VideoFacts,
+    shape: tuple[int, int],
+    target: tuple[int, int],
+    aspect: float,
+    rules: ResizeConfig | None,
 ) -> dict[str, Any]:
     """Return the fields of PictureFacts."""
     display = display_size(shape, aspect)
-    resized, crop = cover_and_crop(shape, target, aspect)
+    if rules is None:
+        resized, crop = cover_and_crop(shape, target, aspect)
+    else:
+        resized, crop = geometry(rules, shape, target, aspect).of_whole(shape)
     return {
         "source_fps": facts.fps,
         "display_height": display[0],

@@ -35,7 +35,9 @@ def commented(raw: Mapping[str, Any]) -> str:
 def _section(name: str, model: type[BaseModel], values: Any, depth: int) -> Iterator[str]:
     """Yield the lines of a section; of one that is not set all are comments."""
     lead = "  " * depth
-    said = (model.__doc__ or "").strip() if model.__module__ == Config.__module__ else ""
+    said = (
+        (model.__doc__ or "").strip() if model.__module__.startswith("latentcache.config.") else ""
+    )
     yield from _comment(said, lead)
     yield f"{lead}{name}:" if values is not None else f"{lead}# {name}:"
     fields = sorted(model.model_fields.items(), key=lambda item: item[0] != "kind")

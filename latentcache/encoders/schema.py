@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from latentcache.config.presets import PRESETS
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, builtin
 from latentcache.encoders.tiled import Tiling
@@ -39,4 +40,16 @@ def config_schema() -> dict[str, Any]:
         "description": encoder["description"],
         "oneOf": [*kinds, plugin],
     }
+    defs["ClipsConfig"] = {"anyOf": [defs["ClipsConfig"], *_presets(defs["ClipsConfig"])]}
     return {"$schema": DRAFT, **schema, "$defs": defs, "title": "latentcache configuration"}
+
+
+def _presets(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the schema of `clips` with each preset: its keys, and the plain ones in place of its own."""
+    found = []
+    for name, model in PRESETS.items():
+        own = model.model_json_schema()
+        properties = {**plain["properties"], **own["properties"], "preset": {"const": name}}
+        required = sorted({*own.get("required", ()), "preset"})
+        found.append({**own, "properties": properties, "required": required})
+    return found

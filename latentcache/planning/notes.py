@@ -68,6 +68,8 @@ def _captions(rows: list[dict[str, Any]]) -> Note:
 
 
 def _repeats(rows: list[dict[str, Any]], config: ClipsConfig) -> Iterator[Note]:
+    if config.sampling == "accumulate":  # which takes each frame once
+        return
     slow = [row for row in rows if row["kind"] == "video" and repeats(row["fps"], config.fps)]
     if slow:
         yield Note(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,16 @@ import pyarrow.compute as pc
 from latentcache.config.sections import ClipsConfig
 from latentcache.core.records import Bucket, Clip, Shard
 from latentcache.core.spec import LatentSpec
-from latentcache.decoders.frames import nearest_frames, num_sampled_frames
+from latentcache.decoders.frames import num_sampled_frames
+from latentcache.decoders.sampling import clip_frames, nominal_rate, sampled_frames
 from latentcache.format import per_frame
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
 
 Starts = npt.NDArray[np.int64]
+#: The row of a source, the starts of its clips in a bucket, and the ordinal of the first of them.
+Picked = tuple[int, Starts, int]
 
 #: Rows that are Python's objects at a time.
 CHUNK_ROWS = 1 << 16
@@ -88,20 +90,24 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     widths: dict[str, int] = {}
     for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)
-        chosen: dict[Bucket, list[tuple[int, Starts]]] = {}
+        chosen: dict[Bucket, list[Picked]] = {}
         refused: list[tuple[int, str | None, str | None]] = []
         for row, source in enumerate(chunk.select(list(facts)).to_pylist()):
             choice = chooser.choose(source)
             if isinstance(choice, str):
                 refused.append((row, *_rejection(source, choice)))
-            elif PER_FRAME in chunk.column_names and (
+                continue
+            if PER_FRAME in chunk.column_names and (
                 wrong := per_frame.problem(chunk[PER_FRAME][row], source["frames"], widths)
             ):
                 refused.append((row, *wrong))
-            else:
-                chosen.setdefault(choice[0], []).append((row, choice[1]))
-        for bucket, starts in chosen.items():
-            for some in _at_a_time(starts):
+                continue
+            ordinal = 0
+            for bucket, starts in choice:
+                chosen.setdefault(bucket, []).append((row, starts, ordinal))
+                ordinal += len(starts)
+        for bucket, of_bucket in chosen.items():
+            for some in _at_a_time(of_bucket):
                 table = _clips(chunk, bucket, clips, some, num_clips[bucket], shard_clips)
                 picked.setdefault(bucket, []).append(table)
                 num_clips[bucket] += table.num_rows
@@ -111,10 +117,10 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
     return Plan(buckets=buckets, rejected=pa.concat_tables(rejected))
 
 
-def _at_a_time(picked: Sequence[tuple[int, Starts]]) -> Iterator[Sequence[tuple[int, Starts]]]:
+def _at_a_time(picked: Sequence[Picked]) -> Iterator[Sequence[Picked]]:
     """Cut into parts of CHUNK_ROWS clips or so: Arrow cannot gather more than 2 GB of text at once."""
     first = count = 0
-    for number, (_, starts) in enumerate(picked):
+    for number, (_, starts, _) in enumerate(picked):
         count += len(starts)
         if count >= CHUNK_ROWS:
             yield picked[first : number + 1]
@@ -124,47 +130,63 @@ def _at_a_time(picked: Sequence[tuple[int, Starts]]) -> Iterator[Sequence[tuple[
 
 
 class _Chooser:
-    """Decides bucket and starts of one source."""
+    """Decides buckets and starts of one source."""
 
     def __init__(self, clips: ClipsConfig, spec: LatentSpec) -> None:
         self._clips = clips
         self._spec = spec
-        self._sizes = clips.sizes()
 
-    def choose(self, source: Mapping[str, Any]) -> tuple[Bucket, Starts] | str:
-        """Return the bucket and the clips' first sampled frames, or the reason why there are none."""
+    def choose(self, source: Mapping[str, Any]) -> list[tuple[Bucket, Starts]] | str:
+        """Return the clips' first sampled frames by bucket, or the reason why there are none."""
         if source["reason"] is not None:
             return str(source["reason"])
-        height, width = self._size(source["height"], source["width"])
+        height, width = self._clips.size_of(source["height"], source["width"])
         if self._is_too_small(source, height, width):
             return "too_small"
         if source["kind"] == "image":
             if not self._spec.frame_rule.is_legal(1):
                 return "illegal_frames"
-            return Bucket(frames=1, height=height, width=width), np.zeros(1, dtype=np.int64)
+            return [(Bucket(frames=1, height=height, width=width), np.zeros(1, dtype=np.int64))]
         if self._clips.too_slow == "record" and repeats(source["fps"], self._clips.fps):
             return "too_slow"
-        available = num_sampled_frames(source["frames"], source["duration_s"], self._clips.fps)
-        frames = self._frames(available)
-        if frames is None:
+        available = num_available(self._clips, source)
+        counts = self._counts(available)
+        if not counts:
             return "too_short"
-        starts = select_starts(self._clips, available, frames, source["name"], source["frames"])
-        return Bucket(frames=frames, height=height, width=width), starts
+        name, frames = source["name"], source["frames"]
+        return [
+            (
+                Bucket(frames=count, height=height, width=width),
+                select_starts(self._clips, available, count, name, frames),
+            )
+            for count in counts
+        ]
 
-    def _frames(self, available: int) -> int | None:
-        fitting = next((n for n in self._clips.frame_counts if n <= available), None)
-        if fitting is None and self._clips.too_short == "shorten":
-            return self._spec.frame_rule.longest(available)
-        return fitting
+    def _counts(self, available: int) -> list[int]:
+        """Return the numbers of frames of a source's clips; none if it is too short."""
+        fitting = [n for n in self._clips.frame_counts if n <= available]
+        if self._clips.lengths == "each":
+            return fitting
+        if not fitting and self._clips.too_short == "shorten":
+            longest = self._spec.frame_rule.longest(available)
+            return [] if longest is None else [longest]
+        return fitting[:1]
 
     def _is_too_small(self, source: Mapping[str, Any], height: int, width: int) -> bool:
         allowed = self._clips.too_small == "enlarge"
         return not allowed and enlargement(source["height"], source["width"], height, width) > 1
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of the nearest aspect ratio, by its logarithm."""
-        ratio = math.log(width / height)
-        return min(self._sizes, key=lambda size: abs(math.log(size[1] / size[0]) - ratio))
+
+def num_available(clips: ClipsConfig, source: Mapping[str, Any]) -> int:
+    """Return how many sampled frames a video gives."""
+    frames = int(source["frames"])
+    if clips.sampling == "nearest":
+        return num_sampled_frames(frames, source["duration_s"], clips.fps)
+    if clips.sampling == "spread":
+        return frames
+    assert clips.fps is not None
+    source_fps = clips.source_fps or nominal_rate(source["fps"])
+    return len(sampled_frames(clips.sampling, frames, source_fps, clips.fps))
 
 
 def select_starts(
@@ -172,8 +194,9 @@ def select_starts(
 ) -> Starts:
     """Return the first sampled frame of every clip of a source, ascending and distinct.
 
-    first: 0. all: every `stride` frames. uniform:K: evenly from the first possible start to the last,
-    and the middle one for K = 1. random:K: drawn by (seed, name), whatever else the corpus holds.
+    first: 0. middle: as much before as after. all, slide: every `stride` frames. uniform:K: evenly from the
+    first possible start to the last, and the middle one for K = 1. linspace:K: the same rounded down, and
+    the first for K = 1. random:K: drawn by (seed, name), whatever else the corpus holds. spread: 0.
 
     There are never more than source_frames, the frames that the source has: six frames that are shown
     for a week are sampled millions of times, and are six pictures.
@@ -182,13 +205,17 @@ def select_starts(
     method, _, count = clips.select.partition(":")
     if method == "first":
         return np.zeros(1, dtype=np.int64)
-    if method == "all":
+    if method == "middle":
+        return np.array([last // 2], dtype=np.int64)
+    if method in ("all", "slide"):
         stride = max(clips.stride or frames, -(-available // source_frames))
         return np.arange(0, last + 1, stride, dtype=np.int64)
     wanted = min(int(count), last + 1, source_frames)
     if method == "uniform":
         spread = np.linspace(0, last, wanted) if wanted > 1 else np.array([last / 2])
         return np.unique(np.floor(spread + 0.5).astype(np.int64))
+    if method == "linspace":
+        return np.unique(np.linspace(0, last, wanted).astype(np.int64))
     seed = hashlib.blake2b(f"{clips.seed}\n{name}".encode("utf-8", "surrogatepass"), digest_size=8)
     generator = np.random.Generator(np.random.Philox(int.from_bytes(seed.digest(), "little")))
     return np.sort(generator.choice(last + 1, size=wanted, replace=False))
@@ -204,14 +231,15 @@ def _clips(
     sources: pa.Table,
     bucket: Bucket,
     clips: ClipsConfig,
-    picked: Sequence[tuple[int, Starts]],
+    picked: Sequence[Picked],
     first: int,
     shard_clips: int,
 ) -> pa.Table:
     """Return the clips of these sources in a bucket that has `first` clips already."""
-    counts = np.array([len(starts) for _, starts in picked])
-    rows = np.repeat(np.array([row for row, _ in picked]), counts)
-    ordinal = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    counts = np.array([len(starts) for _, starts, _ in picked])
+    rows = np.repeat(np.array([row for row, _, _ in picked]), counts)
+    before = np.array([ordinal for _, _, ordinal in picked]) - (np.cumsum(counts) - counts)
+    ordinal = np.arange(len(rows)) + np.repeat(before, counts)
     position = np.arange(first, first + len(rows))
     taken = sources.drop_columns(
         [name for name in (PER_FRAME, "times_s") if name in sources.column_names]
@@ -223,7 +251,7 @@ def _clips(
         "url": taken["url"],
         "kind": taken["kind"],
         "identity": taken["identity"],
-        "start": pa.array(np.concatenate([starts for _, starts in picked])),
+        "start": pa.array(np.concatenate([starts for _, starts, _ in picked])),
         "frames": pa.array(np.full(len(rows), bucket.frames, dtype=np.int32)),
         "fps": pc.if_else(
             images, pa.scalar(None, pa.float64()), pa.scalar(clips.fps, pa.float64())
@@ -235,21 +263,24 @@ def _clips(
     kept = [sources.schema.field(name) for name in kept_names(sources)]
     columns.update({field.name: taken[field.name] for field in kept if field.name != PER_FRAME})
     if PER_FRAME in sources.column_names:
-        columns[PER_FRAME] = _per_frame(sources, bucket, clips.fps, picked)
+        columns[PER_FRAME] = _per_frame(sources, bucket, clips, picked)
     return pa.table(columns, schema=pa.schema([*PLAN_SCHEMA, *kept]))
 
 
 def _per_frame(
-    sources: pa.Table, bucket: Bucket, fps: float | None, picked: Sequence[tuple[int, Starts]]
+    sources: pa.Table, bucket: Bucket, clips: ClipsConfig, picked: Sequence[Picked]
 ) -> pa.Array:
     """Return the values per frame of clips: those of the frames of the source that each samples."""
     values, numbers = [], []
-    for row, starts in picked:
-        is_image = sources["kind"][row].as_py() == "image"
-        times_s = _times_s(sources, row)
+    for row, starts, _ in picked:
+        fps = None if sources["kind"][row].as_py() == "image" else clips.fps
+        times_s, duration_s = _times_s(sources, row), sources["duration_s"][row].as_py()
         for start in starts.tolist():
+            found = clip_frames(
+                clips.sampling, times_s, duration_s, start, bucket.frames, fps, clips.source_fps
+            )
             values.append(sources[PER_FRAME][row])
-            numbers.append(nearest_frames(times_s, start, bucket.frames, None if is_image else fps))
+            numbers.append(found)
     return per_frame.cut(values, numbers, sources.schema.field(PER_FRAME).type)
 
 

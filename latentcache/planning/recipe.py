@@ -41,6 +41,7 @@ def make_recipe(
     config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that determines the latents' values but the corpus."""
+    resize = config.clips.resize
     return {
         "version": RECIPE_VERSION,
         "clips": config.clips.model_dump(mode="json"),
@@ -50,7 +51,7 @@ def make_recipe(
             "rotation": "applied",
             "pixel_aspect": "applied",
         },
-        "resize": "antialiased, cover, centre crop",
+        "resize": resize.in_words() if resize else "antialiased, cover, centre crop",
         "encoder": dict(encoder_identity),
         "stored": spec.stored,
         "dtype": spec.dtype,

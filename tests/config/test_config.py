@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.config.files import apply_overrides, load_config, load_stored_config
+from latentcache.config.geometry import aspect_ratio
 from latentcache.config.sections import (
     NOT_OF_A_CACHE,
     BucketsConfig,
     Config,
     CorpusConfig,
-    aspect_ratio,
 )
 from latentcache.config.yaml import parse_yaml
 from latentcache.errors import ConfigError
@@ -89,7 +89,8 @@ def refusals(path: str, *overrides: str) -> list[str]:
         ),
         (
             "clips.buckets={area: 9, multiple: 1, aspect_ratios: [1], zzz: 1}",
-            "clips.buckets.zzz: unknown key. Known here: area, multiple, aspect_ratios",
+            "clips.buckets.zzz: unknown key. Known here: area, multiple, aspect_ratios, sizes, nearest, "
+            "ratio_of, ratio_decimals",
         ),
         ("corpus.source=", "corpus.source: should be a string; got None"),
         ("corpus.keep=[2024]", "corpus.keep.0: should be a string; got 2024. Write it in quotes"),
@@ -116,7 +117,8 @@ def refusals(path: str, *overrides: str) -> list[str]:
         ("encoder={}", "encoder: needs a `kind`, such as `kind: dct`"),
         (
             "clips.select=rand:4",
-            "clips.select: 'rand:4' is not one of: first, all, uniform:K, random:K (K >= 1)",
+            "clips.select: 'rand:4' is not one of: first, head, middle, all, chunk, slide, uniform:K, "
+            "linspace:K, random:K (K >= 1)",
         ),
         ("clips.stride=4", "clips: `stride` is for `select: all`; remove it or change `select`"),
         (
@@ -148,7 +150,7 @@ def test_all_problems_come_at_once(path: str) -> None:
 
 @pytest.mark.parametrize("select", ["uniform:0", "random:-1", "uniform:", "ALL", "random:1.5", ""])
 def test_a_bad_selection_is_refused(path: str, select: str) -> None:
-    assert "is not one of: first, all" in refusals(path, f"clips.select='{select}'")[0]
+    assert "is not one of: first, head" in refusals(path, f"clips.select='{select}'")[0]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +371,7 @@ def test_refuses_what_is_no_aspect_ratio(text: float | str) -> None:
 )
 def test_sizes_are_multiples_of_about_the_area(area: int, multiple: int, ratio: float) -> None:
     config = BucketsConfig(area=area, multiple=multiple, aspect_ratios=[ratio])
-    [(height, width)] = config.sizes()
+    [(height, width)] = config.all_sizes()
     assert height % multiple == width % multiple == 0
     assert abs(height - (area / ratio) ** 0.5) <= max(
         multiple / 2, multiple - (area / ratio) ** 0.5
@@ -379,7 +381,7 @@ def test_sizes_are_multiples_of_about_the_area(area: int, multiple: int, ratio: 
 
 def test_equal_sizes_come_once_in_the_order_given() -> None:
     config = BucketsConfig(area=480 * 720, multiple=16, aspect_ratios=["3:2", 1.5, "1:1", "2:3"])
-    assert config.sizes() == [(480, 720), (592, 592), (720, 480)]
+    assert config.all_sizes() == [(480, 720), (592, 592), (720, 480)]
 
 
 @pytest.mark.parametrize("source", ["sftp://me@host/a", "abfs://box@account/a", "s3://b/a@b:c"])

@@ -235,3 +235,15 @@ def test_the_same_input_gives_the_same_digest_however_it_is_chunked() -> None:
     rows[3]["identity"] = "other"
     changed = make_plan(table(*rows), clips(select="random:2"), SPEC, shard_clips=8)
     assert whole.digest() != changed.digest()
+
+
+def test_each_length_that_fits_gives_clips_of_its_own_with_keys_of_their_own() -> None:
+    result = plan(source("a.mp4", 20), frames=[5, 9, 33], lengths="each", select="chunk")
+    found = {
+        bucket.frames: list(zip(t["key"].to_pylist(), t["start"].to_pylist(), strict=True))
+        for bucket, t in result.buckets.items()
+    }
+    assert found == {
+        9: [("a.mp4#0", 0), ("a.mp4#1", 9)],
+        5: [("a.mp4#2", 0), ("a.mp4#3", 5), ("a.mp4#4", 10), ("a.mp4#5", 15)],
+    }

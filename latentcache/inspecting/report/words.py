@@ -42,22 +42,30 @@ def _clips(clips: Mapping[str, Any]) -> str:
     if clips["size"]:
         parts.append("{}x{} pixels".format(*clips["size"]))
     if buckets := clips["buckets"]:
-        ratios = ", ".join(map(str, buckets["aspect_ratios"]))
-        parts.append(
-            f"about {buckets['area']} pixels in multiples of {buckets['multiple']}, at {ratios}"
-        )
+        parts.append(_buckets(buckets))
     if clips["too_short"] == "shorten":
         parts.append("shorter if the source is")
     return "; ".join(parts)
 
 
+def _buckets(buckets: Mapping[str, Any]) -> str:
+    if sizes := buckets.get("sizes"):
+        return "pixels: " + ", ".join("{}x{}".format(*size) for size in sizes)
+    ratios = ", ".join(map(str, buckets["aspect_ratios"] or ["each source's own ratio"]))
+    return f"about {buckets['area']} pixels in multiples of {buckets['multiple']}, at {ratios}"
+
+
 def _pixels(recipe: Mapping[str, Any], spec: LatentSpec) -> str:
     low, high = spec.pixel_range
+    decoder = recipe["decoder"]
     return (
-        f"decoded by {recipe['decoder']['family']}, rotation and pixel shape "
-        f"{recipe['decoder']['rotation']}; resized ({recipe['clips']['interpolation']}, "
-        f"{recipe['resize']}) and fed as RGB in [{low:g}, {high:g}], {spec.pixel_layout}"
+        f"decoded by {decoder['family']}, rotation and pixel shape {decoder['rotation']}; resized "
+        f"({_filter(recipe)}{recipe['resize']}) and fed as RGB in [{low:g}, {high:g}], {spec.pixel_layout}"
     )
+
+
+def _filter(recipe: Mapping[str, Any]) -> str:
+    return "" if recipe["clips"].get("resize") else f"{recipe['clips']['interpolation']}, "
 
 
 def _encoder(spec: LatentSpec, identity: Mapping[str, Any]) -> str:

@@ -1,0 +1,154 @@
+"""`latentcache init --from`: trainers' data set files become configurations that are valid."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import parsers
+from jobs.init import EXAMPLES, init
+from latentcache.config.files import load_config
+from latentcache.errors import ConfigError
+
+MUSUBI = """
+[general]
+resolution = [480, 272]
+caption_extension = ".txt"
+batch_size = 2
+enable_bucket = true
+
+[[datasets]]
+video_directory = "/data/videos"
+cache_directory = "/data/cache"
+target_frames = [1, 25, 47]
+frame_extraction = "uniform"
+frame_sample = 4
+source_fps = 30.0
+
+[[datasets]]
+video_jsonl_file = "/data/more.jsonl"
+frame_extraction = "full"
+max_frames = 50
+num_repeats = 3
+"""
+FINETRAINERS = {
+    "datasets": [
+        {
+            "data_root": "/data/set",
+            "dataset_type": "video",
+            "id_token": "TOK",
+            "video_resolution_buckets": [[49, 480, 720]],
+            "reshape_mode": "bicubic",
+        }
+    ]
+}
+DIFFUSION_PIPE = """
+resolutions = [512, 768]
+enable_ar_bucket = true
+min_ar = 0.5
+max_ar = 2.0
+num_ar_buckets = 7
+frame_buckets = [1, 33, 65]
+[[directory]]
+path = "/data/videos"
+num_repeats = 5
+"""
+SIMPLETUNER = [
+    {
+        "id": "videos",
+        "type": "local",
+        "dataset_type": "video",
+        "instance_data_dir": "/data/videos",
+        "resolution": 480,
+        "resolution_type": "pixel_area",
+        "crop": False,
+        "caption_strategy": "textfile",
+        "repeats": 2,
+        "video": {"num_frames": 81, "min_frames": 81},
+    },
+    {"id": "text", "dataset_type": "text_embeds", "cache_dir": "/x"},
+]
+
+
+def run(*arguments: str) -> None:
+    assert init(parsers.init().parse_args(arguments)) == 0
+
+
+def written(tmp_path: Path, trainer: str, text: str) -> Path:
+    path = tmp_path / ("set.toml" if trainer not in JSON else "set.json")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+JSON = ("finetrainers", "simpletuner")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "text", "lost"),
+    [
+        ("finetrainers", json.dumps(FINETRAINERS), ["id_token", "metadata.csv"]),
+        ("diffusion-pipe", DIFFUSION_PIPE, ["num_repeats", "768", "framerate"]),
+        ("simpletuner", json.dumps(SIMPLETUNER), ["repeats", "video.min_frames"]),
+    ],
+)
+def test_one_data_set_becomes_one_valid_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str, text: str, lost: list[str]
+) -> None:
+    path, output = written(tmp_path, trainer, text), tmp_path / "config.yaml"
+    run("--from", trainer, str(path), "-o", str(output))
+    out = capsys.readouterr().out
+    assert load_config(str(output)).clips.resize is not None
+    said = [line for line in out.splitlines() if "not carried over" in line]
+    for word in lost:
+        assert any(word in line for line in said), word
+    comments = [line for line in output.read_text().splitlines() if line.startswith("# Not")]
+    assert len(comments) == len(said)
+
+
+def test_each_data_set_of_musubi_gets_a_file_and_keeps_its_frames(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, "musubi", MUSUBI)
+    run("ltx", "--from", "musubi", str(path), "-o", str(tmp_path / "c.yaml"))
+    out = capsys.readouterr().out
+    first, second = (load_config(str(tmp_path / f"c-{n}.yaml")) for n in (1, 2))
+    assert first.clips.frame_counts == [45, 25, 1]
+    assert (first.clips.lengths, first.clips.select) == ("each", "linspace:4")
+    assert (first.clips.sampling, first.clips.fps, first.clips.source_fps) == ("accumulate", 16, 30)
+    assert (second.clips.frames, second.clips.too_short) == (49, "shorten")
+    assert second.corpus.columns == {"video": "video_path", "caption": "caption"}
+    assert first.encoder == yaml.safe_load((EXAMPLES / "ltx.yaml").read_text())["encoder"]
+    assert "num_repeats: clips are stored once" in out
+    assert "batch_size" in out
+
+
+def test_a_file_that_is_there_stays_and_nothing_is_written(tmp_path: Path) -> None:
+    path = written(tmp_path, "musubi", MUSUBI)
+    (tmp_path / "c-2.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"c-2\.yaml exists"):
+        run("--from", "musubi", str(path), "-o", str(tmp_path / "c.yaml"))
+    assert not (tmp_path / "c-1.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "text", "said"),
+    [
+        ("musubi", "x = ", "is not TOML"),
+        ("musubi", "x = 1", "is no data set file of musubi"),
+        ("musubi", "datasets = 3", "is no data set file of musubi"),
+        ("musubi", "[[datasets]]\nvideo_directory = 'a'\nresolution = [8, 8]", "no buckets below"),
+        ("simpletuner", "{}", "has no data set"),
+        ("simpletuner", '["a"]', "is no data set file of simpletuner"),
+        ("musubbi", "x = 1", "Did you mean 'musubi'?"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_in_one_message(
+    tmp_path: Path, trainer: str, text: str, said: str
+) -> None:
+    path = written(tmp_path, trainer, text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        run("--from", trainer, str(path), "-o", "-")
