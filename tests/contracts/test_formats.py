@@ -111,6 +111,13 @@ def check(
             np.testing.assert_array_equal(bits(out), bits(row))
 
 
+@pytest.fixture(params=[None, 32], ids=["whole", "pieces"])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local files are read in pieces: in one per chunk of these small samples, and in several."""
+    if request.param:
+        monkeypatch.setattr(ranges, "PIECE_BYTES", request.param)
+
+
 @pytest.fixture(params=["local", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}")
@@ -125,6 +132,7 @@ def test_the_same_bits_come_back_without_the_failed_rows(
     check(name, storage, layout, shards, write(name, storage, layout, shards))
 
 
+@pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
 def test_hard_bits_survive(name: str, dtype: str, codec: str, tmp_path: Path) -> None:
     layout = make_layout(dtype, codec)
@@ -210,6 +218,7 @@ def test_rows_of_another_number_shape_or_dtype_are_refused(name: str) -> None:
         member.encode_shard(layout, 0, [np.zeros(layout.shape, np.float32), None, None, None])
 
 
+@pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize("codec", ["zstd", "none"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_flipped_bit_anywhere_in_a_chunk_is_found(name: str, codec: str, tmp_path: Path) -> None:
@@ -233,6 +242,7 @@ def test_a_missing_object_is_found(name: str, storage: Storage) -> None:
         read(name, storage, layout, 0, [encoded.chunks[1]])
 
 
+@pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_object_is_found(name: str, storage: Storage) -> None:
     layout = make_layout()
