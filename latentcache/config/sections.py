@@ -262,8 +262,10 @@ class ClipsConfig(GrownSection):
 class CompressionConfig(Section):
     """How shard objects are compressed; this does not change the latents' values."""
 
-    codec: Literal["zstd", "none"] = Field(
-        default="zstd", description="zstd (after a byte shuffle), or none."
+    codec: Literal["zstd", "lz4", "none"] = Field(
+        default="zstd",
+        description="zstd (after a byte shuffle); lz4 (after a bit shuffle; in Parquet after a byte stream "
+        "split), which is larger and faster; or none.",
     )
     level: Annotated[int, Field(ge=1, le=9)] = Field(default=5, description="1 fast .. 9 small.")
 

@@ -1,6 +1,7 @@
 """Posteriors and normalisers: what happens to an encoder's output before it is stored and after.
 
-Both halves use this module, so it needs only torch. Moments [.., 2C, t, h, w]: mean, then log-variance.
+Both halves use this module, so it needs only torch and numpy.
+Moments [.., 2C, t, h, w]: mean, then log-variance.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latentcache.core.noise import fill
 from latentcache.core.spec import Normaliser, Stored
 
 
@@ -33,8 +35,7 @@ def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> to
     """Draw one sample of each posterior of a batch [B, C, t, h, w], in float32 on its device.
 
     Row i depends only on its moments and seeds[i]. The batch around it does not matter. Neither does
-    the device, because the noise is drawn on the CPU. torch draws the same noise on every x86-64 CPU
-    with AVX2; on other CPUs its last bits may differ.
+    the device, up to the last bit of its own `exp`: noise is the same everywhere.
     """
     if len(seeds) != len(mean):
         raise ValueError(f"{len(mean)} posteriors need as many seeds, not {len(seeds)}")
@@ -46,8 +47,12 @@ def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> to
 
 
 def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:
-    """Fill a contiguous float32 tensor on the CPU with noise that depends only on the seed."""
-    return noise.normal_(generator=torch.Generator().manual_seed(seed))
+    """Fill a contiguous float32 tensor on the CPU with noise that depends only on seed and size.
+
+    Raises ValueError where the seed is not at least 0 and below 2**64.
+    """
+    fill(noise.view(-1).numpy(), seed)
+    return noise
 
 
 def sample_into(

@@ -64,7 +64,7 @@ def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
     """
     local_path(url, options)
     try:
-        with open_source(url, options) as file:
+        with open_source(url, options, for_parts=True) as file:
             return identify(file)
     except FileNotFoundError:
         raise ClipError("missing", f"no such file: {redact_url(url)}") from None

@@ -277,7 +277,7 @@ def _checked(manifest: Manifest) -> Manifest:
     """Return the manifest where sizes and names make sense; raises ValueError otherwise."""
     if manifest.format not in get_args(ShardFormat):
         raise ValueError(f"unknown format {manifest.format!r}; a newer latentcache may know it")
-    if manifest.compression.get("codec") not in ("zstd", "none"):
+    if manifest.compression.get("codec") not in ("zstd", "lz4", "none"):
         raise ValueError(f"unknown codec {manifest.compression.get('codec')!r}")
     if not checksum.is_sha256(manifest.fingerprint):  # which names folders of disk caches
         raise ValueError("the fingerprint is no SHA-256")

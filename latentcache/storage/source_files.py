@@ -24,11 +24,21 @@ from latentcache.storage.urls import has_magic, is_http, scheme_of
 T = TypeVar("T")
 
 
+#: File systems that can be asked to read nothing ahead: s3fs reads 50 MiB for each byte, http 5 MiB.
+_READING_AHEAD = frozenset({"http", "https", "s3", "s3a"})
+
+
 @contextlib.contextmanager
-def open_source(url: str, options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
-    """Open any URL for reading. Opening and reading raise FileNotFoundError and StorageError."""
+def open_source(
+    url: str, options: Mapping[str, Any] | None = None, *, for_parts: bool = False
+) -> Iterator[IO[bytes]]:
+    """Open any URL for reading. Opening and reading raise FileNotFoundError and StorageError.
+
+    for_parts: a few parts will be read, far from one another, so nothing is read ahead of them.
+    """
     fs, path = open_filesystem(url, options)
-    with _read(url, options, functools.partial(fs.open, path, "rb")) as file:
+    exact = {"cache_type": "none"} if for_parts and scheme_of(url) in _READING_AHEAD else {}
+    with _read(url, options, functools.partial(fs.open, path, "rb", **exact)) as file:
         yield (
             file if is_local_filesystem(fs) else io.BufferedReader(_RemoteFile(file, url, options))
         )

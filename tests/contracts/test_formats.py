@@ -38,10 +38,9 @@ from latentcache.storage.folder import Storage
 from tests.tools.synthetic import random_sample
 
 FORMATS = ("zarr", "parquet")
+CODECS = ("zstd", "lz4", "none")
 DTYPES = ("bfloat16", "float16", "float32", "uint16")
-CASES = [
-    pytest.param(*c, id="-".join(c)) for c in itertools.product(FORMATS, DTYPES, ("zstd", "none"))
-]
+CASES = [pytest.param(*c, id="-".join(c)) for c in itertools.product(FORMATS, DTYPES, CODECS)]
 BUCKET = Bucket(frames=5, height=32, width=48)
 #: -0.0, infinities, the smallest and largest subnormals, quiet and signalling NaN with payloads.
 HARD_BITS = {
@@ -111,6 +110,13 @@ def check(
             np.testing.assert_array_equal(bits(out), bits(row))
 
 
+@pytest.fixture(params=[None, 32], ids=["whole", "pieces"])
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local files are read in pieces: in one per chunk of these small samples, and in several."""
+    if request.param:
+        monkeypatch.setattr(ranges, "PIECE_BYTES", request.param)
+
+
 @pytest.fixture(params=["local", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage(str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}")
@@ -125,6 +131,7 @@ def test_the_same_bits_come_back_without_the_failed_rows(
     check(name, storage, layout, shards, write(name, storage, layout, shards))
 
 
+@pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize(("name", "dtype", "codec"), CASES)
 def test_hard_bits_survive(name: str, dtype: str, codec: str, tmp_path: Path) -> None:
     layout = make_layout(dtype, codec)
@@ -147,7 +154,7 @@ def test_hard_bits_survive(name: str, dtype: str, codec: str, tmp_path: Path) ->
 @given(
     data=st.data(),
     dtype=st.sampled_from(DTYPES),
-    codec=st.sampled_from(["zstd", "none"]),
+    codec=st.sampled_from(CODECS),
     shape=st.lists(st.integers(1, 5), min_size=3, max_size=4),
     failed=st.sets(st.integers(0, 3)),
 )
@@ -210,7 +217,8 @@ def test_rows_of_another_number_shape_or_dtype_are_refused(name: str) -> None:
         member.encode_shard(layout, 0, [np.zeros(layout.shape, np.float32), None, None, None])
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.usefixtures("_pieces")
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_flipped_bit_anywhere_in_a_chunk_is_found(name: str, codec: str, tmp_path: Path) -> None:
     layout, storage = make_layout(codec=codec), Storage(str(tmp_path))
@@ -233,6 +241,7 @@ def test_a_missing_object_is_found(name: str, storage: Storage) -> None:
         read(name, storage, layout, 0, [encoded.chunks[1]])
 
 
+@pytest.mark.usefixtures("_pieces")
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_object_is_found(name: str, storage: Storage) -> None:
     layout = make_layout()
@@ -370,7 +379,7 @@ READERS = ("zarr-python", "tensorstore")
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zarr_python_and_tensorstore_read_the_arrays(
     dtype: str, codec: str, reader: str, tmp_path: Path
@@ -431,7 +440,7 @@ def test_growing_changes_no_byte_of_a_shard_that_is_still_to_be_written(name: st
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zarr_python_and_tensorstore_read_an_array_that_grew(
     dtype: str, codec: str, reader: str, tmp_path: Path
@@ -442,7 +451,7 @@ def test_zarr_python_and_tensorstore_read_an_array_that_grew(
     check_array(open_array(reader, tmp_path), [*itertools.chain(*shards)])
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 def test_shards_of_an_array_that_grew_are_those_that_zarr_python_writes(
     codec: str, tmp_path: Path
 ) -> None:
@@ -465,7 +474,7 @@ def read_with_pyarrow(file: Path, layout: ArrayLayout) -> dict[int, Array]:
     return dict(zip(table["row"].to_pylist(), np.reshape(flat, (-1, *layout.shape)), strict=True))
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pyarrow_reads_the_files_of_an_array_that_grew(
     dtype: str, codec: str, tmp_path: Path
@@ -564,7 +573,7 @@ def test_a_chunk_of_a_whole_object_that_is_no_sample_is_a_value_error(
             member.decode(layout, data, wrong, out)
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shard_objects_are_those_that_zarr_python_writes(
     dtype: str, codec: str, tmp_path: Path

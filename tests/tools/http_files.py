@@ -23,13 +23,14 @@ class Server:
     """url: of the folder that is served, whatever the query. gone: names that are answered with 404.
 
     fault: what becomes of each request for a media file, a status or one of the words above; None: a good
-    answer. pause_s: between the two halves of an answer.
+    answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held.
     """
 
     url: str = ""
     gone: set[str] = field(default_factory=set)
     fault: int | str | None = None
     pause_s: float = 0.0
+    num_bytes: int = 0
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -77,6 +78,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if with_body:
+            self.facts.num_bytes += len(part)
             half = len(part) // 2
             self.wfile.write(part[:half])
             time.sleep(self.facts.pause_s)

@@ -199,6 +199,8 @@ def _writer_options(layout: ArrayLayout) -> dict[str, Any]:
     compression: dict[str, Any] = {"compression": "NONE"}
     if layout.codec == "zstd":
         compression = {"compression": "zstd", "compression_level": layout.level}
+    elif layout.codec == "lz4":  # which has no levels in Parquet
+        compression = {"compression": "lz4"}
     return {
         **compression,
         "use_dictionary": False,

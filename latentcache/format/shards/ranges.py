@@ -20,6 +20,8 @@ from latentcache.format.shards.protocol import LATENTS, ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
+#: A local file is read in pieces of so many bytes, which a core's cache holds beside what else it needs.
+PIECE_BYTES = 1 << 18
 #: Chunks of a remote object at most this far apart are one request. A request costs s3fs 2 ms of CPU time,
 #: and a megabyte another one, so twice as much would pay there, but not on a link of 100 MB/s.
 MAX_GAP_BYTES = 128 << 10
@@ -121,12 +123,32 @@ def read_chunks(
 def _read_local(
     shard: ShardObject, chunks: Sequence[ChunkRef], into: Sequence[memoryview] | None
 ) -> Iterator[tuple[int, memoryview]]:
+    """Read chunk by chunk, each in pieces whose CRC32C is computed while they are in the core's cache."""
     buffers = into or _Scratch(chunks)
-    wanted = ((chunk.offset, buffers[n]) for n, chunk in enumerate(chunks))
-    for n, num_bytes in enumerate(shard.storage.read_into(shard.path, wanted)):
-        data = buffers[n][:num_bytes]
-        _check(shard, chunks[n], data)
+    size = PIECE_BYTES if shard.check else MAX_OFFSET
+    wanted = (
+        (chunk.offset + start, buffers[n][start : start + size])
+        for n, chunk in enumerate(chunks)
+        for start in range(0, chunk.length, size)
+    )
+    read = shard.storage.read_into(shard.path, wanted)
+    for n, chunk in enumerate(chunks):
+        data, crc = _read_pieces(read, buffers[n], size, has_crc=shard.check)
+        _check_read(shard, chunk, len(data), crc)
         yield n, data
+
+
+def _read_pieces(
+    read: Iterator[int], buffer: memoryview, size: int, *, has_crc: bool
+) -> tuple[memoryview, int | None]:
+    """Let pieces of a size fill a buffer; returns what was there to read, and its CRC32C if wanted."""
+    crc, num_bytes = 0 if has_crc else None, 0
+    for start in range(0, len(buffer), size):
+        got = next(read)
+        num_bytes += got
+        if crc is not None and got:
+            crc = google_crc32c.extend(crc, np.frombuffer(buffer[start : start + got], np.uint8))
+    return buffer[:num_bytes], crc
 
 
 def _read_remote(
@@ -171,11 +193,16 @@ def _check_places(shard: ShardObject, chunks: Sequence[ChunkRef]) -> None:
 
 
 def _check(shard: ShardObject, chunk: ChunkRef, data: memoryview) -> None:
-    if len(data) != chunk.length or not data:
-        what = f"the object ends {chunk.length - len(data)} bytes early"
-        raise shard.damaged(chunk.row, what)
     # Through numpy, because google_crc32c takes no memoryview and bytes would be a copy.
-    if shard.check and google_crc32c.value(np.frombuffer(data, np.uint8)) != chunk.crc32c:
+    crc = google_crc32c.value(np.frombuffer(data, np.uint8)) if shard.check and data else None
+    _check_read(shard, chunk, len(data), crc)
+
+
+def _check_read(shard: ShardObject, chunk: ChunkRef, num_bytes: int, crc: int | None) -> None:
+    """Raise CorruptionError if a chunk is too short, or if its CRC32C, where there is one, differs."""
+    if num_bytes != chunk.length:
+        raise shard.damaged(chunk.row, f"the object ends {chunk.length - num_bytes} bytes early")
+    if crc is not None and crc != chunk.crc32c:
         raise shard.damaged(chunk.row, "its bytes fail their CRC32C")
 
 

@@ -46,6 +46,14 @@ ABSENT = 2**64 - 1
 numcodecs.blosc.use_threads = False
 
 
+#: On real bfloat16 latents, blosc's lz4 takes 0.65 to 0.67 of their size with bits shuffled, 0.69 to 0.72
+#: with bytes; zstd 0.57 to 0.60 with bytes, and 0.01 more with bits.
+_SHUFFLES = {
+    "zstd": ("shuffle", numcodecs.blosc.SHUFFLE),
+    "lz4": ("bitshuffle", numcodecs.blosc.BITSHUFFLE),
+}
+
+
 class ZarrFormat:
     """Shard objects `FOLDER/BUCKET/c/SHARD/0/...`: chunks with CRC32C, the sample table, an index."""
 
@@ -182,8 +190,8 @@ def _chunk_shape(layout: ArrayLayout) -> tuple[int, ...]:
 def _compressors(layout: ArrayLayout) -> list[Any]:
     if layout.codec == "none":
         return [Crc32cCodec()]
-    size = ITEM_BYTES[layout.dtype]
-    blosc = BloscCodec(typesize=size, cname="zstd", clevel=layout.level, shuffle="shuffle")
+    names: Any = {"cname": layout.codec, "shuffle": _SHUFFLES[layout.codec][0]}
+    blosc = BloscCodec(typesize=ITEM_BYTES[layout.dtype], clevel=layout.level, **names)
     return [blosc, Crc32cCodec()]
 
 
@@ -252,7 +260,8 @@ def _compress(layout: ArrayLayout, array: Array) -> bytes:
     words = np.ascontiguousarray(array).reshape(-1).view(f"<u{ITEM_BYTES[layout.dtype]}")
     if layout.codec == "none":
         return bytes(words.tobytes())
-    return bytes(numcodecs.blosc.compress(words, b"zstd", layout.level))
+    codec, (_, shuffle) = layout.codec.encode(), _SHUFFLES[layout.codec]
+    return bytes(numcodecs.blosc.compress(words, codec, layout.level, shuffle))
 
 
 def _decompress_pieces(layout: ArrayLayout, block: memoryview, target: Array) -> None:

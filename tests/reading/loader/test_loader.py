@@ -51,7 +51,7 @@ def raw(url: str, **options: Any) -> LatentLoader:
     return LatentLoader(url, normalise=False, **options)
 
 
-@pytest.mark.parametrize("codec", ["zstd", "none"])
+@pytest.mark.parametrize("codec", ["zstd", "lz4", "none"])
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_an_epoch_is_a_permutation_of_the_ok_clips(name: str, codec: str, tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), format=name, codec=codec, failed=FAILED)
