@@ -9,7 +9,11 @@ import torch
 
 from benchmarks import gpu
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*"),  # of torch's own imports
+]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="measures for minutes where there is a GPU")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentcache.encoders.difference import difference
+from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.kernels import PLAIN, Kernels, choose
 from latentcache.errors import ConfigError
 from tests.tools.diffusers_tools import built, identity, pixels
@@ -99,6 +100,7 @@ def test_pixels_reach_the_model_in_the_memory_format_of_the_recipe(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # of torch's own imports
 def test_a_compiled_encoder_gives_bits_that_do_not_depend_on_what_came_before(
     tmp_path: Path,
 ) -> None:
@@ -117,3 +119,14 @@ def test_a_compiled_encoder_gives_bits_that_do_not_depend_on_what_came_before(
         assert distance is not None
         assert distance < 1e-4
         assert torch.equal(forward.encode_plain(clip), expected)
+
+
+def test_tf32_is_allowed_inside_alone_and_only_where_it_is_asked_for() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = allowed()
+    for tf32 in (True, False):
+        with exact_kernels(torch.device("cuda"), tf32=tf32):
+            assert allowed() == (tf32, tf32)
+        assert allowed() == before
