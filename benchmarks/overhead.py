@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the jobs set it; see jobs/__init__.py
@@ -186,7 +187,11 @@ def bench_others(folder: Path, args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             return baselines.ray_data_s(section, videos, Path(out), frames, size, threads=threads)
 
-    for name, other in (("a trainer's loop", loop), ("Ray Data", ray_data)):
+    peers = {"a trainer's loop": loop, "Ray Data": ray_data}
+    if importlib.util.find_spec("pandas") is None:
+        del peers["Ray Data"]
+        print("without Ray Data, which needs pandas: pip install pandas")
+    for name, other in peers.items():
         ours, theirs, ratio = alternate(pipeline, other)
         print(f"pipeline {ours:.2f} s, {name} {theirs:.2f} s: {ratio:.3f}")
     worker.close()
