@@ -27,6 +27,7 @@ from latentcache.encoders.stored import checked, reduced
 from latentcache.encoders.tiled import tiling_error
 from latentcache.errors import ClipError
 from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.frame_check import check_frame_numbers
 from latentcache.running.quality_gate import Gate
 from latentcache.running.transfer import Staging, Transfer
 
@@ -201,6 +202,7 @@ class ShardEncoder:
         latent: Array | None = None
         error = psnr = failure = None
         try:
+            check_frame_numbers(shard.clips[row], clip.frame_numbers)
             latent = checked(batch.stored[place](), spec)
             error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=row)
             started = time.perf_counter()

@@ -11,7 +11,7 @@ import dataclasses
 import socket
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import torch
 from latentcache import encoders
 from latentcache.config.sections import Config
 from latentcache.core.records import Bucket, Shard, ShardReport
+from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.encoders.batching import batching_of
 from latentcache.encoders.protocol import Encoder
@@ -63,6 +64,11 @@ class Worker(Protocol):
     """What a runner runs on one device. clips_done: as in ShardWorker."""
 
     clips_done: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps since the start by which work has advanced: see `latentcache.running.stall`."""
+        ...
 
     def encode_shard(self, shard: Any) -> ShardReport:
         """Encode and commit one shard, of which the driver gives what it needs; from several threads."""
@@ -113,7 +119,7 @@ class ShardWorker:
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
         # each other's way.
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
 
     def encode_shard(self, shard: Shard) -> ShardReport:
@@ -146,10 +152,15 @@ class ShardWorker:
         layout, manifest = self._layouts[shard.bucket.name], self._spec.manifest
         return adopt_shard(self._spec.storage, self._format, layout, shard, manifest.fingerprint)
 
+    @property
+    def num_steps(self) -> int:
+        """See `Worker.num_steps`."""
+        return self.clips_done + self._pool.num_steps
+
     def close(self) -> None:
         """Stop the decoding processes, and the encoder's thread with them."""
         self._pool.close()
-        self._encoding.shutdown(cancel_futures=True)
+        self._encoding.close(None)
 
     def _encode_clips(self, shard: Shard, futures: Futures) -> Encoded:
         """Encode a shard; whatever happens, what is decoded of it is released."""
