@@ -2,6 +2,7 @@
 
 `python benchmarks/overhead.py decode`  the pipeline with a free encoder against only decord
 `python benchmarks/overhead.py encode`  the pipeline with a heavy Wan VAE against only encoding
+`python benchmarks/overhead.py others`  the same against a trainer's loop, and a plain script on Ray Data
 
 `--videos FOLDER` gives your own clips; without it the benchmark makes some.
 """
@@ -9,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the jobs set it; see jobs/__init__.py
@@ -27,6 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import baselines
 from benchmarks.machine import machine
 from latentcache.config.sections import Config, QualityConfig
 from latentcache.core.records import ShardId
@@ -158,7 +161,43 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
     worker.close()
 
 
-BENCHMARKS = {"decode": bench_decode, "encode": bench_encode}
+def bench_others(folder: Path, args: argparse.Namespace) -> None:
+    """Wall time of the pipeline, from files to a cache, against two other ways on the same clips."""
+    videos = some_videos(folder / "videos", args.videos)
+    frames, size = 5, (128, 192)
+    model = save_wan(folder / "wan", base_dim=32, num_res_blocks=2, z_dim=16)
+    section = {
+        "kind": "diffusers_video",
+        "model": str(model),
+        "dtype": "float32",
+        "store": "moments",
+    }
+    clips = {"frames": frames, "size": list(size)}
+    prepared = prepare(folder, videos, 1, encoder=section, clips=clips)
+    worker, encoder = worker_of(prepared), baselines.build(section)
+    num_frames, threads = frames * len(videos), torch.get_num_threads()
+
+    def pipeline() -> float:
+        return num_frames / encode_all(prepared, worker)
+
+    def loop() -> float:
+        return baselines.loop_s(encoder, videos, folder / "files", frames, size)
+
+    def ray_data() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            return baselines.ray_data_s(section, videos, Path(out), frames, size, threads=threads)
+
+    peers = {"a trainer's loop": loop, "Ray Data": ray_data}
+    if importlib.util.find_spec("pandas") is None:
+        del peers["Ray Data"]
+        print("without Ray Data, which needs pandas: pip install pandas")
+    for name, other in peers.items():
+        ours, theirs, ratio = alternate(pipeline, other)
+        print(f"pipeline {ours:.2f} s, {name} {theirs:.2f} s: {ratio:.3f}")
+    worker.close()
+
+
+BENCHMARKS = {"decode": bench_decode, "encode": bench_encode, "others": bench_others}
 
 
 def main() -> None:

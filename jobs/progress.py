@@ -254,6 +254,16 @@ def _print_summary(summary: Summary, skipped: int) -> None:
             f"tiling   error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "
             f"{len(errors)} clips encoded untiled, too (RMS over the latents' standard deviation)"
         )
+    if errors := summary.kernel_errors:
+        print(
+            f"kernels  error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "
+            f"{len(errors)} clips encoded by themselves with plain kernels, too"
+        )
+    if summary.psnrs_db or summary.kernel_errors:
+        print(
+            f"compare  {summary.compare_s:.1f} s ({summary.compare_s / busy_s:.1%} of the run) for "
+            "decoding and comparing clips; quality.every sets how many"
+        )
     if summary.psnrs_db:
         print(f"quality  {psnr_in_words(summary.psnrs_db)}")
 

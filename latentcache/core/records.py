@@ -211,10 +211,11 @@ RETIRED = ClipResult(
 class ShardReport:
     """What a finished shard reports to its driver; it becomes a row of the snapshot.
 
-    Times are seconds: decode_s is the sum over decoding processes; encode_s and wait_s are those of the
-    encoder's thread (busy, and waiting for pixels); write_s is compression and upload. tiling_errors and
-    psnrs_db: of the clips that have one. committed_before: another run was faster, and nothing was
-    written. worker: the name of the worker that encoded it, empty if none could.
+    Times are seconds: decode_s is the sum over decoding processes; encode_s, wait_s and compare_s are those
+    of the encoder's thread (busy, waiting for pixels, and decoding and comparing a sample); write_s is
+    compression and upload. tiling_errors and psnrs_db: of the clips that have one. kernel_errors: of clips
+    that were also encoded by themselves with plain kernels. committed_before: another run was faster, and
+    nothing was written. worker: the name of the worker that encoded it, empty if none could.
     """
 
     bucket: str
@@ -232,8 +233,10 @@ class ShardReport:
     failures: Sequence[tuple[str, str, str]] = ()
     tiling_errors: Sequence[float] = ()
     psnrs_db: Sequence[float] = ()
+    kernel_errors: Sequence[float] = ()
     decode_s: float = 0.0
     encode_s: float = 0.0
+    compare_s: float = 0.0
     wait_s: float = 0.0
     write_s: float = 0.0
     worker: str = ""

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from latentcache.config.files import validate
 from latentcache.core.machine import install_command
+from latentcache.encoders.batching import BatchedModule, Batching
 from latentcache.encoders.protocol import EncoderModule
 from latentcache.encoders.tiled import TiledModule, Tiling
 from latentcache.errors import ConfigError, did_you_mean
@@ -60,18 +61,27 @@ _EXPOSED = ("Config", "describe", "identity", "build")
 def resolve(raw: Mapping[str, Any]) -> tuple[EncoderModule, BaseModel]:
     """Return the module and the validated configuration of the config's `encoder` section.
 
-    A key `tiling`, which any encoder takes, runs the module over tiles: see `encoders.tiled`.
+    Any encoder takes the keys `tiling`, which runs it over tiles (see `encoders.tiled`), and `batch`, which
+    says how many clips are encoded at once (see `encoders.batching`).
     Loads no model. Raises ConfigError for an unknown kind, a missing package or a wrong key.
     """
     raw = dict(raw)
     section = raw.pop("tiling", None)
+    batching = validate(Batching, {"batch": raw.pop("batch", 1)}, "encoder")
     name = raw.get("kind")
     if not isinstance(name, str):
         raise ConfigError(f"encoder.kind: required; one of: {', '.join(KINDS)}")
     module = _installed(name) if name in _KINDS else _external(name)
     config = validate(module.Config, raw, "encoder")
     if section is None:
-        return module, config
+        return (
+            (module, config) if batching.batch == 1 else (BatchedModule(module, batching), config)
+        )
+    if batching.batch != 1:
+        raise ConfigError(
+            f"encoder.batch is {batching.batch}, and encoder.tiling encodes one clip at a time. Remove "
+            "encoder.batch; encoder.tiling.batch says how many tiles of a clip are encoded at once."
+        )
     return TiledModule(module, validate(Tiling, section, "encoder.tiling")), config
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from latentcache.config.sections import Config
 from latentcache.encoders import builtin
+from latentcache.encoders.batching import Batching
 from latentcache.encoders.tiled import Tiling
 
 WIDTH = 98
@@ -44,6 +45,7 @@ def _section(name: str, model: type[BaseModel], values: Any, depth: int) -> Iter
     for key, field in fields:
         yield from _key(key, model, field, values, depth + 1)
     if name == "encoder":
+        yield from _key("batch", Batching, Batching.model_fields["batch"], values, depth + 1)
         yield from _section("tiling", Tiling, (values or {}).get("tiling"), depth + 1)
 
 

@@ -9,17 +9,28 @@ import torch
 
 
 @contextlib.contextmanager
-def exact_kernels(device: torch.device) -> Iterator[None]:
-    """Run without autograd; on CUDA with deterministic convolutions and true float32 (no TF32)."""
+def exact_kernels(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+    """Run without autograd; on CUDA with deterministic convolutions and true float32, or TF32 if asked."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         if device.type == "cuda":
             stack.enter_context(
                 torch.backends.cudnn.flags(
-                    enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+                    enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
                 )
             )
+            stack.enter_context(_matmul_tf32(tf32))
         yield
+
+
+@contextlib.contextmanager
+def _matmul_tf32(allowed: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def to_values(pixels_BTHWC: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

@@ -59,8 +59,24 @@ def _half(size: int, stride: int) -> int:
     return max(stride, size // 2 // stride * stride)
 
 
+def batch_that_fits(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> int | None:
+    """Halve the number of clips until they fit; None if not even one does."""
+    number = len(pixels_BTHWC) // 2
+    while number and try_encode(encoder, pixels_BTHWC[:number]) is None:
+        number //= 2
+    return number or None
+
+
 def _no_room(encoder: Encoder, pixels_BTHWC: torch.Tensor) -> str:
     frames, height, width = pixels_BTHWC.shape[1:4]
+    clips = batch_that_fits(encoder, pixels_BTHWC)
+    if clips is not None:
+        return (
+            f"{encoder.spec.model_class} has no GPU memory for {len(pixels_BTHWC)} clips of {frames} "
+            f"frames of {height}x{width} pixels at once; encoder.batch: {clips} fits. The batch changes "
+            "last bits, so it is part of the recipe: make another cache with it, or resume this one on a "
+            "larger GPU."
+        )
     head = f"{encoder.spec.model_class} has no GPU memory for {frames} frames of {height}x{width} pixels"
     why_not = why_untileable(encoder.spec)
     if why_not is not None:

@@ -17,7 +17,11 @@ class Encoder(Protocol):
     """A built encoder on its device. Not thread-safe: callers take turns.
 
     Deterministic: the same pixels give the same bits on the same device. Stateless: an exception in one
-    call must not change the result of the next.
+    call must not change the result of the next. A clip's bits may depend on the number of clips in its
+    batch, but not on what the others are.
+
+    An encoder whose `encode` also takes pixels on its own device says so by an attribute
+    `takes_device_pixels = True`: on a GPU they are then copied while the batch before is encoded.
     """
 
     spec: LatentSpec

@@ -7,6 +7,7 @@ from typing import Any
 from latentcache.config.presets import PRESETS
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, builtin
+from latentcache.encoders.batching import Batching
 from latentcache.encoders.tiled import Tiling
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,12 +18,14 @@ def config_schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     tiling = Tiling.model_json_schema(ref_template="#/$defs/{model}")
     defs = {**schema.get("$defs", {}), **tiling.pop("$defs", {}), "Tiling": tiling}
+    batch = Batching.model_json_schema()["properties"]["batch"]
     kinds = []
     for kind in KINDS:
         own = builtin(kind).Config.model_json_schema(ref_template=f"#/$defs/{kind}.{{model}}")
         defs |= {f"{kind}.{name}": inner for name, inner in own.pop("$defs", {}).items()}
         own["properties"] |= {
             "kind": {"const": kind, "description": "The kind of encoder."},
+            "batch": batch,
             "tiling": {"anyOf": [{"$ref": "#/$defs/Tiling"}, {"type": "null"}]},
         }
         own["required"] = sorted({*own.get("required", ()), "kind"})

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,10 @@ from latentcache.encoders.protocol import Encoder
 from latentcache.errors import ClipError, EncoderError, RecipeMismatchError
 from latentcache.format.manifest import Manifest, recipe_difference
 
-#: Spec fields that decide latents but not which model they are of: they may differ for decoding.
-_ENCODING_ONLY = ("dtype", "packages", "tiling")
+#: Keys of the section `encoder` that say how it is encoded, and do not matter for decoding.
+_HOW = ("tiling", "batch", "memory_format", "compile", "tf32")
+#: What decides latents but not which model they are of: it may differ for decoding.
+_ENCODING_ONLY = ("dtype", "packages", *_HOW)
 
 
 class Decoder:
@@ -59,7 +61,8 @@ def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> to
 
 def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
     raw = {**of_a_cache(manifest.config).get("encoder", {}), **changes}
-    raw.pop("tiling", None)  # only for encoding
+    for name in _HOW:
+        raw.pop(name, None)
     kind = str(raw.get("kind"))
     check_encoder(
         kind, [changes.get("kind")], f"name it yourself, as encoder={{'kind': {kind!r}}}."
@@ -101,8 +104,17 @@ def to_stored(encoded: torch.Tensor, key: str, spec: LatentSpec) -> Array:
 
     Raises ClipError("non_finite") if a value is not finite in the stored dtype.
     """
-    stored = posterior.reduce(encoded, spec.stored, [key], channels=spec.channels)[0]
-    stored = stored.to(torch_dtype(spec.dtype)).cpu()
+    return checked(reduced(encoded, [key], spec)[0].cpu(), spec)
+
+
+def reduced(encoded: torch.Tensor, keys: Sequence[str], spec: LatentSpec) -> torch.Tensor:
+    """Return what is stored of a batch of encoded clips, in the stored dtype, on the encoder's device."""
+    kept = posterior.reduce(encoded, spec.stored, keys, channels=spec.channels)
+    return kept.to(torch_dtype(spec.dtype))
+
+
+def checked(stored: torch.Tensor, spec: LatentSpec) -> Array:
+    """Return one clip's stored values, on the CPU, as an array. Raises ClipError("non_finite")."""
     if stored.is_floating_point() and not bool(torch.isfinite(stored).all()):
         bad = int((~torch.isfinite(stored)).sum())
         raise ClipError(

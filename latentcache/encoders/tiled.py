@@ -19,6 +19,7 @@ from latentcache.config.sections import Positive, Section
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders import out_of_memory, tiling
 from latentcache.encoders.checks import check_encoded, check_pixels
+from latentcache.encoders.difference import difference
 from latentcache.encoders.protocol import Encoder, EncoderModule
 from latentcache.encoders.tiling import Edge, Span, Spans
 from latentcache.errors import ConfigError, GeometryError
@@ -173,9 +174,9 @@ def tiling_error(
 
     The sample is the first `tiling.measure` rows of shard 0 of each bucket. The error is the root mean
     square of the difference of the means (of the posterior, before they are rounded to the stored dtype),
-    divided by the untiled latent's standard deviation: the root mean square of its difference from each
-    channel's own mean. 0 if the clip is no larger than a tile. None if the untiled clip does not fit
-    into the GPU's memory, or if its latent is the same everywhere.
+    divided by the untiled latent's standard deviation: see `difference`. 0 if the clip is no larger than a
+    tile. None if the untiled clip does not fit into the GPU's memory, or if its latent is the same
+    everywhere.
     """
     if not isinstance(encoder, TiledEncoder) or shard or row >= encoder.tiling.measure:
         return None
@@ -184,11 +185,7 @@ def tiling_error(
     untiled = out_of_memory.try_encode(encoder.untiled, pixels_BTHWC)
     if untiled is None:
         return None
-    channels = encoder.spec.channels
-    expected, got = untiled[:, :channels].double(), encoded[:, :channels].double()
-    spread = expected - expected.mean((-3, -2, -1), keepdim=True)
-    error = math.sqrt((got - expected).square().mean() / spread.square().mean())
-    return error if math.isfinite(error) else None
+    return difference(encoder.spec, untiled, encoded)
 
 
 def tiled_spec(spec: LatentSpec, section: Tiling) -> LatentSpec:

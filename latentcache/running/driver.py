@@ -25,7 +25,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
-from latentcache.running.log_lines import QUALITY, SNAPSHOT_PUBLISHED
+from latentcache.running.log_lines import KERNELS, QUALITY, SNAPSHOT_PUBLISHED
 from latentcache.running.publisher import RunSnapshot, Snapshot
 from latentcache.running.queue import WorkQueue
 from latentcache.running.ray_address import address_of, check_ray_address
@@ -58,6 +58,7 @@ class Summary:
     raw_bytes: int = 0
     decode_s: float = 0.0
     encode_s: float = 0.0
+    compare_s: float = 0.0
     wait_s: float = 0.0
     write_s: float = 0.0
     start_s: float = 0.0
@@ -67,6 +68,7 @@ class Summary:
     shard_errors: dict[str, str] = field(default_factory=dict)
     tiling_errors: list[float] = field(default_factory=list)
     psnrs_db: list[float] = field(default_factory=list)
+    kernel_errors: list[float] = field(default_factory=list)
 
     def add(self, report: ShardReport) -> None:
         """Count a shard that was encoded, here or by another run."""
@@ -91,12 +93,14 @@ class Summary:
         self.raw_bytes += report.raw_bytes
         self.decode_s += report.decode_s
         self.encode_s += report.encode_s
+        self.compare_s += report.compare_s
         self.wait_s += report.wait_s
         self.write_s += report.write_s
         self.reasons.update(report.reasons)
         self.failures.extend(report.failures[: KEPT_FAILURES - len(self.failures)])
         self.tiling_errors.extend(report.tiling_errors)
         self.psnrs_db.extend(report.psnrs_db)
+        self.kernel_errors.extend(report.kernel_errors)
 
 
 class Run:
@@ -165,6 +169,9 @@ class Run:
             found = psnr_quantiles(psnrs_db).items()
             psnr_db = {name: value if math.isfinite(value) else None for name, value in found}
             self._log.add(QUALITY, num_clips=len(psnrs_db), psnr_db=psnr_db)
+        if errors := self.summary.kernel_errors:
+            facts = {"mean": sum(errors) / len(errors), "largest": max(errors)}
+            self._log.add(KERNELS, num_clips=len(errors), **facts)
 
     def _facts(self) -> dict[str, Any]:
         """Return what the log says of the run itself."""

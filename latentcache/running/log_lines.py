@@ -36,7 +36,7 @@ SHARD_COMMITTED, SHARD_RETRIED, SHARD_GIVEN_UP = (
     "shard_given_up",
 )
 CLIP_FAILED, SNAPSHOT_PUBLISHED, WARNING = "clip_failed", "snapshot_published", "warning"
-QUALITY = "quality"
+QUALITY, KERNELS = "quality", "kernels"
 
 #: How a run ended.
 FINISHED, INTERRUPTED, STOPPED = "finished", "interrupted", "stopped"
@@ -52,7 +52,7 @@ _REPORTED = (
     "raw_bytes",
     "reasons",
 )
-_TIMED = ("decode_s", "encode_s", "wait_s", "write_s")
+_TIMED = ("decode_s", "encode_s", "compare_s", "wait_s", "write_s")
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{6})\.(\d{6,12})\.jsonl")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,22 +19,19 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config
-from latentcache.core.dtypes import Array
-from latentcache.core.records import RETIRED, Bucket, ClipResult, Shard, ShardReport
+from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip, DecodePool
-from latentcache.encoders import out_of_memory
+from latentcache.encoders.batching import batching_of
 from latentcache.encoders.protocol import Encoder
-from latentcache.encoders.stored import to_stored
-from latentcache.encoders.tiled import tiling_error
 from latentcache.errors import CacheError
 from latentcache.format.commit import adopt_shard, commit_shard
 from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.shards import get_format
 from latentcache.redaction import redact
-from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.frame_check import check_frame_numbers
 from latentcache.running.quality_gate import Gate
+from latentcache.running.shard_encoder import Encoded, Futures, ShardEncoder
+from latentcache.running.transfer import transfer_for
 from latentcache.storage.folder import Storage
 
 #: Shards that a worker has in hand at once: one being written, one encoded, one decoded ahead.
@@ -111,6 +107,14 @@ class ShardWorker:
         self._format = get_format(spec.manifest.format)
         self._encoder = build_encoder(spec, device)
         self.gate = Gate(self._encoder, spec.config.quality)
+        self._shards = ShardEncoder(
+            self._encoder,
+            batching_of(spec.config.encoder),
+            self.gate,
+            transfer_for(self._encoder, device),
+            shard_clips=spec.manifest.shard_clips,
+            on_clip=self._count_clip,
+        )
         self._pool = build_pool(spec)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
@@ -131,12 +135,17 @@ class ShardWorker:
                 for row, clip in enumerate(shard.clips)
             ]
             encoding = self._encoding.submit(self._encode_clips, shard, futures)
-        rows, results, wait_s = encoding.result()
-        manifest = self._spec.manifest
+        found = encoding.result()
+        storage, fingerprint = self._spec.storage, self._spec.manifest.fingerprint
         report = commit_shard(
-            self._spec.storage, self._format, layout, shard, rows, results, manifest.fingerprint
+            storage, self._format, layout, shard, found.rows, found.results, fingerprint
         )
-        return dataclasses.replace(report, wait_s=wait_s)
+        return dataclasses.replace(
+            report,
+            wait_s=found.wait_s,
+            compare_s=found.compare_s,
+            kernel_errors=found.kernel_errors,
+        )
 
     def _adopt(self, shard: Shard) -> ShardReport | None:
         """Return the report of a shard that is committed, None if it is not."""
@@ -153,67 +162,15 @@ class ShardWorker:
         self._pool.close()
         self._encoding.close(None)
 
-    def _encode_clips(
-        self,
-        shard: Shard,
-        futures: list[Future[DecodedClip] | None],
-    ) -> tuple[list[Array | None], list[ClipResult], float]:
-        """Return the rows, what became of each clip, and the time spent waiting for pixels."""
-        rows: list[Array | None] = []
-        results = []
-        wait_s = 0.0
+    def _encode_clips(self, shard: Shard, futures: Futures) -> Encoded:
+        """Encode a shard; whatever happens, what is decoded of it is released."""
         try:
-            for index, future in enumerate(futures):
-                waiting = time.perf_counter()
-                row: Array | None = None
-                try:
-                    if future is None:
-                        result = RETIRED
-                    else:
-                        decoded = future.result()
-                        futures[index] = None
-                        wait_s += time.perf_counter() - waiting
-                        row, result = self._encode_clip(shard, index, decoded)
-                except OF_CLIP as error:
-                    result = ClipResult(reason=error.reason, message=str(error))
-                rows.append(row)
-                results.append(result)
-                self.clips_done += 1
+            return self._shards.encode(shard, futures)
         finally:
             abandon(futures)
-        return rows, results, wait_s
 
-    def _encode_clip(
-        self, shard: Shard, index: int, decoded: DecodedClip
-    ) -> tuple[Array | None, ClipResult]:
-        started, compared_s = time.perf_counter(), self.gate.busy_s
-        pixels = torch.from_numpy(decoded.pixels)[None]
-        row = error = psnr = failure = None
-        try:
-            check_frame_numbers(shard.clips[index], decoded.frame_numbers)
-            encoded = out_of_memory.encode(self._encoder, pixels)
-            row = to_stored(encoded, shard.clips[index].key, self._spec.manifest.spec)
-            error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=index)
-            number = shard.index * self._spec.manifest.shard_clips + index
-            psnr = self.gate.look(row, pixels[0], key=shard.clips[index].key, number=number)
-        except OF_CLIP as clip_error:
-            failure = clip_error
-        finally:
-            decoded.release()
-        return row, ClipResult(
-            reason=failure.reason if failure else None,
-            message=str(failure) if failure else None,
-            start_s=decoded.start_s,
-            end_s=decoded.end_s,
-            source_height=decoded.source_height,
-            source_width=decoded.source_width,
-            picture=decoded.picture,
-            decoder=decoded.decoder,
-            tiling_error=error,
-            psnr=psnr,
-            decode_s=decoded.decode_s,
-            encode_s=time.perf_counter() - started - (self.gate.busy_s - compared_s),
-        )
+    def _count_clip(self) -> None:
+        self.clips_done += 1
 
 
 def build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:

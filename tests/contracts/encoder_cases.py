@@ -47,6 +47,7 @@ class Case:
     batch is the clip alone, and a prefix the same prefix of more, up to a few units in the last
     place (latents are about 1 here); 0 where each clip and group is computed on its own. Of ids it
     is the share that may differ: those near a tie.
+    batch_rounding: the same of a clip in a batch; as `rounding` unless it says otherwise.
     decodes: whether it can; else what the message of its EncoderError says, as a pattern.
     undecoded: frames at a clip's end that `decode` does not give back.
     is_network: whether it is made of torch modules, one of whose calls can be made to fail.
@@ -61,6 +62,7 @@ class Case:
     illegal_frames: Mapping[int, str] = field(default_factory=dict)
     grids: tuple[tuple[int, int], ...] = ((2, 3), (1, 2), (3, 2))
     rounding: float = 1e-5
+    batch_rounding: float | None = None
     decodes: bool | str = True
     undecoded: int = 0
     is_network: bool = True

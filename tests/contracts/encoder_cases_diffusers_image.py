@@ -75,6 +75,7 @@ def _case(name: str, model: str = "", *models: Model, tested: str = TESTED, **op
         raw=functools.partial(_raw, model or name, options),
         frames=(1, 2, 3),
         rounding=0.0,
+        batch_rounding=1e-5,
         models=models,
         chunking="frame by frame",
         tested=tested,

@@ -13,6 +13,7 @@ from latentcache.config.fields import MODELS
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.encoders import KINDS, builtin
+from latentcache.encoders.batching import Batching
 from latentcache.encoders.tiled import Tiling
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -90,6 +91,7 @@ def _encoders() -> Iterator[str]:
         kinds.setdefault(_table(model, but=("kind",)), []).append(f"`{kind}`")
     for table, names in kinds.items():
         yield f"### encoder of kind {', '.join(names)}\n\n{table}"
+    yield f"### encoder of any kind\n\n{(Batching.__doc__ or '').strip()}\n\n{_table(Batching)}"
     yield from _tables_of(Tiling, "encoder.tiling")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from latentcache.core.spec import Stored
+from latentcache.encoders.kernels import MemoryFormat, is_channels_last, laid_out
 
 Encode = Callable[[Any, torch.Tensor, Stored], torch.Tensor]
 Decode = Callable[[Any, torch.Tensor], torch.Tensor]
@@ -32,20 +33,16 @@ def decode_sample(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 def by_frame(encode: Encode) -> Encode:
-    """Map an encoder of images over the frames, one at a time.
+    """Map an encoder of images over the frames, one of each clip at a time.
 
-    Each frame then gets the model's own call, bit for bit, whatever its clip or batch: kernels are
-    chosen by the batch's size, and round differently.
+    Each frame of a clip by itself then gets the model's own call, bit for bit. In a batch it may not:
+    kernels are chosen by the batch's size, and round differently.
     """
 
     def encode_frames(vae: Any, pixels: torch.Tensor, store: Stored) -> torch.Tensor:
-        clips = [
-            torch.stack(
-                [encode(vae, frame.contiguous(), store) for frame in clip.unbind(2)], dim=-3
-            )
-            for clip in torch.split(pixels, 1)
-        ]
-        return torch.cat(clips)
+        layout: MemoryFormat = "channels_last" if is_channels_last(pixels) else "contiguous"
+        frames = [encode(vae, laid_out(frame, layout), store) for frame in pixels.unbind(2)]
+        return torch.stack(frames, dim=-3)
 
     return encode_frames
 

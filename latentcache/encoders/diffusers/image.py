@@ -1,7 +1,7 @@
 """Image autoencoders of diffusers, for images and for video frame by frame: see `image_classes`.
 
-Each frame is encoded on its own. It equals the model's own call on that frame bit for bit, whatever clip
-or batch it comes in.
+Each frame of a clip is encoded on its own, and equals the model's own call on that frame bit for bit. In a
+batch, the clips' frames of one number are encoded at once: see `encoders.batching`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,12 @@ from pydantic import Field
 from latentcache.config.sections import Section
 from latentcache.core.machine import install_command
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
+from latentcache.encoders import kernels
 from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
 from latentcache.encoders.diffusers.weights import ModelFiles, locate
 from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.kernels import Kernels
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
 
@@ -40,13 +42,33 @@ class ModelSection(Section):
         default=None, description="For hub ids: branch, tag or commit; omitted: the newest."
     )
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        description="What the encoder computes in. float32 is exact: no TF32 on GPUs."
+        description="What the encoder computes in. float32 is exact: no TF32 on GPUs, unless `tf32` is set."
     )
     store: Stored = Field(
         description="moments: mean and log-variance; mean: only the mean, or the latents of a model "
         "without a posterior; sample: one sample, seeded by the clip's key; ids: the ids of a model that "
         "quantises."
     )
+    memory_format: Literal["contiguous", "channels_last", "auto"] = Field(
+        default="contiguous",
+        description="How pixels and weights lie in memory. auto: channels_last for 16-bit dtypes, which is "
+        "faster on CPUs; contiguous for float32. It changes last bits.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="Whether torch.compile runs the encoder, once for each size and batch. It changes last "
+        "bits.",
+    )
+    tf32: bool = Field(
+        default=False,
+        description="Whether float32 may be computed in TF32 on GPUs, which keeps 10 bits of 23.",
+    )
+
+    def kernels(self) -> Kernels:
+        """Return what is chosen of kernels. Raises ConfigError."""
+        return kernels.choose(
+            self.memory_format, compiled=self.compile, tf32=self.tf32, dtype=self.dtype
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +102,7 @@ def locate_model(
     model_class = classes[name]
     _check_installed(model_class)
     facts = model_class.facts(_settings(files, name))
+    config.kernels()
     if config.store not in facts.stores:
         raise ConfigError(
             f"encoder.store: this {name} has no {config.store} to store. "
@@ -130,6 +153,7 @@ def identity(located: Located, config: ModelSection, kind: str) -> Mapping[str, 
         "pixel_range": list(located.pixel_range),
         "store": config.store,
         "packages": dict(packages()),
+        **config.kernels().identity(),
     }
 
 
@@ -155,7 +179,7 @@ def build(
     _check_arguments(vae, model_class)
     if model_class.prepare is not None:
         model_class.prepare(vae)
-    return DiffusersEncoder(vae.to(device), located, spec, device)
+    return DiffusersEncoder(vae.to(device), located, spec, device, config.kernels())
 
 
 def packages() -> Mapping[str, str]:
@@ -278,8 +302,19 @@ def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
 class DiffusersEncoder:
     """An autoencoder of diffusers on its device, used as diffusers' own pipelines use it."""
 
-    def __init__(self, vae: Any, located: Located, spec: LatentSpec, device: torch.device) -> None:
+    #: `encode` takes pixels on its device as well.
+    takes_device_pixels = True
+
+    def __init__(
+        self,
+        vae: Any,
+        located: Located,
+        spec: LatentSpec,
+        device: torch.device,
+        chosen: Kernels = kernels.PLAIN,
+    ) -> None:
         self.spec = spec
+        self.kernels = chosen
         self._vae = vae
         self._class = located.model_class
         # Mean and log-variance, whichever of them is stored.
@@ -288,6 +323,10 @@ class DiffusersEncoder:
         self._dtype: torch.dtype = getattr(torch, spec.compute_dtype)
         # A tensor: CUDA divides by a number by multiplying with its reciprocal, one ulp off the CPU.
         self._white = torch.tensor(255.0, device=device)
+        if chosen.compile:
+            kernels.compile_encoder(vae, spec.model_class)
+        if chosen.memory_format != "contiguous":
+            kernels.lay_out(vae, chosen.memory_format)
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to what the model itself gives, bit for bit.
@@ -299,11 +338,30 @@ class DiffusersEncoder:
     @torch.inference_mode()
     def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
         """Encode with some of the T frames 0.0 in the model's range, as its pipelines make conditions."""
+        return self._encode(pixels_BTHWC, zeros, self.kernels)
+
+    @torch.inference_mode()
+    def encode_plain(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode with the kernels of the model's own call, whatever the recipe chooses: for comparing."""
+        relaid = self.kernels.memory_format != "contiguous"
+        if relaid:
+            kernels.lay_out(self._vae, "contiguous")
+        try:
+            with kernels.uncompiled() if self.kernels.compile else contextlib.nullcontext():
+                return self._encode(pixels_BTHWC, (), kernels.PLAIN)
+        finally:
+            if relaid:
+                kernels.lay_out(self._vae, self.kernels.memory_format)
+
+    def _encode(
+        self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool], chosen: Kernels
+    ) -> torch.Tensor:
         thw = check_pixels(self.spec, pixels_BTHWC)
-        pixels = self._to_model_range(pixels_BTHWC)
+        pixels = self._to_model_range(pixels_BTHWC, chosen)
         if any(zeros):
             pixels[:, :, torch.tensor(zeros)] = 0
-        with self._model() as vae:
+        compiled = kernels.compiled(self.spec.model_class)
+        with self._model(chosen) as vae, compiled if chosen.compile else contextlib.nullcontext():
             try:
                 encoded = self._class.encode(vae, pixels, self.spec.stored)
             except NotImplementedError as error:  # torch's, for a dtype that a device lacks
@@ -323,7 +381,7 @@ class DiffusersEncoder:
         else:
             check_latents(self.spec, latents_BCthw)
             latents = latents_BCthw.to(self._device, self._dtype)
-        with self._model() as vae:
+        with self._model(self.kernels) as vae:
             values_BCTHW = self._class.decode(vae, latents)
         # Arithmetic of VideoProcessor: to [0, 1] in the model's dtype, to levels in float32.
         if self.spec.pixel_range == (-1.0, 1.0):
@@ -332,19 +390,22 @@ class DiffusersEncoder:
         pixels: torch.Tensor = levels.to(torch.uint8).permute(0, 2, 3, 4, 1)
         return pixels.contiguous().cpu()
 
-    def _to_model_range(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Return contiguous [B, 3, T, H, W]: x / 255, or 2 * (x / 255) - 1, in float32."""
+    def _to_model_range(
+        self, pixels_BTHWC: torch.Tensor, chosen: Kernels = kernels.PLAIN
+    ) -> torch.Tensor:
+        """Return [B, 3, T, H, W] in the chosen memory format: x / 255, or 2 * (x / 255) - 1, in float32."""
         pixels = pixels_BTHWC.to(self._device)  # blocking, because callers reuse their buffers
-        values = pixels.permute(0, 4, 1, 2, 3).contiguous().to(torch.float32).div_(self._white)
+        values = kernels.laid_out(pixels.permute(0, 4, 1, 2, 3), chosen.memory_format)
+        values = values.to(torch.float32).div_(self._white)
         if self.spec.pixel_range == (-1.0, 1.0):
             values = values.mul_(2.0).sub_(1.0)
         return values.to(self._dtype)
 
     @contextlib.contextmanager
-    def _model(self) -> Iterator[Any]:
+    def _model(self, chosen: Kernels) -> Iterator[Any]:
         """Lend the model, with deterministic kernels and true float32; an error leaves no state behind."""
         try:
-            with exact_kernels(self._device):
+            with exact_kernels(self._device, tf32=chosen.tf32):
                 yield self._vae
         finally:
             if self._class.reset is not None:

@@ -1,0 +1,303 @@
+"""Encoders on this machine's GPU: only encoding, and the whole pipeline from video files.
+
+`python benchmarks/gpu.py` prints tables; `--write` puts them into docs/benchmarks.md. It needs no weights
+and no data: full-size models are made with random weights, and videos are written. Without a GPU it runs
+the same steps with tiny models on the CPU, which shows that it works, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the jobs set it; see jobs/__init__.py
+
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine
+from latentcache.config.sections import Config
+from latentcache.core.machine import num_cpus
+from latentcache.core.records import ShardId
+from latentcache.encoders import resolve
+from latentcache.encoders.difference import difference
+from latentcache.errors import LatentCacheError
+from latentcache.planning.planner import grow_cache
+from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from tests.tools.tiny_models import save
+from tests.tools.videos import moving_pattern, write_video
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- made by `benchmarks/gpu.py --write`, from here -->", "<!-- to here -->"
+#: By name: the kind, the class, what differs from the class's defaults, and frames of a clip.
+FULL: Mapping[str, tuple[str, str, dict[str, Any], int]] = {
+    "Wan 2.1": ("diffusers_video", "AutoencoderKLWan", {}, 17),
+    "HunyuanVideo": ("diffusers_video", "AutoencoderKLHunyuanVideo", {}, 17),
+    "LTX-Video": ("diffusers_video", "AutoencoderKLLTXVideo", {}, 17),
+    "CogVideoX": (
+        "diffusers_video",
+        "AutoencoderKLCogVideoX",
+        {"layers_per_block": 3, "sample_height": 480, "sample_width": 720},
+        17,
+    ),
+    "SD (AutoencoderKL)": (
+        "diffusers_image",
+        "AutoencoderKL",
+        {
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+        },
+        1,
+    ),
+}
+TINY: Mapping[str, tuple[str, str, int]] = {
+    "tiny Wan 2.1": ("diffusers_video", "wan", 5),
+    "tiny AutoencoderKL": ("diffusers_image", "kl", 1),
+}
+FULL_SIZES = ((256, 256), (480, 832), (720, 1280))
+TINY_SIZES = ((32, 32),)
+#: How an encoder is run, by name: keys of the section `encoder`.
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "eager": {},
+    "channels last": {"memory_format": "channels_last"},
+    "compiled": {"compile": True},
+}
+#: Clips at once that are tried with the smallest size.
+BATCHES = (1, 4, 16)
+ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A saved model, and how many frames a clip of it has."""
+
+    name: str
+    kind: str
+    folder: Path
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """Until when new cases are begun."""
+
+    until: float
+
+    def is_over(self) -> bool:
+        """Tell whether there is no time for another case."""
+        return time.monotonic() > self.until
+
+
+def models(folder: Path, *, full: bool) -> Iterator[Model]:
+    """Make the models one by one; each is in its own folder."""
+    import diffusers
+
+    for name, (kind, tiny, frames) in {} if full else TINY.items():
+        yield Model(name=name, kind=kind, folder=save(tiny, folder / tiny), frames=frames)
+    for name, (kind, class_name, settings, frames) in FULL.items() if full else ():
+        torch.manual_seed(0)
+        getattr(diffusers, class_name)(**settings).save_pretrained(str(folder / class_name))
+        yield Model(name=name, kind=kind, folder=folder / class_name, frames=frames)
+
+
+def section(model: Model, *, dtype: str, **keys: Any) -> dict[str, Any]:
+    """The configuration's section `encoder`."""
+    return {
+        "kind": model.kind,
+        "model": str(model.folder),
+        "dtype": dtype,
+        "store": "mean",
+        **keys,
+    }
+
+
+def build(raw: Mapping[str, Any], device: torch.device) -> Any:
+    """An encoder on its device."""
+    module, config = resolve(raw)
+    spec = module.describe(config, dtype="bfloat16")
+    return module.build(config, spec=spec, device=device)
+
+
+def encode_s(encoder: Any, pixels: torch.Tensor, device: torch.device) -> float:
+    """Seconds of one batch, the median of some; the result is waited for."""
+    times = []
+    for _ in range(ROUNDS + 1):  # the first one warms up, and compiles
+        started = time.perf_counter()
+        encoder.encode(pixels)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def bare(
+    model: Model, sizes: Sequence[tuple[int, int]], dtype: str, device: torch.device, clock: Clock
+) -> Iterator[list[str]]:
+    """Rows of the first table: only encoding, in every way, and with more clips at once while they fit."""
+    for way, keys in WAYS.items():
+        encoder = build(section(model, dtype=dtype, **keys), device)
+        for height, width in sizes:
+            for batch in BATCHES if (height, width) == sizes[0] else (1,):
+                if clock.is_over():
+                    yield [model.name, f"{height}x{width}", way, str(batch), *["no time"] * 3]
+                    continue
+                shape = (batch, model.frames, height, width, 3)
+                yield [
+                    model.name,
+                    f"{height}x{width}",
+                    way,
+                    str(batch),
+                    *_bare(encoder, shape, device),
+                ]
+        del encoder
+        _free(device)
+
+
+def _bare(encoder: Any, shape: tuple[int, ...], device: torch.device) -> list[str]:
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        taken_s = encode_s(encoder, pixels, device)
+    except torch.OutOfMemoryError:
+        _free(device)
+        return ["no memory", "", ""]
+    except LatentCacheError as error:
+        return [str(error).partition(".")[0], "", ""]
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    off = difference(encoder.spec, encoder.encode_plain(pixels[:1]), encoder.encode(pixels)[:1])
+    frames = shape[0] * shape[1] / taken_s
+    return [f"{frames:,.1f}", "" if peak is None else f"{peak:.1f}", f"{off or 0:.1g}"]
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def pipeline(
+    model: Model, size: tuple[int, int], dtype: str, device: torch.device, num_videos: int
+) -> list[str]:
+    """A row of the second table: video files to a committed cache, with one worker."""
+    with tempfile.TemporaryDirectory(prefix="latentcache-") as folder:
+        videos = Path(folder) / "videos"
+        videos.mkdir()
+        for n in range(num_videos):
+            pixels = moving_pattern(model.frames, *size, seed=n)
+            write_video(videos / f"{n}.mp4", pixels, fps=8)
+        config = Config.model_validate(
+            {
+                "corpus": {"source": str(videos)},
+                "clips": {"frames": model.frames, "size": list(size)},
+                "encoder": section(model, dtype=dtype, batch="auto"),
+                "cache": {"url": f"{folder}/cache", "shard_clips": max(1, num_videos // 4)},
+                "run": {"runner": "local"},
+                "quality": {"every": 0},
+            }
+        )
+        planned = grow_cache(config)
+        spec = WorkerSpec(
+            config=config,
+            manifest=planned.manifest,
+            storage=planned.storage,
+            num_cpus=num_cpus(),
+        )
+        (bucket,) = planned.manifest.buckets
+        shards = [planned.plan.shard(ShardId(bucket.name, n)) for n in range(bucket.num_shards)]
+        worker = ShardWorker(spec, device)
+        try:
+            worker.encode_shard(shards[0])  # warms up
+            started = time.perf_counter()
+            with ThreadPoolExecutor(SHARDS_IN_HAND) as pool:
+                reports = list(pool.map(worker.encode_shard, shards[1:]))
+            wall_s = time.perf_counter() - started
+        finally:
+            worker.close()
+    frames, waited_s = (sum(getattr(r, name) for r in reports) for name in ("num_frames", "wait_s"))
+    busy = f"{1 - min(1.0, waited_s / wall_s):.0%}"
+    return [model.name, f"{size[0]}x{size[1]}", f"{frames / wall_s:,.1f}", busy]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(text: str, page: Path) -> None:
+    """Put the tables between the page's markers. Raises ValueError if it has none."""
+    head, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page} has no lines {BEGIN!r} and {END!r}, between which the tables go")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
+
+
+def measure(device: torch.device, minutes: float) -> str:
+    """Run all that there is time for; returns the tables."""
+    full = device.type == "cuda"
+    clock = Clock(until=time.monotonic() + minutes * 60)
+    sizes, dtype = (FULL_SIZES, "bfloat16") if full else (TINY_SIZES, "float32")
+    encoded: list[list[str]] = []
+    piped: list[list[str]] = []
+    with tempfile.TemporaryDirectory(prefix="latentcache-") as folder:
+        for model in models(Path(folder), full=full):
+            for size in sizes:
+                if clock.is_over():
+                    piped.append([model.name, f"{size[0]}x{size[1]}", "no time", ""])
+                else:
+                    piped.append(pipeline(model, size, dtype, device, 64 if full else 8))
+                print(" ".join(piped[-1]), flush=True)
+            for row in bare(model, sizes, dtype, device, clock):
+                encoded.append(row)
+                print(" ".join(row), flush=True)
+    name = torch.cuda.get_device_name(device) if full else "no GPU: tiny models on the CPU"
+    head = ["model", "size", "way", "clips at once", "frames/s", "peak GiB", "difference"]
+    return "\n\n".join(
+        [
+            f"{name}; {machine()}; torch {torch.__version__}; {dtype}, random weights.",
+            "Only encoding, pixels on the device:",
+            table(head, encoded),
+            "From video files to a committed cache, one worker, `batch: auto`:",
+            table(["model", "size", "frames/s", "busy"], piped),
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write if asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=8.0, help="no case is begun after them")
+    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    parser.add_argument("--page", type=Path, default=DOCS, help="another page to write to")
+    args = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.write and device.type != "cuda" and args.page == DOCS:
+        parser.error(
+            "there is no GPU here, and the page is for figures of one: give another --page"
+        )
+    text = measure(device, args.minutes)
+    print(f"\n{text}")
+    if args.write:
+        write(text, args.page)
+
+
+if __name__ == "__main__":
+    main()

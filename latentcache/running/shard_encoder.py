@@ -1,0 +1,244 @@
+"""One shard through the encoder, batch by batch; all of it on the encoder's one thread.
+
+A batch holds neighbouring rows. A row that is retired or could not be decoded is black in it, so that the
+rows beside it get the same bits in every run. On a GPU the next batch is begun before one is waited for.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from latentcache.core.dtypes import Array
+from latentcache.core.records import RETIRED, ClipResult, Shard
+from latentcache.decoders.pool import DecodedClip
+from latentcache.encoders import out_of_memory
+from latentcache.encoders.batching import Batching, batches
+from latentcache.encoders.plain import kernel_error
+from latentcache.encoders.protocol import Encoder
+from latentcache.encoders.stored import checked, reduced
+from latentcache.encoders.tiled import tiling_error
+from latentcache.errors import ClipError
+from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.frame_check import check_frame_numbers
+from latentcache.running.quality_gate import Gate
+from latentcache.running.transfer import Staging, Transfer
+
+Futures = list[Future[DecodedClip] | None]
+
+
+@dataclass(kw_only=True)
+class Encoded:
+    """What became of a shard. Seconds of the encoder's thread: waiting for pixels, and comparing."""
+
+    rows: list[Array | None] = field(default_factory=list)
+    results: list[ClipResult] = field(default_factory=list)
+    kernel_errors: list[float] = field(default_factory=list)
+    wait_s: float = 0.0
+    compare_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    """Rows that are encoded at once. Their clips by their place in the batch, pixels on the CPU.
+
+    failed: why a clip has no latent. encoded: the encoder's output by place; stored: waits for what is
+    stored. busy_s: of the thread, so far. held: decoded clips whose buffer is in use.
+    """
+
+    rows: range
+    pixels: torch.Tensor
+    decoded: dict[int, DecodedClip]
+    failed: dict[int, ClipResult]
+    held: list[DecodedClip]
+    encoded: dict[int, torch.Tensor] = field(default_factory=dict)
+    stored: dict[int, Callable[[], torch.Tensor]] = field(default_factory=dict)
+    busy_s: float = 0.0
+
+    def release(self) -> None:
+        """Give buffers back."""
+        while self.held:
+            self.held.pop().release()
+
+
+class ShardEncoder:
+    """Encodes shards one after the other. on_clip: called as each clip is done, or failed."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        batching: Batching,
+        gate: Gate,
+        transfer: Transfer,
+        *,
+        shard_clips: int,
+        on_clip: Callable[[], None],
+    ) -> None:
+        self._encoder = encoder
+        self._batching = batching
+        self._gate = gate
+        self._transfer = transfer
+        self._staging = Staging(transfer.depth + 1, pinned=transfer.pinned)
+        self._shard_clips = shard_clips
+        self._on_clip = on_clip
+
+    def encode(self, shard: Shard, futures: Futures) -> Encoded:
+        """Encode a shard's clips; of those taken, `futures` then has None. A bad clip costs its row."""
+        found, under_way = Encoded(), deque[_Batch]()
+        try:
+            at_once = self._batching.clips_at_once(shard.bucket)
+            for rows in batches(len(shard.clips), at_once):
+                under_way.append(self._gather(shard, rows, futures, found))
+                self._launch(shard, under_way[-1])
+                while len(under_way) > self._transfer.depth:
+                    self._finish(shard, under_way[0], found)
+                    under_way.popleft()
+            while under_way:
+                self._finish(shard, under_way[0], found)
+                under_way.popleft()
+        finally:
+            for batch in under_way:
+                batch.release()
+        return found
+
+    def _gather(self, shard: Shard, rows: range, futures: Futures, found: Encoded) -> _Batch:
+        """Wait for the pixels of a batch. On a CPU a single clip stays where it was decoded."""
+        bucket = shard.bucket
+        shape = (len(rows), bucket.frames, bucket.height, bucket.width, 3)
+        in_place = len(rows) == 1 and not self._transfer.pinned
+        pixels = torch.empty(0, dtype=torch.uint8) if in_place else self._staging.take(shape)
+        batch = _Batch(rows=rows, pixels=pixels, decoded={}, failed={}, held=[])
+        for place, row in enumerate(rows):
+            started = time.perf_counter()
+            try:
+                clip = _taken(futures, row)
+            except OF_CLIP as error:
+                batch.failed[place] = ClipResult(reason=error.reason, message=str(error))
+                clip = None
+            else:
+                found.wait_s += time.perf_counter() - started
+            if clip is None:
+                batch.failed.setdefault(place, RETIRED)
+                if not in_place:
+                    batch.pixels[place].zero_()
+                continue
+            batch.decoded[place] = clip
+            if in_place:
+                batch.pixels = torch.from_numpy(clip.pixels)[None]
+                batch.held.append(clip)
+            else:
+                try:
+                    batch.pixels[place].copy_(torch.from_numpy(clip.pixels))
+                finally:
+                    clip.release()
+        return batch
+
+    def _launch(self, shard: Shard, batch: _Batch) -> None:
+        """Begin to encode a batch, unless there is nothing in it."""
+        if not batch.decoded:
+            return
+        started = time.perf_counter()
+        try:
+            self._encode(shard, batch, list(batch.decoded), batch.pixels)
+        except OF_CLIP as error:
+            if len(batch.rows) == 1:
+                batch.failed[0] = _failed(error, batch.decoded[0])
+            else:
+                self._encode_each(shard, batch)
+        batch.busy_s += time.perf_counter() - started
+
+    def _encode_each(self, shard: Shard, batch: _Batch) -> None:
+        """Find the clips that an encoder refuses: each is encoded in a batch that is black otherwise."""
+        for place in batch.decoded:
+            pixels = torch.zeros_like(batch.pixels)
+            pixels[place] = batch.pixels[place]
+            try:
+                self._encode(shard, batch, [place], pixels)
+            except OF_CLIP as error:
+                batch.failed[place] = _failed(error, batch.decoded[place])
+
+    def _encode(
+        self, shard: Shard, batch: _Batch, places: Sequence[int], pixels: torch.Tensor
+    ) -> None:
+        """Begin to encode; of what comes out, `places` are kept."""
+        keys = [shard.clips[row].key for row in batch.rows]
+        encoded = out_of_memory.encode(self._encoder, self._transfer.to_encoder(pixels))
+        wait = functools.cache(self._transfer.to_host(reduced(encoded, keys, self._encoder.spec)))
+        for place in places:
+            batch.encoded[place] = encoded[place : place + 1]
+            batch.stored[place] = lambda place=place: wait()[place]  # type: ignore[misc]
+
+    def _finish(self, shard: Shard, batch: _Batch, found: Encoded) -> None:
+        """Wait for a batch's latents; check, compare and note them row by row."""
+        share_s = batch.busy_s / max(1, len(batch.decoded))
+        for place in range(len(batch.rows)):
+            started, compared_s = time.perf_counter(), found.compare_s
+            latent: Array | None = None
+            result = batch.failed.get(place)
+            if result is None:
+                latent, result = self._row(shard, batch, place, found)
+            busy_s = time.perf_counter() - started - (found.compare_s - compared_s) + share_s
+            if place in batch.decoded:
+                result = replace(result, encode_s=busy_s)
+            found.rows.append(latent)
+            found.results.append(result)
+            self._on_clip()
+        batch.release()
+
+    def _row(
+        self, shard: Shard, batch: _Batch, place: int, found: Encoded
+    ) -> tuple[Array | None, ClipResult]:
+        """Return a clip's latent as it is stored, and what is known of it."""
+        row, clip = batch.rows[place], batch.decoded[place]
+        key, pixels = shard.clips[row].key, batch.pixels[place : place + 1]
+        encoded, spec = batch.encoded[place], self._encoder.spec
+        latent: Array | None = None
+        error = psnr = failure = None
+        try:
+            check_frame_numbers(shard.clips[row], clip.frame_numbers)
+            latent = checked(batch.stored[place](), spec)
+            error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=row)
+            started = time.perf_counter()
+            number = shard.index * self._shard_clips + row
+            psnr = self._gate.look(latent, pixels[0], key=key, number=number)
+            changed = kernel_error(
+                self._encoder, pixels, encoded, batch=len(batch.rows), shard=shard.index, row=row
+            )
+            found.compare_s += time.perf_counter() - started
+            found.kernel_errors += [] if changed is None else [changed]
+        except OF_CLIP as clip_error:
+            failure = clip_error
+        return latent, ClipResult(
+            reason=failure.reason if failure else None,
+            message=str(failure) if failure else None,
+            **_facts(clip),
+            tiling_error=error,
+            psnr=psnr,
+        )
+
+
+def _facts(clip: DecodedClip) -> dict[str, Any]:
+    """Return what decoding has found out of a clip."""
+    names = ("start_s", "end_s", "source_height", "source_width", "picture", "decoder", "decode_s")
+    return {name: getattr(clip, name) for name in names}
+
+
+def _failed(error: ClipError, clip: DecodedClip) -> ClipResult:
+    return ClipResult(reason=error.reason, message=str(error), **_facts(clip))
+
+
+def _taken(futures: Futures, row: int) -> DecodedClip | None:
+    """Return a decoded clip, which is then the caller's to release; None of a retired row."""
+    future = futures[row]
+    if future is None:
+        return None
+    decoded = future.result()
+    futures[row] = None
+    return decoded

@@ -1,0 +1,132 @@
+"""Memory format, compilation and TF32: what they change, what they leave, and what the recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentcache.encoders.difference import difference
+from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.kernels import PLAIN, Kernels, choose
+from latentcache.errors import ConfigError
+from tests.tools.diffusers_tools import built, identity, pixels
+from tests.tools.synthetic import make_spec
+from tests.tools.tiny_models import save
+
+#: Rounding of bfloat16, which has 8 bits, through the layers of a tiny model.
+BFLOAT16 = 0.05
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "got"),
+    [
+        ("auto", "bfloat16", "channels_last"),
+        ("auto", "float16", "channels_last"),
+        ("auto", "float32", "contiguous"),
+        ("channels_last", "float32", "channels_last"),
+        ("contiguous", "bfloat16", "contiguous"),
+    ],
+)
+def test_auto_is_decided_by_the_dtype_alone(asked: str, dtype: str, got: str) -> None:
+    chosen = choose(asked, compiled=False, tf32=False, dtype=dtype)  # type: ignore[arg-type]
+    assert chosen.memory_format == got
+
+
+def test_a_recipe_names_what_is_not_plain_and_nothing_else() -> None:
+    assert PLAIN.identity() == {}
+    chosen = Kernels(memory_format="channels_last", compile=True, tf32=True)
+    assert chosen.identity() == {"memory_format": "channels_last", "compile": True, "tf32": True}
+
+
+def test_tf32_is_refused_where_nothing_is_in_float32() -> None:
+    with pytest.raises(ConfigError, match=r"encoder.tf32: .* encoder.dtype is bfloat16"):
+        choose("auto", compiled=False, tf32=True, dtype="bfloat16")
+
+
+def test_difference_is_relative_to_the_spread_of_the_latents() -> None:
+    spec = make_spec()
+    expected = torch.randn(1, spec.channels, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    spread = expected - expected.mean((-3, -2, -1), keepdim=True)
+    found = difference(spec, expected, expected + spread / 4)
+    assert found == pytest.approx(0.25)
+    assert difference(spec, expected, expected) == 0
+    assert difference(spec, torch.ones_like(expected), expected) is None
+    assert difference(spec, expected, torch.full_like(expected, torch.inf)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "kl", "tiny"])
+def test_channels_last_changes_rounding_alone_and_can_be_compared_with_plain(
+    name: str, tmp_path: Path
+) -> None:
+    model = save(name, tmp_path)
+    plain = built(model, name, dtype="bfloat16")
+    last = built(model, name, dtype="bfloat16", memory_format="auto")
+    clip = pixels(1, size=(64, 96))
+    expected, got = plain.encode(clip), last.encode(clip)
+    found = difference(plain.spec, expected, got)
+    assert found is not None
+    assert found < BFLOAT16
+    assert torch.equal(last.encode_plain(clip), expected)
+    assert torch.equal(last.encode(clip), got)
+    weights = [p for p in last._vae.parameters() if p.ndim == 4 and min(p.shape) > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    kept = identity(model, name, dtype="bfloat16")
+    assert identity(model, name, dtype="bfloat16", memory_format="contiguous") == kept
+    assert identity(model, name, dtype="bfloat16", memory_format="auto") == {
+        **kept,
+        "memory_format": "channels_last",
+    }
+
+
+@pytest.mark.slow
+def test_pixels_reach_the_model_in_the_memory_format_of_the_recipe(tmp_path: Path) -> None:
+    model, clip = save("wan", tmp_path), pixels(5, size=(64, 96))
+    found = {}
+    for layout in ("contiguous", "channels_last"):
+        encoder = built(model, "wan", memory_format=layout)
+        seen: list[bool] = []
+
+        def look(_: object, inputs: tuple[torch.Tensor, ...], seen: list[bool] = seen) -> None:
+            seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last_3d))
+
+        encoder._vae.encoder.register_forward_pre_hook(look)
+        encoder.encode(clip)
+        found[layout] = seen[0]
+    assert found == {"contiguous": False, "channels_last": True}
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # of torch's own imports
+def test_a_compiled_encoder_gives_bits_that_do_not_depend_on_what_came_before(
+    tmp_path: Path,
+) -> None:
+    model = save("wan", tmp_path)
+    sizes = [(64, 96), (32, 64), (64, 64)]
+    clips = [pixels(5, size=size) for size in sizes]
+    plain = [built(model, "wan").encode(clip) for clip in clips]
+    forward = built(model, "wan", compile=True)
+    found = [forward.encode(clip) for clip in clips]
+    torch._dynamo.reset()
+    backward = built(model, "wan", compile=True)
+    again = [backward.encode(clip) for clip in reversed(clips)][::-1]
+    for expected, one, other, clip in zip(plain, found, again, clips, strict=True):
+        assert torch.equal(one, other)
+        distance = difference(forward.spec, expected, one)
+        assert distance is not None
+        assert distance < 1e-4
+        assert torch.equal(forward.encode_plain(clip), expected)
+
+
+def test_tf32_is_allowed_inside_alone_and_only_where_it_is_asked_for() -> None:
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = allowed()
+    for tf32 in (True, False):
+        with exact_kernels(torch.device("cuda"), tf32=tf32):
+            assert allowed() == (tf32, tf32)
+        assert allowed() == before
