@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from latentcache.core import posterior
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import KINDS, resolve
+from latentcache.encoders.values import of_values
 from latentcache.errors import EncoderError, GeometryError
 from tests.contracts.encoder_cases import Case, all_cases
 
@@ -243,6 +244,45 @@ def test_decode_gives_the_pixels_back_in_shape_and_dtype(built: Built) -> None:
         assert decoded.shape == pixels[:, : frames - built.case.undecoded].shape
         assert decoded.dtype == torch.uint8
         assert decoded.device == CPU
+
+
+def test_encoders_without_values_are_refused_by_name(built: Built) -> None:
+    if built.case.name != "plugin":
+        assert of_values(built.encoder) is built.encoder
+        return
+    with pytest.raises(EncoderError, match="has no encode_values and no decode_values"):
+        of_values(built.encoder)
+
+
+def test_values_give_the_latents_of_their_pixels(built: Built) -> None:
+    if built.case.name == "plugin":
+        pytest.skip("is somebody's own, of pixels only")
+    pixels = built.pixels(built.case.frames[0], batch=2)
+    values = pixels.float() / 255 * 2 - 1
+    encoded, again = built.encoder.encode(pixels), built.encoder.encode_values(values)
+    if built.spec.ids is None:
+        torch.testing.assert_close(again, encoded, rtol=1e-4, atol=1e-4)
+    else:
+        assert again.shape == encoded.shape
+        assert (again != encoded).double().mean() <= 0.05  # codes near a tie
+    with pytest.raises(EncoderError, match=r"encodes values in \[-1, 1\], floats"):
+        built.encoder.encode_values(pixels)
+
+
+def test_decoded_values_round_to_the_decoded_pixels(built: Built) -> None:
+    if built.case.name == "plugin":
+        pytest.skip("is somebody's own, of pixels only")
+    latents = built.latents(built.encoder.encode(built.pixels(built.case.frames[1], batch=2)))
+    if isinstance(built.case.decodes, str):
+        with pytest.raises(EncoderError, match=built.case.decodes):
+            built.encoder.decode_values(latents)
+        return
+    values = built.encoder.decode_values(latents)
+    assert values.dtype == torch.float32
+    assert values.abs().max() <= 1
+    levels = (values.double() + 1) * (255 / 2)
+    assert (levels - built.encoder.decode(latents)).abs().max() <= 0.5 + 1e-3
+    assert (levels - levels.round()).abs().max() > 0.01  # between the levels of uint8
 
 
 def test_moments_are_refused_by_decode(built: Built) -> None:

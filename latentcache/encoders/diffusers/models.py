@@ -24,6 +24,7 @@ from latentcache.encoders.checks import check_encoded, check_ids, check_latents,
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
 from latentcache.encoders.diffusers.weights import ModelFiles, locate
 from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
 
@@ -303,6 +304,16 @@ class DiffusersEncoder:
         pixels = self._to_model_range(pixels_BTHWC)
         if any(zeros):
             pixels[:, :, torch.tensor(zeros)] = 0
+        return self._encode(pixels, thw)
+
+    @torch.inference_mode()
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
+        thw = check_values(self.spec, values_BTHWC)
+        return self._encode(to_range(values_BTHWC, self.spec, self._device, self._dtype), thw)
+
+    def _encode(self, pixels: torch.Tensor, thw: tuple[int, int, int]) -> torch.Tensor:
+        """Encode pixels [B, 3, T, H, W] in the model's range and dtype."""
         with self._model() as vae:
             try:
                 encoded = self._class.encode(vae, pixels, self.spec.stored)
@@ -318,19 +329,28 @@ class DiffusersEncoder:
     @torch.inference_mode()
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode un-normalised latents, or ids, to uint8 pixels [B, T, H, W, 3] on the CPU."""
-        if self.spec.ids is not None:
-            latents = check_ids(self.spec, latents_BCthw).to(self._device)
-        else:
-            check_latents(self.spec, latents_BCthw)
-            latents = latents_BCthw.to(self._device, self._dtype)
-        with self._model() as vae:
-            values_BCTHW = self._class.decode(vae, latents)
+        values_BCTHW = self._decode(latents_BCthw)
         # Arithmetic of VideoProcessor: to [0, 1] in the model's dtype, to levels in float32.
         if self.spec.pixel_range == (-1.0, 1.0):
             values_BCTHW = values_BCTHW * 0.5 + 0.5
         levels = values_BCTHW.clamp(0, 1).float().mul_(255).round_()
         pixels: torch.Tensor = levels.to(torch.uint8).permute(0, 2, 3, 4, 1)
         return pixels.contiguous().cpu()
+
+    @torch.inference_mode()
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode un-normalised latents, or ids, to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        return from_range(self._decode(latents_BCthw), self.spec)
+
+    def _decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Return the model's own output [B, 3, T, H, W]."""
+        if self.spec.ids is not None:
+            latents = check_ids(self.spec, latents_BCthw).to(self._device)
+        else:
+            check_latents(self.spec, latents_BCthw)
+            latents = latents_BCthw.to(self._device, self._dtype)
+        with self._model() as vae:
+            return self._class.decode(vae, latents)
 
     def _to_model_range(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return contiguous [B, 3, T, H, W]: x / 255, or 2 * (x / 255) - 1, in float32."""
