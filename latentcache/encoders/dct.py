@@ -156,6 +156,7 @@ class DCTEncoder:
             piece = rows[start : start + step].to(
                 torch.float32, memory_format=torch.contiguous_format
             )
+            piece = piece.contiguous()  # `to` leaves floats as they lie
             vertical = self._vertical[frames].expand(len(piece), -1, -1)
             partial = torch.bmm(vertical, piece.view(len(piece), frames * block, -1))
             product = partial.view(-1, block * 3) @ self._across

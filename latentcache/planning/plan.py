@@ -20,6 +20,7 @@ from latentcache.core.spec import LatentSpec
 from latentcache.decoders.frames import num_sampled_frames
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
+from latentcache.storage.cache_urls import is_cache_url
 
 Starts = npt.NDArray[np.int64]
 
@@ -209,7 +210,7 @@ def _clips(
     taken = sources.take(pa.array(rows))
     images = pc.equal(taken["kind"], "image")
     columns = {
-        "key": pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#"),
+        "key": _keys(taken, ordinal, clips),
         "source": taken["name"],
         "url": taken["url"],
         "kind": taken["kind"],
@@ -226,6 +227,13 @@ def _clips(
     kept = [sources.schema.field(name) for name in kept_names(sources)]
     columns.update({field.name: taken[field.name] for field in kept})
     return pa.table(columns, schema=pa.schema([*PLAN_SCHEMA, *kept]))
+
+
+def _keys(taken: pa.Table, ordinal: Starts, clips: ClipsConfig) -> pa.ChunkedArray:
+    """Return the clips' keys; of clips of a cache their own, where each gives one."""
+    if clips.select == "first" and is_cache_url(taken["url"][0].as_py()):
+        return taken["name"]
+    return pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#")
 
 
 def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]:

@@ -50,6 +50,11 @@ class VisualWorker:
         settings: RawField | VisualField,
         device: torch.device,
     ) -> None:
+        if spec.manifest.provenance.parent is not None:
+            raise EncoderError(
+                "fields of frames are made of a corpus's own files, and the clips of this cache are those "
+                "of another cache. Add the field to that one."
+            )
         self._spec, self._field, self._settings = spec, field, settings
         self._encoder: Encoder | None = None
         self._tower: ImageTower | None = None

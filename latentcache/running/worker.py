@@ -60,6 +60,10 @@ class WorkerSpec:
     def start(self, device: torch.device) -> Worker:
         """Check the cache, and build the worker. Raises what `check_cache` and the encoder raise."""
         check_cache(self)
+        return self.build(device)
+
+    def build(self, device: torch.device) -> Worker:
+        """Build the worker. Raises what the encoder raises."""
         return ShardWorker(self, device)
 
 

@@ -257,7 +257,7 @@ def test_encoders_without_values_are_refused_by_name(built: Built) -> None:
 def test_values_give_the_latents_of_their_pixels(built: Built) -> None:
     if built.case.name == "plugin":
         pytest.skip("is somebody's own, of pixels only")
-    pixels = built.pixels(built.case.frames[0], batch=2)
+    pixels = built.pixels(built.case.frames[1], batch=2)
     values = pixels.float() / 255 * 2 - 1
     encoded, again = built.encoder.encode(pixels), built.encoder.encode_values(values)
     if built.spec.ids is None:

@@ -111,6 +111,13 @@ def identity(config: Config) -> Mapping[str, Any]:
     }
 
 
+def decoder_identity(config: Config) -> Mapping[str, Any]:
+    """Return what else determines decoded values: the decoder's own file, if there is one."""
+    if config.decoder is None:
+        return {}
+    return {"decoder_sha256": locate(config.decoder, "encoder.decoder").sha256()}
+
+
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> TAESDEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     checkpoint, name = _locate(config)

@@ -102,6 +102,12 @@ def identity(config: Config) -> Mapping[str, Any]:
     }
 
 
+def decoder_identity(config: Config) -> Mapping[str, Any]:
+    """Return what else determines decoded values: the decoder's own file, if there is one."""
+    path = Path(config.model) / DECODER
+    return {"decoder_sha256": locate(str(path), "encoder.model").sha256()} if path.is_file() else {}
+
+
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
     """Load the encoder, and the decoder if there is one. Raises ConfigError and EncoderError."""
     _check_trusted(config)
