@@ -8,7 +8,7 @@ and a diffusion model trained on these latents learns blurred videos.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,7 @@ import torch
 from latentcache.config.sections import Section
 from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checks import check_latents, check_pixels
+from latentcache.encoders.streaming import check_stream, regroup
 from latentcache.encoders.values import check_values
 
 #: Pixels of a block along T, H, W; three colours each.
@@ -134,6 +135,19 @@ class DCTEncoder:
         thw = check_values(self.spec, values_BTHWC)
         levels = values_BTHWC.to(self._device, torch.float32).add(1).mul_(255 / 2)
         return self._encode(levels.contiguous(), thw)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        checked = check_stream(self.spec, groups, frames)
+        for group in regroup(checked, frames, 1, STRIDE[0]):
+            with torch.inference_mode():
+                pixels = group.to(self._device).contiguous()
+                h, w = (side // STRIDE[1] for side in pixels.shape[2:4])
+                out = torch.full((len(pixels), 2 * CHANNELS, 1, h, w), LOGVAR, device=self._device)
+                for clip, latent in zip(pixels, out, strict=True):
+                    self._encode_group(clip, latent[:CHANNELS, 0])
+                out[:, 0] -= self._offset
+            yield out
 
     def _encode(self, pixels: torch.Tensor, thw: tuple[int, int, int]) -> torch.Tensor:
         """Encode levels [B, T, H, W, 3] from 0 to 255, of any type."""

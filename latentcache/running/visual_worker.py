@@ -31,10 +31,11 @@ from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_f
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.describe import tower_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
+from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
-from latentcache.running.worker import WorkerSpec, abandon, build_encoder, build_pool
+from latentcache.running.worker import WorkerSpec, build_encoder, build_pool
 
 INPUT_SHA_DIGITS = 32
 Frames = list[Future[DecodedClip] | None]

@@ -33,7 +33,16 @@ from latentcache.format.commit import adopt_shard, commit_shard
 from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.shards import get_format
 from latentcache.redaction import redact
+from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.long_clips import (
+    Encoded,
+    LongShard,
+    Pieces,
+    decode_pieces,
+    decoded_bytes,
+    is_long,
+)
 from latentcache.running.quality_gate import Gate
 from latentcache.storage.folder import Storage
 
@@ -114,7 +123,7 @@ class ShardWorker:
         self._format = get_format(spec.manifest.format)
         self._encoder = build_encoder(spec, device)
         self.gate = Gate(self._encoder, spec.config.quality)
-        self._pool = build_pool(spec)
+        self._pool = build_pool(spec, self._encoder)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
         # each other's way.
@@ -129,17 +138,28 @@ class ShardWorker:
             self.clips_done += len(shard.clips)
             return committed
         with self._submitting:
-            futures = [
-                None if row in shard.retired else self._pool.decode(clip)
-                for row, clip in enumerate(shard.clips)
-            ]
-            encoding = self._encoding.submit(self._encode_clips, shard, futures)
+            encoding = self._begin(shard)
         rows, results, wait_s = encoding.result()
         manifest = self._spec.manifest
         report = commit_shard(
             self._spec.storage, self._format, layout, shard, rows, results, manifest.fingerprint
         )
         return dataclasses.replace(report, wait_s=wait_s)
+
+    def _begin(self, shard: Shard) -> Future[Encoded]:
+        """Ask for the pixels of a shard, and for its encoding."""
+        clips = [None if row in shard.retired else clip for row, clip in enumerate(shard.clips)]
+        if is_long(self._encoder, shard.bucket):
+            pieces = [None if c is None else decode_pieces(self._pool, c) for c in clips]
+            return self._encoding.submit(self._encode_long, shard, pieces)
+        futures = [None if c is None else self._pool.decode(c) for c in clips]
+        return self._encoding.submit(self._encode_clips, shard, futures)
+
+    def _encode_long(self, shard: Shard, pieces: Sequence[Pieces | None]) -> Encoded:
+        def count() -> None:
+            self.clips_done += 1
+
+        return LongShard(self._encoder, shard, on_clip=count).encode(pieces)
 
     def _adopt(self, shard: Shard) -> ShardReport | None:
         """Return the report of a shard that is committed, None if it is not."""
@@ -160,7 +180,7 @@ class ShardWorker:
         self,
         shard: Shard,
         futures: list[Future[DecodedClip] | None],
-    ) -> tuple[list[Array | None], list[ClipResult], float]:
+    ) -> Encoded:
         """Return the rows, what became of each clip, and the time spent waiting for pixels."""
         rows: list[Array | None] = []
         results = []
@@ -224,24 +244,12 @@ def build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
     return module.build(config, spec=spec.manifest.spec, device=device)
 
 
-def build_pool(spec: WorkerSpec) -> DecodePool:
-    """Start the processes that decode for a worker."""
+def build_pool(spec: WorkerSpec, encoder: Encoder | None = None) -> DecodePool:
+    """Start the processes that decode for a worker. encoder: of whole clips, which may be long."""
     run = spec.config.run
     num_processes = run.num_decode_processes(spec.num_cpus)
     buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
-    clip_bytes = max(3 * b.frames * b.height * b.width for b in buckets)
+    clip_bytes = max(decoded_bytes(encoder, bucket) for bucket in buckets)
     affordable = run.decode_ahead_bytes // clip_bytes
     num_buffers = max(2, min(num_processes + SPARE_BUFFERS, affordable))
     return DecodePool.for_run(spec.config, num_processes=num_processes, num_buffers=num_buffers)
-
-
-def abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
-    """Cancel what is not decoded yet, and release what is."""
-    for future in futures:
-        if future is not None and not future.cancel():
-            future.add_done_callback(_release)
-
-
-def _release(future: Future[DecodedClip]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().release()

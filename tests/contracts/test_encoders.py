@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from latentcache.core import posterior
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import KINDS, resolve
+from latentcache.encoders.streaming import can_stream, encode_stream
 from latentcache.encoders.values import of_values
 from latentcache.errors import EncoderError, GeometryError
 from tests.contracts.encoder_cases import Case, all_cases
@@ -283,6 +284,35 @@ def test_decoded_values_round_to_the_decoded_pixels(built: Built) -> None:
     levels = (values.double() + 1) * (255 / 2)
     assert (levels - built.encoder.decode(latents)).abs().max() <= 0.5 + 1e-3
     assert (levels - levels.round()).abs().max() > 0.01  # between the levels of uint8
+
+
+#: Encoders that see a clip in groups of frames, beside all that take each frame by itself.
+STREAMED = {"dct", "ivvae", "taehv", "wan", "qwen", "cogvideox", "magvit"}
+
+
+def in_groups(pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Yield groups in one memory, as decoding processes hand them over."""
+    memory = torch.empty_like(pixels[:, :size])
+    for group in torch.split(pixels, size, dim=1):
+        yield memory[:, : group.shape[1]].copy_(group)
+    memory.fill_(0)
+
+
+def test_streamed_latents_are_those_of_the_whole_bit_for_bit(built: Built) -> None:
+    if not can_stream(built.encoder):
+        name = built.case.name
+        assert not any(name.replace("_", "").startswith(known) for known in STREAMED - {"magvit"})
+        pytest.skip("sees the whole clip at once")
+    for frames in built.case.frames:
+        pixels = built.pixels(frames)
+        whole = built.encoder.encode(pixels)
+        for size in (1, 3, 7, frames):
+            groups = in_groups(pixels, size)
+            streamed = encode_stream(built.encoder, groups, tuple(pixels.shape[1:4]))
+            assert torch.equal(streamed, whole)
+        with pytest.raises(EncoderError, match=f"of {frames} frames was streamed as {frames - 1}"):
+            list(built.encoder.stream(in_groups(pixels[:, 1:], 2), frames))
+        assert torch.equal(built.encoder.encode(pixels), whole)
 
 
 def test_moments_are_refused_by_decode(built: Built) -> None:

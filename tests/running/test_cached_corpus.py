@@ -213,6 +213,7 @@ def test_a_damaged_clip_fails_alone_and_a_lost_parent_stops_the_run(
 @pytest.mark.long
 def test_real_taef2_drifts_by_what_the_test_finds(tmp_path: Path) -> None:
     frames = read_with_pyav(SHARED / "videos" / "hiker.mp4")[:2]
+    (tmp_path / "corpus").mkdir()
     write_video(tmp_path / "corpus" / "hiker.mp4", frames)
     encoder = {"kind": "taesd", "dtype": "float32", "store": "mean"}
     encoder |= {half: str(path) for half, path in TAEF2.items()}

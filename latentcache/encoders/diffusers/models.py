@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,10 @@ from latentcache.core.machine import install_command
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
+from latentcache.encoders.diffusers.streams import STREAMS
 from latentcache.encoders.diffusers.weights import ModelFiles, locate
 from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.streaming import check_stream, regroup
 from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
@@ -156,7 +158,9 @@ def build(
     _check_arguments(vae, model_class)
     if model_class.prepare is not None:
         model_class.prepare(vae)
-    return DiffusersEncoder(vae.to(device), located, spec, device)
+    streams = model_class.name in STREAMS or spec.stride[0] == 1
+    encoder_class = StreamingDiffusersEncoder if streams else DiffusersEncoder
+    return encoder_class(vae.to(device), located, spec, device)
 
 
 def packages() -> Mapping[str, str]:
@@ -367,5 +371,30 @@ class DiffusersEncoder:
             with exact_kernels(self._device):
                 yield self._vae
         finally:
+            if self._class.reset is not None:
+                self._class.reset(self._vae)
+
+
+class StreamingDiffusersEncoder(DiffusersEncoder):
+    """One that takes a clip in groups of frames: those of `streams`, and classes that encode each frame."""
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields what `encode` gives, in pieces along time."""
+        checked = check_stream(self.spec, groups, frames)
+        how = STREAMS.get(self._class.name)
+        if how is None:
+            yield from map(self.encode, regroup(checked, frames, 1, 1))
+            return
+        regrouped = regroup(checked, frames, *how.sizes(frames))
+        running = how.run(self._vae, map(self._to_model_range, regrouped))
+        try:
+            while True:
+                with exact_kernels(self._device):  # not while the caller has its turn
+                    piece = next(running, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            running.close()
             if self._class.reset is not None:
                 self._class.reset(self._vae)

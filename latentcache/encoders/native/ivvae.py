@@ -7,7 +7,7 @@ github.com/ali-vilab/iv-vae. The network is in `ivvae_model`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native.ivvae_model import IVVAE, Carry
+from latentcache.encoders.streaming import check_stream, regroup
 from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError
 
@@ -189,6 +190,14 @@ class IVVAEEncoder:
         """Encode uint8 pixels to moments [B, 2C, t, h, w]; memory does not grow with the frames."""
         thw = check_pixels(self.spec, pixels_BTHWC)
         return self._encode(pixels_BTHWC, thw, self._from_pixels)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields the moments of one latent frame at a time."""
+        carry = Carry()
+        for group in regroup(check_stream(self.spec, groups, frames), frames, 1, STRIDE[0]):
+            with exact_kernels(self._device):
+                moments = self._model.encode_group(self._from_pixels(group), carry)
+            yield moments
 
     def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode values [B, T, H, W, 3] in [-1, 1] to moments [B, 2C, t, h, w]."""

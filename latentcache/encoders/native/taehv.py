@@ -12,7 +12,7 @@ which are dropped. So k latents, made from 4k frames, decode to the first 4k - 3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native import tiny_models
 from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
 from latentcache.encoders.native.tiny_models import TAEHV, Memory
+from latentcache.encoders.streaming import check_stream, regroup
 from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError
 
@@ -172,6 +173,16 @@ class TAEHVEncoder:
         """Encode uint8 pixels to latents [B, C, t, h, w]; memory does not grow with the frames."""
         thw = check_pixels(self.spec, pixels_BTHWC)
         return self._encode(pixels_BTHWC, thw, self._from_pixels)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        memory: Memory | None = None
+        size = self.spec.stride[0]
+        for group in regroup(check_stream(self.spec, groups, frames), frames, size, size):
+            memory = memory or Memory(batch=len(group))
+            with exact_kernels(self._device):
+                latent = self._encode_group(self._from_pixels(group), memory)[:, :, None]
+            yield latent
 
     def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode values [B, T, H, W, 3] in [-1, 1] to latents [B, C, t, h, w]."""

@@ -6,7 +6,7 @@ decoder is needed only to look at what was cached, and is not part of the recipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from latentcache.encoders.checks import check_encoded, check_latents, check_pixe
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native import tiny_models
 from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
+from latentcache.encoders.streaming import check_stream, regroup
 from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError
 
@@ -173,6 +174,11 @@ class TAESDEncoder:
             for clip in pixels_BTHWC
         )
         return self._encode(frames, (len(pixels_BTHWC), self.spec.channels, *thw))
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        for frame in regroup(check_stream(self.spec, groups, frames), frames, 1, 1):
+            yield self.encode(frame)
 
     def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode values [B, T, H, W, 3] in [-1, 1] to latents [B, C, T, h, w]."""
