@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from latentcache.core.drift import drift
 from latentcache.errors import CacheError, ConfigError
 from tests.encoders.test_tiny import TAEF2, needs_taef2
 from tests.tools.caches import make_config, make_corpus, run_inline
+from tests.tools.doc_blocks import PAGES, blocks
 from tests.tools.videos import SHARED, moving_pattern, write_video
 
 pytestmark = pytest.mark.slow
@@ -110,12 +112,19 @@ def test_it_is_an_ordinary_cache(parent: Path, child: Path, tmp_path: Path) -> N
     (bucket,) = (path for path in (again / "latents").iterdir() if path.is_dir())
     (bucket / "c" / "1" / "0/0/0/0").unlink()
     next((again / "samples").rglob("*1.parquet")).unlink()
-    assert run_inline("resume", again)[0] == 0
+    assert run_inline("resume", again, "corpus.decoder.kind=dct")[0] == 0
+    assert "decoder" not in json.loads((again / "cache.json").read_text())["config"]["corpus"]
     status, printed = run_inline("verify", again, "--sample", "4")
     assert status == 0, printed
     before, after = latentcache.open_cache(str(child)), latentcache.open_cache(str(again))
     assert all(torch.equal(before.stored(n), after.stored(n)) for n in range(len(before)))
     assert len(after) == len(before)
+
+
+def test_the_code_of_the_page_runs(child: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks(PAGES["docs/cache-as-corpus.md"], "python")
+    exec(re.sub(r'"s3://[^"]*"', repr(str(child)), block.text), {})
+    assert "drift: double" in capsys.readouterr().out
 
 
 def test_a_parent_that_grew_is_taken_in(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ print(json.dumps([status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # a VAE on a CPU
 def test_a_long_clip_takes_the_memory_of_a_short_one(tmp_path: Path) -> None:
     model = save_wan(tmp_path / "wan")
     peaks = {}
