@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 
 import torch
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import RETIRED, ClipResult, Shard, ShardReport
+from latentcache.core.threads import DaemonPool
 from latentcache.format.commit import adopt_shard, commit_shard
 from latentcache.format.shards import get_format
 from latentcache.running.failure_policy import OF_CLIP
@@ -43,8 +44,8 @@ class CachedWorker:
         encoder = build_encoder(spec, device)
         self._transcoder = Transcoder(spec.config, spec.manifest, encoder, device)
         self._submitting = threading.Lock()
-        self._reading = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="read")
-        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._reading = DaemonPool(NUM_READERS, name="read")
+        self._encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
 
     def encode_shard(self, shard: Shard) -> ShardReport:
@@ -67,10 +68,15 @@ class CachedWorker:
         )
         return replace(report, wait_s=wait_s)
 
+    @property
+    def num_steps(self) -> int:
+        """See `Worker.num_steps`."""
+        return self.clips_done
+
     def close(self) -> None:
         """Stop the threads."""
-        self._reading.shutdown(cancel_futures=True)
-        self._encoding.shutdown(cancel_futures=True)
+        self._reading.close(None)
+        self._encoding.close(None)
 
     def _encode_clips(
         self, shard: Shard, given: Sequence[Future[Given] | None]
