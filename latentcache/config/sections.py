@@ -57,7 +57,8 @@ class CorpusConfig(Section):
 
     source: Url = Field(
         description="A directory, a glob, or a .csv, .jsonl, .json or .parquet table; any fsspec URL. "
-        "package://NAME/FOLDER reads a folder of an installed package."
+        "package://NAME/FOLDER reads a folder of an installed package; cache://URL takes the clips that "
+        "another cache's latents decode to."
     )
     columns: dict[str, str] | None = Field(
         default=None,
@@ -88,6 +89,11 @@ class CorpusConfig(Section):
     )
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the corpus; never stored."
+    )
+    decoder: Options = Field(
+        default_factory=dict,
+        description="For cache://: changes to the encoder that the cache names, such as the model's place "
+        "here; its `kind`, where that is a module of somebody's own, allows it. Never stored.",
     )
     schemes: list[str] = Field(
         default_factory=list,
@@ -409,6 +415,7 @@ class QualityConfig(Section):
 NOT_OF_A_CACHE = (
     ("corpus", "storage_options"),
     ("corpus", "schemes"),
+    ("corpus", "decoder"),
     ("cache", "storage_options"),
     ("encoder", "trust_torchscript"),
     ("run", "ray_address"),

@@ -171,7 +171,8 @@ class ClipResult:
     """What became of a clip. `reason` is None if it is ok.
 
     tiling_error: for clips that were also encoded untiled; see `encoders.tiled.tiling_error`. psnr: for
-    clips that were also decoded, in dB against the pixels that were encoded; see `quality_gate`.
+    clips that were also decoded, in dB against the pixels that were encoded; see `quality_gate`. drift:
+    for clips of a round trip; see `core.drift`.
     """
 
     reason: str | None = None
@@ -184,6 +185,7 @@ class ClipResult:
     decoder: str | None = None
     tiling_error: float | None = None
     psnr: float | None = None
+    drift: float | None = None
     decode_s: float = 0.0
     encode_s: float = 0.0
 

@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, Self
 
 import pyarrow as pa
 
 from latentcache.corpus.claims import implausible
 from latentcache.corpus.saved_probes import Found, Known, SavedProbes
-from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, StorageError
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
@@ -32,7 +31,7 @@ CHUNK_ROWS = 1 << 16
 
 def probe_sources(
     sources: pa.Table,
-    pool: DecodePool,
+    pool: Prober,
     on_probed: Callable[[], object] = lambda: None,
     saved: SavedProbes | None = None,
 ) -> pa.Table:
@@ -82,7 +81,7 @@ def probe_sources(
     return columns.put_into(sources)
 
 
-def _hold(known: Known, pool: DecodePool) -> bool:
+def _hold(known: Known, pool: Prober) -> bool:
     """Tell, by checking some, whether files are still those that an earlier attempt probed."""
     looked_at = [
         (pool.probe(url, kind, identity_only=True), identity)
@@ -123,6 +122,18 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
     if row["kind"] == "video" and row["frames"] is not None and "reason" not in facts:
         facts |= implausible(facts)
     return facts
+
+
+class Prober(Protocol):
+    """Looks at sources: decoding processes at files, `corpus.cached` at clips of a cache."""
+
+    def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
+        """Find what `DecodePool.probe` finds."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class _Columns:

@@ -12,12 +12,15 @@ import pyarrow as pa
 
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.units import human_bytes
+from latentcache.corpus.cached import read_clips
 from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import ConfigError, CorpusError, StorageError
+from latentcache.format.generations import Parent
 from latentcache.format.per_frame import OWN, PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
+from latentcache.storage.cache_urls import is_cache_url
 from latentcache.storage.source_files import (
     file_facts,
     find_sizes,
@@ -63,12 +66,14 @@ class Corpus:
     """The table of sources.
 
     table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
-    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`.
+    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`. parent:
+    the cache whose clips they are, as it was read.
     """
 
     table: pa.Table
     keep: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
+    parent: Parent | None = None
 
 
 def read_corpus(config: CorpusConfig) -> Corpus:
@@ -77,6 +82,8 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     Raises CorpusError, saying what to change, where there is nothing usable, and StorageError.
     """
     _check_keep(config)
+    if is_cache_url(config.source):
+        return _read_cache(config)
     if why := refused_scheme(config.source, config.schemes):
         raise CorpusError(f"corpus.source {redact_url(config.source)!r} {why}")
     try:
@@ -89,6 +96,16 @@ def read_corpus(config: CorpusConfig) -> Corpus:
         ) from None
     except StorageError as error:
         raise type(error)(f"the corpus cannot be read: {error}") from error.__cause__
+
+
+def _read_cache(config: CorpusConfig) -> Corpus:
+    if config.columns:
+        raise ConfigError(
+            "corpus.columns names columns of a table, but corpus.source is a cache, which has its own. "
+            "Remove corpus.columns"
+        )
+    table, keep, parent = read_clips(config)
+    return Corpus(table=table, keep=keep, parent=parent)
 
 
 def _read(config: CorpusConfig) -> Corpus:

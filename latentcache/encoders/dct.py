@@ -8,7 +8,7 @@ and a diffusion model trained on these latents learns blurred videos.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,8 @@ import torch
 from latentcache.config.sections import Section
 from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checks import check_latents, check_pixels
+from latentcache.encoders.streaming import check_stream, regroup
+from latentcache.encoders.values import check_values
 
 #: Pixels of a block along T, H, W; three colours each.
 STRIDE = (4, 8, 8)
@@ -29,6 +31,7 @@ KEPT = (
 CHANNELS = len(KEPT)
 #: The log-variance to which diffusers' distributions clamp: a posterior without spread.
 LOGVAR = -30.0
+_Finish = Callable[[torch.Tensor], torch.Tensor]
 #: How many values are converted at a time: 3 MiB as float32. Measured at 480x720 on one thread:
 #: 1.7 to 3.3 MiB are all within 10 % of the best; a whole group of frames at once, 17 MiB, is half
 #: as fast.
@@ -119,11 +122,36 @@ class DCTEncoder:
     @torch.inference_mode()
     def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
         """Encode with some of the T frames 0.0 in [-1, 1], which is grey between two levels."""
-        t, h, w = check_pixels(self.spec, pixels_BTHWC)
+        thw = check_pixels(self.spec, pixels_BTHWC)
         pixels = pixels_BTHWC.to(self._device).contiguous()
         if any(zeros):
             pixels = pixels.float()
             pixels[:, torch.tensor(zeros)] = 255 / 2
+        return self._encode(pixels, thw)
+
+    @torch.inference_mode()
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to float32 [B, 32, t, h, w]."""
+        thw = check_values(self.spec, values_BTHWC)
+        levels = values_BTHWC.to(self._device, torch.float32).add(1).mul_(255 / 2)
+        return self._encode(levels.contiguous(), thw)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        checked = check_stream(self.spec, groups, frames)
+        for group in regroup(checked, frames, 1, STRIDE[0]):
+            with torch.inference_mode():
+                pixels = group.to(self._device).contiguous()
+                h, w = (side // STRIDE[1] for side in pixels.shape[2:4])
+                out = torch.full((len(pixels), 2 * CHANNELS, 1, h, w), LOGVAR, device=self._device)
+                for clip, latent in zip(pixels, out, strict=True):
+                    self._encode_group(clip, latent[:CHANNELS, 0])
+                out[:, 0] -= self._offset
+            yield out
+
+    def _encode(self, pixels: torch.Tensor, thw: tuple[int, int, int]) -> torch.Tensor:
+        """Encode levels [B, T, H, W, 3] from 0 to 255, of any type."""
+        t, h, w = thw
         out = torch.full((len(pixels), 2 * CHANNELS, t, h, w), LOGVAR, device=self._device)
         for clip, latent in zip(pixels, out, strict=True):
             groups = [clip[:1], *clip[1:].split(STRIDE[0])] if t > 1 else [clip]
@@ -142,6 +170,7 @@ class DCTEncoder:
             piece = rows[start : start + step].to(
                 torch.float32, memory_format=torch.contiguous_format
             )
+            piece = piece.contiguous()  # `to` leaves floats as they lie
             vertical = self._vertical[frames].expand(len(piece), -1, -1)
             partial = torch.bmm(vertical, piece.view(len(piece), frames * block, -1))
             product = partial.view(-1, block * 3) @ self._across
@@ -151,21 +180,36 @@ class DCTEncoder:
     @torch.inference_mode()
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode coefficients to uint8 pixels [B, T, H, W, 3] on the CPU: encode transposed."""
+        return self._decode(latents_BCthw, _to_levels).cpu()
+
+    @torch.inference_mode()
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode coefficients to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        return self._decode(latents_BCthw, lambda values: values.clamp_(-1, 1))
+
+    def _decode(self, latents_BCthw: torch.Tensor, finish: _Finish) -> torch.Tensor:
+        """Return what `finish` makes of the decoded values, [B, T, H, W, 3]."""
         check_latents(self.spec, latents_BCthw)
         latents = latents_BCthw.to(self._device, torch.float32)
         clips = []
         for clip in latents:
             alone, *others = clip.unbind(1)
-            frames = [self._decode_group(alone, self._basis.mean(1, keepdim=True))]
-            frames += [self._decode_group(latent, self._basis) for latent in others]
+            frames = [self._decode_group(alone, self._basis.mean(1, keepdim=True), finish)]
+            frames += [self._decode_group(latent, self._basis, finish) for latent in others]
             clips.append(torch.cat(frames))
-        return torch.stack(clips).cpu()
+        return torch.stack(clips)
 
-    def _decode_group(self, latent_Chw: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-        """Return the frames of one latent frame, as many as the basis has: uint8 [T, H, W, 3]."""
+    def _decode_group(
+        self, latent_Chw: torch.Tensor, basis: torch.Tensor, finish: _Finish
+    ) -> torch.Tensor:
+        """Return the frames of one latent frame, as many as the basis has: [T, H, W, 3]."""
         _, h, w = latent_Chw.shape
         _, st, sh, sw, _ = basis.shape
-        values = latent_Chw.flatten(1).T @ basis.flatten(1)
-        levels = values.add_(1).mul_(255 / 2).round_().clamp_(0, 255).to(torch.uint8)
-        blocks = levels.view(h, w, st, sh, sw * 3).permute(2, 0, 3, 1, 4)
+        blocks = finish(latent_Chw.flatten(1).T @ basis.flatten(1))
+        blocks = blocks.view(h, w, st, sh, sw * 3).permute(2, 0, 3, 1, 4)
         return blocks.reshape(st, h * sh, w * sw, 3)
+
+
+def _to_levels(values: torch.Tensor) -> torch.Tensor:
+    """Return values in [-1, 1] as uint8."""
+    return values.add_(1).mul_(255 / 2).round_().clamp_(0, 255).to(torch.uint8)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from latentcache import encoders
 from latentcache.config.files import check_encoder
@@ -17,7 +18,8 @@ from latentcache.core import posterior
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.machine import resolve_device
 from latentcache.core.spec import LatentSpec, Stored
-from latentcache.encoders.protocol import Encoder
+from latentcache.encoders.protocol import Encoder, EncoderModule
+from latentcache.encoders.values import of_values
 from latentcache.errors import ClipError, EncoderError, RecipeMismatchError
 from latentcache.format.manifest import Manifest, recipe_difference
 
@@ -51,24 +53,43 @@ class Decoder:
         """Decode one stored sample, as stored, to uint8 [T, H, W, 3] on the CPU."""
         return decode_stored(self._encoder, latents, self._stored)
 
+    def decode_values(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode one stored sample, as stored, to float32 [T, H, W, 3] in [-1, 1] on the device."""
+        return of_values(self._encoder).decode_values(means_of(latents, self._stored)[None])[0]
+
+
+def means_of(latents: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """Return what is decoded of one sample as it is stored: the mean of moments."""
+    return posterior.split(latents)[0] if stored == "moments" else latents
+
 
 def decode_stored(encoder: Encoder, latents: torch.Tensor, stored: Stored) -> torch.Tensor:
     """Decode one sample, as it is stored, to uint8 [T, H, W, 3] on the CPU; moments decode to the mean."""
-    if stored == "moments":
-        latents = posterior.split(latents)[0]
-    return encoder.decode(latents[None])[0]
+    return encoder.decode(means_of(latents, stored)[None])[0]
 
 
-def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
+def resolve_stored(
+    manifest: Manifest,
+    changes: Mapping[str, Any],
+    fix: str = "name it yourself, as encoder={{'kind': {kind!r}}}.",
+) -> tuple[EncoderModule, BaseModel]:
+    """Return module and configuration of a cache's encoder, to decode with; nothing is loaded.
+
+    fix: how to allow an encoder of the maker's own, with `kind` in braces. Raises ConfigError,
+    RecipeMismatchError.
+    """
     raw = {**of_a_cache(manifest.config).get("encoder", {}), **changes}
     for name in _HOW:
         raw.pop(name, None)
     kind = str(raw.get("kind"))
-    check_encoder(
-        kind, [changes.get("kind")], f"name it yourself, as encoder={{'kind': {kind!r}}}."
-    )
+    check_encoder(kind, [changes.get("kind")], fix.format(kind=kind))
     module, config = encoders.resolve(raw)
     _check_same(manifest.recipe["encoder"], module.identity(config))
+    return module, config
+
+
+def _build(manifest: Manifest, changes: Mapping[str, Any], device: torch.device) -> Encoder:
+    module, config = resolve_stored(manifest, changes)
     spec: LatentSpec = module.describe(config, dtype=manifest.spec.dtype)
     encoder = module.build(config, spec=spec, device=device)
     if not callable(getattr(encoder, "decode", None)):

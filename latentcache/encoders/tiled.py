@@ -22,6 +22,7 @@ from latentcache.encoders.checks import check_encoded, check_pixels
 from latentcache.encoders.difference import difference
 from latentcache.encoders.protocol import Encoder, EncoderModule
 from latentcache.encoders.tiling import Edge, Span, Spans
+from latentcache.encoders.values import EncodesValues, check_values, of_values
 from latentcache.errors import ConfigError, GeometryError
 
 log = logging.getLogger(__name__)
@@ -105,11 +106,23 @@ class TiledEncoder:
         Raises EncoderError if the GPU has no memory for one tile.
         """
         check_pixels(self.spec, pixels_BTHWC)
-        return torch.cat([self._encode_clip(clip) for clip in torch.split(pixels_BTHWC, 1)])
+        return self._encode(pixels_BTHWC, self.untiled)
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] over the same tiles."""
+        check_values(self.spec, values_BTHWC)
+        return self._encode(values_BTHWC, EncodesValues(self.untiled))
+
+    def _encode(self, clips_BTHWC: torch.Tensor, untiled: Encoder) -> torch.Tensor:
+        return torch.cat([self._encode_clip(clip, untiled) for clip in torch.split(clips_BTHWC, 1)])
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode as the wrapped encoder does, untiled."""
         return self.untiled.decode(latents_BCthw)
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode as the wrapped encoder does, untiled, to float32 [B, T, H, W, 3] in [-1, 1]."""
+        return of_values(self.untiled).decode_values(latents_BCthw)
 
     def is_whole(self, frames: int, height: int, width: int) -> bool:
         """Tell whether a clip is no larger than a tile."""
@@ -134,10 +147,10 @@ class TiledEncoder:
             tiling.spans(width, tile_w, over_w, stride=sw, edge=section.edge),
         )
 
-    def _encode_clip(self, clip_BTHWC: torch.Tensor) -> torch.Tensor:
+    def _encode_clip(self, clip_BTHWC: torch.Tensor, untiled: Encoder) -> torch.Tensor:
         size = clip_BTHWC.shape[1:4]
         if self.is_whole(*size):
-            return out_of_memory.encode(self.untiled, clip_BTHWC)
+            return out_of_memory.encode(untiled, clip_BTHWC)
         of = self.spans(*size)
         tiles = tiling.cut_out(clip_BTHWC, of)
         encoded: dict[int, torch.Tensor] = {}
@@ -145,7 +158,7 @@ class TiledEncoder:
             while numbers:
                 now = numbers[: self._batch]
                 encode = out_of_memory.try_encode if len(now) > 1 else out_of_memory.encode
-                latents = encode(self.untiled, torch.cat([tiles[n] for n in now]))
+                latents = encode(untiled, torch.cat([tiles[n] for n in now]))
                 if latents is None:
                     self._halve_batch(len(now))
                     continue

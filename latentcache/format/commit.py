@@ -227,6 +227,7 @@ def _row(
         "decoder": result.decoder,
         "tiling_error": result.tiling_error,
         "psnr": result.psnr,
+        "drift": result.drift,
         "offset": chunk.offset if chunk else None,
         "length": chunk.length if chunk else None,
         "crc32c": chunk.crc32c if chunk else None,

@@ -52,7 +52,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """A cache whose rows were copied: what it was. url: without credentials; sha256: of its generation."""
+    """A cache whose rows were copied, or are decoded: what it was.
+
+    url: without credentials; sha256: of its generation.
+    """
 
     url: str
     fingerprint: str
@@ -68,7 +71,8 @@ class Generation:
     since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
     num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
-    parents: the caches that its rows are copied from, num_imported of them; selection: which, in words.
+    parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
+    selection: which, in words.
     """
 
     number: int

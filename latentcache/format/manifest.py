@@ -9,8 +9,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import pydantic
 
@@ -59,6 +59,19 @@ class BucketInfo:
         return self.parts[bisect.bisect_right(firsts, shard) - 1]
 
 
+#: How latents came to be: an encoder's of pixels; a sampler's; what the same encoder (`roundtrip`) or
+#: another (`transcode`) made of a cache's decoded clips; another program's.
+Origin = Literal["encoder", "sampler", "roundtrip", "transcode", "import"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How a cache's latents came to be. parent: the fingerprint of the cache that was decoded for them."""
+
+    kind: Origin = "encoder"
+    parent: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The contents of `cache.json`, and the generations that follow it.
@@ -77,6 +90,7 @@ class Manifest:
     exclusive: bool = True
     created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
+    provenance: Provenance = field(default_factory=Provenance)
     generations: tuple[Generation, ...] = ()
 
     @functools.cached_property
@@ -148,9 +162,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the JSON text of cache.json, sealed; the same manifest gives the same bytes."""
-        data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         del data["generations"]
         data["spec"] = self.spec.to_json()
+        data["provenance"] = dataclasses.asdict(self.provenance)
         return checksum.seal_json(data)
 
     @classmethod

@@ -60,7 +60,7 @@ PLAN_SCHEMA = pa.schema(
 #: times of the clip's first frame and of the end of its last. source_height, source_width: as decoded,
 #: after rotation; source_fps to crop_left: see records.PictureFacts. tiling_error is set for a few clips of
 #: caches that were tiled: see encoders.tiled. psnr is set for the clips that were decoded and compared: see
-#: gate.
+#: gate. drift is set for the clips of a round trip: see core.drift.
 SAMPLE_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
@@ -93,6 +93,7 @@ SAMPLE_SCHEMA = pa.schema(
         pa.field("decoder", pa.string()),
         pa.field("tiling_error", pa.float64()),
         pa.field("psnr", pa.float64()),
+        pa.field("drift", pa.float64()),
         pa.field("offset", pa.int64()),
         pa.field("length", pa.int64()),
         pa.field("crc32c", pa.uint32()),

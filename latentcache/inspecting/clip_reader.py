@@ -19,6 +19,8 @@ from latentcache.encoders.stored import Decoder
 from latentcache.errors import ClipError, EncoderError, SourceError
 from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
+from latentcache.storage.cache_urls import is_cache_url
+from latentcache.storage.urls import public_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,8 @@ class PairReader:
 
     def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
         """Return the source's pixels, or why there are none."""
+        if is_cache_url(clip.url):
+            return None, f"its source is a clip of another cache, {public_name(clip.url)}"
         try:
             decoded = self._pool.decode(clip).result()
         except ClipError as error:

@@ -20,6 +20,7 @@ from latentcache.encoders.stored import to_stored
 from latentcache.errors import ClipError, SourceError
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
+from latentcache.running.transcoder import Transcoder
 
 #: How far an encoding may be off: RMS of the difference over that of the latents; for ids, the fraction
 #: that differs. The same build on a CPU repeats itself bit for bit. Another GPU or kernel rounds
@@ -51,6 +52,10 @@ def repeat(
     """Decode and encode clips of a snapshot again, one after the other, and yield how far each is off."""
     module, config = encoders.resolve(planned.config.encoder)
     encoder = module.build(config, spec=planned.manifest.spec, device=device)
+    if planned.manifest.provenance.parent is not None:
+        transcoder = Transcoder(planned.config, planned.manifest, encoder, device)
+        yield from _transcoded(planned, cache, places, transcoder)
+        return
     with DecodePool.for_run(planned.config, num_processes=1, num_buffers=1) as pool:
         for place in places:
             stored = as_numpy(cache.read_row(place))
@@ -61,6 +66,20 @@ def repeat(
                 yield Repeated(place=place, key=clip.key, problem=str(error))
             else:
                 yield Repeated(place=place, key=clip.key, difference=difference(stored, again))
+
+
+def _transcoded(
+    planned: PlannedCache, cache: Cache, places: Sequence[ClipId], transcoder: Transcoder
+) -> Iterator[Repeated]:
+    for place in places:
+        stored = as_numpy(cache.read_row(place))
+        clip = planned.plan.shard(place.shard).clips[place.row]
+        try:
+            again, _ = transcoder.encode(clip, transcoder.read(clip))
+        except (ClipError, SourceError) as error:
+            yield Repeated(place=place, key=clip.key, problem=str(error))
+        else:
+            yield Repeated(place=place, key=clip.key, difference=difference(stored, again))
 
 
 def difference(stored: Array, again: Array) -> float:

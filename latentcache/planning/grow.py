@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import Bucket, ShardId
-from latentcache.corpus.probe import probe_sources
+from latentcache.corpus.probe import Prober, probe_sources
 from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.stamps import stamp_sources
-from latentcache.decoders.pool import DecodePool
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import Manifest
@@ -65,7 +64,7 @@ class Difference:
 def plan_growth(
     planned: PlannedCache,
     corpus: pa.Table,
-    pool: Callable[[], DecodePool],
+    pool: Callable[[], Prober],
     *,
     prune: bool = False,
     check_content: bool = False,
@@ -125,7 +124,7 @@ def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> np.nd
 
 def _probe(
     sources: pa.Table,
-    pool: Callable[[], DecodePool],
+    pool: Callable[[], Prober],
     on_probed: Callable[[], object],
     saved: SavedProbes | None,
 ) -> pa.Table:
@@ -328,7 +327,7 @@ def _as_known(corpus: pa.Table, known: KnownCache) -> pa.Table:
 def plan_retry(
     planned: PlannedCache,
     failed: pa.Table,
-    pool: Callable[[], DecodePool],
+    pool: Callable[[], Prober],
     on_probed: Callable[[], object] = lambda: None,
 ) -> tuple[Step, Difference]:
     """Plan failed clips and rejected sources again. failed: bucket, shard and row of clips.

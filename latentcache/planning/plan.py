@@ -22,6 +22,7 @@ from latentcache.format import per_frame
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
+from latentcache.storage.cache_urls import is_cache_url
 
 Starts = npt.NDArray[np.int64]
 #: The row of a source, the starts of its clips in a bucket, and the ordinal of the first of them.
@@ -246,7 +247,7 @@ def _clips(
     ).take(pa.array(rows))
     images = pc.equal(taken["kind"], "image")
     columns = {
-        "key": pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#"),
+        "key": _keys(taken, ordinal, clips),
         "source": taken["name"],
         "url": taken["url"],
         "kind": taken["kind"],
@@ -291,6 +292,13 @@ def _times_s(sources: pa.Table, row: int) -> Any:
         return times_s.values.to_numpy()
     frames, duration_s = (sources[name][row].as_py() for name in ("frames", "duration_s"))
     return np.arange(frames) * (duration_s / frames)
+
+
+def _keys(taken: pa.Table, ordinal: Starts, clips: ClipsConfig) -> pa.ChunkedArray:
+    """Return the clips' keys; of clips of a cache their own, where each gives one."""
+    if clips.select == "first" and is_cache_url(taken["url"][0].as_py()):
+        return taken["name"]
+    return pc.binary_join_element_wise(taken["name"], pa.array(ordinal).cast(pa.string()), "#")
 
 
 def _rejection(source: Mapping[str, Any], reason: str) -> tuple[str, str | None]:

@@ -16,7 +16,8 @@ from latentcache.config.sections import Config
 from latentcache.core.machine import num_cpus
 from latentcache.core.records import REASONS
 from latentcache.core.spec import LatentSpec
-from latentcache.corpus.probe import probe_sources
+from latentcache.corpus.cached import ParentProbes
+from latentcache.corpus.probe import Prober, probe_sources
 from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.sources import Corpus, read_corpus
 from latentcache.decoders.pool import DecodePool
@@ -33,6 +34,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
+from latentcache.storage.cache_urls import is_cache_url
 from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
@@ -87,6 +89,7 @@ def grow_cache(
             saved=None if dry_run else saved,
         )
         difference.num_saved = saved.num_found
+        step.parents = (corpus.parent,) if corpus.parent and step else ()
         planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)
@@ -124,8 +127,10 @@ def plan_corpus(
     return plan
 
 
-def probing_pool(config: Config) -> DecodePool:
-    """Return the processes that look at sources."""
+def probing_pool(config: Config) -> Prober:
+    """Return the processes that look at sources, or what looks at clips of a cache."""
+    if is_cache_url(config.corpus.source):
+        return ParentProbes(config.corpus)
     processes = config.run.num_decode_processes(num_cpus())
     return DecodePool.for_run(config, num_processes=processes, num_buffers=processes)
 

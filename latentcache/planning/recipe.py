@@ -16,12 +16,21 @@ from latentcache.errors import (
 )
 from latentcache.format.manifest import (
     Manifest,
+    Provenance,
     fingerprint,
 )
+from latentcache.planning.decoded import Decoded, check_settings, describe_parent
+from latentcache.storage.cache_urls import is_cache_url
 
 RECIPE_VERSION = 1
 
 DEFAULT_DTYPE = "bfloat16"
+_FFMPEG = {
+    "family": "ffmpeg",
+    "frames": "presentation order",
+    "rotation": "applied",
+    "pixel_aspect": "applied",
+}
 
 
 def resolve_encoder(config: Config) -> tuple[LatentSpec, Mapping[str, Any]]:
@@ -38,19 +47,20 @@ def resolve_encoder(config: Config) -> tuple[LatentSpec, Mapping[str, Any]]:
 
 
 def make_recipe(
-    config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
+    config: Config,
+    spec: LatentSpec,
+    encoder_identity: Mapping[str, Any],
+    decoded: Decoded | None = None,
 ) -> dict[str, Any]:
-    """Return everything that determines the latents' values but the corpus."""
+    """Return everything that determines the latents' values but the corpus.
+
+    decoded: the cache whose clips the corpus is.
+    """
     resize = config.clips.resize
     return {
         "version": RECIPE_VERSION,
         "clips": config.clips.model_dump(mode="json"),
-        "decoder": {
-            "family": "ffmpeg",
-            "frames": "presentation order",
-            "rotation": "applied",
-            "pixel_aspect": "applied",
-        },
+        "decoder": dict(decoded.recipe if decoded else _FFMPEG),
         "resize": resize.in_words() if resize else "antialiased, cover, centre crop",
         "encoder": dict(encoder_identity),
         "stored": spec.stored,
@@ -62,8 +72,13 @@ def make_manifest(
     config: Config, spec: LatentSpec, encoder_identity: Mapping[str, Any]
 ) -> Manifest:
     """Return the cache.json of a configuration, with nothing planned yet."""
-    recipe = make_recipe(config, spec, encoder_identity)
+    decoded = None
+    if is_cache_url(config.corpus.source):
+        check_settings(config)
+        decoded = describe_parent(config.corpus)
+    recipe = make_recipe(config, spec, encoder_identity, decoded)
     return Manifest(
+        provenance=decoded.provenance(encoder_identity) if decoded else Provenance(),
         fingerprint=fingerprint(recipe),
         recipe=recipe,
         spec=spec,

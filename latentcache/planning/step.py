@@ -50,7 +50,8 @@ class Step:
     written. rejected: rows of the cache's table. sources: PLANNED_SOURCE_SCHEMA. retired: RETIRED_SCHEMA.
     columns: captions and kept columns of all rows of a shard. origins: of a step that copies, shard and row
     that each of the clips is copied from, by bucket and in the order of `clips`; where they are of other
-    caches, `parents`, that is the number of the parent, from_shard and from_row. selection: see Generation.
+    caches, `parents`, that is the number of the parent, from_shard and from_row. parents: beside these, the
+    cache whose clips are decoded, as it was read. selection: see Generation.
     """
 
     kind: Kind

@@ -36,7 +36,7 @@ from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import check_index, generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
-from latentcache.reading.expectations import check_expectations, describe
+from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
 from latentcache.reading.picks import Picks, copy_frames
@@ -87,13 +87,15 @@ def open_cache(
 
     expect: fields of the latent spec that the reader relies on, such as {"channels": 16}; give
     what your model was built for. Under "fields" it says the same of the cache's fields, by name, such as
-    {"fields": {"umt5": {"length": 512}}}: see `spec_of`. Raises CacheError if there is no cache, if
+    {"fields": {"umt5": {"length": 512}}}: see `spec_of`. Under "provenance" it says how the latents came
+    to be: encoder, sampler, roundtrip, transcode or import. Raises CacheError if there is no cache, if
     nothing is committed yet, or if an expectation is not met.
     """
     storage = Storage(str(url), storage_options)
     manifest, index = read_snapshot(storage)
     expect = dict(expect or {})
     fields = expect.pop(FIELDS, {})
+    check_provenance(redact(storage.url), manifest.provenance, expect)
     check_expectations(redact(storage.url), manifest.spec, expect)
     disk = None
     if disk_cache is not None and not storage.is_local:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, did_you_mean
+from latentcache.format.manifest import Origin, Provenance
 
 
 def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) -> None:
@@ -30,6 +31,26 @@ def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) ->
             "A model that expects other latents would fail at its first layer or, worse, train on "
             "them. The classic case is pixels with 3 channels reaching a model that expects 16. Open "
             "the cache that was made with your model's encoder, or change `expect`."
+        )
+
+
+def check_provenance(url: str, provenance: Provenance, expect: dict[str, Any]) -> None:
+    """Take `provenance` out of what is expected. Raises CacheError if it is another."""
+    if "provenance" not in expect:
+        return
+    wanted, kinds = expect.pop("provenance"), get_args(Origin)
+    if wanted not in kinds:
+        raise ConfigError(
+            f"expect: no latents come from {wanted!r}.{did_you_mean(str(wanted), kinds)} "
+            f"provenance is one of: {', '.join(kinds)}"
+        )
+    if wanted != provenance.kind:
+        parent = f", of the cache {provenance.parent[:12]}" if provenance.parent else ""
+        raise CacheError(
+            f"{url} does not hold the expected latents: their provenance is {provenance.kind}{parent}, and "
+            f"{wanted} is expected. Latents of an encoder, of a sampler and of a round trip differ in "
+            "their distribution, and a model that was made for one trains on the others without a word. "
+            "Open the cache that was made that way, or change `expect`."
         )
 
 

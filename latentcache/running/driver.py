@@ -22,6 +22,7 @@ from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_table
 from latentcache.planning.planned import PlannedCache
+from latentcache.running.cached_worker import CachedSpec
 from latentcache.running.events import Event, GaveUp, Progress, Retried, Started, Task
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
@@ -202,7 +203,8 @@ class Run:
 
     def _worker_spec(self) -> WorkerSpec:
         planned = self._planned
-        return WorkerSpec(
+        spec_class = CachedSpec if planned.manifest.provenance.parent else WorkerSpec
+        return spec_class(
             config=planned.config,
             manifest=planned.manifest,
             storage=planned.storage,

@@ -31,7 +31,8 @@ from latentcache.encoders.tiled import TiledEncoder
 from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.step import planned_by
-from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, WorkerSpec
+from latentcache.running.cached_worker import CachedSpec
+from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, Worker, WorkerSpec
 from latentcache.storage.folder import Storage
 
 #: Shards a bucket that are measured: one is written while the next is encoded.
@@ -167,15 +168,17 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="latentcache-estimate-") as folder:
         cache = {"url": folder, "storage_options": {}, "shard_clips": shard_clips}
         small = config.model_copy(update={"cache": config.cache.model_copy(update=cache)})
-        worker_spec = WorkerSpec(
+        manifest = planned_by(make_manifest(small, spec, identity), sample)
+        spec_class = CachedSpec if manifest.provenance.parent else WorkerSpec
+        worker_spec = spec_class(
             config=small,
-            manifest=planned_by(make_manifest(small, spec, identity), sample),
+            manifest=manifest,
             storage=Storage(folder),
             num_cpus=cpus,
         )
         on_step("loading the model")
         started = time.perf_counter()
-        worker = ShardWorker(worker_spec, device)
+        worker = worker_spec.build(device)
         start_s = time.perf_counter() - started
         on_step(f"encoding {sample.num_clips} clips of {len(sample.buckets)} buckets")
         try:
@@ -189,9 +192,16 @@ def measure(
         quality=config.quality,
         shard_clips=config.cache.shard_clips_of(plan.num_clips, config.run.workers),
         start_s=start_s,
-        compare_s=worker.gate.busy_s / max(1, worker.gate.num_compared),
+        compare_s=_compare_s(worker),
         memory=_memory(device),
     )
+
+
+def _compare_s(worker: Worker) -> float:
+    """Return what comparing one clip with its source took; 0 if none was compared."""
+    if not isinstance(worker, ShardWorker):
+        return 0.0
+    return worker.gate.busy_s / max(1, worker.gate.num_compared)
 
 
 def sample_plan(plan: Plan, shard_clips: int, num_warm: int) -> Plan:
@@ -222,7 +232,7 @@ def _spread(sources: pa.ChunkedArray, number: int) -> npt.NDArray[np.int64]:
     return np.concatenate(places) % rows
 
 
-def _run(worker: ShardWorker, sample: Plan, shard_clips: int) -> list[ShardReport]:
+def _run(worker: Worker, sample: Plan, shard_clips: int) -> list[ShardReport]:
     """Warm up, then encode every shard as a runner does; returns the reports of the latter."""
 
     def shards(indices: Iterable[int]) -> list[Shard]:

@@ -31,11 +31,12 @@ from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_f
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.describe import tower_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
+from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
 from latentcache.running.other_files import OtherFile, OtherFiles
-from latentcache.running.worker import WorkerSpec, abandon, build_encoder, build_pool
+from latentcache.running.worker import WorkerSpec, build_encoder, build_pool
 
 INPUT_SHA_DIGITS = 32
 Frames = list[Future[DecodedClip] | None]
@@ -53,6 +54,11 @@ class VisualWorker:
         settings: RawField | VisualField,
         device: torch.device,
     ) -> None:
+        if spec.manifest.provenance.parent is not None:
+            raise EncoderError(
+                "fields of frames are made of a corpus's own files, and the clips of this cache are those "
+                "of another cache. Add the field to that one."
+            )
         self._spec, self._field, self._settings = spec, field, settings
         self._encoder: Encoder | None = None
         self._tower: ImageTower | None = None

@@ -21,7 +21,7 @@ from latentcache import encoders
 from latentcache.config.sections import Config
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.threads import DaemonPool
-from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.decoders.pool import DecodePool
 from latentcache.encoders.batching import batching_of
 from latentcache.encoders.protocol import Encoder
 from latentcache.errors import CacheError
@@ -29,6 +29,8 @@ from latentcache.format.commit import adopt_shard, commit_shard
 from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.shards import get_format
 from latentcache.redaction import redact
+from latentcache.running.abandoning import abandon
+from latentcache.running.long_clips import LongShard, Pieces, decode_pieces, decoded_bytes, is_long
 from latentcache.running.quality_gate import Gate
 from latentcache.running.shard_encoder import Encoded, Futures, ShardEncoder
 from latentcache.running.transfer import transfer_for
@@ -57,6 +59,10 @@ class WorkerSpec:
     def start(self, device: torch.device) -> Worker:
         """Check the cache, and build the worker. Raises what `check_cache` and the encoder raise."""
         check_cache(self)
+        return self.build(device)
+
+    def build(self, device: torch.device) -> Worker:
+        """Build the worker. Raises what the encoder raises."""
         return ShardWorker(self, device)
 
 
@@ -115,7 +121,7 @@ class ShardWorker:
             shard_clips=spec.manifest.shard_clips,
             on_clip=self._count_clip,
         )
-        self._pool = build_pool(spec)
+        self._pool = build_pool(spec, self._encoder)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
         # each other's way.
@@ -130,11 +136,7 @@ class ShardWorker:
             self.clips_done += len(shard.clips)
             return committed
         with self._submitting:
-            futures = [
-                None if row in shard.retired else self._pool.decode(clip)
-                for row, clip in enumerate(shard.clips)
-            ]
-            encoding = self._encoding.submit(self._encode_clips, shard, futures)
+            encoding = self._begin(shard)
         found = encoding.result()
         storage, fingerprint = self._spec.storage, self._spec.manifest.fingerprint
         report = commit_shard(
@@ -146,6 +148,18 @@ class ShardWorker:
             compare_s=found.compare_s,
             kernel_errors=found.kernel_errors,
         )
+
+    def _begin(self, shard: Shard) -> Future[Encoded]:
+        """Ask for the pixels of a shard, and for its encoding."""
+        clips = [None if row in shard.retired else clip for row, clip in enumerate(shard.clips)]
+        if is_long(self._spec.config, self._encoder, shard.bucket):
+            pieces = [None if c is None else decode_pieces(self._pool, c) for c in clips]
+            return self._encoding.submit(self._encode_long, shard, pieces)
+        futures = [None if c is None else self._pool.decode(c) for c in clips]
+        return self._encoding.submit(self._encode_clips, shard, futures)
+
+    def _encode_long(self, shard: Shard, pieces: Sequence[Pieces | None]) -> Encoded:
+        return LongShard(self._encoder, shard, on_clip=self._count_clip).encode(pieces)
 
     def _adopt(self, shard: Shard) -> ShardReport | None:
         """Return the report of a shard that is committed, None if it is not."""
@@ -179,24 +193,12 @@ def build_encoder(spec: WorkerSpec, device: torch.device) -> Encoder:
     return module.build(config, spec=spec.manifest.spec, device=device)
 
 
-def build_pool(spec: WorkerSpec) -> DecodePool:
-    """Start the processes that decode for a worker."""
+def build_pool(spec: WorkerSpec, encoder: Encoder | None = None) -> DecodePool:
+    """Start the processes that decode for a worker. encoder: of whole clips, which may be long."""
     run = spec.config.run
     num_processes = run.num_decode_processes(spec.num_cpus)
     buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
-    clip_bytes = max(3 * b.frames * b.height * b.width for b in buckets)
+    clip_bytes = max(decoded_bytes(spec.config, encoder, bucket) for bucket in buckets)
     affordable = run.decode_ahead_bytes // clip_bytes
     num_buffers = max(2, min(num_processes + SPARE_BUFFERS, affordable))
     return DecodePool.for_run(spec.config, num_processes=num_processes, num_buffers=num_buffers)
-
-
-def abandon(futures: Sequence[Future[DecodedClip] | None]) -> None:
-    """Cancel what is not decoded yet, and release what is."""
-    for future in futures:
-        if future is not None and not future.cancel():
-            future.add_done_callback(_release)
-
-
-def _release(future: Future[DecodedClip]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().release()

@@ -14,6 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from latentcache.core import posterior
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import KINDS, resolve
+from latentcache.encoders.streaming import can_stream, encode_stream
+from latentcache.encoders.values import of_values
 from latentcache.errors import EncoderError, GeometryError
 from tests.contracts.encoder_cases import Case, all_cases
 
@@ -274,6 +276,74 @@ def test_decode_gives_the_pixels_back_in_shape_and_dtype(built: Built) -> None:
         assert decoded.shape == pixels[:, : frames - built.case.undecoded].shape
         assert decoded.dtype == torch.uint8
         assert decoded.device == CPU
+
+
+def test_encoders_without_values_are_refused_by_name(built: Built) -> None:
+    if built.case.name != "plugin":
+        assert of_values(built.encoder) is built.encoder
+        return
+    with pytest.raises(EncoderError, match="has no encode_values and no decode_values"):
+        of_values(built.encoder)
+
+
+def test_values_give_the_latents_of_their_pixels(built: Built) -> None:
+    if built.case.name == "plugin":
+        pytest.skip("is somebody's own, of pixels only")
+    pixels = built.pixels(built.case.frames[1], batch=2)
+    values = pixels.float() / 255 * 2 - 1
+    encoded, again = built.encoder.encode(pixels), built.encoder.encode_values(values)
+    if built.spec.ids is None:
+        torch.testing.assert_close(again, encoded, rtol=1e-4, atol=1e-4)
+    else:
+        assert again.shape == encoded.shape
+        assert (again != encoded).double().mean() <= 0.05  # codes near a tie
+    with pytest.raises(EncoderError, match=r"encodes values in \[-1, 1\], floats"):
+        built.encoder.encode_values(pixels)
+
+
+def test_decoded_values_round_to_the_decoded_pixels(built: Built) -> None:
+    if built.case.name == "plugin":
+        pytest.skip("is somebody's own, of pixels only")
+    latents = built.latents(built.encoder.encode(built.pixels(built.case.frames[1], batch=2)))
+    if isinstance(built.case.decodes, str):
+        with pytest.raises(EncoderError, match=built.case.decodes):
+            built.encoder.decode_values(latents)
+        return
+    values = built.encoder.decode_values(latents)
+    assert values.dtype == torch.float32
+    assert values.abs().max() <= 1
+    levels = (values.double() + 1) * (255 / 2)
+    assert (levels - built.encoder.decode(latents)).abs().max() <= 0.5 + 1e-3
+    assert (levels - levels.round()).abs().max() > 0.01  # between the levels of uint8
+
+
+#: Encoders that see a clip in groups of frames, beside all that take each frame by itself.
+STREAMED = {"dct", "ivvae", "taehv", "wan", "qwen", "cogvideox", "magvit"}
+
+
+def in_groups(pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Yield groups in one memory, as decoding processes hand them over."""
+    memory = torch.empty_like(pixels[:, :size])
+    for group in torch.split(pixels, size, dim=1):
+        yield memory[:, : group.shape[1]].copy_(group)
+    memory.fill_(0)
+
+
+def test_streamed_latents_are_those_of_the_whole_bit_for_bit(built: Built) -> None:
+    if not can_stream(built.encoder):
+        name = built.case.name
+        assert not any(name.replace("_", "").startswith(known) for known in STREAMED - {"magvit"})
+        pytest.skip("sees the whole clip at once")
+    for frames in built.case.frames:
+        pixels = built.pixels(frames)
+        whole = built.encoder.encode(pixels)
+        for size in (1, 3, 7, frames):
+            groups = in_groups(pixels, size)
+            streamed = encode_stream(built.encoder, groups, tuple(pixels.shape[1:4]))
+            assert torch.equal(streamed, whole)
+        with pytest.raises(EncoderError, match=f"of {frames} frames was streamed as {frames - 1}"):
+            list(built.encoder.stream(in_groups(pixels[:, 1:], 2), frames))
+        assert torch.equal(built.encoder.encode(pixels), whole)
 
 
 def test_moments_are_refused_by_decode(built: Built) -> None:

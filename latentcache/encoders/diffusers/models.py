@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,9 +23,12 @@ from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders import kernels
 from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
+from latentcache.encoders.diffusers.streams import STREAMS
 from latentcache.encoders.diffusers.weights import ModelFiles, locate
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.kernels import Kernels
+from latentcache.encoders.streaming import check_stream, regroup
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
 
@@ -179,7 +182,11 @@ def build(
     _check_arguments(vae, model_class)
     if model_class.prepare is not None:
         model_class.prepare(vae)
-    return DiffusersEncoder(vae.to(device), located, spec, device, config.kernels())
+    chosen = config.kernels()
+    # Groups of frames have the bits of the whole clip with the model's own kernels.
+    streams = (model_class.name in STREAMS or spec.stride[0] == 1) and chosen == kernels.PLAIN
+    encoder_class = StreamingDiffusersEncoder if streams else DiffusersEncoder
+    return encoder_class(vae.to(device), located, spec, device, chosen)
 
 
 def packages() -> Mapping[str, str]:
@@ -360,6 +367,20 @@ class DiffusersEncoder:
         pixels = self._to_model_range(pixels_BTHWC, chosen)
         if any(zeros):
             pixels[:, :, torch.tensor(zeros)] = 0
+        return self._encode_range(pixels, thw, chosen)
+
+    @torch.inference_mode()
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
+        thw = check_values(self.spec, values_BTHWC)
+        values = to_range(values_BTHWC, self.spec, self._device, self._dtype)
+        values = kernels.laid_out(values, self.kernels.memory_format)
+        return self._encode_range(values, thw, self.kernels)
+
+    def _encode_range(
+        self, pixels: torch.Tensor, thw: tuple[int, int, int], chosen: Kernels
+    ) -> torch.Tensor:
+        """Encode pixels [B, 3, T, H, W] in the model's range and dtype."""
         compiled = kernels.compiled(self.spec.model_class)
         with self._model(chosen) as vae, compiled if chosen.compile else contextlib.nullcontext():
             try:
@@ -376,19 +397,28 @@ class DiffusersEncoder:
     @torch.inference_mode()
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode un-normalised latents, or ids, to uint8 pixels [B, T, H, W, 3] on the CPU."""
-        if self.spec.ids is not None:
-            latents = check_ids(self.spec, latents_BCthw).to(self._device)
-        else:
-            check_latents(self.spec, latents_BCthw)
-            latents = latents_BCthw.to(self._device, self._dtype)
-        with self._model(self.kernels) as vae:
-            values_BCTHW = self._class.decode(vae, latents)
+        values_BCTHW = self._decode(latents_BCthw)
         # Arithmetic of VideoProcessor: to [0, 1] in the model's dtype, to levels in float32.
         if self.spec.pixel_range == (-1.0, 1.0):
             values_BCTHW = values_BCTHW * 0.5 + 0.5
         levels = values_BCTHW.clamp(0, 1).float().mul_(255).round_()
         pixels: torch.Tensor = levels.to(torch.uint8).permute(0, 2, 3, 4, 1)
         return pixels.contiguous().cpu()
+
+    @torch.inference_mode()
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode un-normalised latents, or ids, to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        return from_range(self._decode(latents_BCthw), self.spec)
+
+    def _decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Return the model's own output [B, 3, T, H, W]."""
+        if self.spec.ids is not None:
+            latents = check_ids(self.spec, latents_BCthw).to(self._device)
+        else:
+            check_latents(self.spec, latents_BCthw)
+            latents = latents_BCthw.to(self._device, self._dtype)
+        with self._model(self.kernels) as vae:
+            return self._class.decode(vae, latents)
 
     def _to_model_range(
         self, pixels_BTHWC: torch.Tensor, chosen: Kernels = kernels.PLAIN
@@ -408,5 +438,30 @@ class DiffusersEncoder:
             with exact_kernels(self._device, tf32=chosen.tf32):
                 yield self._vae
         finally:
+            if self._class.reset is not None:
+                self._class.reset(self._vae)
+
+
+class StreamingDiffusersEncoder(DiffusersEncoder):
+    """One that takes a clip in groups of frames: those of `streams`, and classes that encode each frame."""
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields what `encode` gives, in pieces along time."""
+        checked = check_stream(self.spec, groups, frames)
+        how = STREAMS.get(self._class.name)
+        if how is None:
+            yield from map(self.encode, regroup(checked, frames, 1, 1))
+            return
+        regrouped = regroup(checked, frames, *how.sizes(frames))
+        running = how.run(self._vae, map(self._to_model_range, regrouped))
+        try:
+            while True:
+                with exact_kernels(self._device):  # not while the caller has its turn
+                    piece = next(running, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            running.close()
             if self._class.reset is not None:
                 self._class.reset(self._vae)

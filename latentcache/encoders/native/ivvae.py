@@ -7,7 +7,7 @@ github.com/ali-vilab/iv-vae. The network is in `ivvae_model`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -20,6 +20,8 @@ from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native.ivvae_model import IVVAE, Carry
+from latentcache.encoders.streaming import check_stream, regroup
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError
 
 #: Pixels per latent along T, H, W; and the frames of every group except a clip's first, which has one.
@@ -33,6 +35,7 @@ PUBLISHED: Mapping[tuple[int, int], tuple[float, float]] = {
     (16, 64): (-0.1553, 0.9697),
     (16, 96): (-0.0483, 0.7619),
 }
+_Prepare = Callable[[torch.Tensor], torch.Tensor]
 _NAME = re.compile(r"ivvae_z(\d+)_dim(\d+)")
 #: Names of tensors whose shapes are [z, ...] and [dim, ...].
 _Z, _DIM = "conv1.conv_2d.weight", "encoder.conv1.conv_2d.weight"
@@ -186,16 +189,40 @@ class IVVAEEncoder:
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to moments [B, 2C, t, h, w]; memory does not grow with the frames."""
         thw = check_pixels(self.spec, pixels_BTHWC)
+        return self._encode(pixels_BTHWC, thw, self._from_pixels)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields the moments of one latent frame at a time."""
         carry = Carry()
-        groups = [pixels_BTHWC[:, :1], *torch.split(pixels_BTHWC[:, 1:], STRIDE[0], dim=1)]
+        for group in regroup(check_stream(self.spec, groups, frames), frames, 1, STRIDE[0]):
+            with exact_kernels(self._device):
+                moments = self._model.encode_group(self._from_pixels(group), carry)
+            yield moments
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to moments [B, 2C, t, h, w]."""
+        thw = check_values(self.spec, values_BTHWC)
+        return self._encode(values_BTHWC, thw, self._from_values)
+
+    def _from_pixels(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        return to_values(pixels_BTHWC, self._levels).transpose(1, 2)
+
+    def _from_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        return to_range(values_BTHWC, self.spec, self._device, self._dtype)
+
+    def _encode(
+        self, clips_BTHWC: torch.Tensor, thw: tuple[int, int, int], prepare: _Prepare
+    ) -> torch.Tensor:
+        carry = Carry()
+        groups = [clips_BTHWC[:, :1], *torch.split(clips_BTHWC[:, 1:], STRIDE[0], dim=1)]
         with exact_kernels(self._device):
             parts = [
-                self._model.encode_group(to_values(group, self._levels).transpose(1, 2), carry)
+                self._model.encode_group(prepare(group), carry)
                 for group in groups
                 if group.shape[1]
             ]
             moments = torch.cat(parts, dim=2)
-        check_encoded(self.spec, moments, (len(pixels_BTHWC), 2 * self.spec.channels, *thw))
+        check_encoded(self.spec, moments, (len(clips_BTHWC), 2 * self.spec.channels, *thw))
         return moments
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
@@ -203,12 +230,22 @@ class IVVAEEncoder:
 
         Levels are rounded; the published script cuts off their fractions, half a level darker.
         """
+        return self._decode(
+            latents_BCthw, lambda v: to_pixels(v.float().add_(1).div_(2).transpose(1, 2))
+        )
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode un-normalised latents [B, C, t, h, w] to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        return self._decode(latents_BCthw, lambda values: from_range(values, self.spec))
+
+    def _decode(self, latents_BCthw: torch.Tensor, finish: _Prepare) -> torch.Tensor:
+        """Return what `finish` makes, [B, T, H, W, 3], of decoded values [B, 3, T, H, W]."""
         check_latents(self.spec, latents_BCthw)
         carry = Carry()
         with exact_kernels(self._device):
             latents = latents_BCthw.to(self._device, self._dtype)
             groups = [
-                self._model.decode_group(latent, carry).float().add_(1).div_(2).transpose(1, 2)
+                finish(self._model.decode_group(latent, carry))
                 for latent in torch.split(latents, 1, dim=2)
             ]
-            return torch.cat([to_pixels(group) for group in groups], dim=1)
+            return torch.cat(groups, dim=1)

@@ -12,7 +12,7 @@ which are dropped. So k latents, made from 4k frames, decode to the first 4k - 3
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,8 +28,11 @@ from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native import tiny_models
 from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
 from latentcache.encoders.native.tiny_models import TAEHV, Memory
+from latentcache.encoders.streaming import check_stream, regroup
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError
 
+_Prepare = Callable[[torch.Tensor], torch.Tensor]
 #: The revision of the arithmetic; it counts changes and is part of the recipe.
 REVISION = 1
 
@@ -169,21 +172,48 @@ class TAEHVEncoder:
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to latents [B, C, t, h, w]; memory does not grow with the frames."""
         thw = check_pixels(self.spec, pixels_BTHWC)
-        memory = Memory(batch=len(pixels_BTHWC))
+        return self._encode(pixels_BTHWC, thw, self._from_pixels)
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        memory: Memory | None = None
+        size = self.spec.stride[0]
+        for group in regroup(check_stream(self.spec, groups, frames), frames, size, size):
+            memory = memory or Memory(batch=len(group))
+            with exact_kernels(self._device):
+                latent = self._encode_group(self._from_pixels(group), memory)[:, :, None]
+            yield latent
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to latents [B, C, t, h, w]."""
+        thw = check_values(self.spec, values_BTHWC)
+        return self._encode(values_BTHWC, thw, self._from_values)
+
+    def _from_pixels(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        return to_values(pixels_BTHWC, self._levels)
+
+    def _from_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        values = to_range(values_BTHWC, self.spec, self._device, self._dtype)
+        return values.transpose(1, 2).contiguous()
+
+    def _encode(
+        self, clips_BTHWC: torch.Tensor, thw: tuple[int, int, int], prepare: _Prepare
+    ) -> torch.Tensor:
+        memory = Memory(batch=len(clips_BTHWC))
         with exact_kernels(self._device):
             latents = torch.stack(
                 [
-                    self._encode_group(group, memory)
-                    for group in torch.split(pixels_BTHWC, self.spec.stride[0], dim=1)
+                    self._encode_group(prepare(group), memory)
+                    for group in torch.split(clips_BTHWC, self.spec.stride[0], dim=1)
                 ],
                 dim=2,
             )
-        check_encoded(self.spec, latents, (len(pixels_BTHWC), self.spec.channels, *thw))
+        check_encoded(self.spec, latents, (len(clips_BTHWC), self.spec.channels, *thw))
         return latents
 
-    def _encode_group(self, pixels_BTHWC: torch.Tensor, memory: Memory) -> torch.Tensor:
+    def _encode_group(self, values_BTCHW: torch.Tensor, memory: Memory) -> torch.Tensor:
         """Return the one latent frame [B, C, h, w] of a group of frames."""
-        frames = to_values(pixels_BTHWC, self._levels).flatten(0, 1)
+        frames = values_BTCHW.flatten(0, 1)
         return self._model.encoder.run(F.pixel_unshuffle(frames, self._variant.patch), memory)
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
@@ -191,15 +221,23 @@ class TAEHVEncoder:
 
         T is 4 t - 3 (LTX: 8 t - 7): see the module. taecvx gives all 4 t if t is even.
         """
+        return self._decode(latents_BCthw, to_pixels)
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode latents [B, C, t, h, w] to float32 [B, T, H, W, 3], clamped to [-1, 1]; T as `decode`."""
+        return self._decode(latents_BCthw, lambda v: from_range(v.transpose(1, 2), self.spec))
+
+    def _decode(self, latents_BCthw: torch.Tensor, finish: _Prepare) -> torch.Tensor:
+        """Return what `finish` makes, [B, T, H, W, 3], of decoded values [B, T, 3, H, W]."""
         check_latents(self.spec, latents_BCthw)
         memory = Memory(batch=len(latents_BCthw))
         with exact_kernels(self._device):
             latents = latents_BCthw.to(self._device, self._dtype)
-            groups = [self._decode_latent(latent, memory) for latent in latents.unbind(2)]
+            groups = [finish(self._decode_latent(latent, memory)) for latent in latents.unbind(2)]
             return torch.cat(groups, dim=1)[:, self._variant.dropped(len(groups)) :].contiguous()
 
     def _decode_latent(self, latent_BChw: torch.Tensor, memory: Memory) -> torch.Tensor:
-        """Return the uint8 pixels [B, T, H, W, 3] that the decoder makes from one latent frame."""
+        """Return the values [B, T, 3, H, W] that the decoder makes from one latent frame."""
         frames = self._model.decoder.run(latent_BChw, memory)
         values = F.pixel_shuffle(frames, self._variant.patch)
-        return to_pixels(torch.unflatten(values, 0, (len(latent_BChw), -1)))
+        return torch.unflatten(values, 0, (len(latent_BChw), -1))

@@ -6,7 +6,7 @@ decoder is needed only to look at what was cached, and is not part of the recipe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from latentcache.encoders.checks import check_encoded, check_latents, check_pixe
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.native import tiny_models
 from latentcache.encoders.native.tiny import Dtype, choose_variant, unit_levels
+from latentcache.encoders.streaming import check_stream, regroup
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError
 
 #: The revision of the arithmetic; it counts changes and is part of the recipe.
@@ -110,6 +112,13 @@ def identity(config: Config) -> Mapping[str, Any]:
     }
 
 
+def decoder_identity(config: Config) -> Mapping[str, Any]:
+    """Return what else determines decoded values: the decoder's own file, if there is one."""
+    if config.decoder is None:
+        return {}
+    return {"decoder_sha256": locate(config.decoder, "encoder.decoder").sha256()}
+
+
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> TAESDEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     checkpoint, name = _locate(config)
@@ -160,17 +169,51 @@ class TAESDEncoder:
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Encode uint8 pixels to latents [B, C, T, h, w]."""
         thw = check_pixels(self.spec, pixels_BTHWC)
+        frames = (
+            (to_values(frame[None, None], self._levels)[0] for frame in clip)
+            for clip in pixels_BTHWC
+        )
+        return self._encode(frames, (len(pixels_BTHWC), self.spec.channels, *thw))
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip in groups of frames; yields one latent frame at a time."""
+        for frame in regroup(check_stream(self.spec, groups, frames), frames, 1, 1):
+            yield self.encode(frame)
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to latents [B, C, T, h, w]."""
+        thw = check_values(self.spec, values_BTHWC)
+        frames = (
+            (
+                to_range(frame[None, None], self.spec, self._device, self._dtype)[:, :, 0]
+                for frame in clip
+            )
+            for clip in values_BTHWC
+        )
+        return self._encode(frames, (len(values_BTHWC), self.spec.channels, *thw))
+
+    def _encode(
+        self, clips: Iterable[Iterable[torch.Tensor]], shape: tuple[int, ...]
+    ) -> torch.Tensor:
+        """Encode each frame [1, 3, H, W] of each clip on its own."""
         with exact_kernels(self._device):
-            clips = [
-                torch.cat([self._encoder(to_values(f[None, None], self._levels)[0]) for f in clip])
-                for clip in pixels_BTHWC
-            ]
-            latents = torch.stack(clips).transpose(1, 2).contiguous()
-        check_encoded(self.spec, latents, (len(pixels_BTHWC), self.spec.channels, *thw))
+            latents = torch.stack([torch.cat([self._encoder(f) for f in clip]) for clip in clips])
+            latents = latents.transpose(1, 2).contiguous()
+        check_encoded(self.spec, latents, shape)
         return latents
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode latents [B, C, T, h, w] to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        return self._decode(latents_BCthw, lambda frame: to_pixels(frame[None]))
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode latents [B, C, T, h, w] to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        return self._decode(latents_BCthw, lambda f: from_range(f[:, :, None], self.spec))
+
+    def _decode(
+        self, latents_BCthw: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return what `finish` makes, [1, 1, H, W, 3], of each decoded frame [1, 3, H, W]."""
         if self._decoder is None:
             raise EncoderError(
                 f"{self.spec.model_class} has its decoder in a separate file, but none is "
@@ -180,7 +223,7 @@ class TAESDEncoder:
         with exact_kernels(self._device):
             latents = latents_BCthw.to(self._device, self._dtype).transpose(1, 2)
             clips = [
-                torch.cat([to_pixels(self._decoder(latent[None])[None]) for latent in clip], dim=1)
+                torch.cat([finish(self._decoder(latent[None])) for latent in clip], dim=1)
                 for clip in latents
             ]
             return torch.cat(clips)

@@ -30,6 +30,7 @@ from latentcache.encoders.tokenizers.discrete import (
     check_range,
     pixels_of,
 )
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError
 
 ENCODER, DECODER = "encoder.jit", "decoder.jit"
@@ -99,6 +100,12 @@ def identity(config: Config) -> Mapping[str, Any]:
         "dtype": config.dtype,
         "window": None,
     }
+
+
+def decoder_identity(config: Config) -> Mapping[str, Any]:
+    """Return what else determines decoded values: the decoder's own file, if there is one."""
+    path = Path(config.model) / DECODER
+    return {"decoder_sha256": locate(str(path), "encoder.model").sha256()} if path.is_file() else {}
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> CosmosEncoder:
@@ -184,16 +191,37 @@ class CosmosEncoder:
         expected = check_clip(self.spec, pixels_BTHWC)
         with exact_kernels(self._device):
             values_BTCHW = to_values(pixels_BTHWC, self._levels)
-            outputs = self._encoder(values_BTCHW.transpose(1, 2).contiguous())
+            return self._encode(values_BTCHW.transpose(1, 2).contiguous(), expected)
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
+        check_values(self.spec, values_BTHWC)
+        expected = self.spec.latent_shape(*values_BTHWC.shape[1:4])
+        with exact_kernels(self._device):
+            values = to_range(values_BTHWC, self.spec, self._device, self._levels.dtype)
+            return self._encode(values, expected)
+
+    def _encode(self, values_BCTHW: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
+        outputs = self._encoder(values_BCTHW)
         # DV: ids, codes, loss. CV: latents, and perhaps numbers that only training uses.
         encoded: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-        check_encoded(self.spec, encoded, (len(pixels_BTHWC), *expected))
+        check_encoded(self.spec, encoded, (len(values_BCTHW), *expected))
         if self.spec.ids is None:
             return encoded
         return check_range(self.spec, encoded.long())
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode ids or latents to uint8 pixels [B, T, H, W, 3] on the CPU."""
+        with exact_kernels(self._device):
+            return pixels_of(self._decode(latents_BCthw), self.spec.pixel_range)
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode ids or latents to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        with exact_kernels(self._device):
+            return from_range(self._decode(latents_BCthw), self.spec)
+
+    def _decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Return the model's own output [B, 3, T, H, W]."""
         if self._decoder is None:
             raise EncoderError(
                 f"{self.spec.model_class} was loaded from a folder without {DECODER}, so it cannot "
@@ -205,5 +233,5 @@ class CosmosEncoder:
         else:
             check_latents(self.spec, latents_BCthw)
             given = latents_BCthw.to(self._device, self._levels.dtype)
-        with exact_kernels(self._device):
-            return pixels_of(self._decoder(given), self.spec.pixel_range)
+        decoded: torch.Tensor = self._decoder(given)
+        return decoded

@@ -15,6 +15,7 @@ import torch
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.checks import check_encoded, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
+from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import EncoderError
 
 #: Frames that an image network takes at once. 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
@@ -55,9 +56,20 @@ class DiscreteEncoder:
         expected = check_clip(self.spec, pixels_BTHWC)
         with exact_kernels(self._device):
             values_BTCHW = to_values(pixels_BTHWC, self._levels)
-            ids = self._tokenizer.to_ids(values_BTCHW.transpose(1, 2).contiguous())
-            check_encoded(self.spec, ids, (len(pixels_BTHWC), *expected))
-            return check_range(self.spec, ids)
+            return self._encode(values_BTCHW.transpose(1, 2).contiguous(), expected)
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to int64 ids, as `encode` does."""
+        check_values(self.spec, values_BTHWC)
+        expected = self.spec.latent_shape(*values_BTHWC.shape[1:4])
+        with exact_kernels(self._device):
+            values = to_range(values_BTHWC, self.spec, self._device, self._levels.dtype)
+            return self._encode(values, expected)
+
+    def _encode(self, values_BCTHW: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
+        ids = self._tokenizer.to_ids(values_BCTHW)
+        check_encoded(self.spec, ids, (len(values_BCTHW), *expected))
+        return check_range(self.spec, ids)
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
         """Decode ids, of any integer type, to uint8 pixels [B, T, H, W, 3] on the CPU."""
@@ -65,6 +77,12 @@ class DiscreteEncoder:
         with exact_kernels(self._device):
             values_BCTHW = self._tokenizer.to_values(ids.to(self._device))
             return pixels_of(values_BCTHW, self.spec.pixel_range)
+
+    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
+        """Decode ids, of any integer type, to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
+        ids = check_ids(self.spec, latents_BCthw)
+        with exact_kernels(self._device):
+            return from_range(self._tokenizer.to_values(ids.to(self._device)), self.spec)
 
 
 def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:

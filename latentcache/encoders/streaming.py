@@ -1,0 +1,106 @@
+"""Long clips in bounded memory: frames come in groups, and latents are made as the model sees them.
+
+An encoder with `stream` carries what passes from group to group in the call itself. Streamed latents equal
+those of the whole clip bit for bit: the model is called with the same groups of frames as `encode` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeGuard
+
+import torch
+
+from latentcache.core.spec import LatentSpec
+from latentcache.encoders.checks import check_encoded
+from latentcache.encoders.protocol import Encoder
+from latentcache.errors import EncoderError
+
+
+class StreamingEncoder(Encoder, Protocol):
+    """An encoder that need not see a whole clip at once."""
+
+    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
+        """Encode a clip of `frames` frames, given as uint8 groups [B, T, H, W, 3] of any sizes, in order.
+
+        Yields what `encode` gives of the whole, in pieces along the latents' time, each as soon as the
+        model gives it. Nothing is kept from one call to the next. Raises what `encode` raises; EncoderError
+        unless the groups are so many frames.
+        """
+        ...
+
+
+def can_stream(encoder: Encoder) -> TypeGuard[StreamingEncoder]:
+    """Tell whether an encoder takes a clip in groups of frames."""
+    return callable(getattr(encoder, "stream", None))
+
+
+def regroup(
+    groups: Iterable[torch.Tensor], frames: int, first: int, size: int
+) -> Iterator[torch.Tensor]:
+    """Yield the same frames as groups of `first`, then of `size`. [B, T, H, W, 3] in and out.
+
+    A group that is given need only last until the next one is asked for; so do those that are yielded.
+
+    Raises EncoderError unless there are `frames` of them.
+    """
+    held: list[torch.Tensor] = []
+    num_held = num_given = 0
+    wanted = first
+    for group in groups:
+        num_given += group.shape[1]
+        while group.shape[1]:
+            taken, group = group[:, : wanted - num_held], group[:, wanted - num_held :]
+            held.append(taken)
+            num_held += taken.shape[1]
+            if num_held == wanted:
+                yield torch.cat(held, dim=1) if len(held) > 1 else held[0]
+                held, num_held, wanted = [], 0, size
+        held[-1:] = [
+            left.clone() for left in held[-1:]
+        ]  # whoever gave the group may use its memory
+    if num_given != frames or held:
+        raise EncoderError(f"a clip of {frames} frames was streamed as {num_given}")
+
+
+def encode_stream(
+    encoder: StreamingEncoder, groups: Iterable[torch.Tensor], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return what `encode` gives of one clip, whose frames come in groups. shape: T, H, W of its pixels.
+
+    Raises EncoderError, also if the GPU has no memory for a group.
+    """
+    spec = encoder.spec
+    try:
+        pieces = list(encoder.stream(groups, shape[0]))
+    except torch.OutOfMemoryError as error:
+        raise EncoderError(
+            f"{spec.model_class} has no GPU memory for a group of frames of {shape[1]}x{shape[2]} pixels "
+            f"({error}). Make clips smaller, set encoder.tiling, or use a larger GPU"
+        ) from error
+    encoded = torch.cat(pieces, dim=_time_axis(spec)) if len(pieces) > 1 else pieces[0]
+    expected = spec.latent_shape(*shape)
+    if spec.ids is None:
+        expected = (encoded.shape[1], *expected[1:])
+    check_encoded(spec, encoded, (1, *expected))
+    return encoded
+
+
+def _time_axis(spec: LatentSpec) -> int:
+    return 1 if spec.ids is not None else 2
+
+
+def check_stream(
+    spec: LatentSpec, groups: Iterable[torch.Tensor], frames: int
+) -> Iterator[torch.Tensor]:
+    """Yield the groups, each looked at first. Raises EncoderError, GeometryError as `check_pixels` does."""
+    spec.check_frames(frames)
+    for group in groups:
+        shape = tuple(group.shape)
+        if group.dtype != torch.uint8 or len(shape) != 5 or shape[-1] != 3:
+            raise EncoderError(
+                f"{spec.model_class} encodes uint8 pixels [B, T, H, W, 3], "
+                f"not {group.dtype} {list(shape)}"
+            )
+        spec.check_size(*shape[2:4])
+        yield group
