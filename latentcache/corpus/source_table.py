@@ -21,6 +21,7 @@ from latentcache.corpus.table_readers import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
 from latentcache.format.schemas import SOURCE_SCHEMA
+from latentcache.storage.parts import PREFIX
 from latentcache.storage.urls import (
     CREDENTIALS,
     QUERIES,
@@ -43,8 +44,9 @@ VIDEOS = (
     *("mp4", "mov", "qt", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "vob"),
     *("ts", "mts", "m2ts", "flv", "f4v", "wmv", "asf", "gif", "y4m", "ogv", "3gp"),
 )
-_NUMBERS = ("frames", "fps", "height", "width")
-_ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
+NUMBERS = ("frames", "fps", "height", "width")
+#: Paths that do not start at the table's folder.
+ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
 #: What most rows are, which need no second look.
 _USUAL = rf"(?i)^(/|({'|'.join(sorted(SOURCE_SCHEMES))})://)"
 _DOTS = r"(^|/)\.\.?(/|$)"
@@ -56,38 +58,56 @@ def read_source_table(
 ) -> pa.Table:
     """Read a table and return its rows as sources. Raises CorpusError."""
     where = redact_url(config.source)
-    roles = config.columns or {"video": "video", "caption": "caption"}
+    return to_sources(reader(file, wanted_of(config, where)), config, folder_of(config.source))
+
+
+def roles_of(config: CorpusConfig) -> Mapping[str, str]:
+    """Return which column of a table holds what."""
+    return config.columns or {"video": "video", "caption": "caption"}
+
+
+def wanted_of(config: CorpusConfig, where: str) -> Wanted:
+    """Return the columns to read of a table. where: the table, for messages."""
+    roles = roles_of(config)
     optional = () if config.columns else ("caption",)
     required = [c for c in roles.values() if c not in optional]
-    data = reader(
-        file,
-        Wanted(
-            where=where,
-            required=tuple(dict.fromkeys([*required, *config.keep, *config.per_frame])),
-            optional=optional,
-            text=frozenset(
-                c for r, c in roles.items() if r not in _NUMBERS or c not in config.keep
-            ),
-        ),
+    return Wanted(
+        where=where,
+        required=tuple(dict.fromkeys([*required, *config.keep, *config.per_frame])),
+        optional=optional,
+        text=frozenset(c for r, c in roles.items() if r not in NUMBERS or c not in config.keep),
     )
+
+
+def to_sources(
+    data: pa.Table,
+    config: CorpusConfig,
+    folder: str,
+    starts: Sequence[tuple[int, str]] = (),
+) -> pa.Table:
+    """Return the rows of a table as sources. Raises CorpusError.
+
+    folder: where relative paths start. starts: of a table in several files the first row of each, and what
+    messages call it.
+    """
+    where, roles = redact_url(config.source), roles_of(config)
     if not data.num_rows:
         raise CorpusError(f"{where} has no rows. Give a table with one row per video or image.")
-    rows = _Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names})
+    rows = Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names}, starts)
     path, kind = rows.paths()
-    folder = folder_of(config.source)
     columns = {
         "name": number_repeated(rows.names(path, folder)),
         "url": rows.allowed(rows.urls(path, folder), config.schemes),
         "kind": kind,
         "caption": rows.text("caption"),
-        **{role: rows.number(role) for role in _NUMBERS},
+        **{role: rows.number(role) for role in NUMBERS},
     }
     paths = {roles.get("video"), roles.get("image")}
     kept = {
         c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
         for c in config.keep
     }
-    kept = {c: _keepable(column) for c, column in kept.items()}
+    kept = {c: keepable(column) for c, column in kept.items()}
     if config.per_frame:
         kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
     return to_source_table(columns, kept)
@@ -115,18 +135,23 @@ def to_source_table(
     return pa.table([*made, *extra.values()], schema=schema)
 
 
-def _keepable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def keepable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column in a type that every reader of Parquet knows."""
     return column.cast(pa.string()) if pa.types.is_null(column.type) else column
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of a table; every method returns a column of the table of sources."""
+class Rows:
+    """The rows of a table; every method returns a column of the table of sources.
+
+    starts: as of `to_sources`. row_word: what a row is in messages.
+    """
 
     where: str
     data: pa.Table
     roles: Mapping[str, str]
+    starts: Sequence[tuple[int, str]] = ()
+    row_word: str = "row"
 
     @property
     def path_role(self) -> str:
@@ -160,7 +185,8 @@ class _Rows:
             path = pc.coalesce(path, image)
         else:
             other, suffixes = ("image", IMAGES) if role == "video" else ("video", VIDEOS)
-            pattern = rf"(?i)\.({'|'.join(suffixes)})([?#].*)?$"
+            ends = "|".join(suffixes)
+            pattern = rf"(?i)({PREFIX}\.({ends})::|\.({ends})([?#].*)?$)"
             kind = pc.if_else(pc.match_substring_regex(path, pattern), other, role)
         self.refuse(pc.is_null(path), role, "is empty: every source needs a path")
         return path, kind
@@ -189,7 +215,7 @@ class _Rows:
 
     def public(self, column: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
         """Return URLs, and paths relative to `folder`, without query and credentials."""
-        if not _is_text(column.type):
+        if not is_text(column.type):
             return column
         relative = RELATIVE_QUERIES if is_http(folder) else ()
         for pattern, kept in (*QUERIES, *USERS, *relative):
@@ -207,7 +233,7 @@ class _Rows:
         )
         if not is_url(folder):
             folder = f"{Path(folder).expanduser().absolute()}".rstrip("/") + "/"
-        absolute = pc.match_substring_regex(path, _ABSOLUTE)
+        absolute = pc.match_substring_regex(path, ABSOLUTE)
         if pc.any(pc.starts_with(path, "./")).as_py():
             url = pc.replace_substring_regex(path, r"^(\./)+", "")
             url = pc.binary_join_element_wise(folder, url, "")
@@ -251,7 +277,7 @@ class _Rows:
     def _floats(self, role: str) -> pa.ChunkedArray:
         given = self.data[self.roles[role]]
         column = given
-        if _is_text(given.type):
+        if is_text(given.type):
             column = given.cast(pa.string())
             column = pc.utf8_trim_whitespace(column)
             column = _null_where(pc.equal(column, ""), column)
@@ -276,8 +302,9 @@ class _Rows:
         """Return the CorpusError about one row's value."""
         value = self.data[self.roles[role]][row].as_py()
         shown = repr(redact_url(value) if isinstance(value, str) else value)[:200]
+        start, where = max([s for s in self.starts if s[0] <= row], default=(0, self.where))
         return CorpusError(
-            f"{self.where}: row {row + 1} (of the data, counted from 1): "
+            f"{where}: {self.row_word} {row - start + 1} (of the data, counted from 1): "
             f"{self.roles[role]} = {shown} {why}."
         )
 
@@ -287,7 +314,7 @@ def without_tokens(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
     Only values that are URLs as a whole are looked at, and what else they ask for stays.
     """
-    if not _is_text(column.type):
+    if not is_text(column.type):
         return column
     plain = column.cast(pa.large_string() if pa.types.is_dictionary(column.type) else column.type)
     is_url = pc.match_substring_regex(plain, r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$")
@@ -299,7 +326,8 @@ def without_tokens(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a column's values are strings."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,4 +1,4 @@
-"""Step 1 of the data flow: from a directory, glob, table or file to the table of sources."""
+"""Step 1 of the data flow: from a directory, glob, table, tar or file to the table of sources."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import pyarrow as pa
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.units import human_bytes
 from latentcache.corpus.cached import read_clips
+from latentcache.corpus.containers import containers, is_compressed_tar, is_media
 from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
+from latentcache.corpus.table_files import read_tables
 from latentcache.corpus.table_readers import READERS
+from latentcache.corpus.tars import TAR, read_tars
 from latentcache.errors import ConfigError, CorpusError, StorageError
 from latentcache.format.generations import Parent
 from latentcache.format.per_frame import OWN, PER_FRAME
@@ -39,6 +42,7 @@ from latentcache.storage.urls import (
     join,
     redact_url,
     refused_scheme,
+    suffix_of,
     without_query,
 )
 
@@ -91,7 +95,7 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     except FileNotFoundError:
         raise CorpusError(
             f"corpus.source {redact_url(config.source)!r} is not there. Give an existing directory, "
-            "glob, table (.csv, .jsonl, .json, .parquet) or media file; a relative path starts at the "
+            "glob, table (.csv, .jsonl, .json, .parquet), tar file or media file; a relative path starts at the "
             "current directory."
         ) from None
     except StorageError as error:
@@ -112,17 +116,52 @@ def _read(config: CorpusConfig) -> Corpus:
     source, options = config.source, config.storage_options
     if is_directory(source, options):
         sizes = find_sizes(source, options)
+        if corpus := _from_containers(config, source, list(sizes), is_glob=False):
+            return corpus
         return _from_files(config, "a directory", source, list(sizes), texts=sizes)
     if has_magic(source) and not is_file(source, options):
         base, names = glob_files(source, options)
+        if corpus := _from_containers(config, base, names, is_glob=True):
+            return corpus
         return _from_files(config, "a glob", base, names, _texts_beside(base, names, options))
-    if _suffix(source) in READERS:
+    if suffix_of(source) in READERS:
         with open_source(source, options) as file:
-            table = read_source_table(READERS[_suffix(source)], file, config)
+            table = read_source_table(READERS[suffix_of(source)], file, config)
         return Corpus(table=table, keep=tuple(config.keep))
     if not is_file(source, options):
         raise FileNotFoundError(source)
+    if suffix_of(source) == TAR or is_compressed_tar(without_query(source)):
+        name = without_query(source)[len(folder_of(source)) :]
+        table, ignored = read_tars(config, [(name, _absolute(source))])
+        return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
     return _from_file(config)
+
+
+def _from_containers(
+    config: CorpusConfig, base: str, found: Sequence[str], *, is_glob: bool
+) -> Corpus | None:
+    """Make the table of sources in tar files or in tables among files; None if they hold none."""
+    shown = _shown(config, found)
+    _check_names(config.source, shown)
+    what, names = containers(config.source, shown, is_glob=is_glob)
+    files = [(name, join(_absolute(base), name)) for name in names]
+    ignored = _count_ignored(found, shown, set(names))
+    if what == TAR:
+        table, left = read_tars(config, files)
+        ignored = dict(sorted((Counter(ignored) + Counter(left)).items()))
+    elif what:
+        table = read_tables(config, _absolute(base), files)
+    else:
+        return None
+    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
+
+
+def _shown(config: CorpusConfig, found: Sequence[str]) -> list[str]:
+    return [n for n in found if not is_hidden(n) or is_hidden(config.source)]
+
+
+def _absolute(place: str) -> str:
+    return place if is_url(place) else str(Path(place).expanduser().absolute())
 
 
 def _from_file(config: CorpusConfig) -> Corpus:
@@ -139,11 +178,6 @@ def _from_file(config: CorpusConfig) -> Corpus:
     index = corpus.table.schema.get_field_index("url")
     column = pa.array([url], pa.string())
     return replace(corpus, table=corpus.table.set_column(index, SOURCE_SCHEMA.field("url"), column))
-
-
-def _suffix(path: str) -> str:
-    """Return the suffix in lower case without its dot; of a URL, without what follows `?`."""
-    return posixpath.splitext(without_query(path))[1][1:].lower()
 
 
 def _check_keep(config: CorpusConfig) -> None:
@@ -172,12 +206,11 @@ def _from_files(
                 f"{redact_url(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "
                 "or .parquet table as the source."
             )
-    shown = [n for n in found if not is_hidden(n) or is_hidden(config.source)]
-    root = base if is_url(base) else str(Path(base).expanduser().absolute())
+    shown, root = _shown(config, found), _absolute(base)
     kinds = _kinds(root, shown, config)
     media = list(kinds)
     _check_names(config.source, media)
-    found_texts = sorted((n for n in texts if _suffix(n) in CAPTIONS), key=_caption_rank)
+    found_texts = sorted((n for n in texts if suffix_of(n) in CAPTIONS), key=_caption_rank)
     stems = {posixpath.splitext(n)[0]: n for n in found_texts}
     captions = {n: stems[s] for n in media if (s := posixpath.splitext(n)[0]) in stems}
     ignored = _count_ignored(found, shown, {*media, *captions.values()})
@@ -195,25 +228,21 @@ def _from_files(
 
 def _caption_rank(name: str) -> tuple[int, str]:
     """Return a key that sorts what is preferred to the end."""
-    return -CAPTIONS.index(_suffix(name)), name
+    return -CAPTIONS.index(suffix_of(name)), name
 
 
 def _kinds(root: str, names: Sequence[str], config: CorpusConfig) -> dict[str, str]:
     """Return the media among some files, in order, with their kinds: by suffix, or by content if asked."""
     known: dict[str, str] = {
-        n: "image" if _suffix(n) in IMAGES else "video" for n in names if _is_media(n)
+        n: "image" if suffix_of(n) in IMAGES else "video" for n in names if is_media(n)
     }
     if config.no_suffix == "ignore":
         return known
-    bare = [n for n in names if not _suffix(n)]
+    bare = [n for n in names if not suffix_of(n)]
     urls = [join(root, n) for n in bare]
     heads = read_heads(urls, HEAD_BYTES, config.storage_options)
     known |= {n: kind for n, head in zip(bare, heads, strict=True) if (kind := kind_of(head))}
     return {n: known[n] for n in names if n in known}
-
-
-def _is_media(name: str) -> bool:
-    return _suffix(name) in VIDEOS + IMAGES
 
 
 def is_hidden(path: str) -> bool:
@@ -233,7 +262,7 @@ def _check_names(source: str, names: Sequence[str]) -> None:
 
 
 def _count_ignored(found: Sequence[str], shown: Sequence[str], used: set[str]) -> dict[str, int]:
-    suffixes = [_suffix(n).encode(errors="replace").decode() for n in shown if n not in used]
+    suffixes = [suffix_of(n).encode(errors="replace").decode() for n in shown if n not in used]
     counts = Counter(f".{s}" if s else NO_SUFFIX for s in suffixes)
     if len(found) > len(shown):
         counts[HIDDEN] = len(found) - len(shown)
@@ -259,7 +288,7 @@ def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]
         posixpath.join(folder, name): size
         for folder in folders
         for name, size in find_sizes(join(base, folder), options, max_depth=1).items()
-        if _suffix(name) in CAPTIONS
+        if suffix_of(name) in CAPTIONS
     }
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from latentcache.errors import LatentCacheError, UnreachableError
+from latentcache.storage.parts import file_of
 from latentcache.storage.source_files import file_facts
 from latentcache.storage.urls import refused_scheme
 
@@ -21,7 +22,7 @@ MAX_TOGETHER = 256
 def stamp_sources(
     urls: Sequence[str], options: Mapping[str, Any] | None, schemes: Sequence[str] = ()
 ) -> list[str | None]:
-    """Return each source's size and time of change, or its ETag; None if it cannot be had.
+    """Return size and time of change, or ETag, of each source's file; None if they cannot be had.
 
     schemes: `corpus.schemes`; nothing on other file systems is looked at.
 
@@ -46,13 +47,14 @@ def stamp_sources(
     def stamp_all(some: Sequence[str]) -> list[str | None]:
         return list(map(stamp, some))
 
-    distinct = list(dict.fromkeys(urls))
+    files = list(map(file_of, urls))
+    distinct = list(dict.fromkeys(files))
     size = min(MAX_TOGETHER, -(-len(distinct) // NUM_THREADS)) or 1
     groups = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = itertools.chain.from_iterable(pool.map(stamp_all, groups))
         stamps = dict(zip(distinct, found, strict=True))
-    return [stamps[url] for url in urls]
+    return [stamps[file] for file in files]
 
 
 #: What file systems say of a file's content, the strongest first: stores' tags, then times.

@@ -10,7 +10,9 @@ from typing import IO, Any
 
 from latentcache.errors import ClipError, SourceError, StorageError
 from latentcache.storage.filesystems import open_filesystem
-from latentcache.storage.source_files import is_absent, kind_of_file, open_source
+from latentcache.storage.part_files import open_whole_or_part
+from latentcache.storage.parts import file_of
+from latentcache.storage.source_files import is_absent, kind_of_file
 from latentcache.storage.urls import public_name, redact_url
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every
@@ -29,12 +31,13 @@ def identify(file: IO[bytes]) -> str:
 
 
 def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None:
-    """Return the path of a source on this machine, None of a remote one.
+    """Return the path of a source on this machine, None of a remote one, and of a part of a file.
 
     Raises ClipError where it is no regular file: to open a pipe or a device can take for ever.
     SourceError where the system does not say what it is.
     """
-    fs, path = open_filesystem(url, options)
+    file = file_of(url)
+    fs, path = open_filesystem(file, options)
     if "file" not in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
         return None
     try:
@@ -49,7 +52,7 @@ def local_path(url: str, options: Mapping[str, Any] | None = None) -> str | None
         raise ClipError("unreadable", f"cannot be opened: {why}: {redact_url(url)}") from error
     if what := kind_of_file(mode):
         raise ClipError("unreadable", f"not a regular file but a {what}: {redact_url(url)}")
-    return str(path)
+    return str(path) if file == url else None
 
 
 #: Errors that the name of a file explains, or a link.
@@ -64,7 +67,7 @@ def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
     """
     local_path(url, options)
     try:
-        with open_source(url, options, for_parts=True) as file:
+        with open_whole_or_part(url, options, for_parts=True) as file:
             return identify(file)
     except FileNotFoundError:
         raise ClipError("missing", f"no such file: {redact_url(url)}") from None
@@ -86,7 +89,7 @@ def absence(
     Of a mount that is gone nothing is there, and no source of it is missing. neighbours: other sources,
     for http. Raises StorageError.
     """
-    if is_absent(url, options, neighbours):
+    if is_absent(file_of(url), options, neighbours):
         return error
     where = public_name(url)
     return SourceError(

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from urllib.parse import urlsplit
 
+from latentcache.storage.parts import file_of
 from latentcache.storage.urls import is_http
 
 #: Sources that are remembered, of one host and of all. Of dead links, so many in a row are rare.
@@ -23,6 +24,7 @@ class Neighbours:
 
     def add(self, url: str) -> None:
         """Remember a source, if it is on http: elsewhere folders are asked."""
+        url = file_of(url)
         if not is_http(url):
             return
         with self._lock:
@@ -37,6 +39,7 @@ class Neighbours:
 
     def of(self, url: str) -> list[str]:
         """Return other sources, those of the same host first; none where they are not on http."""
+        url = file_of(url)
         if not is_http(url):
             return []
         with self._lock:

@@ -1,4 +1,4 @@
-"""A source on this machine: fetched where it is remote, identified by its content, opened once."""
+"""A source on this machine: fetched where it is remote or a part, identified by its content, opened once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from latentcache.decoders.identity import identify, local_path
 from latentcache.decoders.index import read_index
 from latentcache.decoders.trouble import machine_trouble, read_through
 from latentcache.errors import ClipError
-from latentcache.storage.source_files import open_source
+from latentcache.storage.part_files import open_whole_or_part
+from latentcache.storage.parts import part_of
 from latentcache.storage.urls import redact_url, without_query
 
 #: What a temporary file's name may end in; FFmpeg looks at it where a file's content says nothing.
@@ -46,7 +47,7 @@ class Reader(Protocol):
 
 
 class Source:
-    """One source, local or fetched to a temporary file that goes with `close`.
+    """One source, local or copied to a temporary file that goes with `close`.
 
     on_piece: called after every piece that is fetched, or read through. Raises ClipError where there is
     no such file, OSError and ProcessTroubleError where it cannot be read, or kept.
@@ -102,7 +103,8 @@ class Source:
         path = local_path(self.url, options)
         if path is not None:
             return path
-        suffix = posixpath.splitext(without_query(self.url))[1]
+        part = part_of(self.url)
+        suffix = posixpath.splitext(without_query(self.url))[1] if part is None else f".{part.suffix}"
         suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         try:
             temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115
@@ -122,7 +124,7 @@ class Source:
 
     def _fetch(self, options: Mapping[str, Any] | None, target: IO[bytes]) -> None:
         try:
-            with open_source(self.url, options) as remote:
+            with open_whole_or_part(self.url, options) as remote:
                 while piece := remote.read(_PIECE_BYTES):
                     _keep(target, piece)
                     self._on_piece()

@@ -275,6 +275,26 @@ def _head(path: str, num_bytes: int) -> bytes:
     return b""
 
 
+def read_range(
+    url: str, start: int, end: int, options: Mapping[str, Any] | None = None
+) -> bytes:
+    """Read the bytes of a file from `start` up to `end`. Raises FileNotFoundError and StorageError."""
+    fs, path = open_filesystem(url, options)
+
+    def read() -> bytes:
+        data = cast(bytes, fs.cat_file(path, start=start, end=end))
+        if len(data) > end - start:
+            raise ValueError(
+                "it gives the whole file where a range of bytes is asked for; copy the file to a storage "
+                "that gives ranges"
+            )
+        if len(data) < end - start:
+            raise ConnectionError(f"the answer ended at byte {start + len(data)} of {end}")
+        return data
+
+    return _read(url, options, read)
+
+
 def read_many(
     urls: Sequence[str], options: Mapping[str, Any] | None = None, max_bytes: int | None = None
 ) -> list[bytes]:

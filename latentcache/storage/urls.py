@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from latentcache.redaction import redact as redact
+from latentcache.storage.parts import file_of
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 #: `scheme://user:password@`; a password may hold spaces and another @.
@@ -67,7 +69,7 @@ def refused_scheme(url: str, named: Collection[str] = ()) -> str | None:
     named: the schemes that the configuration names beside SOURCE_SCHEMES; file systems that wrap others
     (`zip://a::s3://b`) must be among them. A row can come from a stranger, and so can a plan.
     """
-    *wrapping, last = schemes_of(url) or ["file"]
+    *wrapping, last = schemes_of(file_of(url)) or ["file"]
     allowed = {*SOURCE_SCHEMES, *named}
     missing = [name for name in wrapping if name not in named]
     missing += [last] if last not in allowed else []
@@ -130,6 +132,11 @@ def join(base: str, *parts: str) -> str:
 def has_magic(url: str) -> bool:
     """Tell whether a URL is a glob."""
     return _MAGIC.search(url) is not None
+
+
+def suffix_of(url: str) -> str:
+    """Return the suffix in lower case without its dot; of a URL, without what follows `?`."""
+    return posixpath.splitext(without_query(url))[1][1:].lower()
 
 
 def folder_of(url: str) -> str:

@@ -1,0 +1,84 @@
+"""A table in several files: one logical table, in the order of their names, with the same columns."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.source_table import (
+    ABSOLUTE,
+    is_text,
+    roles_of,
+    to_sources,
+    wanted_of,
+)
+from latentcache.corpus.table_readers import READERS
+from latentcache.errors import CorpusError
+from latentcache.storage.source_files import open_source
+from latentcache.storage.urls import redact_url, suffix_of
+
+#: Files that are read at a time.
+NUM_THREADS = 8
+
+
+def read_tables(config: CorpusConfig, base: str, files: Sequence[tuple[str, str]]) -> pa.Table:
+    """Return the rows of several files as sources. Raises CorpusError, FileNotFoundError, StorageError.
+
+    files: name, relative to `base`, and URL of each. Relative paths start at their own file's folder.
+    """
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        tables = list(pool.map(lambda file: _read(config, *file), files))
+    shown = [redact_url(url) for _, url in files]
+    data = _joined(tables, shown)
+    starts, row = [], 0
+    for table, where in zip(tables, shown, strict=True):
+        starts.append((row, where))
+        row += table.num_rows
+    return to_sources(data, config, base.rstrip("/") + "/", starts)
+
+
+def _read(config: CorpusConfig, name: str, url: str) -> pa.Table:
+    with open_source(url, config.storage_options) as file:
+        table = READERS[suffix_of(url)](file, wanted_of(config, redact_url(url)))
+    folder = posixpath.dirname(name)
+    roles = roles_of(config)
+    for column in dict.fromkeys(roles[r] for r in ("video", "image") if r in roles):
+        if folder and is_text(table[column].type):
+            index = table.schema.get_field_index(column)
+            table = table.set_column(index, column, _below(folder, table[column]))
+    return table
+
+
+def _below(folder: str, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return paths below a folder; absolute ones, empty ones and URLs stay."""
+    paths = paths.cast(pa.string())
+    plain = pc.replace_substring_regex(paths, r"^(\./)+", "")
+    stays = pc.or_(pc.match_substring_regex(paths, ABSOLUTE), pc.equal(paths, ""))
+    return pc.if_else(stays, paths, pc.binary_join_element_wise(folder, plain, "/"))
+
+
+def _joined(tables: Sequence[pa.Table], shown: Sequence[str]) -> pa.Table:
+    """Put tables together. Raises CorpusError, which names the first that has other columns."""
+    first = tables[0]
+    schema = first.schema
+    for table, where in zip(tables, shown, strict=True):
+        if set(table.column_names) != set(first.column_names):
+            odd = sorted(set(table.column_names) ^ set(first.column_names))[0]
+            has, lacks = (where, shown[0]) if odd in table.column_names else (shown[0], where)
+            raise CorpusError(
+                f"{where} has not the same columns as {shown[0]}: {has} has {odd!r}, {lacks} has not. They are "
+                "read as one table. Give all files the same columns, or name those to read in corpus.columns."
+            )
+        try:
+            schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise CorpusError(
+                f"{where} has a column of another type than {shown[0]}: {error}. They are read as one table. "
+                "Write the column in the same type in all files."
+            ) from None
+    return pa.concat_tables(tables, promote_options="permissive")

@@ -1,0 +1,79 @@
+"""Sources that are a part of a file, read without the rest of it: ranges of bytes, and rows of tables."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from latentcache.errors import ClipError
+from latentcache.storage.parts import ByteRange, part_of
+from latentcache.storage.source_files import file_facts, open_source, read_range
+from latentcache.storage.urls import redact_url
+
+#: What one request asks for: of a source that is read whole, and of one of which some places are read.
+_PIECE_BYTES = 8 << 20
+_PLACE_BYTES = 1 << 16
+
+
+@contextlib.contextmanager
+def open_whole_or_part(
+    url: str, options: Mapping[str, Any] | None = None, *, for_parts: bool = False
+) -> Iterator[IO[bytes]]:
+    """Open a source for reading, be it a file or a part of one, as `open_source` does.
+
+    Raises ClipError where the file no longer has such a part.
+    """
+    part = part_of(url)
+    if isinstance(part, ByteRange):
+        yield _open_range(part, options, _PLACE_BYTES if for_parts else _PIECE_BYTES)
+    else:
+        with open_source(url, options, for_parts=for_parts) as file:
+            yield file
+
+
+def _open_range(
+    part: ByteRange, options: Mapping[str, Any] | None, piece_bytes: int
+) -> IO[bytes]:
+    size = file_facts(part.file, options).get("size")
+    if size is not None and size < part.offset + part.size:
+        raise ClipError(
+            "source_changed",
+            f"{redact_url(part.file)} has {size} bytes, and this source's end at byte "
+            f"{part.offset + part.size}: the file was cut off or replaced since it was listed",
+        )
+    return io.BufferedReader(_Range(part, options), min(piece_bytes, max(1, part.size)))
+
+
+class _Range(io.RawIOBase):
+    """A range of a file, as a file. Reads are tried again, as those of remote files are."""
+
+    def __init__(self, part: ByteRange, options: Mapping[str, Any] | None) -> None:
+        self._part, self._options = part, options
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._part.size - self._position)
+        if length <= 0:
+            return 0
+        start = self._part.offset + self._position
+        data = read_range(self._part.file, start, start + length, self._options)
+        memoryview(buffer)[:length] = data
+        self._position += length
+        return length
