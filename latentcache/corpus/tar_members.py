@@ -11,6 +11,8 @@ from latentcache.errors import CorpusError, StorageError
 from latentcache.redaction import printable
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
+#: Zeros after the end: of so many blocks together, where its writer was asked for no more.
+_PADDING_BYTES = 64 << 10
 #: What compressed files begin with, and what expands them.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -48,7 +50,7 @@ def read_members(file: IO[bytes], where: str) -> Iterator[Member]:
         raise
     except (tarfile.TarError, OSError, ValueError, EOFError, *_HOSTILE) as error:
         raise _broken(where, str(error) or type(error).__name__) from None
-    _check_end(file, where, end, size)
+    _check_end(file, where, end)
 
 
 #: What headers that claim too much, or that name one another without an end, lead to.
@@ -93,13 +95,12 @@ def _refuse_compressed(head: bytes, where: str) -> None:
             )
 
 
-def _check_end(file: IO[bytes], where: str, end: int, size: int) -> None:
+def _check_end(file: IO[bytes], where: str, end: int) -> None:
     """Refuse a tar file without its end, and one with more after it: samples would be lost unsaid."""
     file.seek(end)
     if file.read(_BLOCK_BYTES) != bytes(_BLOCK_BYTES):
         raise _broken(where, "it has no end")
-    file.seek(max(0, size - _BLOCK_BYTES))
-    if any(file.read(_BLOCK_BYTES)):
+    if any(file.read(_PADDING_BYTES)):
         raise CorpusError(
             f"{where} goes on after its end, as tar files do that were put together with cat; what follows "
             "would be lost. Name the tar files one by one, or join them with tar --concatenate."

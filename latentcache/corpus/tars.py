@@ -37,6 +37,8 @@ from latentcache.storage.urls import redact_url
 TAR = "tar"
 #: Tar files that are listed at a time: of remote ones each member costs a request.
 NUM_THREADS = 16
+#: What is read of a remote tar file around each header: some images and captions at once, little of a video.
+_BLOCK_BYTES = 1 << 16
 #: Members that hold a caption, the first that a sample has; then the field of its .json.
 _CAPTIONS = ("txt", "caption")
 _CAPTION_FIELD = "caption"
@@ -109,14 +111,19 @@ def read_tars(
 
 
 def _wanted(config: CorpusConfig) -> _Wanted:
-    for key, names in (("per_frame", config.per_frame), ("columns", (config.columns or {}).keys() & {"key"})):
+    for key, names in (
+        ("per_frame", config.per_frame),
+        ("columns", (config.columns or {}).keys() & {"key"}),
+    ):
         if names:
             raise ConfigError(
                 f"corpus.{key}: tar files cannot have {sorted(names)[0]!r}: their sources are called by tar "
                 "file and sample, and have no values per frame. Remove it, or give a .parquet table"
             )
     roles = dict(config.columns or {})
-    media = {role: roles.pop(role).lower().lstrip(".") for role in ("video", "image") if role in roles}
+    media = {
+        role: roles.pop(role).lower().lstrip(".") for role in ("video", "image") if role in roles
+    }
     return _Wanted(
         media or None,
         roles.pop("caption", None),
@@ -129,7 +136,8 @@ def _read_tar(
     config: CorpusConfig, wanted: _Wanted, name: str, url: str
 ) -> tuple[pa.Table, Counter[str]]:
     where, ignored = redact_url(url), Counter[str]()
-    with open_source(url, config.storage_options, for_parts=True) as file:
+    options = config.storage_options
+    with open_source(url, options, for_parts=True, block_bytes=_BLOCK_BYTES) as file:
         samples = _samples(file, where, wanted, ignored)
     names, sources, kinds, used = [], [], [], []
     for stem, sample in samples.items():
@@ -298,5 +306,3 @@ def _other_types(tables: Sequence[pa.Table], urls: Sequence[str]) -> CorpusError
                 f"({error}). Make it the same type in all of them, or remove it from corpus.keep."
             )
     raise AssertionError("unreachable: one of the tables does not go with the others")
-
-

@@ -104,7 +104,9 @@ class Source:
         if path is not None:
             return path
         part = part_of(self.url)
-        suffix = posixpath.splitext(without_query(self.url))[1] if part is None else f".{part.suffix}"
+        suffix = (
+            posixpath.splitext(without_query(self.url))[1] if part is None else f".{part.suffix}"
+        )
         suffix = suffix if _SUFFIX.fullmatch(suffix) else ""
         try:
             temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115

@@ -34,9 +34,7 @@ def open_whole_or_part(
             yield file
 
 
-def _open_range(
-    part: ByteRange, options: Mapping[str, Any] | None, piece_bytes: int
-) -> IO[bytes]:
+def _open_range(part: ByteRange, options: Mapping[str, Any] | None, piece_bytes: int) -> IO[bytes]:
     size = file_facts(part.file, options).get("size")
     if size is not None and size < part.offset + part.size:
         raise ClipError(

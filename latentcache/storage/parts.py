@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 _SUFFIX = r"(?:\.(?P<suffix>[A-Za-z0-9]{1,16}))?"
-_RANGE = re.compile(rf"part://(?P<offset>\d{{1,18}})-(?P<size>\d{{1,18}}){_SUFFIX}::(?P<file>.+)", re.S)
+_RANGE = re.compile(
+    rf"part://(?P<offset>\d{{1,18}})-(?P<size>\d{{1,18}}){_SUFFIX}::(?P<file>.+)", re.S
+)
 _ROW = re.compile(rf"row://(?P<column>[^/:?#]+)/(?P<row>\d{{1,18}}){_SUFFIX}::(?P<file>.+)", re.S)
 #: What comes before such a URL's suffix, as an expression for Arrow's RE2.
 PREFIX = r"^(part|row)://[^:]*"

@@ -30,18 +30,24 @@ _READING_AHEAD = frozenset({"http", "https", "s3", "s3a"})
 
 @contextlib.contextmanager
 def open_source(
-    url: str, options: Mapping[str, Any] | None = None, *, for_parts: bool = False
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    for_parts: bool = False,
+    block_bytes: int = io.DEFAULT_BUFFER_SIZE,
 ) -> Iterator[IO[bytes]]:
     """Open any URL for reading. Opening and reading raise FileNotFoundError and StorageError.
 
     for_parts: a few parts will be read, far from one another, so nothing is read ahead of them.
+    block_bytes: the least that is asked of a remote file at a time.
     """
     fs, path = open_filesystem(url, options)
     exact = {"cache_type": "none"} if for_parts and scheme_of(url) in _READING_AHEAD else {}
     with _read(url, options, functools.partial(fs.open, path, "rb", **exact)) as file:
-        yield (
-            file if is_local_filesystem(fs) else io.BufferedReader(_RemoteFile(file, url, options))
-        )
+        if is_local_filesystem(fs):
+            yield file
+        else:
+            yield io.BufferedReader(_RemoteFile(file, url, options), block_bytes)
 
 
 class _RemoteFile(io.RawIOBase):
@@ -275,9 +281,7 @@ def _head(path: str, num_bytes: int) -> bytes:
     return b""
 
 
-def read_range(
-    url: str, start: int, end: int, options: Mapping[str, Any] | None = None
-) -> bytes:
+def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None = None) -> bytes:
     """Read the bytes of a file from `start` up to `end`. Raises FileNotFoundError and StorageError."""
     fs, path = open_filesystem(url, options)
 

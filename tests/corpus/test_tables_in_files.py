@@ -41,7 +41,9 @@ def test_what_is_wrong_names_the_odd_file(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [{"video": "1.mp4", "caption": "x", "n": 1}])
     odd = tmp_path / "b.parquet"
     write_parquet(odd, [{"video": "2.mp4", "n": 2}])
-    with pytest.raises(CorpusError, match=rf"^{odd} has not the same columns as .*a\.parquet has 'capt"):
+    with pytest.raises(
+        CorpusError, match=rf"^{odd} has not the same columns as .*a\.parquet has 'capt"
+    ):
         read(tmp_path)
     columns = {"video": "video"}
     assert column(read(tmp_path, columns=columns), "name") == ["1.mp4", "2.mp4"]
