@@ -9,10 +9,12 @@ from latentcache.corpus.source_table import IMAGES, VIDEOS
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR
 from latentcache.errors import CorpusError
+from latentcache.storage.row_bytes import ARROW
 from latentcache.storage.urls import redact_url, suffix_of
 
 _COMPRESSED = re.compile(r"(?i)\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$")
 _PARQUET = "parquet"
+_KEPT_BY_DATASETS = re.compile(r"(^|/)(cache|indices)-[^/]*$")
 
 
 def is_media(name: str) -> bool:
@@ -47,9 +49,12 @@ def containers(
         by_suffix.setdefault(suffix_of(name), []).append(name)
     if TAR in by_suffix:
         return TAR, by_suffix[TAR]
+    if ARROW in by_suffix:  # beside which datasets keeps the results of its map
+        by_suffix[ARROW] = [n for n in by_suffix[ARROW] if not _KEPT_BY_DATASETS.search(n)]
     if not is_glob:
-        return (_PARQUET, by_suffix[_PARQUET]) if _PARQUET in by_suffix else (None, ())
-    tables = [suffix for suffix in by_suffix if suffix in READERS]
+        kind = next((kind for kind in (_PARQUET, ARROW) if by_suffix.get(kind)), None)
+        return (kind, by_suffix[kind]) if kind else (None, ())
+    tables = [suffix for suffix in by_suffix if suffix in READERS and by_suffix[suffix]]
     if len(tables) > 1:
         raise CorpusError(
             f"corpus.source {redact_url(source)!r} has tables of several kinds, such as "

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import CorpusConfig
-from latentcache.corpus.table_readers import Wanted
+from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
 from latentcache.format.schemas import SOURCE_SCHEMA
@@ -49,6 +49,8 @@ NUMBERS = ("frames", "fps", "height", "width")
 ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
 #: What most rows are, which need no second look.
 _USUAL = rf"(?i)^(/|({'|'.join(sorted(SOURCE_SCHEMES))})://)"
+#: The URL of a file in a row of a table: see `storage.parts`.
+_IN_ROW = r"(?s)^row://[^/:?#]+/(?P<row>\d+)(?:\.[A-Za-z0-9]+)?::(?P<file>.+)$"
 _DOTS = r"(^|/)\.\.?(/|$)"
 _PROBED = "Correct it, or leave it empty to have the source probed"
 
@@ -57,8 +59,13 @@ def read_source_table(
     reader: Callable[[IO[bytes], Wanted], pa.Table], file: IO[bytes], config: CorpusConfig
 ) -> pa.Table:
     """Read a table and return its rows as sources. Raises CorpusError."""
-    where = redact_url(config.source)
-    return to_sources(reader(file, wanted_of(config, where)), config, folder_of(config.source))
+    url = absolute(config.source)
+    return to_sources(reader(file, wanted_of(config, url)), config, folder_of(url))
+
+
+def absolute(place: str) -> str:
+    """Return a URL, or a path as it is from the root."""
+    return place if is_url(place) else str(Path(place).expanduser().absolute())
 
 
 def roles_of(config: CorpusConfig) -> Mapping[str, str]:
@@ -66,13 +73,15 @@ def roles_of(config: CorpusConfig) -> Mapping[str, str]:
     return config.columns or {"video": "video", "caption": "caption"}
 
 
-def wanted_of(config: CorpusConfig, where: str) -> Wanted:
-    """Return the columns to read of a table. where: the table, for messages."""
+def wanted_of(config: CorpusConfig, url: str, where: str = "") -> Wanted:
+    """Return the columns to read of a table. where: what messages call it, if not the corpus."""
     roles = roles_of(config)
     optional = () if config.columns else ("caption",)
     required = [c for c in roles.values() if c not in optional]
     return Wanted(
-        where=where,
+        where=where or redact_url(config.source),
+        url=url,
+        media=frozenset(roles[r] for r in ("video", "image") if r in roles),
         required=tuple(dict.fromkeys([*required, *config.keep, *config.per_frame])),
         optional=optional,
         text=frozenset(c for r, c in roles.items() if r not in NUMBERS or c not in config.keep),
@@ -198,7 +207,7 @@ class Rows:
         and a digest of a signature changes with every signing.
         """
         role = "key" if "key" in self.roles else self.path_role
-        full = self.text("key", required=True) if role == "key" else path
+        full = self.text("key", required=True) if role == "key" else self._rows_named(path, folder)
         public = self.public(full, folder)
         if public is full or pc.count_distinct(full).as_py() == pc.count_distinct(public).as_py():
             return public
@@ -212,6 +221,18 @@ class Rows:
                 )
                 raise self.error(role, row, why)
         return public
+
+    def _rows_named(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+        """Return paths, of which files in rows of tables are called `TABLE/ROW`, rows counted from 0."""
+        found = pc.extract_regex(path, _IN_ROW)
+        if found.null_count == len(found):
+            return path
+        file = self.public(pc.struct_field(found, "file"), folder)
+        start = absolute(folder).rstrip("/") + "/"
+        inner = pc.utf8_slice_codeunits(file, len(start))
+        file = pc.if_else(pc.starts_with(file, start), inner, file)
+        names = pc.binary_join_element_wise(file, pc.struct_field(found, "row"), "/")
+        return pc.if_else(pc.is_valid(found), names, path)
 
     def public(self, column: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
         """Return URLs, and paths relative to `folder`, without query and credentials."""

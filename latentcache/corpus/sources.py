@@ -15,8 +15,8 @@ from latentcache.core.units import human_bytes
 from latentcache.corpus.cached import read_clips
 from latentcache.corpus.containers import containers, is_compressed_tar, is_media
 from latentcache.corpus.content import HEAD_BYTES, kind_of
-from latentcache.corpus.source_table import IMAGES, VIDEOS, read_source_table, to_source_table
-from latentcache.corpus.table_files import read_tables
+from latentcache.corpus.source_table import IMAGES, VIDEOS, absolute, read_source_table, to_source_table
+from latentcache.corpus.table_files import open_table, read_tables
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR, read_tars
 from latentcache.errors import ConfigError, CorpusError, StorageError
@@ -31,7 +31,6 @@ from latentcache.storage.source_files import (
     irregular,
     is_directory,
     is_file,
-    open_source,
     read_heads,
     read_many,
 )
@@ -125,14 +124,14 @@ def _read(config: CorpusConfig) -> Corpus:
             return corpus
         return _from_files(config, "a glob", base, names, _texts_beside(base, names, options))
     if suffix_of(source) in READERS:
-        with open_source(source, options) as file:
+        with open_table(source, config) as file:
             table = read_source_table(READERS[suffix_of(source)], file, config)
         return Corpus(table=table, keep=tuple(config.keep))
     if not is_file(source, options):
         raise FileNotFoundError(source)
     if suffix_of(source) == TAR or is_compressed_tar(without_query(source)):
         name = without_query(source)[len(folder_of(source)) :]
-        table, ignored = read_tars(config, [(name, _absolute(source))])
+        table, ignored = read_tars(config, [(name, absolute(source))])
         return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
     return _from_file(config)
 
@@ -144,13 +143,13 @@ def _from_containers(
     shown = _shown(config, found)
     _check_names(config.source, shown)
     what, names = containers(config.source, shown, is_glob=is_glob)
-    files = [(name, join(_absolute(base), name)) for name in names]
+    files = [(name, join(absolute(base), name)) for name in names]
     ignored = _count_ignored(found, shown, set(names))
     if what == TAR:
         table, left = read_tars(config, files)
         ignored = dict(sorted((Counter(ignored) + Counter(left)).items()))
     elif what:
-        table = read_tables(config, _absolute(base), files)
+        table = read_tables(config, absolute(base), files)
     else:
         return None
     return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
@@ -158,10 +157,6 @@ def _from_containers(
 
 def _shown(config: CorpusConfig, found: Sequence[str]) -> list[str]:
     return [n for n in found if not is_hidden(n) or is_hidden(config.source)]
-
-
-def _absolute(place: str) -> str:
-    return place if is_url(place) else str(Path(place).expanduser().absolute())
 
 
 def _from_file(config: CorpusConfig) -> Corpus:
@@ -206,7 +201,7 @@ def _from_files(
                 f"{redact_url(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "
                 "or .parquet table as the source."
             )
-    shown, root = _shown(config, found), _absolute(base)
+    shown, root = _shown(config, found), absolute(base)
     kinds = _kinds(root, shown, config)
     media = list(kinds)
     _check_names(config.source, media)

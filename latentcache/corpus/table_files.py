@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,9 +44,17 @@ def read_tables(config: CorpusConfig, base: str, files: Sequence[tuple[str, str]
     return to_sources(data, config, base.rstrip("/") + "/", starts)
 
 
+@contextlib.contextmanager
+def open_table(url: str, config: CorpusConfig) -> Iterator[IO[bytes]]:
+    """Open a table. Of a Parquet file columns are read, which may lie far from one another."""
+    is_parquet = suffix_of(url) == "parquet"
+    with open_source(url, config.storage_options, for_parts=is_parquet) as file:
+        yield file
+
+
 def _read(config: CorpusConfig, name: str, url: str) -> pa.Table:
-    with open_source(url, config.storage_options) as file:
-        table = READERS[suffix_of(url)](file, wanted_of(config, redact_url(url)))
+    with open_table(url, config) as file:
+        table = READERS[suffix_of(url)](file, wanted_of(config, url, redact_url(url)))
     folder = posixpath.dirname(name)
     roles = roles_of(config)
     for column in dict.fromkeys(roles[r] for r in ("video", "image") if r in roles):

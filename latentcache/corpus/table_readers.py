@@ -11,50 +11,23 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import IO, Any, NoReturn, cast
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from latentcache.errors import CorpusError, StorageError, did_you_mean
+from latentcache.corpus.embedded import arrow_table, files_inside, parquet_rows
+from latentcache.corpus.wanted import Wanted
+from latentcache.errors import CorpusError, StorageError
+from latentcache.storage.row_bytes import ARROW
+from latentcache.storage.urls import is_url
 
 #: Rows of JSON lines that are held as Python objects at a time.
 JSON_ROWS = 1 << 16
 #: The size of a block. No value can be longer than one, and Arrow's own 1 MiB is short for some captions.
 CSV_BLOCK_BYTES = 16 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Columns to read. where: the table, for messages. text: those read as strings in any case.
-
-    row_word: what a row is in messages.
-    """
-
-    where: str
-    required: Sequence[str]
-    optional: Sequence[str]
-    text: frozenset[str]
-    row_word: str = "line"
-
-    def choose(self, have: Sequence[str]) -> list[str]:
-        """Return the columns to read out of those that the table has; raises CorpusError."""
-        for name in self.required:
-            if name not in have:
-                raise CorpusError(
-                    f"{self.where} has no column {name!r}.{did_you_mean(name, have)} It has: "
-                    f"{', '.join(map(repr, have)) or 'none'}. Name the columns in corpus.columns, "
-                    "such as columns: {video: path, caption: text}."
-                )
-        chosen = list(dict.fromkeys([*self.required, *(c for c in self.optional if c in have)]))
-        for name in chosen:
-            if have.count(name) > 1:
-                raise CorpusError(
-                    f"{self.where} has {have.count(name)} columns {name!r}; rename one."
-                )
-        return chosen
 
 
 def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
@@ -131,12 +104,37 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
     try:
         parquet = pq.ParquetFile(file)
         columns = wanted.choose(parquet.schema_arrow.names)
-        return parquet.read(columns=columns).select(columns).replace_schema_metadata(None)
+        inside = files_inside(parquet.schema_arrow, columns, wanted)
+        if not inside:
+            return parquet.read(columns=columns).select(columns).replace_schema_metadata(None)
+        rest = [name for name in columns if name not in inside]
+        found = parquet.read(columns=rest) if rest else pa.table({})
+        return pa.table(
+            {
+                name: parquet_rows(parquet, name, wanted.url) if name in inside else found[name]
+                for name in columns
+            }
+        )
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise CorpusError(
             f"{wanted.where} is not a readable Parquet file: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def read_arrow(file: IO[bytes], wanted: Wanted) -> pa.Table:  # noqa: ARG001 - it is mapped, not read
+    """Read columns of a file that `datasets.save_to_disk` wrote, or of another Arrow file, on this machine."""
+    if is_url(wanted.url):
+        raise CorpusError(
+            f"{wanted.where} is an Arrow file on another machine, of which a row cannot be read without all "
+            "before it. Copy the folder here, or write it with Dataset.to_parquet."
+        )
+    try:
+        return arrow_table(wanted)
+    except pa.ArrowException as error:
+        raise CorpusError(
+            f"{wanted.where} is not a readable Arrow file: {str(error).splitlines()[0]}"
         ) from None
 
 
@@ -270,4 +268,5 @@ READERS: Mapping[str, Callable[[IO[bytes], Wanted], pa.Table]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "parquet": read_parquet,
+    ARROW: read_arrow,
 }

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from latentcache.errors import ClipError
-from latentcache.storage.parts import ByteRange, part_of
+from latentcache.storage.parts import ByteRange, TableRow, part_of
 from latentcache.storage.source_files import file_facts, open_source, read_range
 from latentcache.storage.urls import redact_url
 
@@ -29,9 +29,17 @@ def open_whole_or_part(
     part = part_of(url)
     if isinstance(part, ByteRange):
         yield _open_range(part, options, _PLACE_BYTES if for_parts else _PIECE_BYTES)
+    elif isinstance(part, TableRow):
+        yield io.BytesIO(_read_row(part, options))
     else:
         with open_source(url, options, for_parts=for_parts) as file:
             yield file
+
+
+def _read_row(part: TableRow, options: Mapping[str, Any] | None) -> bytes:
+    from latentcache.storage.row_bytes import read_row  # PyArrow is much to load for those who need none
+
+    return read_row(part, options)
 
 
 def _open_range(part: ByteRange, options: Mapping[str, Any] | None, piece_bytes: int) -> IO[bytes]:

@@ -293,7 +293,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_parquet_column_of_structs_is_no_path(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"video": [{"path": "a", "bytes": b""}]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"video": [{"path": "a", "size": 1}]}), tmp_path / "t.parquet")
     with pytest.raises(CorpusError, match=r"'video' \(role video\) holds struct<.*, not text"):
         read(tmp_path / "t.parquet")
 
