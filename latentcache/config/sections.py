@@ -56,7 +56,8 @@ class CorpusConfig(Section):
     """Where the sources are."""
 
     source: Url = Field(
-        description="A directory, a glob, or a .csv, .jsonl, .json or .parquet table; any fsspec URL. "
+        description="A directory, a glob, a .csv, .jsonl, .json or .parquet table, or a .tar file; any "
+        "fsspec URL. Tables in several files and tar files of samples: see [corpora.md](corpora.md). "
         "package://NAME/FOLDER reads a folder of an installed package; cache://URL takes the clips that "
         "another cache's latents decode to."
     )

@@ -41,8 +41,8 @@ def containers(
     if packed := [n for n in names if is_compressed_tar(n)]:
         raise CorpusError(
             f"corpus.source {redact_url(source)!r} has the compressed tar file {packed[0]}, whose members "
-            "cannot be read by themselves. Videos and images hardly shrink: expand it once (gunzip, bunzip2, "
-            "unxz or unzstd), and give the .tar files."
+            "cannot be read by themselves. Videos and images hardly shrink: expand it once (gunzip, "
+            "bunzip2, unxz or unzstd), and give the .tar files."
         )
     by_suffix: dict[str, list[str]] = {}
     for name in names:
@@ -58,6 +58,6 @@ def containers(
     if len(tables) > 1:
         raise CorpusError(
             f"corpus.source {redact_url(source)!r} has tables of several kinds, such as "
-            f"{by_suffix[tables[0]][0]} and {by_suffix[tables[1]][0]}. Name one kind, such as *.{tables[0]}."
+            f"{by_suffix[tables[0]][0]} and {by_suffix[tables[1]][0]}. Name one kind: *.{tables[0]}."
         )
     return (tables[0], by_suffix[tables[0]]) if tables else (None, ())

@@ -73,7 +73,7 @@ def _batch_urls(column: pa.Array, url: str, name: str, first: int) -> pa.Array:
 def _has_paths(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return False
-    return kind.get_field_index("path") >= 0 and pa.types.is_string(kind.field("path").type)
+    return bool(kind.get_field_index("path") >= 0 and pa.types.is_string(kind.field("path").type))
 
 
 def _paths(column: pa.Array) -> list[str | None]:

@@ -164,6 +164,7 @@ class Rows:
 
     @property
     def path_role(self) -> str:
+        """The role of the column of paths: video, if there is one."""
         return "video" if "video" in self.roles else "image"
 
     def text(self, role: str, required: bool = False) -> pa.ChunkedArray:

@@ -6,7 +6,6 @@ import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -15,7 +14,13 @@ from latentcache.core.units import human_bytes
 from latentcache.corpus.cached import read_clips
 from latentcache.corpus.containers import containers, is_compressed_tar, is_media
 from latentcache.corpus.content import HEAD_BYTES, kind_of
-from latentcache.corpus.source_table import IMAGES, VIDEOS, absolute, read_source_table, to_source_table
+from latentcache.corpus.source_table import (
+    IMAGES,
+    VIDEOS,
+    absolute,
+    read_source_table,
+    to_source_table,
+)
 from latentcache.corpus.table_files import open_table, read_tables
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR, read_tars
@@ -94,8 +99,8 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     except FileNotFoundError:
         raise CorpusError(
             f"corpus.source {redact_url(config.source)!r} is not there. Give an existing directory, "
-            "glob, table (.csv, .jsonl, .json, .parquet), tar file or media file; a relative path starts at the "
-            "current directory."
+            "glob, table (.csv, .jsonl, .json, .parquet), tar file or media file; a relative path "
+            "starts at the current directory."
         ) from None
     except StorageError as error:
         raise type(error)(f"the corpus cannot be read: {error}") from error.__cause__

@@ -81,14 +81,14 @@ def _joined(tables: Sequence[pa.Table], shown: Sequence[str]) -> pa.Table:
             odd = sorted(set(table.column_names) ^ set(first.column_names))[0]
             has, lacks = (where, shown[0]) if odd in table.column_names else (shown[0], where)
             raise CorpusError(
-                f"{where} has not the same columns as {shown[0]}: {has} has {odd!r}, {lacks} has not. They are "
-                "read as one table. Give all files the same columns, or name those to read in corpus.columns."
+                f"{where} has not the same columns as {shown[0]}: {has} has {odd!r}, {lacks} has not. "
+                "They are read as one table. Give all files the same columns, or name those to read: corpus.columns."
             )
         try:
             schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
         except pa.ArrowException as error:
             raise CorpusError(
-                f"{where} has a column of another type than {shown[0]}: {error}. They are read as one table. "
-                "Write the column in the same type in all files."
+                f"{where} has a column of another type than {shown[0]}: {error}. They are read as one "
+                "table. Write the column in the same type in all files."
             ) from None
     return pa.concat_tables(tables, promote_options="permissive")

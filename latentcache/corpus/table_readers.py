@@ -124,10 +124,10 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
 
 
 def read_arrow(file: IO[bytes], wanted: Wanted) -> pa.Table:  # noqa: ARG001 - it is mapped, not read
-    """Read columns of a file that `datasets.save_to_disk` wrote, or of another Arrow file, on this machine."""
+    """Read columns of a file that `datasets.save_to_disk` wrote, or another Arrow file, on this machine."""
     if is_url(wanted.url):
         raise CorpusError(
-            f"{wanted.where} is an Arrow file on another machine, of which a row cannot be read without all "
+            f"{wanted.where} is an Arrow file on another machine, of which no row can be read without all "
             "before it. Copy the folder here, or write it with Dataset.to_parquet."
         )
     try:

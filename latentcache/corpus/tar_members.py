@@ -60,7 +60,7 @@ _HOSTILE = (OverflowError, MemoryError, RecursionError)
 def _members(tar: tarfile.TarFile, where: str, size: int) -> Iterator[Member]:
     before = -1
     while (info := tar.next()) is not None:
-        tar.members = []  # type: ignore[misc] # which it would keep, and nobody asks for again
+        tar.members = []  # type: ignore[attr-defined] # it would keep all of them
         if info.offset_data <= before or info.size < 0:
             raise tarfile.ReadError("a header leads backwards")
         before = info.offset_data
@@ -90,8 +90,8 @@ def _refuse_compressed(head: bytes, where: str) -> None:
     for start, program in _COMPRESSED.items():
         if head.startswith(start):
             raise CorpusError(
-                f"{where} is compressed, so its members cannot be read by themselves. Videos and images hardly "
-                f"shrink: expand it once with {program}, and name the .tar file."
+                f"{where} is compressed, so its members cannot be read by themselves. Videos and images "
+                f"hardly shrink: expand it once with {program}, and name the .tar file."
             )
 
 
@@ -109,6 +109,6 @@ def _check_end(file: IO[bytes], where: str, end: int) -> None:
 
 def _broken(where: str, why: str) -> CorpusError:
     return CorpusError(
-        f"{where} is no whole tar file: {printable(why)}. It was cut off, or is still written. Copy it again; "
-        "what is written under another name and renamed at the end is never seen half done."
+        f"{where} is no whole tar file: {printable(why)}. It was cut off, or is still written. Copy it "
+        "again; what is written under another name and renamed at the end is never seen half done."
     )

@@ -1,6 +1,6 @@
 """Tar files of samples as a corpus, as WebDataset has them: each sample's video or image is a source.
 
-Nothing is unpacked: a source is a range of bytes of its tar file, and what a member is called is only a name.
+Nothing is unpacked: a source is a range of bytes of its tar file, and a member's name is only a name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from latentcache.storage.urls import redact_url
 TAR = "tar"
 #: Tar files that are listed at a time: of remote ones each member costs a request.
 NUM_THREADS = 16
-#: What is read of a remote tar file around each header: some images and captions at once, little of a video.
+#: What is read of a remote tar file around each header: some images at once, little of a video.
 _BLOCK_BYTES = 1 << 16
 #: Members that hold a caption, the first that a sample has; then the field of its .json.
 _CAPTIONS = ("txt", "caption")
@@ -61,7 +61,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What to take of samples. media: suffixes by role, or None for all that are known. json: its fields."""
+    """What to take of samples. media: suffixes by role, or None for all that are known."""
 
     media: Mapping[str, str] | None
     caption: str | None
@@ -89,8 +89,8 @@ def read_tars(
 ) -> tuple[pa.Table, dict[str, int]]:
     """Return the sources in tar files, in their order, and how many members were left out, by suffix.
 
-    tars: name and URL of each. A source is called by its tar file's name and its sample's. Raises ConfigError,
-    CorpusError, FileNotFoundError and StorageError.
+    tars: name and URL of each. A source is called by its tar file's name and its sample's. Raises
+    ConfigError, CorpusError, FileNotFoundError and StorageError.
     """
     wanted = _wanted(config)
     ignored: Counter[str] = Counter()
@@ -117,15 +117,15 @@ def _wanted(config: CorpusConfig) -> _Wanted:
     ):
         if names:
             raise ConfigError(
-                f"corpus.{key}: tar files cannot have {sorted(names)[0]!r}: their sources are called by tar "
-                "file and sample, and have no values per frame. Remove it, or give a .parquet table"
+                f"corpus.{key}: tar files cannot have {sorted(names)[0]!r}: their sources are called by "
+                "tar file and sample, and have no values per frame. Remove it, or give a .parquet table"
             )
     roles = dict(config.columns or {})
     media = {
         role: roles.pop(role).lower().lstrip(".") for role in ("video", "image") if role in roles
     }
     return _Wanted(
-        media or None,
+        dict[str, str](media) or None,
         roles.pop("caption", None),
         {role: name for role, name in roles.items() if role in NUMBERS},
         config.keep,
@@ -188,8 +188,8 @@ def _samples(
         sample = samples.setdefault(stem, _Sample())
         if suffix in sample.members:
             raise CorpusError(
-                f"{where}: {printable(name)} is in it twice, so nothing says which of the two counts. Write "
-                "the tar file again, with each name once."
+                f"{where}: {printable(name)} is in it twice, so nothing says which of the two counts. "
+                "Write the tar file again, with each name once."
             )
         sample.members[suffix] = member
         if suffix == "json":
@@ -202,9 +202,9 @@ def _samples(
 def _text(file: IO[bytes], where: str, member: Member, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     if member.size > max_bytes:
         raise CorpusError(
-            f"{where}: {printable(member.name)} is larger than {human_bytes(max_bytes)}, so it is no caption "
-            "and no description of a sample. Leave it out of the tar file, or name the member with the "
-            "caption: corpus.columns={video: mp4, caption: txt}"
+            f"{where}: {printable(member.name)} is larger than {human_bytes(max_bytes)}, so it is no "
+            "caption and no description of a sample. Leave it out of the tar file, or name the member "
+            "with the caption: corpus.columns={video: mp4, caption: txt}"
         )
     file.seek(member.offset)
     try:
@@ -302,7 +302,7 @@ def _other_types(tables: Sequence[pa.Table], urls: Sequence[str]) -> CorpusError
             schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
         except pa.ArrowException as error:
             return CorpusError(
-                f"{redact_url(url)}: a field of corpus.keep has another type than in the tar files before it "
-                f"({error}). Make it the same type in all of them, or remove it from corpus.keep."
+                f"{redact_url(url)}: a field of corpus.keep has another type than in the tar files before "
+                f"it ({error}). Make it the same type in all of them, or remove it from corpus.keep."
             )
     raise AssertionError("unreachable: one of the tables does not go with the others")

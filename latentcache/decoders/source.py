@@ -1,4 +1,4 @@
-"""A source on this machine: fetched where it is remote or a part, identified by its content, opened once."""
+"""A source on this machine: copied where it is remote or a part, identified by content, opened once."""
 
 from __future__ import annotations
 

@@ -37,7 +37,9 @@ def open_whole_or_part(
 
 
 def _read_row(part: TableRow, options: Mapping[str, Any] | None) -> bytes:
-    from latentcache.storage.row_bytes import read_row  # PyArrow is much to load for those who need none
+    from latentcache.storage.row_bytes import (
+        read_row,  # PyArrow is much to load for those who need none
+    )
 
     return read_row(part, options)
 

@@ -1,7 +1,7 @@
 """URLs of sources that are a part of a file: a range of bytes, or a row of a table. No I/O.
 
-`part://OFFSET-SIZE.SUFFIX::FILE` is a range, as of a tar's member. `row://COLUMN/ROW.SUFFIX::FILE` is what a
-row of a Parquet or Arrow file holds in a column of bytes.
+`part://OFFSET-SIZE.SUFFIX::FILE` is a range, as of a tar's member. `row://COLUMN/ROW.SUFFIX::FILE` is what
+a row of a Parquet or Arrow file holds in a column of bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files in a table's own columns, as Hugging Face's data sets have them: Parquet, and save_to_disk's Arrow."""
+"""Files in a table's own columns, as Hugging Face's data sets have them: Parquet, and Arrow."""
 
 from __future__ import annotations
 
@@ -140,7 +140,11 @@ def test_a_row_of_a_large_row_group_is_found_without_holding_the_group(
 def test_remote_tables_are_listed_without_their_bytes(tmp_path: Path) -> None:
     files = [inside(bytes([n]) * (2 << 20), f"{n}.png") for n in range(4)]
     pq.write_table(
-        table_of(*files), tmp_path / "t.parquet", row_group_size=1, compression="none", use_dictionary=False
+        table_of(*files),
+        tmp_path / "t.parquet",
+        row_group_size=1,
+        compression="none",
+        use_dictionary=False,
     )
     with serve(tmp_path) as server:
         corpus = read(f"{server.url}/t.parquet?sig=x", columns=IMAGES)

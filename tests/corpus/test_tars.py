@@ -79,7 +79,7 @@ def test_fields_of_the_json_become_facts_and_kept_columns(tmp_path: Path) -> Non
         CorpusError, match=r"0\.tar: sample 1 .*n = '?said'? is not a number|not a number"
     ):
         read(tmp_path, columns={**columns, "frames": "text"})
-    with pytest.raises(CorpusError, match="no .json of the tar files has 'sco'"):
+    with pytest.raises(CorpusError, match=r"no \.json of the tar files has 'sco'"):
         read(tmp_path, columns=columns, keep=["sco"])
     write_tar(tmp_path / "1.tar", [("a.mp4", b"A"), ("a.json", described(score="high"))])
     with pytest.raises(CorpusError, match=r"1\.tar: a field of corpus\.keep has another type"):
@@ -125,7 +125,7 @@ def test_members_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_a_compressed_tar_is_refused_with_the_fix(tmp_path: Path, name: str) -> None:
     make(tmp_path, name, "1.tar")
     for source in (tmp_path, f"{tmp_path}/*.t*", tmp_path / name):
-        with pytest.raises(CorpusError, match="expand it once|is no whole tar file"):
+        with pytest.raises(CorpusError, match=r"expand it once|is no whole tar file"):
             read(source)
 
 
@@ -170,7 +170,7 @@ def test_hostile_members_are_only_names(tmp_path: Path) -> None:
     tar.write_bytes(
         write_tar(tar, [("é.mp4", b"")]).read_bytes().replace("é".encode(), b"\xff\xfe")
     )
-    with pytest.raises(CorpusError, match="no whole tar file|is not UTF-8"):
+    with pytest.raises(CorpusError, match=r"no whole tar file|is not UTF-8"):
         read(tar)
 
 
@@ -213,7 +213,7 @@ def test_a_changed_member_is_a_changed_source_and_a_moved_one_is_not(tmp_path: P
     assert identify_url(after[0]) == identities[0]
     assert identify_url(after[1]) != identities[1]
     tar.write_bytes(tar.read_bytes()[:100])
-    with pytest.raises(ClipError, match="ends? at byte") as raised:
+    with pytest.raises(ClipError, match=r"ends? at byte") as raised:
         identify_url(after[1])
     assert raised.value.reason == "source_changed"
     tar.rename(tmp_path / "1.tar")

@@ -1,4 +1,4 @@
-"""Whole runs on corpora in tar files and in tables of bytes: the latents of the same files in a folder."""
+"""Whole runs on corpora in tar files: the latents of the same files in a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tools.tars import pack
 from tests.tools.videos import moving_pattern, write_video
 
 pytestmark = pytest.mark.long
-FACTS = {"clips": {"frames": 5, "select": "first", "size": [64, 96]}}
+CLIPS = {"frames": 5, "select": "first", "size": [64, 96]}
 
 
 def make_videos(folder: Path, number: int, first_seed: int = 0) -> list[str]:
@@ -22,15 +22,14 @@ def make_videos(folder: Path, number: int, first_seed: int = 0) -> list[str]:
     return [f"v{n}.{suffix}" for n in range(number) for suffix in ("mp4", "txt")]
 
 
-def latents_of(folder: Path, corpus: object, name: str, **sections: object) -> dict[str, bytes]:
-    """Run precompute, on a new cache or an old one; return its latents by the source's last part."""
+def latents_of(folder: Path, corpus: object, name: str) -> dict[str, bytes]:
+    """Run precompute, on a new cache or an old one; return its latents by key."""
     (folder / name).mkdir(exist_ok=True)
-    config = make_config(
-        folder / name, Path(str(corpus)), str(folder / name / "cache"), **FACTS, **sections
-    )  # type: ignore[arg-type]
+    cache = folder / name / "cache"
+    config = make_config(folder / name, Path(str(corpus)), str(cache), clips=CLIPS)
     status, printed = run_inline("precompute", config)
     assert status == 0, printed
-    return samples_of(folder / name / "cache")
+    return samples_of(cache)
 
 
 def test_a_tar_gives_the_latents_of_its_files_and_a_changed_member_is_encoded_again(
@@ -39,7 +38,6 @@ def test_a_tar_gives_the_latents_of_its_files_and_a_changed_member_is_encoded_ag
     files, shards = tmp_path / "files", tmp_path / "shards"
     names = make_videos(files, 3)
     pack(files, [(shards / "0.tar", names[:4]), (shards / "1.tar", names[4:])])
-    (tmp_path / "tars").mkdir()
     expected = sorted(latents_of(tmp_path, files, "folder").values())
     got = latents_of(tmp_path, f"{shards}/*.tar", "tars")
     assert sorted(got.values()) == expected
