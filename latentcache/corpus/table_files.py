@@ -21,7 +21,7 @@ from latentcache.corpus.source_table import (
 )
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import CorpusError
-from latentcache.storage.source_files import open_source
+from latentcache.storage.source_files import irregular, open_source
 from latentcache.storage.urls import redact_url, suffix_of
 
 #: Files that are read at a time.
@@ -44,6 +44,19 @@ def read_tables(config: CorpusConfig, base: str, files: Sequence[tuple[str, str]
     return to_sources(data, config, base.rstrip("/") + "/", starts)
 
 
+def refuse_irregular(url: str, config: CorpusConfig) -> None:
+    """Raise CorpusError where a file that should hold sources is gone, or is a pipe or device."""
+    try:
+        what = irregular(url, config.storage_options)
+    except FileNotFoundError:
+        what = "link to what is not there, or was removed during planning"
+    if what:
+        raise CorpusError(
+            f"{redact_url(url)} is no regular file but a {what}, so no source can be read from it. "
+            "Remove it, or leave it out of corpus.source."
+        )
+
+
 @contextlib.contextmanager
 def open_table(url: str, config: CorpusConfig) -> Iterator[IO[bytes]]:
     """Open a table. Of a Parquet file columns are read, which may lie far from one another."""
@@ -53,6 +66,7 @@ def open_table(url: str, config: CorpusConfig) -> Iterator[IO[bytes]]:
 
 
 def _read(config: CorpusConfig, name: str, url: str) -> pa.Table:
+    refuse_irregular(url, config)
     with open_table(url, config) as file:
         table = READERS[suffix_of(url)](file, wanted_of(config, url, redact_url(url)))
     folder = posixpath.dirname(name)
@@ -82,7 +96,8 @@ def _joined(tables: Sequence[pa.Table], shown: Sequence[str]) -> pa.Table:
             has, lacks = (where, shown[0]) if odd in table.column_names else (shown[0], where)
             raise CorpusError(
                 f"{where} has not the same columns as {shown[0]}: {has} has {odd!r}, {lacks} has not. "
-                "They are read as one table. Give all files the same columns, or name those to read: corpus.columns."
+                "They are read as one table. Give all files the same columns, or name "
+                "those to read in corpus.columns."
             )
         try:
             schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")

@@ -26,6 +26,7 @@ from latentcache.corpus.source_table import (
     to_source_table,
     without_tokens,
 )
+from latentcache.corpus.table_files import refuse_irregular
 from latentcache.corpus.tar_members import Member, read_members
 from latentcache.errors import ConfigError, CorpusError
 from latentcache.redaction import printable
@@ -121,11 +122,11 @@ def _wanted(config: CorpusConfig) -> _Wanted:
                 "tar file and sample, and have no values per frame. Remove it, or give a .parquet table"
             )
     roles = dict(config.columns or {})
-    media = {
+    media: dict[str, str] = {
         role: roles.pop(role).lower().lstrip(".") for role in ("video", "image") if role in roles
     }
     return _Wanted(
-        dict[str, str](media) or None,
+        media or None,
         roles.pop("caption", None),
         {role: name for role, name in roles.items() if role in NUMBERS},
         config.keep,
@@ -136,6 +137,7 @@ def _read_tar(
     config: CorpusConfig, wanted: _Wanted, name: str, url: str
 ) -> tuple[pa.Table, Counter[str]]:
     where, ignored = redact_url(url), Counter[str]()
+    refuse_irregular(url, config)
     options = config.storage_options
     with open_source(url, options, for_parts=True, block_bytes=_BLOCK_BYTES) as file:
         samples = _samples(file, where, wanted, ignored)

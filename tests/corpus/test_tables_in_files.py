@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,14 @@ def test_tables_of_several_kinds_are_no_corpus(tmp_path: Path) -> None:
         read(f"{tmp_path}/*")
     make(tmp_path, "c.mp4")
     assert column(read(tmp_path), "name") == ["c.mp4"]  # tables are beside the videos
+
+
+@pytest.mark.parametrize("name", ["b.parquet", "b.tar"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for target, what in (("pipe", "named pipe"), ("nowhere", "link to what is not there")):
+        link = tmp_path / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(CorpusError, match=rf"{name} is no regular file but a {what}"):
+            read(f"{tmp_path}/b.*")
