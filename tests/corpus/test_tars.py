@@ -235,7 +235,7 @@ def test_a_part_may_only_be_of_a_file_that_may_be_opened() -> None:
     assert refused_scheme("part://../etc::/x")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_remote_tars_are_read_by_ranges(tmp_path: Path, s3: S3) -> None:
     videos = [(f"{n}.mp4", bytes([n]) * (3 << 20)) for n in range(3)]
