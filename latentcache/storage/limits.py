@@ -21,8 +21,8 @@ BASE_S = 60.0
 BYTES_PER_S = 64 << 10
 #: A listing comes in pages, whose number nobody knows before: a million objects take some minutes.
 LISTING_S = 3600.0
-#: What is read bit by bit has the time of one object of this size, again and again. A file may be as large as
-#: it likes, and a server may not send a byte a second.
+#: What is read bit by bit has the time of one object of this size, again and again: a file may be as large
+#: as it likes, and a server may not send a byte a second.
 STRETCH_BYTES = 1 << 20
 
 

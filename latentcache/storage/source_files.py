@@ -43,8 +43,9 @@ def open_source(
     for_parts: a few parts will be read, far from one another, so nothing is read ahead of them.
     """
     fs, path = open_filesystem(url, options)
-    exact = {"cache_type": "none"} if for_parts and scheme_of(url) in _READING_AHEAD else {}
-    with _read(url, options, fs.open, path, "rb", **exact) as file:
+    exact = for_parts and scheme_of(url) in _READING_AHEAD
+    opening = functools.partial(fs.open, path, "rb", **({"cache_type": "none"} if exact else {}))
+    with _read(url, options, opening) as file:
         if is_local_filesystem(fs):
             yield file
         else:
