@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_loader
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,5 +28,8 @@ def test_the_benchmark_runs_whole_on_a_cpu_and_writes_its_tables(tmp_path: Path)
     ways = len(gpu.WAYS) * len(gpu.BATCHES)
     for name in gpu.TINY:
         rows = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
-        assert len(rows) == ways + len(gpu.TINY_SIZES)
+        assert len(rows) == ways + len(gpu.TINY_SIZES) + len(gpu.WORKERS) - 1
+    for name in gpu_loader.STORED:
+        assert len([line for line in text.splitlines() if line.startswith(f"| {name} |")]) == 1
+    assert re.search(r"Tests that need a GPU: .*\d+ passed, \d+ skipped", text)
     assert "no memory" not in text
