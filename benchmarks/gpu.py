@@ -71,10 +71,18 @@ FULL: Mapping[str, tuple[str, str, dict[str, Any], int]] = {
         1,
     ),
 }
-TINY: Mapping[str, tuple[str, str, int]] = {
-    "tiny Wan 2.1": ("diffusers_video", "wan", 5),
-    "tiny AutoencoderKL": ("diffusers_image", "kl", 1),
+#: By name: the kind, the model, what differs from it, and frames of a clip.
+TINY: Mapping[str, tuple[str, str, dict[str, Any], int]] = {
+    "tiny Wan 2.1": ("diffusers_video", "wan", {}, 5),
+    "AutoencoderTiny": (
+        "diffusers_image",
+        "tiny",
+        {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)},
+        1,
+    ),
 }
+#: The only tiny model that is compiled: for another one a C++ compiler works for minutes.
+TINY_COMPILED = "AutoencoderTiny"
 FULL_SIZES = ((256, 256), (480, 832), (720, 1280))
 TINY_SIZES = ((32, 32),)
 #: How an encoder is run, by name: keys of the section `encoder`.
@@ -84,10 +92,10 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "compiled": {"compile": True},
 }
 #: Clips at once that are tried with the smallest size.
-BATCHES = (1, 4, 16)
+BATCHES, TINY_BATCHES = (1, 4, 16), (1, 2)
 ROUNDS = 3
 #: Worker processes that share the GPU, in the smallest size.
-WORKERS = (1, 2, 3)
+WORKERS, TINY_WORKERS = (1, 2, 3), (1, 2)
 #: A worker that fails leaves the others waiting for so long.
 READY_S = 300.0
 #: What `pytest` runs at the end. Without a GPU, the tests that need one are skipped.
@@ -96,12 +104,15 @@ TESTS = ("tests/gpu", "tests/reading/loader/test_targets.py")
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A saved model, and how many frames a clip of it has."""
+    """A saved model, how many frames a clip of it has, and what is tried with it."""
 
     name: str
     kind: str
     folder: Path
     frames: int
+    ways: Sequence[str] = tuple(WAYS)
+    batches: Sequence[int] = BATCHES
+    workers: Sequence[int] = WORKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +130,17 @@ def models(folder: Path, *, full: bool) -> Iterator[Model]:
     """Make the models one by one; each is in its own folder."""
     import diffusers
 
-    for name, (kind, tiny, frames) in {} if full else TINY.items():
-        yield Model(name=name, kind=kind, folder=save(tiny, folder / tiny), frames=frames)
+    for name, (kind, tiny, settings, frames) in {} if full else TINY.items():
+        compiled = name == TINY_COMPILED
+        yield Model(
+            name=name,
+            kind=kind,
+            folder=save(tiny, folder / tiny, **settings),
+            frames=frames,
+            ways=[way for way in WAYS if compiled or way != "compiled"],
+            batches=TINY_BATCHES,
+            workers=TINY_WORKERS if compiled else (1,),
+        )
     for name, (kind, class_name, settings, frames) in FULL.items() if full else ():
         torch.manual_seed(0)
         getattr(diffusers, class_name)(**settings).save_pretrained(str(folder / class_name))
@@ -161,10 +181,10 @@ def bare(
     model: Model, sizes: Sequence[tuple[int, int]], dtype: str, device: torch.device, clock: Clock
 ) -> Iterator[list[str]]:
     """Rows of the first table: only encoding, in every way, and with more clips at once while they fit."""
-    for way, keys in WAYS.items():
-        encoder = build(section(model, dtype=dtype, **keys), device)
+    for way in model.ways:
+        encoder = build(section(model, dtype=dtype, **WAYS[way]), device)
         for height, width in sizes:
-            for batch in BATCHES if (height, width) == sizes[0] else (1,):
+            for batch in model.batches if (height, width) == sizes[0] else (1,):
                 if clock.is_over():
                     yield [model.name, f"{height}x{width}", way, str(batch), *["no time"] * 3]
                     continue
@@ -302,7 +322,8 @@ def _work_beside(
 
 def run_tests() -> str:
     """Run the tests that need a GPU, and return the last line of what pytest says."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "long or not long", *TESTS]
+    options = ["-o", "addopts=", "-q", "-rs", "-m", "long or not long"]
+    command = [sys.executable, "-m", "pytest", *options, *TESTS]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, sep="\n", flush=True)
@@ -362,7 +383,7 @@ def pipelines(
     """Rows of the second table: one worker in each size, and several in the smallest."""
     num_videos = 64 if device.type == "cuda" else 8
     for size in sizes:
-        for num_workers in WORKERS if size == sizes[0] else (1,):
+        for num_workers in model.workers if size == sizes[0] else (1,):
             if clock.is_over():
                 yield [model.name, f"{size[0]}x{size[1]}", str(num_workers), "no time", ""]
             else:
