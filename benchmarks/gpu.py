@@ -249,7 +249,7 @@ def pipeline(
                 if num_workers > 1
                 else [_work(spec, shards, device, threading.Barrier(1))]
             )
-        except (LatentCacheError, threading.BrokenBarrierError) as error:
+        except (LatentCacheError, torch.OutOfMemoryError, threading.BrokenBarrierError) as error:
             why = str(error).partition(".")[0] or "a worker failed"
             return [model.name, f"{size[0]}x{size[1]}", str(num_workers), why, ""]
     wall_s = max(each.wall_s for each in done)
