@@ -44,10 +44,12 @@ from tests.tools.videos import moving_pattern, write_video
 ROUNDS = 5
 
 
-def alternate(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float, float]:
+def alternate(
+    one: Callable[[], float], other: Callable[[], float], rounds: int
+) -> tuple[float, float, float]:
     """Run both in turn; returns the median of each, and the median of their ratios pair by pair."""
     one(), other()  # warm up
-    pairs = [(one(), other()) for _ in range(ROUNDS)]
+    pairs = [(one(), other()) for _ in range(rounds)]
     ratio = statistics.median(a / b for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
 
@@ -127,6 +129,7 @@ def bench_decode(folder: Path, args: argparse.Namespace) -> None:
         ours, decords, ratio = alternate(
             lambda: encode_all(prepared, worker),
             lambda batch=batch: decode_alone(videos, repeat, batch=batch),  # type: ignore[misc]
+            args.rounds,
         )
         print(f"pipeline {ours:.0f} frames/s, decord {name} {decords:.0f} frames/s: {ratio:.2f}")
     worker.close()
@@ -156,7 +159,7 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
     def pipeline() -> float:
         return 5 * len(videos) / encode_all(prepared, worker)
 
-    ours, encoding, ratio = alternate(pipeline, alone)
+    ours, encoding, ratio = alternate(pipeline, alone, args.rounds)
     print(f"pipeline {ours:.2f} s, only encoding {encoding:.2f} s: {ratio:.3f}")
     worker.close()
 
@@ -192,7 +195,7 @@ def bench_others(folder: Path, args: argparse.Namespace) -> None:
         del peers["Ray Data"]
         print("without Ray Data, which needs pandas: pip install pandas")
     for name, other in peers.items():
-        ours, theirs, ratio = alternate(pipeline, other)
+        ours, theirs, ratio = alternate(pipeline, other, args.rounds)
         print(f"pipeline {ours:.2f} s, {name} {theirs:.2f} s: {ratio:.3f}")
     worker.close()
 
@@ -207,6 +210,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="+", choices=BENCHMARKS)
     parser.add_argument("--videos", help="folder of .mp4 files of 49 frames or more, 480x720")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="runs of each, in turn")
     args = parser.parse_args()
     print(machine())
     for name in args.names:

@@ -20,7 +20,8 @@ from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
-from latentcache.running.estimate import BucketEstimate, Estimate, Trial, measure, try_batches
+from latentcache.running.estimate import BucketEstimate, Estimate, measure
+from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job
@@ -61,9 +62,9 @@ def estimate(args: argparse.Namespace) -> int:
     _print_fields(config, plan, make_manifest(config, spec, identity), scale)
     _print_limits(config, found)
     with Waiting() as waiting:
-        if "tiling" in config.encoder:
-            waiting.say("encoding with other numbers of tiles at once")
-        trials = try_batches(config, spec, [bucket.name for bucket in found.buckets])
+        waiting.say("encoding with other batches")
+        names = [bucket.name for bucket in found.buckets]
+        trials = try_batches(config, spec, names, shard_clips=found.shard_clips)
     _print_trials(trials)
     failed = sum(bucket.num_measured - bucket.num_ok for bucket in found.buckets)
     if failed:
@@ -156,7 +157,7 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
         part = memory.gpu_bytes / memory.gpu_total_bytes
         print(
             f"gpu      {human_bytes(memory.gpu_bytes)} at most, {part:.0%} of "
-            f"{human_bytes(memory.gpu_total_bytes)}"
+            f"{human_bytes(memory.gpu_total_bytes)}; tensors {human_bytes(memory.gpu_tensor_bytes or 0)}"
         )
 
 
@@ -209,9 +210,12 @@ def _print_limits(config: Config, found: Estimate) -> None:
 
 
 def _print_trials(trials: Sequence[Trial]) -> None:
-    if not trials:
-        return
-    print("\nencoder.tiling.batch (part of the recipe: set it before the first run)")
+    for setting in dict.fromkeys(trial.setting for trial in trials):
+        print(f"\n{setting} (part of the recipe: set it before the first run)")
+        _print_setting([trial for trial in trials if trial.setting == setting])
+
+
+def _print_setting(trials: Sequence[Trial]) -> None:
     best: dict[str, float] = {}
     for trial in trials:
         if trial.clip_s is not None:
@@ -221,7 +225,7 @@ def _print_trials(trials: Sequence[Trial]) -> None:
         if trial.clip_s is None:
             print(f"  {trial.bucket:<16}{name:<12}the GPU has no memory for it")
             continue
-        peak = "" if trial.gpu_bytes is None else f", {human_bytes(trial.gpu_bytes)}"
+        peak = "" if trial.peak_bytes is None else f", {human_bytes(trial.peak_bytes)}"
         mark = "  <- fastest" if trial.clip_s == best[trial.bucket] else ""
         print(f"  {trial.bucket:<16}{name:<12}{trial.clip_s:.3f} s a clip{peak}{mark}")
 

@@ -142,6 +142,10 @@ class KeptPool:
         answer.set_result(dataclasses.replace(decoded, pixels=pixels, pool=self))
         return answer
 
+    @property
+    def num_steps(self) -> int:
+        return self._pool.num_steps
+
     def give_back(self, buffer: object) -> None:
         """The pixels are a copy."""
 

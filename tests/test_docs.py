@@ -43,6 +43,7 @@ SMALLEST = {
 FOREIGN = {"accelerate", "eval", "aws", "docker", "kubectl", "mkdocs", "ray", "torchrun", "["}
 #: Pages whose Python is run by tests of their own.
 RUN_ELSEWHERE = {
+    "docs/cache-as-corpus.md",
     "docs/encoder-plugins.md",
     "docs/fields.md",
     "docs/text-encoders.md",

@@ -20,14 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from latentcache import encoders
 from latentcache.config.sections import Config, QualityConfig
 from latentcache.core.machine import num_cpus, resolve_device
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.spec import LatentSpec
-from latentcache.encoders import out_of_memory
-from latentcache.encoders.protocol import Encoder
-from latentcache.encoders.tiled import TiledEncoder
 from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.step import planned_by
@@ -92,12 +88,16 @@ class BucketEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """High-water marks in bytes: of the worker, of one decoding process, and of a GPU's tensors."""
+    """High-water marks in bytes: of the worker, of one decoding process, and of a GPU.
+
+    gpu_bytes: what torch has reserved; gpu_tensor_bytes: what tensors took of that.
+    """
 
     worker_bytes: int
     decoder_bytes: int
     gpu_bytes: int | None
     gpu_total_bytes: int | None
+    gpu_tensor_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,76 +297,5 @@ def _memory(device: torch.device) -> Memory:
         decoder_bytes=children,
         gpu_bytes=torch.cuda.max_memory_reserved() if is_gpu else None,
         gpu_total_bytes=torch.cuda.mem_get_info()[1] if is_gpu else None,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Another way to encode a clip of a bucket: tiles at once; None is untiled.
-
-    clip_s: None where the GPU has no memory for it. gpu_bytes: of tensors at the most.
-    """
-
-    bucket: str
-    batch: int | None
-    clip_s: float | None
-    gpu_bytes: int | None
-
-
-def try_batches(config: Config, spec: LatentSpec, buckets: Iterable[str]) -> list[Trial]:
-    """Encode one clip of noise of each bucket with 1, 2, 4, ... tiles at once, and on a GPU untiled.
-
-    Empty where the configuration has no tiles, or none of its clips is larger than one.
-    """
-    if "tiling" not in config.encoder:
-        return []
-    module, encoder_config = encoders.resolve(config.encoder)
-    device = resolve_device(config.run.device, "run.device")
-    encoder = module.build(encoder_config, spec=spec, device=device)
-    if not isinstance(encoder, TiledEncoder):
-        return []
-    found: list[Trial] = []
-    for bucket in map(Bucket.parse, buckets):
-        size = (bucket.frames, bucket.height, bucket.width)
-        if encoder.is_whole(*size):
-            continue
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (1, *size, 3), dtype=torch.uint8, generator=generator)
-        ways: list[int | None] = [*_batches(encoder, size)]
-        if device.type == "cuda":  # a CPU has no memory limit to fail at: it would be killed
-            ways.append(None)
-        found += [_try(encoder, bucket, pixels, way, device) for way in ways]
-    return found
-
-
-def _batches(encoder: TiledEncoder, size: tuple[int, int, int]) -> list[int]:
-    over_time, over_height, over_width = encoder.spans(*size)
-    num_tiles = len(over_time) * len(over_height) * len(over_width)
-    return [1 << power for power in range((num_tiles - 1).bit_length() + 1)]
-
-
-def _try(
-    encoder: TiledEncoder,
-    bucket: Bucket,
-    pixels: torch.Tensor,
-    batch: int | None,
-    device: torch.device,
-) -> Trial:
-    tried: Encoder = encoder.untiled
-    if batch is not None:
-        section = encoder.tiling.model_copy(update={"batch": batch})
-        tried = TiledEncoder(encoder.untiled, encoder.spec, section)
-    is_gpu = device.type == "cuda"
-    clip_s: float | None = None
-    if out_of_memory.try_encode(tried, pixels) is not None:  # the first one warms up
-        if is_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        out_of_memory.encode(tried, pixels).cpu()
-        clip_s = time.perf_counter() - started
-    return Trial(
-        bucket=bucket.name,
-        batch=batch,
-        clip_s=clip_s,
-        gpu_bytes=torch.cuda.max_memory_allocated() if is_gpu and clip_s is not None else None,
+        gpu_tensor_bytes=torch.cuda.max_memory_allocated() if is_gpu else None,
     )

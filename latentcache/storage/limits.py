@@ -21,11 +21,34 @@ BASE_S = 60.0
 BYTES_PER_S = 64 << 10
 #: A listing comes in pages, whose number nobody knows before: a million objects take some minutes.
 LISTING_S = 3600.0
+#: What is read bit by bit has the time of one object of this size, again and again: a file may be as large
+#: as it likes, and a server may not send a byte a second.
+STRETCH_BYTES = 1 << 20
 
 
 def time_of(num_bytes: int) -> float:
     """Return the seconds that so many bytes may take."""
     return num_bytes / BYTES_PER_S
+
+
+class Pace:
+    """The time that many reads of one open file take together: a file system may return a byte at a time.
+
+    ahead_bytes: what the file system reads beyond what it is asked for.
+    """
+
+    def __init__(self, ahead_bytes: int = 0) -> None:
+        self._stretch_bytes = STRETCH_BYTES + ahead_bytes
+        self._num_bytes, self._seconds = 0, 0.0
+
+    def add(self, num_bytes: int, seconds: float) -> None:
+        """Count one read. Raises TimeoutError if those of this stretch took longer than all of it may."""
+        self._num_bytes += num_bytes
+        self._seconds += seconds
+        if self._num_bytes >= self._stretch_bytes:
+            self._num_bytes, self._seconds = 0, 0.0
+        elif self._seconds > BASE_S + time_of(self._stretch_bytes):
+            raise TimeoutError(f"only {self._num_bytes} bytes came within {self._seconds:.0f} s")
 
 
 def call(

@@ -1,4 +1,7 @@
-"""A corpus's files on any URL: found, listed and read. Transient failures are tried again."""
+"""A corpus's files on any URL: found, listed and read. Transient failures are tried again.
+
+What a remote server is asked for has a limit as a whole: see `limits`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ import io
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from latentcache.storage import retry
+from latentcache.storage import limits, retry
 from latentcache.storage.filesystems import (
     glob_regex,
     is_local_filesystem,
@@ -26,6 +30,8 @@ T = TypeVar("T")
 
 #: File systems that can be asked to read nothing ahead: s3fs reads 50 MiB for each byte, http 5 MiB.
 _READING_AHEAD = frozenset({"http", "https", "s3", "s3a"})
+#: What has no limit: a disk of this machine, or a mount, whose calls cannot be given up.
+_LOCAL_SCHEMES = frozenset({None, "file", "local", "package"})
 
 
 @contextlib.contextmanager
@@ -42,20 +48,29 @@ def open_source(
     block_bytes: the least that is asked of a remote file at a time.
     """
     fs, path = open_filesystem(url, options)
-    exact = {"cache_type": "none"} if for_parts and scheme_of(url) in _READING_AHEAD else {}
-    with _read(url, options, functools.partial(fs.open, path, "rb", **exact)) as file:
+    exact = for_parts and scheme_of(url) in _READING_AHEAD
+    opening = functools.partial(fs.open, path, "rb", **({"cache_type": "none"} if exact else {}))
+    with _read(url, options, opening) as file:
         if is_local_filesystem(fs):
             yield file
         else:
-            yield io.BufferedReader(_RemoteFile(file, url, options), block_bytes)
+            ahead_bytes = 0 if exact else int(getattr(file, "blocksize", None) or 0)
+            yield io.BufferedReader(_RemoteFile(file, url, options, ahead_bytes), block_bytes)
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file that retries reads, whose errors say what to do, and that never ends early."""
+    """A remote file that retries reads, whose errors say what to do, and that never ends early.
 
-    def __init__(self, file: Any, url: str, options: Mapping[str, Any] | None) -> None:
+    ahead_bytes: that its file system may read beyond what it is asked for.
+    """
+
+    def __init__(
+        self, file: Any, url: str, options: Mapping[str, Any] | None, ahead_bytes: int
+    ) -> None:
         self._file, self._url, self._options = file, url, options
         self._position = 0
+        self._ahead_bytes = ahead_bytes
+        self._pace = limits.Pace(ahead_bytes)
 
     def readable(self) -> bool:
         return True
@@ -72,7 +87,11 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        data = _read(self._url, self._options, functools.partial(self._read_at, len(view)))
+        more_s = functools.partial(limits.time_of, len(view) + self._ahead_bytes)
+        started = time.monotonic()
+        data = _read(self._url, self._options, self._read_at, len(view), more_s=more_s)
+        with translated("read", self._url, self._options or {}):
+            self._pace.add(len(data), time.monotonic() - started)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -87,9 +106,20 @@ class _RemoteFile(io.RawIOBase):
         return data
 
 
-def _read(url: str, options: Mapping[str, Any] | None, function: Callable[[], T]) -> T:
+def _read(
+    url: str,
+    options: Mapping[str, Any] | None,
+    function: Callable[..., T],
+    *args: Any,
+    more_s: Callable[[], float] = lambda: 0.0,
+    **kwargs: Any,
+) -> T:
+    """Call what reads; `more_s`: see `limits.call`, which a remote URL gets."""
+    call = functools.partial(function, *args, **kwargs)
+    if scheme_of(url) not in _LOCAL_SCHEMES:
+        call = functools.partial(limits.call, function, *args, more_s=more_s, **kwargs)
     with translated("read", url, options or {}):
-        return retry.call(function)
+        return retry.call(call)
 
 
 def _read_start(path: str, max_bytes: int | None) -> bytes:
@@ -116,7 +146,7 @@ def _type_of(url: str, options: Mapping[str, Any] | None) -> str | None:
 
 def _type_in(fs: Any, path: str, url: str, options: Mapping[str, Any] | None) -> str | None:
     try:
-        return str(_read(url, options, functools.partial(fs.info, path))["type"])
+        return str(_read(url, options, fs.info, path)["type"])
     except FileNotFoundError:
         return None
 
@@ -155,7 +185,7 @@ def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[st
     if is_local_filesystem(fs):
         found = _read(url, options, Path(path).stat)
         return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
-    return cast("Mapping[str, Any]", _read(url, options, functools.partial(fs.info, path)))
+    return cast("Mapping[str, Any]", _read(url, options, fs.info, path))
 
 
 def is_absent(
@@ -168,7 +198,7 @@ def is_absent(
     """
     fs, path = open_filesystem(url, options)
     if is_local_filesystem(fs):
-        return _read(url, options, functools.partial(_is_absent_here, path))
+        return _read(url, options, _is_absent_here, path)
     if is_http(url):
         return any(_is_there(other, options) for other in neighbours)
     return _type_in(fs, fs._parent(path), url, options) == "directory"
@@ -212,13 +242,17 @@ def find_sizes(
     if is_local_filesystem(fs):
         return dict.fromkeys(sorted(_read(url, options, lambda: list(_walk(root, max_depth)))))
     root = root.rstrip("/")
-    find = functools.partial(fs.find, root, maxdepth=max_depth, detail=True)
+    listed = _read(url, options, fs.find, root, maxdepth=max_depth, detail=True, more_s=_listing_s)
     found = {
         path[len(root) :].lstrip("/"): facts.get("size")
-        for path, facts in _read(url, options, find).items()
+        for path, facts in listed.items()
         if path != root and not path.endswith("/")
     }
     return dict(sorted(found.items()))
+
+
+def _listing_s() -> float:
+    return limits.LISTING_S
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -269,8 +303,10 @@ def read_heads(
     if is_local_filesystem(fs):
         return [_head(path, num_bytes) for path in paths]
     zeros, ends = [0] * len(paths), [num_bytes] * len(paths)
-    call = functools.partial(fs.cat_ranges, paths, zeros, ends, on_error="return")
-    found = _read(urls[0], options, call)
+    more_s = functools.partial(limits.time_of, num_bytes * len(paths))
+    found = _read(
+        urls[0], options, fs.cat_ranges, paths, zeros, ends, on_error="return", more_s=more_s
+    )
     return [bytes(data) if isinstance(data, bytes | bytearray) else b"" for data in found]
 
 
@@ -314,5 +350,15 @@ def read_many(
     if is_local_filesystem(fs):
         return _read(urls[0], options, lambda: [_read_start(path, max_bytes) for path in paths])
     nones = [None] * len(paths)  # whole files; `cat` would take `[` in a name for a pattern
-    call = functools.partial(fs.cat_ranges, paths, nones, nones, on_error="raise")
-    return cast("list[bytes]", _read(urls[0], options, call))
+    most_bytes = (max_bytes or limits.STRETCH_BYTES) * len(paths)
+    found = _read(
+        urls[0],
+        options,
+        fs.cat_ranges,
+        paths,
+        nones,
+        nones,
+        on_error="raise",
+        more_s=lambda: min(limits.LISTING_S, limits.time_of(most_bytes)),
+    )
+    return cast("list[bytes]", found)

@@ -212,7 +212,7 @@ def test_other_files_are_no_manifest(data: bytes) -> None:
     [
         ("recipe", KeyError, "recipe: Field required"),
         ("format", "zip", "unknown format 'zip'"),
-        ("compression.codec", "lz4", "unknown codec 'lz4'"),
+        ("compression.codec", "snappy", "unknown codec 'snappy'"),
         ("compression.level", 0, "compression.level"),
         ("shard_clips", 0, "shard_clips"),
         ("shard_clips", "4", "shard_clips: Input should be a valid integer"),

@@ -24,7 +24,6 @@ from latentcache.running.estimate import (
     Memory,
     measure,
     sample_plan,
-    try_batches,
 )
 from latentcache.running.worker import SHARDS_IN_HAND
 from tests.tools import caches
@@ -197,25 +196,6 @@ def test_a_wrong_command_line_is_refused(wrong: list[str], tmp_path: Path, corpu
     status, printed = run_inline("estimate", make_config(tmp_path, corpus, "memory://x"), *wrong)
     assert status == 2
     assert wrong[0] in printed
-
-
-def test_batches_of_tiles_are_tried_up_to_all_of_a_clip(tmp_path: Path, corpus: Path) -> None:
-    tiling = {"tile": [32, 32], "overlap": [0, 0]}
-    sections = {"encoder": {"tiling": tiling}}
-    config = load_config(str(make_config(tmp_path, corpus, "memory://none", **sections)))
-    trials = try_batches(config, resolve_encoder(config)[0], ["5x64x96", "5x32x32"])
-    assert {trial.bucket for trial in trials} == {"5x64x96"}  # the other is one tile
-    batches = [trial.batch for trial in trials]
-    assert batches[0] == 1
-    num_tiles = (64 // 32) * (96 // 32)
-    assert batches[-1] is not None
-    assert batches[-1] // 2 < num_tiles <= batches[-1]
-    assert all(trial.clip_s for trial in trials)
-
-
-def test_without_tiles_there_is_no_batch_to_try(tmp_path: Path, corpus: Path) -> None:
-    config = load_config(str(make_config(tmp_path, corpus, "memory://none")))
-    assert try_batches(config, resolve_encoder(config)[0], ["5x64x96"]) == []
 
 
 def test_a_sample_is_of_runs_of_neighbours_where_sources_give_many_clips(

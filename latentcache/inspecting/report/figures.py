@@ -115,6 +115,13 @@ def value_limits(statistics: ChannelStatistics) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
+def _share_values(plot: Plot, limits: tuple[float, float]) -> None:
+    """Give a plot the values' axis of its neighbour: the same limits, and the same ticks."""
+    ticks = MaxNLocator(nbins=6).tick_values(*limits)
+    plot.axes.set_yticks([tick for tick in ticks if limits[0] <= tick <= limits[1]])
+    plot.axes.set_ylim(*limits)
+
+
 def channel_means(statistics: ChannelStatistics, limits: tuple[float, float]) -> Markup:
     """Draw mean and standard deviation of every channel, and the normaliser's values for them."""
     plot = Plot("channel", "value")
@@ -135,7 +142,7 @@ def channel_means(statistics: ChannelStatistics, limits: tuple[float, float]) ->
     )
     plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plot.axes.set_xlim(-0.5, len(channels) - 0.5)
-    plot.axes.set_ylim(*limits)
+    _share_values(plot, limits)
     plot.legend(loc="upper left", bbox_to_anchor=(0, 1.17), ncols=2, borderaxespad=0)
     return plot.svg("channels", "Mean ± standard deviation by channel")
 
@@ -156,6 +163,7 @@ def channel_histograms(statistics: ChannelStatistics, limits: tuple[float, float
     )
     plot.axes.grid(visible=False)
     plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _share_values(plot, limits)
     return plot.svg("histograms", "Histogram of every channel (bright: its most frequent values)")
 
 

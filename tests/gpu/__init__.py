@@ -1,0 +1,1 @@
+"""What only a GPU shows. Without one, all of it is skipped."""
