@@ -33,9 +33,10 @@ class OpenCache:
     manifest: Manifest
 
     @property
-    def chunk_form(self) -> tuple[str, str]:
+    def chunk_form(self) -> tuple[str, str, int | None]:
         """What chunks of two caches have in common that can be in one shard."""
-        return self.manifest.format, self.manifest.compression["codec"]
+        manifest = self.manifest
+        return manifest.format, manifest.compression["codec"], manifest.chunk_frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,8 @@ class Provenance:
 class Manifest:
     """The contents of `cache.json`, and the generations that follow it.
 
-    compression: codec and level. config: of the run that made the cache, without secrets. exclusive: the
+    compression: codec and level. chunk_frames: latent frames that are compressed together, None for all of
+    a clip's. config: of the run that made the cache, without secrets. exclusive: the
     storage creates objects on condition that they are not there, which was tried when the cache was made.
     """
 
@@ -87,6 +88,7 @@ class Manifest:
     compression: Mapping[str, Any]
     shard_clips: int
     config: Mapping[str, Any]
+    chunk_frames: int | None = None
     exclusive: bool = True
     created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
@@ -154,7 +156,15 @@ class Manifest:
             shard_rows=self.shard_clips,
             codec=self.compression["codec"],
             level=self.compression["level"],
+            **self._pieces(bucket.shape),
         )
+
+    def _pieces(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Return how a sample [.., t, h, w] is cut; one of few frames is not."""
+        axis = len(shape) - 3
+        if self.chunk_frames is None or axis < 0 or self.chunk_frames >= shape[axis]:
+            return {}
+        return {"piece": self.chunk_frames, "piece_axis": axis}
 
     def layouts(self) -> dict[str, ArrayLayout]:
         """Return the array of every bucket, by its name."""
@@ -298,6 +308,10 @@ def _checked(manifest: Manifest) -> Manifest:
         raise ValueError("the fingerprint is no SHA-256")
     _positive("shard_clips", MAX_SHARD_CLIPS, manifest.shard_clips)
     _positive("compression.level", MAX_LEVEL, manifest.compression.get("level"))
+    if manifest.chunk_frames is not None:
+        _positive("chunk_frames", MAX_COUNT, manifest.chunk_frames)
+        if manifest.format != "zarr":
+            raise ValueError(f"chunk_frames is for zarr, not {manifest.format}")
     _check_spec(manifest.spec)
     if manifest.generations:
         raise ValueError("generations are no part of it")

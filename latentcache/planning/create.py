@@ -37,7 +37,7 @@ from latentcache.storage.urls import is_url
 #: The folder in which Ray unpacks the files of a submitted job, and runs it.
 _JOB_FOLDER = "working_dir_files"
 #: What all of a cache's shards have in common, beside the recipe.
-SETTINGS = ("format", "compression", "shard_clips")
+SETTINGS = ("format", "compression", "shard_clips", "chunk_frames")
 
 
 def open_or_new(

@@ -208,6 +208,7 @@ _FIXED = {
     "cache.format": "its shards are in one format",
     "cache.dtype": "its latents have one type",
     "cache.shard_clips": "it is planned in shards of one size",
+    "cache.chunk_frames": "its clips are cut in one way",
     "cache.compression": "its shards are compressed in one way",
     "corpus.source": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.columns": "what it encodes is planned; run precompute with the corpus to take in what is new",

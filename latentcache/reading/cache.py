@@ -39,7 +39,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
-from latentcache.reading.picks import Picks, copy_frames
+from latentcache.reading.picks import Picks
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
@@ -459,23 +459,19 @@ class Cache:
         check: compare their CRC32C. picks: latent frames of each sample, if not all are wanted. Raises
         CorruptionError, naming the clip.
         """
-        if picks is not None and any(pick is not None for pick in picks):
-            whole = list(self.empty(bucket, len(positions)))
-            self.read(bucket, shard, positions, whole, check=check)
-            for sample, pick, target in zip(whole, picks, out, strict=True):
-                copy_frames(sample, pick, target)
-            return
+        frames = [None] * len(positions) if picks is None else picks
         rows, layout = self.rows(bucket, shard), self._layouts[bucket]
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:
-            self._format.read(
-                self.storage, layout, shard, chunks, arrays, check=check, disk=self._disk
+            self._format.read_frames(
+                self.storage, layout, shard, chunks, frames, arrays, check=check, disk=self._disk
             )
         except CorruptionError:
             # One by one, to find the damaged clip; no error if the next read is sound.
-            for position, chunk, array in zip(positions, chunks, arrays, strict=True):
+            some = zip(positions, chunks, frames, arrays, strict=True)
+            for position, chunk, pick, array in some:
                 try:
-                    self._format.read(self.storage, layout, shard, [chunk], [array])
+                    self._format.read_frames(self.storage, layout, shard, [chunk], [pick], [array])
                 except CorruptionError as error:
                     key = rows.column("key", [position])[0]
                     raise CorruptionError(f"clip {key!r}: {error}") from error
