@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +85,7 @@ def manifest_of(members: Sequence[Member], shard_format: ShardFormat | None, url
             )
     name = shard_format or first.format
     chunk_frames = first.chunk_frames if name == "zarr" else None
-    place = {
+    place: dict[str, Any] = {
         "url": public_name(url),
         "format": name,
         "chunk_frames": chunk_frames,

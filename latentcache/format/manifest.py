@@ -156,15 +156,13 @@ class Manifest:
             shard_rows=self.shard_clips,
             codec=self.compression["codec"],
             level=self.compression["level"],
-            **self._pieces(bucket.shape),
+            piece=self.chunk_frames if self._is_cut(bucket.shape) else None,
+            piece_axis=len(bucket.shape) - 3 if self._is_cut(bucket.shape) else 0,
         )
 
-    def _pieces(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Return how a sample [.., t, h, w] is cut; one of few frames is not."""
-        axis = len(shape) - 3
-        if self.chunk_frames is None or axis < 0 or self.chunk_frames >= shape[axis]:
-            return {}
-        return {"piece": self.chunk_frames, "piece_axis": axis}
+    def _is_cut(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a sample [.., t, h, w] is in several chunks; one of few frames is not."""
+        return self.chunk_frames is not None and len(shape) >= 3 and self.chunk_frames < shape[-3]
 
     def layouts(self) -> dict[str, ArrayLayout]:
         """Return the array of every bucket, by its name."""

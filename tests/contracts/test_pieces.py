@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.errors import CorruptionError
-from latentcache.format.shards import get_format, ranges, zarr_index
+from latentcache.format.shards import get_format, pieces, ranges, zarr_index
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -61,7 +61,7 @@ def read_frames(
 
 def index_of(layout: ArrayLayout, data: bytes) -> Array:
     """Return (offset, length) of the pieces of each row."""
-    entries = np.frombuffer(data[-zarr_index.index_bytes(layout) : -zarr_index.CRC_BYTES], "<u8")
+    entries = np.frombuffer(data[-zarr_index.index_bytes(layout) : -pieces.CRC_BYTES], "<u8")
     return entries.reshape(layout.shard_rows, layout.pieces, 2)
 
 

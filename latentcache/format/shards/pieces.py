@@ -82,8 +82,8 @@ def decompress_frames(
     part, axis = np.empty(layout.piece_shape, out.dtype), layout.piece_axis
     _decompress(layout, block, bytes_of(part))
     places = [n for n, frame in enumerate(frames) if frame // num == number]
-    before = (slice(None),) * axis
-    out[(*before, places)] = part[(*before, [frames[n] - number * num for n in places])]
+    taken = np.moveaxis(part, axis, 0)[[frames[n] - number * num for n in places]]
+    np.moveaxis(out, axis, 0)[places] = taken
 
 
 def stored(layout: ArrayLayout, block: memoryview) -> tuple[int, list[bytes]]:

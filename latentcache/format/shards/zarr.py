@@ -25,11 +25,11 @@ from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
 from latentcache.format import checksum
 from latentcache.format.shards import bfloat16, pieces
+from latentcache.format.shards.pieces import CRC_BYTES
 from latentcache.format.shards.protocol import LATENTS, ArrayLayout, EncodedShard, StoredChunk
 from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks, read_whole
 from latentcache.format.shards.zarr_index import (
     ABSENT,
-    CRC_BYTES,
     MAX_INDICES,
     Indices,
     index_bytes,
