@@ -77,8 +77,9 @@ class Manifest:
     """The contents of `cache.json`, and the generations that follow it.
 
     compression: codec and level. chunk_frames: latent frames that are compressed together, None for all of
-    a clip's. config: of the run that made the cache, without secrets. exclusive: the
-    storage creates objects on condition that they are not there, which was tried when the cache was made.
+    a clip's. quantiser_sha256: of `quantiser.safetensors`, None if there is none. config: of the run that
+    made the cache, without secrets. exclusive: the storage creates objects on condition that they are not
+    there, which was tried when the cache was made.
     """
 
     fingerprint: str
@@ -89,6 +90,7 @@ class Manifest:
     shard_clips: int
     config: Mapping[str, Any]
     chunk_frames: int | None = None
+    quantiser_sha256: str | None = None
     exclusive: bool = True
     created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
@@ -304,6 +306,8 @@ def _checked(manifest: Manifest) -> Manifest:
         raise ValueError(f"unknown codec {manifest.compression.get('codec')!r}")
     if not checksum.is_sha256(manifest.fingerprint):  # which names folders of disk caches
         raise ValueError("the fingerprint is no SHA-256")
+    if manifest.quantiser_sha256 is not None and not checksum.is_sha256(manifest.quantiser_sha256):
+        raise ValueError("quantiser_sha256 is no SHA-256")
     _positive("shard_clips", MAX_SHARD_CLIPS, manifest.shard_clips)
     _positive("compression.level", MAX_LEVEL, manifest.compression.get("level"))
     if manifest.chunk_frames is not None:

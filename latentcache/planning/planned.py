@@ -128,11 +128,15 @@ class PlanReader:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCache:
-    """A planned cache: what `precompute` and `resume` both work from."""
+    """A planned cache: what `precompute` and `resume` both work from.
+
+    quantiser: the object that is to be created beside cache.json, None if it is there or there is none.
+    """
 
     config: Config
     manifest: Manifest
     storage: Storage
+    quantiser: bytes | None = None
 
     def held_by(self, holder: Leaseholder) -> PlannedCache:
         """Return the cache with the storage through which the holder's job may write. Raises LeaseError."""

@@ -31,6 +31,7 @@ from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
 from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.planned_sources import read_rejected
+from latentcache.format.quantiser import read_quantiser
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
@@ -40,6 +41,7 @@ from latentcache.reading.expectations import check_expectations, check_provenanc
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
 from latentcache.reading.picks import Picks
+from latentcache.reading.quantiser import Quantiser
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
@@ -180,6 +182,17 @@ class Cache:
     def spec(self) -> LatentSpec:
         """What the latents are."""
         return self.manifest.spec
+
+    def quantiser(self) -> Quantiser:
+        """Return the codebook of a cache of ids: ids to vectors, and a VAR transformer's input.
+
+        It is read once. Raises CacheError if the cache has none, CorruptionError.
+        """
+        return self._quantiser
+
+    @functools.cached_property
+    def _quantiser(self) -> Quantiser:
+        return Quantiser(self.spec, read_quantiser(self.storage, self.manifest))
 
     @property
     def field_names(self) -> list[str]:
