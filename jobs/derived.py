@@ -20,7 +20,7 @@ from latentcache.copying.gather import (
 from latentcache.copying.parents import Parents, is_parent
 from latentcache.copying.selection import Selection
 from latentcache.copying.shards import pending_copies
-from latentcache.copying.stored_rows import OpenCache
+from latentcache.copying.stored_rows import OpenCache, copy_quantiser
 from latentcache.core.records import ShardFormat
 from latentcache.errors import CacheError, ConfigError, CorruptionError
 from latentcache.format.fields.manifest import field_names
@@ -100,7 +100,9 @@ def derive(
             planned = taken
             _check_same(planned, kind, sources, words, shard_format)
         opened = [OpenCache(storage=s.storage, manifest=s.manifest) for s in sources]
-        return _copy(planned.held_by(holder), Parents(source_options, opened))
+        planned = planned.held_by(holder)
+        copy_quantiser(opened[0], planned.storage, planned.manifest)
+        return _copy(planned, Parents(source_options, opened))
 
 
 def _say_what_stays(sources: Sequence[PlannedCache]) -> None:

@@ -300,10 +300,24 @@ class CacheConfig(Section):
         description="Clips per shard: the unit of retry, and one storage object. auto: chosen when the "
         "cache is made: each worker gets several (8 workers if run.workers is auto), of at most 64 clips.",
     )
+    chunk_frames: Positive | None = Field(
+        default=None,
+        description="Latent frames that are compressed together: a view of a part of a long clip then "
+        "reads only the chunks that hold it. Omitted: all of a clip's. Only for Zarr.",
+    )
     compression: CompressionConfig = Field(default_factory=CompressionConfig)
     storage_options: Options = Field(
         default_factory=dict, description="fsspec options of the cache; never stored."
     )
+
+    @model_validator(mode="after")
+    def _can_chunk(self) -> Self:
+        if self.chunk_frames is not None and self.format == "parquet":
+            raise ValueError(
+                "`chunk_frames` is for `format: zarr`: a row group of Parquet is a whole clip. Remove "
+                "`chunk_frames`, or use `format: zarr`"
+            )
+        return self
 
     def shard_clips_of(self, num_clips: int, workers: int | Literal["auto"]) -> int:
         """Return the clips per shard of a cache that is made with so many clips, for so many workers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -84,10 +84,21 @@ def manifest_of(members: Sequence[Member], shard_format: ShardFormat | None, url
                 + "\n".join(f"  {line}" for line in lines)
             )
     name = shard_format or first.format
-    place = {"url": public_name(url), "format": name, "storage_options": {}}
+    chunk_frames = first.chunk_frames if name == "zarr" else None
+    place: dict[str, Any] = {
+        "url": public_name(url),
+        "format": name,
+        "chunk_frames": chunk_frames,
+        "storage_options": {},
+    }
     config = {**first.config, "cache": {**first.config["cache"], **place}}
     return dataclasses.replace(
-        first, format=name, config=config, created_by=CREATED_BY, generations=()
+        first,
+        format=name,
+        chunk_frames=chunk_frames,
+        config=config,
+        created_by=CREATED_BY,
+        generations=(),
     )
 
 

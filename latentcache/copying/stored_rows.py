@@ -15,7 +15,8 @@ from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import ChunkRef, ClipResult, PictureFacts, ShardId
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
-from latentcache.format.paths import sample_path
+from latentcache.format.paths import QUANTISER, sample_path
+from latentcache.format.quantiser import read_quantiser_bytes, write_quantiser
 from latentcache.format.samples import read_all_rows
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import StoredChunk
@@ -33,9 +34,17 @@ class OpenCache:
     manifest: Manifest
 
     @property
-    def chunk_form(self) -> tuple[str, str]:
+    def chunk_form(self) -> tuple[str, str, int | None]:
         """What chunks of two caches have in common that can be in one shard."""
-        return self.manifest.format, self.manifest.compression["codec"]
+        manifest = self.manifest
+        return manifest.format, manifest.compression["codec"], manifest.chunk_frames
+
+
+def copy_quantiser(origin: OpenCache, storage: Storage, manifest: Manifest) -> None:
+    """Give a copy in `storage` the quantiser of the cache that it has its recipe from."""
+    if manifest.quantiser_sha256 is not None and not storage.exists(QUANTISER):
+        data = read_quantiser_bytes(origin.storage, origin.manifest)
+        write_quantiser(storage, manifest, data)
 
 
 @dataclass(frozen=True, kw_only=True)

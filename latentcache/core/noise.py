@@ -29,6 +29,8 @@ LEVELS = (34, 109, 184, 267, 360, 484, 665, 1083)
 SCALE = 2.0**-11
 #: Values that one word makes.
 GROUP = 16
+#: Words that Philox makes of one count.
+BLOCK_WORDS = 4
 #: Words that are taken at a time: what they make stays in a core's cache.
 CHUNK_WORDS = 4096
 #: Words that are mixed by one call of BLAS. OpenBLAS starts threads from 4 times as many on.
@@ -37,16 +39,23 @@ MIXED_WORDS = 512
 MAX_SEED = 1 << 64
 
 
-def fill(out: Float32, seed: int) -> None:
+def fill(out: Float32, seed: int, start: int = 0) -> None:
     """Fill a flat, contiguous float32 array with normal noise that depends only on the seed.
 
+    start: the number of the first value, of those that the seed gives one after the other.
     Value 16 w + r is, times 2**-11, the sum over s of the level that bits 4 s to 4 s + 3 of word w
     choose, negative where r & s has an odd number of ones. Of 16 levels the last 8 are the negatives of
     the first. Raises ValueError where the seed is not at least 0 and below 2**64.
     """
     if not 0 <= seed < MAX_SEED:
         raise ValueError(f"a seed of noise is at least 0 and below 2**64, not {seed}")
-    philox = _philox(seed)
+    before = start % (GROUP * BLOCK_WORDS)
+    if before:  # a block makes several words, and a word several values
+        drawn = np.empty(before + len(out), np.float32)
+        fill(drawn, seed, start - before)
+        out[:] = drawn[before:]
+        return
+    philox = _philox(seed, start // (GROUP * BLOCK_WORDS))
     whole = len(out) - len(out) % GROUP
     for start in range(0, whole, CHUNK_WORDS * GROUP):
         part = out[start : min(start + CHUNK_WORDS * GROUP, whole)].reshape(-1, GROUP)
@@ -101,12 +110,12 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def _philox(seed: int) -> np.random.Philox:
-    """Return this thread's generator before the first word of a seed."""
-    zeros = np.zeros(4, np.uint64)
+def _philox(seed: int, block: int) -> np.random.Philox:
+    """Return this thread's generator before the first word of a block of a seed."""
+    zeros, counter = np.zeros(4, np.uint64), np.array([block, 0, 0, 0], np.uint64)
     _of_thread.philox.state = {
         "bit_generator": "Philox",
-        "state": {"counter": zeros, "key": np.array([seed, 0], np.uint64)},
+        "state": {"counter": counter, "key": np.array([seed, 0], np.uint64)},
         "buffer": zeros,
         "buffer_pos": len(zeros),
         "has_uint32": 0,

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import torch
 
 from latentcache.core.noise import fill
 from latentcache.core.spec import Normaliser, Stored
+
+#: Values that are drawn in the time that a call of `fill` takes beside them.
+CALL_VALUES = 1 << 14
 
 
 def split(moments_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +57,37 @@ def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:
     """
     fill(noise.view(-1).numpy(), seed)
     return noise
+
+
+def draw_frames(shape: Sequence[int], frames: Sequence[int], seed: int) -> torch.Tensor:
+    """Return what `draw_` gives some frames of noise [C, t, h, w]: float32 [C, n, h, w].
+
+    Only what these frames need is drawn, unless they are many short stretches.
+    """
+    channels, num, *rest = shape
+    each, runs, taken = math.prod(rest), _runs(frames), torch.tensor(list(frames))
+    values = sum((last + 1 - first) * each + CALL_VALUES for first, last in runs)
+    if values >= num * each:
+        return draw_(torch.empty(tuple(shape), dtype=torch.float32), seed)[:, taken]
+    found = torch.empty((channels, len(frames), *rest), dtype=torch.float32)
+    for first, last in runs:
+        inside = (taken >= first) & (taken <= last)
+        part = torch.empty((last + 1 - first, *rest), dtype=torch.float32)
+        for channel in range(channels):
+            fill(part.view(-1).numpy(), seed, (channel * num + first) * each)
+            found[channel, inside] = part[taken[inside] - first]
+    return found
+
+
+def _runs(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the stretches of frames that follow one another, as (first, last)."""
+    runs: list[tuple[int, int]] = []
+    for frame in sorted(set(frames)):
+        if runs and frame == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], frame
+        else:
+            runs.append((frame, frame))
+    return runs
 
 
 def sample_into(

@@ -21,8 +21,9 @@ from latentcache.exchange.clips import (
     refuse_twice,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import read_header, read_tensor, refuse, safetensors_bytes
+from latentcache.exchange.files import read_header, read_tensor, refuse
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 

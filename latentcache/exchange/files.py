@@ -18,6 +18,7 @@ import torch
 
 from latentcache.core.dtypes import as_numpy, torch_dtype
 from latentcache.errors import CorpusError
+from latentcache.format.safetensors import DTYPES
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, join, redact
 
@@ -27,19 +28,6 @@ NOTHING = "Nothing was imported. Remove the file, or have the trainer write it a
 MAX_HEADER_BYTES = 100_000_000
 #: A file of one clip that is compressed may hold so much.
 MAX_UNPACKED_BYTES = 1 << 31
-_SAFETENSORS = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "U8": "uint8",
-    "U16": "uint16",
-    "U32": "uint32",
-    "I32": "int32",
-    "I64": "int64",
-    "F64": "float64",
-    "BOOL": "bool",
-}
-_CODES = {name: code for code, name in _SAFETENSORS.items()}
 #: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
 UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
@@ -109,24 +97,6 @@ def _why(error: BaseException) -> str:
     return f"cannot be loaded, so it may be half written: {first or type(error).__name__}"
 
 
-def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors file: the header's length, the header in JSON, the tensors' bytes."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    parts, offset = [], 0
-    for name, tensor in tensors.items():
-        data = as_numpy(tensor.contiguous()).tobytes()
-        header[name] = {
-            "dtype": _CODES[str(tensor.dtype).removeprefix("torch.")],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        offset += len(data)
-        parts.append(data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A tensor of a safetensors file. offset: of its bytes in the file."""
@@ -164,7 +134,7 @@ def read_header(storage: Storage, path: str) -> Header:
 def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
     first, last = (int(offset) for offset in raw["data_offsets"])
     shape = tuple(int(side) for side in raw["shape"])
-    dtype = _SAFETENSORS.get(str(raw["dtype"]))
+    dtype = DTYPES.get(str(raw["dtype"]))
     if dtype is None:
         raise ValueError(f"tensors of {raw['dtype']} are not known")
     if min((0, first, *shape)) < 0 or start + last > size:

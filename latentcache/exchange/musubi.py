@@ -28,9 +28,9 @@ from latentcache.exchange.files import (
     read_header,
     read_tensor,
     refuse,
-    safetensors_bytes,
 )
 from latentcache.exchange.records import Found, Record
+from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 

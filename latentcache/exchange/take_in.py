@@ -55,10 +55,12 @@ def manifest_of(
         "import": {"layout": found.layout},
     }
     name = shard_format or like.format
+    chunk_frames = like.chunk_frames if name == "zarr" else None
     stored_dtype = None if spec.ids else spec.dtype
     place: dict[str, Any] = {
         "url": public_name(url),
         "format": name,
+        "chunk_frames": chunk_frames,
         "dtype": stored_dtype,
         "storage_options": {},
     }
@@ -69,6 +71,7 @@ def manifest_of(
         format=name,
         compression=like.compression,
         shard_clips=like.shard_clips,
+        chunk_frames=chunk_frames,
         config={**like.config, "cache": {**like.config["cache"], **place}},
         created_by=CREATED_BY,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentcache.errors import CorruptionError
-from latentcache.format.paths import CACHE_JSON, INDEX, is_planned
+from latentcache.format.paths import CACHE_JSON, INDEX, QUANTISER, is_planned
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
 
@@ -26,6 +26,11 @@ def advice(url: str, path: str) -> str:
         return (
             "It holds nothing that the sample tables do not: run `latentcache resume "
             f"{url}` to write it again."
+        )
+    if path == QUANTISER:
+        return (
+            "Remove it if it is there, and run `latentcache precompute CONFIG.yaml` with the cache's "
+            "configuration and model, which writes it again; or restore it from a copy."
         )
     if path.endswith("zarr.json"):
         return (

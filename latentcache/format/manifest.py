@@ -76,8 +76,10 @@ class Provenance:
 class Manifest:
     """The contents of `cache.json`, and the generations that follow it.
 
-    compression: codec and level. config: of the run that made the cache, without secrets. exclusive: the
-    storage creates objects on condition that they are not there, which was tried when the cache was made.
+    compression: codec and level. chunk_frames: latent frames that are compressed together, None for all of
+    a clip's. quantiser_sha256: of `quantiser.safetensors`, None if there is none. config: of the run that
+    made the cache, without secrets. exclusive: the storage creates objects on condition that they are not
+    there, which was tried when the cache was made.
     """
 
     fingerprint: str
@@ -87,6 +89,8 @@ class Manifest:
     compression: Mapping[str, Any]
     shard_clips: int
     config: Mapping[str, Any]
+    chunk_frames: int | None = None
+    quantiser_sha256: str | None = None
     exclusive: bool = True
     created_by: str = CREATED_BY
     format_version: int = FORMAT_VERSION
@@ -154,7 +158,13 @@ class Manifest:
             shard_rows=self.shard_clips,
             codec=self.compression["codec"],
             level=self.compression["level"],
+            piece=self.chunk_frames if self._is_cut(bucket.shape) else None,
+            piece_axis=len(bucket.shape) - 3 if self._is_cut(bucket.shape) else 0,
         )
+
+    def _is_cut(self, shape: tuple[int, ...]) -> bool:
+        """Tell whether a sample [.., t, h, w] is in several chunks; one of few frames is not."""
+        return self.chunk_frames is not None and len(shape) >= 3 and self.chunk_frames < shape[-3]
 
     def layouts(self) -> dict[str, ArrayLayout]:
         """Return the array of every bucket, by its name."""
@@ -296,8 +306,14 @@ def _checked(manifest: Manifest) -> Manifest:
         raise ValueError(f"unknown codec {manifest.compression.get('codec')!r}")
     if not checksum.is_sha256(manifest.fingerprint):  # which names folders of disk caches
         raise ValueError("the fingerprint is no SHA-256")
+    if manifest.quantiser_sha256 is not None and not checksum.is_sha256(manifest.quantiser_sha256):
+        raise ValueError("quantiser_sha256 is no SHA-256")
     _positive("shard_clips", MAX_SHARD_CLIPS, manifest.shard_clips)
     _positive("compression.level", MAX_LEVEL, manifest.compression.get("level"))
+    if manifest.chunk_frames is not None:
+        _positive("chunk_frames", MAX_COUNT, manifest.chunk_frames)
+        if manifest.format != "zarr":
+            raise ValueError(f"chunk_frames is for zarr, not {manifest.format}")
     _check_spec(manifest.spec)
     if manifest.generations:
         raise ValueError("generations are no part of it")

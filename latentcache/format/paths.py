@@ -5,6 +5,7 @@ from __future__ import annotations
 CACHE_JSON = "cache.json"
 INDEX = "index.parquet"
 LEASE = "lease.json"
+QUANTISER = "quantiser.safetensors"
 GENERATIONS = "generations"
 PLAN = "plan"
 RETIRED = "retired"

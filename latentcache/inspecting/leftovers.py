@@ -24,6 +24,7 @@ from latentcache.format.paths import (
     INDEX,
     LEASE,
     PLAN,
+    QUANTISER,
     RETIRED,
     SAMPLES,
     generation_path,
@@ -130,7 +131,7 @@ def _is_of_cache(path: str) -> bool:
     """Tell whether a temporary file was to become an object of a cache."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
-    fixed = (CACHE_JSON, INDEX, LEASE, "zarr.json", "latents/zarr.json")
+    fixed = (CACHE_JSON, INDEX, QUANTISER, LEASE, "zarr.json", "latents/zarr.json")
     return (
         final in fixed
         or _OURS.fullmatch(final) is not None
@@ -158,6 +159,7 @@ class _Planned:
             CACHE_JSON,
             INDEX,
             LEASE,
+            *((QUANTISER,) if manifest.quantiser_sha256 else ()),
             *(generation_path(generation.number) for generation in manifest.generations),
             *self._format.metadata(list(self._layouts.values())),
         }

@@ -35,10 +35,12 @@ from latentcache.format.paths import (
     CACHE_JSON,
     GENERATIONS,
     INDEX,
+    QUANTISER,
     columns_index_path,
     generation_path,
     sample_path,
 )
+from latentcache.format.quantiser import read_quantiser_bytes
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.snapshot import (
@@ -193,6 +195,11 @@ def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> 
     layouts = list(manifest.layouts().values())
     for path, expected in get_format(manifest.format).metadata(layouts).items():
         _check_metadata(storage, path, expected, findings)
+    if manifest.quantiser_sha256 is not None:
+        try:
+            read_quantiser_bytes(storage, manifest)
+        except CorruptionError as error:
+            findings.add(QUANTISER, str(error))
     for generation in manifest.generations:
         _check_tables(storage, generation, findings)
     return PlanReader(storage, manifest)

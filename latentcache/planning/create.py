@@ -21,7 +21,8 @@ from latentcache.format.manifest import (
     recipe_difference,
     refresh,
 )
-from latentcache.format.paths import CACHE_JSON, LEASE
+from latentcache.format.paths import CACHE_JSON, LEASE, QUANTISER
+from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
@@ -29,6 +30,7 @@ from latentcache.format.snapshot import current_index, publish
 from latentcache.format.tables import read_bounded
 from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.quantiser import quantiser_of
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.step import Step, write_step
 from latentcache.storage.folder import Storage, redact
@@ -37,7 +39,7 @@ from latentcache.storage.urls import is_url
 #: The folder in which Ray unpacks the files of a submitted job, and runs it.
 _JOB_FOLDER = "working_dir_files"
 #: What all of a cache's shards have in common, beside the recipe.
-SETTINGS = ("format", "compression", "shard_clips")
+SETTINGS = ("format", "compression", "shard_clips", "chunk_frames")
 
 
 def open_or_new(
@@ -54,10 +56,14 @@ def open_or_new(
     if storage.exists(CACHE_JSON):
         manifest = read_all(storage)
         _check_same(storage, manifest, _with_its_shards(config, wanted, manifest))
+        lacks = manifest.quantiser_sha256 is not None and QUANTISER not in found
+        quantiser = quantiser_of(config) if lacks else None
     else:
         check_unused(storage, found)
-        manifest = wanted
-    return PlannedCache(config=config, manifest=manifest, storage=storage)
+        quantiser = quantiser_of(config)
+        digest = None if quantiser is None else sha256(quantiser)
+        manifest = replace(wanted, quantiser_sha256=digest)
+    return PlannedCache(config=config, manifest=manifest, storage=storage, quantiser=quantiser)
 
 
 def _check_place(url: str) -> None:
@@ -87,6 +93,8 @@ def take_step(
         storage, manifest = _create(planned, holder)
         if manifest.generations:  # planned by another run, so this step may hold the same clips
             return None
+    if planned.quantiser is not None:
+        write_quantiser(storage, manifest, planned.quantiser)
     taken = not step or write_step(storage, manifest, step)
     manifest = refresh(storage, manifest)
     write_metadata(storage, manifest)

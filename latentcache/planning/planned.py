@@ -128,11 +128,15 @@ class PlanReader:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCache:
-    """A planned cache: what `precompute` and `resume` both work from."""
+    """A planned cache: what `precompute` and `resume` both work from.
+
+    quantiser: the object that is to be created beside cache.json, None if it is there or there is none.
+    """
 
     config: Config
     manifest: Manifest
     storage: Storage
+    quantiser: bytes | None = None
 
     def held_by(self, holder: Leaseholder) -> PlannedCache:
         """Return the cache with the storage through which the holder's job may write. Raises LeaseError."""
@@ -208,6 +212,7 @@ _FIXED = {
     "cache.format": "its shards are in one format",
     "cache.dtype": "its latents have one type",
     "cache.shard_clips": "it is planned in shards of one size",
+    "cache.chunk_frames": "its clips are cut in one way",
     "cache.compression": "its shards are compressed in one way",
     "corpus.source": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.columns": "what it encodes is planned; run precompute with the corpus to take in what is new",

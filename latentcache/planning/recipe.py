@@ -85,8 +85,19 @@ def make_manifest(
         format=config.cache.format,
         compression=config.cache.compression.model_dump(),
         shard_clips=config.cache.shard_clips_of(0, config.run.workers),
+        chunk_frames=_chunk_frames(config, spec),
         config=_found_from_anywhere(config.without_secrets()),
     )
+
+
+def _chunk_frames(config: Config, spec: LatentSpec) -> int | None:
+    """Return the latent frames per chunk. Raises ConfigError where latents have no frames."""
+    if config.cache.chunk_frames is not None and spec.ids is not None and spec.ids.scales:
+        raise ConfigError(
+            f"cache.chunk_frames is {config.cache.chunk_frames}, and the multi-scale ids of "
+            f"{spec.model_class} have no frames: remove cache.chunk_frames"
+        )
+    return config.cache.chunk_frames
 
 
 def _found_from_anywhere(config: dict[str, Any]) -> dict[str, Any]:

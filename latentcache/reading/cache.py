@@ -31,6 +31,7 @@ from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
 from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.planned_sources import read_rejected
+from latentcache.format.quantiser import read_quantiser
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
@@ -39,7 +40,8 @@ from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
-from latentcache.reading.picks import Picks, copy_frames
+from latentcache.reading.picks import Picks
+from latentcache.reading.quantiser import Quantiser
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
@@ -180,6 +182,17 @@ class Cache:
     def spec(self) -> LatentSpec:
         """What the latents are."""
         return self.manifest.spec
+
+    def quantiser(self) -> Quantiser:
+        """Return the codebook of a cache of ids: ids to vectors, and a VAR transformer's input.
+
+        It is read once. Raises CacheError if the cache has none, CorruptionError.
+        """
+        return self._quantiser
+
+    @functools.cached_property
+    def _quantiser(self) -> Quantiser:
+        return Quantiser(self.spec, read_quantiser(self.storage, self.manifest))
 
     @property
     def field_names(self) -> list[str]:
@@ -459,23 +472,19 @@ class Cache:
         check: compare their CRC32C. picks: latent frames of each sample, if not all are wanted. Raises
         CorruptionError, naming the clip.
         """
-        if picks is not None and any(pick is not None for pick in picks):
-            whole = list(self.empty(bucket, len(positions)))
-            self.read(bucket, shard, positions, whole, check=check)
-            for sample, pick, target in zip(whole, picks, out, strict=True):
-                copy_frames(sample, pick, target)
-            return
+        frames = [None] * len(positions) if picks is None else picks
         rows, layout = self.rows(bucket, shard), self._layouts[bucket]
         chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
         try:
-            self._format.read(
-                self.storage, layout, shard, chunks, arrays, check=check, disk=self._disk
+            self._format.read_frames(
+                self.storage, layout, shard, chunks, frames, arrays, check=check, disk=self._disk
             )
         except CorruptionError:
             # One by one, to find the damaged clip; no error if the next read is sound.
-            for position, chunk, array in zip(positions, chunks, arrays, strict=True):
+            some = zip(positions, chunks, frames, arrays, strict=True)
+            for position, chunk, pick, array in some:
                 try:
-                    self._format.read(self.storage, layout, shard, [chunk], [array])
+                    self._format.read_frames(self.storage, layout, shard, [chunk], [pick], [array])
                 except CorruptionError as error:
                     key = rows.column("key", [position])[0]
                     raise CorruptionError(f"clip {key!r}: {error}") from error

@@ -161,3 +161,36 @@ def test_noise_of_other_seeds_is_independent() -> None:
         both = ((one**2 - 1) * (other**2 - 1)).mean()
         assert abs(both) < FIVE_ERRORS * 2 / math.sqrt(num)
         assert (one == other).mean() < 0.001
+
+
+@pytest.mark.parametrize("start", [0, 1, 15, 16, 63, 64, 65, 16 * noise.CHUNK_WORDS + 9])
+@pytest.mark.parametrize("num", [0, 1, 63, 64, 16 * noise.MIXED_WORDS + 40])
+def test_noise_from_any_place_on_is_that_of_the_whole(start: int, num: int) -> None:
+    out = np.full(num, np.nan, np.float32)
+    noise.fill(out, 7, start)
+    np.testing.assert_array_equal(out, drawn(start + num, 7)[start:])
+
+
+@pytest.mark.parametrize(
+    "frames", [[0], [360], [5, 6, 7], [9, 3, 3, 4], range(0, 361, 2), range(360, -1, -1)]
+)
+@pytest.mark.parametrize("size", [(3, 5), (80, 90)])
+def test_noise_of_some_frames_is_that_of_the_whole(
+    frames: list[int], size: tuple[int, int]
+) -> None:
+    whole = posterior.draw_(torch.empty(2, 361, *size), 11)
+    found = posterior.draw_frames((2, 361, *size), frames, 11)
+    assert torch.equal(found, whole[:, list(frames)])
+
+
+def test_noise_of_few_frames_draws_only_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = noise.fill
+
+    def counting(out: np.ndarray, seed: int, start: int = 0) -> None:
+        sizes.append(len(out))
+        original(out, seed, start)
+
+    monkeypatch.setattr(posterior, "fill", counting)
+    posterior.draw_frames((4, 361, 32, 48), [7, 8, 200], 0)
+    assert sum(sizes) == 4 * 3 * 32 * 48

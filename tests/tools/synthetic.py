@@ -93,6 +93,7 @@ def make_manifest(
     codec: str = "zstd",
     shard_clips: int = 4,
     num_rejected: int = 0,
+    chunk_frames: int | None = None,
 ) -> Manifest:
     recipe = {"encoder": {"kind": "synthetic", "dtype": spec.dtype}, "stored": spec.stored}
     manifest = Manifest(
@@ -102,6 +103,7 @@ def make_manifest(
         format=format,
         compression={"codec": codec, "level": 5},
         shard_clips=shard_clips,
+        chunk_frames=chunk_frames,
         config={},
     )
     parts = tuple(
@@ -149,6 +151,7 @@ def write_cache(
     by_frame: bool = False,
     spec: LatentSpec | None = None,
     actions: bool = False,
+    chunk_frames: int | None = None,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
@@ -168,6 +171,7 @@ def write_cache(
         codec=codec,
         shard_clips=shard_clips,
         num_rejected=rejected,
+        chunk_frames=chunk_frames,
     )
     write_manifest(storage, manifest)
     layouts = manifest.layouts()

@@ -133,6 +133,12 @@ def _settings(contents: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**settings, **inner} if isinstance(inner, Mapping) else dict(settings)
 
 
+def part(loaded: TrainerCheckpoint, prefix: str) -> dict[str, torch.Tensor]:
+    """Return the tensors whose names begin with a prefix, without it, as `load_into` takes them."""
+    kept = loaded.select(prefix).tensors
+    return {name.removeprefix(prefix): tensor.float().contiguous() for name, tensor in kept.items()}
+
+
 def load_into(module: torch.nn.Module, loaded: TrainerCheckpoint) -> None:
     """Put the tensors into a module made on the meta device, all of them and no others, in float32.
 

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator
-from torch import nn
 from torch.nn import functional
 
 from latentcache.config.sections import Positive, Section
+from latentcache.core.codebook import MultiScaleCodebook
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.inference import exact_kernels
@@ -29,8 +28,6 @@ from latentcache.errors import ConfigError
 MODEL_CLASS = "VAR VQVAE"
 #: Input values of the model: x / 255 in float32, then doubled, then less one, as in its data set.
 LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0) * 2 - 1
-#: How far `Phi` goes from its input to its convolution. It is no tensor and equal in all published weights.
-PHI_RATIO = 0.5
 _CODEBOOK = "quantize.embedding.weight"
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 #: The buffer that counts how often training used each code; it has one row per scale of the training.
@@ -92,6 +89,12 @@ def identity(config: Config) -> Mapping[str, Any]:
     }
 
 
+def quantiser(config: Config) -> Mapping[str, torch.Tensor]:
+    """Return the codebook, and the convolutions that its scales pass through."""
+    loaded = _select(trainer_checkpoint.read(locate(config.checkpoint, "encoder.checkpoint")))
+    return trainer_checkpoint.part(loaded, "quantize.")
+
+
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> VAREncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     file = locate(config.checkpoint, "encoder.checkpoint")
@@ -120,39 +123,8 @@ def _select(loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     return replace(loaded, tensors=kept)
 
 
-class Phi(nn.Conv2d):
-    """A 3x3 convolution, mixed with its input, which every upsampled scale passes through."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1)
-
-    def forward(self, h_BChw: torch.Tensor) -> torch.Tensor:
-        """Return the same shape."""
-        return h_BChw * (1 - PHI_RATIO) + super().forward(h_BChw) * PHI_RATIO
-
-
-class Phis(nn.Module):
-    """The convolutions, fewer than scales; each scale uses the nearest one, all placed from 0 to 1."""
-
-    def __init__(self, channels: int, number: int) -> None:
-        super().__init__()
-        self.qresi_ls = nn.ModuleList(Phi(channels) for _ in range(number))
-        edge = 1 / 3 / number if number == 4 else 1 / 2 / number  # as published
-        self._places = np.linspace(edge, 1 - edge, number)
-
-    def of(self, place: float) -> nn.Module:
-        """Return the convolution of a scale."""
-        return self.qresi_ls[int(np.argmin(np.abs(self._places - place)))]
-
-
-class Quantiser(nn.Module):
+class Quantiser(MultiScaleCodebook):
     """Quantises what coarser scales left over, from the coarsest to the finest."""
-
-    def __init__(self, codes: int, channels: int, phis: int, scales: Sequence[int]) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(codes, channels)
-        self.quant_resi = Phis(channels, phis)
-        self.scales = tuple(scales)
 
     def to_ids(self, latents_BChw: torch.Tensor) -> torch.Tensor:
         """Return int64 ids [B, n] of latents whose sides are the last scale's."""
@@ -160,46 +132,12 @@ class Quantiser(nn.Module):
         ids = []
         for i, side in enumerate(self.scales):
             shrunk = (
-                rest if i == self._last else functional.interpolate(rest, (side, side), mode="area")
+                rest if i == self.last else functional.interpolate(rest, (side, side), mode="area")
             )
             vectors = shrunk.permute(0, 2, 3, 1).flatten(0, -2)
             ids.append(nearest_code(vectors, self.embedding.weight).view(len(rest), -1))
-            rest -= self._part(i, ids[-1])
+            rest -= self.part(i, ids[-1])
         return torch.cat(ids, dim=1)
-
-    def to_latents(self, ids_Bn: torch.Tensor) -> torch.Tensor:
-        """Return the sum of all scales, [B, C, h, w]."""
-        parts = [self._part(i, ids) for i, ids in enumerate(self._by_scale(ids_Bn))]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
-
-    def teacher_input(self, ids_Bn: torch.Tensor) -> torch.Tensor:
-        """Return a VAR transformer's input for each id but the first, [B, n - 1, C]."""
-        total = torch.zeros(())
-        inputs = []
-        for i, ids in enumerate(self._by_scale(ids_Bn)[:-1]):
-            total = self._part(i, ids) + total.to(ids.device)
-            side = self.scales[i + 1]
-            inputs.append(functional.interpolate(total, (side, side), mode="area").flatten(2))
-        return torch.cat(inputs, dim=2).transpose(1, 2)
-
-    @property
-    def _last(self) -> int:
-        return len(self.scales) - 1
-
-    def _by_scale(self, ids_Bn: torch.Tensor) -> Sequence[torch.Tensor]:
-        return torch.split(ids_Bn, [side * side for side in self.scales], dim=1)
-
-    def _part(self, i: int, ids_Bn: torch.Tensor) -> torch.Tensor:
-        """Return what scale `i` adds to the latents, [B, C, h, w] at the last scale's sides."""
-        side, full = self.scales[i], self.scales[-1]
-        codes_BChw = self.embedding(ids_Bn).unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        if i < self._last:
-            codes_BChw = functional.interpolate(codes_BChw, (full, full), mode="bicubic")
-        part: torch.Tensor = self.quant_resi.of(i / self._last)(codes_BChw.contiguous())
-        return part
 
 
 class VARTokenizer(Autoencoder):

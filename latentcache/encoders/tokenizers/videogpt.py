@@ -72,6 +72,12 @@ def identity(config: Config) -> Mapping[str, Any]:
     }
 
 
+def quantiser(config: Config) -> Mapping[str, torch.Tensor]:
+    """Return the codebook."""
+    loaded = trainer_checkpoint.read(locate(config.checkpoint, "encoder.checkpoint"))
+    return {"weight": trainer_checkpoint.part(loaded, "codebook.")["embeddings"]}
+
+
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiscreteEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     file = locate(config.checkpoint, "encoder.checkpoint")

@@ -35,7 +35,13 @@ from latentcache.format.parquet_bounds import (
 )
 from latentcache.format.shards import parquet_pack
 from latentcache.format.shards.protocol import ArrayLayout, EncodedShard, StoredChunk
-from latentcache.format.shards.ranges import ShardObject, check_rows, damaged, read_chunks
+from latentcache.format.shards.ranges import (
+    ShardObject,
+    check_rows,
+    damaged,
+    read_chunks,
+    read_whole,
+)
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
@@ -154,6 +160,22 @@ class ParquetFormat:
             except (pa.ArrowException, OSError, ValueError, KeyError) as error:
                 what = f"its row group cannot be read ({error})"
                 raise shard.damaged(chunks[n].row, what) from error
+
+    def read_frames(
+        self,
+        storage: Storage,
+        layout: ArrayLayout,
+        index: int,
+        chunks: Sequence[ChunkRef],
+        picks: Sequence[Sequence[int] | None],
+        out: Sequence[Array],
+        *,
+        check: bool = True,
+        disk: DiskCache | None = None,
+    ) -> None:
+        """Read chunks whole, for they have no pieces, and copy the picked frames."""
+        where, numbers = (storage, layout, index), range(len(chunks))
+        read_whole(self, *where, chunks, picks, out, numbers, check=check, disk=disk)
 
     def _footer(
         self, storage: Storage, layout: ArrayLayout, index: int, path: str, chunk: ChunkRef

@@ -60,7 +60,9 @@ class ArrayLayout:
     have, such as one per caption; where there are several, they are an axis of the array, and row i's
     sample k is number i * choices + k of all that is given and read here. padded: the side on which a
     sample is filled up with zeros to its shape, where it may have fewer of its first axis; None if all
-    samples have the shape. piece: of a padded sample, how many of its first axis are compressed together.
+    samples have the shape. piece: how many of an axis are compressed together, all if None: of a padded
+    sample's first axis, which is a multiple of it; of others of the axis piece_axis, whose last piece is
+    filled up.
     """
 
     bucket: Bucket
@@ -74,6 +76,7 @@ class ArrayLayout:
     choices: int = 1
     padded: Literal["left", "right"] | None = None
     piece: int | None = None
+    piece_axis: int = 0
 
     @property
     def shard_samples(self) -> int:
@@ -83,7 +86,14 @@ class ArrayLayout:
     @property
     def pieces(self) -> int:
         """Pieces of a whole sample."""
-        return self.shape[0] // self.piece if self.piece else 1
+        return -(-self.shape[self.piece_axis] // self.piece) if self.piece else 1
+
+    @property
+    def piece_shape(self) -> tuple[int, ...]:
+        """Shape of a piece; of the whole sample if there are no pieces."""
+        if not self.piece:
+            return self.shape
+        return (*self.shape[: self.piece_axis], self.piece, *self.shape[self.piece_axis + 1 :])
 
     @property
     def sample_bytes(self) -> int:
@@ -156,6 +166,24 @@ class Format(Protocol):
 
         check: compare their CRC32C. disk: where chunks of remote objects are kept. Raises
         CorruptionError where bytes are missing, fail their CRC32C or do not decompress.
+        """
+        ...
+
+    def read_frames(
+        self,
+        storage: Storage,
+        layout: ArrayLayout,
+        index: int,
+        chunks: Sequence[ChunkRef],
+        picks: Sequence[Sequence[int] | None],
+        out: Sequence[Array],
+        *,
+        check: bool = True,
+        disk: DiskCache | None = None,
+    ) -> None:
+        """Read as `read` does, but of each chunk only some latent frames, if not None.
+
+        Of a layout with pieces along the latent frames, only the pieces that hold them are read.
         """
         ...
 

@@ -6,6 +6,7 @@ concurrent requests, and what a disk cache holds of them is not asked for.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ import numpy as np
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
-from latentcache.format.shards.protocol import LATENTS, ArrayLayout
+from latentcache.format.shards.protocol import LATENTS, ArrayLayout, Format
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
@@ -27,6 +29,8 @@ PIECE_BYTES = 1 << 18
 MAX_GAP_BYTES = 128 << 10
 #: What a chunk takes beyond its sample where nothing can be compressed: headers of blosc, or of pages.
 CHUNK_OVERHEAD_BYTES = 8192
+#: Blosc's header and the CRC32C of a piece.
+PIECE_OVERHEAD_BYTES = 20
 #: What a shard object holds beside its chunks: a row of the sample table with a long caption, an entry of
 #: Zarr's index or of Parquet's footer; and what the file takes once.
 ROW_OVERHEAD_BYTES = 1 << 20
@@ -75,8 +79,8 @@ def damaged(
 
 def longest_chunk(layout: ArrayLayout) -> int:
     """Return the most bytes that a stored sample can take."""
-    num_bytes = layout.sample_bytes
-    return num_bytes + num_bytes // 8 + CHUNK_OVERHEAD_BYTES
+    num_bytes = layout.pieces * math.prod(layout.piece_shape) * ITEM_BYTES[layout.dtype]
+    return num_bytes + num_bytes // 8 + layout.pieces * PIECE_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES
 
 
 def largest_object(layout: ArrayLayout) -> int:
@@ -86,7 +90,10 @@ def largest_object(layout: ArrayLayout) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardObject:
-    """One shard object to read chunks of. check: whether to compare their CRC32C."""
+    """One shard object to read chunks of. check: whether to compare their CRC32C.
+
+    kept_as: the name under which `disk` keeps its chunks; omitted, the path.
+    """
 
     storage: Storage
     layout: ArrayLayout
@@ -94,6 +101,7 @@ class ShardObject:
     path: str
     check: bool = True
     disk: DiskCache | None = None
+    kept_as: str | None = None
 
     def damaged(self, row: int | None, what: str) -> CorruptionError:
         """Return the error for bytes of it that cannot be what was committed."""
@@ -118,6 +126,33 @@ def read_chunks(
     except FileNotFoundError:
         row = chunks[0].row if len(chunks) == 1 else None
         raise shard.damaged(row, "the object is missing") from None
+
+
+def read_whole(
+    shard_format: Format,
+    storage: Storage,
+    layout: ArrayLayout,
+    index: int,
+    chunks: Sequence[ChunkRef],
+    picks: Sequence[Sequence[int] | None],
+    out: Sequence[Array],
+    numbers: Sequence[int],
+    *,
+    check: bool = True,
+    disk: DiskCache | None = None,
+) -> None:
+    """Read the chunks of these numbers whole, and copy the picked frames, byte for byte.
+
+    Frames are the third axis from the end; samples without them, such as multi-scale ids, come whole.
+    """
+    cut = {n for n in numbers if picks[n] is not None and len(layout.shape) >= 3}
+    wholes = [np.empty(layout.shape, out[n].dtype) if n in cut else out[n] for n in numbers]
+    some = [chunks[n] for n in numbers]
+    if some:
+        shard_format.read(storage, layout, index, some, wholes, check=check, disk=disk)
+    for n, whole in zip(numbers, wholes, strict=True):
+        if n in cut:
+            out[n][:] = whole.take(list(picks[n] or ()), axis=-3)
 
 
 def _read_local(
@@ -157,7 +192,7 @@ def _read_remote(
     missing = list(range(len(chunks)))
     if shard.disk is not None:
         buffers = into or _Scratch(chunks)
-        for n, data in shard.disk.read(shard.path, chunks, buffers):
+        for n, data in shard.disk.read(shard.kept_as or shard.path, chunks, buffers):
             missing.remove(n)
             yield n, data
     for n, data in zip(missing, _fetch(shard, [chunks[n] for n in missing]), strict=True):
@@ -179,7 +214,7 @@ def _fetch(shard: ShardObject, chunks: Sequence[ChunkRef]) -> list[memoryview]:
     for chunk, data in found.items():
         _check(shard, chunk, data)
     if shard.disk is not None:
-        shard.disk.write(shard.path, found)
+        shard.disk.write(shard.kept_as or shard.path, found)
     return [found[chunk] for chunk in chunks]
 
 

@@ -10,13 +10,10 @@ https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.htm
 from __future__ import annotations
 
 import functools
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import google_crc32c
-import numcodecs.blosc
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
@@ -25,37 +22,35 @@ from zarr.storage import MemoryStore
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.records import ChunkRef
 from latentcache.core.spec import ITEM_BYTES
+from latentcache.errors import CorruptionError
 from latentcache.format import checksum
-from latentcache.format.shards import bfloat16
+from latentcache.format.shards import bfloat16, pieces
+from latentcache.format.shards.pieces import CRC_BYTES
 from latentcache.format.shards.protocol import LATENTS, ArrayLayout, EncodedShard, StoredChunk
-from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks
+from latentcache.format.shards.ranges import ShardObject, check_rows, read_chunks, read_whole
+from latentcache.format.shards.zarr_index import (
+    ABSENT,
+    MAX_INDICES,
+    Indices,
+    index_bytes,
+    piece_ref,
+)
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 
 __all__ = ["ZarrFormat", "bfloat16", "build"]
 
-CRC_BYTES = 4
-BLOSC_HEADER_BYTES = 16
 ZARR_JSON = "zarr.json"
-INDEX_ENTRY_BYTES = 16
-#: Offset and length of an absent chunk in a shard index.
-ABSENT = 2**64 - 1
-
-# As zarr-python sets it. Blosc's own threads would make the bytes depend on their timing, and they
-# do not survive a fork; every caller here brings its own threads.
-numcodecs.blosc.use_threads = False
-
-
-#: On real bfloat16 latents, blosc's lz4 takes 0.65 to 0.67 of their size with bits shuffled, 0.69 to 0.72
-#: with bytes; zstd 0.57 to 0.60 with bytes, and 0.01 more with bits.
-_SHUFFLES = {
-    "zstd": ("shuffle", numcodecs.blosc.SHUFFLE),
-    "lz4": ("bitshuffle", numcodecs.blosc.BITSHUFFLE),
-}
 
 
 class ZarrFormat:
-    """Shard objects `FOLDER/BUCKET/c/SHARD/0/...`: chunks with CRC32C, the sample table, an index."""
+    """Shard objects `FOLDER/BUCKET/c/SHARD/0/...`: chunks with CRC32C, the sample table, an index.
+
+    Keeps the indices of the objects of which frames were picked last.
+    """
+
+    def __init__(self, max_indices: int = MAX_INDICES) -> None:
+        self._indices = Indices(max_indices)
 
     def metadata(self, layouts: Sequence[ArrayLayout]) -> Mapping[str, bytes]:
         """Return one array's metadata a bucket, then those of the groups around them."""
@@ -78,7 +73,7 @@ class ZarrFormat:
             elif (first := firsts.setdefault(id(array), row)) != row:
                 joined.repeat(first)
             else:
-                joined.add(*_compress_pieces(layout, array))
+                joined.add(*pieces.compress(layout, array))
         return joined.finish(self.path(layout, index))
 
     def take(
@@ -94,13 +89,13 @@ class ZarrFormat:
     def pack(
         self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
     ) -> EncodedShard:
-        """Join chunks to one object. Chunks of samples in pieces are not taken."""
+        """Join chunks to one object. Raises ValueError where a chunk is not of whole pieces."""
         joined = _Joined(layout)
         for chunk in chunks:
             if chunk is None:
                 joined.skip()
             else:
-                joined.add(0, [chunk.data])
+                joined.add(*pieces.stored(layout, memoryview(chunk.data)))
         return joined.finish(self.path(layout, index))
 
     def read(
@@ -119,35 +114,63 @@ class ZarrFormat:
         shard = ShardObject(
             storage=storage, layout=layout, index=index, path=path, check=check, disk=disk
         )
-        targets = [array.view(np.uint8).reshape(-1) for array in out]
         if layout.codec == "none" and not layout.piece:
             _check_lengths(shard, chunks)
-            for _ in read_chunks(shard, chunks, [target.data for target in targets]):
+            for _ in read_chunks(shard, chunks, [pieces.bytes_of(array).data for array in out]):
                 pass
             return
         for n, block in read_chunks(shard, chunks):
             try:
-                _decompress_pieces(layout, block, targets[n])
+                pieces.decompress(layout, block, out[n])
             except (RuntimeError, ValueError) as error:
-                what = f"its bytes do not decompress ({error})"
-                raise shard.damaged(chunks[n].row, what) from error
+                raise _not_decompressed(shard, chunks[n], error) from error
+
+    def read_frames(
+        self,
+        storage: Storage,
+        layout: ArrayLayout,
+        index: int,
+        chunks: Sequence[ChunkRef],
+        picks: Sequence[Sequence[int] | None],
+        out: Sequence[Array],
+        *,
+        check: bool = True,
+        disk: DiskCache | None = None,
+    ) -> None:
+        """Read of each chunk the pieces that hold the picked frames, by Zarr's index, which is kept."""
+        where = (storage, layout, index)
+        whole = [n for n, frames in enumerate(picks) if frames is None or layout.pieces == 1]
+        read_whole(self, *where, chunks, picks, out, whole, check=check, disk=disk)
+        cut = sorted(set(range(len(chunks))) - set(whole))
+        if not cut:
+            return
+        path = self.path(layout, index)
+        shard = ShardObject(
+            storage=storage, layout=layout, index=index, path=path, check=check, disk=disk
+        )
+        table = self._indices.read(shard, [chunks[n] for n in cut])
+        for some in [[n] for n in cut] if disk else [cut]:
+            # Any sound piece passes its check, so the disk must tell two objects of one path apart.
+            kept_as = f"{path}@{chunks[some[0]].crc32c:08x}" if disk else None
+            wanted = [(chunks[n], picks[n] or (), out[n]) for n in some]
+            _read_pieces(replace(shard, kept_as=kept_as), table, wanted)
 
     def tail_bytes(self, layout: ArrayLayout, data: bytes) -> int:  # noqa: ARG002
         """Return the length of Zarr's index, which is the same for all shards of an array."""
-        return INDEX_ENTRY_BYTES * layout.shard_samples * layout.pieces + CRC_BYTES
+        return index_bytes(layout)
 
     def decode(self, layout: ArrayLayout, data: bytes, chunk: ChunkRef, out: Array) -> None:
         """Decompress one chunk of a whole shard object."""
         block = memoryview(data)[chunk.offset : chunk.offset + chunk.length]
         try:
-            _decompress_pieces(layout, block, out.view(np.uint8).reshape(-1))
+            pieces.decompress(layout, block, out)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
 
 
 @functools.cache
 def build() -> ZarrFormat:
-    """Return the format; it has no state."""
+    """Return the format, one for the process, so that its indices are shared."""
     return ZarrFormat()
 
 
@@ -165,9 +188,9 @@ def _metadata(layouts: Sequence[ArrayLayout]) -> dict[str, bytes]:
             shape=_axes(layout, layout.num_rows),
             dtype=numpy_dtype(layout.dtype),
             chunks=_chunk_shape(layout),
-            shards=_axes(layout, layout.shard_rows),
+            shards=_shard_shape(layout),
             compressors=_compressors(layout),
-            fill_value=0 if layout.dtype.startswith("uint") or layout.padded else float("nan"),
+            fill_value=pieces.fill_value(layout),
             attributes=unsealed,
         )
         paths.add(f"{layout.folder}/{layout.bucket.name}/{ZARR_JSON}")
@@ -183,14 +206,20 @@ def _axes(layout: ArrayLayout, num_rows: int) -> tuple[int, ...]:
 
 def _chunk_shape(layout: ArrayLayout) -> tuple[int, ...]:
     choices = (1,) if layout.choices > 1 else ()
-    piece = (layout.piece,) if layout.piece else layout.shape[:1]
-    return (1, *choices, *piece, *layout.shape[1:])
+    return (1, *choices, *layout.piece_shape)
+
+
+def _shard_shape(layout: ArrayLayout) -> tuple[int, ...]:
+    """Return a Zarr shard's shape: of whole pieces, so that it may be longer than the array."""
+    filled, axis = list(_axes(layout, layout.shard_rows)), layout.piece_axis - len(layout.shape)
+    filled[axis] = layout.pieces * layout.piece_shape[layout.piece_axis]
+    return tuple(filled)
 
 
 def _compressors(layout: ArrayLayout) -> list[Any]:
     if layout.codec == "none":
         return [Crc32cCodec()]
-    names: Any = {"cname": layout.codec, "shuffle": _SHUFFLES[layout.codec][0]}
+    names: Any = {"cname": layout.codec, "shuffle": pieces.SHUFFLES[layout.codec][0]}
     blosc = BloscCodec(typesize=ITEM_BYTES[layout.dtype], clevel=layout.level, **names)
     return [blosc, Crc32cCodec()]
 
@@ -214,103 +243,54 @@ class _Joined:
         self._table[row] = self._table[first]
         self._chunks.append(replace(cast(ChunkRef, self._chunks[first]), row=row))
 
-    def add(self, start: int, pieces: Sequence[bytes]) -> None:
+    def add(self, start: int, parts: Sequence[bytes]) -> None:
         """Add the pieces of a row, the first of which is piece `start` of its sample."""
         row = len(self._chunks)
-        block = _lay_out(pieces, self._position, self._table[row, start:])
+        block = _lay_out(parts, self._position, self._table[row, start:])
         stored = block[:-CRC_BYTES]
         self._parts.append(block)
         self._chunks.append(
-            ChunkRef(row=row, offset=self._position, length=len(stored), crc32c=_crc(stored))
+            ChunkRef(
+                row=row, offset=self._position, length=len(stored), crc32c=pieces.crc32c(stored)
+            )
         )
         self._position += len(block)
 
     def finish(self, path: str) -> EncodedShard:
         """Return the object: its chunks, then the index with its CRC32C."""
         data = self._table.tobytes()
-        tail = data + _crc(data).to_bytes(CRC_BYTES, "little")
+        tail = data + pieces.crc32c(data).to_bytes(CRC_BYTES, "little")
         return EncodedShard(path, b"".join(self._parts), tail, self._chunks)
 
 
-def _compress_pieces(layout: ArrayLayout, array: Array) -> tuple[int, list[bytes]]:
-    """Return the number of the first piece that is stored, and all pieces but those of padding.
-
-    There is at least one, for a sample without any is one that failed.
-    """
-    if not layout.piece:
-        return 0, [_compress(layout, layout.whole(array))]
-    num = max(1, -(-len(array) // layout.piece))
-    start = layout.pieces - num if layout.padded == "left" else 0
-    parts = np.split(layout.whole(array), layout.pieces)
-    return start, [_compress(layout, part) for part in parts[start : start + num]]
-
-
-def _lay_out(pieces: Sequence[bytes], position: int, table: Array) -> bytes:
+def _lay_out(parts: Sequence[bytes], position: int, table: Array) -> bytes:
     """Return the bytes of pieces, each with its CRC32C, and enter in Zarr's index where each is."""
-    parts = []
-    for n, piece in enumerate(pieces):
+    found = []
+    for n, piece in enumerate(parts):
         table[n] = position, len(piece) + CRC_BYTES
         position += len(piece) + CRC_BYTES
-        parts += [piece, _crc(piece).to_bytes(CRC_BYTES, "little")]
-    return b"".join(parts)
+        found += [piece, pieces.crc32c(piece).to_bytes(CRC_BYTES, "little")]
+    return b"".join(found)
 
 
-def _compress(layout: ArrayLayout, array: Array) -> bytes:
-    # A view as unsigned integers, because blosc takes the width of its shuffle from the items.
-    words = np.ascontiguousarray(array).reshape(-1).view(f"<u{ITEM_BYTES[layout.dtype]}")
-    if layout.codec == "none":
-        return bytes(words.tobytes())
-    codec, (_, shuffle) = layout.codec.encode(), _SHUFFLES[layout.codec]
-    return bytes(numcodecs.blosc.compress(words, codec, layout.level, shuffle))
+def _read_pieces(
+    shard: ShardObject, table: Array, wanted: Sequence[tuple[ChunkRef, Sequence[int], Array]]
+) -> None:
+    """Read of each chunk the pieces with some frames, and copy these frames to its array."""
+    layout, refs, targets = shard.layout, list[ChunkRef](), list[tuple[int, Sequence[int], Array]]()
+    for chunk, frames, out in wanted:
+        for piece in sorted({frame // layout.piece_shape[layout.piece_axis] for frame in frames}):
+            refs.append(piece_ref(chunk, table[chunk.row, piece]))
+            targets.append((piece, frames, out))
+    for n, block in read_chunks(shard, refs):
+        try:
+            pieces.decompress_frames(layout, block[:-CRC_BYTES], *targets[n])
+        except (RuntimeError, ValueError) as error:
+            raise _not_decompressed(shard, refs[n], error) from error
 
 
-def _decompress_pieces(layout: ArrayLayout, block: memoryview, target: Array) -> None:
-    """Fill the bytes of a whole sample from its stored pieces. Raises ValueError, RuntimeError."""
-    piece_bytes = len(target) // layout.pieces
-    found = list(_split(layout, block, piece_bytes))
-    start = (layout.pieces - len(found)) * piece_bytes if layout.padded == "left" else 0
-    if len(found) > layout.pieces:
-        raise ValueError(f"it has {len(found)} pieces")
-    end = start + len(found) * piece_bytes
-    target[:start] = 0
-    target[end:] = 0
-    for n, piece in enumerate(found):
-        at = start + n * piece_bytes
-        _decompress(layout, piece, target[at : at + piece_bytes])
-
-
-def _split(layout: ArrayLayout, block: memoryview, piece_bytes: int) -> Iterator[memoryview]:
-    """Yield the pieces of a sample's stored bytes: each says its length, or all have the same."""
-    if layout.pieces == 1:
-        yield block
-        return
-    start = 0
-    while start < len(block):
-        length = piece_bytes
-        if layout.codec != "none":
-            header = block[start : start + BLOSC_HEADER_BYTES]
-            if len(header) < BLOSC_HEADER_BYTES:
-                raise ValueError("it ends in the middle of a piece")
-            length = struct.unpack_from("<I", header, 12)[0]
-        if length < 1 or start + length > len(block):
-            raise ValueError("it ends in the middle of a piece")
-        yield block[start : start + length]
-        start += length + CRC_BYTES
-
-
-def _decompress(layout: ArrayLayout, block: memoryview, target: Array) -> None:
-    if layout.codec == "none":
-        if len(block) != len(target):
-            raise ValueError(f"{len(block)} bytes are not one sample")
-        target[:] = np.frombuffer(block, np.uint8)
-        return
-    # Blosc believes its header: one that lies would have it read past the block, or write too little.
-    num_bytes, _, compressed_bytes = (
-        struct.unpack_from("<3I", block, 4) if len(block) > BLOSC_HEADER_BYTES else (0,) * 3
-    )
-    if (num_bytes, compressed_bytes) != (target.nbytes, len(block)):
-        raise ValueError("its header is of another length")
-    numcodecs.blosc.decompress(block, target)
+def _not_decompressed(shard: ShardObject, chunk: ChunkRef, error: Exception) -> CorruptionError:
+    return shard.damaged(chunk.row, f"its bytes do not decompress ({error})")
 
 
 def _check_lengths(shard: ShardObject, chunks: Sequence[ChunkRef]) -> None:
@@ -318,7 +298,3 @@ def _check_lengths(shard: ShardObject, chunks: Sequence[ChunkRef]) -> None:
     for chunk in chunks:
         if chunk.length != num_bytes:
             raise shard.damaged(chunk.row, f"{chunk.length} bytes are not one sample")
-
-
-def _crc(data: bytes) -> int:
-    return int(google_crc32c.value(data))

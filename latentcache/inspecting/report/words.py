@@ -99,4 +99,5 @@ def _normaliser(spec: LatentSpec) -> str:
 def _storage(manifest: Manifest) -> str:
     codec, level = manifest.compression["codec"], manifest.compression["level"]
     packed = "uncompressed" if codec == "none" else f"{codec} of level {level}"
-    return f"{manifest.format}, {packed}, {manifest.shard_clips} clips per shard"
+    chunks = manifest.chunk_frames and f", {manifest.chunk_frames} latent frames per chunk"
+    return f"{manifest.format}, {packed}, {manifest.shard_clips} clips per shard{chunks or ''}"

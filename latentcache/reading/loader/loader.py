@@ -223,7 +223,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 columns,
                 LoaderFields.of(cache, options) if options.names else None,
                 frames,
-                self._view,
+                self._view and self._view.of_cache(cache),
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]

@@ -84,9 +84,12 @@ class Transform:
         """
         work, noise = torch.empty(self.shape(tuple(stored.shape)), dtype=torch.float32), None
         if self.draws:
-            noise = torch.empty(self.shape(whole), dtype=torch.float32)
-            self.draw(noise, key, epoch)
-            noise = noise if frames is None else noise[:, list(frames)]
+            shape = self.shape(whole)
+            seed = posteriors.sample_seed(self._seed, epoch, key)
+            if frames is None:
+                noise = posteriors.draw_(torch.empty(shape, dtype=torch.float32), seed)
+            else:
+                noise = posteriors.draw_frames(shape, frames, seed)
         return self(stored, noise, work, frames).to(self.dtype)
 
     def __call__(

@@ -34,6 +34,11 @@ class AnyView:
         self._pick, make = methods
         self._make: Callable[..., Any] | None = make or (view if callable(view) else None)
 
+    def of_cache(self, cache: Any) -> AnyView:
+        """Return the view with what it needs of a cache, such as its quantiser."""
+        of_cache = getattr(self._view, "of_cache", None)
+        return AnyView(of_cache(cache), self._seed) if callable(of_cache) else self
+
     def __repr__(self) -> str:
         return self.name
 

@@ -18,7 +18,7 @@ class MultiScale:
     """`ids` int64 [B, n], a VAR transformer's targets, and its `teacher_input` float32 [B, n - 1, D].
 
     teacher_input: makes the input of ids [1, n], as `VAREncoder.teacher_input` does; several threads
-    call it. None: a batch has only ids.
+    call it. None: the cache's own quantiser makes it; if the cache has none, a batch has only ids.
     """
 
     teacher_input: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -37,6 +37,12 @@ class MultiScale:
                 f"MultiScale: {spec.model_class} gives no multi-scale ids, as encoder.kind var does. For "
                 "other ids use Tokens."
             )
+
+    def of_cache(self, cache: Any) -> MultiScale:
+        """Return it with the quantiser of a `Cache`, if that has one and no function is given."""
+        if self.teacher_input is not None or cache.manifest.quantiser_sha256 is None:
+            return self
+        return MultiScale(cache.quantiser().teacher_input)
 
     def make(
         self,
