@@ -94,13 +94,15 @@ class ZarrFormat:
     def pack(
         self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
     ) -> EncodedShard:
-        """Join chunks to one object. Chunks of samples in pieces are not taken."""
-        joined = _Joined(layout)
-        for chunk in chunks:
+        """Join chunks to one object. Rows that are the same chunk are stored once."""
+        joined, firsts = _Joined(layout), dict[int, int]()
+        for row, chunk in enumerate(chunks):
             if chunk is None:
                 joined.skip()
+            elif (first := firsts.setdefault(id(chunk), row)) != row:
+                joined.repeat(first)
             else:
-                joined.add(0, [chunk.data])
+                joined.add(*_stored_pieces(layout, chunk.data))
         return joined.finish(self.path(layout, index))
 
     def read(
@@ -243,6 +245,16 @@ def _compress_pieces(layout: ArrayLayout, array: Array) -> tuple[int, list[bytes
     start = layout.pieces - num if layout.padded == "left" else 0
     parts = np.split(layout.whole(array), layout.pieces)
     return start, [_compress(layout, part) for part in parts[start : start + num]]
+
+
+def _stored_pieces(layout: ArrayLayout, data: bytes) -> tuple[int, list[bytes]]:
+    """Return the number of the first stored piece of a sample, and its pieces. Raises ValueError."""
+    pieces = [
+        bytes(p) for p in _split(layout, memoryview(data), layout.sample_bytes // layout.pieces)
+    ]
+    if not 0 < len(pieces) <= layout.pieces:
+        raise ValueError(f"a sample has {len(pieces)} pieces, and the array's have {layout.pieces}")
+    return layout.pieces - len(pieces) if layout.padded == "left" else 0, pieces
 
 
 def _lay_out(pieces: Sequence[bytes], position: int, table: Array) -> bytes:
