@@ -15,6 +15,7 @@ import numpy as np
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef
+from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
 from latentcache.format.shards.protocol import LATENTS, ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
@@ -74,8 +75,12 @@ def damaged(
 
 
 def longest_chunk(layout: ArrayLayout) -> int:
-    """Return the most bytes that a stored sample can take."""
-    num_bytes = layout.sample_bytes
+    """Return the most bytes that a stored sample can take.
+
+    Narrow integers take 32 bits each in Parquet, until they are compressed.
+    """
+    num_values = layout.sample_bytes // ITEM_BYTES[layout.dtype]
+    num_bytes = num_values * max(ITEM_BYTES[layout.dtype], 4 if "int" in layout.dtype else 0)
     return num_bytes + num_bytes // 8 + CHUNK_OVERHEAD_BYTES
 
 
