@@ -99,12 +99,13 @@ def copy_missing(
     had. Raises StorageError.
     """
     pending = pending_copies(planned, missing)
-    parents = parents or Parents(planned.config.cache.storage_options)
-    if pending:
-        print_left_out(take_fields(planned, parents))
-    _copy_fields(planned, parents)
     if not pending:
+        # Fields of other caches were copied before the latents, so these need not be within reach.
+        _copy_fields(planned, parents)
         return list(missing)
+    parents = parents or Parents(planned.config.cache.storage_options)
+    print_left_out(take_fields(planned, parents))
+    _copy_fields(planned, parents)
     interval_s = planned.config.run.snapshot_interval_s
     snapshot = RunSnapshot(planned.storage, planned.manifest, interval_s)
     left, num_copied = set(missing), 0
@@ -133,7 +134,7 @@ def print_left_out(choice: FieldChoice) -> None:
         print(f"note     the field {name} is left out: {why}")
 
 
-def _copy_fields(planned: PlannedCache, parents: Parents) -> None:
+def _copy_fields(planned: PlannedCache, parents: Parents | None) -> None:
     for found in copy_fields(planned, parents):
         for warning in found.warnings:
             print(f"warning  {warning}", file=sys.stderr)

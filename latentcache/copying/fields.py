@@ -74,8 +74,10 @@ def copied_shards(planned: PlannedCache) -> list[ShardId]:
     return [s for s in planned.planned_shards() if plan.origins(s) or plan.imports(s)]
 
 
-def copy_fields(planned: PlannedCache, parents: Parents) -> Iterator[FieldCopied]:
+def copy_fields(planned: PlannedCache, parents: Parents | None) -> Iterator[FieldCopied]:
     """Copy what a cache's fields lack of copied rows, and publish it; yield what came of each field.
+
+    parents: the caches that a merged or copied one was made from; None: only its own rows are copied.
 
     Comes before the latents are copied, so that no clip is without its fields meanwhile. Raises
     StorageError.
@@ -93,7 +95,9 @@ def copy_fields(planned: PlannedCache, parents: Parents) -> Iterator[FieldCopied
 class _FieldCopier:
     """Copies one field."""
 
-    def __init__(self, planned: PlannedCache, found: FieldManifest, parents: Parents) -> None:
+    def __init__(
+        self, planned: PlannedCache, found: FieldManifest, parents: Parents | None
+    ) -> None:
         self._planned, self._field, self._parents = planned, found, parents
         self._own = FieldSource(planned, found)
         self._of_parents: dict[Parent, FieldSource | None] = {}
@@ -160,6 +164,8 @@ class _FieldCopier:
         return self._of_parents[parent]
 
     def _open_parent(self, parent: Parent) -> FieldSource | None:
+        if self._parents is None:
+            return None
         try:
             storage = self._parents.open(parent).storage
             # As it is now, for the field's versions may be of later generations.
