@@ -16,7 +16,7 @@ from dataclasses import replace
 from latentcache.copying.compact import Rewritten, choose_shards, plan_compaction
 from latentcache.copying.shards import pending_copies
 from latentcache.errors import ConfigError, CorruptionError
-from latentcache.format.fields.manifest import field_names
+from latentcache.format.fields.manifest import field_names, read_field
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest, refresh
 from latentcache.format.rounds import Rounds
@@ -45,12 +45,8 @@ def compact(args: argparse.Namespace) -> int:
         )
     storage = Storage(args.cache, storage_options(args.overrides))
     manifest = read_manifest(storage)
-    if names := field_names(storage):
-        raise ConfigError(
-            f"{redact(args.cache)} has fields ({', '.join(names)}), whose rows are not copied yet: "
-            "clips in new shards would have none. Nothing was changed. Compact a cache before its fields "
-            "are added, or drop them first: latentcache drop-field"
-        )
+    for name in field_names(storage):
+        read_field(storage, name, manifest)  # before anything is planned, if it is damaged
     config = copying_config(manifest, args.cache, args.overrides)
     planned = PlannedCache(config=config, manifest=manifest, storage=storage)
     if args.dry_run:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentcache.config.files import apply_overrides
+from latentcache.copying.field_choice import FieldChoice, choose_fields
 from latentcache.copying.gather import (
     Gathered,
     Prefer,
@@ -23,7 +24,6 @@ from latentcache.copying.shards import pending_copies
 from latentcache.copying.stored_rows import OpenCache, copy_quantiser
 from latentcache.core.records import ShardFormat
 from latentcache.errors import CacheError, ConfigError, CorruptionError
-from latentcache.format.fields.manifest import field_names
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_all, read_manifest
 from latentcache.format.paths import CACHE_JSON
@@ -35,7 +35,7 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
 
 from .cli import OK, copying_config, is_override
-from .progress import copy_missing
+from .progress import copy_missing, print_left_out
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
 _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
@@ -72,7 +72,6 @@ def derive(
     check_places(urls, target)
     target_options, source_options = options_of(overrides)
     sources = [_open(url, source_options, overrides) for url in urls]
-    _say_what_stays(sources)
     storage = Storage(target, target_options)
     planned, step = planned_before(storage, overrides), None
     if planned is None:
@@ -87,6 +86,10 @@ def derive(
         config = copying_config(manifest, target, overrides)
         planned = PlannedCache(config=config, manifest=manifest, storage=storage)
         step = gathered.step
+        choice = choose_fields([member.opened for member in members])
+        _print_fields(choice)
+        if args.dry_run:
+            print_left_out(choice)
     words = in_words(selection, prefer)
     if step is None:
         _check_same(planned, kind, sources, words, shard_format)
@@ -103,15 +106,6 @@ def derive(
         planned = planned.held_by(holder)
         copy_quantiser(opened[0], planned.storage, planned.manifest)
         return _copy(planned, Parents(source_options, opened))
-
-
-def _say_what_stays(sources: Sequence[PlannedCache]) -> None:
-    for source in sources:
-        if names := field_names(source.storage):
-            print(
-                f"note     fields of {redact(source.storage.url)} are not copied ({', '.join(names)}): add "
-                "them to the new cache with latentcache add-field"
-            )
 
 
 def check_places(urls: Sequence[str], target: str) -> None:
@@ -194,6 +188,11 @@ def _print(gathered: Gathered, manifest: Manifest) -> None:
         print(f"{name:<16}{count:>10}{-(-count // manifest.shard_clips):>9}")
     if gathered.num_twice:
         print(f"{gathered.num_twice} clips that several caches have are taken once")
+
+
+def _print_fields(choice: FieldChoice) -> None:
+    if choice.taken:
+        print(f"fields   {', '.join(field.name for field in choice.taken)}")
 
 
 def _copy(planned: PlannedCache, parents: Parents) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from latentcache.copying.field_choice import FieldChoice, take_fields
+from latentcache.copying.fields import copy_fields
 from latentcache.copying.parents import Parents
 from latentcache.copying.shards import NotCopied, copy_shards, pending_copies
 from latentcache.core.image_quality import psnr_in_words
@@ -90,7 +92,7 @@ def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
 def copy_missing(
     planned: PlannedCache, missing: Sequence[ShardId], parents: Parents | None = None
 ) -> list[ShardId]:
-    """Make the copies that are planned; return the missing shards that are left to encode.
+    """Make the copies that are planned, fields first; return the missing shards that are left to encode.
 
     A shard is one of them if what it is copied from is gone; not if it is damaged, for then its old rows
     count until they are repaired. parents: the caches to copy from; omitted, those at the URLs that they
@@ -98,10 +100,14 @@ def copy_missing(
     """
     pending = pending_copies(planned, missing)
     if not pending:
+        # Fields of other caches were copied before the latents, so these need not be within reach.
+        _copy_fields(planned, parents)
         return list(missing)
+    parents = parents or Parents(planned.config.cache.storage_options)
+    print_left_out(take_fields(planned, parents))
+    _copy_fields(planned, parents)
     interval_s = planned.config.run.snapshot_interval_s
     snapshot = RunSnapshot(planned.storage, planned.manifest, interval_s)
-    parents = parents or Parents(planned.config.cache.storage_options)
     left, num_copied = set(missing), 0
     with (
         Bar(planned.num_clips(pending)) as bar,
@@ -120,6 +126,27 @@ def copy_missing(
     snapshot.close()
     print(f"copied   {num_copied} of {len(pending)} shards, as they are stored")
     return [shard for shard in missing if shard in left]
+
+
+def print_left_out(choice: FieldChoice) -> None:
+    """Say which fields a merged or copied cache does not take, and why."""
+    for name, why in choice.left_out.items():
+        print(f"note     the field {name} is left out: {why}")
+
+
+def _copy_fields(planned: PlannedCache, parents: Parents | None) -> None:
+    for found in copy_fields(planned, parents):
+        for warning in found.warnings:
+            print(f"warning  {warning}", file=sys.stderr)
+        if found.num_shards:
+            print(
+                f"copied   {found.num_shards} shards of the field {found.name}, as they are stored"
+            )
+        if found.num_owed:
+            print(
+                f"field    {found.num_owed} clips of {found.name} are still to be encoded:  latentcache "
+                f"resume {shlex.quote(redact(planned.storage.url))}"
+            )
 
 
 def _unfinished(planned: PlannedCache, published: pa.Table) -> int:

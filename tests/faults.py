@@ -31,6 +31,7 @@ from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.errors import ClipError, LatentCacheError
 from latentcache.format import lease
+from latentcache.format.fields.paths import FIELDS
 from latentcache.format.paths import INDEX, LEASE, generation_path
 from latentcache.format.tables import from_parquet
 from latentcache.reading.loader.loader import LatentLoader
@@ -390,7 +391,8 @@ def check_growth(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> Non
 
 def is_pointer(name: str) -> bool:
     """Tell whether an object is one that a cache replaces, or of planning that has not ended."""
-    return name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
+    pointer = name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
+    return pointer or (name.startswith(f"{FIELDS}/") and name.endswith(f"/{INDEX}"))
 
 
 def check_cache(after: Mapping[str, bytes], finished: Mapping[str, bytes], printed: str) -> None:

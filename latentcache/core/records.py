@@ -42,6 +42,7 @@ REASONS: Mapping[str, str] = {
     "per_frame": "a column of corpus.per_frame has not one value per frame of the source",
     "frame_times": "the clip's frames are not those that values per frame were cut to",
     "retired": "the clip was replaced or removed before it was encoded",
+    "not_copied": "the field had no sound value of the clip that could be copied",
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }
 #: Failures of a field's clips that would come again: nothing is there to encode, or nobody wants it.

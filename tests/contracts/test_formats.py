@@ -670,6 +670,22 @@ def test_a_damaged_parquet_footer_is_found(damage: str, tmp_path: Path) -> None:
         parquet.ParquetFormat().read(storage, layout, 0, [encoded.chunks[0]], out)
 
 
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_narrow_integers_come_back(name: str, dtype: str, codec: str, tmp_path: Path) -> None:
+    """Parquet holds them as 32 bits each, which is no sign of a page that takes too much memory."""
+    layout = replace(make_layout(dtype, codec), shape=(8, 32, 48))
+    kind = numpy_dtype(dtype)
+    rng = np.random.default_rng(0)
+    row = rng.integers(0, np.iinfo(kind).max, layout.shape, kind, endpoint=True)
+    storage = Storage(str(tmp_path))
+    (shard,) = write(name, storage, layout, [[row]])
+    out = np.empty(layout.shape, kind)
+    get_format(name).read(storage, layout, 0, shard.chunks, [out])
+    np.testing.assert_array_equal(out, row)
+
+
 # Chunks that go from shard to shard.
 
 
@@ -693,6 +709,26 @@ def test_packed_chunks_are_the_object_that_encoding_gives(
     assert whole(packed) == whole(encoded)
     together = member.take(storage, layout, 0, [refs[2], refs[0]])
     assert [chunk.data for chunk in together] == [taken[2].data, taken[0].data]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "codec"), list(itertools.product(FORMATS, CODECS)))
+def test_samples_in_pieces_are_packed_as_they_are_encoded(
+    name: str, codec: str, side: Any, tmp_path: Path
+) -> None:
+    """Of padded samples only the pieces with a token of their own are stored; equal ones once."""
+    layout = replace(make_layout("float32", codec), shape=(8, 6), padded=side, piece=2)
+    rng, storage, member = np.random.default_rng(1), Storage(str(tmp_path)), get_format(name)
+    lengths = (3, 0, 8, 5)
+    rows = [rng.normal(size=(n, 6)).astype(np.float32) for n in lengths]
+    (shard,) = write(name, storage, layout, [rows])
+    taken = member.take(storage, layout, 0, shard.chunks)
+    packed = member.pack(layout, 7, [taken[2], None, taken[0], taken[2]])
+    encoded = member.encode_shard(layout, 7, [rows[2], None, rows[0], rows[2]])
+    assert packed.chunks == encoded.chunks
+    assert whole(packed) == whole(encoded)
+    again = member.pack(layout, 0, taken)
+    assert whole(again) == whole(shard)
 
 
 @pytest.mark.parametrize("name", ["zarr", "parquet"])

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import pyarrow as pa
@@ -35,7 +35,13 @@ from latentcache.format.schemas import (
     shard_facts,
 )
 from latentcache.format.shards import get_format
-from latentcache.format.shards.protocol import ArrayLayout, Format, embedded_table
+from latentcache.format.shards.protocol import (
+    ArrayLayout,
+    EncodedShard,
+    Format,
+    StoredChunk,
+    embedded_table,
+)
 from latentcache.format.tables import from_parquet, read_sized_table, to_parquet
 from latentcache.storage.folder import Storage
 
@@ -70,14 +76,17 @@ PLACE = {"offset": pa.int64(), "length": pa.int64(), "crc32c": pa.uint32()}
 class Sample:
     """What became of one choice of a clip. arrays: in the order of the field's; None if it failed.
 
-    Equal samples may hold the same arrays, which are then stored once.
+    Equal samples may hold the same arrays, which are then stored once. Samples that are copied have stored
+    chunks instead of arrays; lengths then says how many of its first axis each array has that are not
+    padding, where it may have fewer than its shape.
     """
 
     key: str
     row: int
     choice: int
     input_sha: str | None = None
-    arrays: Sequence[Array] | None = None
+    arrays: Sequence[Array] | Sequence[StoredChunk] | None = None
+    lengths: Sequence[int | None] = ()
     tokens: int | None = None
     lost_tokens: int = 0
     reason: str | None = None
@@ -86,8 +95,20 @@ class Sample:
     def failed(self, reason: str, message: str | None) -> Sample:
         """Return it as one that failed."""
         return dataclasses.replace(
-            self, arrays=None, tokens=None, lost_tokens=0, reason=reason, message=message
+            self,
+            arrays=None,
+            lengths=(),
+            tokens=None,
+            lost_tokens=0,
+            reason=reason,
+            message=message,
         )
+
+    def length(self, n: int) -> int | None:
+        """Return how many of its first axis array n has that are not padding."""
+        if self.lengths:
+            return self.lengths[n]
+        return None if self.arrays is None else len(cast(Array, self.arrays[n]))
 
 
 def table_schema(field: FieldManifest) -> pa.Schema:
@@ -120,10 +141,13 @@ def commit_field_shard(
     version: int,
     shard: ShardId,
     samples: Sequence[Sample],
+    *,
+    packed: bool = False,
 ) -> ShardReport:
     """Compress a field's shard and create its objects and sample table, or adopt what is there.
 
-    samples: one per row and choice, in order.
+    samples: one per row and choice, in order. packed: their arrays are stored chunks, which are put
+    together as they are; ValueError if the format does not take them.
     """
     started = time.perf_counter()
     shard_format = get_format(manifest.format)
@@ -131,7 +155,7 @@ def commit_field_shard(
     places: list[list[ChunkRef | None]] = []
     others: dict[str, Any] = {}
     for n, layout in reversed(list(enumerate(layouts))):
-        encoded = shard_format.encode_shard(layout, shard.number, _entries(layout, samples, n))
+        encoded = _encode(shard_format, layout, shard.number, samples, n, packed=packed)
         chunks = [encoded.chunks[s.row * field.choices + s.choice] for s in samples]
         places.insert(0, chunks)
         table = _table(field, shard, samples, [*[[None] * len(samples)] * n, *places], since=n)
@@ -154,10 +178,28 @@ def commit_field_shard(
     return dataclasses.replace(report, write_s=time.perf_counter() - started)
 
 
-def _entries(layout: ArrayLayout, samples: Sequence[Sample], n: int) -> list[Array | None]:
+def _encode(
+    shard_format: Format,
+    layout: ArrayLayout,
+    number: int,
+    samples: Sequence[Sample],
+    n: int,
+    *,
+    packed: bool,
+) -> EncodedShard:
+    """Return the object of array n but for its sample table."""
+    entries = _entries(layout, samples, n)
+    if packed:
+        return shard_format.pack(layout, number, cast("list[StoredChunk | None]", entries))
+    return shard_format.encode_shard(layout, number, cast("list[Array | None]", entries))
+
+
+def _entries(
+    layout: ArrayLayout, samples: Sequence[Sample], n: int
+) -> list[Array | StoredChunk | None]:
     """Return an array's samples by their number in the shard; None where there is none."""
     last = max((s.row * layout.choices + s.choice for s in samples), default=0)
-    entries: list[Array | None] = [None] * (last + 1)
+    entries: list[Array | StoredChunk | None] = [None] * (last + 1)
     for sample in samples:
         if sample.arrays is not None:
             entries[sample.row * layout.choices + sample.choice] = sample.arrays[n]
@@ -232,7 +274,7 @@ def _table(
             chunk = places[n][i] if n >= since and sample.arrays is not None else None
             row |= {f"{start}{name}": getattr(chunk, name, None) for name in PLACE}
             if n and array.ragged and sample.arrays is not None:
-                row[f"{start}tokens"] = len(sample.arrays[n])
+                row[f"{start}tokens"] = sample.length(n)
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=table_schema(field))
 

@@ -51,6 +51,7 @@ FOOTER_GUESS_BYTES = 1 << 16
 MAX_FOOTERS = 256
 #: What a page holds beside its values: lengths and levels, run-length coded.
 PAGE_OVERHEAD_BYTES = 4096
+INTEGER_BYTES = 4
 
 
 class ParquetFormat:
@@ -306,7 +307,7 @@ def _decode(
     group = footer.find(chunk)
     if group is None:
         raise ValueError("the footer has no row group there")
-    _check_size(footer.groups[group], chunk, block, out)
+    _check_size(layout, footer.groups[group], chunk, block, out)
     source = pa.PythonFile(_Window(chunk.offset, block), mode="r")
     table = pq.ParquetFile(source, metadata=footer.metadata).read_row_group(
         group, columns=["latents"], use_threads=False
@@ -320,13 +321,17 @@ def _decode(
     out.view(np.uint8).reshape(-1)[:] = bits
 
 
-def _check_size(group: RowGroup, chunk: ChunkRef, block: memoryview, out: Array) -> None:
+def _check_size(
+    layout: ArrayLayout, group: RowGroup, chunk: ChunkRef, block: memoryview, out: Array
+) -> None:
     """Raise ValueError where decoding would take more memory than one sample does."""
     latents = [column for column in group.columns if column.path[0] == "latents"]
     if group.num_rows != 1 or [column.num_values for column in latents] != [out.size]:
         raise ValueError(f"it says {group.num_rows} rows, and is not one sample")
     pages = measure(block, latents, chunk.offset)
-    if pages.num_bytes > out.nbytes + PAGE_OVERHEAD_BYTES or pages.list_values != out.size:
+    # Parquet has no integers of less than 32 bits: narrower ones take as much in a page.
+    width = max(out.dtype.itemsize, INTEGER_BYTES if "int" in layout.dtype else 0)
+    if pages.num_bytes > out.size * width + PAGE_OVERHEAD_BYTES or pages.list_values != out.size:
         raise ValueError(f"it would decode to {pages.list_values} values")
 
 

@@ -146,8 +146,9 @@ class Format(Protocol):
     ) -> EncodedShard:
         """Put chunks of other shards (None where a clip failed) into one object, without compressing them.
 
-        The object is the one that `encode_shard` gives for the same rows. Raises ValueError if the chunks
-        are not of this format, as this version writes it.
+        The object is the one that `encode_shard` gives for the same rows. Rows that are the same chunk are
+        stored once if the format can. Raises ValueError if the chunks are not of this format, as this
+        version writes it.
         """
         ...
 

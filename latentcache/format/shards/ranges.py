@@ -78,8 +78,12 @@ def damaged(
 
 
 def longest_chunk(layout: ArrayLayout) -> int:
-    """Return the most bytes that a stored sample can take."""
-    num_bytes = layout.pieces * math.prod(layout.piece_shape) * ITEM_BYTES[layout.dtype]
+    """Return the most bytes that a stored sample can take.
+
+    Narrow integers take 32 bits each in Parquet, until they are compressed.
+    """
+    num_values = layout.pieces * math.prod(layout.piece_shape)
+    num_bytes = num_values * max(ITEM_BYTES[layout.dtype], 4 if "int" in layout.dtype else 0)
     return num_bytes + num_bytes // 8 + layout.pieces * PIECE_OVERHEAD_BYTES + CHUNK_OVERHEAD_BYTES
 
 

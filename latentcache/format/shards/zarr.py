@@ -89,11 +89,16 @@ class ZarrFormat:
     def pack(
         self, layout: ArrayLayout, index: int, chunks: Sequence[StoredChunk | None]
     ) -> EncodedShard:
-        """Join chunks to one object. Raises ValueError where a chunk is not of whole pieces."""
-        joined = _Joined(layout)
-        for chunk in chunks:
+        """Join chunks to one object. Rows that are the same chunk are stored once.
+
+        Raises ValueError where a chunk is not of whole pieces.
+        """
+        joined, firsts = _Joined(layout), dict[int, int]()
+        for row, chunk in enumerate(chunks):
             if chunk is None:
                 joined.skip()
+            elif (first := firsts.setdefault(id(chunk), row)) != row:
+                joined.repeat(first)
             else:
                 joined.add(*pieces.stored(layout, memoryview(chunk.data)))
         return joined.finish(self.path(layout, index))
