@@ -40,7 +40,19 @@ SMALLEST = {
     "cache": {"url": "/cache"},
 }
 #: Programs of others, which are not here, and words of the shell.
-FOREIGN = {"accelerate", "eval", "aws", "docker", "kubectl", "mkdocs", "ray", "torchrun", "["}
+FOREIGN = {
+    "accelerate",
+    "aws",
+    "docker",
+    "eval",
+    "hf",
+    "kubectl",
+    "mkdocs",
+    "ray",
+    "source",
+    "torchrun",
+    "[",
+}
 #: Pages whose Python is run by tests of their own.
 RUN_ELSEWHERE = {
     "docs/encoder-plugins.md",
