@@ -206,7 +206,12 @@ def check_script(rest: list[str]) -> None:
     path = ROOT / rest[0]
     assert path.is_file(), rest[0]
     folder = path.parent / "loaders"
-    sources = [path, *(folder.glob("*.py") if path.stem == "loader" else ())]
+    beside = [
+        other
+        for other in path.parent.glob("*.py")
+        if f"from {other.stem} import" in path.read_text()
+    ]
+    sources = [path, *beside, *(folder.glob("*.py") if path.stem == "loader" else ())]
     text = "".join(source.read_text() for source in sources)
     for option in rest[1:]:
         if option.startswith("--"):
