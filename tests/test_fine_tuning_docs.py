@@ -91,7 +91,7 @@ def make_cache(name: str, folder: Path) -> Path:
     (folder / "clips").mkdir()
     for n in range(NUM_CLIPS):
         path = folder / "clips" / f"v{n}.mp4"
-        write_video(path, moving_pattern(24, 64, 96, seed=n), fps=24)
+        write_video(path, moving_pattern(48, 64, 96, seed=n), fps=24)
         path.with_suffix(".txt").write_text(f"a dog {'runs ' * n}")
     clips = {**page["clips"], "frames": FRAMES, "size": MODELS[name][-1]}
     encoder = {**page["encoder"], "dtype": "float32"}  # half precision is slow on a CPU
