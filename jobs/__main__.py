@@ -25,6 +25,7 @@ JOBS = {
     "copy": "copy a cache, or some clips of it, into Zarr or Parquet",
     "export": "write a cache in the form that another trainer reads",
     "import": "make a cache of latents that another trainer's script has written",
+    "push": "push a cache to the Hugging Face hub, with a card",
     "clean": "remove what interrupted writes and older plans left in a cache",
     "stream": "read a cache as a trainer would, and measure it",
     "report": "show a cache on one page: progress, failures, decoded clips, latents",

@@ -400,6 +400,21 @@ def add_field() -> Parser:
     return parser
 
 
+def push() -> Parser:
+    """Return the command line of `latentcache push`."""
+    parser = Parser(
+        prog="latentcache push",
+        description="Push a cache in a local folder to the Hugging Face hub as a data set, with a card. "
+        "Sources' names and captions become as public as the data set. Exit status: 0.",
+    )
+    parser.add_argument("cache", metavar="CACHE")
+    parser.add_argument("target", metavar="hf://datasets/USER/NAME")
+    parser.add_argument("--private", action="store_true", help="if the data set is not there yet")
+    parser.add_argument("--license", metavar="ID", help="for the card, such as cc-by-4.0")
+    parser.add_argument("--dry-run", action="store_true", help="show the card, and push nothing")
+    return parser
+
+
 def drop_field() -> Parser:
     """Return the command line of `latentcache drop-field`."""
     parser = Parser(
@@ -570,6 +585,7 @@ PARSERS: Mapping[str, Callable[[], Parser]] = {
     "copy": copy,
     "export": export,
     "import": import_,
+    "push": push,
     "clean": clean,
     "stream": stream,
     "report": report,

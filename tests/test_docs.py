@@ -40,7 +40,19 @@ SMALLEST = {
     "cache": {"url": "/cache"},
 }
 #: Programs of others, which are not here, and words of the shell.
-FOREIGN = {"accelerate", "eval", "aws", "docker", "kubectl", "mkdocs", "ray", "torchrun", "["}
+FOREIGN = {
+    "accelerate",
+    "aws",
+    "docker",
+    "eval",
+    "hf",
+    "kubectl",
+    "mkdocs",
+    "ray",
+    "source",
+    "torchrun",
+    "[",
+}
 #: Pages whose Python is run by tests of their own.
 RUN_ELSEWHERE = {
     "docs/cache-as-corpus.md",
@@ -195,7 +207,12 @@ def check_script(rest: list[str]) -> None:
     path = ROOT / rest[0]
     assert path.is_file(), rest[0]
     folder = path.parent / "loaders"
-    sources = [path, *(folder.glob("*.py") if path.stem == "loader" else ())]
+    beside = [
+        other
+        for other in path.parent.glob("*.py")
+        if f"from {other.stem} import" in path.read_text()
+    ]
+    sources = [path, *beside, *(folder.glob("*.py") if path.stem == "loader" else ())]
     text = "".join(source.read_text() for source in sources)
     for option in rest[1:]:
         if option.startswith("--"):
