@@ -21,6 +21,7 @@ from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.stored import decode_stored
 from latentcache.errors import RunStoppedError
+from latentcache.redaction import printable
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def find_problem(latest: Sequence[Comparison], min_psnr_db: float) -> str | None
         f"decoded, the latest {len(latest)} clips that were compared have a PSNR of "
         f"{median.psnr_db:.1f} dB against their sources (median; {ordered[0].psnr_db:.1f} to "
         f"{ordered[-1].psnr_db:.1f}), where {min_psnr_db:g} dB or more is expected.\n"
-        f"  {median.key}: {_explain(median)}"
+        f"  {printable(median.key)}: {_explain(median)}"
     )
 
 
@@ -208,8 +209,6 @@ class Gate:
             raise RunStoppedError(self._verdict)
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "%s\n%s\n  Look at clips with `latentcache preview`; quality.min_psnr stops such a run",
-                problem,
-                facts,
-            )
+            advice = "  Look at clips with `latentcache preview`; quality.min_psnr stops such a run"
+            for line in (*problem.splitlines(), facts, advice):  # what is shown is shown line by line
+                log.warning("%s", line)

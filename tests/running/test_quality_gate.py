@@ -107,6 +107,8 @@ def test_without_a_limit_a_mistake_is_warned_of_once_and_recorded(
     status, printed = run(tmp_path, corpus, "unit_range", quality={"every": 1})
     assert status == 3  # two sources are damaged
     assert printed.count("warning: decoded, the latest") == 1
+    assert "\\n" not in printed
+    assert printed.count("warning:   Look at clips with") == 1
     assert "quality  PSNR" in printed
     recorded = psnrs(tmp_path / "unit_range")
     assert all(psnr is not None and psnr < WARN_PSNR_DB for psnr in recorded.values())
