@@ -60,14 +60,14 @@ def check_settings(config: Config) -> None:
     clips = config.clips
     if clips.resize is not None:
         raise ConfigError(
-            "clips.resize repeats another program's arithmetic on pixels of 8 bits, and a cache's clips are "
-            "decoded to floats. Remove it, and the preset that stands for it; clips.interpolation names "
-            "the filter"
+            "clips.resize repeats another program's arithmetic on 8-bit pixels, and a cache's clips "
+            "are decoded to floats. Remove it, and the preset that stands for it; clips.interpolation "
+            "names the filter"
         )
     if clips.sampling != "nearest":
         raise ConfigError(
-            f"clips.sampling: {clips.sampling} counts the frames of a file as another program does, and the "
-            "sources are a cache's clips. Remove it, and the preset that stands for it"
+            f"clips.sampling: {clips.sampling} counts the frames of a file as another program does, and "
+            "the sources are a cache's clips. Remove it, and the preset that stands for it"
         )
     if config.quality.min_psnr is not None:
         raise ConfigError(
