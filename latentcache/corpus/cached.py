@@ -127,7 +127,7 @@ def duration_of(row: Mapping[str, Any]) -> float:
 def times_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64]:
     """Return when the frames of a clip are shown since its first one, in s; zeros if nothing says so."""
     frames: int = row["frames"]
-    return np.arange(frames) * (duration_of(row) / frames)
+    return np.arange(frames, dtype=np.float64) * (duration_of(row) / frames)
 
 
 class ParentRows:

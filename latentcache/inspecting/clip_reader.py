@@ -129,4 +129,4 @@ class PairReader:
         start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
         if start_s is None or end_s is None or end_s <= start_s:
             return UNKNOWN_FPS
-        return clip.frames / (end_s - start_s)
+        return clip.frames / float(end_s - start_s)
