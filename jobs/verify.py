@@ -104,6 +104,9 @@ def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) 
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
+    if planned.manifest.provenance.kind == "import":
+        print("sample   none: the latents were imported, so there are no pixels to encode again")
+        return
     index = current_index(planned.storage, planned.manifest)
     cache, trusted = Cache(planned.storage, planned.manifest, index), set(findings.sound)
     sound = index.filter(

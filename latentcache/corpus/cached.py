@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -78,6 +80,11 @@ def read_clips(config: CorpusConfig) -> tuple[pa.Table, tuple[str, ...], Parent]
 def _kept(config: CorpusConfig, cache: Cache) -> tuple[str, ...]:
     """Return the columns to carry over: those that are named, else all that the cache has kept."""
     there = [name for name in cache.column_names if name not in SAMPLE_SCHEMA.names]
+    if config.per_frame:
+        raise CorpusError(
+            "corpus.per_frame names columns of a table, and the corpus is a cache. Remove it: what the "
+            f"cache {redact(cache.storage.url)} has per frame is carried over with its other columns"
+        )
     if missing := [name for name in config.keep if name not in there]:
         raise CorpusError(
             f"corpus.keep: the cache {redact(cache.storage.url)} has kept no column {missing[0]!r}. It "
@@ -115,6 +122,12 @@ def duration_of(row: Mapping[str, Any]) -> float:
     if start_s is not None and end_s is not None and end_s > start_s:
         return float(end_s - start_s)
     return row["frames"] / fps if fps else 0.0
+
+
+def times_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Return when the frames of a clip are shown since its first one, in s; zeros if nothing says so."""
+    frames: int = row["frames"]
+    return np.arange(frames, dtype=np.float64) * (duration_of(row) / frames)
 
 
 class ParentRows:
@@ -182,8 +195,12 @@ class ParentProbes:
         kind: str,  # noqa: ARG002 - as a pool's
         *,
         identity_only: bool = False,
+        times: bool = False,
     ) -> Future[dict[str, Any]]:
-        """Return frames, duration_s, fps, height, width and identity of a clip, as a pool does."""
+        """Return frames, duration_s, fps, height, width and identity of a clip, as a pool does.
+
+        times: when its frames are shown, too, as times_s.
+        """
         future: Future[dict[str, Any]] = Future()
         try:
             row = self._rows.row(url)
@@ -194,6 +211,8 @@ class ParentProbes:
             future.set_exception(error)
         else:
             facts = {} if identity_only else _facts(row)
+            if times and not identity_only:
+                facts["times_s"] = times_of(row).tolist()
             future.set_result({"identity": identity, **facts})
         return future
 

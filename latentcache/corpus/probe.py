@@ -44,7 +44,7 @@ def probe_sources(
     columns = _Columns()
     pending: deque[tuple[Row, Probed]] = deque()
     known = saved.find(sources["url"]) if saved else None
-    times = {"times": True} if PER_FRAME in sources.column_names else {}
+    times = PER_FRAME in sources.column_names
     if known and not _hold(known, pool):
         known = None
 
@@ -66,9 +66,8 @@ def probe_sources(
                 found = None  # an attempt without columns per frame has probed it
             if saved and found:
                 saved.num_found += 1
-            pending.append(
-                (row, found or pool.probe(row["url"], row["kind"], identity_only=trusted, **times))
-            )
+            options = {"identity_only": trusted, "times": times}
+            pending.append((row, found or pool.probe(row["url"], row["kind"], **options)))
             if len(pending) > WINDOW:
                 collect()
         while pending:
@@ -127,7 +126,9 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
 class Prober(Protocol):
     """Looks at sources: decoding processes at files, `corpus.cached` at clips of a cache."""
 
-    def probe(self, url: str, kind: str, *, identity_only: bool = False) -> Future[dict[str, Any]]:
+    def probe(
+        self, url: str, kind: str, *, identity_only: bool = False, times: bool = False
+    ) -> Future[dict[str, Any]]:
         """Find what `DecodePool.probe` finds."""
         ...
 

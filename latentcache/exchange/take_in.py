@@ -21,7 +21,7 @@ from latentcache.errors import CacheError, ConfigError, CorpusError
 from latentcache.exchange.clips import named
 from latentcache.exchange.records import Found, Record
 from latentcache.format.commit import adopt_shard, commit_shard
-from latentcache.format.manifest import CREATED_BY, Manifest, fingerprint
+from latentcache.format.manifest import CREATED_BY, Manifest, Provenance, fingerprint
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.planning.planned import PlannedCache
@@ -74,6 +74,7 @@ def manifest_of(
         chunk_frames=chunk_frames,
         config={**like.config, "cache": {**like.config["cache"], **place}},
         created_by=CREATED_BY,
+        provenance=Provenance(kind="import"),
     )
 
 

@@ -22,6 +22,11 @@ from latentcache.reading.cache import Cache
 from latentcache.storage.cache_urls import is_cache_url
 from latentcache.storage.urls import public_name
 
+#: Frames per second of clips of which no rate is known, among them images.
+UNKNOWN_FPS = 1.0
+#: Why imported clips have no source to be looked at.
+NO_PIXELS = "it was imported as latents, and has no pixels to compare with"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -97,6 +102,8 @@ class PairReader:
 
     def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
         """Return the source's pixels, or why there are none."""
+        if self.cache.manifest.provenance.kind == "import":
+            return None, NO_PIXELS
         if is_cache_url(clip.url):
             return None, f"its source is a clip of another cache, {public_name(clip.url)}"
         try:
@@ -111,10 +118,15 @@ class PairReader:
             decoded.release()
 
     def _fps(self, place: ClipId, clip: Clip) -> float:
-        """Return a clip's frames per second: its sampling rate, or its source's own on average."""
+        """Return a clip's frames per second: its sampling rate, or its source's own on average.
+
+        One that does not say its times, as an imported one may not, is shown at UNKNOWN_FPS.
+        """
         if clip.fps is not None:
             return clip.fps
         rows = self.cache.rows(*place.shard)
         position = [rows.position(place.row)]
         start_s, end_s = (rows.column(name, position)[0] for name in ("start_s", "end_s"))
-        return clip.frames / (end_s - start_s) if end_s > start_s else 1.0
+        if start_s is None or end_s is None or end_s <= start_s:
+            return UNKNOWN_FPS
+        return clip.frames / float(end_s - start_s)

@@ -57,6 +57,18 @@ def describe_parent(config: CorpusConfig) -> Decoded:
 
 def check_settings(config: Config) -> None:
     """Raise ConfigError for settings that mean nothing where no source has pixels of its own."""
+    clips = config.clips
+    if clips.resize is not None:
+        raise ConfigError(
+            "clips.resize repeats another program's arithmetic on 8-bit pixels, and a cache's clips "
+            "are decoded to floats. Remove it, and the preset that stands for it; clips.interpolation "
+            "names the filter"
+        )
+    if clips.sampling != "nearest":
+        raise ConfigError(
+            f"clips.sampling: {clips.sampling} counts the frames of a file as another program does, and "
+            "the sources are a cache's clips. Remove it, and the preset that stands for it"
+        )
     if config.quality.min_psnr is not None:
         raise ConfigError(
             "quality.min_psnr compares decoded clips with the pixels of their sources, and the sources are "

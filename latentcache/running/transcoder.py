@@ -20,7 +20,7 @@ from latentcache.core.drift import drift
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.records import ChunkRef, Clip, ClipResult, PictureFacts
 from latentcache.core.spec import LatentSpec
-from latentcache.corpus.cached import ParentRows, duration_of, identity_of
+from latentcache.corpus.cached import ParentRows, duration_of, identity_of, times_of
 from latentcache.decoders.frames import cover_and_crop, select_frames
 from latentcache.encoders import out_of_memory
 from latentcache.encoders.protocol import Encoder
@@ -155,12 +155,11 @@ def _gone(error: CacheError) -> SourceError:
 
 def _frames_of(clip: Clip, row: Mapping[str, Any], num_decoded: int) -> Any:
     """Return the indices of the decoded frames that a clip samples. Raises ClipError("truncated")."""
-    planned, duration_s = row["frames"], duration_of(row)
+    duration_s = duration_of(row)
     if clip.kind == "image" or clip.fps is None or not duration_s:
         indices = np.arange(clip.start, clip.start + clip.frames)
     else:
-        times_s = np.arange(planned) * (duration_s / planned)
-        indices = select_frames(times_s, duration_s, clip.start, clip.frames, clip.fps)
+        indices = select_frames(times_of(row), duration_s, clip.start, clip.frames, clip.fps)
     if indices[-1] >= num_decoded:
         raise ClipError(
             "truncated",

@@ -250,3 +250,43 @@ def test_real_taef2_drifts_by_what_the_test_finds(tmp_path: Path) -> None:
     assert recorded == pytest.approx(floats, rel=1e-6)
     assert recorded < levels
     assert (floats, levels) == pytest.approx((0.305, 0.315), rel=0.1)
+
+
+def test_values_per_frame_follow_the_frames_that_are_taken(tmp_path: Path) -> None:
+    """They are cut from those of the other cache's clips, at the frames that are encoded again."""
+    make_corpus(tmp_path / "corpus", 1, frames=10)
+    source = {"video": ["corpus/v0.mp4"], "actions": [[[float(n), 0.5] for n in range(10)]]}
+    pq.write_table(pa.table(source), tmp_path / "table.parquet")
+    corpus = {"source": str(tmp_path / "table.parquet"), "per_frame": ["actions"]}
+    config = make_config(tmp_path, tmp_path, str(tmp_path / "cache"), corpus=corpus, cache=EXACT)
+    assert run_inline("precompute", config)[0] == 0
+    old = latentcache.open_cache(str(tmp_path / "cache"))
+    row = old.table(["frames", "start_s", "end_s"]).slice(1, 1).to_pylist()[0]
+    rate = row["frames"] / (row["end_s"] - row["start_s"])
+    taken = {"frames": 1, "fps": rate / 2, "select": "all"}
+    status, printed = run_inline(
+        "precompute", configured(tmp_path / "new", tmp_path / "cache", clips=taken)
+    )
+    assert status == 0, printed
+    new = latentcache.open_cache(str(tmp_path / "new" / "child"))
+    for sample in new:
+        parent = old[sample["source"]]
+        number = int(sample["key"].rsplit("#", 1)[1])
+        assert torch.equal(sample["actions"], parent["actions"][2 * number : 2 * number + 1])
+    assert len(new) > len(old)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"corpus": {"per_frame": ["actions"]}}, "corpus.per_frame names columns of a table"),
+        ({"clips": {"resize": {"library": "pillow"}}}, "clips.resize repeats another program's"),
+        ({"clips": {"sampling": "floor", "fps": 4}}, "clips.sampling: floor counts the frames"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(
+    parent: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    status, printed = run_inline("precompute", configured(tmp_path, parent, **changes))
+    assert (status, said in printed) == (2, True), printed
+    assert not (tmp_path / "child").exists()

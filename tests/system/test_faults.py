@@ -151,7 +151,9 @@ def test_a_plan_does_not_lose_sources_to_an_outage(corpus: tuple[str, dict[str, 
     worker = process.Worker(process.Buffers([]), {"options": corpus[1], "max_pixels": 1 << 30})
 
     class Pool:
-        def probe(self, url: str, kind: str, *, identity_only: bool) -> Future[dict[str, Any]]:
+        def probe(
+            self, url: str, kind: str, *, identity_only: bool, times: bool
+        ) -> Future[dict[str, Any]]:
             request = {"op": "probe", "url": url, "kind": kind, "identity_only": identity_only}
             answer, future = worker.answer(request), Future[dict[str, Any]]()
             assert answer["lacks"] == "source"

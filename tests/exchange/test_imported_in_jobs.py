@@ -1,0 +1,56 @@
+"""An imported cache in the jobs that look for pixels, which it has not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import latentcache
+from latentcache.core.records import ClipId, ShardId
+from latentcache.errors import CacheError
+from latentcache.inspecting.clip_reader import NO_PIXELS, UNKNOWN_FPS, PairReader
+from latentcache.planning.planned import reopen_cache
+from tests.tools.caches import make_config, make_corpus, run_inline
+from tests.tools.exchange import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of two clips that came from a layout which does not say when they begin and end."""
+    folder = tmp_path_factory.mktemp("imported")
+    make_corpus(folder / "corpus", 1, frames=10)
+    config = make_config(folder, folder / "corpus" / "v*.mp4", str(folder / "cache"))
+    assert run_inline("precompute", config)[0] == 0
+    run("export", folder / "cache", folder / "out", "--to", "webdataset")
+    run("import", "webdataset", folder / "out", folder / "again", "--like", folder / "cache")
+    again = latentcache.open_cache(str(folder / "again"))
+    assert again[0]["start_s"] is None
+    return folder / "again"
+
+
+def test_it_says_that_it_was_imported(imported: Path) -> None:
+    made = json.loads((imported / "cache.json").read_text())
+    assert made["provenance"] == {"kind": "import", "parent": None}
+    latentcache.open_cache(str(imported), expect={"provenance": "import"})
+    with pytest.raises(CacheError, match="their provenance is import"):
+        latentcache.open_cache(str(imported), expect={"provenance": "encoder"})
+
+
+def test_a_clip_without_times_is_shown_and_says_why_it_has_no_source(imported: Path) -> None:
+    cache = latentcache.open_cache(str(imported))
+    config = reopen_cache(str(imported), {}).config
+    with PairReader(cache, config, torch.device("cpu")) as reader:
+        pair = reader.pair(ClipId(shard=ShardId(next(iter(cache.buckets)), 0), row=0))
+    assert (pair.fps, pair.source, pair.problem) == (UNKNOWN_FPS, None, NO_PIXELS)
+    assert len(pair.decoded) == pair.clip.frames
+
+
+def test_verify_has_nothing_to_encode_again(imported: Path) -> None:
+    printed = run("verify", imported, "--sample", "2")
+    assert "the latents were imported" in printed
+    assert "is not the file that was planned" not in printed
