@@ -14,6 +14,7 @@ from tqdm import tqdm
 from latentcache.exchange.export import Options
 from latentcache.exchange.export import export as write_export
 from latentcache.exchange.layouts import check_options, get_layout
+from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.reading.cache import open_cache
 from latentcache.storage.folder import Storage, redact
 
@@ -46,6 +47,8 @@ def export(args: argparse.Namespace) -> int:
     out = Storage(args.output, out_options)
     for note in found.notes:
         print(f"note     {note}")
+    if kept := [name for name in cache.batch_columns if name not in SAMPLE_SCHEMA.names]:
+        print(f"note     columns that this layout has no place for stay here: {', '.join(kept)}")
     left = write_export(cache, args.to, found, out, wanted)
     total = next(left)
     print(f"files    {len(found.files)}, {len(found.files) - total} there already")

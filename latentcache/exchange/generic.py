@@ -111,7 +111,7 @@ def record_of(
             start=int(facts.get("start") or 0),
             fps=None if facts.get("fps") is None else float(facts["fps"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise refuse(storage, path, f"has a clip of which it does not say all: {error!r}") from None
 
 

@@ -210,5 +210,9 @@ class Gate:
         if not self._has_warned:
             self._has_warned = True
             advice = "  Look at clips with `latentcache preview`; quality.min_psnr stops such a run"
-            for line in (*problem.splitlines(), facts, advice):  # what is shown is shown line by line
+            for line in (
+                *problem.splitlines(),
+                facts,
+                advice,
+            ):  # what is shown is shown line by line
                 log.warning("%s", line)

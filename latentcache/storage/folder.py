@@ -137,8 +137,11 @@ class Storage:
         if not _CREATES_EXCLUSIVELY & set(protocols(self._open()[0])):
             return False
         path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-        if self.is_local and not self._do("write", path, _has_links, self.local_path(path)):
-            return False
+        try:
+            if self.is_local and not self._do("write", path, _has_links, self.local_path(path)):
+                return False
+        except FileNotFoundError:
+            raise self._nowhere(path) from None
         try:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
@@ -160,10 +163,13 @@ class Storage:
             where = (self._open()[0], self._full(path))
             return self._do("write", path, write_remote, *where, data, more_s=more_s)
         except FileNotFoundError:
-            raise StorageError(
-                f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
-                "Create it first, or correct the URL."
-            ) from None
+            raise self._nowhere(path) from None
+
+    def _nowhere(self, path: str) -> StorageError:
+        return StorageError(
+            f"cannot write {redact(join(self.url, path))}: there is no such bucket or folder. "
+            "Create it first, or correct the URL."
+        )
 
     def read(self, path: str) -> bytes:
         """Read an object. Raises FileNotFoundError."""

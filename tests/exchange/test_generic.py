@@ -16,9 +16,14 @@ import torch
 
 import latentcache
 from jobs.parsers import LAYOUTS as NAMES
+from latentcache.errors import CorpusError
+from latentcache.exchange.generic import record_of
 from latentcache.exchange.layouts import LAYOUTS
 from latentcache.format.manifest import read_manifest
+from latentcache.storage.folder import Storage
+from tests.tools.caches import make_config, run_inline
 from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+from tests.tools.videos import moving_pattern, write_video
 
 Sample = dict[str, Any]
 
@@ -152,3 +157,24 @@ def test_cut_files_and_another_encoder_s_are_refused(
 
 def test_the_command_line_knows_every_layout() -> None:
     assert tuple(LAYOUTS) == NAMES
+
+
+def test_facts_that_no_number_can_be_are_refused(tmp_path: Path) -> None:
+    facts = {
+        "key": "a", "source": "a.mp4", "bucket": "5x32x48", "shape": [4, 2, 4, 6], "dtype": "float32",
+        "start": float("inf"),
+    }  # fmt: skip
+    with pytest.raises(CorpusError, match="does not say all"):
+        record_of(Storage(str(tmp_path)), "x.json", facts, None, None)
+
+
+@pytest.mark.slow
+def test_columns_that_stay_behind_are_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_pattern(5, 64, 96))
+    row = {"video": str(tmp_path / "a.mp4"), "rating": 3, "caption": "a"}
+    (tmp_path / "table.jsonl").write_text(json.dumps(row))
+    url = str(tmp_path / "cache")
+    config = make_config(tmp_path, tmp_path / "table.jsonl", url, corpus={"keep": ["rating"]})
+    assert run_inline("precompute", config)[0] == 0
+    printed = run("export", url, tmp_path / "out", "--to", "webdataset")
+    assert "note     columns that this layout has no place for stay here: rating" in printed

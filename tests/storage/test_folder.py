@@ -481,3 +481,8 @@ def test_a_missing_demo_package_names_the_command() -> None:
 def test_a_folder_of_an_installed_package_is_found() -> None:
     assert "__init__.py" in find_files("package://latentcache", max_depth=1)
     assert is_directory("package://latentcache/decoders")
+
+
+def test_a_place_where_no_folder_can_be_is_said_before_anything_is_written() -> None:
+    with pytest.raises(StorageError, match="there is no such bucket or folder"):
+        Storage("/proc/nope").creates_exclusively("cache.json")
