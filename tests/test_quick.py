@@ -30,6 +30,7 @@ def quick_files() -> list[str]:
     return [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("tests/")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_room_has_quick_tests_and_whole_systems_have_none() -> None:
     folders = {file.split("/")[1] for file in quick_files()}

@@ -102,6 +102,7 @@ def test_parquet_has_no_chunks_of_frames(tmp_path: Path) -> None:
         load_config(str(config))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_in_chunks_gives_the_latents_of_one_without(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 2)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from latentcache.core import codebook
 from latentcache.encoders import resolve
 from latentcache.encoders.tokenizers import open_magvit2, var, videogpt, vqgan
 from latentcache.encoders.tokenizers.discrete import nearest_code
@@ -192,7 +193,7 @@ class TestVAR:
 
     def test_each_scale_has_the_convolution_that_the_published_code_gives_it(self) -> None:
         """The third of ten scales is as near to the first as to the second, but for rounding."""
-        phis = var.Phis(8, 4)
+        phis = codebook.Phis(8, 4)
         chosen = [list(phis.qresi_ls).index(phis.of(i / 9)) for i in range(10)]
         assert chosen == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
 

@@ -184,6 +184,7 @@ def test_resume_refuses_sources_that_changed(tmp_path: Path) -> None:
     assert "--skip-changed" in err
 
 
+@pytest.mark.long
 def test_resume_looks_at_some_sources_of_many_and_decoding_at_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def test_resume_looks_at_some_sources_of_many_and_decoding_at_each(
     assert {r["source"] for r in rows if r["reason"] == "source_changed"} == {"v2.mp4"}
 
 
+@pytest.mark.long
 def test_a_corpus_that_has_moved_is_planned_again_and_nothing_is_lost(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 2)
     cache, shard = tmp_path / "cache", "5x64x96/000000"

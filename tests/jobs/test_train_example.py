@@ -183,6 +183,7 @@ def test_runs_one_after_another_are_as_one(
     assert "nothing to do: 12 steps of 12 were taken before" in train(cache, tmp_path)
 
 
+@pytest.mark.long
 def test_another_number_of_processes_goes_on_with_the_batches_that_are_left(
     cache: str, tmp_path: Path
 ) -> None:

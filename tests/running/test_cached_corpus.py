@@ -127,6 +127,7 @@ def test_the_code_of_the_page_runs(child: Path, capsys: pytest.CaptureFixture[st
     assert "drift: double" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_parent_that_grew_is_taken_in(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 1, frames=5)
     for name in ("page.mp4", "short.mp4", "picture.png"):

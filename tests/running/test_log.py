@@ -273,6 +273,7 @@ def test_a_run_with_nothing_to_do_logs_nothing(corpus: Path, tmp_path: Path) -> 
     assert [*(tmp_path / "cache/logs").iterdir()] == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_caches_are_the_same_whatever_their_runs_logged(corpus: Path, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"

@@ -387,6 +387,7 @@ def test_a_run_goes_on_where_one_clip_hangs_and_one_crashes(
     }
 
 
+@pytest.mark.long
 def test_sources_that_are_alike_are_all_there(tmp_path: Path) -> None:
     corpus = tmp_path / "videos"
     corpus.mkdir()
