@@ -93,7 +93,7 @@ _watching: Interrupts | None = None
 
 
 def watch_interrupts() -> Interrupts:
-    """Return what counts the signals of this process, begun anew for a job."""
+    """Return what counts the signals of this process, which begins with the job."""
     global _watching
     if _watching is None:
         _watching = Interrupts()
