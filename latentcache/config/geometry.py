@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal, Self
@@ -197,10 +198,14 @@ class BucketsConfig(GrownSection):
         ratio = width / height
         if self.ratio_decimals is not None:
             ratio = round(ratio, self.ratio_decimals) or 10.0**-self.ratio_decimals
-        choices = self.sizes_by_ratio()
-        if not choices:
+        if not self._choices:
             return self._size_at(ratio)
-        return nearest_size(choices, ratio, self.nearest)
+        return nearest_size(self._choices, ratio, self.nearest)
+
+    @functools.cached_property
+    def _choices(self) -> list[tuple[float, Size]]:
+        """What `sizes_by_ratio` gives: each of millions of sources is compared with it."""
+        return self.sizes_by_ratio()
 
     def _size_at(self, ratio: float) -> Size:
         assert self.area is not None

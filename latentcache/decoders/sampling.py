@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+import functools
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,6 @@ from latentcache.errors import ClipError
 
 Indices = npt.NDArray[np.int64]
 Counting = Literal["accumulate", "floor", "linspace"]
-COUNTING = get_args(Counting)
 #: A rate within this, relatively, of a whole number or of 1000/1001 of one is that: times are rounded.
 _RATE_TOLERANCE = 1e-4
 #: Frames of a source that are looked at, and sampled, at most (19 hours at 60 per second): a header may
@@ -29,20 +29,25 @@ def nominal_rate(fps: float) -> float:
     return fps
 
 
+@functools.lru_cache(maxsize=1)  # planned and decoded clip after clip, for one source at a time
 def sampled_frames(sampling: Counting, frames: int, source_fps: float, fps: float) -> Indices:
-    """Return which of a source's frames are sampled, ascending.
+    """Return which of a source's frames are sampled, ascending, as an array that cannot be written to.
 
     accumulate: a frame is dropped where fps / source_fps, added up, gives the whole number of the frame
     before (musubi-tuner). floor: every source_fps / fps frames, rounded down (FastVideo). linspace:
     int(frames * fps / source_fps) of them, evenly from the first to the last (diffusion-pipe).
     """
+    found = _sampled(sampling, min(frames, MAX_FRAMES), source_fps, fps)
+    found.setflags(write=False)  # it is kept for the next clip of the source
+    return found
+
+
+def _sampled(sampling: Counting, frames: int, source_fps: float, fps: float) -> Indices:
     if frames == 0:
         return np.zeros(0, np.int64)
-    frames = min(frames, MAX_FRAMES)
     if sampling == "accumulate":
-        sums = np.cumsum(
-            np.full(frames - 1, fps / source_fps)
-        )  # one after the other, as they add up
+        # One after the other, as they add up.
+        sums = np.cumsum(np.full(frames - 1, fps / source_fps))
         numbers = np.concatenate([[0.0], sums]).astype(np.int64)
         return np.flatnonzero(np.diff(numbers, prepend=-1)).astype(np.int64)
     if sampling == "floor":
