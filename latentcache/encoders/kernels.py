@@ -29,11 +29,6 @@ class Kernels:
     compile: bool = False
     tf32: bool = False
 
-    @property
-    def are_plain(self) -> bool:
-        """Whether these are the kernels of the model's own call."""
-        return self == PLAIN
-
     def identity(self) -> Mapping[str, Any]:
         """Return what the recipe says of them: only what is not plain, so that plain recipes stay."""
         return {name: value for name, value in vars(self).items() if value != getattr(PLAIN, name)}

@@ -62,6 +62,9 @@ class Progress:
     warnings: tuple[str, ...] = ()
 
 
+#: What the time of a shard goes to: fields of `ShardReport`.
+STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
+
 Event = ShardReport | GaveUp | Retried | Started | Died | Progress
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError
-from latentcache.running.events import Died, Event, Progress, Retried
+from latentcache.running.events import STAGES, Died, Event, Progress, Retried
 from latentcache.running.speed import Pace, clips_per_s
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 #: Figures are written this often, and at the end.
 INTERVAL_S = 5.0
 COUNTED = ("failed", "frames", "stored_bytes", "retries", "deaths")
-STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
 
 
 class Sink(Protocol):

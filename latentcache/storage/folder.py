@@ -242,7 +242,7 @@ class Storage:
         fs, full = self._open()[0], self._full(path)
         fs.invalidate_cache(full)
         try:
-            entries = self._do("list", path, fs.ls, full, detail=True, more_s=_listing_s)
+            entries = self._do("list", path, fs.ls, full, detail=True, more_s=limits.listing_s)
         except FileNotFoundError:
             return {}
         files = {str(e["name"]): e["size"] or 0 for e in entries if e["type"] == "file"}
@@ -255,7 +255,7 @@ class Storage:
         fs, full = self._open()[0], self._full(path)
         fs.invalidate_cache(full)
         try:
-            entries = self._do("list", path, fs.ls, full, detail=True, more_s=_listing_s)
+            entries = self._do("list", path, fs.ls, full, detail=True, more_s=limits.listing_s)
         except FileNotFoundError:
             return []
         names = (str(e["name"]).rstrip("/") for e in entries if e["type"] == "directory")
@@ -274,7 +274,9 @@ class Storage:
             else:
                 start = self._full(under)
                 fs.invalidate_cache(start)
-                infos = self._do("list", under, fs.find, start, detail=True, more_s=_listing_s)
+                infos = self._do(
+                    "list", under, fs.find, start, detail=True, more_s=limits.listing_s
+                )
                 found = [_stored_file(info, root) for info in infos.values()]
         except FileNotFoundError:
             if not under:
@@ -286,10 +288,6 @@ class Storage:
         """Remove one object; does nothing if it is not there."""
         with contextlib.suppress(FileNotFoundError):
             self._do("delete", path, self._open()[0].rm_file, self._full(path))
-
-
-def _listing_s() -> float:
-    return limits.LISTING_S
 
 
 def _scan(root: Path, folder: str) -> Iterator[StoredFile]:

@@ -31,6 +31,11 @@ def time_of(num_bytes: int) -> float:
     return num_bytes / BYTES_PER_S
 
 
+def listing_s() -> float:
+    """Return the seconds that a listing may take."""
+    return LISTING_S
+
+
 class Pace:
     """The time that many reads of one open file take together: a file system may return a byte at a time.
 

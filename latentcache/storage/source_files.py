@@ -242,17 +242,15 @@ def find_sizes(
     if is_local_filesystem(fs):
         return dict.fromkeys(sorted(_read(url, options, lambda: list(_walk(root, max_depth)))))
     root = root.rstrip("/")
-    listed = _read(url, options, fs.find, root, maxdepth=max_depth, detail=True, more_s=_listing_s)
+    listed = _read(
+        url, options, fs.find, root, maxdepth=max_depth, detail=True, more_s=limits.listing_s
+    )
     found = {
         path[len(root) :].lstrip("/"): facts.get("size")
         for path, facts in listed.items()
         if path != root and not path.endswith("/")
     }
     return dict(sorted(found.items()))
-
-
-def _listing_s() -> float:
-    return limits.LISTING_S
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

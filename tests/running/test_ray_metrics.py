@@ -15,8 +15,8 @@ import pytest
 import ray
 
 from latentcache.core.records import ShardId, ShardReport
-from latentcache.running.events import Progress, Retried, Task, worker_name
-from latentcache.running.runners.ray_metrics import STAGES, RunMetrics, WorkerMetrics
+from latentcache.running.events import STAGES, Progress, Retried, Task, worker_name
+from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
 from tests.running.test_log import prepare, run_of
 from tests.tools.caches import make_corpus
 

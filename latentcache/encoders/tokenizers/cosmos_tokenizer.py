@@ -23,14 +23,14 @@ from latentcache.config.sections import Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents
-from latentcache.encoders.inference import exact_kernels, to_values
+from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.tokenizers.discrete import (
-    check_clip,
+    FromLevels,
     check_ids,
     check_range,
     pixels_of,
 )
-from latentcache.encoders.values import check_values, from_range, to_range
+from latentcache.encoders.values import from_range
 from latentcache.errors import ConfigError, EncoderError
 
 ENCODER, DECODER = "encoder.jit", "decoder.jit"
@@ -176,7 +176,7 @@ def _load(path: Path, device: torch.device, dtype: torch.dtype) -> Any:
         ) from error
 
 
-class CosmosEncoder:
+class CosmosEncoder(FromLevels):
     """The two TorchScript modules on their device: a `protocol.Encoder` for both kinds of latents."""
 
     def __init__(self, encoder: Any, decoder: Any, spec: LatentSpec, device: torch.device) -> None:
@@ -185,21 +185,6 @@ class CosmosEncoder:
         self._decoder = decoder
         self._device = device
         self._levels = LEVELS.to(device, getattr(torch, spec.compute_dtype))
-
-    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to int64 ids [B, t, h, w], or to latents [B, 16, t, h, w]."""
-        expected = check_clip(self.spec, pixels_BTHWC)
-        with exact_kernels(self._device):
-            values_BTCHW = to_values(pixels_BTHWC, self._levels)
-            return self._encode(values_BTCHW.transpose(1, 2).contiguous(), expected)
-
-    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
-        check_values(self.spec, values_BTHWC)
-        expected = self.spec.latent_shape(*values_BTHWC.shape[1:4])
-        with exact_kernels(self._device):
-            values = to_range(values_BTHWC, self.spec, self._device, self._levels.dtype)
-            return self._encode(values, expected)
 
     def _encode(self, values_BCTHW: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
         outputs = self._encoder(values_BCTHW)

@@ -7,6 +7,7 @@ spec names.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,7 +37,37 @@ class Tokenizer(Protocol):
         ...
 
 
-class DiscreteEncoder:
+class FromLevels(ABC):
+    """The front of an encoder whose network is fed a value per level of a pixel.
+
+    spec: what it gives. _levels: [256], on _device, in the dtype of the network.
+    """
+
+    spec: LatentSpec
+    _device: torch.device
+    _levels: torch.Tensor
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode uint8 pixels: int64 ids [B, t, h, w], [B, n] if they have several scales; or latents."""
+        expected = check_clip(self.spec, pixels_BTHWC)
+        with exact_kernels(self._device):
+            values_BTCHW = to_values(pixels_BTHWC, self._levels)
+            return self._encode(values_BTCHW.transpose(1, 2).contiguous(), expected)
+
+    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
+        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
+        check_values(self.spec, values_BTHWC)
+        expected = self.spec.latent_shape(*values_BTHWC.shape[1:4])
+        with exact_kernels(self._device):
+            values = to_range(values_BTHWC, self.spec, self._device, self._levels.dtype)
+            return self._encode(values, expected)
+
+    @abstractmethod
+    def _encode(self, values_BCTHW: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
+        """Run the network. expected: the shape of one sample. Raises EncoderError for another one."""
+
+
+class DiscreteEncoder(FromLevels):
     """A `protocol.Encoder` around a tokenizer on its device.
 
     levels: float32 [256], the tokenizer's input for each level of a pixel, computed as in the
@@ -50,21 +81,6 @@ class DiscreteEncoder:
         self._tokenizer = tokenizer
         self._device = device
         self._levels = levels.to(device)
-
-    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to int64 ids [B, t, h, w], or [B, n] if they have several scales."""
-        expected = check_clip(self.spec, pixels_BTHWC)
-        with exact_kernels(self._device):
-            values_BTCHW = to_values(pixels_BTHWC, self._levels)
-            return self._encode(values_BTCHW.transpose(1, 2).contiguous(), expected)
-
-    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode values [B, T, H, W, 3] in [-1, 1] to int64 ids, as `encode` does."""
-        check_values(self.spec, values_BTHWC)
-        expected = self.spec.latent_shape(*values_BTHWC.shape[1:4])
-        with exact_kernels(self._device):
-            values = to_range(values_BTHWC, self.spec, self._device, self._levels.dtype)
-            return self._encode(values, expected)
 
     def _encode(self, values_BCTHW: torch.Tensor, expected: tuple[int, ...]) -> torch.Tensor:
         ids = self._tokenizer.to_ids(values_BCTHW)

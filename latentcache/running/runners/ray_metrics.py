@@ -8,9 +8,8 @@ from __future__ import annotations
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from latentcache.core.records import ShardReport
-from latentcache.running.events import Died, Event, Progress, Retried
+from latentcache.running.events import STAGES, Died, Event, Progress, Retried
 
-STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
 #: Of a stage of a shard: a demonstration's clips to an hour.
 BOUNDARIES_S = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600]
 _TAGS = ("bucket", "worker")
