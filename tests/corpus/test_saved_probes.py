@@ -55,10 +55,10 @@ def probed() -> Iterator[list[str]]:
     names: list[str] = []
     probe = DecodePool.probe
 
-    def spy(pool: DecodePool, url: str, kind: str, *, identity_only: bool = False) -> object:
-        if not identity_only:
+    def spy(pool: DecodePool, url: str, kind: str, **options: bool) -> object:
+        if not options.get("identity_only"):
             names.append(Path(url).name)
-        return probe(pool, url, kind, identity_only=identity_only)
+        return probe(pool, url, kind, **options)
 
     with mock.patch.object(DecodePool, "probe", spy):
         yield names

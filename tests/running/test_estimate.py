@@ -156,9 +156,9 @@ def test_some_of_many_sources_are_probed_and_numbers_are_scaled(
     probed: list[str] = []
     probe = DecodePool.probe
 
-    def spy(pool: DecodePool, url: str, kind: str, *, identity_only: bool = False) -> object:
+    def spy(pool: DecodePool, url: str, kind: str, **options: bool) -> object:
         probed.append(url)
-        return probe(pool, url, kind, identity_only=identity_only)
+        return probe(pool, url, kind, **options)
 
     monkeypatch.setattr(DecodePool, "probe", spy)
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"))
