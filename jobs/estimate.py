@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from latentcache.config.fields import TextField, parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.core.records import ClipId
 from latentcache.errors import ConfigError
 from latentcache.format.snapshot import read_index

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latentcache.core.machine import install_command, resolve_device
+from latentcache.core.devices import resolve_device
+from latentcache.core.machine import install_command
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest

@@ -9,7 +9,7 @@ import time
 
 import torch
 
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader

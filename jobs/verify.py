@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from latentcache.config.sections import RunConfig
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest

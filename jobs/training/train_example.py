@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.core.posterior import sample_seed
 from latentcache.errors import ConfigError, RunStoppedError
 from latentcache.reading.cache import Cache, open_cache

@@ -15,8 +15,8 @@ from latentcache import encoders
 from latentcache.config.files import check_encoder
 from latentcache.config.sections import of_a_cache
 from latentcache.core import posterior
+from latentcache.core.devices import resolve_device
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
-from latentcache.core.machine import resolve_device
 from latentcache.core.spec import LatentSpec, Stored
 from latentcache.encoders.protocol import Encoder, EncoderModule
 from latentcache.encoders.values import of_values

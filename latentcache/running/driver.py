@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentcache.config.sections import RunConfig
+from latentcache.core.devices import resolve_device
 from latentcache.core.image_quality import psnr_quantiles
-from latentcache.core.machine import resolve_device
 from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard

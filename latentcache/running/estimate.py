@@ -21,7 +21,8 @@ import pyarrow as pa
 import torch
 
 from latentcache.config.sections import Config, QualityConfig
-from latentcache.core.machine import num_cpus, resolve_device
+from latentcache.core.devices import resolve_device
+from latentcache.core.machine import num_cpus
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.spec import LatentSpec
 from latentcache.planning.plan import Plan, to_shard

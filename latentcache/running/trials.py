@@ -12,7 +12,7 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import out_of_memory

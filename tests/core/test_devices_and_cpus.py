@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentcache.core.machine import num_cpus, resolve_device
+from latentcache.core.devices import resolve_device
+from latentcache.core.machine import num_cpus
 from latentcache.errors import ConfigError
 
 BOUND = 16

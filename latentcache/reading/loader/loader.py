@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from latentcache.core.arguments import whole_number
+from latentcache.core.devices import resolve_device
 from latentcache.core.dtypes import AnyDtype
-from latentcache.core.machine import resolve_device
 from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.fields.nulls import NULL

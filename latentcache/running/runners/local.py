@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from latentcache.core.machine import resolve_device
+from latentcache.core.devices import resolve_device
 from latentcache.core.records import ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.errors import EncoderError, RunStoppedError

@@ -23,7 +23,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.job_config import JobConfig
 
 from latentcache.config.sections import RunConfig
-from latentcache.core.machine import num_cpus, resolve_device
+from latentcache.core.devices import resolve_device
+from latentcache.core.machine import num_cpus
 from latentcache.core.records import ShardReport
 from latentcache.errors import ConfigError, EncoderError, MachineError
 from latentcache.running import stall
