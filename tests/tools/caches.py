@@ -158,6 +158,17 @@ def run_inline(job: str, *args: object) -> tuple[int, str]:
     return status, printed.getvalue()
 
 
+def printed_by(job: str, *args: object, status: int = 0) -> str:
+    """Run a job in this process to its end, with that exit status; returns all that it printed.
+
+    A process of its own (`run_job`) takes seconds to import what a job needs.
+    """
+    ended, printed = run_inline(job, *args)
+    assert ended == status, f"exit status {ended}\n{printed}"
+    assert "Traceback" not in printed, printed
+    return printed
+
+
 def read_files(cache: Path) -> dict[str, bytes]:
     """Every finished object of a cache but its logs: path in it -> bytes."""
     paths = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".tmp"]
