@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shutil
 import re
+import shutil
 import signal
 import sys
 import time
