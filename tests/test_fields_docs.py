@@ -19,6 +19,7 @@ from tests.tools.planned import FAILED
 CAPTIONS = [f"caption {n}" for n in range(9)]
 
 
+@pytest.mark.slow
 def test_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     add(cache, umt5=text_field(), clip=text_field(padding="mask"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.tools.doc_blocks import PAGES, blocks
 from tests.tools.synthetic import write_cache
 
 URL = "s3://bucket/latents"
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), buckets={"9x16x16": 4}, by_frame=True)
     given: dict[str, Any] = {}

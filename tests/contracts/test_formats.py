@@ -265,6 +265,7 @@ def test_sound_bytes_that_are_no_sample_are_found(name: str, tmp_path: Path) -> 
         read(name, storage, layout, 0, [wrong])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_threads_read_at_once_in_any_order(name: str, storage: Storage) -> None:
     layout = make_layout(num_rows=40)
@@ -731,6 +732,7 @@ def test_samples_in_pieces_are_packed_as_they_are_encoded(
     assert whole(again) == whole(shard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_a_shard_may_be_packed_of_more_chunks_than_a_byte_counts(name: str, tmp_path: Path) -> None:
     layout = replace(make_layout("bfloat16", "zstd", 300), shard_rows=300)

@@ -106,6 +106,7 @@ def test_zarr_python_and_tensorstore_read_the_arrays(
     check_array(open_array(reader, tmp_path), [*itertools.chain(*shards)])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     dtype=st.sampled_from(DTYPES),

@@ -45,6 +45,7 @@ def check(path: Path, chunk_frames: int | None) -> None:
             assert plain.tobytes() == bits_of(cache)[key]
 
 
+@pytest.mark.slow
 def test_compacting_takes_chunks_along_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +60,7 @@ def test_compacting_takes_chunks_along_as_they_are(
     check(tmp_path / "cache", 1)
 
 
+@pytest.mark.slow
 def test_copies_keep_the_chunks_and_other_formats_have_none(tmp_path: Path) -> None:
     make_fragmented(tmp_path, chunk_frames=1)
     run("copy", tmp_path / "cache", tmp_path / "copy")
@@ -71,6 +73,7 @@ def test_copies_keep_the_chunks_and_other_formats_have_none(tmp_path: Path) -> N
     assert bits_of(opened(tmp_path / "parquet")) == bits_of(opened(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, None])
 def test_a_merge_has_the_chunks_of_the_first_cache(first: int | None, tmp_path: Path) -> None:
     halves = []

@@ -82,6 +82,7 @@ def test_failed_rows_count_unless_they_are_dropped(planned: PlannedCache) -> Non
     assert (rewritten.num_clips, rewritten.num_new) == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_every_clip_comes_along_as_it_is_stored(
     shard_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,6 +114,7 @@ def test_every_clip_comes_along_as_it_is_stored(
     assert read_files(tmp_path / "cache") == now
 
 
+@pytest.mark.slow
 def test_zarr_python_reads_a_compacted_array(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     run_inline("compact", tmp_path / "cache", "--below", 1)
@@ -129,6 +131,7 @@ def test_zarr_python_reads_a_compacted_array(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None:
     make_fragmented(tmp_path)
     before = read_files(tmp_path / "cache")
@@ -138,6 +141,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> N
     assert "Dry run: nothing was written." in printed
 
 
+@pytest.mark.slow
 def test_failed_clips_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     clips = clips_of(open_again(cache.storage))
@@ -149,6 +153,7 @@ def test_failed_clips_are_dropped_where_that_is_asked_for(tmp_path: Path) -> Non
     assert not verify(cache.storage).problems
 
 
+@pytest.mark.slow
 def test_a_training_run_goes_on_in_its_own_order(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
 
@@ -170,6 +175,7 @@ def test_a_training_run_goes_on_in_its_own_order(tmp_path: Path) -> None:
     assert begun + keys(later) == whole
 
 
+@pytest.mark.slow
 def test_old_shards_are_cleaned_once_they_were_replaced_long_ago(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     clips = clips_of(open_again(cache.storage))
@@ -182,6 +188,7 @@ def test_old_shards_are_cleaned_once_they_were_replaced_long_ago(tmp_path: Path)
     assert reopened(cache).missing_shards() == []
 
 
+@pytest.mark.slow
 def test_a_shard_whose_old_rows_are_damaged_waits_for_their_repair(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     clips = clips_of(open_again(cache.storage))
@@ -214,6 +221,7 @@ def test_a_part_that_makes_no_sense_is_refused(below: str, tmp_path: Path) -> No
     assert "--below is a part of a full shard" in printed
 
 
+@pytest.mark.slow
 def test_shards_that_are_not_encoded_yet_stay_planned(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     for name in (f"samples/{VIDEOS}/000000.parquet", f"latents/{VIDEOS}/c/0/0/0/0/0"):
@@ -222,6 +230,7 @@ def test_shards_that_are_not_encoded_yet_stay_planned(tmp_path: Path) -> None:
     assert reopened(cache).missing_shards() == [ShardId(VIDEOS, 0)]
 
 
+@pytest.mark.slow
 def test_batches_have_the_kept_columns_of_all_their_shards(tmp_path: Path) -> None:
     """Shards that have kept other columns are read in any order, and give the same batch."""
     cache = make_fragmented(tmp_path)

@@ -49,6 +49,7 @@ def opened(path: Path) -> latentcache.Cache:
     return latentcache.open_cache(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_a_copy_is_a_cache_of_the_same_bytes_and_facts(
     shard_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +72,7 @@ def test_a_copy_is_a_cache_of_the_same_bytes_and_facts(
     assert read_manifest(Storage(str(tmp_path / "copy"))).num_clips == cache.manifest.num_clips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_a_copy_in_the_other_format_has_the_same_bits(shard_format: str, tmp_path: Path) -> None:
     make_fragmented(tmp_path, format=shard_format)
@@ -88,6 +90,7 @@ def samples(path: Path) -> dict[str, bytes]:
     return bits_of(opened(path))
 
 
+@pytest.mark.slow
 def test_zarr_python_reads_a_copy(tmp_path: Path) -> None:
     make_fragmented(tmp_path)
     run("copy", tmp_path / "cache", tmp_path / "copy", "--where", "bucket = '5x64x96'")
@@ -96,6 +99,7 @@ def test_zarr_python_reads_a_copy(tmp_path: Path) -> None:
     assert found == [*samples(tmp_path / "copy").values()]
 
 
+@pytest.mark.slow
 def test_two_copies_split_a_cache_and_a_merge_joins_them(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
     clips = clips_of(open_again(cache.storage))
@@ -121,6 +125,7 @@ def test_a_condition_and_keys_must_both_hold(tmp_path: Path) -> None:
     assert clips_of(opened(tmp_path / "c")).keys() == {"v2#0"}
 
 
+@pytest.mark.slow
 def test_a_merge_takes_clips_of_the_same_source_once_and_ok_ones_first(tmp_path: Path) -> None:
     one, other = make_cache(tmp_path, "one"), make_cache(tmp_path, "other", format="zarr")
     failed = failed_of(open_again(one.storage))
@@ -160,6 +165,7 @@ def make_other_content(folder: Path, name: str) -> PlannedCache:
     return planned
 
 
+@pytest.mark.slow
 def test_a_source_of_other_content_is_refused_unless_one_is_preferred(tmp_path: Path) -> None:
     one, other = make_cache(tmp_path, "one"), make_other_content(tmp_path, "other")
     urls = (tmp_path / "one", tmp_path / "other")
@@ -179,6 +185,7 @@ def test_a_source_of_other_content_is_refused_unless_one_is_preferred(tmp_path: 
         assert identity == {"first": "id1", "last": "other"}[prefer]
 
 
+@pytest.mark.slow
 def test_the_first_generation_says_where_all_is_from(tmp_path: Path) -> None:
     one = make_fragmented(tmp_path, "one")
     two = make_cache(tmp_path, "two")
@@ -196,6 +203,7 @@ def test_the_first_generation_says_where_all_is_from(tmp_path: Path) -> None:
     assert (generation.kind, generation.selection) == ("copy", "where width > 1")
 
 
+@pytest.mark.slow
 def test_sources_are_known_in_the_new_cache(tmp_path: Path) -> None:
     cache = make_fragmented(tmp_path)
 
@@ -212,6 +220,7 @@ def test_sources_are_known_in_the_new_cache(tmp_path: Path) -> None:
     assert known(tmp_path / "some").keys() == {"v1", "v2"}
 
 
+@pytest.mark.slow
 def test_caches_of_other_recipes_are_refused_with_what_differs(tmp_path: Path) -> None:
     make_cache(tmp_path, "one")
     run("copy", tmp_path / "one", tmp_path / "two")
@@ -224,6 +233,7 @@ def test_caches_of_other_recipes_are_refused_with_what_differs(tmp_path: Path) -
     assert not (tmp_path / "all").exists()
 
 
+@pytest.mark.slow
 def test_caches_of_other_formats_and_codecs_merge_into_the_first_ones(tmp_path: Path) -> None:
     make_cache(tmp_path, "one")
     make_cache(tmp_path, "two", format="parquet")
@@ -237,6 +247,7 @@ def test_caches_of_other_formats_and_codecs_merge_into_the_first_ones(tmp_path: 
     assert not verify(Storage(str(tmp_path / "all"))).problems
 
 
+@pytest.mark.slow
 def test_an_unfinished_cache_is_copied_only_where_that_is_allowed(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     clips = clips_of(open_again(cache.storage))
@@ -251,6 +262,7 @@ def test_an_unfinished_cache_is_copied_only_where_that_is_allowed(tmp_path: Path
     assert clips_of(opened(tmp_path / "copy")).keys() == clips.keys() - lost
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     make_fragmented(tmp_path)
     for job in (
@@ -262,6 +274,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
     make_cache(tmp_path)
     make_cache(tmp_path, "other")
@@ -339,6 +352,7 @@ def test_wrong_arguments_get_one_message(args: list[str], what: str, tmp_path: P
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_parent_is_found_as_it_was_and_no_other_one_is(tmp_path: Path) -> None:
     cache, other = make_cache(tmp_path), make_cache(tmp_path, "other")
     run("copy", tmp_path / "cache", tmp_path / "copy")

@@ -57,6 +57,7 @@ def backend_of(name: str, folder: Path) -> Backend:
     return file_backend(folder) if name == "file" else sftp_backend(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("job", "step"), [("compact", 1), ("merge", 2)])
 def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
     lab = lab_of(job, tmp_path, memory_backend())
@@ -65,6 +66,7 @@ def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> 
     assert all(lab.run("torn", at) for at in range(0, numbers["torn"], step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("job", "shard_format"), [("compact", "parquet"), ("copy", "zarr")])
 def test_a_job_meets_faults_of_every_kind(job: str, shard_format: str, tmp_path: Path) -> None:
     lab, rng = lab_of(job, tmp_path, memory_backend(), shard_format), random.Random(1)

@@ -96,6 +96,7 @@ def make_grown(folder: Path, side: str = "right", **cache: Any) -> PlannedCache:
     return grow(planned, ["late", "later"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_a_text_field_is_the_same_after_compacting(
@@ -154,6 +155,7 @@ def make_full(folder: Path, **cache: Any) -> PlannedCache:
     return planned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", FORMATS)
 def test_fields_of_frames_come_along_in_either_format(
     shard_format: str, tmp_path: Path, counted: Path
@@ -187,6 +189,7 @@ def as_bits(array: Any) -> Any:
     return np.asarray(array).view(np.uint8)
 
 
+@pytest.mark.slow
 def test_split_caches_with_fields_are_merged_again(tmp_path: Path, counted: Path) -> None:
     make_full(tmp_path)
     encoded(counted)
@@ -203,6 +206,7 @@ def test_split_caches_with_fields_are_merged_again(tmp_path: Path, counted: Path
     assert encoded(counted) == []
 
 
+@pytest.mark.slow
 def test_a_field_that_not_all_parents_have_alike_is_left_out_and_why_is_said(
     tmp_path: Path,
 ) -> None:
@@ -227,6 +231,7 @@ def test_a_field_that_not_all_parents_have_alike_is_left_out_and_why_is_said(
     assert latentcache.open_cache(str(tmp_path / "all")).field_names == ["same"]
 
 
+@pytest.mark.slow
 def test_a_damaged_value_is_named_and_tried_again(tmp_path: Path, counted: Path) -> None:
     planned = make_full(tmp_path)
     encoded(counted)
@@ -293,6 +298,7 @@ def lab_of(job: str, folder: Path) -> CopyLab:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("job", "step"), [("compact", 13), ("merge", 31)])
 def test_a_job_with_fields_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
     with no_waiting():
@@ -313,6 +319,7 @@ def test_every_operation_of_a_job_with_fields_may_fail(job: str, tmp_path: Path)
                 lab.run(kind, at)
 
 
+@pytest.mark.slow
 def test_caches_with_other_numbers_of_texts_are_merged(tmp_path: Path, counted: Path) -> None:
     texts = {"one": [["a", "b"], ["c"]], "two": [["d", None, "e", "f"], None]}
     before: Values = {}

@@ -120,6 +120,7 @@ def test_what_is_no_rule_is_refused(fields: dict[str, Any]) -> None:
 # Latent geometry
 
 
+@pytest.mark.slow
 @given(
     frames=st.integers(1, 200),
     stride=st.sampled_from([1, 2, 4, 8]),

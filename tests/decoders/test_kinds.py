@@ -104,6 +104,7 @@ def test_joined_recordings_go_on_where_times_restart(tmp_path: Path, name: str) 
     assert_as_ffmpeg_shows(tmp_path / name, (expected.times_s[0] + steps).tolist(), tolerance_s)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no inputs at {CASES}")
 @pytest.mark.parametrize(
     "name", ["f.mkv", "f.ts", "f.mov", "f.flv", "pair.mp4", "pair.mkv", "pair.ts"]
@@ -115,6 +116,7 @@ def test_fields_are_halves_of_frames(tmp_path: Path, name: str) -> None:
     assert pyav.probe(str(tmp_path / name)).frames == len(shown(source).frames)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no inputs at {CASES}")
 @pytest.mark.parametrize(
     "name", sorted(p.name for p in CASES.glob("*.*") if p.suffix not in (".md", ".ts"))
@@ -128,6 +130,7 @@ def test_every_case_is_right(name: str) -> None:
         assert_as_ffmpeg_shows(CASES / name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CASES.is_dir(), reason=f"no inputs at {CASES}")
 def test_transport_streams_among_the_cases_are_right() -> None:
     joined = CASES / "concat_same.ts"

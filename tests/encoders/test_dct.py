@@ -81,6 +81,7 @@ def test_constant_video_comes_back_within_one_level(encoder: DCTEncoder, level: 
     assert (decoded.int() - level).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_smooth_moving_video_comes_back_above_30_db(encoder: DCTEncoder) -> None:
     t, y, x = torch.meshgrid(torch.arange(13), torch.arange(64), torch.arange(96), indexing="ij")
     waves = [torch.sin((x + y * s + t) / 20 + s) for s in (0.5, -0.7, 1.1)]

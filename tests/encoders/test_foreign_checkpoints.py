@@ -124,6 +124,7 @@ def spoilt(path: Path, how: str) -> Any:
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SPOILT)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_one_message(written: Callable[[str], dict[str, Any]], kind: str, how: str) -> None:

@@ -131,6 +131,7 @@ def test_tiles_of_one_picture_give_it_back_bit_for_bit(
     assert torch.equal(stitch(tiles, of), whole)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.tuples(axes(3), axes(8), axes(8)))
 def test_weights_are_shares_of_one(case: tuple[tuple[int, int, int, Edge], ...]) -> None:

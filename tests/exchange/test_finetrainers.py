@@ -76,6 +76,7 @@ def test_a_round_trip_is_equal_bit_for_bit(
     assert found == {bits(wan.stored(n)) for n in range(len(wan))}
 
 
+@pytest.mark.slow
 def test_the_seed_chooses_the_order(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, clips=4)
     add(cache, umt5=text_field(length=24))

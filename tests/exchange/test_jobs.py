@@ -23,6 +23,7 @@ def spoil(path: Path, name: str) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, clips=2)
     out, target = tmp_path / "out", tmp_path / "again"

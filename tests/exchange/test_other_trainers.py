@@ -25,6 +25,7 @@ from tests.tools.fields import add, text_field
 SCALE = Normaliser(kind="scale", scale=(0.5,))
 
 
+@pytest.mark.slow
 def test_cogvideo_gets_scaled_samples_and_prompts(tmp_path: Path) -> None:
     spec = dataclasses.replace(spec_of(COGVIDEOX), normaliser=SCALE)
     cache = make_cache(tmp_path, spec)
@@ -126,6 +127,7 @@ def test_1xgpt_gets_windows_over_clips_that_follow_one_another(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_ids_come_back_as_one_clip_per_segment(ids: latentcache.Cache, tmp_path: Path) -> None:
     like = dataclasses.replace(
         ids.spec, ids=dataclasses.replace(ids.spec.ids, codebook_size=1 << 32)

@@ -81,6 +81,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(tables(), OPTIONS)
 def test_a_footer_says_what_pyarrow_reads_in_it(table: pa.Table, options: dict[str, Any]) -> None:
     data = written(table, **options)
@@ -100,6 +101,7 @@ def test_a_footer_says_what_pyarrow_reads_in_it(table: pa.Table, options: dict[s
             assert column.repeated == (metadata.schema.column(m).max_repetition_level > 0)
 
 
+@pytest.mark.slow
 @given(tables(), OPTIONS)
 def test_pages_are_what_the_writer_counted(table: pa.Table, options: dict[str, Any]) -> None:
     """The writer's count is of the pages and of their headers."""
@@ -124,6 +126,7 @@ def test_a_plain_column_takes_its_values() -> None:
     assert measure(window, group.columns, column.offset) == Pages(num_bytes=8000)
 
 
+@pytest.mark.slow
 @given(tables())
 def test_every_table_that_is_written_is_read(table: pa.Table) -> None:
     assert from_parquet(to_parquet(table)).equals(table)

@@ -59,6 +59,7 @@ def test_reads_the_bytes_of_the_specification(data: str, expected: dict[int, Any
     assert read_struct(bytes.fromhex(data), 0) == (expected, len(bytes.fromhex(data)))
 
 
+@pytest.mark.slow
 @given(structs(2), st.binary(max_size=9), st.binary(max_size=9))
 def test_reads_what_was_written_wherever_it_lies(
     written: dict[int, Any], before: bytes, after: bytes
@@ -70,6 +71,7 @@ def test_reads_what_was_written_wherever_it_lies(
         assert end == len(before) + len(data)
 
 
+@pytest.mark.slow
 @given(structs(1), st.data())
 def test_a_struct_that_is_cut_off_is_refused(written: dict[int, Any], data: st.DataObject) -> None:
     whole = compact.write_struct(written)

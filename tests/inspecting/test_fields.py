@@ -36,6 +36,7 @@ def field_files(cache: PlannedCache) -> list[str]:
     return [n for n in read_files(Path(cache.storage.url)) if n.startswith("fields/")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
 def test_a_sound_field_is_sound(tmp_path: Path, shard_format: str) -> None:
     cache = with_field(tmp_path, shard_format)
@@ -44,6 +45,7 @@ def test_a_sound_field_is_sound(tmp_path: Path, shard_format: str) -> None:
     assert "field    umt5" in printed
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_a_field_is_found(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     folder, missed = Path(cache.storage.url), []
@@ -64,6 +66,7 @@ def flipped(data: bytes) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
 def test_damaged_samples_are_encoded_again(tmp_path: Path, shard_format: str, lost: bool) -> None:
@@ -87,6 +90,7 @@ def test_damaged_samples_are_encoded_again(tmp_path: Path, shard_format: str, lo
             np.testing.assert_array_equal(as_numpy(opened[n]["umt5"]), expected)
 
 
+@pytest.mark.slow
 def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     folder = Path(cache.storage.url)
@@ -98,6 +102,7 @@ def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
     assert read_files(folder) == before
 
 
+@pytest.mark.slow
 def test_cleaning_keeps_a_field_and_removes_what_a_dropped_one_left(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     folder = Path(cache.storage.url)
@@ -112,6 +117,7 @@ def test_cleaning_keeps_a_field_and_removes_what_a_dropped_one_left(tmp_path: Pa
     assert left == {name: data for name, data in before.items() if not name.startswith("fields/")}
 
 
+@pytest.mark.slow
 def test_status_counts_fields_by_themselves(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     status, printed = run_inline("status", cache.storage.url, "--json")
@@ -124,6 +130,7 @@ def test_status_counts_fields_by_themselves(tmp_path: Path) -> None:
     assert "field    umt5: 4 of 4 shards committed" in run_inline("status", cache.storage.url)[1]
 
 
+@pytest.mark.slow
 def test_the_report_has_a_table_of_fields(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     facts = read_facts(cache.storage, read_manifest(cache.storage))

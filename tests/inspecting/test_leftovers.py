@@ -189,6 +189,7 @@ def test_a_shard_is_retired_once_all_its_rows_are(tmp_path: Path) -> None:
     assert retired_shards(storage, storage.files(), manifest, first - 1) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_only_the_files_of_shards_retired_long_ago_go(
     tmp_path: Path,

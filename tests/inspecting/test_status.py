@@ -294,6 +294,7 @@ def test_a_shard_that_is_retired_is_neither_planned_nor_committed(tmp_path: Path
     assert found.clips_ok == before.clips_ok
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_are_not_believed(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     fill_cache(prepared, published=False)

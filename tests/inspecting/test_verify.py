@@ -116,6 +116,7 @@ def test_a_flipped_byte_is_found_in_every_object(name: str, codec: str, tmp_path
             (tmp_path / "cache" / path).write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_anywhere_breaks_the_seal(cache: PlannedCache, tmp_path: Path) -> None:
     sealed = {
         path: data for path, data in read_files(tmp_path / "cache").items() if "/c/" not in path
@@ -190,6 +191,7 @@ def test_a_sample_table_that_is_not_the_plans_is_found(
     assert f"its column {column} is not the plan's" in only_problem(cache.storage, path)
 
 
+@pytest.mark.slow
 def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: PlannedCache) -> None:
     first, second = sample_path(BUCKET, 0), sample_path(BUCKET, 1)
     original = cache.storage.read(second)
@@ -289,6 +291,7 @@ def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:
 # Repair.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_a_damaged_clip_is_planned_again_and_no_object_is_replaced(
     tmp_path: Path, name: str

@@ -46,6 +46,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("job", ALL)
 def test_storage_that_is_down_is_exit_status_1_in_every_job(job: str) -> None:
@@ -55,6 +56,7 @@ def test_storage_that_is_down_is_exit_status_1_in_every_job(job: str) -> None:
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_waiting")
 def test_it_is_for_precompute_too_for_the_cache_and_for_the_corpus(tmp_path: Path) -> None:
     config = make_config(tmp_path, tmp_path, "s3://bucket/cache")

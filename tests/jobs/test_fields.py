@@ -77,6 +77,7 @@ def outside(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if not name.startswith(f"{FIELDS}/")}
 
 
+@pytest.mark.slow
 def test_a_field_is_added_beside_what_is_there(cache: PlannedCache, counted: Path) -> None:
     url = cache.storage.url
     before = read_files(Path(url))
@@ -165,6 +166,7 @@ def test_equal_texts_share_their_bytes(tmp_path: Path) -> None:
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 def test_only_texts_that_changed_are_encoded_again(cache: PlannedCache, counted: Path) -> None:
     add(cache, umt5=text_field())
     before = read_files(Path(cache.storage.url))
@@ -186,6 +188,7 @@ def states_are(cache: PlannedCache, key: str) -> list[str]:
     return [text for text in set(CAPTIONS) if np.array_equal(found, padded(text))]
 
 
+@pytest.mark.slow
 def test_what_a_cache_has_grown_by_is_encoded_and_nothing_else(
     cache: PlannedCache, counted: Path
 ) -> None:
@@ -312,6 +315,7 @@ def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
     assert read_files(Path(cache.storage.url)) == before
 
 
+@pytest.mark.slow
 def test_a_dropped_field_leaves_nothing_and_can_be_made_again(cache: PlannedCache) -> None:
     before = read_files(Path(cache.storage.url))
     assert field_names(cache.storage) == []

@@ -170,6 +170,7 @@ def test_a_commented_configuration_means_what_its_example_does(
     assert load_config(str(out)) == load_config(str(path))
 
 
+@pytest.mark.slow
 def test_every_key_of_every_kind_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     keys = {"snapshot_interval_s", "min_psnr", "aspect_ratios", "frame_overlap", "level"}
     for kind in KINDS:

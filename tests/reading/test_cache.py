@@ -279,6 +279,7 @@ def test_the_snapshot_changes_with_what_it_lists(tmp_path: Path) -> None:
     assert open_cache(str(tmp_path)).snapshot != one
 
 
+@pytest.mark.slow
 def test_snapshots_of_all_generations_can_be_read(tmp_path: Path) -> None:
     """Rows that no longer count are still there for who opened the cache before, or says when."""
     written = write_cache(str(tmp_path), failed=FAILED)

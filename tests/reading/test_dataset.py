@@ -130,6 +130,7 @@ def test_numpy_arrays_have_the_bfloat16_of_ml_dtypes(moments: Cache) -> None:
     assert batch["latents"].dtype == ml_dtypes.bfloat16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [None, "score != 3"])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_are_those_of_a_loader(where: str | None, shuffle: bool, moments: Cache) -> None:

@@ -23,6 +23,7 @@ caches_of_any_size = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     caches=caches_of_any_size,

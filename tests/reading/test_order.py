@@ -57,6 +57,7 @@ def short_of(order: Order, num_samples: int) -> int:
     return num_samples % order.batch_size if order.drop_last else 0
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(buckets_of_any_size, orders, st.integers(0, 5))
 def test_an_epoch_is_every_sample_once_in_batches_of_one_bucket(
@@ -84,6 +85,7 @@ def test_an_epoch_is_every_sample_once_in_batches_of_one_bucket(
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(buckets_of_any_size, orders, st.data())
 def test_a_batch_is_the_same_whatever_was_taken_before(
@@ -97,6 +99,7 @@ def test_a_batch_is_the_same_whatever_was_taken_before(
         assert epoch.batch(place) == whole[place % len(whole)]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(buckets_of_any_size, orders)
 def test_all_batches_of_a_run_share_their_bucket(buckets: list[BucketShards], order: Order) -> None:
@@ -266,6 +269,7 @@ def test_a_batch_meets_as_many_shards_as_the_pool_allows() -> None:
     assert np.mean(distinct[:10]) > 0.75 * expected
 
 
+@pytest.mark.slow
 def test_a_pool_that_holds_everything_shuffles_everything() -> None:
     buckets = make([[4] * 16])
     firsts = Counter(
@@ -324,6 +328,7 @@ def test_a_place_a_million_batches_on_costs_no_more_memory() -> None:
     assert peak < 16 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_samples_are_as_likely_at_any_place(number: int) -> None:
     """Shards are met in any order, and within the window's reach: no row and no shard stands out."""

@@ -62,6 +62,7 @@ def cache_of(encoder: Any, tensors: Any, folder: Path) -> Synthetic:
     return dataclasses.replace(cache, manifest=manifest)
 
 
+@pytest.mark.slow
 def test_a_var_transformers_input_comes_without_the_encoder(tmp_path: Path) -> None:
     encoder, module, config = build("var", tmp_path)
     cache = cache_of(encoder, module.quantiser(config), tmp_path)
@@ -101,6 +102,7 @@ def plan(folder: Path, encoder: dict[str, Any], size: list[int]) -> Storage:
     return planned.storage
 
 
+@pytest.mark.slow
 def test_it_is_created_with_the_cache_and_again_where_it_is_missing(tmp_path: Path) -> None:
     raw = save_var(tmp_path)
     module, config = encoders.resolve(raw)
@@ -130,6 +132,7 @@ def test_tiles_and_batches_change_no_codebook(tmp_path: Path) -> None:
     assert quantiser_of(load_config(str(path), [])) is None  # dct has none
 
 
+@pytest.mark.slow
 def test_damage_is_found(tmp_path: Path) -> None:
     encoder, module, config = build("var", tmp_path)
     cache = cache_of(encoder, module.quantiser(config), tmp_path)

@@ -83,6 +83,7 @@ class Takes:
         raise NotImplementedError
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process forget its peak")
 def test_the_peak_is_that_of_encoding_and_not_of_what_was_before() -> None:
     earlier = torch.ones(1 << 29, dtype=torch.uint8)

@@ -73,6 +73,7 @@ def disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in files(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["zstd", "none"])
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_what_was_read_once_is_not_asked_for_again(

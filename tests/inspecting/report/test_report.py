@@ -244,6 +244,7 @@ def test_damaged_latents_are_named_and_the_others_shown(cache: Path, tmp_path: P
     assert f"Damaged: {found.damaged[0][:20]}".replace("'", "&#x27;") in render(found, "today")
 
 
+@pytest.mark.slow
 def test_it_counts_what_is_committed_whether_published_or_not(tmp_path: Path) -> None:
     failed = [("5x32x32", 1), ("5x32x32", 2), ("1x32x48", 4)]
     written = write_cache(str(tmp_path), failed=failed, rejected=3, published=False)

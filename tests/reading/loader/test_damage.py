@@ -62,6 +62,7 @@ def test_damage_is_raised_unless_it_is_to_be_skipped(folder: Path) -> None:
         LatentLoader(str(folder), on_damaged="ignore")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"posterior": "mode", "normalise": False}])
 def test_damaged_clips_are_left_out_counted_and_logged(
     options: dict[str, Any], folder: Path, caplog: pytest.LogCaptureFixture
@@ -79,6 +80,7 @@ def test_damaged_clips_are_left_out_counted_and_logged(
     assert all(any(f"clip '{key}'" in line for line in caplog.messages) for key in damaged)
 
 
+@pytest.mark.slow
 def test_states_are_as_they_would_be_without_damage(folder: Path) -> None:
     sound = LatentLoader(str(folder), batch_size=3)
     states = [sound.state_dict() for _ in itertools.islice(sound, 4)]
@@ -90,6 +92,7 @@ def test_states_are_as_they_would_be_without_damage(folder: Path) -> None:
     assert [contents(batch) for batch in loader] == [contents(batch) for batch in whole[2:]]
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_sound_clip_is_replaced_by_the_next_of_its_bucket(folder: Path) -> None:
     """With batches of 1 and several ranks each rank still takes as many steps."""
     sound = batches(folder, batch_size=1)
@@ -152,6 +155,7 @@ def test_an_open_cache_is_read_as_before(folder: Path) -> None:
         cache["5x32x32-0002"]
 
 
+@pytest.mark.slow
 def test_a_view_leaves_out_damaged_clips_too(folder: Path) -> None:
     view = Window(1, start="all", middle=True)
     whole = [b for b in LatentLoader(str(folder), view=view) if b["bucket"] == "5x32x32"]

@@ -55,6 +55,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+@pytest.mark.slow
 def test_each_clip_has_its_own_states(url: str) -> None:
     found = by_key(batches(url, fields=["umt5", "clip"]), "caption", "umt5", "clip", "umt5_tokens")
     assert len(found) == len(CAPTIONS) - len(FAILED)
@@ -71,6 +72,7 @@ def test_a_mask_says_where_a_text_is(url: str) -> None:
         assert batch["clip.pooled"].shape == (len(batch["key"]), 8)
 
 
+@pytest.mark.slow
 def test_fields_do_not_change_what_a_trainer_gets(url: str) -> None:
     plain = batches(url)
     for options in ({}, {"caption_dropout": 0.5}, {"fields": ["umt5", "clip"]}):
@@ -146,6 +148,7 @@ def test_one_of_several_texts_comes_and_another_in_another_epoch(url: str) -> No
     }
 
 
+@pytest.mark.slow
 def test_drops_and_choices_do_not_depend_on_ranks_batches_or_restarts(url: str) -> None:
     options = {"fields": ["umt5", "several"], "caption_dropout": 0.4}
     names = ("dropped", "several_choice", "umt5", "several")
@@ -191,6 +194,7 @@ def test_left_out_clips_and_where_go_together(tmp_path: Path) -> None:
     assert loader.left_out == [{"umt5": 1}]
 
 
+@pytest.mark.slow
 def test_a_field_that_grows_changes_no_run_that_goes_on(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, ["a", "b", "c", "d", "e", "f"])
     add(cache, umt5=text_field())

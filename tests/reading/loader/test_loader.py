@@ -108,6 +108,7 @@ def test_an_epoch_that_was_broken_off_starts_again(written: Synthetic) -> None:
     assert keys(loader)[:3] == first
 
 
+@pytest.mark.slow
 def test_ranks_share_an_epoch_and_take_as_many_steps(written: Synthetic) -> None:
     whole = keys(LatentLoader(written.url, batch_size=2))
     for world_size in (2, 3):
@@ -220,6 +221,7 @@ def test_posterior_samples_do_not_depend_on_workers(moments: Synthetic) -> None:
 # State
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_the_state_after_any_batch_goes_on_with_the_next(
@@ -261,6 +263,7 @@ def test_a_loaded_state_survives_set_epoch_of_its_own_epoch(written: Synthetic) 
         assert found == tail if tail else len(found) == len(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (3, 2), (2, 3)])
 def test_a_state_fits_another_world_size(before: int, after: int, written: Synthetic) -> None:
     whole = keys(LatentLoader(written.url, batch_size=1))
@@ -326,6 +329,7 @@ def test_normalising_is_the_models_own(written: Synthetic) -> None:
             assert torch.equal(batch["latents"], expected.to(dtype or torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_moments_give_a_seeded_sample_or_their_mean(moments: Synthetic) -> None:
     sampled = next(iter(raw(moments.url, batch_size=2, seed=9, shuffle=False)))
     mode = next(iter(raw(moments.url, batch_size=2, posterior="mode", shuffle=False)))
@@ -346,6 +350,7 @@ def test_each_epoch_draws_anew(moments: Synthetic) -> None:
     assert not torch.equal(first["latents"], second["latents"])
 
 
+@pytest.mark.slow
 def test_ids_are_neither_normalised_nor_sampled(tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), dtype="uint16", stored="ids")
     for dtype in (None, torch.uint16):

@@ -59,6 +59,7 @@ def names(batches: Any) -> list[tuple[int, tuple[str, ...]]]:
 # where
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(low=st.integers(-1, 11), bucket=st.sampled_from(["5x32x32", "1x32x48", None]))
 def test_where_keeps_what_a_table_of_the_cache_keeps(
@@ -171,6 +172,7 @@ def test_frames_of_ids(tmp_path: Path) -> None:
 # Ranks
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     world_size=st.integers(1, 6),
@@ -234,6 +236,7 @@ def test_more_ranks_begin_where_all_are_at_the_same_place(uneven: Any, cache: Ca
 # Several caches
 
 
+@pytest.mark.slow
 def test_a_mixture_has_its_shares_at_any_time(pair: list[Cache]) -> None:
     loader = LatentLoader(pair, batch_size=1, weights=[0.75, 0.25], epoch_batches=80)
     found = [cache for cache, _ in names(loader)]
@@ -270,6 +273,7 @@ def test_a_mixture_normalises_and_reads_each_cache_as_its_own(pair: list[Cache])
         assert torch.equal(batch["latents"], posterior.normalise(stored, cache.spec.normaliser))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     before=st.integers(1, 4),

@@ -55,6 +55,7 @@ def flat(batches: Any) -> list[str]:
     return sorted(key for batch in batches for key in batch["key"])
 
 
+@pytest.mark.slow
 def test_every_epoch_is_of_the_newest_snapshot(growing: Synthetic) -> None:
     few = grow(growing, [1, 4])
     loader = LatentLoader(growing.url, batch_size=2, follow=True)
@@ -78,6 +79,7 @@ def test_an_epoch_under_way_does_not_see_the_cache_grow(growing: Synthetic) -> N
     assert sorted(itertools.chain(*taken, *keys(running))) == few
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("follow", [True, False])
 def test_a_state_goes_on_in_its_snapshot_though_the_cache_has_grown(
     follow: bool, growing: Synthetic
@@ -99,6 +101,7 @@ def test_a_state_goes_on_in_its_snapshot_though_the_cache_has_grown(
         assert keys(resumed) == keys(reference)
 
 
+@pytest.mark.slow
 def test_a_filter_follows_too(growing: Synthetic) -> None:
     grow(growing, [1, 4])
     loader = LatentLoader(growing.url, batch_size=2, follow=True, where=[("score", ">", 1)])
@@ -111,6 +114,7 @@ def test_a_filter_follows_too(growing: Synthetic) -> None:
     LatentLoader(growing.url, batch_size=2, where=[("score", ">", 1)]).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_is_not_published_any_more_is_read(growing: Synthetic) -> None:
     """It follows from what is committed, which nothing takes away."""
     few = grow(growing, [1, 4])
@@ -152,6 +156,7 @@ def test_workers_read_the_snapshot_that_was_chosen(growing: Synthetic) -> None:
     assert flat(data) == more
 
 
+@pytest.mark.slow
 def test_ranks_agree_by_one_ranks_newest(growing: Synthetic) -> None:
     grow(growing, [1, 4])
     first = LatentLoader(growing.url, batch_size=2, rank=0, world_size=2)

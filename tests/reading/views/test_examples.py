@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from latentcache import encoders
@@ -79,6 +80,7 @@ def test_fdm_takes_sparse_frames(tmp_path: Path) -> None:
         assert used.sum(1).tolist() == [num] * len(batch["key"])
 
 
+@pytest.mark.slow
 def test_multi_scale_ids_come_with_a_transformers_input(tmp_path: Path) -> None:
     module, config = encoders.resolve(save_var(tmp_path))
     spec = module.describe(config, dtype="float32")

@@ -34,6 +34,7 @@ def whole(cache: Synthetic, key: str) -> torch.Tensor:
     return open_cache(cache.url)[key]["latents"].reshape(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [None, 1, 5, 20])
 @pytest.mark.parametrize("bos", [None, 1])
 def test_crops_are_those_of_the_whole_sequence(

@@ -84,6 +84,7 @@ def through_workers(loader: LatentLoader, num_workers: int) -> list[Any]:
     return plain(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_view_equals_slicing_the_whole(name: str, moments: Synthetic) -> None:
     cache = open_cache(moments.url)
@@ -129,6 +130,7 @@ def test_starts_differ_between_epochs_clips_and_windows_of_a_clip(moments: Synth
     assert any(len(starts.view(-1, 3)[0].unique()) > 1 for starts in first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIEWS)
 def test_ranks_and_a_restart_change_neither_samples_nor_order(
     name: str, moments: Synthetic
