@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from latentcache.config.fields import FieldConfig
 from latentcache.core.fields import FieldArray
@@ -27,6 +27,8 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
+from latentcache.running.shared_fields import SharedFields, can_share
+from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
@@ -44,16 +46,60 @@ def check_fields(cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_
             plan_field(cache, name, config)
 
 
+def share_fields(
+    cache: PlannedCache, fields: Mapping[str, FieldConfig], missing: Sequence[ShardId]
+) -> SharedFields:
+    """Create the fields that a run of latents over `missing` makes along with them.
+
+    One that cannot be created is left out; `make_fields` says why.
+    """
+    return _shared(cache, fields, missing, lambda name: _created(cache, name, fields[name]))
+
+
+def _created(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
+    return create_field(plan_field(cache, name, config))
+
+
+def share_known_fields(
+    cache: PlannedCache, overrides: Sequence[str], missing: Sequence[ShardId]
+) -> SharedFields:
+    """Return those fields of a cache that a run of latents over `missing` makes along with them."""
+    configs = {}
+    for name in field_names(cache.storage) if missing else ():
+        with suppress(LatentCacheError):  # resume_fields says why
+            configs[name] = reopen_field(cache, name, overrides)
+    found = {name: planned.config for name, planned in configs.items()}
+    return _shared(cache, found, missing, configs.__getitem__)
+
+
+def _shared(
+    cache: PlannedCache,
+    fields: Mapping[str, FieldConfig],
+    missing: Sequence[ShardId],
+    planned: Callable[[str], PlannedField],
+) -> SharedFields:
+    found = []
+    for name, config in fields.items():
+        if missing and can_share(config, cache.manifest):
+            with suppress(LatentCacheError):
+                found.append(planned(name))
+    if found:
+        names = ", ".join(each.field.name for each in found)
+        print(f"fields   {names}: of the pixels that the latents are encoded from")
+    return SharedFields(found, cache.config.run)
+
+
 def make_fields(
     cache: PlannedCache,
     fields: Mapping[str, FieldConfig],
     *,
     update: bool = True,
     dry_run: bool = False,
+    made: Mapping[str, Summary] | None = None,
 ) -> int:
     """Add fields, or bring up to date those that are there; returns the worst exit status.
 
-    A field that cannot be made leaves the others alone.
+    A field that cannot be made leaves the others alone. made: what has been made of them just now.
     """
 
     def make(name: str) -> int:
@@ -69,7 +115,7 @@ def make_fields(
                 f"changed  {num} clips have other texts than the field {name} encodes; --update "
                 "encodes them"
             )
-        return encode_field(planned)
+        return encode_field(planned, (made or {}).get(name))
 
     return _each(fields, make, "made")
 
@@ -80,8 +126,9 @@ def resume_fields(
     *,
     names: Sequence[str] = (),
     retry_failed: bool = False,
+    made: Mapping[str, Summary] | None = None,
 ) -> int:
-    """Finish fields, of names or all; returns the worst exit status."""
+    """Finish fields, of names or all; returns the worst exit status. made: as in `make_fields`."""
     known = field_names(cache.storage)
     _check_overrides(overrides, known)
 
@@ -90,7 +137,7 @@ def resume_fields(
         if retry_failed:
             planned = _with_failed(planned)
         write_field_metadata(planned)
-        return encode_field(planned)
+        return encode_field(planned, (made or {}).get(name))
 
     return _each(names or known, finish, "finished")
 
@@ -172,13 +219,16 @@ def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
         print(f"field    {key}: {list(array.shape)} {array.dtype}{how}")
 
 
-def encode_field(planned: PlannedField) -> int:
-    """Encode what is missing of a field; print a summary, return the exit status."""
+def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
+    """Encode what is missing of a field; print a summary, return the exit status.
+
+    made: what has been made of it along with the latents.
+    """
     name, url = planned.field.name, shlex.quote(redact(planned.storage.url))
     missing = planned.missing
     if missing:
         check_device(planned.cache.config.run)
-    run = FieldRun(planned)
+    run = FieldRun(planned, made)
     go_on = f"Go on with:  latentcache resume {url}"
     try:
         with closing(run.events()) as events, Bar(planned.num_clips(missing)) as bar:

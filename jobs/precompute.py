@@ -35,7 +35,7 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
-from .fields import check_fields, make_fields, worse
+from .fields import check_fields, make_fields, share_fields, worse
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
@@ -58,9 +58,11 @@ def precompute(args: argparse.Namespace) -> int:
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
-        status = encode(planned, copy_missing(planned, planned.missing_shards()))
+        missing = copy_missing(planned, planned.missing_shards())
+        shared = share_fields(planned, fields, missing)
+        status = encode(planned, missing, shared)
         if status in (OK, SOME_FAILED):
-            status = worse(status, make_fields(planned, fields))
+            status = worse(status, make_fields(planned, fields, made=shared.summaries))
         return status
 
 

@@ -17,6 +17,7 @@ from latentcache.running.events import Task
 from latentcache.running.field_report import joined
 from latentcache.running.field_worker import FieldSpec
 from latentcache.running.publisher import Snapshot
+from latentcache.running.summary import Summary
 from latentcache.running.worker import WorkerSpec
 
 
@@ -51,11 +52,15 @@ class FieldSnapshot:
 
 
 class FieldRun(Run):
-    """One run over the shards of a planned field. published: the field's snapshot that it left."""
+    """One run over the shards of a planned field. published: the field's snapshot that it left.
 
-    def __init__(self, planned: PlannedField) -> None:
+    made: what was made of it along with the latents, which the summary goes on from.
+    """
+
+    def __init__(self, planned: PlannedField, made: Summary | None = None) -> None:
         self._planned_field = planned
         super().__init__(planned.cache, list(planned.missing))
+        self.summary = made or self.summary
 
     def _count_clips(self, missing: Sequence[ShardId]) -> int:
         return self._planned_field.num_clips(missing)
