@@ -166,16 +166,15 @@ class _Making:
         """
         if lacking := self._lacking():
             self._worker.latents.encoding.submit(self._make_rest, self._decode(lacking)).result()
-        reports = {}
-        for name in self._parts:
-            report = self._failed.get(name) or attempt(partial(self._commit, name))
-            if not isinstance(report, Failed):
-                reports[name] = report
-            elif report.stop is not None and name not in self._failed:
-                raise report.stop
-            else:
-                self._worker.warn(name, report.error)
-        return reports
+        committed = {name: attempt(partial(self._commit, name)) for name in self._samples}
+        for outcome in committed.values():
+            if isinstance(outcome, Failed) and outcome.stop is not None:
+                raise outcome.stop
+        outcomes = {**self._failed, **committed}
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, Failed):
+                self._worker.warn(name, outcome.error)
+        return {name: o for name, o in outcomes.items() if not isinstance(o, Failed)}
 
     def _make(self, name: str, pixels: Mapping[int, Pixels | None]) -> None:
         """Make a field's samples of the rows that have pixels, or are retired."""
@@ -236,7 +235,7 @@ class _Making:
             self._make(name, {row: pixels[row, of] for row in rows})
 
     def _commit(self, name: str) -> ShardReport:
-        spec, samples = self._worker.spec, self._samples.pop(name)
+        spec, samples = self._worker.spec, self._samples[name]
         field, reports = self._worker.fields[name].field, []
         for part in self._parts[name]:
             of_part = [samples[row] for row in part.rows]

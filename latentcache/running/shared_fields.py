@@ -1,4 +1,4 @@
-"""The driver's side of fields that are made along with latents: what to ask workers for, and what came of it."""
+"""The driver's side of fields that are made along with latents: what workers are asked for, and gave."""
 
 from __future__ import annotations
 

@@ -68,9 +68,12 @@ class WorkerSpec:
 
 
 class Worker(Protocol):
-    """What a runner runs on one device. clips_done: as in ShardWorker."""
+    """What a runner runs on one device."""
 
-    clips_done: int
+    @property
+    def clips_done(self) -> int:
+        """See `ShardWorker`."""
+        ...
 
     @property
     def num_steps(self) -> int:
@@ -90,7 +93,7 @@ class Onlooker(Protocol):
     """Looks at the clips of a shard, on the encoder's thread."""
 
     def see(self, row: int, first: int, pixels: Array) -> object:
-        """Look at decoded frames of a clip, uint8 [T, H, W, 3], from number `first` on, until it returns."""
+        """Look at frames of a clip, uint8 [T, H, W, 3], from number `first` on; good until it returns."""
         ...
 
     def done(self) -> object:
