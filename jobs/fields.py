@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 
-from latentcache.config.fields import FieldConfig
+from latentcache.config.fields import FieldConfig, parse_field
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError, LatentCacheError, did_you_mean
-from latentcache.format.fields.manifest import VersionKind, field_names
+from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
 from latentcache.planning.fields.describe import describe_field
@@ -34,59 +34,56 @@ from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
 
 
-def check_fields(cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool) -> None:
-    """Raise ConfigError or EncoderError before hours of encoding latents, if a field cannot be planned.
+def check_fields(
+    cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool
+) -> list[PlannedField]:
+    """Plan fields; raises ConfigError or EncoderError before hours of encoding latents, if one cannot be.
 
-    dry_run: the plan is not written, so columns are not looked at; print what the fields are.
+    dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
     """
+    if not dry_run:
+        return [plan_field(cache, name, config) for name, config in fields.items()]
     for name, config in fields.items():
-        if dry_run:
-            print_arrays(name, describe_field(config, cache.manifest).arrays)
-        else:
-            plan_field(cache, name, config)
+        print_arrays(name, describe_field(config, cache.manifest).arrays)
+    return []
 
 
 def share_fields(
-    cache: PlannedCache, fields: Mapping[str, FieldConfig], missing: Sequence[ShardId]
+    cache: PlannedCache, fields: Iterable[PlannedField], missing: Sequence[ShardId]
 ) -> SharedFields:
-    """Create the fields that a run of latents over `missing` makes along with them.
+    """Create those fields that a run of latents over `missing` makes along with them.
 
     One that cannot be created is left out; `make_fields` says why.
     """
-    return _shared(cache, fields, missing, lambda name: _created(cache, name, fields[name]))
-
-
-def _created(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
-    return create_field(plan_field(cache, name, config))
+    found = []
+    for planned in fields if missing else ():
+        if can_share(planned.config, cache.manifest):
+            with suppress(LatentCacheError):
+                found.append(create_field(planned))
+    return _shared(cache, found)
 
 
 def share_known_fields(
     cache: PlannedCache, overrides: Sequence[str], missing: Sequence[ShardId]
 ) -> SharedFields:
-    """Return those fields of a cache that a run of latents over `missing` makes along with them."""
-    configs = {}
-    for name in field_names(cache.storage) if missing else ():
-        with suppress(LatentCacheError):  # resume_fields says why
-            configs[name] = reopen_field(cache, name, overrides)
-    found = {name: planned.config for name, planned in configs.items()}
-    return _shared(cache, found, missing, configs.__getitem__)
+    """Return those fields of a cache that a run of latents over `missing` makes along with them.
 
-
-def _shared(
-    cache: PlannedCache,
-    fields: Mapping[str, FieldConfig],
-    missing: Sequence[ShardId],
-    planned: Callable[[str], PlannedField],
-) -> SharedFields:
+    One that cannot be opened is left out; `resume_fields` says why.
+    """
     found = []
-    for name, config in fields.items():
-        if missing and can_share(config, cache.manifest):
-            with suppress(LatentCacheError):
-                found.append(planned(name))
-    if found:
-        names = ", ".join(each.field.name for each in found)
+    for name in field_names(cache.storage) if missing else ():
+        with suppress(LatentCacheError):
+            field = read_field(cache.storage, name, cache.manifest)
+            if can_share(parse_field(name, field.settings), cache.manifest):
+                found.append(reopen_field(cache, name, overrides))
+    return _shared(cache, found)
+
+
+def _shared(cache: PlannedCache, fields: Sequence[PlannedField]) -> SharedFields:
+    if fields:
+        names = ", ".join(planned.field.name for planned in fields)
         print(f"fields   {names}: of the pixels that the latents are encoded from")
-    return SharedFields(found, cache.config.run)
+    return SharedFields(fields, cache.config.run)
 
 
 def make_fields(

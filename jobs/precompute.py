@@ -54,12 +54,12 @@ def precompute(args: argparse.Namespace) -> int:
         check_scalars(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
         planned = _plan(config, holder, args)
-        check_fields(planned, fields, dry_run=args.dry_run)
+        checked = check_fields(planned, fields, dry_run=args.dry_run)
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
         missing = copy_missing(planned, planned.missing_shards())
-        shared = share_fields(planned, fields, missing)
+        shared = share_fields(planned, checked, missing)
         status = encode(planned, missing, shared)
         if status in (OK, SOME_FAILED):
             status = worse(status, make_fields(planned, fields, made=shared.summaries))

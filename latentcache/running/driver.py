@@ -92,6 +92,7 @@ class Run:
     def _events(self) -> Iterator[Event]:
         self._started = time.perf_counter()
         self._snapshot.open()
+        self._shared.open()
         try:
             if self._work:
                 yield from self._encode()

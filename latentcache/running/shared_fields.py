@@ -11,6 +11,7 @@ from latentcache.format.manifest import Manifest
 from latentcache.planning.fields.planned import PlannedField
 from latentcache.running.events import Died, Event, GaveUp, Progress, Retried
 from latentcache.running.failure_policy import Judge
+from latentcache.running.field_snapshot import FieldSnapshot
 from latentcache.running.one_decode import SharedField, SharedShard
 from latentcache.running.summary import Summary
 
@@ -37,6 +38,10 @@ class SharedFields:
         self._fields = {planned.field.name: planned for planned in fields}
         self.summaries = {name: Summary() for name in self._fields}
         self._judges = {name: Judge(run) for name in self._fields}
+        self._snapshots = {
+            name: FieldSnapshot(planned, run.snapshot_interval_s, lambda _: None)
+            for name, planned in self._fields.items()
+        }
         self._left: set[str] = set()
         self._alone: set[ShardId] = set()
         self._num_done = self._num_deaths = 0
@@ -50,6 +55,11 @@ class SharedFields:
             assert isinstance(planned.config, RawField | VisualField), "see can_share"
             found.append(SharedField(field=planned.field, settings=planned.config))
         return tuple(found)
+
+    def open(self) -> None:
+        """Publish what is committed of the fields, as their readers expect from the first shard on."""
+        for snapshot in self._snapshots.values():
+            snapshot.open()
 
     def with_parts(self, shard: Shard) -> Shard | SharedShard:
         """Return a task: a shard of latents, with what is missing of fields in it."""
@@ -82,6 +92,7 @@ class SharedFields:
         self._num_done += bool(report.fields)
         for name, of_field in report.fields.items():
             self.summaries[name].add(of_field)
+            self._snapshots[name].add(of_field)
             if not of_field.committed_before:
                 self._judges[name].add_shard(of_field)
             if self._judges[name].too_many_clips_fail():

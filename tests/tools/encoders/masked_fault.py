@@ -1,4 +1,4 @@
-"""An encoder outside the project whose conditions of zeros fail for bright clips, in a way that FAULT names.
+"""An encoder outside the project whose conditions of zeros fail for bright clips, as FAULT says.
 
 Its latents never fail: whatever goes wrong is the fault of a field that is made of the same pixels.
 """
