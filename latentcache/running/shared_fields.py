@@ -21,8 +21,9 @@ DEATHS_PER_WORKER = 4
 
 def can_share(config: FieldConfig, manifest: Manifest) -> bool:
     """Tell whether a field is made of the very pixels that the latents are encoded from."""
-    own = isinstance(config, RawField | VisualField) and config.column is None
-    return own and manifest.provenance.parent is None
+    if not isinstance(config, RawField | VisualField) or manifest.provenance.parent is not None:
+        return False
+    return config.column is None and getattr(config, "scale", None) is None
 
 
 class SharedFields:

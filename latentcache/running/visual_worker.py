@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from latentcache.config.fields import RawField, VisualField
-from latentcache.core.records import Clip, ShardReport
+from latentcache.core.records import Bucket, Clip, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip
 from latentcache.errors import ClipError, EncoderError
@@ -97,6 +97,9 @@ class VisualWorker:
         return {row: other for (row, *_), other in zip(wanted, found, strict=True)}
 
     def _decode(self, clip: Clip, other: OtherFile | ClipError | None) -> Frames:
+        bucket = Bucket(frames=clip.frames, height=clip.height, width=clip.width)
+        height, width = self._field.arrays[0].size_in(bucket)
+        clip = replace(clip, height=height, width=width)
         if other is None:
             sampling = self._spec.config.clips.sampling
             return [

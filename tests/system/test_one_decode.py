@@ -166,10 +166,13 @@ def test_a_clip_that_cannot_be_decoded_has_the_frames_that_can(tmp_path: Path) -
     rows = [{"video": str(path), **facts} for path in sorted(corpus.iterdir())]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     arguments = (tmp_path / "table.parquet", fields, 3)
-    run = {"runner": "local", "decode_processes": 1, "max_failed_fraction": 1}
+    settings = {
+        "corpus": {"columns": {name: name for name in rows[0]}},
+        "run": {"max_failed_fraction": 1},
+    }
     with counted() as asked:
-        at_once, printed = made_at_once(tmp_path / "at_once", *arguments, run=run)
-    one_by_one = made_one_by_one(tmp_path / "one_by_one", *arguments, run=run)
+        at_once, printed = made_at_once(tmp_path / "at_once", *arguments, **settings)
+    one_by_one = made_one_by_one(tmp_path / "one_by_one", *arguments, **settings)
     assert_same_fields(at_once, one_by_one)
     table = pq.read_table(at_once / "fields/frame0/samples")
     assert table["status"].to_pylist() == ["ok"] * 4
