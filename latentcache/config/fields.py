@@ -129,6 +129,7 @@ class VisualField(FramesField):
     scale: float | None = Field(
         default=None,
         gt=0,
+        le=8,
         description="Another size of the same crop: the clip's height and width times this, such as 0.5. "
         "Omitted: the clip's own size.",
     )
