@@ -153,7 +153,7 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
     def alone() -> float:
         started = time.perf_counter()
         for _ in videos:
-            worker._encoder.encode(pixels)
+            worker.encoder.encode(pixels)
         return time.perf_counter() - started
 
     def pipeline() -> float:

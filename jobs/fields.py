@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
-from latentcache.config.fields import FieldConfig
+from latentcache.config.fields import FieldConfig, parse_field
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError, LatentCacheError, did_you_mean
-from latentcache.format.fields.manifest import VersionKind, field_names
+from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
 from latentcache.planning.fields.describe import describe_field
@@ -27,21 +27,63 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
+from latentcache.running.shared_fields import SharedFields, can_share
+from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
 
 
-def check_fields(cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool) -> None:
-    """Raise ConfigError or EncoderError before hours of encoding latents, if a field cannot be planned.
+def check_fields(
+    cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool
+) -> list[PlannedField]:
+    """Plan fields; raises ConfigError or EncoderError before hours of encoding latents, if one cannot be.
 
-    dry_run: the plan is not written, so columns are not looked at; print what the fields are.
+    dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
     """
+    if not dry_run:
+        return [plan_field(cache, name, config) for name, config in fields.items()]
     for name, config in fields.items():
-        if dry_run:
-            print_arrays(name, describe_field(config, cache.manifest).arrays)
-        else:
-            plan_field(cache, name, config)
+        print_arrays(name, describe_field(config, cache.manifest).arrays)
+    return []
+
+
+def share_fields(
+    cache: PlannedCache, fields: Iterable[PlannedField], missing: Sequence[ShardId]
+) -> SharedFields:
+    """Create those fields that a run of latents over `missing` makes along with them.
+
+    One that cannot be created is left out; `make_fields` says why.
+    """
+    found = []
+    for planned in fields if missing else ():
+        if can_share(planned.config, cache.manifest):
+            with suppress(LatentCacheError):
+                found.append(create_field(planned))
+    return _shared(cache, found)
+
+
+def share_known_fields(
+    cache: PlannedCache, overrides: Sequence[str], missing: Sequence[ShardId]
+) -> SharedFields:
+    """Return those fields of a cache that a run of latents over `missing` makes along with them.
+
+    One that cannot be opened is left out; `resume_fields` says why.
+    """
+    found = []
+    for name in field_names(cache.storage) if missing else ():
+        with suppress(LatentCacheError):
+            field = read_field(cache.storage, name, cache.manifest)
+            if can_share(parse_field(name, field.settings), cache.manifest):
+                found.append(reopen_field(cache, name, overrides))
+    return _shared(cache, found)
+
+
+def _shared(cache: PlannedCache, fields: Sequence[PlannedField]) -> SharedFields:
+    if fields:
+        names = ", ".join(planned.field.name for planned in fields)
+        print(f"fields   {names}: of the pixels that the latents are encoded from")
+    return SharedFields(fields, cache.config.run)
 
 
 def make_fields(
@@ -50,10 +92,11 @@ def make_fields(
     *,
     update: bool = True,
     dry_run: bool = False,
+    made: Mapping[str, Summary] | None = None,
 ) -> int:
     """Add fields, or bring up to date those that are there; returns the worst exit status.
 
-    A field that cannot be made leaves the others alone.
+    A field that cannot be made leaves the others alone. made: what has been made of them just now.
     """
 
     def make(name: str) -> int:
@@ -69,7 +112,7 @@ def make_fields(
                 f"changed  {num} clips have other texts than the field {name} encodes; --update "
                 "encodes them"
             )
-        return encode_field(planned)
+        return encode_field(planned, (made or {}).get(name))
 
     return _each(fields, make, "made")
 
@@ -80,8 +123,9 @@ def resume_fields(
     *,
     names: Sequence[str] = (),
     retry_failed: bool = False,
+    made: Mapping[str, Summary] | None = None,
 ) -> int:
-    """Finish fields, of names or all; returns the worst exit status."""
+    """Finish fields, of names or all; returns the worst exit status. made: as in `make_fields`."""
     known = field_names(cache.storage)
     _check_overrides(overrides, known)
 
@@ -90,7 +134,7 @@ def resume_fields(
         if retry_failed:
             planned = _with_failed(planned)
         write_field_metadata(planned)
-        return encode_field(planned)
+        return encode_field(planned, (made or {}).get(name))
 
     return _each(names or known, finish, "finished")
 
@@ -172,13 +216,16 @@ def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
         print(f"field    {key}: {list(array.shape)} {array.dtype}{how}")
 
 
-def encode_field(planned: PlannedField) -> int:
-    """Encode what is missing of a field; print a summary, return the exit status."""
+def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
+    """Encode what is missing of a field; print a summary, return the exit status.
+
+    made: what has been made of it along with the latents.
+    """
     name, url = planned.field.name, shlex.quote(redact(planned.storage.url))
     missing = planned.missing
     if missing:
         check_device(planned.cache.config.run)
-    run = FieldRun(planned)
+    run = FieldRun(planned, made)
     go_on = f"Go on with:  latentcache resume {url}"
     try:
         with closing(run.events()) as events, Bar(planned.num_clips(missing)) as bar:

@@ -35,7 +35,7 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
-from .fields import check_fields, make_fields, worse
+from .fields import check_fields, make_fields, share_fields, worse
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
@@ -54,13 +54,15 @@ def precompute(args: argparse.Namespace) -> int:
         check_scalars(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
         planned = _plan(config, holder, args)
-        check_fields(planned, fields, dry_run=args.dry_run)
+        checked = check_fields(planned, fields, dry_run=args.dry_run)
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
-        status = encode(planned, copy_missing(planned, planned.missing_shards()))
+        missing = copy_missing(planned, planned.missing_shards())
+        shared = share_fields(planned, checked, missing)
+        status = encode(planned, missing, shared)
         if status in (OK, SOME_FAILED):
-            status = worse(status, make_fields(planned, fields))
+            status = worse(status, make_fields(planned, fields, made=shared.summaries))
         return status
 
 

@@ -26,10 +26,12 @@ from latentcache.format.planned_sources import read_rejected
 from latentcache.format.snapshot import shard_of
 from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import printable, redact
-from latentcache.running.driver import Run, Summary
+from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Progress, Retried, Started
 from latentcache.running.publisher import RunSnapshot
+from latentcache.running.shared_fields import SharedFields
 from latentcache.running.speed import Pace, clips_per_s, time_left
+from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .waiting import CLEAR, LINE_INTERVAL_S, Waiting
@@ -41,9 +43,14 @@ NAMED_FAILURES = 10
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
-def encode(planned: PlannedCache, missing: Sequence[ShardId]) -> int:
-    """Encode missing shards; print the summary, return the exit status."""
-    run = Run(planned, missing)
+def encode(
+    planned: PlannedCache, missing: Sequence[ShardId], shared: SharedFields | None = None
+) -> int:
+    """Encode missing shards; print the summary, return the exit status.
+
+    shared: fields that are made along with the latents.
+    """
+    run = Run(planned, missing, shared)
     num_tasks = len(missing)
     url = redact(planned.storage.url)
     total = planned.num_clips(missing)
@@ -276,6 +283,11 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         f"waiting for pixels {summary.wait_s:.1f} s, write {summary.write_s:.1f} s, "
         f"decode {summary.decode_s:.1f} s in all processes"
     )
+    if summary.fields_s:
+        print(
+            f"fields   {summary.fields_s:.1f} s ({summary.fields_s / busy_s:.0%} of the run) for fields of "
+            "the same pixels"
+        )
     if errors := summary.tiling_errors:
         print(
             f"tiling   error {sum(errors) / len(errors):.2g} on average, {max(errors):.2g} at most, of "

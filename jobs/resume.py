@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
@@ -19,11 +19,12 @@ from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
 from latentcache.running.scalars import check_scalars
+from latentcache.running.summary import Summary
 from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job, storage_options
-from .fields import resume_fields, worse
+from .fields import resume_fields, share_known_fields, worse
 from .progress import copy_missing, encode
 
 
@@ -55,8 +56,11 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
     print(f"cache    {shards} shards, {shards - len(missing)} committed, {len(missing)} to encode")
     if looked_at is not None:
         print(f"sources  {looked_at} of the source files were looked at; decoding looks at each")
-    status = encode(planned, missing)
-    return worse(status, _fields(args, planned)) if status in (OK, SOME_FAILED) else status
+    shared = share_known_fields(planned, args.overrides, missing)
+    status = encode(planned, missing, shared)
+    if status in (OK, SOME_FAILED):
+        status = worse(status, _fields(args, planned, shared.summaries))
+    return status
 
 
 def _check_imported(planned: PlannedCache, missing: Sequence[ShardId]) -> None:
@@ -71,8 +75,12 @@ def _check_imported(planned: PlannedCache, missing: Sequence[ShardId]) -> None:
         )
 
 
-def _fields(args: argparse.Namespace, planned: PlannedCache) -> int:
-    return resume_fields(planned, args.overrides, names=args.field, retry_failed=args.retry_failed)
+def _fields(
+    args: argparse.Namespace, planned: PlannedCache, made: Mapping[str, Summary] | None = None
+) -> int:
+    return resume_fields(
+        planned, args.overrides, names=args.field, retry_failed=args.retry_failed, made=made
+    )
 
 
 def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:

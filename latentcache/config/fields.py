@@ -126,6 +126,13 @@ class VisualField(FramesField):
         default=None,
         description="The dtype of what is stored; omitted: the latents', or what the tower computes in.",
     )
+    scale: float | None = Field(
+        default=None,
+        gt=0,
+        le=8,
+        description="Another size of the same crop: the clip's height and width times this, such as 0.5. "
+        "Omitted: the clip's own size.",
+    )
     mask: Literal["none", "wan"] = Field(
         default="none",
         description="What batches get before the latents' channels: nothing; or Wan's mask of 4 channels, "
@@ -138,11 +145,14 @@ class VisualField(FramesField):
             raise ValueError("mask: it says which frames are zeros, and this field has no zeros")
         if self.encoder == "latents" and self.of == "first_last":
             raise ValueError("of: first_last is for image towers; name one in `encoder`")
-        if self.of == "clip" and self.column is None:
+        if self.of == "clip" and self.column is None and self.scale is None:
             raise ValueError(
-                "of: clip: these are the latents themselves. Name another file's column in `column`, or "
-                "say which frames: first, last, first_last, first_then_zeros or first_last_then_zeros"
+                "of: clip: these are the latents themselves. Name another file's column in `column`, "
+                "another size in `scale`, or say which frames: first, last, first_last, "
+                "first_then_zeros or first_last_then_zeros"
             )
+        if self.scale is not None:
+            self._check_scale()
         if self.encoder != "latents" and (self.of.endswith("then_zeros") or self.of == "clip"):
             raise ValueError(
                 "of: image towers take frames by themselves: first, last or first_last"
@@ -150,6 +160,16 @@ class VisualField(FramesField):
         if self.encoder != "latents" and "frames" in self.encoder:
             raise ValueError("encoder.frames: `of` says which frames; leave it out")
         return self
+
+    def _check_scale(self) -> None:
+        if self.encoder != "latents":
+            raise ValueError("scale: image towers resize what they get; leave it out")
+        if self.mask != "none":
+            raise ValueError(
+                "scale: the mask is of the latents' own size; leave one of the two out"
+            )
+        if self.scale == 1:
+            raise ValueError("scale: 1 is the clip's own size; leave it out")
 
     @property
     def tower(self) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from latentcache.core.records import Bucket
@@ -19,8 +20,9 @@ FieldKind = Literal["text", "raw", "visual", "view"]
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]
 #: What an array's shape follows from. fixed: `shape`; latents: the clip's bucket, as its latents' does,
-#: with `shape[0]` channels and `shape[1]` latent frames (0: all); pixels: `shape[0]` frames of its pixels
-#: (0: all).
+#: with `shape[0]` channels and `shape[1]` latent frames (0: all), and if the shape goes on, of clips of
+#: `shape[2] / shape[3]` times the bucket's height and width; pixels: `shape[0]` frames of its pixels (0:
+#: all).
 ShapeRule = Literal["fixed", "latents", "pixels"]
 
 #: Names become folders, keys of batches, and columns.
@@ -85,8 +87,24 @@ class FieldArray:
             return self.shape
         if self.rule == "pixels":
             return (self.shape[0] or bucket.frames, bucket.height, bucket.width, 3)
-        *_, t, h, w = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
+        *_, t, h, w = spec.latent_shape(bucket.frames, *self.size_in(bucket))
         return (self.shape[0], self.shape[1] or t, h, w)
+
+    def size_in(self, bucket: Bucket) -> tuple[int, int]:
+        """Return height and width of the pixels that clips of a bucket are decoded to for this array.
+
+        Raises ConfigError where they are no whole numbers.
+        """
+        if self.rule != "latents" or len(self.shape) == 2:
+            return bucket.height, bucket.width
+        scale = Fraction(*self.shape[2:])
+        height, width = bucket.height * scale, bucket.width * scale
+        if height.denominator != 1 or width.denominator != 1:
+            raise ConfigError(
+                f"{scale} of {bucket.height}x{bucket.width} pixels is {float(height):g}x{float(width):g}: "
+                "no whole number of pixels"
+            )
+        return int(height), int(width)
 
 
 def given_frames(of: str, num_frames: int) -> list[int]:

@@ -218,7 +218,8 @@ class ShardReport:
     of the encoder's thread (busy, waiting for pixels, and decoding and comparing a sample); write_s is
     compression and upload. tiling_errors and psnrs_db: of the clips that have one. kernel_errors: of clips
     that were also encoded by themselves with plain kernels. committed_before: another run was faster, and
-    nothing was written. worker: the name of the worker that encoded it, empty if none could.
+    nothing was written. fields: what became of the shard in fields that were made along with the latents,
+    by their names. worker: the name of the worker that encoded it, empty if none could.
     """
 
     bucket: str
@@ -242,4 +243,5 @@ class ShardReport:
     compare_s: float = 0.0
     wait_s: float = 0.0
     write_s: float = 0.0
+    fields: Mapping[str, ShardReport] = field(default_factory=dict)
     worker: str = ""

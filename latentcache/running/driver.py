@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from latentcache.config.sections import RunConfig
@@ -27,90 +26,30 @@ from latentcache.running.events import Event, GaveUp, Progress, Retried, Started
 from latentcache.running.failure_policy import Judge, describe_clips, describe_errors
 from latentcache.running.log import RunLog
 from latentcache.running.log_lines import KERNELS, QUALITY, SNAPSHOT_PUBLISHED
+from latentcache.running.one_decode import SharedSpec
 from latentcache.running.publisher import RunSnapshot, Snapshot
 from latentcache.running.queue import WorkQueue
 from latentcache.running.ray_address import address_of, check_ray_address
 from latentcache.running.scalars import scalars_of
+from latentcache.running.shared_fields import SharedFields
+from latentcache.running.summary import Summary
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
-#: Failures that a summary keeps, for people to read; the sample tables have them all.
-KEPT_FAILURES = 1000
 #: Sample tables, the last ones, that are read to say why so much failed.
 EXPLAINED_SHARDS = 64
 
 
-@dataclass
-class Summary:
-    """What a run did. Times as in ShardReport, summed over shards.
-
-    shards_elsewhere: those that another run on the same cache committed meanwhile.
-    start_s: until the first worker was up; wall_s: from then to the end.
-    """
-
-    shards: int = 0
-    shards_failed: int = 0
-    shards_elsewhere: int = 0
-    retries: int = 0
-    workers: int = 0
-    clips_ok: int = 0
-    clips_failed: int = 0
-    frames: int = 0
-    stored_bytes: int = 0
-    raw_bytes: int = 0
-    decode_s: float = 0.0
-    encode_s: float = 0.0
-    compare_s: float = 0.0
-    wait_s: float = 0.0
-    write_s: float = 0.0
-    start_s: float = 0.0
-    wall_s: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
-    shard_errors: dict[str, str] = field(default_factory=dict)
-    tiling_errors: list[float] = field(default_factory=list)
-    psnrs_db: list[float] = field(default_factory=list)
-    kernel_errors: list[float] = field(default_factory=list)
-
-    def add(self, report: ShardReport) -> None:
-        """Count a shard that was encoded, here or by another run."""
-        if report.committed_before:
-            self.shards_elsewhere += 1
-            return
-        self.shards += 1
-        self._add_clips(report)
-
-    def add_given_up(self, name: str, error: str, report: ShardReport | None) -> None:
-        """Count a shard that was given up. report: of the failed clips, unless there are rows of theirs."""
-        self.shards_failed += 1
-        self.shard_errors[name] = error
-        if report is not None:
-            self._add_clips(report)
-
-    def _add_clips(self, report: ShardReport) -> None:
-        self.clips_ok += report.num_ok
-        self.clips_failed += report.num_clips - report.num_ok
-        self.frames += report.num_frames
-        self.stored_bytes += report.stored_bytes
-        self.raw_bytes += report.raw_bytes
-        self.decode_s += report.decode_s
-        self.encode_s += report.encode_s
-        self.compare_s += report.compare_s
-        self.wait_s += report.wait_s
-        self.write_s += report.write_s
-        self.reasons.update(report.reasons)
-        self.failures.extend(report.failures[: KEPT_FAILURES - len(self.failures)])
-        self.tiling_errors.extend(report.tiling_errors)
-        self.psnrs_db.extend(report.psnrs_db)
-        self.kernel_errors.extend(report.kernel_errors)
-
-
 class Run:
-    """One run over the shards of a planned cache. published: the snapshot that it left."""
+    """One run over the shards of a planned cache. published: the snapshot that it left.
+
+    shared: fields that are made along with the latents.
+    """
 
     def __init__(
         self,
         planned: PlannedCache,
         missing: Sequence[ShardId],
+        shared: SharedFields | None = None,
     ) -> None:
         config = planned.config.run
         tasks = [Task(shard=shard) for shard in missing]
@@ -118,6 +57,7 @@ class Run:
         self.published = INDEX_SCHEMA.empty_table()
         self._started = 0.0
         self._planned = planned
+        self._shared = shared or SharedFields([], config)
         self._work = WorkQueue(tasks, max_retries=config.max_retries)
         self._num_clips = self._count_clips(missing)
         self._judge = Judge(config)
@@ -152,6 +92,7 @@ class Run:
     def _events(self) -> Iterator[Event]:
         self._started = time.perf_counter()
         self._snapshot.open()
+        self._shared.open()
         try:
             if self._work:
                 yield from self._encode()
@@ -199,18 +140,21 @@ class Run:
                 self._check()
 
     def _load_shard(self, shard: ShardId) -> Any:
-        return self._planned.plan.shard(shard)
+        return self._shared.with_parts(self._planned.plan.shard(shard))
 
     def _worker_spec(self) -> WorkerSpec:
         planned = self._planned
-        spec_class = CachedSpec if planned.manifest.provenance.parent else WorkerSpec
-        return spec_class(
-            config=planned.config,
-            manifest=planned.manifest,
-            storage=planned.storage,
-        )
+        facts: dict[str, Any] = {
+            "config": planned.config,
+            "manifest": planned.manifest,
+            "storage": planned.storage,
+        }
+        if fields := self._shared.for_workers:
+            return SharedSpec(**facts, fields=fields)
+        return CachedSpec(**facts) if planned.manifest.provenance.parent else WorkerSpec(**facts)
 
     def _count(self, event: Event) -> Event:
+        self._shared.take(event)
         if isinstance(event, Retried | GaveUp):
             event = self._count_failed(event)
         elif isinstance(event, ShardReport):

@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from latentcache.core.records import LASTING, RETIRED, ShardId, ShardReport
 from latentcache.format.fields.commit import Sample, commit_field_shard, read_field_table
-from latentcache.format.fields.snapshot import publish_field
 from latentcache.planning.fields.planned import PlannedField
 from latentcache.running.driver import Run
 from latentcache.running.events import Task
 from latentcache.running.field_report import joined
+from latentcache.running.field_snapshot import FieldSnapshot
 from latentcache.running.field_worker import FieldSpec
 from latentcache.running.publisher import Snapshot
+from latentcache.running.summary import Summary
 from latentcache.running.worker import WorkerSpec
 
 
-class FieldSnapshot:
-    """Publishes what is committed of a field, at most every `interval_s` seconds while a run goes on."""
-
-    def __init__(
-        self, planned: PlannedField, interval_s: float, on_published: Callable[[int], object]
-    ) -> None:
-        self._planned, self._interval_s, self._on_published = planned, interval_s, on_published
-        self._published_at = time.monotonic()
-
-    def open(self) -> None:
-        """Publish what is committed."""
-        self._publish()
-
-    def add(self, report: ShardReport) -> None:  # noqa: ARG002 - what is committed is listed
-        """Publish now and then."""
-        if time.monotonic() - self._published_at > self._interval_s:
-            self._publish()
-
-    def close(self) -> pa.Table:
-        """Publish everything that is committed, by whomever, and return it."""
-        return self._publish()
-
-    def _publish(self) -> pa.Table:
-        planned = self._planned.refreshed()
-        table = publish_field(planned.storage, planned.field, planned.cache.manifest)
-        self._published_at = time.monotonic()
-        self._on_published(table.num_rows)
-        return table
-
-
 class FieldRun(Run):
-    """One run over the shards of a planned field. published: the field's snapshot that it left."""
+    """One run over the shards of a planned field. published: the field's snapshot that it left.
 
-    def __init__(self, planned: PlannedField) -> None:
+    made: what was made of it along with the latents, which the summary goes on from.
+    """
+
+    def __init__(self, planned: PlannedField, made: Summary | None = None) -> None:
         self._planned_field = planned
         super().__init__(planned.cache, list(planned.missing))
+        self.summary = made or self.summary
 
     def _count_clips(self, missing: Sequence[ShardId]) -> int:
         return self._planned_field.num_clips(missing)

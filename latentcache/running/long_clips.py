@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 
@@ -25,7 +26,7 @@ from latentcache.encoders.streaming import can_stream, encode_stream
 from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.frame_check import check_frame_numbers
-from latentcache.running.shard_encoder import Encoded
+from latentcache.running.shard_encoder import Encoded, OnPixels
 
 #: Clips of more bytes of pixels than this are long: 166 frames of 480x832.
 LONG_BYTES = 192 << 20
@@ -108,18 +109,25 @@ class _Facts:
 class LongShard:
     """The clips of a shard whose bucket is long. on_clip: called after each clip, encoded or failed."""
 
-    def __init__(self, encoder: Encoder, shard: Shard, on_clip: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        shard: Shard,
+        on_clip: Callable[[], object],
+        on_pixels: OnPixels | None = None,
+    ) -> None:
         assert can_stream(encoder)
         self._encoder, self._shard, self._on_clip = encoder, shard, on_clip
+        self._on_pixels = on_pixels
 
     def encode(self, pieces: Sequence[Pieces | None]) -> Encoded:
         """Encode the clips. pieces: of each, as `decode_pieces` gives them; None for a retired row."""
         found = Encoded()
         try:
-            for clip, of_clip in zip(self._shard.clips, pieces, strict=True):
+            for number, of_clip in enumerate(pieces):
                 facts = _Facts()
                 row, result = (
-                    (None, RETIRED) if of_clip is None else self._clip(clip, of_clip, facts)
+                    (None, RETIRED) if of_clip is None else self._clip(number, of_clip, facts)
                 )
                 found.rows.append(row)
                 found.results.append(result)
@@ -130,12 +138,13 @@ class LongShard:
                 _abandon(of_clip or [])
         return found
 
-    def _clip(self, clip: Clip, pieces: Pieces, facts: _Facts) -> tuple[Array | None, ClipResult]:
-        started = time.perf_counter()
+    def _clip(self, number: int, pieces: Pieces, facts: _Facts) -> tuple[Array | None, ClipResult]:
+        started, clip = time.perf_counter(), self._shard.clips[number]
+        look = None if self._on_pixels is None else partial(self._on_pixels, number)
         shape = (clip.frames, clip.height, clip.width)
         row = failure = None
         try:
-            with contextlib.closing(_pixels(pieces, facts)) as groups:
+            with contextlib.closing(_pixels(pieces, facts, look)) as groups:
                 encoded = encode_stream(self._encoder, groups, shape)
             check_frame_numbers(clip, facts.frame_numbers)
             row = to_stored(encoded, clip.key, self._encoder.spec)
@@ -149,14 +158,21 @@ class LongShard:
         return row, result
 
 
-def _pixels(pieces: Pieces, facts: _Facts) -> Generator[torch.Tensor, None, None]:
-    """Yield the pixels of each piece, [1, T, H, W, 3]; they are good until the next one is asked for."""
+def _pixels(
+    pieces: Pieces, facts: _Facts, look: Callable[[int, Array], object] | None
+) -> Generator[torch.Tensor, None, None]:
+    """Yield the pixels of each piece, [1, T, H, W, 3]; they are good until the next one is asked for.
+
+    look: is shown each before, with the number of its first frame.
+    """
     for number, future in enumerate(pieces):
         assert future is not None
         waiting = time.perf_counter()
         piece = future.result()
         pieces[number] = None
         try:
+            if look is not None:
+                look(len(facts.frame_numbers), piece.pixels)
             facts.add(piece, time.perf_counter() - waiting)
             yield torch.from_numpy(piece.pixels)[None]
         finally:

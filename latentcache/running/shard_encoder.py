@@ -32,6 +32,9 @@ from latentcache.running.quality_gate import Gate
 from latentcache.running.transfer import Staging, Transfer
 
 Futures = list[Future[DecodedClip] | None]
+#: Is shown decoded pixels of a clip before they are encoded, as (row, number of the first frame,
+#: uint8 [T, H, W, 3]), on the encoder's thread. They are good until it returns.
+OnPixels = Callable[[int, int, Array], object]
 
 
 @dataclass(kw_only=True)
@@ -89,13 +92,13 @@ class ShardEncoder:
         self._shard_clips = shard_clips
         self._on_clip = on_clip
 
-    def encode(self, shard: Shard, futures: Futures) -> Encoded:
+    def encode(self, shard: Shard, futures: Futures, on_pixels: OnPixels | None = None) -> Encoded:
         """Encode a shard's clips; of those taken, `futures` then has None. A bad clip costs its row."""
         found, under_way = Encoded(), deque[_Batch]()
         try:
             at_once = self._batching.clips_at_once(shard.bucket)
             for rows in batches(len(shard.clips), at_once):
-                under_way.append(self._gather(shard, rows, futures, found))
+                under_way.append(self._gather(shard, rows, futures, found, on_pixels))
                 self._launch(shard, under_way[-1])
                 while len(under_way) > self._transfer.depth:
                     self._finish(shard, under_way[0], found)
@@ -108,7 +111,14 @@ class ShardEncoder:
                 batch.release()
         return found
 
-    def _gather(self, shard: Shard, rows: range, futures: Futures, found: Encoded) -> _Batch:
+    def _gather(
+        self,
+        shard: Shard,
+        rows: range,
+        futures: Futures,
+        found: Encoded,
+        on_pixels: OnPixels | None,
+    ) -> _Batch:
         """Wait for the pixels of a batch. On a CPU a single clip stays where it was decoded."""
         bucket = shard.bucket
         shape = (len(rows), bucket.frames, bucket.height, bucket.width, 3)
@@ -130,6 +140,8 @@ class ShardEncoder:
                     batch.pixels[place].zero_()
                 continue
             batch.decoded[place] = clip
+            if on_pixels is not None:
+                on_pixels(row, 0, clip.pixels)
             if in_place:
                 batch.pixels = torch.from_numpy(clip.pixels)[None]
                 batch.held.append(clip)

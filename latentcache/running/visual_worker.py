@@ -6,40 +6,29 @@ next is encoded, and the one after that is decoded.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
-import numpy as np
 import torch
 
 from latentcache.config.fields import RawField, VisualField
-from latentcache.core import posterior
-from latentcache.core.dtypes import Array, as_numpy, torch_dtype
-from latentcache.core.fields import given_frames
-from latentcache.core.records import RETIRED, Clip, ShardReport
+from latentcache.core.records import Bucket, Clip, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip
-from latentcache.encoders.protocol import Encoder
-from latentcache.encoders.towers import build_image_tower
-from latentcache.encoders.towers.protocol import ImageTower
 from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
 from latentcache.format.fields.manifest import FieldManifest
-from latentcache.planning.fields.describe import tower_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.abandoning import abandon
-from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
+from latentcache.running.frame_fields import FrameField, Frames, frames_of, taken
 from latentcache.running.other_files import OtherFile, OtherFiles
-from latentcache.running.worker import WorkerSpec, build_encoder, build_pool
+from latentcache.running.worker import WorkerSpec, build_pool
 
-INPUT_SHA_DIGITS = 32
-Frames = list[Future[DecodedClip] | None]
 #: Of each row that has one.
 Others = Mapping[int, OtherFile | ClipError]
 
@@ -60,20 +49,7 @@ class VisualWorker:
                 "of another cache. Add the field to that one."
             )
         self._spec, self._field, self._settings = spec, field, settings
-        self._encoder: Encoder | None = None
-        self._tower: ImageTower | None = None
-        if isinstance(settings, VisualField) and settings.tower is not None:
-            self._tower = build_image_tower(settings.tower, device)
-            arrays = tower_arrays(self._tower.arrays, field.arrays[0].dtype)
-            check_encoder(field, arrays, self._tower.recipe())
-        elif isinstance(settings, VisualField):
-            self._encoder = build_encoder(spec, device)
-            if settings.of.endswith("then_zeros") and not hasattr(self._encoder, "encode_masked"):
-                raise EncoderError(
-                    f"of: {settings.of}: the encoder {spec.manifest.spec.model_class} has no "
-                    "`encode_masked`, which encodes frames of zeros: see "
-                    "latentcache.encoders.protocol.MaskedEncoder. Tiled encoders have none."
-                )
+        self._frames = FrameField(spec, field, settings, device)
         self._pool = build_pool(spec)
         self._others: OtherFiles | None = None
         if settings.column is not None:
@@ -121,13 +97,19 @@ class VisualWorker:
         return {row: other for (row, *_), other in zip(wanted, found, strict=True)}
 
     def _decode(self, clip: Clip, other: OtherFile | ClipError | None) -> Frames:
-        parts = frames_of(clip, self._settings.of)
+        bucket = Bucket(frames=clip.frames, height=clip.height, width=clip.width)
+        height, width = self._field.arrays[0].size_in(bucket)
+        clip = replace(clip, height=height, width=width)
         if other is None:
-            return [self._pool.decode(frame) for frame in parts]
+            sampling = self._spec.config.clips.sampling
+            return [
+                self._pool.decode(part) for part in frames_of(clip, self._settings.of, sampling)
+            ]
         if isinstance(other, ClipError):
             return [failed(other)]
         try:
-            return [other.decode(self._pool, frame) for frame in parts]
+            parts = frames_of(clip, self._settings.of, "nearest")  # by time
+            return [other.decode(self._pool, part) for part in parts]
         except ClipError as error:
             return [failed(error)]
 
@@ -138,60 +120,15 @@ class VisualWorker:
         started, samples = time.perf_counter(), []
         try:
             for row, of_clip in zip(part.rows, frames, strict=True):
-                clip = shard.shard.clips[row]
-                sample = Sample(
-                    key=clip.key, row=row, choice=0, input_sha=self._sha(clip, others.get(row))
-                )
-                if not of_clip:
-                    samples.append(sample.failed(str(RETIRED.reason), RETIRED.message))
-                    continue
-                try:
-                    samples.append(replace(sample, arrays=self._encode(clip, of_clip)))
-                except OF_CLIP as error:
-                    samples.append(sample.failed(error.reason, str(error)))
-                self.clips_done += 1
+                clip, other = shard.shard.clips[row], others.get(row)
+                pixels = partial(taken, of_clip, clip, self._settings.of) if of_clip else None
+                identity = other.identity if isinstance(other, OtherFile) else ""
+                samples.append(self._frames.sample(clip, row, pixels, identity))
+                self.clips_done += bool(of_clip)
         finally:
             for of_clip in frames:
                 abandon(of_clip)
         return samples, time.perf_counter() - started
-
-    def _sha(self, clip: Clip, other: OtherFile | ClipError | None) -> str:
-        identity = f" {other.identity}" if isinstance(other, OtherFile) else ""
-        text = f"{clip.identity} {clip.start} {self._settings.of}{identity}"
-        return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
-
-    def _encode(self, clip: Clip, frames: Frames) -> list[Array]:
-        """Return a clip's arrays. Raises ClipError."""
-        pixels = [_taken(frames, n) for n in range(len(frames))]
-        if self._tower is not None:
-            with torch.inference_mode():
-                states = self._tower.encode(torch.from_numpy(np.concatenate(pixels)))
-            return to_stored(states, self._tower.arrays, self._field.arrays)
-        if self._encoder is None:
-            return pixels[:1]
-        return [self._to_stored(self._latents(self._encoder, clip, pixels))]
-
-    def _latents(self, encoder: Encoder, clip: Clip, pixels: Sequence[Array]) -> torch.Tensor:
-        """Encode frames [1, H, W, 3] by themselves, or in a clip that is zeros otherwise."""
-        if not self._settings.of.endswith("then_zeros"):
-            return encoder.encode(torch.from_numpy(pixels[0])[None])
-        whole = np.zeros((clip.frames, *pixels[0].shape[1:]), np.uint8)
-        given = given_frames(self._settings.of, clip.frames)
-        for frame, n in zip(pixels, given, strict=True):
-            whole[n] = frame[0]
-        zeros = [n not in given for n in range(clip.frames)]
-        encoded: torch.Tensor = encoder.encode_masked(  # type: ignore[attr-defined]
-            torch.from_numpy(whole)[None], zeros
-        )
-        return encoded
-
-    def _to_stored(self, encoded: torch.Tensor) -> Array:
-        spec = self._spec.manifest.spec
-        mean = posterior.reduce(encoded, "mean", [""], channels=spec.channels)[0]
-        kept = mean.to("cpu", torch_dtype(self._field.arrays[0].dtype)).contiguous()
-        if not torch.isfinite(kept).all():
-            raise ClipError("non_finite", "the encoder gave NaN or infinity")
-        return as_numpy(kept)
 
     @property
     def num_steps(self) -> int:
@@ -204,26 +141,8 @@ class VisualWorker:
         self._encoding.close(None)
 
 
-def _taken(frames: Frames, n: int) -> Array:
-    """Return a copy of a decoded frame, [1, H, W, 3], and let go of its buffer."""
-    future = frames[n]
-    assert future is not None, "each frame is taken once"
-    decoded = future.result()
-    frames[n] = None
-    pixels = decoded.pixels.copy()
-    decoded.release()
-    return pixels
-
-
 def failed(error: ClipError) -> Future[DecodedClip]:
     """Return the frames of a clip that cannot be decoded."""
     future: Future[DecodedClip] = Future()
     future.set_exception(error)
     return future
-
-
-def frames_of(clip: Clip, of: str) -> list[Clip]:
-    """Return the frames of a clip that a field needs, each as a clip of its own; of `clip` all as one."""
-    if of == "clip":
-        return [clip]
-    return [replace(clip, start=clip.start + n, frames=1) for n in given_frames(of, clip.frames)]

@@ -19,6 +19,7 @@ import torch
 
 from latentcache import encoders
 from latentcache.config.sections import Config
+from latentcache.core.dtypes import Array
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodePool
@@ -67,9 +68,12 @@ class WorkerSpec:
 
 
 class Worker(Protocol):
-    """What a runner runs on one device. clips_done: as in ShardWorker."""
+    """What a runner runs on one device."""
 
-    clips_done: int
+    @property
+    def clips_done(self) -> int:
+        """See `ShardWorker`."""
+        ...
 
     @property
     def num_steps(self) -> int:
@@ -82,6 +86,18 @@ class Worker(Protocol):
 
     def close(self) -> None:
         """Stop, and let go of what was started."""
+        ...
+
+
+class Onlooker(Protocol):
+    """Looks at the clips of a shard, on the encoder's thread."""
+
+    def see(self, row: int, first: int, pixels: Array) -> object:
+        """Look at frames of a clip, uint8 [T, H, W, 3], from number `first` on; good until it returns."""
+        ...
+
+    def done(self) -> object:
+        """Take in that all clips of the shard have been encoded. Raises nothing."""
         ...
 
 
@@ -104,31 +120,32 @@ class ShardWorker:
 
     What an error costs is said in `failure_policy.classify`.
 
-    clips_done: encoded or failed since the start, committed or not; for a progress bar.
+    clips_done: encoded or failed since the start, committed or not; for a progress bar. encoder, pool and
+    encoding: the cache's encoder, its clips' decoder, and the thread on which all is encoded.
     """
 
     def __init__(self, spec: WorkerSpec, device: torch.device) -> None:
         self._spec = spec
         self._layouts = spec.manifest.layouts()
         self._format = get_format(spec.manifest.format)
-        self._encoder = build_encoder(spec, device)
-        self.gate = Gate(self._encoder, spec.config.quality)
+        self.encoder = build_encoder(spec, device)
+        self.gate = Gate(self.encoder, spec.config.quality)
         self._shards = ShardEncoder(
-            self._encoder,
+            self.encoder,
             batching_of(spec.config.encoder),
             self.gate,
-            transfer_for(self._encoder, device),
+            transfer_for(self.encoder, device),
             shard_clips=spec.manifest.shard_clips,
             on_clip=self._count_clip,
         )
-        self._pool = build_pool(spec, self._encoder)
+        self.pool = build_pool(spec, self.encoder)
         self._submitting = threading.Lock()
         # One thread: torch keeps a team of threads for each thread that calls it, and teams get in
         # each other's way.
-        self._encoding = DaemonPool(1, name="encode")
+        self.encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
 
-    def encode_shard(self, shard: Shard) -> ShardReport:
+    def encode_shard(self, shard: Shard, onlooker: Onlooker | None = None) -> ShardReport:
         """Decode, encode and commit one shard; what another run has committed is adopted."""
         layout = self._layouts[shard.bucket.name]
         committed = self._adopt(shard)
@@ -136,7 +153,7 @@ class ShardWorker:
             self.clips_done += len(shard.clips)
             return committed
         with self._submitting:
-            encoding = self._begin(shard)
+            encoding = self._begin(shard, onlooker)
         found = encoding.result()
         storage, fingerprint = self._spec.storage, self._spec.manifest.fingerprint
         report = commit_shard(
@@ -149,17 +166,24 @@ class ShardWorker:
             kernel_errors=found.kernel_errors,
         )
 
-    def _begin(self, shard: Shard) -> Future[Encoded]:
+    def _begin(self, shard: Shard, onlooker: Onlooker | None) -> Future[Encoded]:
         """Ask for the pixels of a shard, and for its encoding."""
         clips = [None if row in shard.retired else clip for row, clip in enumerate(shard.clips)]
-        if is_long(self._spec.config, self._encoder, shard.bucket):
-            pieces = [None if c is None else decode_pieces(self._pool, c) for c in clips]
-            return self._encoding.submit(self._encode_long, shard, pieces)
-        futures = [None if c is None else self._pool.decode(c) for c in clips]
-        return self._encoding.submit(self._encode_clips, shard, futures)
+        if is_long(self._spec.config, self.encoder, shard.bucket):
+            pieces = [None if c is None else decode_pieces(self.pool, c) for c in clips]
+            return self.encoding.submit(self._encode_long, shard, pieces, onlooker)
+        futures = [None if c is None else self.pool.decode(c) for c in clips]
+        return self.encoding.submit(self._encode_clips, shard, futures, onlooker)
 
-    def _encode_long(self, shard: Shard, pieces: Sequence[Pieces | None]) -> Encoded:
-        return LongShard(self._encoder, shard, on_clip=self._count_clip).encode(pieces)
+    def _encode_long(
+        self, shard: Shard, pieces: Sequence[Pieces | None], onlooker: Onlooker | None
+    ) -> Encoded:
+        on_pixels = onlooker.see if onlooker else None
+        long = LongShard(self.encoder, shard, on_clip=self._count_clip, on_pixels=on_pixels)
+        found = long.encode(pieces)
+        if onlooker is not None:
+            onlooker.done()
+        return found
 
     def _adopt(self, shard: Shard) -> ShardReport | None:
         """Return the report of a shard that is committed, None if it is not."""
@@ -169,19 +193,22 @@ class ShardWorker:
     @property
     def num_steps(self) -> int:
         """See `Worker.num_steps`."""
-        return self.clips_done + self._pool.num_steps
+        return self.clips_done + self.pool.num_steps
 
     def close(self) -> None:
         """Stop the decoding processes, and the encoder's thread with them."""
-        self._pool.close()
-        self._encoding.close(None)
+        self.pool.close()
+        self.encoding.close(None)
 
-    def _encode_clips(self, shard: Shard, futures: Futures) -> Encoded:
+    def _encode_clips(self, shard: Shard, futures: Futures, onlooker: Onlooker | None) -> Encoded:
         """Encode a shard; whatever happens, what is decoded of it is released."""
         try:
-            return self._shards.encode(shard, futures)
+            found = self._shards.encode(shard, futures, onlooker.see if onlooker else None)
         finally:
             abandon(futures)
+        if onlooker is not None:
+            onlooker.done()
+        return found
 
     def _count_clip(self) -> None:
         self.clips_done += 1

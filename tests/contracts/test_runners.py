@@ -17,9 +17,10 @@ from latentcache.errors import ConfigError, EncoderError, LatentCacheError, RunS
 from latentcache.format.paths import samples_folder
 from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.tables import read_table
-from latentcache.running.driver import Run, Summary
+from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Retried, Started
 from latentcache.running.runners.ray import connect
+from latentcache.running.summary import Summary
 from tests.tools.caches import make_config
 from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, grey
 from tests.tools.planned import planned_from

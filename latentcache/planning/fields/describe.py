@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from latentcache.config.fields import FieldConfig, RawField, TextField, ViewField, VisualField
 from latentcache.core.fields import FieldArray
+from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import TextArray
 from latentcache.encoders.towers import describe_image_tower
-from latentcache.errors import ConfigError, EncoderError
+from latentcache.errors import ConfigError, EncoderError, GeometryError
 from latentcache.format.manifest import Manifest
 
 FIELD_RECIPE_VERSION = 1
+#: Scales are ratios of small numbers, such as 2/3, which may be given with three digits.
+MAX_DENOMINATOR = 32
+SCALE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +42,20 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
             pixels = FieldArray(name="", shape=(frames,), dtype="uint8", rule="pixels")
             return _described(config, pixels)
         case VisualField():
-            return _describe_visual(config, manifest.spec)
+            return _describe_visual(config, manifest)
         case ViewField():
             return _describe_view(config, manifest.spec)
 
 
 def _described(config: FieldConfig, array: FieldArray) -> Description:
-    places = {"folder"} if getattr(config, "column", None) else {"folder", "column", "same_shape"}
-    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=places)}
+    left_out = {"folder"} if getattr(config, "column", None) else {"folder", "column", "same_shape"}
+    left_out |= {"scale"}  # the array's shape says it
+    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=left_out)}
     return Description(arrays=(array,), recipe=plain({**recipe, "stored": array.dtype}))
 
 
-def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
+def _describe_visual(config: VisualField, manifest: Manifest) -> Description:
+    spec = manifest.spec
     if config.tower is not None:
         return _describe_tower(config, config.tower)
     if spec.ids is not None:
@@ -64,9 +71,32 @@ def _describe_visual(config: VisualField, spec: LatentSpec) -> Description:
             f"mask: wan: it has {stride} values per latent frame and one frame that stands by itself, and "
             f"{spec.model_class} takes {rule.describe()} frames. Leave mask out."
         )
-    shape = (spec.channels, 0 if whole else 1)
+    scale = () if config.scale is None else _ratio(config.scale)
+    shape = (spec.channels, 0 if whole else 1, *scale)
     array = FieldArray(name="", shape=shape, dtype=config.store or spec.dtype, rule="latents")
+    for bucket in manifest.buckets if scale else ():
+        _check_size(array, Bucket.parse(bucket.name), spec)
     return _described(config, array)
+
+
+def _ratio(scale: float) -> tuple[int, int]:
+    """Return a scale as numerator and denominator. Raises ConfigError where it is no simple ratio."""
+    ratio = Fraction(scale).limit_denominator(MAX_DENOMINATOR)
+    if not ratio or abs(ratio / Fraction(scale) - 1) > SCALE_TOLERANCE:
+        raise ConfigError(
+            f"scale: {scale:g} is no simple ratio, so sizes would be no whole numbers; use one such as 0.5"
+        )
+    return ratio.numerator, ratio.denominator
+
+
+def _check_size(array: FieldArray, bucket: Bucket, spec: LatentSpec) -> None:
+    """Raise ConfigError where the encoder cannot take a bucket's clips in the field's size."""
+    try:
+        array.shape_in(bucket, spec)
+    except (ConfigError, GeometryError) as error:
+        raise ConfigError(
+            f"scale: clips of {bucket.height}x{bucket.width} cannot be encoded in that size. {error}"
+        ) from None
 
 
 def _describe_tower(config: VisualField, settings: Mapping[str, Any]) -> Description:

@@ -110,8 +110,11 @@ class PlannedField:
 
     def shard(self, shard: ShardId) -> FieldShard:
         """Return what is to be encoded of a shard."""
-        parts = tuple(self._part(shard, version) for version in self.missing[shard])
-        return FieldShard(shard=self.cache.plan.shard(shard), parts=parts)
+        return FieldShard(shard=self.cache.plan.shard(shard), parts=self.parts(shard))
+
+    def parts(self, shard: ShardId) -> tuple[FieldPart, ...]:
+        """Return the versions of a shard that are not committed; none if all are."""
+        return tuple(self._part(shard, version) for version in self.missing.get(shard, ()))
 
     def _part(self, shard: ShardId, version: Version) -> FieldPart:
         rows = tuple(self._rows(shard, version))
