@@ -84,7 +84,8 @@ class CorpusConfig(Section):
         default=None,
         description="How often a loader takes each clip per epoch, on average; clips are stored once. A "
         "number for all sources; a column of the table (null: 1); or numbers by patterns of names, of "
-        "which the longest that matches counts: {good/*: 2.5, '*': 1}. See [corpora.md](corpora.md#weights).",
+        "which the longest that matches counts: {good/*: 2.5, '*': 1}. See "
+        "[corpora.md](corpora.md#weights).",
     )
     no_suffix: Literal["ignore", "by_content"] = Field(
         default="ignore",
