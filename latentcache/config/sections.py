@@ -14,6 +14,7 @@ from latentcache.config.base import Section as Section
 from latentcache.config.geometry import BucketsConfig as BucketsConfig
 from latentcache.config.geometry import ResizeConfig
 from latentcache.config.presets import expanded
+from latentcache.core.records import MAX_WEIGHT
 from latentcache.errors import did_you_mean
 from latentcache.storage.urls import has_password, public_name
 
@@ -49,6 +50,7 @@ def _without_boolean_words(value: Any, key: str = "") -> Any:
 #: Settings that are handed on as they are.
 Options = Annotated[dict[str, Any], AfterValidator(_without_boolean_words)]
 Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -77,6 +79,13 @@ class CorpusConfig(Section):
         default_factory=list,
         description="Columns of the table with a list per source: a number, or a vector of numbers, per "
         "frame of the source. Each clip keeps the values of its own sampled frames, as tensors in batches.",
+    )
+    weight: str | Weight | dict[str, Weight] | None = Field(
+        default=None,
+        description="How often a loader takes each clip per epoch, on average; clips are stored once. A "
+        "number for all sources; a column of the table (null: 1); or numbers by patterns of names, of "
+        "which the longest that matches counts: {good/*: 2.5, '*': 1}. See "
+        "[corpora.md](corpora.md#weights).",
     )
     no_suffix: Literal["ignore", "by_content"] = Field(
         default="ignore",

@@ -65,9 +65,12 @@ def _others(given: Plain, used: set[str], why: Mapping[str, str]) -> tuple[str, 
 
 
 _OF_TRAINING = "belongs to training; the loader has its own"
-_REPEATS = (
-    "clips are stored once; give the loader a weight for this cache when it is mixed with others"
-)
+_SHARES = "is of training; give the loader `weights` where caches are mixed"
+
+
+def _weighted(corpus: dict[str, Any], times: Any) -> dict[str, Any]:
+    """Return a section `corpus` whose clips come so many times per epoch."""
+    return corpus if times == 1 else {**corpus, "weight": times}
 
 
 def _captions(extension: Any) -> list[str]:
@@ -104,10 +107,10 @@ def _musubi(data: Plain) -> Iterator[Converted]:
             "video_directory",
             "image_directory",
         }
-        used |= {"caption_extension"}
+        used |= {"caption_extension", "num_repeats"}
+        corpus = _weighted(corpus, given.get("num_repeats", 1))
         why = {
             "batch_size": _OF_TRAINING,
-            "num_repeats": _REPEATS,
             "cache_directory": "is musubi-tuner's cache; set cache.url",
             "control_directory": "control videos are not encoded",
         }
@@ -169,16 +172,16 @@ def _diffusion_pipe(data: Plain) -> Iterator[Converted]:
                 "frame_buckets: only images are taken; of videos the first frame would be, too"
             )
         why = {
-            "num_repeats": _REPEATS,
             "size_buckets": "diffusion-pipe chooses frames by shape; write clips.buckets.sizes yourself",
             "mask_path": "masks are not encoded",
             "control_path": "control media are not encoded",
             "caption_prefix": "captions are kept as they are",
             "shuffle_tags": "captions are kept as they are",
         }
-        used = {*clips, "path"}
+        used = {*clips, "path", "num_repeats"}
         lost += _others(given, used, why)
-        yield Converted(corpus={"source": str(given["path"])}, clips=clips, lost=tuple(lost))
+        corpus = _weighted({"source": str(given["path"])}, given.get("num_repeats", 1))
+        yield Converted(corpus=corpus, clips=clips, lost=tuple(lost))
 
 
 def _simpletuner(data: Any) -> Iterator[Converted]:
@@ -201,18 +204,24 @@ def _simpletuner(data: Any) -> Iterator[Converted]:
         if given.get("caption_strategy", "textfile") != "textfile":
             lost.append(f"caption_strategy: {given['caption_strategy']}; only .txt files are read")
         used = {*clips, "video", "instance_data_dir", "instance_data_root", "type", "dataset_type"}
-        used |= {"crop", "caption_strategy", "aws_bucket_name", "aws_data_prefix", "disabled"}
+        used |= {
+            "repeats",
+            "crop",
+            "caption_strategy",
+            "aws_bucket_name",
+            "aws_data_prefix",
+            "disabled",
+        }
         lost += [f"video.{key}: has no equal here" for key in video if key != "num_frames"]
         why = {
             "id": "is a name for SimpleTuner only",
-            "repeats": _REPEATS,
-            "probability": _REPEATS,
+            "probability": _SHARES,
             "cache_dir_vae": "is SimpleTuner's cache; set cache.url",
             "crop_style": "is taken for center",
         }
-        yield Converted(
-            corpus={"source": str(source)}, clips=clips, lost=(*lost, *_others(given, used, why))
-        )
+        # SimpleTuner counts only further times: 0 is once.
+        corpus = _weighted({"source": str(source)}, given.get("repeats", 0) + 1)
+        yield Converted(corpus=corpus, clips=clips, lost=(*lost, *_others(given, used, why)))
 
 
 TRAINERS: Mapping[str, Callable[[Any], Iterator[Converted]]] = {

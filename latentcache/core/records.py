@@ -12,6 +12,9 @@ from typing import Any, Literal, NamedTuple
 from latentcache.errors import ConfigError
 from latentcache.redaction import printable, redact
 
+#: The largest weight of a clip: more would be a mistake, and epochs of it would never end.
+MAX_WEIGHT = 1_000_000
+
 FORMAT_VERSION = 1
 
 ShardFormat = Literal["zarr", "parquet"]

@@ -21,6 +21,7 @@ from latentcache.core.lru import Lru
 from latentcache.core.records import Bucket, ShardId
 from latentcache.corpus.source_table import to_source_table
 from latentcache.errors import CacheError, ClipError, CorpusError, CorruptionError, LatentCacheError
+from latentcache.format.columns import WEIGHT
 from latentcache.format.generations import Parent
 from latentcache.format.manifest import Manifest, read_cache_json
 from latentcache.format.samples import read_all_rows
@@ -90,7 +91,8 @@ def _kept(config: CorpusConfig, cache: Cache) -> tuple[str, ...]:
             f"corpus.keep: the cache {redact(cache.storage.url)} has kept no column {missing[0]!r}. It "
             f"has: {', '.join(there) or 'none'}. Leave corpus.keep out to carry over all."
         )
-    return tuple(config.keep or there)
+    weight = [WEIGHT] if WEIGHT in there and config.keep else []
+    return tuple([*config.keep, *weight] or there)
 
 
 def _sources(cache: Cache, keep: tuple[str, ...]) -> Iterator[pa.Table]:

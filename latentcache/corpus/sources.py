@@ -24,7 +24,9 @@ from latentcache.corpus.source_table import (
 from latentcache.corpus.table_files import open_table, read_tables
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR, read_tars
+from latentcache.corpus.weights import with_weight_read, with_weights
 from latentcache.errors import ConfigError, CorpusError, StorageError
+from latentcache.format.columns import WEIGHT
 from latentcache.format.generations import Parent
 from latentcache.format.per_frame import OWN, PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
@@ -52,7 +54,7 @@ from latentcache.storage.urls import (
 
 #: Names that `keep` cannot carry: columns that the cache's tables or the batches already have.
 RESERVED = frozenset(
-    {"latents", PER_FRAME}.union(
+    {"latents", PER_FRAME, WEIGHT}.union(
         *(s.names for s in (SOURCE_SCHEMA, PROBE_SCHEMA, PLAN_SCHEMA, SAMPLE_SCHEMA))
     )
 )
@@ -90,6 +92,13 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     Raises CorpusError, saying what to change, where there is nothing usable, and StorageError.
     """
     _check_keep(config)
+    found = _read_any(with_weight_read(config))
+    table = with_weights(found.table, config)
+    kept = tuple(name for name in table.column_names if name not in SOURCE_SCHEMA.names)
+    return replace(found, table=table, keep=kept)
+
+
+def _read_any(config: CorpusConfig) -> Corpus:
     if is_cache_url(config.source):
         return _read_cache(config)
     if why := refused_scheme(config.source, config.schemes):
@@ -199,8 +208,9 @@ def _from_files(
     config: CorpusConfig, what: str, base: str, found: Sequence[str], texts: _Sizes
 ) -> Corpus:
     """Make the table of the media among `found`; `texts` are the files that may be captions, with sizes."""
-    for key in ("columns", "keep", "per_frame"):
-        if getattr(config, key):
+    for key in ("weight", "columns", "keep", "per_frame"):
+        value = getattr(config, key)
+        if value and (key != "weight" or isinstance(value, str)):
             raise ConfigError(
                 f"corpus.{key} names columns of a table, but corpus.source "
                 f"{redact_url(config.source)!r} is {what}. Remove corpus.{key}, or name a .csv, .jsonl "

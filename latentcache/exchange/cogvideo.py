@@ -17,6 +17,7 @@ from latentcache.exchange.clips import (
     clip_rows,
     expect_class,
     expect_stored,
+    named,
     one_bucket,
     refuse_twice,
 )
@@ -54,7 +55,7 @@ def export(cache: Cache, options: Options) -> Export:
     notes = [f"its videos.txt and prompts.txt name the sources, whose stems are those in {folder}"]
     if options.text is not None:
         texts = Texts(cache, options.text, rows)
-        first = {row.caption or "": row for row in reversed(rows)}
+        first = {_prompt_of(row): row for row in reversed(rows)}
         files += [
             File(prompt_path(caption), partial(_prompt, texts, row, dtype))
             for caption, row in first.items()
@@ -67,6 +68,19 @@ def export(cache: Cache, options: Options) -> Export:
 def prompt_path(prompt: str) -> str:
     """Return the file of a prompt's states."""
     return f"{PROMPTS}/{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
+
+
+def _prompt_of(row: ClipRow) -> str:
+    """Return a caption as a line of prompts.txt gives it. Raises ConfigError where none can."""
+    prompt = (row.caption or "").strip()
+    if not prompt or any(end in prompt for end in "\r\n"):
+        what = "has several lines" if prompt else "is empty"
+        raise ConfigError(
+            f"the caption of {named([row.key])} {what}, and CogVideo takes one line of prompts.txt "
+            "per clip, none of them empty. Nothing was written. Correct the captions and run latentcache "
+            "precompute, or leave --text out and write prompts.txt yourself."
+        )
+    return prompt
 
 
 def _latents(latents: Latents, row: ClipRow) -> bytes:

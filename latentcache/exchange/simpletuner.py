@@ -1,7 +1,11 @@
-"""SimpleTuner (bc8e6ab): one torch file per clip, a bare tensor, in the tree of the sources."""
+"""SimpleTuner (bc8e6ab): one torch file per clip, a bare tensor, in the tree of the sources.
+
+Files are named by the SHA-256 of their source's stem: its `hash_filenames` is always on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
@@ -56,7 +60,7 @@ def export(cache: Cache, options: Options) -> Export:
 
 
 def clip_path(row: ClipRow) -> str:
-    """Return a clip's file: its source's folder and stem. Raises ConfigError for one outside the tree."""
+    """Return a clip's file: in its source's folder. Raises ConfigError for one outside the tree."""
     path = row.path
     if path.is_absolute() or is_url(row.source) or ".." in path.parts:
         raise ConfigError(
@@ -64,7 +68,7 @@ def clip_path(row: ClipRow) -> str:
             "source's place below instance_data_dir. Nothing was written. Make the cache from that folder: "
             "corpus.source"
         )
-    return str(path.with_suffix(".pt"))
+    return str(path.with_name(f"{hashlib.sha256(path.stem.encode()).hexdigest()}.pt"))
 
 
 class Normalised:
@@ -102,8 +106,7 @@ def _stanza(buckets: Sequence[str], url: str) -> str:
         '  "type": "local",\n'
         '  "dataset_type": "video",\n'
         '  "instance_data_dir": "THE_SOURCES",\n'
-        f'  "cache_dir_vae": "{url}",\n'
-        '  "hash_filenames": false\n'
+        f'  "cache_dir_vae": "{url}"\n'
         "}"
     )
 

@@ -56,7 +56,7 @@ def _members(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> Iterator[tup
 def _stanza(pattern: str, url: str) -> str:
     return (
         "# webdataset\n"
-        f'dataset = webdataset.WebDataset("{url}/{pattern}", shardshuffle=True).decode()\n'
+        f'dataset = webdataset.WebDataset("{url}/{pattern}", shardshuffle=100).decode()\n'
         '# sample["latents.pth"] as stored, sample["txt"], sample["json"]; fields: sample["NAME.pth"]'
     )
 

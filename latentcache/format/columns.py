@@ -16,6 +16,8 @@ from latentcache.storage.folder import Storage
 
 #: Columns of plans and sample tables that are not kept ones, and that a generation can change.
 CAPTION = "caption"
+#: The kept column that says how often a loader takes a clip per epoch, see `corpus.weight`.
+WEIGHT = "corpus_weight"
 _SCHEMA = pa.schema([pa.field("row", pa.int32(), nullable=False), pa.field(CAPTION, pa.string())])
 
 

@@ -217,6 +217,7 @@ _FIXED = {
     "corpus.source": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.columns": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.keep": "what it keeps is planned; run precompute with the corpus to take in what is new",
+    "corpus.weight": "what it keeps is planned; run precompute with the corpus to change weights",
     "corpus.per_frame": "what it keeps is planned; run precompute with the corpus to take in what is new",
 }
 

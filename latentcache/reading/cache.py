@@ -431,6 +431,18 @@ class Cache:
         """Names of the sample tables' columns."""
         return list(self.sample_schema.names)
 
+    def has_column(self, name: str) -> bool:
+        """Tell whether sample tables have a column: some lack those that were kept later or earlier."""
+        if name in self.column_names:
+            return True
+        buckets = self._places["bucket"]
+        last = {bucket: n for n, bucket in enumerate(buckets)}
+        changed = pc.indices_nonzero(pc.is_valid(self._index["columns"])).to_pylist()[:1]
+        places = self._all_places()
+        return any(
+            name in self._read_table(*places[n]).schema.names for n in {*last.values(), *changed}
+        )
+
     @property
     def batch_columns(self) -> list[str]:
         """Names of what batches can have of the tables: columns per frame by their own names."""

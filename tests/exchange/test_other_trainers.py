@@ -49,6 +49,27 @@ def test_cogvideo_gets_scaled_samples_and_prompts(tmp_path: Path) -> None:
         assert torch.equal(again.stored(f"{Path(source).stem}#0"), drawn)
 
 
+def test_cogvideo_finds_a_prompt_by_the_line_that_it_reads_of_its_caption(tmp_path: Path) -> None:
+    """`load_prompts` strips lines and leaves out empty ones."""
+    cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=(" a cat ", "a dog\t", "a hen"))
+    add(cache, t5=text_field(length=24))
+    export(cache, tmp_path / "out", "cogvideo", "--text", "t5")
+    listing = "\n".join(cache.table()["caption"].to_pylist())
+    for line in (line.strip() for line in listing.splitlines() if line.strip()):
+        name = hashlib.sha256(line.encode()).hexdigest()
+        assert (tmp_path / "out/cache/prompt_embeddings" / f"{name}.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("caption", "said"), [("two\nlines", "several lines"), (" ", "is empty")])
+def test_cogvideo_has_no_captions_that_are_no_line(tmp_path: Path, caption: str, said: str) -> None:
+    cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=("a", caption, "b"))
+    add(cache, t5=text_field(length=24, missing="empty"))
+    printed = export(cache, tmp_path / "out", "cogvideo", "--text", "t5", status=2)
+    assert said in printed
+    assert NAMES[1] in printed
+    export(cache, tmp_path / "out", "cogvideo")
+
+
 def read_rcm(folder: Path) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
     """What rCM's `create_dataloader` finds in `shard_*.tar`, sample by sample."""
     found: dict[str, dict[str, bytes]] = {}

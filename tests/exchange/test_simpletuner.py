@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 from pathlib import Path
 
@@ -13,11 +14,16 @@ import latentcache
 from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in
 
 
+def place_of(source: str, data_dir: str = "/data") -> str:
+    """`VAECache.generate_vae_cache_filename` with hash_filenames, which its factory always sets."""
+    path = Path(data_dir) / source
+    name = hashlib.sha256(path.stem.encode()).hexdigest() + ".pt"
+    return str(path.parent.relative_to(data_dir) / name)
+
+
 def read(cache_dir: Path, source: str, data_dir: str = "/data") -> torch.Tensor:
     """What its VAE cache loads for a file below instance_data_dir: a bare tensor, gzipped or not."""
-    path = Path(data_dir) / source
-    place = cache_dir / path.relative_to(data_dir).parent / f"{path.stem}.pt"
-    data = place.read_bytes()
+    data = (cache_dir / place_of(source, data_dir)).read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
     found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -41,12 +47,12 @@ def test_its_reader_gets_means_normalised_in_the_vae_s_type(
 
 def test_a_round_trip_gives_what_was_stored(wan: latentcache.Cache, tmp_path: Path) -> None:
     export(wan, tmp_path / "out", "simpletuner", "--dtype", "float32")
-    path = tmp_path / "out" / "four.pt"
+    path = tmp_path / "out" / place_of("four.mp4")
     path.write_bytes(gzip.compress(path.read_bytes()))
     again = take_in("simpletuner", tmp_path / "out", tmp_path / "again", wan)
     for source in NAMES:
         mean = wan.stored(f"{source}#0")[: wan.spec.channels].float()
-        found = again.stored(f"{Path(source).with_suffix('')}#0")
+        found = again.stored(f"{place_of(source).removesuffix('.pt')}#0")
         torch.testing.assert_close(found, mean, rtol=0, atol=1e-6)
 
 

@@ -91,8 +91,8 @@ JSON = ("finetrainers", "simpletuner")
     ("trainer", "text", "lost"),
     [
         ("finetrainers", json.dumps(FINETRAINERS), ["id_token", "metadata.csv"]),
-        ("diffusion-pipe", DIFFUSION_PIPE, ["num_repeats", "768", "framerate"]),
-        ("simpletuner", json.dumps(SIMPLETUNER), ["repeats", "video.min_frames"]),
+        ("diffusion-pipe", DIFFUSION_PIPE, ["768", "framerate"]),
+        ("simpletuner", json.dumps(SIMPLETUNER), ["video.min_frames"]),
     ],
 )
 def test_one_data_set_becomes_one_valid_configuration(
@@ -122,8 +122,22 @@ def test_each_data_set_of_musubi_gets_a_file_and_keeps_its_frames(
     assert (second.clips.frames, second.clips.too_short) == (49, "shorten")
     assert second.corpus.columns == {"video": "video_path", "caption": "caption"}
     assert first.encoder == yaml.safe_load((EXAMPLES / "ltx.yaml").read_text())["encoder"]
-    assert "num_repeats: clips are stored once" in out
+    assert (first.corpus.weight, second.corpus.weight) == (None, 3)
+    assert "num_repeats" not in out
     assert "batch_size" in out
+
+
+@pytest.mark.parametrize(
+    ("trainer", "text", "weight"),
+    [("diffusion-pipe", DIFFUSION_PIPE, 5), ("simpletuner", json.dumps(SIMPLETUNER), 2 + 1)],
+)
+def test_repeats_become_the_weight_that_gives_as_many(
+    tmp_path: Path, trainer: str, text: str, weight: int
+) -> None:
+    """SimpleTuner counts the times after the first."""
+    path, output = written(tmp_path, trainer, text), tmp_path / "config.yaml"
+    run("--from", trainer, str(path), "-o", str(output))
+    assert load_config(str(output)).corpus.weight == weight
 
 
 def test_a_file_that_is_there_stays_and_nothing_is_written(tmp_path: Path) -> None:

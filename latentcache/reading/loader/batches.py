@@ -66,7 +66,8 @@ class ReadBatch:
     def parts(self) -> Sequence[Callable[[], None]]:
         """Return one part per shard, to be called in any order and by any thread."""
         return [
-            _Part(self, shard, found) for shard, found in self._plan.places(self._batch).items()
+            _Part(self, shard, found)
+            for shard, found in self._plan.places(self._batch, self._epoch).items()
         ]
 
     def _memory(self) -> Staged:
@@ -91,20 +92,20 @@ class ReadBatch:
 
     def read(self, shard: int, found: Rows) -> None:
         """Read rows of one shard to their places in the batch."""
-        rows, where = found.rows, found.where
+        rows, where, visits = found.rows, found.where, found.visits
         cache, out = self._plan.cache, self._memory().rows(where)
         read = self._damage.read(cache, self._name, shard, rows, out, check=self._check)
         if len(read) < len(rows):
             rows, where = [rows[n] for n in read], [where[n] for n in read]
-            out = [out[n] for n in read]
+            out, visits = [out[n] for n in read], [visits[n] for n in read]
         if rows:
             table = cache.rows(self._name, shard)
             keys = table.column("key", rows)
             fields = self._fields_memory()
             if fields is not None:  # before latents are normalised in their place
                 numbers = [table.chunks[row].row for row in rows]
-                fields.read(shard, numbers, where, keys, self._epoch, out, check=self._check)
-            self._memory().done(out, where, keys, self._epoch)
+                fields.read(shard, numbers, where, keys, visits, out, check=self._check)
+            self._memory().done(out, where, keys, visits)
             self._found.append((table, rows, where))
 
     def name_of(self, shard: int) -> str:

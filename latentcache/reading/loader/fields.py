@@ -257,17 +257,19 @@ class FieldsOfBatch:
         rows: Sequence[int],
         where: Sequence[int],
         keys: Sequence[str],
-        epoch: int,
+        visits: Sequence[int],
         stored: Sequence[torch.Tensor],
         *,
         check: bool,
     ) -> None:
         """Read the fields of rows of a shard, by their numbers in it, to their places in the batch.
 
-        stored: the rows' latents as they are stored.
+        visits: what stands for the epoch of each, see `selection.Rows`. stored: the rows' latents as they
+        are stored.
         """
-        dropped = {n for n, key in zip(where, keys, strict=True) if self._options.drops(epoch, key)}
-        numbers = [self._options.choice(epoch, key) for key in keys]
+        drawn = list(zip(where, visits, keys, strict=True))
+        dropped = {n for n, visit, key in drawn if self._options.drops(visit, key)}
+        numbers = [self._options.choice(visit, key) for _, visit, key in drawn]
         for reader in self._fields.readers:
             if reader.is_view:
                 for n, latents in zip(where, stored, strict=True):

@@ -21,12 +21,14 @@ from latentcache.core.devices import resolve_device
 from latentcache.core.dtypes import AnyDtype
 from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
+from latentcache.format.columns import WEIGHT
 from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.handover import check_open_files
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.arrange import check_layout, check_names, renamed
 from latentcache.reading.loader.batch_memory import Recycler
+from latentcache.reading.loader.clip_weights import ClipWeights
 from latentcache.reading.loader.damage import Damage, OnDamaged
 from latentcache.reading.loader.fields import (
     FieldOptions,
@@ -88,6 +90,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     as "score > 5 and caption != ''" (see `core.where`), an expression of pyarrow.compute, or its filters,
     [("score", ">", 5)]; it reads these columns from every sample table. drop_last leaves out the last short
     batch of each bucket. frames cuts longer clips to their first frames, if the encoder's latents allow it.
+    clip_weight names the column that says how often a clip comes, such as 2.5 times: in n epochs n * 2.5
+    times, give or take less than one. Omitted: that of `corpus.weight`, once if there is none. None: once.
+    `len` is the length of the current epoch then.
     Several caches must hold latents of one kind. `weights` are their shares of batches (omitted: as many
     as each has), and an epoch has `epoch_batches` (omitted: as many as they have together): see
     `order.mixture`.
@@ -159,6 +164,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         columns: Sequence[str] | None = None,
         weights: Sequence[float] | None = None,
         epoch_batches: int | None = None,
+        clip_weight: str | None = WEIGHT,
         follow: bool = False,
         on_damaged: OnDamaged = "raise",
         fields: Sequence[str] = (),
@@ -206,6 +212,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 f"frames {frames} and view {self._view} both say which frames come. Leave frames out, and "
                 'say it by the view: Window(frames, start="first") counts latent frames.'
             )
+        self._clip_weight = None
+        if clip_weight is not None:
+            self._clip_weight = ClipWeights(column=clip_weight, seed=self.order.seed)
         self._layout, self._names = layout, check_names(names)
         self._memory = Recycler(prefetch_bytes)
         self._sources = [
@@ -224,6 +233,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 LoaderFields.of(cache, options) if options.names else None,
                 frames,
                 self._view and self._view.of_cache(cache),
+                self._clip_weight,
             )
             for cache in _open_all(cache_or_url, storage_options)
         ]
@@ -264,7 +274,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             check_layout(self._layout, cache.spec)
         for source in self._sources:
             check_batches(self.order, source.map)
-        check_length(len(self._plan(0)), len(self), self.world_size)
+        check_length(len(self._plan(self.epoch)), len(self), self.world_size)
 
     @property
     def cache(self) -> Cache:
@@ -324,13 +334,18 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             source.choose(snapshot)
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch for this rank."""
-        return len(self._places(len(self._plan(0)), Position(0), worker=0, num_workers=1))
+        """Return the number of batches of the whole current epoch for this rank."""
+        return len(self._places(len(self._plan(self.epoch)), Position(0), worker=0, num_workers=1))
 
     def _plan(self, epoch: int) -> Mixture:
-        shards = [source.map.shards for source in self._sources]
+        maps = [source.map for source in self._sources]
         return Mixture(
-            self.order, shards, epoch, weights=self._weights, num_batches=self._epoch_batches
+            self.order,
+            [chosen.shards for chosen in maps],
+            epoch,
+            weights=self._weights,
+            num_batches=self._epoch_batches,
+            varying=[chosen.shards_in if chosen.is_weighted else None for chosen in maps],
         )
 
     def _places(self, num_batches: int, at: Position, *, worker: int, num_workers: int) -> range:
@@ -475,6 +490,10 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             "world_size": self.world_size,
         }
 
+    def _weight_column(self) -> str | None:
+        is_weighted = any(source.map.is_weighted for source in self._sources)
+        return self._clip_weight.column if self._clip_weight and is_weighted else None
+
     def _identity(self) -> dict[str, Any]:
         return {
             "version": loader_state.STATE_VERSION,
@@ -482,6 +501,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             "weights": self._weights,
             "epoch_batches": self._epoch_batches,
             "view": self._view.identity() if self._view else None,
+            "clip_weight": self._weight_column(),
             **dataclasses.asdict(self.order),
         }
 

@@ -12,6 +12,7 @@ import numpy as np
 from latentcache.core.records import Bucket
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.clip_weights import BucketRepeats, ClipWeights
 from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where, choose
 from latentcache.reading.order.epoch import Batch, BucketShards
@@ -20,11 +21,16 @@ from latentcache.reading.views.adapt import AnyView, latent_frames
 
 
 class Rows(NamedTuple):
-    """Ok rows of a shard, their places in a batch, and which of its clip's samples each is."""
+    """Ok rows of a shard, their places in a batch, and which of its clip's samples each is.
+
+    visits: what takes the epoch's place in what is drawn for each: how often the clip has come before. It
+    is the epoch, unless clips have weights.
+    """
 
     rows: list[int]
     where: list[int]
     numbers: list[int]
+    visits: list[int]
 
 
 class ShardMap:
@@ -33,8 +39,10 @@ class ShardMap:
     where: what chooses them, or None for all ok clips. fields: those that a clip must have; left_out: how
     many clips lack each, of those that `where` keeps. columns: of a batch besides its latents; None
     for key, caption and those kept from the corpus. frames: of a clip at most; values per frame are cut,
-    too. view: what makes samples of clips, or None. Raises ConfigError for an unknown column, or where
-    the view makes no sense.
+    too. view: what makes samples of clips, or None. weights: how often clips come, or None for once.
+    Raises ConfigError for an unknown column, or where the view makes no sense.
+
+    shards: of each bucket, what an epoch has; of a mean one, if clips have weights.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class ShardMap:
         fields: LoaderFields | None = None,
         frames: int | None = None,
         view: AnyView | None = None,
+        weights: ClipWeights | None = None,
     ) -> None:
         self.cache, self.fields, self.frames, self.view = cache, fields, frames, view
         self.columns = None if columns is None else _check_columns(cache, columns)
@@ -52,37 +61,76 @@ class ShardMap:
         self.left_out: Mapping[str, int] = {}
         if fields is not None:
             self._chosen, self.left_out = fields.choose(cache, self._chosen)
-        self.names, self._numbers, self.shards = [], [], []
+        self._repeats: dict[str, BucketRepeats] = {}
+        if weights is not None:
+            self._repeats = weights.of(cache, self._chosen)
+        self.names: list[str] = []
+        self._numbers: list[Int64] = []
+        self._num_clips: list[Int64] = []
+        sizes = []
         for name in cache.buckets:
             numbers, num_samples = cache.shards(name)
             if self._chosen is not None and name in self._chosen:
                 num_samples = self._chosen[name].num_chosen
+            repeats = self._repeats.get(name)
+            if repeats is not None and not repeats.num_samples(numbers.tolist(), None).any():
+                continue  # all of its clips have the weight 0
             if num_samples.sum():
-                size = cache.empty(name, 1).nbytes
+                sizes.append(cache.empty(name, 1).nbytes)
                 self.names.append(name)
                 self._numbers.append(numbers)
-                self.shards.append(BucketShards(num_samples=num_samples, sample_bytes=size))
+                self._num_clips.append(num_samples)
         self.shapes = [cache.buckets[name].shape for name in self.names]
         #: Samples per clip of each bucket.
         self.per_clip = [1] * len(self.names)
+        self._sample_bytes = sizes
         if view is not None:
             self._apply(view)
+        self.shards = self._shards(None)
+        #: The epoch that was asked for last, and what it has.
+        self._last: tuple[int, list[BucketShards]] | None = None
 
     def _apply(self, view: AnyView) -> None:
         """Count the samples that a view makes of clips."""
         num_frames = [latent_frames(shape) for shape in self.shapes]
         view.check(self.cache.spec, dict(zip(self.names, num_frames, strict=True)))
         self.per_clip = [view.count(num) for num in num_frames]
-        self.shards = [
-            BucketShards(
-                num_samples=shards.num_samples * count,
-                sample_bytes=max(1, shards.sample_bytes * view.most_frames(num) // num),
-            )
-            for shards, count, num in zip(self.shards, self.per_clip, num_frames, strict=True)
+        self._sample_bytes = [
+            max(1, size * view.most_frames(num) // num)
+            for size, num in zip(self._sample_bytes, num_frames, strict=True)
         ]
 
     def __len__(self) -> int:
-        return sum(int(bucket.num_samples.sum()) for bucket in self.shards)
+        """Return how many samples there are, each clip taken once."""
+        return sum(
+            int(num.sum()) * count
+            for num, count in zip(self._num_clips, self.per_clip, strict=True)
+        )
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether clips have weights, so that epochs differ."""
+        return bool(self._repeats)
+
+    def shards_in(self, epoch: int) -> list[BucketShards]:
+        """Return what one of the cache's epochs has of each bucket."""
+        if not self._repeats:
+            return self.shards
+        known = self._last
+        if known is None or known[0] != epoch:
+            known = self._last = epoch, self._shards(epoch)
+        return known[1]
+
+    def _shards(self, epoch: int | None) -> list[BucketShards]:
+        found = []
+        for n, name in enumerate(self.names):
+            num = self._num_clips[n]
+            if name in self._repeats:
+                num = self._repeats[name].num_samples(self._numbers[n].tolist(), epoch)
+            found.append(
+                BucketShards(num_samples=num * self.per_clip[n], sample_bytes=self._sample_bytes[n])
+            )
+        return found
 
     @property
     def digest(self) -> str | None:
@@ -104,18 +152,24 @@ class ShardMap:
             first += int(num_ok.sum())
         return np.concatenate(found)
 
-    def places(self, batch: Batch) -> dict[int, Rows]:
-        """Return each shard of a batch with its rows and their places in the batch."""
+    def places(self, batch: Batch, epoch: int) -> dict[int, Rows]:
+        """Return each shard of a batch of an epoch with its rows and their places in the batch."""
         places: dict[int, Rows] = {}
         for n, (at, sample) in enumerate(zip(batch.shards, batch.rows, strict=True)):
             shard = int(self._numbers[batch.bucket][at])
-            found = places.setdefault(shard, Rows([], [], []))
+            found = places.setdefault(shard, Rows([], [], [], []))
             row, number = divmod(sample, self.per_clip[batch.bucket])
             found.rows.append(row)
             found.where.append(n)
             found.numbers.append(number)
+            found.visits.append(epoch)
+        name = self.names[batch.bucket]
+        if name in self._repeats:
+            for shard, found in places.items():
+                rows, visits = self._repeats[name].samples(shard, epoch, np.array(found.rows))
+                places[shard] = found._replace(rows=rows.tolist(), visits=visits.tolist())
         if self._chosen is not None:
-            chosen = self._chosen[self.names[batch.bucket]]
+            chosen = self._chosen[name]
             for shard, found in places.items():
                 places[shard] = found._replace(rows=chosen.rows(shard)[found.rows].tolist())
         return places

@@ -13,6 +13,7 @@ from latentcache.errors import CacheError
 from latentcache.format.manifest import MAX_SHARDS
 from latentcache.reading import shard_set
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.clip_weights import ClipWeights
 from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.selection import ShardMap
@@ -42,8 +43,10 @@ class Source:
         fields: LoaderFields | None = None,
         frames: int | None = None,
         view: AnyView | None = None,
+        weights: ClipWeights | None = None,
     ) -> None:
         self.transform, self._frames, self._view = transform, frames, view
+        self._weights = weights
         self._where, self._columns = where, columns
         self._fields = self._all_fields = fields
         self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
@@ -55,7 +58,13 @@ class Source:
 
     def _open(self, cache: Cache) -> None:
         self._map = ShardMap(
-            cache, self._where, self._columns, self._fields, self._frames, self._view
+            cache,
+            self._where,
+            self._columns,
+            self._fields,
+            self._frames,
+            self._view,
+            self._weights,
         )
         fields = {"fields": self._fields.identity()} if self._fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}

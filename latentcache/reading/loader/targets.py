@@ -30,9 +30,13 @@ class Staged(Protocol):
         ...
 
     def done(
-        self, rows: Sequence[torch.Tensor], where: Sequence[int], keys: Sequence[str], epoch: int
+        self,
+        rows: Sequence[torch.Tensor],
+        where: Sequence[int],
+        keys: Sequence[str],
+        visits: Sequence[int],
     ) -> None:
-        """Finish each of these samples, once its row has been read."""
+        """Finish each of these samples, once its row has been read; visits: see `selection.Rows`."""
         ...
 
     def finish(self) -> Arriving:
@@ -155,15 +159,19 @@ class _CpuBatch:
         return list(self._target.memory.empty(shape, self._transform.stored_dtype))
 
     def done(
-        self, rows: Sequence[torch.Tensor], where: Sequence[int], keys: Sequence[str], epoch: int
+        self,
+        rows: Sequence[torch.Tensor],
+        where: Sequence[int],
+        keys: Sequence[str],
+        visits: Sequence[int],
     ) -> None:
         if self._transform.idle:
             return
-        for stored, n, key in zip(rows, where, keys, strict=True):
+        for stored, n, key, visit in zip(rows, where, keys, visits, strict=True):
             out = self._latents[n]
             work, noise = self._target.work(out.shape)
             if self._transform.draws:
-                self._transform.draw(noise, key, epoch)
+                self._transform.draw(noise, key, visit)
             out.copy_(self._transform(stored, noise if self._transform.draws else None, work))
 
     def finish(self) -> Arriving:
@@ -256,11 +264,11 @@ class _DeviceBatch:
         rows: Sequence[torch.Tensor],  # noqa: ARG002 - they are where they shall be
         where: Sequence[int],
         keys: Sequence[str],
-        epoch: int,
+        visits: Sequence[int],
     ) -> None:
         if self._noise is not None:
-            for n, key in zip(where, keys, strict=True):
-                self._transform.draw(self._noise[n], key, epoch)
+            for n, key, visit in zip(where, keys, visits, strict=True):
+                self._transform.draw(self._noise[n], key, visit)
 
     def finish(self) -> Arriving:
         return self._target.send(self._stored, self._noise)

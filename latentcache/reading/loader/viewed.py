@@ -47,7 +47,10 @@ class ViewedBatch(ReadBatch):
         cache, transform = self._plan.cache, self._target.transform
         table = cache.rows(self._name, shard)
         records = self._records(table, found)
-        picks = [self._view.pick(record, self._epoch) for record in records]
+        picks = [
+            self._view.pick(record, visit)
+            for record, visit in zip(records, found.visits, strict=True)
+        ]
         frames = [pick.frames for pick in picks]
         stored = [
             torch.empty(picked_shape(self._shape, some), dtype=transform.stored_dtype)
@@ -59,9 +62,11 @@ class ViewedBatch(ReadBatch):
         keys = [record.key for record in records]
         if (fields := self._fields_memory()) is not None:  # before latents change in their place
             rows = [table.chunks[row].row for row in found.rows]
-            fields.read(shard, rows, found.where, keys, self._epoch, stored, check=self._check)
+            fields.read(shard, rows, found.where, keys, found.visits, stored, check=self._check)
         for n in read:
-            latents = transform.of_frames(stored[n], frames[n], self._shape, keys[n], self._epoch)
+            latents = transform.of_frames(
+                stored[n], frames[n], self._shape, keys[n], found.visits[n]
+            )
             made = self._view.make(records[n], latents, picks[n])
             self._made[found.where[n]] = picks[n], made
         if read:
