@@ -1,10 +1,10 @@
-"""Latents as CogVideo's SAT trainer takes them with `latent_input: true`: `mp4` [B, C, t, h, w], not scaled.
+"""Latents as CogVideo's SAT trainer takes them with `latent_input: true`: `mp4` [B, C, t, h, w].
 
     python examples/views/cogvideo_sat.py CACHE_URL     (a cache of CogVideoX's moments)
 
-The model multiplies by `scale_factor` itself, so latents come as the autoencoder gives them: one sample of the
-posterior per epoch, seeded. With `latent_input: false` the same key holds pixels [B, T, 3, H, W]; with
-image-to-video, latents cannot be given. Published: github.com/zai-org/CogVideo, folder sat.
+They are not scaled: the model multiplies by `scale_factor` itself. They are one sample of the posterior per
+epoch, seeded. With `latent_input: false` the same key holds pixels [B, T, 3, H, W]. Image-to-video cannot
+take latents. Published: github.com/zai-org/CogVideo, folder sat.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python examples/views/fdm.py CACHE_URL     (a cache of an encoder of single frames)
 
-Frames come in the order of the clip, as theirs do. Their step fills up with frames of another clip; here these are
-zeros, both masks 0. Published: github.com/plai-group/flexible-video-diffusion-modeling, whose draw is longer.
+Frames come in the order of the clip, as theirs do. Their step fills up with frames of another clip; here
+these are zeros, both masks 0. Published: github.com/plai-group/flexible-video-diffusion-modeling, whose
+draw is longer.
 """
 
 from __future__ import annotations

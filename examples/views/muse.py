@@ -2,8 +2,9 @@
 
     python examples/views/muse.py CACHE_URL SMALL_CACHE_URL [TEXT_FIELD]
 
-Both caches are of one corpus, with other sizes in `clips`, so a clip has the same key in both. Masks and dropping
-belong to the trainer. Published: github.com/lucidrains/muse-maskgit-pytorch (`cond_image_size=None`).
+Both caches are of one corpus, with other sizes in `clips`, so a clip has the same key in both. Masks and
+dropping belong to the trainer.
+Published: github.com/lucidrains/muse-maskgit-pytorch (`cond_image_size=None`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Both:
 def batches(
     cache: latentcache.Cache, small: latentcache.Cache, text: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield `ids` [B, h, w], `cond_token_ids` [B, h', w'], and `text_embeds` [B, L, D], zeros past the text."""
+    """Yield `ids` [B, h, w], `cond_token_ids` [B, h', w'], and `text_embeds` [B, L, D]."""
     fields, names = ([text], {text: "text_embeds"}) if text else ([], {})
     yield from LatentLoader(cache, batch_size=4, view=Both(small), fields=fields, names=names)
 

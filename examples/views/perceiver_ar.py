@@ -2,8 +2,9 @@
 
     python examples/views/perceiver_ar.py CACHE_URL
 
-Ids begin at 3, behind PAD 0, EOS 1 and SOS 2. Crops at the start of a clip may be shorter, down to what the model
-predicts at a time (`z_index_dim`); they are filled up with PAD. Published: github.com/google-research/perceiver-ar.
+Ids begin at 3, behind PAD 0, EOS 1 and SOS 2. Crops at the start of a clip may be shorter, down to what the
+model predicts at a time (`z_index_dim`); they are filled up with PAD.
+Published: github.com/google-research/perceiver-ar.
 """
 
 from __future__ import annotations

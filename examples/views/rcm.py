@@ -2,8 +2,9 @@
 
     python examples/views/rcm.py CACHE_URL TEXT_FIELD     (a cache of provenance sampler, or of roundtrip)
 
-A sampler made what rCM trains on, so the cache comes from `latentcache import rcm`. Its step decodes, clamps to
-[-1, 1] and encodes again: a cache of provenance roundtrip has that already. Published: github.com/NVlabs/rcm.
+A sampler made what rCM trains on, so the cache comes from `latentcache import rcm`. Its step
+decodes, clamps to [-1, 1] and encodes again: a cache of provenance roundtrip has that already.
+Published: github.com/NVlabs/rcm.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from latentcache import LatentLoader, Window
 def batches(
     cache: latentcache.Cache, text: str, latent_frames: int = 21
 ) -> Iterator[dict[str, Any]]:
-    """Yield `latents` [B, 16, 21, h, w], `t5_text_embeddings` [B, 512, 4096] and `prompts`; no short batch."""
+    """Yield `latents` [B, 16, 21, h, w], `t5_text_embeddings` [B, 512, 4096] and `prompts`."""
     yield from LatentLoader(
         cache,
         batch_size=4,

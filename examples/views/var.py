@@ -1,9 +1,9 @@
-"""Multi-scale ids as VAR takes them: the targets int64 [B, 680], and what its transformer is fed [B, 679, 32].
+"""Multi-scale ids as VAR takes them: targets int64 [B, 680], and its transformer's input [B, 679, 32].
 
     python examples/views/var.py CACHE_URL     (a cache of kind var, with corpus.keep: [label])
 
-The cache's own quantiser makes the input, so the trainer loads no tokenizer. Random crops are frozen when they
-are cached: cache several. Published: github.com/FoundationVision/VAR.
+The cache's own quantiser makes the input, so the trainer loads no tokenizer. Random crops are frozen when
+they are cached: cache several. Published: github.com/FoundationVision/VAR.
 """
 
 from __future__ import annotations

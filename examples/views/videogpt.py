@@ -1,9 +1,9 @@
-"""Ids of clips as VideoGPT takes them: targets int64 [B, t, h, w] and their codebook vectors [B, t, h, w, D].
+"""Ids of clips as VideoGPT takes them: int64 [B, t, h, w], and their codebook vectors [B, t, h, w, D].
 
     python examples/views/videogpt.py CACHE_URL     (a cache of kind videogpt, with corpus.keep: [label])
 
-With a field `pixels: {kind: raw, of: clip}` the first frames come, too, as its ResNet takes them. Label dropping
-and one-hot vectors belong to the trainer. Published: github.com/wilson1yan/VideoGPT.
+With a field `pixels: {kind: raw, of: clip}` the first frames come, too, as its ResNet takes them. One-hot
+vectors of labels belong to the trainer. Published: github.com/wilson1yan/VideoGPT.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from latentcache import LatentLoader
 
 
 def batches(cache: latentcache.Cache, cond_frames: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield `targets` and `x`; `frame_cond` float32 [B, 3, cond_frames, H, W] in [-0.5, 0.5]; `label` [B]."""
+    """Yield `targets` and `x`; `frame_cond` [B, 3, cond_frames, H, W] in [-0.5, 0.5]; `label` [B]."""
     quantiser = cache.quantiser()
     fields = ["pixels"] if cond_frames else []
     for batch in LatentLoader(cache, batch_size=4, fields=fields, names={"latents": "targets"}):

@@ -11,7 +11,7 @@ settings: hyper-parameters, as JSON
 
     videogpt       github.com/wilson1yan/VideoGPT       videogpt.vqvae.VQVAE, of two strides
     vqgan          github.com/CompVis/taming-transformers  taming.models.vqgan.VQModel (its parts)
-    gumbel         the same                             taming.models.vqgan.GumbelVQ (its parts) without the noise
+    gumbel         the same                             taming.models.vqgan.GumbelVQ (its parts), no noise
     var            github.com/FoundationVision/VAR      models.vqvae.VQVAE
     llamagen       github.com/FoundationVision/LlamaGen at ce98ec4  tokenizer_image.vq_model.VQModel
     open_magvit2   github.com/TencentARC/SEED-Voken     src.Open_MAGVIT2: its video Encoder, Decoder and LFQ

@@ -1,11 +1,11 @@
 """Open-MAGVIT2's tokenizers: 18-bit ids [t, h, w] of videos or of single frames, from their `.ckpt` files.
 
-That of videos was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible.
-They change the statistics of its normalisation, so they do not match the published results.
+That of videos was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are
+possible. They change the statistics of its normalisation, so they do not match the published results.
 
-That of images (stride 16; 1xgpt, Open-MAGVIT2's own generators) takes the frames one by one. Channel 0 is in
-the lowest bit, but in the highest one in its first release, which 1xgpt uses: only that one has no
-adaptive norms in its decoder, so the file shows which it is.
+That of images (stride 16) takes the frames one by one. Channel 0 is in the lowest bit; in its first
+release, which 1xgpt uses, in the highest one. Only that release has no adaptive norms in its decoder,
+so the file shows which it is.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Config(Section):
     kind: Literal["open_magvit2"]
     checkpoint: str = Field(
         min_length=1,
-        description="Path of the .ckpt file, such as video_128_262144.ckpt. Its tensors show whether it is of "
-        "videos or of images.",
+        description="Path of the .ckpt file, such as video_128_262144.ckpt. Its tensors show whether it is "
+        "of videos or of images.",
     )
     weights: Literal["averaged", "last"] = Field(
         description="averaged: the moving average that its evaluation uses; last: the weights of the last "

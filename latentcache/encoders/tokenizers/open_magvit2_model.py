@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def steps(self) -> list[_Steps]:
-        """The factors by which each level but the last reduces T, H, W; time only if the level is wider."""
+        """The factors by which levels reduce T, H, W, all but the last; T only in wider ones."""
         return [(1 if self.images or width == self.stem else 2, 2, 2) for width in self.widths[:-1]]
 
     @property
@@ -48,7 +48,7 @@ class Shape:
 
     @property
     def bit_order(self) -> BitOrder:
-        """Which end of an id channel 0 is on: the first release of the image tokenizer had the other one."""
+        """Which end of an id channel 0 is on: in the image tokenizer's first release the other one."""
         return "msb_first" if self.images and not self.adaptive else "lsb_first"
 
     @property

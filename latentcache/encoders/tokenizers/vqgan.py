@@ -4,8 +4,8 @@ TECO and the reproductions of Genie train on these: 16x16 ids of a 256x256 frame
 stride 16. Frames do not see one another, so any cut in time is exact.
 
 A GumbelVQ has logits in place of a nearest code. The published code adds Gumbel noise to them, even in
-evaluation, so its ids differ from call to call. `gumbel: argmax` takes the largest logit: the likeliest of its
-ids. The recipe says so.
+evaluation, so its ids differ from call to call. `gumbel: argmax` takes the largest logit: the likeliest of
+its ids. The recipe says so.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:
     name = loaded.file.path.name
     if "quantize.used" in loaded.tensors:
         raise ConfigError(
-            f"encoder.checkpoint: {name} has the tensor quantize.used: its quantiser renumbers its ids by a "
-            "table that is not part of the checkpoint's architecture. Write your own module for it and "
+            f"encoder.checkpoint: {name} has the tensor quantize.used: its quantiser renumbers its ids by "
+            "a table that is not part of the checkpoint's architecture. Write your own module for it and "
             "name that module in encoder.kind."
         )
     if (_PROJECTION in loaded.tensors) != (config.gumbel is not None):

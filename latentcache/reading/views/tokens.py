@@ -25,8 +25,8 @@ class Tokens:
     shift: also `targets` [B, L], each token's next one. bos: an id that begins every clip's sequence.
     offset: is added to ids, to make room for others. positions: also `positions` [B, L, axes], where each
     token is in the whole clip, (t, y, x); with bos it is all 0, and the others count from 1.
-    shortest: crops at a sequence's start may have as few tokens as this: then all of them are filled up to L
-    with 0, positions too, and `length` [B] is the place behind the crop's last token, targets included.
+    shortest: crops at a sequence's start may have as few tokens as this. All are filled up to L with 0,
+    positions too, and `length` [B] is the place behind the crop's last token, targets included.
     """
 
     context: int | None = None

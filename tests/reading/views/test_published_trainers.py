@@ -33,7 +33,6 @@ from tests.tools.trainers import (
 )
 from tests.tools.videos import write_video
 
-
 #: Of an encoder of single frames with two channels.
 LATENTS = replace(make_spec("float32", channels=2), normaliser=Normaliser())
 
