@@ -51,6 +51,7 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "cosmos_tokenizer": _Kind(module="latentcache.encoders.tokenizers.cosmos_tokenizer"),
     "vqgan": _Kind(module="latentcache.encoders.tokenizers.vqgan"),
+    "llamagen": _Kind(module="latentcache.encoders.tokenizers.llamagen"),
     "var": _Kind(module="latentcache.encoders.tokenizers.var"),
 }
 #: The kinds that come with this package.

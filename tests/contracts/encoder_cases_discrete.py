@@ -12,6 +12,8 @@ from latentcache.config.files import load_config
 from tests.contracts.encoder_cases import Case, Model, hollow
 from tests.tools.discrete_models import (
     save_cosmos,
+    save_gumbel,
+    save_llamagen,
     save_magvit2,
     save_open_magvit2,
     save_var,
@@ -30,8 +32,7 @@ def _checkpoint(
     kind: str, changes: Mapping[str, Sequence[int]], folder: Path, **others: Any
 ) -> dict[str, Any]:
     """Write the tiny model's tensors hollow, with the shapes that tell the published model."""
-    tensors = Published.load(kind).tensors
-    shapes = {**{name: tensor.shape for name, tensor in tensors.items()}, **changes}
+    shapes = {**_shapes(kind), **changes}
     return {"kind": kind, "checkpoint": hollow(folder / "model.ckpt", shapes, epoch=0, **others)}
 
 
@@ -44,11 +45,44 @@ def _videogpt(stride: tuple[int, int, int], folder: Path) -> dict[str, Any]:
 
 def _vqgan(codes: int, folder: Path) -> dict[str, Any]:
     """Five levels, as ch_mult [1, 1, 2, 2, 4] of taming-transformers' vqgan_imagenet_f16 makes."""
-    levels = {
-        f"encoder.down.{i}.block.0.conv1.weight": (128 * m, 128, 3, 3)
-        for i, m in enumerate((1, 1, 2, 2, 4))
-    }
+    levels = _levels(1, 1, 2, 2, 4)
     return _checkpoint("vqgan", {**levels, "quantize.embedding.weight": (codes, 256)}, folder)
+
+
+def _gumbel(folder: Path) -> dict[str, Any]:
+    """Four levels, as vqgan_gumbel_f8 has by its name, and 8,192 codes."""
+    codes = {"quantize.embed.weight": (8192, 256), "quantize.proj.weight": (8192, 256, 1, 1)}
+    shapes = {**_shapes("gumbel"), **_levels(1, 1, 2, 4), **codes}
+    checkpoint = hollow(folder / "model.ckpt", shapes, epoch=0)
+    return {"kind": "vqgan", "checkpoint": checkpoint, "gumbel": "argmax"}
+
+
+def _llamagen(levels: int, folder: Path) -> dict[str, Any]:
+    """16,384 codes of 8 channels, as both published files have."""
+    shapes: dict[str, Sequence[int]] = {
+        f"{half}.conv_blocks.{i}.res.0.conv1.weight": (128, 128, 3, 3)
+        for half in ("encoder", "decoder")
+        for i in range(levels)
+    }
+    return _checkpoint("llamagen", {**shapes, "quantize.embedding.weight": (16384, 8)}, folder)
+
+
+def _open_magvit2_image(name: str, folder: Path) -> dict[str, Any]:
+    """Five levels and 18 bits."""
+    bits = {"encoder.conv_out.weight": (18, 512, 1, 1)}
+    shapes = {**_shapes(name), **_levels(1, 1, 2, 2, 4), **bits}
+    checkpoint = hollow(folder / "model.ckpt", shapes, epoch=0)
+    return {"kind": "open_magvit2", "checkpoint": checkpoint, "weights": "last"}
+
+
+def _levels(*widths: int) -> dict[str, Sequence[int]]:
+    return {
+        f"encoder.down.{i}.block.0.conv1.weight": (128 * m, 128, 3, 3) for i, m in enumerate(widths)
+    }
+
+
+def _shapes(name: str) -> dict[str, Sequence[int]]:
+    return {name: tensor.shape for name, tensor in Published.load(name).tensors.items()}
 
 
 def _var(scales: list[int], folder: Path) -> dict[str, Any]:
@@ -139,6 +173,31 @@ CASES = (
         tested=PUBLISHED_CODE,
     ),
     Case(
+        name="gumbel",
+        kind="vqgan",
+        raw=save_gumbel,
+        frames=(1, 2, 17),
+        grids=((8, 8), (4, 6), (6, 4)),
+        rounding=TIES,
+        models=(Model(name="GumbelVQ f8, 8,192 codes (`gumbel: argmax`)", raw=_gumbel),),
+        chunking="frame by frame, up to 16 at once",
+        tested="ids of the published code without its noise, a tiny model; random weights",
+    ),
+    Case(
+        name="llamagen",
+        kind="llamagen",
+        raw=save_llamagen,
+        frames=(1, 2, 17),
+        grids=((4, 6), (2, 3), (3, 2)),
+        rounding=TIES,
+        models=tuple(
+            Model(name=f"LlamaGen VQ-{1 << levels - 1}", raw=functools.partial(_llamagen, levels))
+            for levels in (4, 5)
+        ),
+        chunking="frame by frame, up to 16 at once",
+        tested=PUBLISHED_CODE,
+    ),
+    Case(
         name="var",
         kind="var",
         raw=save_var,
@@ -161,6 +220,26 @@ CASES = (
         rounding=TIES,
         models=(Model(name="Open-MAGVIT2 video", raw=_open_magvit2),),
         chunking="whole",
+        tested=PUBLISHED_CODE,
+    ),
+    Case(
+        name="open_magvit2_image",
+        kind="open_magvit2",
+        raw=functools.partial(save_open_magvit2, name="open_magvit2_image"),
+        frames=(1, 2, 17),
+        grids=((4, 6), (2, 3), (3, 2)),
+        rounding=TIES,
+        models=(
+            Model(
+                name="Open-MAGVIT2 image, f16",
+                raw=functools.partial(_open_magvit2_image, "open_magvit2_image"),
+            ),
+            Model(
+                name="1xgpt's image tokenizer",
+                raw=functools.partial(_open_magvit2_image, "open_magvit2_1xgpt"),
+            ),
+        ),
+        chunking="frame by frame, up to 16 at once",
         tested=PUBLISHED_CODE,
     ),
     Case(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from latentcache.config.files import load_config
 from latentcache.encoders import resolve
 from tests.tools.discrete_models import (
     save_cosmos,
+    save_llamagen,
     save_magvit2,
     save_open_magvit2,
     save_var,
@@ -26,6 +28,12 @@ EXAMPLES: dict[str, tuple[Callable[[Path], dict[str, Any]], str, tuple[int, ...]
     "cosmos_dv": (lambda folder: save_cosmos(folder, "DV8x16x16"), "model", (7, 40, 64)),
     "videogpt": (save_videogpt, "checkpoint", (4, 32, 32)),
     "vqgan": (save_vqgan, "checkpoint", (100, 64, 64)),  # the tiny one's stride is 4, not 16
+    "llamagen": (save_llamagen, "checkpoint", (1, 64, 64)),  # likewise
+    "open_magvit2_image": (
+        functools.partial(save_open_magvit2, name="open_magvit2_image"),
+        "checkpoint",
+        (16, 64, 64),
+    ),
     "var": (save_var, "checkpoint", (680,)),
     "open_magvit2": (save_open_magvit2, "checkpoint", (5, 16, 16)),
     "magvit2": (save_magvit2, "checkpoint", (5, 16, 16)),

@@ -20,7 +20,7 @@ from latentcache.errors import ConfigError, EncoderError
 from tests.contracts.encoder_cases import Case, all_cases
 
 KINDS = (
-    *("cosmos_tokenizer", "ivvae", "magvit2", "open_magvit2", "taehv"),
+    *("cosmos_tokenizer", "ivvae", "llamagen", "magvit2", "open_magvit2", "taehv"),
     *("taesd", "var", "videogpt", "vqgan"),
 )
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def loaded(path: Path) -> dict[str, torch.Tensor]:
         return {"weight": torch.ones(2, 3)}
     if path.suffix == ".safetensors":
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    found = trainer_checkpoint.read(locate(str(path), "encoder.checkpoint"))
+    found = trainer_checkpoint.read(locate(str(path), "encoder.checkpoint"), keys=["model"])
     return {name: tensor.clone() for name, tensor in found.tensors.items()}
 
 

@@ -12,7 +12,14 @@ import torch
 
 from latentcache.encoders import resolve
 from latentcache.encoders.inference import to_values
-from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
+from tests.tools.discrete_models import (
+    save_gumbel,
+    save_llamagen,
+    save_open_magvit2,
+    save_var,
+    save_videogpt,
+    save_vqgan,
+)
 from tests.tools.published import Published
 
 pytestmark = pytest.mark.slow
@@ -22,8 +29,12 @@ TOKENIZERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "videogpt": save_videogpt,
     "videogpt_2x4x4": functools.partial(save_videogpt, name="videogpt_2x4x4"),
     "vqgan": save_vqgan,
+    "gumbel": save_gumbel,
+    "llamagen": save_llamagen,
     "var": save_var,
     "open_magvit2": save_open_magvit2,
+    "open_magvit2_image": functools.partial(save_open_magvit2, name="open_magvit2_image"),
+    "open_magvit2_1xgpt": functools.partial(save_open_magvit2, name="open_magvit2_1xgpt"),
 }
 
 

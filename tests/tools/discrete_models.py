@@ -51,6 +51,20 @@ def save_vqgan(folder: Path, **more: torch.Tensor) -> dict[str, Any]:
     return {"kind": "vqgan", "checkpoint": str(folder / "last.ckpt")}
 
 
+def save_gumbel(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Save a GumbelVQ of stride 4 and 64 codes."""
+    torch.save({"state_dict": dict(Published.load("gumbel").tensors)}, folder / "gumbel.ckpt")
+    checkpoint = str(folder / "gumbel.ckpt")
+    return {"kind": "vqgan", "checkpoint": checkpoint, "gumbel": "argmax", **changes}
+
+
+def save_llamagen(folder: Path, **contents: Any) -> dict[str, Any]:
+    """Save LlamaGen's tokenizer of stride 4 and 64 codes, as published; contents: more of the file."""
+    contents = {"model": dict(Published.load("llamagen").tensors), **contents}
+    torch.save(contents, folder / "vq_ds4.pt")
+    return {"kind": "llamagen", "checkpoint": str(folder / "vq_ds4.pt")}
+
+
 def save_var(folder: Path) -> dict[str, Any]:
     """Save a VAR tokenizer of stride 16, four scales and 64 codes, as its bare state dict."""
     published = Published.load("var")
@@ -60,17 +74,25 @@ def save_var(folder: Path) -> dict[str, Any]:
 
 
 def save_open_magvit2(
-    folder: Path, *, averaged: bool = True, weights: str = "averaged"
+    folder: Path,
+    *,
+    averaged: bool = True,
+    weights: str = "averaged",
+    name: str = "open_magvit2",
 ) -> dict[str, Any]:
-    """Save a tokenizer of stride 4x8x8 and 10 bits; where averaged, the last weights are others."""
-    published = Published.load("open_magvit2").tensors
+    """Save a tokenizer of stride 4x8x8 and 10 bits; where averaged, the last weights are others.
+
+    name: of other files: "open_magvit2_image" and "open_magvit2_1xgpt" are of images, of stride 4.
+    """
+    published = Published.load(name).tensors
     tensors: Mapping[str, torch.Tensor] = published
     if averaged:
         tensors = {name: tensor * 0.9 for name, tensor in published.items()} | {
             f"model_ema.{name.replace('.', '')}": tensor for name, tensor in published.items()
         }
-    torch.save({"state_dict": dict(tensors)}, folder / "video.ckpt")
-    return {"kind": "open_magvit2", "checkpoint": str(folder / "video.ckpt"), "weights": weights}
+    torch.save({"state_dict": dict(tensors)}, folder / f"{name}.ckpt")
+    checkpoint = str(folder / f"{name}.ckpt")
+    return {"kind": "open_magvit2", "checkpoint": checkpoint, "weights": weights}
 
 
 class CosmosEncoder(nn.Module):

@@ -11,8 +11,12 @@ settings: hyper-parameters, as JSON
 
     videogpt       github.com/wilson1yan/VideoGPT       videogpt.vqvae.VQVAE, of two strides
     vqgan          github.com/CompVis/taming-transformers  taming.models.vqgan.VQModel (its parts)
+    gumbel         the same                             taming.models.vqgan.GumbelVQ (its parts), no noise
     var            github.com/FoundationVision/VAR      models.vqvae.VQVAE
+    llamagen       github.com/FoundationVision/LlamaGen at ce98ec4  tokenizer_image.vq_model.VQModel
     open_magvit2   github.com/TencentARC/SEED-Voken     src.Open_MAGVIT2: its video Encoder, Decoder and LFQ
+    open_magvit2_image  the same at b9a17ea             those of images
+    open_magvit2_1xgpt  github.com/1x-technologies/1xgpt at 0069734  magvit2: its Encoder, Decoder and LFQ
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ spec names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from latentcache.core.spec import LatentSpec
+from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checks import check_encoded, check_pixels
 from latentcache.encoders.inference import exact_kernels, to_pixels, to_values
 from latentcache.encoders.values import check_values, from_range, to_range
@@ -21,6 +22,8 @@ from latentcache.errors import EncoderError
 
 #: Frames that an image network takes at once. 16 of 256x256 need about 2 GiB in a VQGAN of 128 channels.
 FRAMES_AT_ONCE = 16
+#: Input values that several trainers make of levels: (x / 255 - 0.5) / 0.5 in float32, as torchvision does.
+CENTRED = (torch.arange(256, dtype=torch.float32) / 255.0 - 0.5) / 0.5
 #: Positions that are compared with the codebook at once. 16,384 codes need 512 MiB of distances.
 _ROWS_AT_ONCE = 1 << 13
 
@@ -99,6 +102,34 @@ class DiscreteEncoder(FromLevels):
         ids = check_ids(self.spec, latents_BCthw)
         with exact_kernels(self._device):
             return from_range(self._tokenizer.to_values(ids.to(self._device)), self.spec)
+
+
+def frame_spec(
+    kind: str, model_class: str, stride: int, ids: IdSpec, weights_sha256: str
+) -> LatentSpec:
+    """Return the spec of ids of single frames, [T, H / stride, W / stride]."""
+    return LatentSpec(
+        encoder=kind,
+        model_class=model_class,
+        channels=1,
+        stride=(1, stride, stride),
+        pixel_layout="BCHW",
+        frame_rule=FrameRule(),
+        stored="ids",
+        dtype=ids.dtype,
+        exactness="prefix_exact",
+        weights_sha256=weights_sha256,
+        ids=ids,
+    )
+
+
+def per_frame(
+    run: Callable[[torch.Tensor], torch.Tensor], frames_BTX: torch.Tensor
+) -> torch.Tensor:
+    """Return what an image network gives for frames [B, T, ...], a few at once."""
+    parts = torch.split(frames_BTX.flatten(0, 1), FRAMES_AT_ONCE)
+    made = torch.cat([run(part.contiguous()) for part in parts])
+    return made.unflatten(0, frames_BTX.shape[:2])
 
 
 def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:

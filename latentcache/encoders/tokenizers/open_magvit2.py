@@ -1,7 +1,11 @@
-"""Open-MAGVIT2's video tokenizer: 18-bit ids [t, h, w], channel 0 in the lowest bit, from its `.ckpt` file.
+"""Open-MAGVIT2's tokenizers: 18-bit ids [t, h, w] of videos or of single frames, from their `.ckpt` files.
 
-It was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are possible.
-They change the statistics of its normalisation, so they do not match the published results.
+That of videos was trained on clips of 17x128x128, whose ids are 5x16x16. Other lengths and sizes are
+possible. They change the statistics of its normalisation, so they do not match the published results.
+
+That of images (stride 16) takes the frames one by one. Channel 0 is in the lowest bit; in its first
+release, which 1xgpt uses, in the highest one. Only that release has no adaptive norms in its decoder,
+so the file shows which it is.
 """
 
 from __future__ import annotations
@@ -17,14 +21,13 @@ from latentcache.config.sections import Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
-from latentcache.encoders.tokenizers.discrete import DiscreteEncoder
+from latentcache.encoders.tokenizers.discrete import CENTRED, DiscreteEncoder, frame_spec
 from latentcache.encoders.tokenizers.open_magvit2_model import OpenMagvit2, Shape
 from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
 from latentcache.errors import ConfigError
 
 MODEL_CLASS = "Open-MAGVIT2"
-#: Input values of the model: (x / 255 - 0.5) / 0.5 in float32, as in its data set.
-LEVELS = (torch.arange(256, dtype=torch.float32) / 255.0 - 0.5) / 0.5
+LEVELS = CENTRED
 _PARTS = ("encoder.", "decoder.")
 _AVERAGED = "model_ema."
 
@@ -34,7 +37,9 @@ class Config(Section):
 
     kind: Literal["open_magvit2"]
     checkpoint: str = Field(
-        min_length=1, description="Path of the .ckpt file, such as video_128_262144.ckpt."
+        min_length=1,
+        description="Path of the .ckpt file, such as video_128_262144.ckpt. Its tensors show whether it is "
+        "of videos or of images.",
     )
     weights: Literal["averaged", "last"] = Field(
         description="averaged: the moving average that its evaluation uses; last: the weights of the last "
@@ -47,7 +52,9 @@ def describe(config: Config, *, dtype: str) -> LatentSpec:  # noqa: ARG001 - ids
     file = locate(config.checkpoint, "encoder.checkpoint")
     with file.architecture_of(MODEL_CLASS):
         shape = Shape.of(_select(config, trainer_checkpoint.read(file, only_shapes=True)))
-        ids = IdSpec(codebook_size=1 << shape.bits, bit_order="lsb_first")
+        ids = IdSpec(codebook_size=1 << shape.bits, bit_order=shape.bit_order)
+    if shape.images:
+        return frame_spec(config.kind, MODEL_CLASS, shape.stride[1], ids, file.sha256())
     return LatentSpec(
         encoder=config.kind,
         model_class=MODEL_CLASS,

@@ -7,7 +7,7 @@ pickled. So an old file loads without the packages that wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,15 @@ class _Inert(dict[Any, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerCheckpoint:
-    """The state dict of a checkpoint, and the trainer's hyper-parameters."""
+    """The state dict of a checkpoint, and the trainer's hyper-parameters.
+
+    found: the keys that a state dict could be under and is; the tensors are those of the first.
+    """
 
     file: Checkpoint
     tensors: Mapping[str, torch.Tensor]
     settings: Mapping[str, Any]
+    found: Sequence[str] = ()
 
     def select(self, *prefixes: str) -> TrainerCheckpoint:
         """Return the file with only the tensors whose names begin with one of the prefixes."""
@@ -83,13 +87,19 @@ class TrainerCheckpoint:
         return number
 
 
-def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
-    """Read a checkpoint; `only_shapes` leaves the values on disk. Raises EncoderError."""
+def read(
+    file: Checkpoint, *, only_shapes: bool = False, keys: Sequence[str] = ()
+) -> TrainerCheckpoint:
+    """Read a checkpoint; `only_shapes` leaves the values on disk. Raises EncoderError.
+
+    keys: under which its trainer keeps state dicts, before those of most trainers.
+    """
     where = "meta" if only_shapes else "cpu"
     try:
         with torch.serialization.safe_globals(_stand_ins(file.path)):
             contents = torch.load(file.path, map_location=where, weights_only=True)
-        state = _state_of(contents)
+        found = _found(contents, (*keys, *_STATE_KEYS))
+        state = _state_of(contents, found)
     except BROKEN as error:
         if says_torchscript(error):
             raise EncoderError(f"{file.key}: {file.path} {TORCHSCRIPT}") from None
@@ -105,14 +115,17 @@ def read(file: Checkpoint, *, only_shapes: bool = False) -> TrainerCheckpoint:
         for name, value in state.items()
         if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
-    return TrainerCheckpoint(file=file, tensors=tensors, settings=_settings(contents))
+    settings = _settings(contents)
+    return TrainerCheckpoint(file=file, tensors=tensors, settings=settings, found=found)
 
 
-def _state_of(contents: Any) -> Mapping[Any, Any]:
+def _found(contents: Any, keys: Sequence[str]) -> list[str]:
+    return [key for key in keys if key in contents] if isinstance(contents, Mapping) else []
+
+
+def _state_of(contents: Any, found: Sequence[str]) -> Mapping[Any, Any]:
     """Return the state dict among what was loaded. Raises TypeError where there is none."""
-    state = contents
-    if isinstance(contents, Mapping):
-        state = next((contents[key] for key in _STATE_KEYS if key in contents), contents)
+    state = contents[found[0]] if found else contents
     if not isinstance(state, Mapping):
         raise TypeError(f"it holds a {type(state).__name__}, not tensors by name")
     return state
