@@ -71,6 +71,10 @@ OWN_ENCODERS = [
 ENCODING = {"resume", "verify", "preview", "report"}
 
 
+#: A job that takes longer than this hangs, however busy the machine is.
+JOB_S = 900
+
+
 def words_of(job: str, args: Sequence[object]) -> list[str]:
     """Return the arguments of a job."""
     return [*map(str, args), *(OWN_ENCODERS if job in ENCODING else [])]
@@ -128,7 +132,7 @@ def run_job(
 ) -> tuple[str, str]:
     """Run a job to its end; returns what it printed to stdout and to stderr."""
     process = start_job(job, *args, env=env)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=JOB_S)
     assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
     assert "Traceback" not in err, err
     return out, err
@@ -137,7 +141,7 @@ def run_job(
 def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
     """Start jobs together; each must end with that status. Returns what each printed."""
     processes = [start_job(str(job), *arguments) for job, *arguments in jobs]
-    printed = [process.communicate(timeout=240) for process in processes]
+    printed = [process.communicate(timeout=JOB_S) for process in processes]
     for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == status, out + err
         assert "Traceback" not in err
