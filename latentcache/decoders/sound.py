@@ -27,7 +27,8 @@ _PIECE = 1 << 16
 class SoundReader:
     """The sound of one file as samples [n, channels] at one rate.
 
-    It is read forward, and once more from the start if a span lies before what it holds. Raises ClipError("no_sound") if there is none, and others as decoders of pictures do.
+    It is read forward, and once more from the start if a span lies before what it holds. Raises
+    ClipError("no_sound") if there is none, and others as decoders of pictures do.
     """
 
     def __init__(self, path: str, rate: int, channels: int) -> None:

@@ -62,7 +62,7 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
 
 
 def _describe_audio(config: AudioField) -> Description:
-    """Describe a waveform [samples, channels], or an encoder's output [steps, width], of up to `seconds`."""
+    """Describe a waveform [samples, channels], or an encoder's steps [n, width], of up to `seconds`."""
     if config.sound is None:
         assert config.rate is not None, "checked by the configuration"
         shape = (max(1, round(config.seconds * config.rate)), config.channels or 1)
