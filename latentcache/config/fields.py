@@ -115,7 +115,8 @@ class VisualField(FramesField):
     ] = Field(
         default="clip",
         description="The frames: the clip's first or last one by itself; both, for image towers; all, of "
-        "another file; or the whole clip with all other frames zero in the encoder's range.",
+        "another file; or the whole clip with all other frames zero in the encoder's range. "
+        "(masked and vace, with `masks`, are described below.)",
     )
     encoder: Literal["latents"] | dict[str, Any] = Field(
         default="latents",
@@ -180,6 +181,92 @@ class VisualField(FramesField):
         return {"dtype": "bfloat16", **self.encoder, "frames": frames}
 
 
+class MaskedField(FramesField):
+    """The latents' own encoder on clips of which a mask hides parts."""
+
+    kind: Literal["visual"]
+    of: Literal["masked", "vace"] = Field(
+        description="masked: the clip with zeros where the mask is white. vace: that, and the clip with "
+        "zeros where it is black, and the mask: the condition of Wan's VACE."
+    )
+    masks: str | None = Field(
+        default=None,
+        description="A column of corpus.keep with the path of a video or image per source: white is what "
+        "a model is to fill in. An image is the mask of every frame. Omitted, of vace: all white, as "
+        "for a control video in `column`.",
+    )
+    encoder: Literal["latents"] = Field(
+        default="latents", description="The cache's own encoder, of which the mean is stored."
+    )
+    store: Dtype | None = Field(
+        default=None, description="The dtype of what is stored; omitted: the latents'."
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.masks is None and self.of == "masked":
+            raise ValueError(
+                "of: masked needs `masks`, the column with the path of each clip's mask"
+            )
+        if self.masks is None and self.column is None:
+            raise ValueError(
+                "of: vace needs `masks`, a column with masks, or `column`, one with control videos"
+            )
+        if self.masks is not None and self.masks == self.column:
+            raise ValueError("masks and column are the same column")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each clip: of the mask, then of the other file."""
+        return [name for name in (self.masks, self.column) if name is not None]
+
+
+class AudioField(Section):
+    """What is heard while a clip's frames are shown."""
+
+    kind: Literal["audio"]
+    seconds: float = Field(
+        gt=0,
+        le=3600,
+        description="Room for so many seconds per clip; what is longer is cut off, and counted.",
+    )
+    rate: int | None = Field(
+        default=None,
+        ge=1000,
+        le=384_000,
+        description="Samples per second of the waveform; with an encoder it is the model's own.",
+    )
+    channels: Literal[1, 2] | None = Field(
+        default=None,
+        description="Of the waveform: 1, the mean of both, or 2; with an encoder the model's own. "
+        "Omitted: 1.",
+    )
+    encoder: dict[str, Any] | None = Field(
+        default=None,
+        description="Settings of an encoder of sound: `family`, `model` and so on; omitted: the waveform "
+        "itself is stored.",
+    )
+    store: Dtype | None = Field(
+        default=None,
+        description="The dtype of what is stored; omitted: float32 of a waveform, else what the encoder "
+        "computes in. Ids have their own.",
+    )
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.encoder is None and self.rate is None:
+            raise ValueError("rate: say how many samples per second the waveform has")
+        if self.encoder is not None and (self.rate or self.channels):
+            raise ValueError("rate and channels are the encoder's own; leave them out")
+        return self
+
+    @property
+    def sound(self) -> dict[str, Any] | None:
+        """The settings of the encoder; None if the waveform is stored."""
+        return None if self.encoder is None else {"dtype": "float32", **self.encoder}
+
+
 class ViewField(Section):
     """A part of the latents themselves: nothing is stored, and the loader takes it from what it reads."""
 
@@ -190,13 +277,16 @@ class ViewField(Section):
     )
 
 
-FieldConfig = TextField | RawField | VisualField | ViewField
+FieldConfig = TextField | RawField | VisualField | MaskedField | AudioField | ViewField
 MODELS: Mapping[str, type[FieldConfig]] = {
     "text": TextField,
     "raw": RawField,
     "visual": VisualField,
+    "audio": AudioField,
     "view": ViewField,
 }
+#: What a visual field with masks is of: a model of its own.
+MASKED = ("masked", "vace")
 
 
 def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
@@ -208,7 +298,8 @@ def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
             f"{where}.{name}.kind: {'required' if kind is None else f'unknown kind {kind!r}'}."
             f"{did_you_mean(str(kind), MODELS)} Kinds: {', '.join(MODELS)}"
         )
-    return validate(MODELS[kind], raw, f"{where}.{name}")
+    of_masks = kind == "visual" and ("masks" in raw or raw.get("of") in MASKED)
+    return validate(MaskedField if of_masks else MODELS[kind], raw, f"{where}.{name}")
 
 
 def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, FieldConfig]:

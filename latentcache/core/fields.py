@@ -14,16 +14,16 @@ from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 
 #: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
-#: view: nothing stored, a part of the latents.
-FieldKind = Literal["text", "raw", "visual", "view"]
+#: audio: the clip's sound, or an encoder's output for it. view: nothing stored, a part of the latents.
+FieldKind = Literal["text", "raw", "visual", "audio", "view"]
 #: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]
-#: What an array's shape follows from. fixed: `shape`; latents: the clip's bucket, as its latents' does,
-#: with `shape[0]` channels and `shape[1]` latent frames (0: all), and if the shape goes on, of clips of
-#: `shape[2] / shape[3]` times the bucket's height and width; pixels: `shape[0]` frames of its pixels (0:
-#: all).
-ShapeRule = Literal["fixed", "latents", "pixels"]
+#: What an array's shape follows from. fixed: `shape`; steps: the same, of many short rows; latents: the
+#: clip's bucket, as its latents' does, with `shape[0]` channels and `shape[1]` latent frames (0: all), and
+#: if the shape goes on, of clips of `shape[2] / shape[3]` times the bucket's height and width; levels: as
+#: latents, of a mask, from 0 to 255; pixels: `shape[0]` frames of its pixels (0: all).
+ShapeRule = Literal["fixed", "steps", "latents", "levels", "pixels"]
 
 #: Names become folders, keys of batches, and columns.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -37,6 +37,8 @@ SUFFIXES = ("_tokens", "_mask", "_choice", "_missing")
 MAX_SAMPLE_BYTES = 2**31 - 17
 #: The longest piece of a padded array that is compressed together, and the shortest that pays.
 MAX_PIECE, MIN_PIECE = 64, 16
+#: The longest piece of samples of sound and the like, whose rows are short.
+MAX_STEPS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class FieldArray:
         if self.dtype not in ITEM_BYTES:
             known = ", ".join(ITEM_BYTES)
             raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
-        if not self.shape or min(self.shape) < (1 if self.rule == "fixed" else 0):
+        if not self.shape or min(self.shape) < (1 if self.rule in ("fixed", "steps") else 0):
             raise ConfigError(f"not the shape of an array: {self.shape}")
         if math.prod(self.shape) * ITEM_BYTES[self.dtype] > MAX_SAMPLE_BYTES:
             raise ConfigError(f"no sample is as large as {self.shape} of {self.dtype}")
@@ -78,12 +80,13 @@ class FieldArray:
         if not self.ragged:
             return None
         length = self.shape[0]
-        best = max(n for n in range(1, min(MAX_PIECE, length) + 1) if length % n == 0)
+        most = min(MAX_STEPS if self.rule == "steps" else MAX_PIECE, length)
+        best = max(n for n in range(1, most + 1) if length % n == 0)
         return best if MIN_PIECE <= best < length else None
 
     def shape_in(self, bucket: Bucket, spec: LatentSpec) -> tuple[int, ...]:
         """Return the shape of a clip's sample in a bucket."""
-        if self.rule == "fixed":
+        if self.rule in ("fixed", "steps"):
             return self.shape
         if self.rule == "pixels":
             return (self.shape[0] or bucket.frames, bucket.height, bucket.width, 3)

@@ -40,6 +40,7 @@ REASONS: Mapping[str, str] = {
     "non_finite": "the encoder returned NaN or infinity",
     "no_caption": "the clip has no text",
     "missing_input": "the clip has no value in the column that the field reads",
+    "no_sound": "the source has no sound, or none while the clip is shown",
     "input_too_short": "the file in the field's column ends before the clip does",
     "other_shape": "the file in the field's column has another aspect ratio than the clip's source",
     "per_frame": "a column of corpus.per_frame has not one value per frame of the source",
@@ -49,7 +50,7 @@ REASONS: Mapping[str, str] = {
     "shard_failed": "the whole shard failed more often than run.max_retries allows",
 }
 #: Failures of a field's clips that would come again: nothing is there to encode, or nobody wants it.
-LASTING = ("no_caption", "missing_input", "retired")
+LASTING = ("no_caption", "missing_input", "no_sound", "retired")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

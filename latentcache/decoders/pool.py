@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from latentcache.config.sections import Config
 from latentcache.core.machine import anonymous_file
@@ -56,6 +57,25 @@ class DecodedClip:
 
     def release(self) -> None:
         """Give the buffer back; `pixels` must not be used after."""
+        self.pool.give_back(self.buffer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedSound:
+    """Samples float32 [n, channels] in a shared buffer, valid until `release`; they span start_s to end_s.
+
+    lost: how many more there would be.
+    """
+
+    samples: npt.NDArray[np.float32]
+    start_s: float
+    end_s: float
+    lost: int
+    buffer: Buffer
+    pool: DecodePool
+
+    def release(self) -> None:
+        """Give the buffer back; `samples` must not be used after."""
         self.pool.give_back(self.buffer)
 
 
@@ -162,6 +182,17 @@ class DecodePool:
             message["times_s"] = list(times_s)
         return self._submit(_Request(message=message, clip=clip))
 
+    def sound(
+        self, clip: Clip, *, rate: int, channels: int, max_samples: int
+    ) -> Future[DecodedSound]:
+        """Decode what is heard while a clip's frames are shown, `max_samples` at most.
+
+        The future raises as that of `decode`.
+        """
+        message = _decode_message(clip, self._rules)
+        message |= {"op": "sound", "rate": rate, "channels": channels, "max_samples": max_samples}
+        return self._submit(_Request(message=message, clip=clip))
+
     def probe(
         self, url: str, kind: str, *, identity_only: bool = False, times: bool = False
     ) -> Future[dict[str, Any]]:
@@ -243,6 +274,8 @@ class DecodePool:
             if request.clip is None:
                 request.future.set_result(self._ask(process, request.message, [{}] * 3))
                 self.give_back(buffer)
+            elif request.message["op"] == "sound":
+                request.future.set_result(self._heard(process, request, buffer))
             else:
                 request.future.set_result(self._decoded(process, request, buffer))
         except BaseException as error:  # noqa: BLE001 whatever it is, the one who waits must see it
@@ -258,6 +291,15 @@ class DecodePool:
         answer = self._ask(process, message, _DECODE_ATTEMPTS)
         picture = PictureFacts(**answer.pop("picture"))
         return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
+
+    def _heard(self, process: Child, request: _Request, buffer: Buffer) -> DecodedSound:
+        message = {**request.message, "buffer": buffer.index}
+        answer = self._ask(process, message, [{}] * 3)
+        shape = (answer.pop("num_samples"), message["channels"])
+        with _machine_errors():
+            data = buffer.view((4 * shape[0] * shape[1],)) if shape[0] else np.zeros(0, np.uint8)
+        samples = data.view(np.float32).reshape(shape)
+        return DecodedSound(samples=samples, buffer=buffer, pool=self, **answer)
 
     def _ask(
         self, process: Child, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]

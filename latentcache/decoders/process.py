@@ -28,6 +28,7 @@ from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, frames
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.resize import geometry, resize_frame, rules_of
 from latentcache.decoders.sampling import Indices, clip_frames
+from latentcache.decoders.sound import SoundReader
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
@@ -70,6 +71,11 @@ class Buffers:
         self._fds = fds
         self._maps: dict[int, mmap.mmap] = {}
 
+    def make_room(self, index: int, num_bytes: int) -> None:
+        """Let a buffer have that many bytes at least; the parent sees it by its size."""
+        if os.fstat(self._fds[index]).st_size < num_bytes:
+            os.ftruncate(self._fds[index], num_bytes)
+
     def view(self, index: int, shape: tuple[int, ...]) -> Frame:
         """Return buffer `index` as uint8 pixels of `shape`."""
         size = os.fstat(self._fds[index]).st_size
@@ -96,6 +102,7 @@ class Worker:
         self._max_pixels = settings["max_pixels"]
         self._tell = tell
         self._source: Source | None = None
+        self._sound: SoundReader | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do one request.
@@ -114,6 +121,7 @@ class Worker:
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         operations = {"probe": self._probe, "decode": self._decode, "check": self._check}
+        operations["sound"] = self._hear
         for is_last in (False, True):
             try:
                 return operations[request["op"]](request)
@@ -168,6 +176,7 @@ class Worker:
         return trouble
 
     def _close(self) -> None:
+        self._close_sound()
         if self._source is not None:
             self._source.close()
         self._source = None
@@ -227,6 +236,42 @@ class Worker:
             _check_planned(source.is_as_opened(), request)
         return {**answer, "decode_s": time.perf_counter() - started}
 
+    def _hear(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a clip's sound into its buffer: float32 [samples, channels]."""
+        if request["kind"] == "image":
+            raise ClipError("no_sound", "an image has no sound")
+        source = self._open(request)
+        _check_planned(source.identity == request["identity"], request)
+        try:
+            reader = source.reader()
+            start_s, end_s = _span(reader, _indices(reader, request))
+            samples, lost = self._sound_of(source, request).span(
+                start_s, end_s, request["max_samples"]
+            )
+        except BaseException:
+            self._close_sound()
+            raise
+        finally:
+            _check_planned(source.is_as_opened(), request)
+        if samples.size:
+            self._buffers.make_room(request["buffer"], samples.nbytes)
+            out = self._buffers.view(request["buffer"], (samples.nbytes,))
+            out[:] = samples.view(np.uint8).reshape(-1)
+        return {"num_samples": len(samples), "lost": lost, "start_s": start_s, "end_s": end_s}
+
+    def _sound_of(self, source: Source, request: Mapping[str, Any]) -> SoundReader:
+        """Return the sound of the source that is open: as it was, if it is the same sound."""
+        rate, channels, sound = request["rate"], request["channels"], self._sound
+        if sound is None or (sound.rate, sound.channels) != (rate, channels):
+            self._close_sound()
+            sound = self._sound = SoundReader(source.path, rate, channels)
+        return sound
+
+    def _close_sound(self) -> None:
+        if self._sound is not None:
+            self._sound.close()
+        self._sound = None
+
     def _decode_clip(
         self, source: Source, request: Mapping[str, Any], out: Frame
     ) -> dict[str, Any]:
@@ -270,17 +315,22 @@ def decode_clip(reader: Reader, request: Mapping[str, Any], out: Frame) -> dict[
                 resize_frame(rules, frame, out[first], aspect)
             row += int((indices == index).sum())
             out[first + 1 : row] = out[first]
-    last = int(indices[-1])
-    ends_s = np.append(reader.times_s[1:], reader.end_s)
+    start_s, end_s = _span(reader, indices)
     return {
-        "start_s": float(reader.times_s[indices[0]]),
-        "end_s": float(ends_s[last]),
+        "start_s": start_s,
+        "end_s": end_s,
         "source_height": shape[0],
         "source_width": shape[1],
         "picture": _picture(reader.facts, shape, out.shape[1:3], aspect, rules),
         "decoder": reader.name,
         "frame_numbers": indices.tolist(),
     }
+
+
+def _span(reader: Reader, indices: Indices) -> tuple[float, float]:
+    """Return when the first of some frames begins to be shown, and when the last one ends."""
+    ends_s = np.append(reader.times_s[1:], reader.end_s)
+    return float(reader.times_s[indices[0]]), float(ends_s[int(indices[-1])])
 
 
 def _indices(reader: Reader, request: Mapping[str, Any]) -> Indices:

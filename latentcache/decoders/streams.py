@@ -23,11 +23,11 @@ _FORMATS = ",".join(
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
-def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
-    """Return the PyAV container and its best video stream; raises ClipError."""
+def open_any(path: str) -> Any:
+    """Return the PyAV container of a file that refers to no others; raises ClipError."""
     try:
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-        container = av.open(path, options=options, metadata_errors="replace")
+        return av.open(path, options=options, metadata_errors="replace")
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -36,6 +36,11 @@ def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
             "it is no video, or a playlist of others, or its header is damaged or missing",
             error,
         ) from error
+
+
+def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
+    """Return the PyAV container and its best video stream; raises ClipError."""
+    container = open_any(path)
     try:
         return container, _video_stream(container, max_pixels)
     except BaseException:

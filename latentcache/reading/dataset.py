@@ -19,7 +19,7 @@ from latentcache.core.dtypes import AnyDtype, Array, as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
-from latentcache.reading.loader.fields import FieldOptions, condition
+from latentcache.reading.loader.fields import FieldOptions, condition, hiding
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import check_batches, check_length, check_ranks
 from latentcache.reading.loader.selection import ShardMap, prefix_cuts
@@ -136,6 +136,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         name = next(iter(read)).partition(".")[0]
         reader, found = self.cache.field(name), dict(read)
         for key, array in reader.arrays.items():
+            if array.rule == "levels" and key in found:
+                found[key] = hiding(found[key], reader, self._field_options)
             if array.rule == "latents" and key in found:
                 found[key] = condition(found[key][None], reader, bucket, self._field_options)[0]
         if self._numpy:

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
-from latentcache.config.fields import FieldConfig, RawField, TextField, VisualField
+from latentcache.config.fields import (
+    AudioField,
+    FieldConfig,
+    MaskedField,
+    RawField,
+    TextField,
+    VisualField,
+)
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.running.audio_worker import AudioWorker
+from latentcache.running.masked_worker import MaskedWorker
 from latentcache.running.text_worker import TextWorker
 from latentcache.running.visual_worker import VisualWorker
 from latentcache.running.worker import Worker, WorkerSpec, check_cache
@@ -25,5 +34,9 @@ class FieldSpec(WorkerSpec):
         check_cache(self)
         if isinstance(self.settings, TextField):
             return TextWorker(self, self.field, self.settings, device)
+        if isinstance(self.settings, AudioField):
+            return AudioWorker(self, self.field, self.settings, device)
+        if isinstance(self.settings, MaskedField):
+            return MaskedWorker(self, self.field, self.settings, device)
         assert isinstance(self.settings, RawField | VisualField), "a view stores nothing"
         return VisualWorker(self, self.field, self.settings, device)

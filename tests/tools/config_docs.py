@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from latentcache.config.fields import MODELS
+from latentcache.config.fields import MODELS, MaskedField
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.encoders import KINDS, builtin
@@ -98,9 +98,12 @@ def _encoders() -> Iterator[str]:
 def _fields() -> Iterator[str]:
     """Yield the tables of the kinds of fields."""
     yield f"## fields\n\n{Config.model_fields['fields'].description}"
-    for kind, model in MODELS.items():
+    named: list[tuple[str, type[BaseModel]]] = [
+        (f"`{kind}`", model) for kind, model in MODELS.items()
+    ]
+    for kind, model in (*named, ("`visual` with a mask", MaskedField)):
         words = (model.__doc__ or "").strip()
-        yield f"### field of kind `{kind}`\n\n{words}\n\n{_table(model, but=('kind',))}"
+        yield f"### field of kind {kind}\n\n{words}\n\n{_table(model, but=('kind',))}"
 
 
 def _tables_of(model: type[BaseModel], path: str) -> Iterator[str]:

@@ -85,3 +85,44 @@ def read_with_pyav(path: Path, limit: int = 1 << 30) -> Frame:
             if len(frames) == limit:
                 break
     return np.stack(frames)
+
+
+def write_sound(
+    path: Path,
+    planes: np.ndarray,
+    *,
+    rate: int,
+    codec: str,
+    pixels: Frame | None = None,
+    fps: int = 24,
+    layout: str = "",
+    start_s: float = 0.0,
+    gap: tuple[float, float] = (0.0, 0.0),
+) -> Path:
+    """Encode sound, float32 [channels, n], with pixels [T, H, W, 3] or without.
+
+    start_s: when it begins. gap: a second of it, and for how long nothing is heard from there on.
+    """
+    layout = layout or ("mono" if len(planes) == 1 else "stereo")
+    with av.open(str(path), "w") as container:
+        video = None if pixels is None else container.add_stream("libx264", rate=fps)
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        if video is not None and pixels is not None:
+            video.height, video.width, video.pix_fmt = *pixels.shape[1:3], "yuv420p"
+            for picture in pixels:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+        resampler = av.AudioResampler(
+            format=stream.codec_context.format.name, layout=layout, rate=rate
+        )
+        for at in range(0, planes.shape[1], 1024):
+            piece = np.ascontiguousarray(planes[:, at : at + 1024])
+            sound = av.AudioFrame.from_ndarray(piece, format="fltp", layout=layout)
+            late_s = start_s + (gap[1] if at >= gap[0] * rate else 0)
+            sound.sample_rate, sound.time_base = rate, Fraction(1, rate)
+            sound.pts = at + round(late_s * rate)
+            for ready in resampler.resample(sound):
+                container.mux(stream.encode(ready))
+        container.mux(stream.encode(None))
+    return path

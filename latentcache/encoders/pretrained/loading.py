@@ -37,6 +37,7 @@ _WHOLE: Mapping[str, tuple[str, ...]] = {
     "CLIPTextModel": ("CLIPModel", "CLIPTextModelWithProjection"),
     "CLIPVisionModel": ("CLIPModel", "CLIPVisionModelWithProjection"),
     "SiglipVisionModel": ("SiglipModel",),
+    "Wav2Vec2Model": ("Wav2Vec2ForCTC", "Wav2Vec2ForPreTraining"),
 }
 #: An embedding of which less than this part has tokens belongs to another tokenizer: T5's has an eighth of
 #: umT5's. The largest padding of a published model is 0.3 %.
@@ -70,8 +71,16 @@ def load_image_processor(component: Component) -> Any:
     )
 
 
-def load_config(component: Component, kind: Literal["text", "vision"]) -> Any:
-    """Load the config of a text or vision model, with what its class adds to the file.
+def load_feature_extractor(component: Component) -> Any:
+    """Load what prepares sound for a model, by the class that its file names. Raises EncoderError."""
+    loader = _class("AutoFeatureExtractor")
+    return _loading(
+        component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
+    )
+
+
+def load_config(component: Component, kind: Literal["text", "vision", "audio"]) -> Any:
+    """Load the config of a text, vision or audio model, with what its class adds to the file.
 
     Models of several kinds of input keep it inside theirs. Raises ConfigError and EncoderError.
     """
@@ -80,7 +89,7 @@ def load_config(component: Component, kind: Literal["text", "vision"]) -> Any:
     config = _loading(
         component, lambda: loader.from_pretrained(str(component.folder), local_files_only=True)
     )
-    return config.get_text_config() if kind == "text" else getattr(config, "vision_config", config)
+    return config.get_text_config() if kind == "text" else getattr(config, f"{kind}_config", config)
 
 
 def number_of(component: Component, config: Any, key: str) -> int:
@@ -183,9 +192,11 @@ def _check_complete(component: Component, class_name: str, info: Mapping[str, An
 def _check_embedding(component: Component, model: Any) -> None:
     """Raise EncoderError if a text model's embedding is zero, or is not the file's.
 
-    A model of images has none.
+    A model of images has none, nor has one of sound.
     """
-    table = getattr(model, "get_input_embeddings", lambda: None)()
+    table: Any = None
+    with contextlib.suppress(NotImplementedError):
+        table = getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(table, torch.nn.Embedding):
         return
     loaded = table.weight.detach()

@@ -18,6 +18,7 @@ _PACKAGE = "latentcache.encoders.text"
 _MODULES: Mapping[str, str] = {
     "cogvideox": "cogvideox",
     "cosmos": "cosmos",
+    "cosmos25": "cosmos25",
     "flux": "flux",
     "flux2": "flux2",
     "hunyuan_video": "hunyuan_video",

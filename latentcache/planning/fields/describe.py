@@ -8,10 +8,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from latentcache.config.fields import FieldConfig, RawField, TextField, ViewField, VisualField
+from latentcache.config.fields import (
+    AudioField,
+    FieldConfig,
+    MaskedField,
+    RawField,
+    TextField,
+    ViewField,
+    VisualField,
+)
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
+from latentcache.encoders.sounds import describe_sound_encoder
+from latentcache.encoders.sounds.protocol import SoundArray
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import TextArray
 from latentcache.encoders.towers import describe_image_tower
@@ -43,25 +53,65 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
             return _described(config, pixels)
         case VisualField():
             return _describe_visual(config, manifest)
+        case MaskedField():
+            return _describe_masked(config, manifest.spec)
+        case AudioField():
+            return _describe_audio(config)
         case ViewField():
             return _describe_view(config, manifest.spec)
 
 
-def _described(config: FieldConfig, array: FieldArray) -> Description:
-    left_out = {"folder"} if getattr(config, "column", None) else {"folder", "column", "same_shape"}
+def _describe_audio(config: AudioField) -> Description:
+    """Describe a waveform [samples, channels], or an encoder's steps [n, width], of up to `seconds`."""
+    if config.sound is None:
+        assert config.rate is not None, "checked by the configuration"
+        shape = (max(1, round(config.seconds * config.rate)), config.channels or 1)
+        waves = {"": SoundArray(shape, config.store or "float32")}
+        encoder: dict[str, object] = {"kind": "audio", "rate": config.rate, "channels": shape[1]}
+        return Description(arrays=sound_arrays(waves), recipe=_audio_recipe(config, encoder, waves))
+    found, recipe = describe_sound_encoder(config.sound, config.seconds)
+    stored = {name: _as_stored(array, config.store) for name, array in found.items()}
+    whole = _audio_recipe(config, dict(recipe), stored)
+    return Description(arrays=sound_arrays(stored), recipe=whole)
+
+
+def _audio_recipe(
+    config: AudioField, encoder: dict[str, object], arrays: Mapping[str, SoundArray]
+) -> dict[str, Any]:
+    dtypes = [array.dtype for array in arrays.values()]
+    facts = {"version": FIELD_RECIPE_VERSION, "kind": config.kind, "seconds": config.seconds}
+    return plain({**facts, "resampler": "ffmpeg", "encoder": encoder, "stored": dtypes[0]})
+
+
+def _as_stored(array: SoundArray, store: str | None) -> SoundArray:
+    """Return an array in the dtype that is stored; ids keep theirs."""
+    is_ids = array.dtype.startswith("uint")
+    return array if store is None or is_ids else SoundArray(array.shape, store)
+
+
+def sound_arrays(arrays: Mapping[str, SoundArray]) -> tuple[FieldArray, ...]:
+    """Return arrays of sound as those of a field: the model gets a mask of what is shorter."""
+    return tuple(
+        FieldArray(
+            name=name if n else "", shape=a.shape, dtype=a.dtype, padding="mask", rule="steps"
+        )
+        for n, (name, a) in enumerate(arrays.items())
+    )
+
+
+def _described(config: FieldConfig, *arrays: FieldArray) -> Description:
+    has_files = getattr(config, "columns", None)
+    left_out = {"folder"} if has_files else {"folder", "column", "same_shape"}
     left_out |= {"scale"}  # the array's shape says it
     recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=left_out)}
-    return Description(arrays=(array,), recipe=plain({**recipe, "stored": array.dtype}))
+    return Description(arrays=arrays, recipe=plain({**recipe, "stored": arrays[0].dtype}))
 
 
 def _describe_visual(config: VisualField, manifest: Manifest) -> Description:
     spec = manifest.spec
     if config.tower is not None:
         return _describe_tower(config, config.tower)
-    if spec.ids is not None:
-        raise ConfigError(
-            f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
-        )
+    _check_no_ids(spec)
     whole = config.of.endswith("then_zeros") or config.of == "clip"
     if not whole:
         spec.check_frames(1)
@@ -97,6 +147,26 @@ def _check_size(array: FieldArray, bucket: Bucket, spec: LatentSpec) -> None:
         raise ConfigError(
             f"scale: clips of {bucket.height}x{bucket.width} cannot be encoded in that size. {error}"
         ) from None
+
+
+def _check_no_ids(spec: LatentSpec) -> None:
+    if spec.ids is not None:
+        raise ConfigError(
+            f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
+        )
+
+
+def _describe_masked(config: MaskedField, spec: LatentSpec) -> Description:
+    """Describe the latents of what is kept; of vace also of what is hidden, and the mask, by its pixels."""
+    _check_no_ids(spec)
+    is_pair = config.of == "vace"
+    dtype = config.store or spec.dtype
+    channels = spec.channels * (2 if is_pair else 1)
+    arrays = [FieldArray(name="", shape=(channels, 0), dtype=dtype, rule="latents")]
+    if is_pair:
+        pixels = spec.stride[1] * spec.stride[2]
+        arrays.append(FieldArray(name="mask", shape=(pixels, 0), dtype="uint8", rule="levels"))
+    return _described(config, *arrays)
 
 
 def _describe_tower(config: VisualField, settings: Mapping[str, Any]) -> Description:

@@ -25,11 +25,15 @@ _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 class TextInputs:
     """Reads texts from plans and changed columns. Not for several threads.
 
-    columns: those of the texts. missing: `empty`, if a clip without text counts as the empty text.
+    columns: those of the texts. missing: `empty`, if a clip without text counts as the empty text. paths:
+    whether they are paths, of which each column has one.
     """
 
-    def __init__(self, planned: PlannedCache, columns: Sequence[str], missing: str) -> None:
+    def __init__(
+        self, planned: PlannedCache, columns: Sequence[str], missing: str, *, paths: bool = False
+    ) -> None:
         self._planned, self._columns, self._missing = planned, columns, missing
+        self._paths = paths
         self._manifest: Manifest = planned.manifest
         self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
 
@@ -58,6 +62,8 @@ class TextInputs:
         return [_as_lists(table, name) for name in self._columns]
 
     def _texts(self, values: Sequence[Sequence[str | None]]) -> Texts:
+        if self._paths:
+            return tuple(next((p for p in some if p and p.strip()), "") for some in values)
         texts = tuple(text for some in values for text in some if text is not None and text.strip())
         return texts or (("",) if self._missing == "empty" else ())
 

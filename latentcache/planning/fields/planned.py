@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.config.fields import (
+    AudioField,
     FieldConfig,
-    RawField,
+    FramesField,
     TextField,
     ViewField,
     VisualField,
@@ -85,13 +86,14 @@ class PlannedField:
     @functools.cached_property
     def inputs(self) -> TextInputs:
         """The texts of the clips."""
-        missing = self.config.missing if isinstance(self.config, TextField) else "fail"
-        return TextInputs(self.cache, self._columns, missing)
+        if isinstance(self.config, TextField):
+            return TextInputs(self.cache, self._columns, self.config.missing)
+        return TextInputs(self.cache, self._columns, "fail", paths=True)
 
     @property
     def _columns(self) -> list[str]:
         """The columns that the field reads of each clip: of texts, or of the paths of other files."""
-        return [] if isinstance(self.config, ViewField) else self.config.columns
+        return [] if isinstance(self.config, ViewField | AudioField) else self.config.columns
 
     @functools.cached_property
     def missing(self) -> dict[ShardId, list[Version]]:
@@ -124,7 +126,7 @@ class PlannedField:
         return FieldPart(
             version=version.number,
             rows=rows,
-            texts=tuple(texts[row][: self.field.choices] for row in rows),
+            texts=tuple(self._taken(texts[row]) for row in rows),
         )
 
     def _rows(self, shard: ShardId, version: Version) -> Iterable[int]:
@@ -168,9 +170,12 @@ class PlannedField:
         for row in range(self.cache.manifest.num_rows(shard)):
             holds = [v.rows is None or row in v.rows[shard] for v in versions]
             pin = pins[max(n for n, has in enumerate(holds) if has)]
-            choices = self.field.choices
-            if texts[pin][row][:choices] != texts[now][row][:choices]:
+            if self._taken(texts[pin][row]) != self._taken(texts[now][row]):
                 yield row
+
+    def _taken(self, texts: Texts) -> Texts:
+        """Return what the field takes of a clip's texts: as many as it has room for; and every path."""
+        return texts[: self.field.choices] if isinstance(self.config, TextField) else texts
 
     def failed_rows(self) -> dict[ShardId, frozenset[int]]:
         """Return the rows whose newest version failed in a way that need not come again."""
@@ -230,7 +235,7 @@ def _check_columns(cache: PlannedCache, name: str) -> None:
 
 def _check_paths(planned: PlannedField) -> None:
     """Raise ConfigError where the clips have no column of the paths that a field reads."""
-    if isinstance(planned.config, RawField | VisualField) and planned.config.column:
+    if isinstance(planned.config, FramesField) and planned.config.columns:
         for shard in planned.cache.planned_shards()[:1]:
             planned.inputs.of(shard, planned.field.generation)
 
@@ -251,14 +256,15 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
 def _found_from_anywhere(config: FieldConfig, corpus: str) -> dict[str, Any]:
     """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
     settings = config.model_dump(mode="json")
-    if isinstance(config, RawField | VisualField) and config.column:
+    if isinstance(config, FramesField) and config.columns:
         folder = config.folder or folder_of(corpus)
         settings["folder"] = folder if is_url(folder) else str(Path(folder).expanduser().absolute())
     if isinstance(config, TextField):
         is_own = "." not in config.family and ":" not in config.family
         names = PLACES if is_own else tuple(config.model_extra or ())
         return settings | _absolute_in(settings, names)
-    if isinstance(config, VisualField) and config.tower is not None:
+    has_model = isinstance(config, VisualField) and config.tower is not None
+    if has_model or (isinstance(config, AudioField) and config.encoder is not None):
         encoder = settings["encoder"]
         return {**settings, "encoder": encoder | _absolute_in(encoder, PLACES)}
     return settings

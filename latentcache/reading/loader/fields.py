@@ -333,6 +333,8 @@ class FieldsOfBatch:
         tokens = torch.tensor(self._tokens[key])
         length = max(1, int(tokens.max())) if self._options.pad == "batch" else None
         tensor = _cut(self._tensors[key], array, length)
+        if array.rule == "levels":
+            tensor = hiding(tensor, reader, self._options)
         if array.rule == "latents":
             tensor = condition(tensor, reader, self._bucket, self._options)
         found = {key: tensor}
@@ -355,14 +357,29 @@ def condition(
 ) -> torch.Tensor:
     """Return latents [B, C, t, h, w] of a field as a model takes them: normalised, after their mask."""
     if options.normalise:
-        latents = posterior.normalise(latents.float(), reader.spec.normaliser)
-    stored = torch_dtype(reader.field.arrays[0].dtype)
-    latents = latents.to(stored if options.dtype is None else resolve_dtype(options.dtype))
+        streams = latents.float().unflatten(1, (-1, reader.spec.channels))  # of one clip, or of two
+        latents = posterior.normalise(streams.flatten(0, 1), reader.spec.normaliser)
+        latents = latents.unflatten(0, streams.shape[:2]).flatten(1, 2)
+    latents = latents.to(_dtype(reader, options))
     if reader.field.recipe.get("mask") != "wan":
         return latents
     mask = wan_mask(str(reader.field.recipe["of"]), Bucket.parse(bucket), reader.spec.stride[0])
     shape = (len(latents), *mask.shape[:2], *latents.shape[-2:])
     return torch.cat([mask[None, :, :, None, None].expand(shape).to(latents), latents], dim=1)
+
+
+def hiding(levels: torch.Tensor, reader: FieldReader, options: FieldOptions) -> torch.Tensor:
+    """Return a mask as a model takes it, from 0 to 1; levels: uint8.
+
+    Arithmetic of `preprocess_conditions` of diffusers' WanVACEPipeline.
+    """
+    values = levels.float().div_(255.0).mul_(2.0).sub_(1.0)
+    return ((values + 1) / 2).clamp(0, 1).to(_dtype(reader, options))
+
+
+def _dtype(reader: FieldReader, options: FieldOptions) -> torch.dtype:
+    stored = torch_dtype(reader.field.arrays[0].dtype)
+    return stored if options.dtype is None else resolve_dtype(options.dtype)
 
 
 def wan_mask(of: str, bucket: Bucket, stride: int) -> torch.Tensor:

@@ -168,7 +168,7 @@ def cut_fields(
     }
     for reader in fields.readers:
         for key, array in reader.arrays.items():
-            if array.rule == "latents" and array.shape[1] == 0:
+            if array.rule in ("latents", "levels") and array.shape[1] == 0:
                 samples = zip(found[key], picks, strict=True)
                 found[key] = torch.stack([_cut(sample, pick.frames) for sample, pick in samples])
     return found

@@ -17,6 +17,10 @@ QWEN_CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+QWEN_PARTS_CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}{{ part['text'] }}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+)
 MISTRAL_CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]"
     "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
@@ -165,6 +169,11 @@ def qwen_image_parts() -> Parts:
     return {"tokenizer": tokenizer, "text_encoder": qwen_model(tokenizer)}
 
 
+def cosmos25_parts() -> Parts:
+    tokenizer = tokenizers.qwen(QWEN_PARTS_CHAT)
+    return {"tokenizer": tokenizer, "text_encoder": qwen_model(tokenizer)}
+
+
 def kandinsky5_parts() -> Parts:
     tokenizer = qwen_in(kandinsky5.TEMPLATE, kandinsky5.CUT, "You are")
     clip = tokenizers.clip()
@@ -254,6 +263,7 @@ PARTS: Mapping[str, Callable[[], Parts]] = {
     "ltx": t5,
     "mochi": t5,
     "cosmos": t5,
+    "cosmos25": cosmos25_parts,
     "hunyuan_video": hunyuan_video_parts,
     "hunyuan_video15": hunyuan_video15_parts,
     "qwen_image": qwen_image_parts,

@@ -87,6 +87,11 @@ def make_hunyuan15(pipeline: Any, text: str) -> Made:
     }
 
 
+def make_cosmos25(pipeline: Any, text: str) -> Made:
+    states, _ = pipeline.encode_prompt(text, do_classifier_free_guidance=False, device="cpu")
+    return {"states": Padded(states[0])}
+
+
 def make_qwen_image(pipeline: Any, text: str) -> Made:
     states, mask = pipeline.encode_prompt(text, device="cpu")
     assert mask is None  # diffusers drops a mask that hides nothing
@@ -152,6 +157,13 @@ class Vae(torch.nn.Module):
     config = SimpleNamespace(latent_channels=32)
 
 
+class CosmosVae(torch.nn.Module):
+    """What Cosmos 2.5's constructor reads of a VAE."""
+
+    temperal_downsample = (False, True, True)
+    config = SimpleNamespace(latents_mean=[0.0], latents_std=[1.0], z_dim=1)
+
+
 CASES: Mapping[str, Case] = {
     "wan": Case("wan", wan.WanPipeline, t5(512, mask=False)),
     "wan_226": Case("wan", wan.WanPipeline, t5(226, mask=False), {"length": 226}, quick=4),
@@ -180,6 +192,12 @@ CASES: Mapping[str, Case] = {
         t5(512, mask=False),
         others={"safety_checker": torch.nn.Identity()},
         quick=3,
+    ),
+    "cosmos25": Case(
+        "cosmos25",
+        cosmos.Cosmos2_5_PredictBasePipeline,
+        make_cosmos25,
+        others={"safety_checker": torch.nn.Identity(), "vae": CosmosVae()},
     ),
     "hunyuan_video": Case("hunyuan_video", hunyuan_video.HunyuanVideoPipeline, make_hunyuan),
     "hunyuan_video15": Case(

@@ -1,0 +1,179 @@
+"""The base of the encoders of sound: a model of transformers and its checkpoint's feature extractor."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from pydantic import Field
+
+from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.pretrained.files import Checkpoint
+from latentcache.encoders.pretrained.loading import (
+    class_of,
+    load_config,
+    load_feature_extractor,
+    load_model,
+    number_of,
+    versions,
+)
+from latentcache.encoders.pretrained.settings import PretrainedSettings
+from latentcache.encoders.sounds.protocol import SoundArray
+from latentcache.errors import ClipError, ConfigError, EncoderError
+
+_MODEL, _EXTRACTOR = "audio_encoder", "feature_extractor"
+_CONFIG = "config.json"
+
+
+class SoundSettings(PretrainedSettings):
+    """Base of every encoder's settings. `model` may also be one folder, as transformers saves models."""
+
+    family: str = Field(description="The encoder.")
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the checkpoint on this machine; looks only where its config.json lies."""
+        found = super().checkpoint()
+        if found.model is None or not (found.model / _CONFIG).is_file():
+            return found
+        whole: dict[str, Path] = dict.fromkeys((_MODEL, _EXTRACTOR), found.model)
+        return Checkpoint(
+            model=found.model, folders={**whole, **found.folders}, variant=found.variant
+        )
+
+
+SettingsT = TypeVar("SettingsT", bound=SoundSettings)
+
+
+class Encoder(abc.ABC, Generic[SettingsT]):
+    """An encoder of sound. Made without weights; `load` makes it a `SoundEncoder`.
+
+    max_s: the longest span. Raises ConfigError if files are missing, or are another model's.
+    """
+
+    classes: ClassVar[tuple[str, ...]]
+    source: ClassVar[str]
+    """The code that the encoder follows."""
+
+    arrays: Mapping[str, SoundArray]
+
+    def __init__(self, settings: SettingsT, max_s: float) -> None:
+        self.settings = settings
+        checkpoint = settings.checkpoint()
+        self._files = checkpoint.component(_MODEL)
+        self.class_name = class_of(self._files, self.classes)
+        self._config = load_config(self._files, "audio")
+        self._extractor_files = checkpoint.component(_EXTRACTOR)
+        self.extractor = load_feature_extractor(self._extractor_files)
+        self.rate = number_of(self._extractor_files, self.extractor, "sampling_rate")
+        self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
+        self.check_config()
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        steps = self.num_steps(round(max_s * self.rate))
+        if steps < 1:
+            raise ConfigError(f"seconds: {max_s} s of sound give {settings.family} not one step")
+        self.arrays = {"states": SoundArray((steps, self.width()), self.stored_dtype())}
+        self._model: Any = None
+
+    @abc.abstractmethod
+    def check_config(self) -> None:
+        """Raise ConfigError for a model that this encoder does not run as its reference does."""
+
+    @abc.abstractmethod
+    def num_steps(self, num_samples: int) -> int:
+        """Return how many steps so many samples give; below 1 if they are too few."""
+
+    @abc.abstractmethod
+    def width(self) -> int:
+        """Return how many values a step has."""
+
+    @abc.abstractmethod
+    def states(self, model: Any, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Run the model on what the feature extractor gave of one clip; returns [steps, width]."""
+
+    def stored_dtype(self) -> str:
+        """Return what its arrays are."""
+        return self.settings.dtype
+
+    def facts(self) -> Mapping[str, object]:
+        """Return what the recipe says besides."""
+        return {}
+
+    def setting(self, key: str) -> int:
+        """Return a number of the model's config. Raises ConfigError if it has none."""
+        return number_of(self._files, self._config, key)
+
+    def recipe(self) -> dict[str, object]:
+        """Return all that determines the values; where the files are is not part of it."""
+        return {
+            "kind": "audio",
+            "family": self.settings.family,
+            "dtype": self.settings.dtype,
+            "rate": self.rate,
+            "channels": self.channels,
+            "class": self.class_name,
+            "weights_sha256": self._files.weights_sha256(),
+            "config_sha256": self._files.config_sha256(),
+            "extractor": {
+                "class": type(self.extractor).__name__,
+                "sha256": self._extractor_files.files_sha256(),
+            },
+            "packages": versions(),
+            **self.facts(),
+        }
+
+    def load(self, device: torch.device) -> Self:
+        """Load the weights, and check that two sounds differ. Raises EncoderError."""
+        self._model = load_model(self._files, self.class_name, dtype=self.dtype, device=device)
+        self._check_sounds_differ()
+        return self
+
+    def encode(self, samples_NC: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Encode one clip's sound, float32 [n, channels]; see `SoundEncoder.encode`."""
+        if self._model is None:
+            raise EncoderError("this encoder has no weights yet: build it with build_sound_encoder")
+        steps = self.num_steps(len(samples_NC))
+        if steps < 1:
+            raise ClipError(
+                "input_too_short",
+                f"{len(samples_NC)} samples of sound are too few for a step of {self.settings.family}",
+            )
+        values = self._extracted(samples_NC)
+        with exact_kernels(self._model.device), torch.inference_mode():
+            found = self.states(self._model, values)
+        self._check(found, steps)
+        return {"states": found}
+
+    def _extracted(self, samples_NC: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        """Return what the feature extractor makes of one clip, in the model's dtype and on its device."""
+        planes = samples_NC.float().cpu().numpy().T
+        sound = planes[0] if self.channels == 1 else planes
+        values = self.extractor(sound, sampling_rate=self.rate, return_tensors="pt")
+        return {
+            name: value.to(self._model.device, self.dtype if value.is_floating_point() else None)
+            for name, value in values.items()
+        }
+
+    def _check(self, found: torch.Tensor, steps: int) -> None:
+        shape = (steps, self.width())
+        if tuple(found.shape) != shape:
+            raise EncoderError(
+                f"{self.settings.family} gave {list(found.shape)}, and its checkpoint says {list(shape)}. "
+                "The feature extractor is another model's, or this version of transformers gives others."
+            )
+        if not bool(torch.isfinite(found).all()):
+            raise ClipError("non_finite", "the states of the sound have NaN or infinity")
+
+    def _check_sounds_differ(self) -> None:
+        times = torch.arange(self.rate, dtype=torch.float32)[:, None].expand(-1, self.channels)
+        first, second = (
+            self.encode(torch.sin(times * step) * 0.5)["states"] for step in (0.05, 0.5)
+        )
+        if torch.equal(first, second):
+            raise EncoderError(
+                f"{self.settings.family}: two different sounds give the same states, so the model does "
+                "not read its input. Its weights are damaged, or this version of transformers "
+                f"({versions()['transformers']}) loads them wrongly: install another."
+            )

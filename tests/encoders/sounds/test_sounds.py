@@ -1,0 +1,102 @@
+"""Encoders of sound give what transformers gives for a clip's sound by itself, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latentcache.encoders.sounds import SOUNDS, build_sound_encoder, describe_sound_encoder
+from latentcache.errors import ClipError, ConfigError, EncoderError
+from tests.tools.texts.sounds import RATES, REFERENCES, SETTINGS, TINY, encodec, wav2vec2
+
+pytestmark = pytest.mark.slow
+CPU = torch.device("cpu")
+MAX_S = 1.5
+
+
+def settings_of(family: str, model: Path, dtype: str = "float32", **more: Any) -> dict[str, Any]:
+    return {"family": family, "model": str(model), "dtype": dtype, **SETTINGS[family], **more}
+
+
+def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    return draw.uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+
+
+def test_every_encoder_has_a_reference() -> None:
+    assert set(SOUNDS) == set(TINY) == set(REFERENCES)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", SOUNDS)
+def test_arrays_are_the_references_bit_for_bit(tmp_path: Path, family: str, dtype: str) -> None:
+    if (family, dtype) == ("encodec", "bfloat16"):
+        pytest.skip("EnCodec's convolutions pad in float32 only")
+    settings = settings_of(family, TINY[family](tmp_path), dtype)
+    encoder = build_sound_encoder(settings, MAX_S, CPU)
+    described = describe_sound_encoder(settings, MAX_S)
+    assert described.recipe == encoder.recipe()
+    assert encoder.rate == RATES[family]
+    for n, seconds in enumerate((0.03, 0.5, 1.0, 1.2345, MAX_S)):
+        samples = noise(seconds, encoder.rate, n)
+        states = encoder.encode(torch.from_numpy(samples)[:, None])["states"]
+        expected = REFERENCES[family](tmp_path, samples, getattr(torch, dtype))
+        assert states.dtype == expected.dtype
+        assert torch.equal(states, expected)
+        assert len(states) <= described.arrays["states"].shape[0]
+    assert tuple(states.shape) == described.arrays["states"].shape
+
+
+def test_a_layer_of_wav2vec2_can_be_chosen(tmp_path: Path) -> None:
+    settings = settings_of("wav2vec2", wav2vec2(tmp_path), layer=-2)
+    samples = noise(0.5, 16_000)
+    found = build_sound_encoder(settings, MAX_S, CPU).encode(torch.from_numpy(samples)[:, None])
+    expected = REFERENCES["wav2vec2"](tmp_path, samples, torch.float32, layer=-2)
+    assert torch.equal(found["states"], expected)
+
+
+@pytest.mark.parametrize("family", SOUNDS)
+def test_sound_that_is_too_short_fails_its_clip(tmp_path: Path, family: str) -> None:
+    encoder = build_sound_encoder(settings_of(family, TINY[family](tmp_path)), MAX_S, CPU)
+    with pytest.raises(ClipError, match="too few"):
+        encoder.encode(torch.zeros(0, 1))
+
+
+def test_what_is_not_finite_fails_its_clip(tmp_path: Path) -> None:
+    encoder = build_sound_encoder(settings_of("wav2vec2", wav2vec2(tmp_path)), MAX_S, CPU)
+    with pytest.raises(ClipError, match="NaN"):
+        encoder.encode(torch.full((16_000, 1), float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("wav2vec2", {"layer": 9}, "hidden_states 0 to 3"),
+        ("wav2vec2", {"model": "/no/such"}, "there is no folder"),
+        ("encodec", {"bandwidth": 5.0}, "this model has 1.5, 3.0"),
+        ("encodec", {"family": "wav2vec2", "bandwidth": None}, "bandwidth"),
+        ("encodec", {"family": "encodek"}, "Did you mean 'encodec'"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    tmp_path: Path, family: str, change: dict[str, Any], message: str
+) -> None:
+    settings = {**settings_of(family, TINY[family](tmp_path)), **change}
+    with pytest.raises(ConfigError, match=message):
+        describe_sound_encoder(settings, MAX_S)
+
+
+def test_models_that_these_do_not_run_are_refused(tmp_path: Path) -> None:
+    chunked = encodec(tmp_path / "chunks", chunk_length_s=1.0, overlap=0.01)
+    with pytest.raises(ConfigError, match="overlapping chunks"):
+        describe_sound_encoder(settings_of("encodec", chunked), MAX_S)
+    with pytest.raises(ConfigError, match="holds a EncodecModel"):
+        describe_sound_encoder(settings_of("wav2vec2", encodec(tmp_path / "other")), MAX_S)
+    weights = wav2vec2(tmp_path / "cut") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        build_sound_encoder(settings_of("wav2vec2", tmp_path / "cut"), MAX_S, CPU)
