@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from latentcache.config.fields import FieldConfig, RawField, TextField, VisualField
+from latentcache.config.fields import ArrayField, FieldConfig, RawField, TextField, VisualField
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.running.array_worker import ArrayWorker
 from latentcache.running.text_worker import TextWorker
 from latentcache.running.visual_worker import VisualWorker
 from latentcache.running.worker import Worker, WorkerSpec, check_cache
@@ -25,5 +26,7 @@ class FieldSpec(WorkerSpec):
         check_cache(self)
         if isinstance(self.settings, TextField):
             return TextWorker(self, self.field, self.settings, device)
+        if isinstance(self.settings, ArrayField):
+            return ArrayWorker(self, self.field, self.settings)
         assert isinstance(self.settings, RawField | VisualField), "a view stores nothing"
         return VisualWorker(self, self.field, self.settings, device)

@@ -79,7 +79,7 @@ def counted() -> Iterator[list[str]]:
 
 
 def made_at_once(
-    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, **sections: Any
+    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, /, **sections: Any
 ) -> tuple[Path, str]:
     """A cache whose fields precompute made, and what it printed."""
     folder.mkdir()
@@ -91,7 +91,7 @@ def made_at_once(
 
 
 def made_one_by_one(
-    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, **sections: Any
+    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, /, **sections: Any
 ) -> Path:
     """A cache to which each field was added when it was finished."""
     folder.mkdir()

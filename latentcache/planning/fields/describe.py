@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from latentcache.config.fields import FieldConfig, RawField, TextField, ViewField, VisualField
+from latentcache.config.fields import (
+    ArrayField,
+    FieldConfig,
+    RawField,
+    TextField,
+    ViewField,
+    VisualField,
+)
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
@@ -43,6 +50,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
             return _described(config, pixels)
         case VisualField():
             return _describe_visual(config, manifest)
+        case ArrayField():
+            return _describe_array(config)
         case ViewField():
             return _describe_view(config, manifest.spec)
 
@@ -52,6 +61,13 @@ def _described(config: FieldConfig, array: FieldArray) -> Description:
     left_out |= {"scale"}  # the array's shape says it
     recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=left_out)}
     return Description(arrays=(array,), recipe=plain({**recipe, "stored": array.dtype}))
+
+
+def _describe_array(config: ArrayField) -> Description:
+    padding = None if config.padding == "none" else config.padding
+    array = FieldArray(name="", shape=tuple(config.shape), dtype=config.dtype, padding=padding)
+    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude={"folder"})}
+    return Description(arrays=(array,), recipe=plain(recipe))
 
 
 def _describe_visual(config: VisualField, manifest: Manifest) -> Description:
