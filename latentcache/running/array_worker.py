@@ -18,7 +18,7 @@ from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_report import joined
 from latentcache.running.other_files import url_of
 from latentcache.running.worker import WorkerSpec
-from latentcache.storage.source_files import is_absent, open_source
+from latentcache.storage.source_files import irregular, is_absent, open_source
 from latentcache.storage.urls import redact_url, refused_scheme
 
 #: Files that are read at once.
@@ -84,6 +84,8 @@ class ArrayWorker:
         if why := refused_scheme(url, corpus.schemes):
             raise ClipError("unreadable", f"{redact_url(url)} {why}")
         try:
+            if what := irregular(url, corpus.storage_options):
+                raise ClipError("unreadable", f"{redact_url(url)} is a {what}, and no file")
             with open_source(url, corpus.storage_options) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError as error:
@@ -93,8 +95,6 @@ class ArrayWorker:
                 f"{redact_url(url)} is not there, and neither is what should be beside it: the storage of "
                 "the field's files may be gone. Nothing was recorded; resume when it is back."
             ) from error
-        except IsADirectoryError as error:
-            raise ClipError("unreadable", f"{redact_url(url)} is a folder") from error
         if len(data) > MAX_FILE_BYTES:
             raise ClipError("too_large", f"{redact_url(url)} has more than {MAX_FILE_BYTES} bytes")
         return data
