@@ -321,6 +321,20 @@ def assert_finished_after(
     return calls[0]
 
 
+@pytest.mark.long
+def test_resume_makes_fields_with_the_latents_that_are_missing(tmp_path: Path) -> None:
+    corpus, url = corpus_of(tmp_path / "corpus", 2), tmp_path / "cache"
+    config = make_config(tmp_path, corpus, str(url), clips=CLIPS, fields=KILLED_FIELDS)
+    with killed_at(partial(_starts, "latents/")) as calls, suppress(KeyboardInterrupt):
+        run_inline("precompute", config)
+    assert calls[0]
+    assert not list(url.glob("samples/*x*"))
+    with counted() as asked:
+        status, printed = run_inline("resume", url)
+    assert (status, len(asked), len(set(asked))) == (0, 4, 4), printed
+    assert_same_fields(url, made_at_once(tmp_path / "other", corpus, KILLED_FIELDS)[0])
+
+
 def _starts(prefix: str, _: int, path: str) -> bool:
     return path.startswith(prefix)
 
