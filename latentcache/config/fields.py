@@ -267,6 +267,42 @@ class AudioField(Section):
         return None if self.encoder is None else {"dtype": "float32", **self.encoder}
 
 
+class ArrayField(Section):
+    """An array of numbers in a file of each clip's own: .npy, .safetensors or .json."""
+
+    kind: Literal["array"]
+    column: str = Field(
+        description="A column of corpus.keep with the path of a file per source: .npy, .safetensors or "
+        ".json."
+    )
+    folder: str | None = Field(
+        default=None,
+        description="Where relative paths in `column` start; omitted: at the corpus's table.",
+    )
+    shape: list[Positive] = Field(
+        min_length=1,
+        max_length=8,
+        description="The shape of each clip's array; with `padding`, the first axis may be shorter.",
+    )
+    dtype: Literal["bfloat16", "float16", "float32", "uint8", "uint16", "uint32"] = Field(
+        description="The dtype of what is stored. Fractions are rounded to it; whole numbers have to fit."
+    )
+    tensor: str | None = Field(
+        default=None,
+        description="The tensor's name in .safetensors files; omitted: each has a single one.",
+    )
+    padding: Literal["none", "zeros", "mask"] = Field(
+        default="none",
+        description="What batches have past a shorter array: nothing, for it fails; zeros; or zeros and a "
+        "mask.",
+    )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each clip."""
+        return [self.column]
+
+
 class ViewField(Section):
     """A part of the latents themselves: nothing is stored, and the loader takes it from what it reads."""
 
@@ -277,12 +313,13 @@ class ViewField(Section):
     )
 
 
-FieldConfig = TextField | RawField | VisualField | MaskedField | AudioField | ViewField
+FieldConfig = TextField | RawField | VisualField | MaskedField | AudioField | ArrayField | ViewField
 MODELS: Mapping[str, type[FieldConfig]] = {
     "text": TextField,
     "raw": RawField,
     "visual": VisualField,
     "audio": AudioField,
+    "array": ArrayField,
     "view": ViewField,
 }
 #: What a visual field with masks is of: a model of its own.

@@ -14,8 +14,9 @@ from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 
 #: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
-#: audio: the clip's sound, or an encoder's output for it. view: nothing stored, a part of the latents.
-FieldKind = Literal["text", "raw", "visual", "audio", "view"]
+#: audio: the clip's sound, or an encoder's output for it. array: numbers in a file of each clip's own.
+#: view: nothing stored, a part of the latents.
+FieldKind = Literal["text", "raw", "visual", "audio", "array", "view"]
 #: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]

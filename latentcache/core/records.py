@@ -43,6 +43,7 @@ REASONS: Mapping[str, str] = {
     "no_sound": "the source has no sound, or none while the clip is shown",
     "input_too_short": "the file in the field's column ends before the clip does",
     "other_shape": "the file in the field's column has another aspect ratio than the clip's source",
+    "other_array": "the array in the field's file has another shape, or numbers that its dtype cannot hold",
     "per_frame": "a column of corpus.per_frame has not one value per frame of the source",
     "frame_times": "the clip's frames are not those that values per frame were cut to",
     "retired": "the clip was replaced or removed before it was encoded",

@@ -92,13 +92,14 @@ class Run:
     def _events(self) -> Iterator[Event]:
         self._started = time.perf_counter()
         self._snapshot.open()
-        self._shared.open()
+        self._shared.publish()
         try:
             if self._work:
                 yield from self._encode()
         except BaseException:
             with suppress(LatentCacheError):  # of two errors the first says what is wrong
                 self._snapshot.close()
+                self._shared.publish()
             raise
         finally:
             self.summary.wall_s = time.perf_counter() - self._started - self.summary.start_s

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from latentcache.config.fields import (
+    ArrayField,
     AudioField,
     FieldConfig,
     MaskedField,
@@ -15,6 +16,7 @@ from latentcache.config.fields import (
     VisualField,
 )
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.running.array_worker import ArrayWorker
 from latentcache.running.audio_worker import AudioWorker
 from latentcache.running.masked_worker import MaskedWorker
 from latentcache.running.text_worker import TextWorker
@@ -38,5 +40,7 @@ class FieldSpec(WorkerSpec):
             return AudioWorker(self, self.field, self.settings, device)
         if isinstance(self.settings, MaskedField):
             return MaskedWorker(self, self.field, self.settings, device)
+        if isinstance(self.settings, ArrayField):
+            return ArrayWorker(self, self.field, self.settings)
         assert isinstance(self.settings, RawField | VisualField), "a view stores nothing"
         return VisualWorker(self, self.field, self.settings, device)

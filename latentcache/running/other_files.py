@@ -74,14 +74,14 @@ class OtherFiles:
         """Return the file of each clip, or why it cannot be used; an empty path is none."""
         for clip, path in zip(clips, paths, strict=True):
             if path:  # all at once, before the first is waited for
-                self._look(self._url(path), _kind(path))
+                self._look(url_of(path, self._folder), _kind(path))
                 self._look(clip.url, clip.kind)
         return [self._find(clip, path) for clip, path in zip(clips, paths, strict=True)]
 
     def _find(self, clip: Clip, path: str) -> OtherFile | ClipError:
         if not path:
             return ClipError("missing_input", "there is no path in the field's column")
-        url, kind = self._url(path), _kind(path)
+        url, kind = url_of(path, self._folder), _kind(path)
         try:
             other, source = self._look(url, kind).result(), self._look(clip.url, clip.kind).result()
             if self._same_shape:
@@ -95,13 +95,14 @@ class OtherFiles:
     def _look(self, url: str, kind: str) -> Future[dict[str, Any]]:
         return self._known.get_or_make(url, lambda: self._pool.probe(url, kind, times=True))
 
-    def _url(self, path: str) -> str:
-        if is_url(path) or path.startswith("/"):
-            return path
-        if is_url(self._folder):
-            folder = self._folder if self._folder.endswith("/") else f"{self._folder}/"
-            return resolve(folder, path)
-        return str(Path(self._folder) / path)
+
+def url_of(path: str, folder: str) -> str:
+    """Return where a path in a field's column is; relative ones start at the folder."""
+    if is_url(path) or path.startswith("/"):
+        return path
+    if is_url(folder):
+        return resolve(folder if folder.endswith("/") else f"{folder}/", path)
+    return str(Path(folder) / path)
 
 
 def _kind(path: str) -> Kind:

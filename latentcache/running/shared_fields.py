@@ -57,8 +57,8 @@ class SharedFields:
             found.append(SharedField(field=planned.field, settings=planned.config))
         return tuple(found)
 
-    def open(self) -> None:
-        """Publish what is committed of the fields, as their readers expect from the first shard on."""
+    def publish(self) -> None:
+        """Publish what is committed of the fields."""
         for snapshot in self._snapshots.values():
             snapshot.open()
 

@@ -59,6 +59,13 @@ def test_fields_of_the_clips_own_frames_are_made_with_the_latents(
     assert can_share(parse_field("x", field), cache.manifest) == shares
 
 
+def test_fields_have_a_snapshot_as_soon_as_a_run_begins(cache: PlannedCache) -> None:
+    shared = shared_of(cache, one=FRAME)
+    assert not cache.storage.exists("fields/one/index.parquet")
+    shared.publish()
+    assert cache.storage.exists("fields/one/index.parquet")
+
+
 def test_a_shard_that_failed_is_tried_again_without_fields(cache: PlannedCache) -> None:
     shared = shared_of(cache, one=FRAME, other=FRAME)
     assert tasks_of(cache, shared) == [["one", "other"]] * 3

@@ -79,7 +79,7 @@ def counted() -> Iterator[list[str]]:
 
 
 def made_at_once(
-    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, **sections: Any
+    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, /, **sections: Any
 ) -> tuple[Path, str]:
     """A cache whose fields precompute made, and what it printed."""
     folder.mkdir()
@@ -91,7 +91,7 @@ def made_at_once(
 
 
 def made_one_by_one(
-    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, **sections: Any
+    folder: Path, corpus: Path, fields: dict[str, Any], status: int = 0, /, **sections: Any
 ) -> Path:
     """A cache to which each field was added when it was finished."""
     folder.mkdir()
@@ -207,7 +207,7 @@ def test_a_field_whose_encoder_cannot_be_loaded_leaves_the_others_and_the_latent
     with counted() as asked:
         url, printed = made_at_once(tmp_path / "at_once", corpus, fields, 1, encoder=tiled)
     assert "Tiled encoders have none" in printed
-    assert "i2v is not made; everything else stays" in printed
+    assert "Stopped. 0 shards of i2v are safe" in printed
     assert len(asked) == 6
     rest = {name: fields[name] for name in ("frame0", "last")}
     expected = made_one_by_one(tmp_path / "one_by_one", corpus, rest, encoder=tiled)
@@ -319,6 +319,20 @@ def assert_finished_after(
     assert_same_fields(url, expected)
     assert run_inline("verify", url)[0] == 0
     return calls[0]
+
+
+@pytest.mark.long
+def test_resume_makes_fields_with_the_latents_that_are_missing(tmp_path: Path) -> None:
+    corpus, url = corpus_of(tmp_path / "corpus", 2), tmp_path / "cache"
+    config = make_config(tmp_path, corpus, str(url), clips=CLIPS, fields=KILLED_FIELDS)
+    with killed_at(partial(_starts, "latents/")) as calls, suppress(KeyboardInterrupt):
+        run_inline("precompute", config)
+    assert calls[0]
+    assert not list(url.glob("samples/*x*"))
+    with counted() as asked:
+        status, printed = run_inline("resume", url)
+    assert (status, len(asked), len(set(asked))) == (0, 4, 4), printed
+    assert_same_fields(url, made_at_once(tmp_path / "other", corpus, KILLED_FIELDS)[0])
 
 
 def _starts(prefix: str, _: int, path: str) -> bool:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from latentcache.config.fields import (
+    ArrayField,
     AudioField,
     FieldConfig,
     MaskedField,
@@ -57,6 +58,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
             return _describe_masked(config, manifest.spec)
         case AudioField():
             return _describe_audio(config)
+        case ArrayField():
+            return _describe_array(config)
         case ViewField():
             return _describe_view(config, manifest.spec)
 
@@ -105,6 +108,13 @@ def _described(config: FieldConfig, *arrays: FieldArray) -> Description:
     left_out |= {"scale"}  # the array's shape says it
     recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude=left_out)}
     return Description(arrays=arrays, recipe=plain({**recipe, "stored": arrays[0].dtype}))
+
+
+def _describe_array(config: ArrayField) -> Description:
+    padding = None if config.padding == "none" else config.padding
+    array = FieldArray(name="", shape=tuple(config.shape), dtype=config.dtype, padding=padding)
+    recipe = {"version": FIELD_RECIPE_VERSION, **config.model_dump(mode="json", exclude={"folder"})}
+    return Description(arrays=(array,), recipe=plain(recipe))
 
 
 def _describe_visual(config: VisualField, manifest: Manifest) -> Description:

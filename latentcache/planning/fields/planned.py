@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.config.fields import (
+    ArrayField,
     AudioField,
     FieldConfig,
     FramesField,
@@ -51,6 +52,8 @@ from latentcache.storage.urls import folder_of, is_url
 
 #: Settings of this package's own encoders that name files. Those of plug-ins may all do.
 PLACES = ("model", "folders")
+#: Fields that may read a file of each clip's own, beside its source.
+OF_FILES = FramesField | ArrayField
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +238,7 @@ def _check_columns(cache: PlannedCache, name: str) -> None:
 
 def _check_paths(planned: PlannedField) -> None:
     """Raise ConfigError where the clips have no column of the paths that a field reads."""
-    if isinstance(planned.config, FramesField) and planned.config.columns:
+    if isinstance(planned.config, OF_FILES) and planned.config.columns:
         for shard in planned.cache.planned_shards()[:1]:
             planned.inputs.of(shard, planned.field.generation)
 
@@ -256,7 +259,7 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
 def _found_from_anywhere(config: FieldConfig, corpus: str) -> dict[str, Any]:
     """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
     settings = config.model_dump(mode="json")
-    if isinstance(config, FramesField) and config.columns:
+    if isinstance(config, OF_FILES) and config.columns:
         folder = config.folder or folder_of(corpus)
         settings["folder"] = folder if is_url(folder) else str(Path(folder).expanduser().absolute())
     if isinstance(config, TextField):

@@ -1,0 +1,109 @@
+"""The worker of fields of arrays: a file of each clip is read, checked and stored, without a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from latentcache.config.fields import ArrayField
+from latentcache.core.records import RETIRED, ShardReport
+from latentcache.core.threads import DaemonPool
+from latentcache.errors import ClipError, SourceError
+from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
+from latentcache.format.fields.manifest import FieldManifest
+from latentcache.planning.fields.planned import FieldPart, FieldShard
+from latentcache.running.array_files import parse_array, to_field
+from latentcache.running.failure_policy import OF_CLIP
+from latentcache.running.field_report import joined
+from latentcache.running.other_files import url_of
+from latentcache.running.worker import WorkerSpec
+from latentcache.storage.source_files import irregular, is_absent, open_source
+from latentcache.storage.urls import redact_url, refused_scheme
+
+#: Files that are read at once.
+NUM_READERS = 8
+#: Files of more are none of a clip's array.
+MAX_FILE_BYTES = 1 << 30
+INPUT_SHA_DIGITS = 32
+
+
+class ArrayWorker:
+    """Reads the arrays of shards; thread-safe."""
+
+    def __init__(self, spec: WorkerSpec, field: FieldManifest, settings: ArrayField) -> None:
+        self._spec, self._field, self._settings = spec, field, settings
+        self._folder = settings.folder or str(field.settings["folder"])
+        self._reading = DaemonPool(NUM_READERS, name="read")
+        self.clips_done = 0
+
+    def encode_shard(self, shard: FieldShard) -> ShardReport:
+        """Read and commit the missing versions of a shard; what another run has committed is adopted."""
+        return joined([self._part(shard, part) for part in shard.parts])
+
+    def _part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
+        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
+        adopted = adopt_field_shard(storage, manifest, self._field, part.version, place)
+        if adopted is not None:
+            self.clips_done += len(part.rows)
+            return adopted
+        reading = [
+            self._reading.submit(self._sample, shard, row, texts)
+            for row, texts in zip(part.rows, part.texts, strict=True)
+        ]
+        samples = [future.result() for future in reading]
+        return commit_field_shard(storage, manifest, self._field, part.version, place, samples)
+
+    def _sample(self, shard: FieldShard, row: int, texts: Sequence[str]) -> Sample:
+        sample = Sample(key=shard.shard.clips[row].key, row=row, choice=0)
+        if row in shard.shard.retired:
+            return sample.failed(str(RETIRED.reason), RETIRED.message)
+        try:
+            return self._read(sample, texts)
+        except OF_CLIP as error:
+            return sample.failed(error.reason, str(error))
+        finally:
+            self.clips_done += 1
+
+    def _read(self, sample: Sample, texts: Sequence[str]) -> Sample:
+        if not texts:
+            raise ClipError("missing_input", f"there is no path in {self._settings.column}")
+        (array,), url = self._field.arrays, url_of(texts[0], self._folder)
+        data = self._bytes(url)
+        try:
+            found = to_field(parse_array(data, url, self._settings.tensor), array)
+        except ClipError as error:
+            raise ClipError(error.reason, f"{redact_url(texts[0])}: {error}") from error
+        sha = hashlib.sha256(data).hexdigest()[:INPUT_SHA_DIGITS]
+        tokens = len(found) if array.padding else None
+        return replace(sample, arrays=[found], tokens=tokens, input_sha=sha)
+
+    def _bytes(self, url: str) -> bytes:
+        """Read a file. Raises ClipError where it is not there, or too large, and SourceError."""
+        corpus = self._spec.config.corpus
+        if why := refused_scheme(url, corpus.schemes):
+            raise ClipError("unreadable", f"{redact_url(url)} {why}")
+        try:
+            if what := irregular(url, corpus.storage_options):
+                raise ClipError("unreadable", f"{redact_url(url)} is a {what}, and no file")
+            with open_source(url, corpus.storage_options) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except FileNotFoundError as error:
+            if is_absent(url, corpus.storage_options):
+                raise ClipError("missing", f"no such file: {redact_url(url)}") from error
+            raise SourceError(
+                f"{redact_url(url)} is not there, and neither is what should be beside it: the storage of "
+                "the field's files may be gone. Nothing was recorded; resume when it is back."
+            ) from error
+        if len(data) > MAX_FILE_BYTES:
+            raise ClipError("too_large", f"{redact_url(url)} has more than {MAX_FILE_BYTES} bytes")
+        return data
+
+    @property
+    def num_steps(self) -> int:
+        """See `Worker.num_steps`."""
+        return self.clips_done
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._reading.close()
