@@ -7,11 +7,10 @@ from typing import IO, Any
 
 import av
 
+from latentcache.decoders.crops import MATROSKA, MP4
 from latentcache.decoders.packets import PacketTable
 from latentcache.errors import ClipError
 
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
-MATROSKA = "matroska,webm"
 AVI = "avi"
 #: An index spends at least so much of a file on a frame; a header that declares more frames is damaged.
 MIN_FRAME_BYTES = 4
@@ -28,7 +27,8 @@ def num_missing(
     missing = 0.0
     kind = container.format.name
     if kind == MP4:
-        missing = int(stream.frames) - len(packets) - packets.num_empty
+        # Not the header's number: FFmpeg drops what an edit list leaves out, and repeats what it repeats
+        missing = len(stream.index_entries) - len(packets) - packets.num_empty
     elif kind == AVI and is_cut_avi(path):
         # A chunk can be empty, or show nothing: what is missing is as dense as what is there
         slots = max(dts for dts in (-1, *packets.dts) if dts is not None) + 1

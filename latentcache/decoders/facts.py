@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from latentcache.decoders.crops import NO_CROP, Crop
+
 #: Beyond these a pixel's shape is damage, and pixels are taken for square. Half-width anamorphic is 2.9.
 MAX_PIXEL_ASPECT = 4.0
 #: Transfer characteristics of ITU-T H.273 that are HDR.
@@ -19,7 +21,7 @@ class VideoFacts:
 
     height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel. is_swapped:
     whether pictures are shown turned by 90 degrees; None: their shape tells. transfer: SDR (also where
-    nothing is said), PQ or HLG. fps: on average.
+    nothing is said), PQ or HLG. fps: on average. crop: what is cut off each picture before it is turned.
     """
 
     height: int = 0
@@ -29,6 +31,7 @@ class VideoFacts:
     interlaced: bool = False
     transfer: str = "SDR"
     fps: float | None = None
+    crop: Crop = NO_CROP
 
     def shown_aspect(self, shape: tuple[int, ...]) -> float:
         """Return width over height of a pixel of a picture [h, w], which is turned as shown."""
@@ -40,7 +43,7 @@ class VideoFacts:
         return 1 / self.pixel_aspect if swapped else self.pixel_aspect
 
 
-def facts_of(stream: Any, fps: float | None) -> VideoFacts:
+def facts_of(stream: Any, fps: float | None, crop: Crop) -> VideoFacts:
     """Return the facts of PyAV's stream."""
     context = stream.codec_context
     aspect = float(stream.sample_aspect_ratio or 1)
@@ -53,6 +56,7 @@ def facts_of(stream: Any, fps: float | None) -> VideoFacts:
         interlaced=int(getattr(context, "field_order", 0)) > _PROGRESSIVE,
         transfer=_HDR.get(int(context.color_trc), "SDR"),
         fps=fps,
+        crop=crop,
     )
 
 

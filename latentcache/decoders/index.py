@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latentcache.decoders.complaints import Complaints
-from latentcache.decoders.cuts import AVI, MATROSKA, MP4, num_missing
+from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
+from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_mirrored_or_projected
 from latentcache.decoders.packets import PacketTable, read_packets
@@ -21,6 +22,8 @@ from latentcache.errors import ClipError
 
 #: decord equals PyAV bit for bit on these, but for odd sizes. It gets 10-bit video wrong and does not tell.
 DECORD_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+#: Matrices of ITU-T H.273 that decord's swscale knows, or that are not given. It does not tell of others.
+DECORD_MATRICES = frozenset({1, 2, 4, 5, 6, 7, 9})
 #: In others, such as MPEG-TS and AVI, decord's seeking ends at wrong frames and does not tell.
 DECORD_FORMATS = frozenset({MP4, MATROSKA})
 #: decord pads rows to so many pixels, and where a row is a divisor of that, takes padding for channels.
@@ -58,6 +61,7 @@ class PacketIndex:
     last frame. counted: `pts` are not what the decoder's frames carry, which are counted instead.
     starts: in decoding order. holes: frames after which others are lost. num_declared: N; of a cut file,
     what it had when whole. packets: all of the stream's. is_guess: some have no times in their packets.
+    has_palette: only the first packet brings the colours.
     """
 
     pts: npt.NDArray[np.int64]
@@ -71,6 +75,7 @@ class PacketIndex:
     packets: PacketTable
     facts: VideoFacts
     is_guess: bool = False
+    has_palette: bool = False
 
     def key_frames(self) -> list[int]:
         """Return which frames decoding can start at, in the order of showing."""
@@ -79,7 +84,7 @@ class PacketIndex:
 
     def starts_for(self, frame: int) -> list[Start]:
         """Return where to start for a frame: the nearest packet that claims it can, then safer ones."""
-        if self.counted or self.packets.joins:
+        if self.counted or self.packets.joins or self.has_palette:
             return [self.starts[0]]
         before = [s for s in self.starts if s.pts is not None and s.pts <= self.pts[frame]]
         closed = [s for s in before if s.closed]
@@ -106,7 +111,8 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
     order = sorted(kept, key=times.__getitem__)
     pts = np.array([times[i] for i in order], dtype=np.int64)
     durations = np.array([_duration(packets, i) for i in order], dtype=np.int64)
-    index = build_index(stream, packets, pts, durations, _starts(packets))
+    crop = crop_of(path, container, stream)
+    index = build_index(stream, packets, pts, durations, _starts(packets), crop)
     found_s = index.end_s - float(index.times_s[0])
     missing = num_missing(path, container, stream, packets, len(kept), found_s)
     counted = container.format.name in COUNTED_FORMATS or bool((np.diff(pts) == 0).any())
@@ -121,7 +127,9 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
         end_s=index.end_s if settled == len(pts) else float(index.times_s[settled]),
         counted=counted,
         is_guess=any(packets.pts[i] is None for i in kept),
+        has_palette=stream.codec_context.pix_fmt == "pal8",
         suits_decord=settled == len(packets)
+        and crop == NO_CROP
         and not (counted or packets.has_false_keys)
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
@@ -138,6 +146,7 @@ def build_index(
     pts: npt.NDArray[np.int64],
     durations: npt.NDArray[np.int64],
     starts: Sequence[Start],
+    crop: Crop,
 ) -> PacketIndex:
     """Return an index of frames at ascending `pts`, to be counted. Raises ClipError of absurd times."""
     base = float(stream.time_base)
@@ -155,7 +164,7 @@ def build_index(
         holes=np.zeros(0, dtype=np.int64),
         num_declared=len(pts),
         packets=packets,
-        facts=facts_of(stream, len(pts) / (end_s - float(times_s[0]))),
+        facts=facts_of(stream, len(pts) / (end_s - float(times_s[0])), crop),
     )
 
 
@@ -239,6 +248,7 @@ def _decord_knows(path: str, container: Any, stream: Any) -> bool:
     context = stream.codec_context
     return (
         context.pix_fmt in DECORD_PIXEL_FORMATS
+        and int(context.colorspace) in DECORD_MATRICES
         and context.height % 2 == context.width % 2 == 0
         and not _confuses_decord(context.width)
         and not _confuses_decord(context.height)  # it may be turned

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from latentcache.decoders.crops import inside
+
 #: NAL unit types that reset the decoder: IDR of H.264; BLA and IDR of HEVC. After other key frames,
 #: frames can refer to what came before, and after a seek decord counts those that it cannot decode.
 _H264_IDR = frozenset({5})
@@ -47,27 +49,14 @@ def is_mirrored_or_projected(path: str) -> bool:
             head = file.read(_MATROSKA_HEAD_BYTES).partition(_MATROSKA_CLUSTER)[0]
             return _MATROSKA_PROJECTION.search(head) is not None
         end = file.seek(0, 2)
-        return any(_mirrors(tkhd) for tkhd in _track_headers(file, 0, end))
+        return any(_mirrors(tkhd) for tkhd in _track_headers(file, end))
 
 
-def _track_headers(file: IO[bytes], start: int, end: int) -> Iterator[bytes]:
-    """Yield the bodies of the `tkhd` boxes between two offsets of an MP4."""
-    while start + 8 <= end:
+def _track_headers(file: IO[bytes], end: int) -> Iterator[bytes]:
+    """Yield the bodies of the `tkhd` boxes of an MP4."""
+    for start, stop in inside(file, 0, end, (b"moov", b"trak", b"tkhd")):
         file.seek(start)
-        head = file.read(16)
-        size, kind = struct.unpack_from(">I4s", head)
-        body = 8
-        if size == 1 and len(head) == 16:
-            size, body = struct.unpack_from(">Q", head, 8)[0], 16
-        size = size or end - start
-        if size < body:
-            return
-        if kind == b"tkhd":
-            file.seek(start + body)
-            yield file.read(min(size - body, 128))
-        elif kind in (b"moov", b"trak"):
-            yield from _track_headers(file, start + body, min(end, start + size))
-        start += size
+        yield file.read(min(stop - start, 128))
 
 
 def _mirrors(tkhd: bytes) -> bool:

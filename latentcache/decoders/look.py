@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from latentcache.decoders.complaints import Complaints
+from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.index import PacketIndex, build_index
 from latentcache.decoders.packets import packets_at
-from latentcache.decoders.rgb import turned
+from latentcache.decoders.rgb import to_rgb, turned
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
 
@@ -34,7 +35,8 @@ class Look:
     """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
 
     shape: height and width as shown of the first picture. is_swapped: whether it is turned by 90 degrees.
-    is_interlaced: whether a picture says that it is. ended: by the file's end, without damage.
+    is_interlaced: whether a picture says that it is. ended: by the file's end, without damage. crop: what
+    is cut off.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -44,14 +46,15 @@ class Look:
     is_swapped: bool = False
     is_interlaced: bool = False
     ended: bool = False
+    crop: Crop = NO_CROP
     clock: Clock = field(default_factory=lambda: Clock())
 
     def add(self, frame: Any) -> None:
         """Note a frame, the next in the order of showing."""
         if self.shape is None:
             self.is_swapped = turned(np.empty((1, 2, 1)), frame).shape[:2] == (2, 1)
-            height, width = frame.height, frame.width
-            self.shape = (width, height) if self.is_swapped else (height, width)
+            height, width = to_rgb(frame, self.crop).shape[:2]
+            self.shape = (height, width)
         self.is_interlaced = self.is_interlaced or bool(frame.interlaced_frame)
         self.pts.append(frame.pts)
         duration = frame.duration or 0
@@ -133,7 +136,9 @@ def _from_pictures(path: str, index: PacketIndex, max_pixels: int | None) -> Pac
     )
     container, stream = open_video(path, max_pixels)
     with container:
-        fresh = build_index(stream, index.packets, np.sort(pts), durations, index.starts)
+        fresh = build_index(
+            stream, index.packets, np.sort(pts), durations, index.starts, index.facts.crop
+        )
     lost = max(0, index.num_declared - len(index.pts))
     return replace(fresh, num_declared=len(pts) + lost)
 
@@ -143,7 +148,7 @@ def look_at(path: str, index: PacketIndex, max_pixels: int | None, limit: int | 
 
     Up to a limit, damage ends it: after that, nothing is known. Before the first picture it does not.
     """
-    look, start = Look(), index.starts[0]
+    look, start = Look(crop=index.facts.crop), index.starts[0]
     container, stream = open_video(path, max_pixels)
     context = stream.codec_context
     context.options = {**(context.options or {}), **_FAST}

@@ -19,6 +19,8 @@ JOINED_FORMATS = frozenset({"mpegts", "mpeg"})
 _END_BYTES = 64
 #: A second, in the time base of those.
 _JUMP = 90_000
+#: Times that go back by less do not restart: they follow the order of decoding.
+_RESTART = _JUMP // 4
 
 
 @dataclass(kw_only=True)
@@ -137,7 +139,7 @@ class _Adder:
         if self._next_dts is not None:
             if dts > self._next_dts + _JUMP:
                 self._before_jump = self._next_dts
-            elif dts < self._next_dts - 1 - duration and not self._ends_jump(dts):
+            elif dts < self._next_dts - max(_RESTART, 1 + duration) and not self._ends_jump(dts):
                 self._offset += self._next_dts - dts
                 dts = self._next_dts
                 self._table.joins.add(len(self._table))

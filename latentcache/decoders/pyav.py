@@ -125,7 +125,7 @@ class Reader:
             if index > wanted[position]:
                 raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
             if index == wanted[position]:
-                yield to_rgb(frame)
+                yield to_rgb(frame, self.facts.crop)
                 position += 1
                 if position == len(wanted):
                     return

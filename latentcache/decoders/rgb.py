@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from fractions import Fraction
 from typing import Any
 
@@ -10,33 +11,54 @@ import numpy.typing as npt
 from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer
 
+from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.frames import Frame
+from latentcache.errors import ClipError
 
 #: Frames at the end of a stream have no time base, and only pixels go through the filter.
 _ANY_TIME = Fraction(1, 1000)
 
 
-def to_rgb(frame: Any) -> Frame:
-    """Return a frame of PyAV as uint8 [h, w, 3], turned as shown."""
-    # threads: by default swscale keeps a thread per CPU for each frame until the frame is freed
-    pixels = _as_progressive(frame).to_ndarray(format="rgb24", threads=1)
+def to_rgb(frame: Any, crop: Crop = NO_CROP) -> Frame:
+    """Return a frame of PyAV as uint8 [h, w, 3], without what is cut off, turned as shown.
+
+    Raises ClipError where FFmpeg does not know the matrix of its colours.
+    """
+    try:
+        # threads: by default swscale keeps a thread per CPU for each frame until the frame is freed
+        pixels = _as_shown(frame, crop).to_ndarray(format="rgb24", threads=1)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise ClipError(
+            "unreadable",
+            f"FFmpeg does not convert the pictures' colours to RGB: format {frame.format.name}, matrix "
+            f"{int(frame.colorspace)} of ITU-T H.273. Convert the file with a program that knows it",
+        ) from error
     return np.ascontiguousarray(turned(pixels, frame))
 
 
-def _as_progressive(frame: Any) -> Any:
-    """Return the frame without its flag of being interlaced; the planes are shared.
+def _as_shown(frame: Any, crop: Crop) -> Any:
+    """Return the frame cropped, and without its flag of being interlaced; the planes are shared.
 
     swscale interpolates the chroma of interlaced frames field by field, and decord's older one does
     not. FFmpeg's own `scale` filter does not either unless it is asked to, and that is the convention.
+    FFmpeg's `crop` filter keeps samples of chroma whole.
     """
-    if not frame.interlaced_frame:
+    filters = []
+    if crop.fits(frame.height, frame.width):
+        size = f"out_w=iw-{crop.left + crop.right}:out_h=ih-{crop.top + crop.bottom}"
+        filters.append(("crop", f"{size}:x={crop.left}:y={crop.top}"))
+    if frame.interlaced_frame:
+        filters.append(("setfield", "mode=prog"))
+    if not filters:
         return frame
     graph = Graph()
     graph.threads = 1
     buffer = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=_ANY_TIME
     )
-    graph.link_nodes(buffer, graph.add("setfield", "mode=prog"), graph.add("buffersink"))
+    graph.link_nodes(buffer, *(graph.add(*one) for one in filters), graph.add("buffersink"))
     graph.configure()
     graph.push(frame)
     return graph.pull()

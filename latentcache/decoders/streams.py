@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import av
+from av.codec.context import Flags
 from av.format import formats_available
 from av.stream import Disposition
 
@@ -61,6 +62,8 @@ def _video_stream(container: Any, max_pixels: int | None) -> Any:
     if max_pixels is not None:  # for streams whose size changes on the way
         context.options = {**(context.options or {}), "max_pixels": str(max_pixels)}
     stream.thread_type = "NONE"  # decoding processes are the parallelism
+    # what a header cuts off is cut off to the pixel: by default libavcodec keeps up to 31 for its speed
+    context.flags |= Flags.unaligned
     context.thread_count = 1  # dav1d and libvpx look at this only: by default one per CPU
     return stream
 
