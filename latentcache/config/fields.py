@@ -262,6 +262,11 @@ class AudioField(Section):
         return self
 
     @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each clip: none, for the sound is the source's own."""
+        return []
+
+    @property
     def sound(self) -> dict[str, Any] | None:
         """The settings of the encoder; None if the waveform is stored."""
         return None if self.encoder is None else {"dtype": "float32", **self.encoder}
@@ -336,7 +341,8 @@ def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
             f"{did_you_mean(str(kind), MODELS)} Kinds: {', '.join(MODELS)}"
         )
     of_masks = kind == "visual" and ("masks" in raw or raw.get("of") in MASKED)
-    return validate(MaskedField if of_masks else MODELS[kind], raw, f"{where}.{name}")
+    model: type[FieldConfig] = MaskedField if of_masks else MODELS[kind]
+    return validate(model, raw, f"{where}.{name}")
 
 
 def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, FieldConfig]:

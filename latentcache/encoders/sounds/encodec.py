@@ -45,11 +45,11 @@ class Encoder(Base[Settings]):
 
     def num_steps(self, num_samples: int) -> int:
         """Return the steps, the last of which may be of fewer samples."""
-        return math.ceil(num_samples / math.prod(self._config.upsampling_ratios))
+        return math.ceil(num_samples / int(math.prod(self._config.upsampling_ratios)))
 
     def width(self) -> int:
         """Return the number of codebooks, as the model's own quantiser counts them."""
-        per_codebook = math.log2(self.setting("codebook_size")) * self._config.frame_rate
+        per_codebook = math.log2(self.setting("codebook_size")) * int(self._config.frame_rate)
         return max(1, math.floor(self.settings.bandwidth * 1000 / per_codebook))
 
     def stored_dtype(self) -> str:

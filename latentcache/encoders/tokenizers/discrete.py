@@ -129,7 +129,7 @@ def per_frame(
     """Return what an image network gives for frames [B, T, ...], a few at once."""
     parts = torch.split(frames_BTX.flatten(0, 1), FRAMES_AT_ONCE)
     made = torch.cat([run(part.contiguous()) for part in parts])
-    return made.unflatten(0, frames_BTX.shape[:2])
+    return made.reshape(*frames_BTX.shape[:2], *made.shape[1:])
 
 
 def check_clip(spec: LatentSpec, pixels_BTHWC: torch.Tensor) -> tuple[int, ...]:

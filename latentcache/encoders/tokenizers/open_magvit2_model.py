@@ -159,7 +159,8 @@ class Upsample(nn.Module):
         return self._larger(self.conv1(x_BCTHW))
 
     def _larger(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        folded = x_BCTHW.unflatten(1, (*self._step, -1))  # [B, t, h, w, C, T, H, W]
+        num, _, *size = x_BCTHW.shape
+        folded = x_BCTHW.reshape(num, *self._step, -1, *size)  # [B, t, h, w, C, T, H, W]
         interleaved = folded.permute(0, 4, 5, 1, 6, 2, 7, 3)
         larger: torch.Tensor = interleaved.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         if self._step[0] == 1:

@@ -357,9 +357,9 @@ def condition(
 ) -> torch.Tensor:
     """Return latents [B, C, t, h, w] of a field as a model takes them: normalised, after their mask."""
     if options.normalise:
-        streams = latents.float().unflatten(1, (-1, reader.spec.channels))  # of one clip, or of two
-        latents = posterior.normalise(streams.flatten(0, 1), reader.spec.normaliser)
-        latents = latents.unflatten(0, streams.shape[:2]).flatten(1, 2)
+        # Of one clip, or of two.
+        streams = latents.float().reshape(-1, reader.spec.channels, *latents.shape[2:])
+        latents = posterior.normalise(streams, reader.spec.normaliser).reshape(latents.shape)
     latents = latents.to(_dtype(reader, options))
     if reader.field.recipe.get("mask") != "wan":
         return latents
