@@ -299,7 +299,8 @@ def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
             f"{did_you_mean(str(kind), MODELS)} Kinds: {', '.join(MODELS)}"
         )
     of_masks = kind == "visual" and ("masks" in raw or raw.get("of") in MASKED)
-    return validate(MaskedField if of_masks else MODELS[kind], raw, f"{where}.{name}")
+    model: type[FieldConfig] = MaskedField if of_masks else MODELS[kind]
+    return validate(model, raw, f"{where}.{name}")
 
 
 def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, FieldConfig]:
