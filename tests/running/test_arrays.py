@@ -53,7 +53,8 @@ def test_arrays_are_read_from_each_kind_of_file(name: str, data: bytes, tensor: 
     field = FieldArray(name="", shape=(2, 3), dtype="float32")
     found = to_field(parse_array(data, name, tensor), field)
     np.testing.assert_array_equal(found, VALUES)
-    assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+    assert found.dtype == np.dtype("float32")
+    assert found.flags.c_contiguous
 
 
 def test_bfloat16_is_read_as_it_is() -> None:
