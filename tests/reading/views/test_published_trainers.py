@@ -217,7 +217,7 @@ def test_videogpt_takes_ids_vectors_and_frames_of_a_run_on_videos(tmp_path: Path
     rows = []
     for n, clip in enumerate(pixels(*published["pixels"].tolist())):
         path = write_video(tmp_path / f"{n}.mkv", clip.numpy(), codec="ffv1", pix_fmt="bgr0")
-        rows.append({"path": path.name, "label": published["label"][n].item()})
+        rows.append({"video": path.name, "label": published["label"][n].item()})
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = make_config(
         tmp_path,
