@@ -152,12 +152,15 @@ def write_cache(
     spec: LatentSpec | None = None,
     actions: bool = False,
     chunk_frames: int | None = None,
+    per_source: int = 1,
+    segment: Callable[[int, int], int] | None = None,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
     make: gives the sample at a position of its bucket; omitted: normal noise. by_frame: as of an encoder of
     single frames. spec: in place of one that is made. actions: keep a column of a list with
-    an entry per frame, its number.
+    an entry per frame, its number. per_source: clips of each source, one after the other. segment: of a
+    source, by its number in the bucket, and a frame of it: a column per frame, beside `at`, the frame.
     """
     make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
@@ -185,7 +188,17 @@ def write_cache(
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
             rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
-            write_shard(storage, format, layout, shard, rows, manifest.fingerprint, actions=actions)
+            write_shard(
+                storage,
+                format,
+                layout,
+                shard,
+                rows,
+                manifest.fingerprint,
+                actions=actions,
+                per_source=per_source,
+                segment=segment,
+            )
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
             )
@@ -235,6 +248,8 @@ def write_shard(
     recipe: str,
     *,
     actions: bool = False,
+    per_source: int = 1,
+    segment: Callable[[int, int], int] | None = None,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     shard_format = get_format(format)
@@ -243,7 +258,7 @@ def write_shard(
     table = [
         {
             "key": _key(bucket.name, first + row),
-            "source": f"{bucket.name}/{first + row}.mp4",
+            "source": f"{bucket.name}/{(first + row) // per_source}.mp4",
             "bucket": bucket.name,
             "shard": shard,
             "row": row,
@@ -251,7 +266,7 @@ def write_shard(
             "reason": None if chunk else "corrupt",
             "message": None if chunk else "the decoder met damaged data",
             "caption": None if row % 3 == 2 else f"caption of {first + row}",
-            "start": 0,
+            "start": (first + row) % per_source * bucket.frames,
             "frames": bucket.frames,
             "fps": 8.0,
             "start_s": 0.0 if chunk else None,
@@ -272,6 +287,15 @@ def write_shard(
         for row, chunk in enumerate(encoded.chunks)
     ]
     lists = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
+    if segment is not None:
+        for values in table:
+            source = int(str(values["source"]).split("/")[1].removesuffix(".mp4"))
+            at = [*range(values["start"], values["start"] + bucket.frames)]
+            numbers = [segment(source, frame) for frame in at]
+            values["per_frame"] = {"frame": at, "of": 1 << 10, "segment": numbers, "at": at}
+        values = [pa.field(name, pa.list_(pa.int64())) for name in ("segment", "at")]
+        kinds = [pa.field("frame", pa.list_(pa.int32())), pa.field("of", pa.int32()), *values]
+        lists.append(pa.field("per_frame", pa.struct(kinds)))
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP, *lists])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
