@@ -39,6 +39,17 @@ from latentcache.storage.folder import Storage
 #: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.
 BUCKETS = {"1x32x48": 5, "5x32x32": 11}
 KEEP = [pa.field("score", pa.float64())]
+PER_FRAME = pa.field(
+    "per_frame",
+    pa.struct(
+        [
+            pa.field("frame", pa.list_(pa.int32())),
+            pa.field("of", pa.int32()),
+            pa.field("segment", pa.list_(pa.int64())),
+            pa.field("at", pa.list_(pa.int64())),
+        ]
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ def write_shard(
     shard_format = get_format(format)
     encoded = shard_format.encode_shard(layout, shard, rows)
     first, bucket = shard * layout.shard_rows, layout.bucket
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "key": _key(bucket.name, first + row),
             "source": f"{bucket.name}/{(first + row) // per_source}.mp4",
@@ -288,20 +299,25 @@ def write_shard(
     ]
     lists = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
     if segment is not None:
-        for values in table:
-            source = int(str(values["source"]).split("/")[1].removesuffix(".mp4"))
-            at = [*range(values["start"], values["start"] + bucket.frames)]
-            numbers = [segment(source, frame) for frame in at]
-            values["per_frame"] = {"frame": at, "of": 1 << 10, "segment": numbers, "at": at}
-        values = [pa.field(name, pa.list_(pa.int64())) for name in ("segment", "at")]
-        kinds = [pa.field("frame", pa.list_(pa.int32())), pa.field("of", pa.int32()), *values]
-        lists.append(pa.field("per_frame", pa.struct(kinds)))
+        lists.append(PER_FRAME)
+        for n, values in enumerate(table, first):
+            values["per_frame"] = _per_frame(segment, n, per_source, bucket.frames)
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP, *lists])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
     storage.write(encoded.path, data)
     derived = derive_table(shard_format, layout, data, recipe)
     storage.write(sample_path(bucket.name, shard), derived)
+
+
+def _per_frame(
+    segment: Callable[[int, int], int], position: int, per_source: int, frames: int
+) -> dict[str, Any]:
+    """Return the values per frame of the clip at a position of its bucket."""
+    source, clip = divmod(position, per_source)
+    at = [*range(clip * frames, (clip + 1) * frames)]
+    numbers = [segment(source, frame) for frame in at]
+    return {"frame": at, "of": per_source * frames, "segment": numbers, "at": at}
 
 
 def retire(cache: Synthetic, rows: Sequence[tuple[str, int, int]]) -> Manifest:

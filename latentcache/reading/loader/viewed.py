@@ -110,9 +110,9 @@ class ViewedBatch(ReadBatch):
         for shard, parts in by_shard.items():
             made.update(self._of_shard(shard, parts))
         found: dict[int, torch.Tensor] = {}
-        for n, parts in enumerate(samples):
-            if all(id(part) in made for part in parts):
-                pieces = [made[id(part)] for part in parts]
+        for n, of_sample in enumerate(samples):
+            if all(id(part) in made for part in of_sample):
+                pieces = [made[id(part)] for part in of_sample]
                 whole = len(pieces) == 1
                 found[n] = pieces[0] if whole else torch.cat(pieces, dim=pieces[0].ndim - 3)
         return found
@@ -261,11 +261,13 @@ def check_fields(maps: Sequence[ShardMap]) -> None:
 
 
 def _per_latent(array: FieldArray) -> bool:
+    if array.rule == "trajectory":
+        return True
     return array.rule in ("latents", "levels") and array.shape[1] == 0
 
 
 def _cut(sample: torch.Tensor, frames: Sequence[int] | None) -> torch.Tensor:
-    return sample if frames is None else sample[:, list(frames)]
+    return sample if frames is None else sample[..., list(frames), :, :]
 
 
 def _value(table: ShardRows, row: int, name: str) -> Any:

@@ -91,7 +91,7 @@ class AnyView:
         return np.asarray(self._view.counts(legal), np.int64)
 
     def most_frames(self, num_frames: int, num_next: int = 0) -> int:
-        """Return the most latent frames of a sample. num_next: clips that it may reach into, after its own."""
+        """Return the most latent frames of a sample. num_next: clips that it may reach into."""
         most = getattr(self._view, "most_frames", None)
         limit = num_frames * (1 + num_next)
         return min(limit, int(most(num_frames))) if callable(most) else num_frames

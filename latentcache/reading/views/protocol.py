@@ -48,7 +48,7 @@ class Record:
             values = [clip.column(self.run.segment) for clip in clips]
             segments = torch.cat(values).numpy()[None]
         legal = legal_starts(span, self.spec, self.bucket.frames, len(clips), segments)
-        return np.flatnonzero(legal[0]).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(legal[0]).tolist()
 
     def column(self, name: str) -> Any:
         """Return the clip's value in a column, such as `caption` or one that was kept from the corpus."""
@@ -57,7 +57,8 @@ class Record:
     def per_frame(self, name: str, frames: Sequence[int]) -> Any:
         """Return the values of a list with one entry per frame, at these latent frames.
 
-        Frames from num_frames on are of the clips that follow. See `views.per_frame`. Raises ConfigError where the list's length is that of nothing.
+        Frames from num_frames on are of the clips that follow. See `views.per_frame`. Raises ConfigError
+        where the list's length is that of nothing.
         """
         return per_frame(self, name, frames)
 
@@ -66,8 +67,8 @@ class Record:
 class Pick:
     """What of a record to read. frames: latent frames, in the order in which `make` gets them.
 
-    None: all. Of a view with `run`, frames from the clip's num_frames on are of the clips that follow. facts:
-    whatever `make` needs to know.
+    None: all. Of a view with `run`, frames from the clip's num_frames on are of the clips that follow.
+    facts: whatever `make` needs to know.
     """
 
     frames: Sequence[int] | None = None

@@ -20,8 +20,8 @@ from latentcache.core.spec import LatentSpec
 class Run:
     """What contiguous parts of clips a view takes.
 
-    span: latent frames from a part's first to its last. goes_on: parts may end in the next clips of the same
-    source. segment: the column per frame that has one value throughout a part; None for no such rule.
+    span: latent frames from a part's first to its last. goes_on: parts may end in the next clips of the
+    same source. segment: the column per frame that has one value throughout a part; None for no such rule.
     is_asked_for: whether it was said that parts go on, or end with a segment.
     """
 

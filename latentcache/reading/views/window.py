@@ -32,11 +32,11 @@ class Window:
     "all" takes every start once per epoch. per_frame: columns with an entry per frame, which are cut
     alike. middle: take parts of clips even if the encoder's latents have seen frames outside them.
 
-    run_on: a window may go on in the next clip of the same source, where one begins at the frame after; then
-    frame_indices go on, too, and the other columns are those of the window's first clip. None: so it is if
-    the encoder takes single frames, unless start is "first". segment: a column of `corpus.per_frame` that
-    has one value throughout a window, if the cache has such a column. Either reads some columns of every
-    sample table when the loader is made.
+    run_on: a window may go on in the next clip of the same source, where one begins at the frame after;
+    then frame_indices go on, too, and the other columns are those of the window's first clip. None: so it
+    is if the encoder takes single frames, unless start is "first". segment: a column of `corpus.per_frame`
+    that has one value throughout a window, if the cache has such a column. Either reads some columns of
+    every sample table when the loader is made.
     """
 
     frames: int
@@ -118,8 +118,8 @@ class Window:
         if self.start == "first":
             return legal[:, 0].astype(np.int64)
         if self.start == "all":
-            return legal.sum(axis=1)
-        return legal.any(axis=1) * np.int64(self.per_clip)
+            return np.asarray(legal.sum(axis=1), np.int64)
+        return np.where(legal.any(axis=1), self.per_clip, 0)
 
     def count(self, num_frames: int) -> int:
         """Return the samples per clip."""
@@ -147,7 +147,7 @@ class Window:
         return {"latents": arrays["latents"], "frame_indices": torch.tensor(frames), **columns}
 
     def settings(self) -> Mapping[str, Any]:
-        """Return its fields; run_on and segment only if they are given, as states of older loaders have it."""
+        """Return its fields; run_on and segment only if given: states of older loaders lack them."""
         fields = {**dataclasses.asdict(self), "per_frame": list(self.per_frame)}
         added = {"run_on": None, "segment": SEGMENT}
         return {name: v for name, v in fields.items() if name not in added or v != added[name]}
