@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 
-from latentcache.config.fields import FieldConfig, parse_field
+from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
@@ -130,7 +130,10 @@ def resume_fields(
     _check_overrides(overrides, known)
 
     def finish(name: str) -> int:
-        planned = _with_changed(reopen_field(cache, name, overrides))
+        planned = reopen_field(cache, name, overrides)
+        if isinstance(planned.config, GivenField):
+            return _say_given(planned)
+        planned = _with_changed(planned)
         if retry_failed:
             planned = _with_failed(planned)
         write_field_metadata(planned)
@@ -184,6 +187,16 @@ def _with_changed(planned: PlannedField) -> PlannedField:
         print(f"changed  {num} clips have other texts than the field {planned.field.name} encodes")
         planned = _take_version(planned, "update", rows)
     return planned
+
+
+def _say_given(planned: PlannedField) -> int:
+    """Say what is missing of a field that no encoder of latentcache's makes."""
+    if missing := planned.missing:
+        print(
+            f"field    {planned.field.name}: {planned.num_clips(missing)} clips are missing; its values "
+            "come from a program of yours: run that again, and latentcache.write_field goes on"
+        )
+    return OK
 
 
 def _with_failed(planned: PlannedField) -> PlannedField:

@@ -24,9 +24,12 @@ from latentcache.errors import (
 )
 
 if TYPE_CHECKING:
+    from latentcache.core.fields import FieldArray
+    from latentcache.exchange.write_field import write_field
     from latentcache.reading.cache import Cache, open_cache
     from latentcache.reading.dataset import BucketBatchSampler, LatentDataset, collate, to_numpy
     from latentcache.reading.loader.loader import LatentLoader
+    from latentcache.reading.masks import latent_masks
     from latentcache.reading.views.multiscale import MultiScale
     from latentcache.reading.views.protocol import Pick, Record
     from latentcache.reading.views.sparse import Sparse
@@ -43,6 +46,7 @@ __all__ = [
     "CorpusError",
     "CorruptionError",
     "EncoderError",
+    "FieldArray",
     "GeometryError",
     "LatentCacheError",
     "LatentDataset",
@@ -58,8 +62,10 @@ __all__ = [
     "Window",
     "__version__",
     "collate",
+    "latent_masks",
     "open_cache",
     "to_numpy",
+    "write_field",
 ]
 
 # Imported at first use: zarr-python imports this package for its data type and must not wait for torch.
@@ -71,6 +77,9 @@ _LAZY = {
     "collate": "reading.dataset",
     "to_numpy": "reading.dataset",
     "LatentLoader": "reading.loader.loader",
+    "FieldArray": "core.fields",
+    "latent_masks": "reading.masks",
+    "write_field": "exchange.write_field",
     "MultiScale": "reading.views.multiscale",
     "Pick": "reading.views.protocol",
     "Record": "reading.views.protocol",

@@ -25,7 +25,7 @@ class Genie(Window):
 
 
 def batches(cache: latentcache.Cache, frames: int = 16, step: int = 1) -> Iterator[dict[str, Any]]:
-    """Yield every window of every clip once, in random order."""
+    """Yield every window of every source once, in random order; none goes across a column `segment`."""
     yield from LatentLoader(cache, batch_size=4, view=Genie(frames, step, start="all"))
 
 

@@ -318,7 +318,30 @@ class ViewField(Section):
     )
 
 
-FieldConfig = TextField | RawField | VisualField | MaskedField | AudioField | ArrayField | ViewField
+class GivenField(Section):
+    """Arrays that a program of a user's writes, by `latentcache.write_field`. recipe: how they are made."""
+
+    kind: Literal["given"]
+    arrays: list[dict[str, Any]]
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read of each clip: none."""
+        return []
+
+
+FieldConfig = (
+    TextField
+    | RawField
+    | VisualField
+    | MaskedField
+    | AudioField
+    | ArrayField
+    | ViewField
+    | GivenField
+)
+#: Those that a configuration can ask for.
 MODELS: Mapping[str, type[FieldConfig]] = {
     "text": TextField,
     "raw": RawField,
@@ -343,6 +366,13 @@ def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
     of_masks = kind == "visual" and ("masks" in raw or raw.get("of") in MASKED)
     model: type[FieldConfig] = MaskedField if of_masks else MODELS[kind]
     return validate(model, raw, f"{where}.{name}")
+
+
+def stored_field(name: str, raw: Mapping[str, Any]) -> FieldConfig:
+    """Return a field's configuration as its field.json has it. Raises ConfigError."""
+    if raw.get("kind") == "given":
+        return validate(GivenField, raw, f"fields.{name}")
+    return parse_field(name, raw)
 
 
 def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, FieldConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from latentcache.config.fields import parse_field
+from latentcache.config.fields import stored_field
 from latentcache.copying.parents import Parents
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.errors import CacheError, ConfigError, CorruptionError
@@ -95,7 +95,7 @@ def take_fields(planned: PlannedCache, parents: Parents) -> FieldChoice:
 
 
 def _create(planned: PlannedCache, wanted: FieldManifest, opened: Sequence[OpenCache]) -> None:
-    config = parse_field(wanted.name, dict(wanted.settings))
+    config = stored_field(wanted.name, dict(wanted.settings))
     there = create_field(PlannedField(cache=planned, field=wanted, config=config)).field
     if there.choices < wanted.choices:
         raise CacheError(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from latentcache.config.fields import parse_field
+from latentcache.config.fields import stored_field
 from latentcache.copying.field_rows import FieldSource, NewestRow
 from latentcache.copying.parents import Parents
 from latentcache.copying.shards import MEMORY_BYTES, NUM_THREADS, TIMES_IN_MEMORY
@@ -113,7 +113,7 @@ class _FieldCopier:
                 publish_field(storage, self._field, manifest)
             return
         self._field = self._with_version({s: rows for s, rows in owed.items() if rows})
-        config = parse_field(name, dict(self._field.settings))
+        config = stored_field(name, dict(self._field.settings))
         write_field_metadata(PlannedField(cache=self._planned, field=self._field, config=config))
         warnings: list[str] = []
         waiting, threads = iter(sorted(owed)), min(map(self._num_threads, owed))

@@ -15,16 +15,22 @@ from latentcache.errors import ConfigError
 
 #: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
 #: audio: the clip's sound, or an encoder's output for it. array: numbers in a file of each clip's own.
-#: view: nothing stored, a part of the latents.
-FieldKind = Literal["text", "raw", "visual", "audio", "array", "view"]
+#: view: nothing stored, a part of the latents. given: what a program of a user's wrote.
+FieldKind = Literal["text", "raw", "visual", "audio", "array", "view", "given"]
 #: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]
 #: What an array's shape follows from. fixed: `shape`; steps: the same, of many short rows; latents: the
 #: clip's bucket, as its latents' does, with `shape[0]` channels and `shape[1]` latent frames (0: all), and
 #: if the shape goes on, of clips of `shape[2] / shape[3]` times the bucket's height and width; levels: as
-#: latents, of a mask, from 0 to 255; pixels: `shape[0]` frames of its pixels (0: all).
-ShapeRule = Literal["fixed", "steps", "latents", "levels", "pixels"]
+#: latents, of a mask, from 0 to 255; pixels: `shape[0]` frames of its pixels (0: all); by_step: `shape`,
+#: whose first axis is read step by step; trajectory: the same of `shape[1]` channels of the clip's latents
+#: at each of `shape[0]` steps.
+ShapeRule = Literal["fixed", "steps", "latents", "levels", "pixels", "by_step", "trajectory"]
+#: Of arrays that are read step by step.
+BY_STEP = ("by_step", "trajectory")
+#: Of arrays whose shape may have zeros, which stand for all.
+_OPEN = ("latents", "levels", "pixels")
 
 #: Names become folders, keys of batches, and columns.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -65,8 +71,13 @@ class FieldArray:
         if self.dtype not in ITEM_BYTES:
             known = ", ".join(ITEM_BYTES)
             raise ConfigError(f"an array of {self.dtype!r} cannot be stored; known: {known}")
-        if not self.shape or min(self.shape) < (1 if self.rule in ("fixed", "steps") else 0):
+        if self.rule not in get_args(ShapeRule):
+            known = ", ".join(get_args(ShapeRule))
+            raise ConfigError(f"no array has the rule {self.rule!r}; known: {known}")
+        if not self.shape or min(self.shape) < (0 if self.rule in _OPEN else 1):
             raise ConfigError(f"not the shape of an array: {self.shape}")
+        if self.rule == "trajectory" and len(self.shape) != 2:
+            raise ConfigError(f"a trajectory's shape is (steps, channels), not {self.shape}")
         if math.prod(self.shape) * ITEM_BYTES[self.dtype] > MAX_SAMPLE_BYTES:
             raise ConfigError(f"no sample is as large as {self.shape} of {self.dtype}")
 
@@ -77,7 +88,9 @@ class FieldArray:
 
     @property
     def piece(self) -> int | None:
-        """How many tokens are compressed together; None if all are."""
+        """How many tokens, or steps, are compressed together; None if all are."""
+        if self.rule in BY_STEP:
+            return 1
         if not self.ragged:
             return None
         length = self.shape[0]
@@ -87,11 +100,13 @@ class FieldArray:
 
     def shape_in(self, bucket: Bucket, spec: LatentSpec) -> tuple[int, ...]:
         """Return the shape of a clip's sample in a bucket."""
-        if self.rule in ("fixed", "steps"):
+        if self.rule in ("fixed", "steps", "by_step"):
             return self.shape
         if self.rule == "pixels":
             return (self.shape[0] or bucket.frames, bucket.height, bucket.width, 3)
         *_, t, h, w = spec.latent_shape(bucket.frames, *self.size_in(bucket))
+        if self.rule == "trajectory":
+            return (*self.shape, t, h, w)
         return (self.shape[0], self.shape[1] or t, h, w)
 
     def size_in(self, bucket: Bucket) -> tuple[int, int]:

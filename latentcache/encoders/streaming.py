@@ -36,11 +36,12 @@ def can_stream(encoder: Encoder) -> TypeGuard[StreamingEncoder]:
 
 
 def regroup(
-    groups: Iterable[torch.Tensor], frames: int, first: int, size: int
+    groups: Iterable[torch.Tensor], frames: int, first: int, size: int, *, rest: bool = False
 ) -> Iterator[torch.Tensor]:
     """Yield the same frames as groups of `first`, then of `size`. [B, T, H, W, 3] in and out.
 
-    A group that is given need only last until the next one is asked for; so do those that are yielded.
+    rest: whether the last group may be smaller. A group that is given need only last until the next one is
+    asked for; so do those that are yielded.
 
     Raises EncoderError unless there are `frames` of them.
     """
@@ -59,8 +60,10 @@ def regroup(
         held[-1:] = [
             left.clone() for left in held[-1:]
         ]  # whoever gave the group may use its memory
-    if num_given != frames or held:
+    if num_given != frames or (held and not rest):
         raise EncoderError(f"a clip of {frames} frames was streamed as {num_given}")
+    if held:
+        yield torch.cat(held, dim=1) if len(held) > 1 else held[0]
 
 
 def encode_stream(

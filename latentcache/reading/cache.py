@@ -45,6 +45,7 @@ from latentcache.reading.quantiser import Quantiser
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
+from latentcache.reading.steps import Steps, steps_of
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
@@ -351,6 +352,17 @@ class Cache:
     @functools.cached_property
     def _default(self) -> LatentDataset:
         return self.dataset()
+
+    def steps(self, array: str, key: str) -> Steps:
+        """Return an array of a field that is read step by step, such as a trajectory, of the clip `key`.
+
+        array: by its key in batches, such as "ddim" or "ddim.scores". Raises KeyError where the clip or its
+        sample is not there, ConfigError if the cache has no such array.
+        """
+        place, position = self._locate(self.number(key))
+        bucket, shard = self._places["bucket"][place], self._places["shard"][place]
+        row = self.rows(bucket, shard).chunks[position].row
+        return steps_of(self.field(array.partition(".")[0]), array, (bucket, shard, row))
 
     def stored(self, index: int | str) -> torch.Tensor:
         """Return what is stored of an ok clip, unchanged, by number or key: of moments [2C, t, h, w]."""

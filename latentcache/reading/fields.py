@@ -202,6 +202,30 @@ class FieldReader:
                     self.storage, layout, shard, refs, arrays, check=check, disk=self._disk
                 )
 
+    def read_steps(
+        self,
+        bucket: str,
+        shard: int,
+        entry: Entry,
+        key: str,
+        steps: Sequence[int],
+        out: torch.Tensor,
+    ) -> None:
+        """Read some steps of an entry's array, by its key, into a CPU tensor [n, ...].
+
+        Only their chunks are read, and near ones in one request. Raises CorruptionError.
+        """
+        number = list(self.arrays).index(key)
+        self._format.read_frames(
+            self.storage,
+            self._layouts_of(entry.version, bucket)[number],
+            shard,
+            [entry.refs[number]],
+            [steps],
+            [as_numpy(out)],
+            disk=self._disk,
+        )
+
     def _layouts_of(self, version: int, bucket: str) -> list[ArrayLayout]:
         key = (version, bucket)
         if key not in self._layouts:

@@ -318,7 +318,18 @@ def test_decoded_values_round_to_the_decoded_pixels(built: Built) -> None:
 
 
 #: Encoders that see a clip in groups of frames, beside all that take each frame by itself.
-STREAMED = {"dct", "ivvae", "taehv", "wan", "qwen", "cogvideox", "magvit"}
+STREAMED = {
+    "dct",
+    "ivvae",
+    "taehv",
+    "wan",
+    "qwen",
+    "cogvideox",
+    "magvit",
+    "vqgan",
+    "llamagen",
+    "openmagvit2",
+}
 
 
 def in_groups(pixels: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

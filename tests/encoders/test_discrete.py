@@ -11,6 +11,7 @@ import torch
 
 from latentcache.core import codebook
 from latentcache.encoders import resolve
+from latentcache.encoders.streaming import encode_stream
 from latentcache.encoders.tokenizers import open_magvit2, var, videogpt, vqgan
 from latentcache.encoders.tokenizers.discrete import nearest_code
 from latentcache.errors import ConfigError, EncoderError
@@ -20,6 +21,15 @@ from tests.tools.published import Published, pixels
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
+
+
+def test_a_long_clip_of_ids_in_groups_has_those_of_the_whole(tmp_path: Path) -> None:
+    encoder = build(save_vqgan(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randint(0, 256, (1, 35, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    for size in (1, 7, 16, 35):  # 16 frames are computed together, then 16, then 3
+        groups = torch.split(clip, size, dim=1)
+        assert torch.equal(encode_stream(encoder, groups, (35, 16, 16)), encoder.encode(clip))
 
 
 def build(raw: dict[str, Any]) -> Any:

@@ -39,6 +39,17 @@ from latentcache.storage.folder import Storage
 #: 5x32x32 pixels and 1x32x48: latents of 2x4x4 and 1x4x6.
 BUCKETS = {"1x32x48": 5, "5x32x32": 11}
 KEEP = [pa.field("score", pa.float64())]
+PER_FRAME = pa.field(
+    "per_frame",
+    pa.struct(
+        [
+            pa.field("frame", pa.list_(pa.int32())),
+            pa.field("of", pa.int32()),
+            pa.field("segment", pa.list_(pa.int64())),
+            pa.field("at", pa.list_(pa.int64())),
+        ]
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -152,12 +163,15 @@ def write_cache(
     spec: LatentSpec | None = None,
     actions: bool = False,
     chunk_frames: int | None = None,
+    per_source: int = 1,
+    segment: Callable[[int, int], int] | None = None,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
     make: gives the sample at a position of its bucket; omitted: normal noise. by_frame: as of an encoder of
     single frames. spec: in place of one that is made. actions: keep a column of a list with
-    an entry per frame, its number.
+    an entry per frame, its number. per_source: clips of each source, one after the other. segment: of a
+    source, by its number in the bucket, and a frame of it: a column per frame, beside `at`, the frame.
     """
     make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
@@ -185,7 +199,17 @@ def write_cache(
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
             rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
-            write_shard(storage, format, layout, shard, rows, manifest.fingerprint, actions=actions)
+            write_shard(
+                storage,
+                format,
+                layout,
+                shard,
+                rows,
+                manifest.fingerprint,
+                actions=actions,
+                per_source=per_source,
+                segment=segment,
+            )
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
             )
@@ -235,15 +259,17 @@ def write_shard(
     recipe: str,
     *,
     actions: bool = False,
+    per_source: int = 1,
+    segment: Callable[[int, int], int] | None = None,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     shard_format = get_format(format)
     encoded = shard_format.encode_shard(layout, shard, rows)
     first, bucket = shard * layout.shard_rows, layout.bucket
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "key": _key(bucket.name, first + row),
-            "source": f"{bucket.name}/{first + row}.mp4",
+            "source": f"{bucket.name}/{(first + row) // per_source}.mp4",
             "bucket": bucket.name,
             "shard": shard,
             "row": row,
@@ -251,7 +277,7 @@ def write_shard(
             "reason": None if chunk else "corrupt",
             "message": None if chunk else "the decoder met damaged data",
             "caption": None if row % 3 == 2 else f"caption of {first + row}",
-            "start": 0,
+            "start": (first + row) % per_source * bucket.frames,
             "frames": bucket.frames,
             "fps": 8.0,
             "start_s": 0.0 if chunk else None,
@@ -272,12 +298,26 @@ def write_shard(
         for row, chunk in enumerate(encoded.chunks)
     ]
     lists = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
+    if segment is not None:
+        lists.append(PER_FRAME)
+        for n, values in enumerate(table, first):
+            values["per_frame"] = _per_frame(segment, n, per_source, bucket.frames)
     schema = pa.schema([*SAMPLE_SCHEMA, *KEEP, *lists])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
     storage.write(encoded.path, data)
     derived = derive_table(shard_format, layout, data, recipe)
     storage.write(sample_path(bucket.name, shard), derived)
+
+
+def _per_frame(
+    segment: Callable[[int, int], int], position: int, per_source: int, frames: int
+) -> dict[str, Any]:
+    """Return the values per frame of the clip at a position of its bucket."""
+    source, clip = divmod(position, per_source)
+    at = [*range(clip * frames, (clip + 1) * frames)]
+    numbers = [segment(source, frame) for frame in at]
+    return {"frame": at, "of": per_source * frames, "segment": numbers, "at": at}
 
 
 def retire(cache: Synthetic, rows: Sequence[tuple[str, int, int]]) -> Manifest:

@@ -20,6 +20,7 @@ from latentcache.core.spec import IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.encoders.tokenizers.discrete import CENTRED, DiscreteEncoder, frame_spec
+from latentcache.encoders.tokenizers.per_frame import PerFrameEncoder
 from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
 from latentcache.encoders.tokenizers.vqgan import CODEBOOK, PARTS, VQGAN, Nearest
 from latentcache.encoders.tokenizers.vqgan_layers import Shape
@@ -89,7 +90,7 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = VQGAN(Shape.of(loaded), Directions(*loaded.shape(CODEBOOK, 2)))
     trainer_checkpoint.load_into(network, loaded)
-    return DiscreteEncoder(network.to(device), spec, device, LEVELS)
+    return PerFrameEncoder(network.to(device), spec, device, LEVELS)
 
 
 def _read(config: Config, *, only_shapes: bool = False) -> TrainerCheckpoint:

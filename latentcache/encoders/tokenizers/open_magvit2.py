@@ -23,6 +23,7 @@ from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint
 from latentcache.encoders.tokenizers.discrete import CENTRED, DiscreteEncoder, frame_spec
 from latentcache.encoders.tokenizers.open_magvit2_model import OpenMagvit2, Shape
+from latentcache.encoders.tokenizers.per_frame import PerFrameEncoder
 from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
 from latentcache.errors import ConfigError
 
@@ -89,7 +90,7 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = OpenMagvit2(Shape.of(loaded))
     trainer_checkpoint.load_into(network, loaded)
-    return DiscreteEncoder(network.to(device), spec, device, LEVELS)
+    return PerFrameEncoder(network.to(device), spec, device, LEVELS)
 
 
 def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:

@@ -30,6 +30,7 @@ from latentcache.encoders.tokenizers.discrete import (
     nearest_code,
     per_frame,
 )
+from latentcache.encoders.tokenizers.per_frame import PerFrameEncoder
 from latentcache.encoders.tokenizers.trainer_checkpoint import TrainerCheckpoint
 from latentcache.encoders.tokenizers.vqgan_layers import Autoencoder, Shape
 from latentcache.errors import ConfigError
@@ -98,7 +99,7 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
         kind = Nearest if config.gumbel is None else Likeliest
         network = VQGAN(Shape.of(loaded), kind(*_sizes(config, loaded)))
     trainer_checkpoint.load_into(network, loaded)
-    return DiscreteEncoder(network.to(device), spec, device, LEVELS)
+    return PerFrameEncoder(network.to(device), spec, device, LEVELS)
 
 
 def _sizes(config: Config, loaded: TrainerCheckpoint) -> torch.Size:

@@ -147,16 +147,18 @@ def read_whole(
 ) -> None:
     """Read the chunks of these numbers whole, and copy the picked frames, byte for byte.
 
-    Frames are the third axis from the end; samples without them, such as multi-scale ids, come whole.
+    Frames are the axis of the layout's pieces, or the third from the end; samples without them, such as
+    multi-scale ids, come whole.
     """
-    cut = {n for n in numbers if picks[n] is not None and len(layout.shape) >= 3}
+    axis = layout.piece_axis if layout.piece else len(layout.shape) - 3
+    cut = {n for n in numbers if picks[n] is not None and axis >= 0}
     wholes = [np.empty(layout.shape, out[n].dtype) if n in cut else out[n] for n in numbers]
     some = [chunks[n] for n in numbers]
     if some:
         shard_format.read(storage, layout, index, some, wholes, check=check, disk=disk)
     for n, whole in zip(numbers, wholes, strict=True):
         if n in cut:
-            out[n][:] = whole.take(list(picks[n] or ()), axis=-3)
+            out[n][:] = whole.take(list(picks[n] or ()), axis=axis)
 
 
 def _read_local(

@@ -12,13 +12,14 @@ from latentcache.config.fields import (
     ArrayField,
     AudioField,
     FieldConfig,
+    GivenField,
     MaskedField,
     RawField,
     TextField,
     ViewField,
     VisualField,
 )
-from latentcache.core.fields import FieldArray
+from latentcache.core.fields import FieldArray, to_arrays
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.sounds import describe_sound_encoder
@@ -62,6 +63,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
             return _describe_array(config)
         case ViewField():
             return _describe_view(config, manifest.spec)
+        case GivenField():
+            return _describe_given(config)
 
 
 def _describe_audio(config: AudioField) -> Description:
@@ -214,6 +217,11 @@ def _describe_view(config: ViewField, spec: LatentSpec) -> Description:
         )
     array = FieldArray(name="", shape=(spec.channels, 1), dtype=spec.dtype, rule="latents")
     return _described(config, array)
+
+
+def _describe_given(config: GivenField) -> Description:
+    recipe = {"version": FIELD_RECIPE_VERSION, "kind": config.kind, "given": config.recipe}
+    return Description(arrays=to_arrays(config.arrays), recipe=plain(recipe))
 
 
 def _describe_text(config: TextField) -> Description:

@@ -16,7 +16,7 @@ from latentcache.config.fields import (
     TextField,
     ViewField,
     VisualField,
-    parse_field,
+    stored_field,
 )
 from latentcache.config.files import apply_overrides
 from latentcache.core.records import Shard, ShardId
@@ -39,7 +39,7 @@ from latentcache.format.fields.snapshot import (
     publish_field,
     rows_of,
 )
-from latentcache.format.manifest import read_manifest, recipe_difference
+from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.per_frame import names_in
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
@@ -287,7 +287,13 @@ def _absolute(value: Any) -> Any:
 
 def create_field(planned: PlannedField) -> PlannedField:
     """Write field.json, or take the one that is there. Raises RecipeMismatchError, ConfigError."""
-    storage, name = planned.storage, planned.field.name
+    there = create_manifest(planned.storage, planned.cache.manifest, planned.field)
+    return replace(planned, field=there)
+
+
+def create_manifest(storage: Storage, manifest: Manifest, field: FieldManifest) -> FieldManifest:
+    """Write field.json and the arrays' metadata, or take those that are there; as `create_field` does."""
+    name = field.name
     path = field_json_path(name)
     left = storage.files(field_folder(name))  # first, as another run may write field.json now
     if left and not storage.exists(path):
@@ -296,12 +302,11 @@ def create_field(planned: PlannedField) -> PlannedField:
             "dropped to the end. Nothing was written. Drop it again: latentcache "
             f"drop-field {redact(storage.url)} {name} --yes"
         )
-    storage.create(path, planned.field.to_bytes())
-    there = read_field(storage, name, planned.cache.manifest)
-    _check_same(storage, there, planned.field)
-    planned = replace(planned, field=there)
-    write_field_metadata(planned)
-    return planned
+    storage.create(path, field.to_bytes())
+    there = read_field(storage, name, manifest)
+    _check_same(storage, there, field)
+    write_metadata(storage, manifest, there)
+    return there
 
 
 def _check_same(storage: Storage, old: FieldManifest, new: FieldManifest) -> None:
@@ -323,7 +328,11 @@ def _shapes(field: FieldManifest) -> list[str]:
 
 def write_field_metadata(planned: PlannedField) -> None:
     """Write the arrays' metadata where it is missing, damaged, or of a smaller array."""
-    manifest, field = planned.cache.manifest, planned.field
+    write_metadata(planned.storage, planned.cache.manifest, planned.field)
+
+
+def write_metadata(storage: Storage, manifest: Manifest, field: FieldManifest) -> None:
+    """Write the arrays' metadata of a field as `write_field_metadata` does."""
     if field.kind == "view":
         return
     shard_format = get_format(manifest.format)
@@ -334,8 +343,8 @@ def write_field_metadata(planned: PlannedField) -> None:
                 continue
             layouts = field.layouts(manifest, version.number, bucket.name)
             for path, data in shard_format.metadata(layouts).items():
-                if _read(planned.storage, path) != data:
-                    planned.storage.write(path, data)
+                if _read(storage, path) != data:
+                    storage.write(path, data)
 
 
 def repair_field(
@@ -366,7 +375,7 @@ def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) 
     field = read_field(cache.storage, name, cache.manifest)
     own = [o for o in overrides if o.startswith(f"fields.{name}.")]
     changed = apply_overrides({"fields": {name: dict(field.settings)}}, own)["fields"][name]
-    config = parse_field(name, changed)
+    config = stored_field(name, changed)
     found = describe_field(config, cache.manifest)
     wanted = replace(
         field,

@@ -269,7 +269,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         check_alike(caches, [source.transform for source in self._sources])
         check_fields_alike([source.map.fields for source in self._sources])
         if self._view:
-            check_fields([source.map.fields for source in self._sources])
+            check_fields([source.map for source in self._sources])
         for cache in caches:
             check_layout(self._layout, cache.spec)
         for source in self._sources:

@@ -15,9 +15,12 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.loader.clip_weights import BucketRepeats, ClipWeights
 from latentcache.reading.loader.fields import LoaderFields
 from latentcache.reading.loader.filters import Where, choose
+from latentcache.reading.loader.runs import Place, Runs, make_runs
 from latentcache.reading.order.epoch import Batch, BucketShards
 from latentcache.reading.order.philox import Int64
 from latentcache.reading.views.adapt import AnyView, latent_frames
+from latentcache.reading.views.honest import check_long_enough
+from latentcache.reading.views.starts import Run
 
 
 class Rows(NamedTuple):
@@ -25,12 +28,14 @@ class Rows(NamedTuple):
 
     visits: what takes the epoch's place in what is drawn for each: how often the clip has come before. It
     is the epoch, unless clips have weights.
+    following: of each the clips that follow it, as far as a sample may reach; empty if a view has no run.
     """
 
     rows: list[int]
     where: list[int]
     numbers: list[int]
     visits: list[int]
+    following: list[list[Place]]
 
 
 class ShardMap:
@@ -84,7 +89,10 @@ class ShardMap:
         #: Samples per clip of each bucket.
         self.per_clip = [1] * len(self.names)
         self._sample_bytes = sizes
-        if view is not None:
+        #: What contiguous parts the view takes, if not every clip gives as many.
+        self.run: Run | None = None
+        self._runs: dict[str, Runs] = {}
+        if view is not None and self.names:
             self._apply(view)
         self.shards = self._shards(None)
         #: The epoch that was asked for last, and what it has.
@@ -94,11 +102,40 @@ class ShardMap:
         """Count the samples that a view makes of clips."""
         num_frames = [latent_frames(shape) for shape in self.shapes]
         view.check(self.cache.spec, dict(zip(self.names, num_frames, strict=True)))
-        self.per_clip = [view.count(num) for num in num_frames]
+        self.run = self._run_of(view, num_frames)
+        num_next = [self.run.num_next(num) if self.run else 0 for num in num_frames]
         self._sample_bytes = [
-            max(1, size * view.most_frames(num) // num)
-            for size, num in zip(self._sample_bytes, num_frames, strict=True)
+            max(1, size * view.most_frames(num, more) // num)
+            for size, num, more in zip(self._sample_bytes, num_frames, num_next, strict=True)
         ]
+        if self.run is None:
+            self.per_clip = [view.count(num) for num in num_frames]
+            return
+        self._runs = make_runs(self.run, view, self.cache, self._chosen)
+        self._num_clips = [self._runs[name].num_samples for name in self.names]
+        short = [n for n, num in enumerate(self._num_clips) if not num.sum()]
+        if short:
+            names = [self.names[n] for n in short]
+            raise ConfigError(
+                f"{view.name}: it takes {self.run.span} latent frames of a clip, or of it and the next "
+                f"ones, but those of bucket {names[0]} have only {num_frames[short[0]]} each, and none "
+                f"goes on for long enough{' in one segment' if self.run.segment else ''}. Take fewer, or "
+                f'leave short clips out: where="bucket not in ({str(names)[1:-1]})".'
+            )
+
+    def _run_of(self, view: AnyView, num_frames: Sequence[int]) -> Run | None:
+        """Return what contiguous parts the view takes. Raises ConfigError if clips have weights, too."""
+        run = view.run(self.cache)
+        if run is None or not self._repeats:
+            return run
+        if run.is_asked_for:
+            raise ConfigError(
+                f"{view.name}: windows that go on in the next clip, or end with a segment, are not counted "
+                "by clips, and this loader takes clips by their weights. Give run_on=False and "
+                "segment=None, or clip_weight=None."
+            )
+        check_long_enough(view.name, run.span, dict(zip(self.names, num_frames, strict=True)))
+        return None
 
     def __len__(self) -> int:
         """Return how many samples there are, each clip taken once."""
@@ -157,22 +194,33 @@ class ShardMap:
         places: dict[int, Rows] = {}
         for n, (at, sample) in enumerate(zip(batch.shards, batch.rows, strict=True)):
             shard = int(self._numbers[batch.bucket][at])
-            found = places.setdefault(shard, Rows([], [], [], []))
-            row, number = divmod(sample, self.per_clip[batch.bucket])
+            found = places.setdefault(shard, Rows([], [], [], [], []))
+            row, number, following = self._find(batch.bucket, at, sample)
             found.rows.append(row)
             found.where.append(n)
             found.numbers.append(number)
             found.visits.append(epoch)
+            found.following.append(following)
         name = self.names[batch.bucket]
         if name in self._repeats:
             for shard, found in places.items():
                 rows, visits = self._repeats[name].samples(shard, epoch, np.array(found.rows))
                 places[shard] = found._replace(rows=rows.tolist(), visits=visits.tolist())
-        if self._chosen is not None:
+        if self._chosen is not None and not self._runs:
             chosen = self._chosen[name]
             for shard, found in places.items():
                 places[shard] = found._replace(rows=chosen.rows(shard)[found.rows].tolist())
         return places
+
+    def _find(self, bucket: int, at: int, sample: int) -> tuple[int, int, list[Place]]:
+        """Return a sample's row among those chosen, its number in the clip, and the clips that follow.
+
+        With runs the row is among all ok ones.
+        """
+        if self._runs:
+            return self._runs[self.names[bucket]].find(at, sample)
+        row, number = divmod(sample, self.per_clip[bucket])
+        return row, number, []
 
 
 def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:

@@ -6,26 +6,57 @@ Everything is computed on the CPU, in the threads that read, and sent to the dev
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from latentcache.core.records import Bucket
+from latentcache.core.fields import FieldArray
 from latentcache.errors import ConfigError
 from latentcache.reading.loader.arrange import arranged
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.batches import Read, ReadBatch
 from latentcache.reading.loader.fields import FieldsOfBatch, LoaderFields
-from latentcache.reading.loader.selection import Rows
+from latentcache.reading.loader.runs import Place
+from latentcache.reading.loader.selection import Rows, ShardMap
 from latentcache.reading.loader.targets import Arriving, CpuTarget, Target
 from latentcache.reading.per_frame import stack_per_frame
 from latentcache.reading.picks import picked_shape
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.views.adapt import AnyView, latent_frames, record_of
-from latentcache.reading.views.per_frame import pixel_values
+from latentcache.reading.views.per_frame import picked_values
 from latentcache.reading.views.protocol import Pick, Record
+from latentcache.reading.views.starts import by_clip
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Latent frames of one clip that a sample has. frames: None for all. visit: see `selection.Rows`."""
+
+    place: Place
+    key: str
+    visit: int
+    frames: Sequence[int] | None
+
+
+class _Made(NamedTuple):
+    record: Record
+    pick: Pick
+    tensors: Mapping[str, Any]
+
+
+def _parts(record: Record, pick: Pick, places: Sequence[Place], visit: int) -> list[_Part]:
+    """Return what a sample has of its clip, and of those that follow. places: of these clips."""
+    if pick.frames is None or not record.following:
+        return [_Part(places[0], record.key, visit, pick.frames)]
+    clips = (record, *record.following)
+    return [
+        _Part(places[clip], clips[clip].key, visit, frames)
+        for clip, frames in by_clip(pick.frames, record.num_frames)
+    ]
 
 
 class ViewedBatch(ReadBatch):
@@ -35,57 +66,98 @@ class ViewedBatch(ReadBatch):
         super().__init__(*args, **options)
         assert self._plan.view is not None
         self._view: AnyView = self._plan.view
-        self._made: dict[int, tuple[Pick, Mapping[str, Any]]] = {}
-        num, whole = len(self._batch.rows), math.prod(self._shape)
-        share = self._view.most_frames(latent_frames(self._shape)) / latent_frames(self._shape)
+        self._made: dict[int, _Made] = {}
+        num, whole, run = len(self._batch.rows), math.prod(self._shape), self._plan.run
+        num_frames = latent_frames(self._shape)
+        num_next = run.num_next(num_frames) if run else 0
+        share = self._view.most_frames(num_frames, num_next) / num_frames
         dtypes = (self._target.transform.stored_dtype, self._target.transform.dtype)
         # A clip is read whole, and its part is held as it is stored and as it is made.
         self.num_bytes += int(num * whole * sum(dtype.itemsize for dtype in dtypes) * share)
 
     def read(self, shard: int, found: Rows) -> None:
         """Read what the view picks of rows of one shard, and make the samples of it."""
-        cache, transform = self._plan.cache, self._target.transform
-        table = cache.rows(self._name, shard)
+        table = self._plan.cache.rows(self._name, shard)
         records = self._records(table, found)
         picks = [
             self._view.pick(record, visit)
             for record, visit in zip(records, found.visits, strict=True)
         ]
-        frames = [pick.frames for pick in picks]
-        stored = [
-            torch.empty(picked_shape(self._shape, some), dtype=transform.stored_dtype)
-            for some in frames
-        ]
-        read = self._damage.read(
-            cache, self._name, shard, found.rows, stored, check=self._check, picks=frames
-        )
-        keys = [record.key for record in records]
-        if (fields := self._fields_memory()) is not None:  # before latents change in their place
-            rows = [table.chunks[row].row for row in found.rows]
-            fields.read(shard, rows, found.where, keys, found.visits, stored, check=self._check)
-        for n in read:
-            latents = transform.of_frames(
-                stored[n], frames[n], self._shape, keys[n], found.visits[n]
+        parts = [
+            _parts(record, pick, [Place(shard, row), *following], visit)
+            for record, pick, row, following, visit in zip(
+                records, picks, found.rows, found.following, found.visits, strict=True
             )
-            made = self._view.make(records[n], latents, picks[n])
-            self._made[found.where[n]] = picks[n], made
+        ]
+        if (fields := self._fields_memory()) is not None:
+            rows, keys = [table.chunks[row].row for row in found.rows], [r.key for r in records]
+            fields.read(shard, rows, found.where, keys, found.visits, (), check=self._check)
+        latents = self._latents(parts)
+        read = [n for n in range(len(records)) if n in latents]
+        for n in read:
+            made = self._view.make(records[n], latents[n], picks[n])
+            self._made[found.where[n]] = _Made(records[n], picks[n], made)
         if read:
             places = [found.rows[n] for n in read], [found.where[n] for n in read]
             self._found.append((table, *places))
 
-    def _records(self, table: ShardRows, found: Rows) -> list[Record]:
-        keys = table.column("key", found.rows)
-        return [
-            record_of(
-                key,
-                self._name,
-                number,
-                self._shape,
-                self._plan.cache.spec,
-                functools.partial(_value, table, row),
-            )
-            for key, row, number in zip(keys, found.rows, found.numbers, strict=True)
+    def _latents(self, samples: Sequence[Sequence[_Part]]) -> dict[int, torch.Tensor]:
+        """Return the latents of samples, by their number, whose parts could all be read."""
+        by_shard: dict[int, list[_Part]] = {}
+        for part in itertools.chain.from_iterable(samples):
+            by_shard.setdefault(part.place.shard, []).append(part)
+        made: dict[int, torch.Tensor] = {}  # by the part's id
+        for shard, parts in by_shard.items():
+            made.update(self._of_shard(shard, parts))
+        found: dict[int, torch.Tensor] = {}
+        for n, of_sample in enumerate(samples):
+            if all(id(part) in made for part in of_sample):
+                pieces = [made[id(part)] for part in of_sample]
+                whole = len(pieces) == 1
+                found[n] = pieces[0] if whole else torch.cat(pieces, dim=pieces[0].ndim - 3)
+        return found
+
+    def _of_shard(self, shard: int, parts: Sequence[_Part]) -> dict[int, torch.Tensor]:
+        """Return the latents of parts of one shard, by their ids; damaged ones are left out."""
+        transform = self._target.transform
+        frames = [part.frames for part in parts]
+        stored = [
+            torch.empty(picked_shape(self._shape, some), dtype=transform.stored_dtype)
+            for some in frames
         ]
+        rows, name = [part.place.row for part in parts], self._name
+        read = self._damage.read(
+            self._plan.cache, name, shard, rows, stored, check=self._check, picks=frames
+        )
+        return {
+            id(parts[n]): transform.of_frames(
+                stored[n], frames[n], self._shape, parts[n].key, parts[n].visit
+            )
+            for n in read
+        }
+
+    def _records(self, table: ShardRows, found: Rows) -> list[Record]:
+        return [
+            self._record(table, row, number, following)
+            for row, number, following in zip(
+                found.rows, found.numbers, found.following, strict=True
+            )
+        ]
+
+    def _record(
+        self, table: ShardRows, row: int, number: int = 0, following: Sequence[Place] = ()
+    ) -> Record:
+        cache = self._plan.cache
+        return record_of(
+            _value(table, row, "key"),
+            self._name,
+            number,
+            self._shape,
+            cache.spec,
+            functools.partial(_value, table, row),
+            tuple(self._record(cache.rows(self._name, n), row) for n, row in following),
+            self._plan.run,
+        )
 
     def _fields_target(self) -> Target:
         """Fields are cut on the CPU before they are sent."""
@@ -94,10 +166,11 @@ class ViewedBatch(ReadBatch):
     def finish(self) -> Read:
         """Return the batch, whose tensors may still be on their way."""
         num, sound = len(self._batch.rows), sorted(self._made)
-        made = [self._made[n][1] for n in sound]
+        made = [self._made[n] for n in sound]
         columns = {name: [values[n] for n in sound] for name, values in self._columns(num).items()}
-        columns.update(self._cut_columns(columns, [self._made[n][0] for n in sound]))
-        tensors = {**self._cut_fields([self._made[n][0] for n in sound]), **self._stacked(made)}
+        columns.update(self._cut_columns(columns, made))
+        fields = self._cut_fields([sample.pick for sample in made])
+        tensors = {**fields, **self._stacked([sample.tensors for sample in made])}
         sent = {
             name: self._target.send_plain(value) if isinstance(value, torch.Tensor) else value
             for name, value in tensors.items()
@@ -138,16 +211,12 @@ class ViewedBatch(ReadBatch):
         shape, dtype = (len(values), *values[0].shape), values[0].dtype
         return torch.stack(values, out=self._target.empty(shape, dtype))
 
-    def _cut_columns(self, columns: Mapping[str, Any], picks: Sequence[Pick]) -> dict[str, Any]:
+    def _cut_columns(self, columns: Mapping[str, Any], made: Sequence[_Made]) -> dict[str, Any]:
         """Return the values per frame at the pixel frames of what was picked, which make one tensor."""
-        spec, num_frames = self._plan.cache.spec, Bucket.parse(self._name).frames
         names = {name for table, _, _ in self._found for name in table.per_frame} & columns.keys()
         return {
             name: stack_per_frame(
-                [
-                    pixel_values(values, pick.frames, spec, num_frames)
-                    for values, pick in zip(columns[name], picks, strict=True)
-                ]
+                [picked_values(sample.record, name, sample.pick) for sample in made]
             )
             for name in names
         }
@@ -168,16 +237,22 @@ def cut_fields(
     }
     for reader in fields.readers:
         for key, array in reader.arrays.items():
-            if array.rule in ("latents", "levels") and array.shape[1] == 0:
+            if _per_latent(array):
                 samples = zip(found[key], picks, strict=True)
                 found[key] = torch.stack([_cut(sample, pick.frames) for sample, pick in samples])
     return found
 
 
-def check_fields(fields: Sequence[LoaderFields | None]) -> None:
+def check_fields(maps: Sequence[ShardMap]) -> None:
     """Raise ConfigError for fields that a loader with a view cannot give."""
-    for some in fields:
-        for reader in some.readers if some else []:
+    for some in maps:
+        for reader in some.fields.readers if some.fields else []:
+            if some.run and some.run.goes_on and any(map(_per_latent, reader.arrays.values())):
+                raise ConfigError(
+                    f"fields: {reader.name} has an entry per latent frame, and windows that go on in the "
+                    "next clip have this field of their first clip only. Leave the field out, or give "
+                    "run_on=False."
+                )
             if reader.is_view:
                 raise ConfigError(
                     f"fields: {reader.name} is a part of each clip's latents, and a view reads other "
@@ -185,8 +260,14 @@ def check_fields(fields: Sequence[LoaderFields | None]) -> None:
                 )
 
 
+def _per_latent(array: FieldArray) -> bool:
+    if array.rule == "trajectory":
+        return True
+    return array.rule in ("latents", "levels") and array.shape[1] == 0
+
+
 def _cut(sample: torch.Tensor, frames: Sequence[int] | None) -> torch.Tensor:
-    return sample if frames is None else sample[:, list(frames)]
+    return sample if frames is None else sample[..., list(frames), :, :]
 
 
 def _value(table: ShardRows, row: int, name: str) -> Any:

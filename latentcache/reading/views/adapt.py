@@ -8,6 +8,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from latentcache.core.posterior import sample_seed
@@ -15,6 +17,7 @@ from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.reading.views.protocol import Pick, Record
+from latentcache.reading.views.starts import Run
 
 #: What batches have of every sample, whatever its view: a view gives other names.
 TAKEN = frozenset({"key", "bucket", "cache", "dropped"})
@@ -78,10 +81,20 @@ class AnyView:
             raise ConfigError(f"view {self.name}: count({num_frames}) is {found!r}, not 1 or more")
         return found
 
-    def most_frames(self, num_frames: int) -> int:
-        """Return the most latent frames of a sample."""
+    def run(self, cache: Any) -> Run | None:
+        """Return what contiguous parts it takes, if clips give them in other numbers than `count` says."""
+        run = getattr(self._view, "run", None)
+        return run(cache) if callable(run) else None
+
+    def counts(self, legal: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Return how many samples clips give, by where parts may begin in each, [N, t]."""
+        return np.asarray(self._view.counts(legal), np.int64)
+
+    def most_frames(self, num_frames: int, num_next: int = 0) -> int:
+        """Return the most latent frames of a sample. num_next: clips that it may reach into."""
         most = getattr(self._view, "most_frames", None)
-        return min(num_frames, int(most(num_frames))) if callable(most) else num_frames
+        limit = num_frames * (1 + num_next)
+        return min(limit, int(most(num_frames))) if callable(most) else num_frames
 
     def pick(self, record: Record, epoch: int) -> Pick:
         """Choose what is read. Raises ConfigError where there are no such frames."""
@@ -101,10 +114,11 @@ class AnyView:
             raise ConfigError(
                 f"view {self.name}: it picks the frames {pick.frames!r}. Give a list of whole numbers."
             ) from None
-        if not frames or not all(0 <= frame < record.num_frames for frame in frames):
+        limit = record.num_frames * (1 + len(record.following))
+        if not frames or not all(0 <= frame < limit for frame in frames):
             raise ConfigError(
                 f"view {self.name}: it picks the latent frames {frames} of clip {record.key!r}, which has "
-                f"0 to {record.num_frames - 1}. Pick at least one, and only those."
+                f"0 to {limit - 1}. Pick at least one, and only those."
             )
         return dataclasses.replace(pick, frames=frames)
 
@@ -136,6 +150,8 @@ def record_of(
     shape: tuple[int, ...],
     spec: LatentSpec,
     read_column: Callable[[str], Any],
+    following: tuple[Record, ...] = (),
+    run: Run | None = None,
 ) -> Record:
     """Return a clip's record. shape: of its stored sample."""
     return Record(
@@ -145,4 +161,6 @@ def record_of(
         num_frames=latent_frames(shape),
         spec=spec,
         read_column=read_column,
+        following=following,
+        run=run,
     )

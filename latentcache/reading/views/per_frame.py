@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
+from latentcache.reading.views.starts import by_clip
 
 if TYPE_CHECKING:
-    from latentcache.reading.views.protocol import Record
+    from latentcache.reading.views.protocol import Pick, Record
 
 
 def per_frame(record: Record, name: str, frames: Sequence[int]) -> Any:
@@ -19,8 +19,11 @@ def per_frame(record: Record, name: str, frames: Sequence[int]) -> Any:
 
     Those of `corpus.per_frame` are tensors [n, ...] already. Else the list has an entry per frame of the
     clip, per frame of its source (if every frame is sampled), or per latent frame. Where a latent frame
-    stands for several frames, there is a list of n lists.
+    stands for several frames, there is a list of n lists. Frames from the clip's last on are of those that
+    follow it.
     """
+    if any(frame >= record.num_frames for frame in frames):
+        return _of_several(record, name, frames)
     values, t = _values(record, name), record.num_frames
     if len(values) == t:
         return _tensor([values[frame] for frame in frames])
@@ -33,17 +36,30 @@ def per_frame(record: Record, name: str, frames: Sequence[int]) -> Any:
     return parts if isinstance(own, torch.Tensor) else list(map(list, parts))
 
 
-def pixel_values(
-    values: torch.Tensor | None, frames: Sequence[int] | None, spec: LatentSpec, num_frames: int
-) -> torch.Tensor | None:
-    """Return a clip's values [T, ...] at all the pixel frames of some latent frames, in their order.
+def _of_several(record: Record, name: str, frames: Sequence[int]) -> Any:
+    clips = (record, *record.following)
+    parts = [
+        per_frame(clips[clip], name, some) for clip, some in by_clip(frames, record.num_frames)
+    ]
+    if all(isinstance(part, torch.Tensor) for part in parts):
+        return torch.cat(parts)
+    return [value for part in parts for value in part]
 
-    frames: latent frames; None: all. num_frames: T of the clip. None where the clip has no values.
+
+def picked_values(record: Record, name: str, pick: Pick) -> torch.Tensor | None:
+    """Return the values [T, ...] of a column of `corpus.per_frame` at all pixel frames of what was picked.
+
+    None where a clip of it has no values.
     """
-    if values is None or frames is None:
-        return values
-    ranges = [spec.pixel_frames(frame, num_frames) for frame in frames]
-    return torch.cat([values[start:stop] for start, stop in ranges])
+    if pick.frames is None:
+        return record.column(name)  # type: ignore[no-any-return]
+    clips, parts = (record, *record.following), []
+    for clip, frames in by_clip(pick.frames, record.num_frames):
+        if (values := clips[clip].column(name)) is None:
+            return None
+        ranges = [record.spec.pixel_frames(frame, record.bucket.frames) for frame in frames]
+        parts += [values[start:stop] for start, stop in ranges]
+    return torch.cat(parts)
 
 
 def _values(record: Record, name: str) -> Any:

@@ -11,7 +11,7 @@ import torch
 from latentcache.core.records import Bucket
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.reading.views.per_frame import pixel_values
+from latentcache.reading.views.per_frame import picked_values
 from latentcache.reading.views.protocol import Pick, Record
 from latentcache.reading.views.window import Window
 from tests.tools.synthetic import make_spec
@@ -83,8 +83,10 @@ def test_tensors_are_cut_like_lists() -> None:
     first, last = clip.per_frame("actions", [0, 2])
     assert torch.equal(first, values[:1])
     assert torch.equal(last, values[5:9])
-    assert torch.equal(pixel_values(values, [0, 2], CAUSAL, 9), values[[0, 5, 6, 7, 8]])
-    assert pixel_values(None, [0], CAUSAL, 9) is None
-    assert pixel_values(values, None, CAUSAL, 9) is values
+    picked = picked_values(clip, "actions", Pick(frames=[0, 2]))
+    assert picked is not None
+    assert torch.equal(picked, values[[0, 5, 6, 7, 8]])
+    assert picked_values(record(CAUSAL, 9, actions=None), "actions", Pick(frames=[0])) is None
+    assert picked_values(clip, "actions", Pick()) is values
     clip = record(BY_FRAME, 9, actions=values)
     assert torch.equal(clip.per_frame("actions", [3, 1]), values[[3, 1]])
