@@ -34,7 +34,7 @@ class Steps(Sequence[torch.Tensor]):
         """The shape of the whole array."""
         return self._shape
 
-    @overload
+    @overload  # type: ignore[override]  # a slice is one tensor
     def __getitem__(self, index: int) -> torch.Tensor: ...
     @overload
     def __getitem__(self, index: slice) -> torch.Tensor: ...
