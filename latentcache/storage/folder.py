@@ -272,7 +272,7 @@ class Storage:
 
             with ThreadPoolExecutor(NUM_LISTINGS) as pool:
                 paths = {path for paths in pool.map(list_one, prefixes) for path in paths}
-            found = [path.rsplit("/", 1)[-1] for path in paths]
+            found = [path.rsplit("/", 1)[-1] for path in paths if path.rpartition("/")[0] == full]
         else:
             return [*self.list(path)]
         return [name for name in found if not name.endswith(TEMPORARY_SUFFIX)]
