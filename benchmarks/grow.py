@@ -37,6 +37,8 @@ FRAMES = 81
 class Made:
     """In the place of the processes that look at sources: an identity for each, at once."""
 
+    window = 1
+
     def __enter__(self) -> Made:
         return self
 

@@ -30,6 +30,7 @@ from latentcache.planning.planner import NAMED, Hooks, grow_cache
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.running.driver import check_device
+from latentcache.running.probing import prober_of
 from latentcache.running.scalars import check_scalars
 from latentcache.storage.folder import redact
 
@@ -80,6 +81,7 @@ def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> Plan
             dry_run=args.dry_run,
             hooks=hooks,
             holder=holder,
+            prober=prober_of,
         )
 
 

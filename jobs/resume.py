@@ -16,8 +16,8 @@ from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
 from latentcache.planning.grow import failed_rows, plan_retry
 from latentcache.planning.planned import PlannedCache, reopen_cache
-from latentcache.planning.planner import probing_pool
 from latentcache.running.driver import check_device
+from latentcache.running.probing import prober_of
 from latentcache.running.scalars import check_scalars
 from latentcache.running.summary import Summary
 from latentcache.storage.folder import redact
@@ -89,7 +89,7 @@ def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
     while True:
         rounds.next()
         failed = failed_rows(planned.storage, planned.manifest)
-        pool = functools.partial(probing_pool, planned.config)
+        pool = functools.partial(prober_of, planned.config)
         step, difference = plan_retry(planned, failed, pool)
         print(
             f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "

@@ -347,7 +347,12 @@ class RunConfig(Section):
     )
     workers: Positive | Literal["auto"] = Field(
         default="auto",
-        description="Number of actors; auto: one per GPU, or one if there is no GPU.",
+        description="Number of actors; auto: one per GPU, or one per machine if there is no GPU, also on "
+        "machines that join the cluster later.",
+    )
+    workers_per_gpu: Positive = Field(
+        default=1,
+        description="Actors that share a GPU, for encoders that leave it idle: each loads the model.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

@@ -182,6 +182,8 @@ class ParentRows:
 class ParentProbes:
     """Looks at clips of caches as a `DecodePool` looks at files; a context manager, as that is."""
 
+    window = 1  # an answer is there at once
+
     def __init__(self, config: CorpusConfig) -> None:
         self._rows = ParentRows(config.storage_options, config.schemes)
 

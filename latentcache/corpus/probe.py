@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import pyarrow as pa
 
 from latentcache.corpus.claims import implausible
-from latentcache.corpus.saved_probes import Found, Known, SavedProbes
+from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, Found, Known, SavedProbes
 from latentcache.errors import ClipError, StorageError
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
@@ -21,8 +22,8 @@ Probed = Future[dict[str, Any]] | Found
 
 #: What a table of sources must already say so that the files' headers need not be read.
 TRUSTED = {"video": ("frames", "fps", "height", "width"), "image": ("height", "width")}
-#: Concurrent requests; more would only hold memory.
-WINDOW = 256
+#: Rows that become Python objects together.
+READ_ROWS = 256
 #: Files of each kind that are checked again before an earlier attempt's results are used.
 CHECKED = 64
 #: Sources whose facts become Arrow arrays together.
@@ -41,43 +42,90 @@ def probe_sources(
     earlier attempts found, and where to keep what this one finds. Raises SourceError and MachineError
     where something else fails: a plan must not lose sources for that.
     """
-    columns = _Columns()
-    pending: deque[tuple[Row, Probed]] = deque()
+    columns, asked = _Columns(), _Asked(saved)
     known = saved.find(sources["url"]) if saved else None
     times = PER_FRAME in sources.column_names
     if known and not _hold(known, pool):
         known = None
-
-    def collect() -> None:
-        columns.add(_facts(*pending.popleft(), saved))
-        on_probed()
-
     try:
         for number, row in enumerate(_rows(sources)):
             trusted = is_trusted(row)
             found = known.look(number, row["kind"], trusted) if known else None
-            if (
-                found
-                and times
-                and not trusted
-                and row["kind"] == "video"
-                and "times_s" not in found
-            ):
-                found = None  # an attempt without columns per frame has probed it
+            if found and times and _lacks_times(row, found):
+                found = None
             if saved and found:
                 saved.num_found += 1
             options = {"identity_only": trusted, "times": times}
-            pending.append((row, found or pool.probe(row["url"], row["kind"], **options)))
-            if len(pending) > WINDOW:
-                collect()
-        while pending:
-            collect()
+            asked.add(row, found or pool.probe(row["url"], row["kind"], **options))
+            if len(asked) > pool.window:
+                columns.add(asked.take())
+                on_probed()
+        while asked:
+            columns.add(asked.take())
+            on_probed()
     except BaseException:
-        if saved:
-            with suppress(StorageError):  # of two errors the first one says what is wrong
-                saved.flush()
+        with suppress(StorageError):  # of two errors the first one says what is wrong
+            asked.save()
         raise
     return columns.put_into(sources)
+
+
+def _lacks_times(row: Row, found: Found) -> bool:
+    """Tell whether an attempt without columns per frame has probed a video that they are for."""
+    return row["kind"] == "video" and not is_trusted(row) and "times_s" not in found
+
+
+@dataclass(slots=True)
+class _Source:
+    """A source that was asked for. is_saved: what was found of it is with `SavedProbes`."""
+
+    row: Row
+    found: Probed
+    is_saved: bool = False
+
+
+class _Asked:
+    """Sources that were asked for, in order. One that takes long keeps none behind it from being saved."""
+
+    def __init__(self, saved: SavedProbes | None) -> None:
+        self._sources: deque[_Source] = deque()
+        self._saved = saved
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def add(self, row: Row, found: Probed) -> None:
+        """Ask for one more source."""
+        self._sources.append(_Source(row, found))
+
+    def take(self) -> Found:
+        """Wait for the first source; return its facts. Raises what `Prober.probe` does but ClipError."""
+        first = self._sources[0]
+        while isinstance(first.found, Future) and not wait([first.found], FLUSH_INTERVAL_S).done:
+            self.save()
+        facts = _facts(first.row, first.found)
+        self._keep(first)
+        self._sources.popleft()
+        return facts
+
+    def save(self) -> None:
+        """Write what was found since the last write, in whatever order it came. Raises StorageError."""
+        self._keep_all()
+        if self._saved:
+            self._saved.flush()
+
+    def _keep_all(self) -> None:
+        for source in self._sources:
+            self._keep(source)
+
+    def _keep(self, source: _Source) -> None:
+        """Keep what a probe has found; failures are not kept but tried again."""
+        future, row = source.found, source.row
+        if self._saved is None or source.is_saved or not isinstance(future, Future):
+            return
+        if future.done() and not future.cancelled() and future.exception() is None:
+            source.is_saved = True
+            self._saved.add(row["url"], row["kind"], is_trusted(row), future.result())
 
 
 def _hold(known: Known, pool: Prober) -> bool:
@@ -93,7 +141,7 @@ def _hold(known: Known, pool: Prober) -> bool:
 
 
 def _rows(sources: pa.Table) -> Iterator[Row]:
-    for batch in sources.select(SOURCE_SCHEMA.names).to_batches(max_chunksize=WINDOW):
+    for batch in sources.select(SOURCE_SCHEMA.names).to_batches(max_chunksize=READ_ROWS):
         yield from batch.to_pylist()
 
 
@@ -102,16 +150,13 @@ def is_trusted(row: Mapping[str, Any]) -> bool:
     return all(row[name] is not None for name in TRUSTED[row["kind"]])
 
 
-def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
+def _facts(row: Row, found: Probed) -> Found:
     """Return what is known about a source: what its table says, or else what was found."""
     if isinstance(found, Future):
         try:
             found = found.result()
         except ClipError as error:
             found = {"reason": error.reason, "message": str(error)}
-        else:
-            if saved:
-                saved.add(row["url"], row["kind"], is_trusted(row), found)
     facts = {**found, **{name: row[name] for name in TRUSTED["video"] if row[name] is not None}}
     if row["kind"] == "image":
         facts["frames"] = 1
@@ -125,6 +170,11 @@ def _facts(row: Row, found: Probed, saved: SavedProbes | None) -> Found:
 
 class Prober(Protocol):
     """Looks at sources: decoding processes at files, `corpus.cached` at clips of a cache."""
+
+    @property
+    def window(self) -> int:
+        """Sources that are worth asking for at once; it may change. More would only hold memory."""
+        ...
 
     def probe(
         self, url: str, kind: str, *, identity_only: bool = False, times: bool = False

@@ -8,7 +8,7 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +115,11 @@ class DecodePool:
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
     the next one does: a consumer that takes results in the order of submission never waits for ever.
+
+    window: requests that are worth having under way; more would only hold memory.
     """
+
+    window = 256
 
     def __init__(
         self,
@@ -205,6 +209,11 @@ class DecodePool:
             "op": "probe", "url": url, "kind": kind, "identity_only": identity_only, "times": times,
         }  # fmt: skip
         return self._submit(_Request(message=message, clip=None))
+
+    def remember(self, urls: Iterable[str]) -> None:
+        """Take in sources that another pool has been asked for: see `Neighbours`."""
+        for url in urls:
+            self._neighbours.add(url)
 
     def _submit(self, request: _Request) -> Future[Any]:
         url = request.message["url"]

@@ -13,6 +13,8 @@ COPIED = "copied"
 IMPORTED = "imported"
 COLUMNS = "columns"
 SAMPLES = "samples"
+#: Sample tables that are listed together.
+PREFIXED = 2000
 
 
 def generation_path(number: int) -> str:
@@ -73,6 +75,16 @@ def samples_folder(bucket: str) -> str:
 def sample_path(bucket: str, shard: int) -> str:
     """Path of a shard's sample table, which is derived from the shard's object."""
     return f"{samples_folder(bucket)}/{shard:06d}.parquet"
+
+
+def sample_prefixes(num_shards: int) -> list[str]:
+    """Return beginnings of the file names of so many sample tables, about 1,000 of which each covers.
+
+    None if there are few. Those of longer numbers have some names in common.
+    """
+    if num_shards <= PREFIXED:
+        return []
+    return [f"{number:06d}"[:-3] for number in range(0, num_shards, 1000)]
 
 
 def shard_of_sample_file(name: str) -> int | None:

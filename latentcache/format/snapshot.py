@@ -7,11 +7,12 @@ of an earlier snapshot stay true as long as no generation retires rows of their 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,13 @@ from latentcache.errors import CacheError
 from latentcache.format.changes import Changes, Standing, read_changes, without_rows
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
-from latentcache.format.paths import INDEX, sample_path, samples_folder, shard_of_sample_file
+from latentcache.format.paths import (
+    INDEX,
+    sample_path,
+    sample_prefixes,
+    samples_folder,
+    shard_of_sample_file,
+)
 from latentcache.format.schemas import INDEX_FACTS, INDEX_SCHEMA
 from latentcache.format.tables import read_sized_table, read_table, to_parquet
 from latentcache.storage.folder import Storage
@@ -30,17 +37,93 @@ from latentcache.storage.urls import redact
 NUM_THREADS = 16
 
 Row = Mapping[str, Any]
+#: Gives rows of some shards, as far as it has them.
+Find = Callable[[Sequence[ShardId]], Iterable[Row]]
+Numbers = npt.NDArray[np.int64]
 
 
-def build_index(storage: Storage, manifest: Manifest, known: Iterable[Row] = ()) -> pa.Table:
+def build_index(
+    storage: Storage,
+    manifest: Manifest,
+    known: pa.Table | None = None,
+    find: Find = lambda _: (),
+) -> pa.Table:
     """Return the snapshot of what is committed now: INDEX_SCHEMA, sorted by bucket and shard.
 
-    known: rows of earlier snapshots or of commits; only sample tables that they lack are read.
+    known: rows of earlier snapshots or of commits, of which the first of a shard counts. find: gives rows
+    of shards that these lack. Only sample tables of shards that neither has are read.
     """
-    there = committed_places(storage, manifest)
-    rows = {shard_of(row): row for row in known}
-    found = {shard: rows.get(shard) for shard in there}
-    return make_index(storage, manifest, read_changes(storage, manifest), found)
+    there = committed_numbers(storage, manifest)
+    known = INDEX_SCHEMA.empty_table() if known is None else known
+    return index_of(storage, manifest, read_changes(storage, manifest), there, known, find)
+
+
+def index_of(
+    storage: Storage,
+    manifest: Manifest,
+    changes: Changes,
+    there: Mapping[str, Numbers],
+    known: pa.Table,
+    find: Find = lambda _: (),
+) -> pa.Table:
+    """Return the snapshot of some committed shards, the numbers of each bucket's: see `build_index`.
+
+    Rows that no generation has touched are taken over as they are, in Arrow: there may be a million.
+    """
+    standing = changes.among(set(_shards(there)) if changes.copies else ())
+    names = {name: number for number, name in enumerate(there)}
+    keys, firsts = np.unique(_keys(known, names), return_index=True)
+    wanted = np.concatenate(
+        [np.zeros(0, np.int64), *((names[name] << 32) | found for name, found in there.items())]
+    )
+    places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    is_known = keys[places] == wanted if len(keys) else np.zeros(len(wanted), bool)
+    rows = known.take(pa.array(firsts[places[is_known]]))
+    touched = [
+        (names[shard.bucket] << 32) | shard.number
+        for shard in (*standing.retired, *standing.columns)
+        if shard.bucket in names
+    ]
+    is_plain = pc.and_(pc.is_null(rows["retired"]), pc.is_null(rows["columns"])).to_numpy()
+    is_plain &= ~np.isin(wanted[is_known], np.array(touched, np.int64))
+    rest: dict[ShardId, Row | None] = {
+        shard_of(row): row for row in rows.filter(pa.array(~is_plain)).to_pylist()
+    }
+    buckets = list(names)
+    unknown = [ShardId(buckets[key >> 32], key & 0xFFFFFFFF) for key in wanted[~is_known].tolist()]
+    rest |= dict.fromkeys(unknown)
+    rest |= {shard_of(row): row for row in find(unknown)}
+    plain = rows.filter(pa.array(is_plain)).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
+    table = pa.concat_tables([plain, _make_index(storage, manifest, standing, rest)])
+    return _marked(table.sort_by([("bucket", "ascending"), ("shard", "ascending")]), manifest)
+
+
+def _keys(table: pa.Table, names: Mapping[str, int]) -> Numbers:
+    """Return a number for the shard of each row, negative ones for other buckets."""
+    bucket = table["bucket"].combine_chunks().dictionary_encode()
+    numbers = np.array([names.get(name, -1) for name in bucket.dictionary.to_pylist()], np.int64)
+    at = bucket.indices.to_numpy(zero_copy_only=False)
+    found: Numbers = (numbers[at] << 32) | table["shard"].to_numpy().astype(np.int64)
+    return found
+
+
+def _shards(there: Mapping[str, Numbers]) -> list[ShardId]:
+    return [ShardId(name, number) for name, found in there.items() for number in found.tolist()]
+
+
+def standing_of(changes: Changes, index: pa.Table) -> Standing:
+    """Return which rows count if the shards of a snapshot are committed."""
+    return changes.among(set(_shards(numbers_in(index))) if changes.copies else ())
+
+
+def numbers_in(index: pa.Table) -> dict[str, Numbers]:
+    """Return the shards of a snapshot's rows, by bucket, each once and in order."""
+    return {
+        name: np.unique(
+            index.filter(pc.equal(index["bucket"], name))["shard"].to_numpy().astype(np.int64)
+        )
+        for name in sorted(pc.unique(index["bucket"]).to_pylist())
+    }
 
 
 def make_index(
@@ -51,25 +134,38 @@ def make_index(
     Shards none of whose rows counts are left out: their files may be cleaned away. Rows that are copied
     count until the copy's shard is one of these.
     """
-    standing = changes.among(rows)
+    return _make_index(storage, manifest, changes.among(rows), rows)
+
+
+def _make_index(
+    storage: Storage, manifest: Manifest, standing: Standing, rows: Mapping[ShardId, Row | None]
+) -> pa.Table:
     retired = standing.retired_shards(manifest)
     rows = {shard: row for shard, row in rows.items() if shard not in retired}
 
-    def complete(item: tuple[ShardId, Row | None]) -> Row:
-        shard, row = item
-        if row is None or sorted(row["retired"] or ()) != standing.rows(shard):
-            row = _summarise(storage, shard, standing)
-        return {**row, "columns": standing.columns.get(shard)}
-
+    found = {
+        shard: row
+        for shard, row in rows.items()
+        if row is not None and sorted(row["retired"] or ()) == standing.rows(shard)
+    }
+    unread = sorted(rows.keys() - found.keys())
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = list(pool.map(complete, sorted(rows.items(), key=lambda item: item[0])))
-    return to_index(found, manifest)
+        read = pool.map(lambda shard: _summarise(storage, shard, standing), unread)
+        found.update(zip(unread, read, strict=True))
+    completed = [{**row, "columns": standing.columns.get(s)} for s, row in found.items()]
+    return to_index(completed, manifest)
 
 
 def to_index(rows: Iterable[Row], manifest: Manifest) -> pa.Table:
     """Return rows as a snapshot of the generation that a manifest ends with."""
     ordered = sorted(rows, key=shard_of)
-    table = pa.Table.from_pylist([dict(row) for row in ordered], schema=INDEX_SCHEMA)
+    return _marked(
+        pa.Table.from_pylist([dict(row) for row in ordered], schema=INDEX_SCHEMA), manifest
+    )
+
+
+def _marked(table: pa.Table, manifest: Manifest) -> pa.Table:
+    """Return a snapshot that says of which generation it is."""
     facts = {"generation": len(manifest.generations), "fingerprint": manifest.fingerprint}
     return table.replace_schema_metadata({INDEX_FACTS: json.dumps(facts)})
 
@@ -81,17 +177,17 @@ def shard_of(row: Row) -> ShardId:
 
 def current_index(storage: Storage, manifest: Manifest) -> pa.Table:
     """Return what is committed now, reading only the tables that the published snapshot lacks."""
-    return build_index(storage, manifest, known_rows(storage, manifest))
+    return build_index(storage, manifest, known_index(storage, manifest))
 
 
-def known_rows(storage: Storage, manifest: Manifest) -> list[dict[str, Any]]:
-    """Return the rows of the published snapshot; none if there is none yet, or it is damaged."""
+def known_index(storage: Storage, manifest: Manifest) -> pa.Table:
+    """Return the published snapshot; no row if there is none yet, or it is damaged."""
     try:
         table = read_index(storage)
         check_index(table, manifest)
     except (CacheError, ValueError):
-        return []
-    return table.to_pylist()  # type: ignore[no-any-return]
+        return INDEX_SCHEMA.empty_table()
+    return table
 
 
 def publish(storage: Storage, table: pa.Table) -> None:
@@ -192,20 +288,21 @@ def _checked(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
-def committed_shards(storage: Storage, bucket: str) -> list[int]:
-    """Return the shards of a bucket that have a sample table, in order."""
-    numbers = map(shard_of_sample_file, storage.list(samples_folder(bucket)))
-    return sorted(number for number in numbers if number is not None)
+def committed_numbers(storage: Storage, manifest: Manifest) -> dict[str, Numbers]:
+    """Return which of each bucket's planned shards have a sample table, in order."""
+    found = {}
+    for bucket in manifest.buckets:
+        names = storage.names(samples_folder(bucket.name), sample_prefixes(bucket.num_shards))
+        numbers = [n for name in names if (n := shard_of_sample_file(name)) is not None]
+        found[bucket.name] = np.unique(
+            np.array([n for n in numbers if n < bucket.num_shards], np.int64)
+        )
+    return found
 
 
 def committed_places(storage: Storage, manifest: Manifest) -> list[ShardId]:
     """Return the planned shards that have a sample table, by bucket and in order."""
-    return [
-        ShardId(bucket.name, number)
-        for bucket in manifest.buckets
-        for number in committed_shards(storage, bucket.name)
-        if number < bucket.num_shards
-    ]
+    return _shards(committed_numbers(storage, manifest))
 
 
 def _summarise(storage: Storage, shard: ShardId, standing: Standing) -> dict[str, Any]:

@@ -8,10 +8,13 @@ log explains.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
@@ -21,12 +24,12 @@ from latentcache.format.manifest import read_cache_json, read_manifest
 from latentcache.format.paths import CACHE_JSON, GENERATIONS, sample_path
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
-from latentcache.format.snapshot import build_index, known_rows, shard_of
+from latentcache.format.snapshot import build_index, known_index, shard_of, standing_of
 from latentcache.format.tables import read_table
 from latentcache.inspecting.field_counts import count_fields
 from latentcache.inspecting.status import Planned, Status, assess, read_run
 from latentcache.running import log_lines
-from latentcache.running.log_lines import LogEvent, parse_segment, read_lines
+from latentcache.running.log_lines import LogEvent, is_quiet, parse_segment, read_line
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -38,14 +41,42 @@ EXPLAINED_SHARDS = 256
 
 
 class LogReader:
-    """The logs of a cache; a segment that has not grown is read once."""
+    """The logs of a cache. A segment that has not grown is read once, and quiet lines are parsed late."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._segments: dict[str, tuple[int, list[LogEvent]]] = {}
+        self._segments: dict[str, tuple[int, list[LogEvent | bytes]]] = {}
+        self._of_latents: list[str] = []
 
     def runs(self) -> dict[str, list[LogEvent]]:
         """Return what every run of latents has logged so far, by its name and in order."""
+        return self._runs(parsed)
+
+    def loud_runs(self) -> dict[str, list[LogEvent]]:
+        """Return `runs` without shards that were committed without a failed clip, nearly all of a log."""
+        return self._runs(lambda lines: [line for line in lines if isinstance(line, LogEvent)])
+
+    def commits(self, shards: Iterable[ShardId]) -> dict[ShardId, Mapping[str, Any]]:
+        """Return what was last logged of shards that lost no clip, as far as `runs` has been read.
+
+        The latest lines are looked at first, and no more of them than it takes.
+        """
+        left, found = set(shards), dict[ShardId, Mapping[str, Any]]()
+        for name in reversed(self._of_latents) if left else ():
+            for line in reversed(self._segments[name][1]):
+                if not left:
+                    return found
+                event = line if isinstance(line, LogEvent) else read_line(line)
+                if event and event.name == log_lines.SHARD_COMMITTED and _is_place(event.facts):
+                    shard = _shard_of(event.facts)
+                    if shard in left:
+                        left.remove(shard)
+                        found[shard] = event.facts
+        return found
+
+    def _runs(
+        self, events_of: Callable[[Sequence[LogEvent | bytes]], list[LogEvent]]
+    ) -> dict[str, list[LogEvent]]:
         sizes = self._storage.list(log_lines.LOGS)
         named = sorted((shard, name) for name in sizes if (shard := parse_segment(name)))
         grown = [n for _, n in named if self._segments.get(n, (None,))[0] != sizes[n]]
@@ -54,15 +85,25 @@ class LogReader:
                 self._segments[name] = (sizes[name], found)
         runs: dict[str, list[LogEvent]] = {}
         for (run, _), name in named:
-            runs.setdefault(run, []).extend(self._segments[name][1])
-        return {run: log for run, log in runs.items() if log and not log_lines.field_of(log)}
+            runs.setdefault(run, []).extend(events_of(self._segments[name][1]))
+        runs = {run: log for run, log in runs.items() if log and not log_lines.field_of(log)}
+        self._of_latents = [name for (run, _), name in named if run in runs]
+        return runs
 
-    def _read(self, name: str) -> list[LogEvent]:
+    def _read(self, name: str) -> list[LogEvent | bytes]:
         try:
             path = f"{log_lines.LOGS}/{name}"
-            return read_lines(self._storage.read_ranges(path, [(0, MAX_SEGMENT_BYTES)])[0])
+            data = self._storage.read_ranges(path, [(0, MAX_SEGMENT_BYTES)])[0]
         except FileNotFoundError:  # removed since it was listed
             return []
+        lines = (line if is_quiet(line) else read_line(line) for line in data.splitlines())
+        return [line for line in lines if line is not None]
+
+
+def parsed(lines: Iterable[LogEvent | bytes]) -> list[LogEvent]:
+    """Return the events of lines, some of which are not parsed yet."""
+    events = (line if isinstance(line, LogEvent) else read_line(line) for line in lines)
+    return [event for event in events if event is not None]
 
 
 def is_about_to_be(storage: Storage) -> bool:
@@ -107,25 +148,21 @@ class Watch:
 
     def look(self, now_s: float) -> Status:
         """Return how far the cache is. now_s: since the epoch."""
-        runs = self._logs.runs()
-        commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
-        self._index = build_index(self._storage, self.manifest, self._known(commits))
+        runs = self._logs.loud_runs()
+        known = pa.concat_tables([known_index(self._storage, self.manifest), self._index])
+        self._index = build_index(self._storage, self.manifest, known, self._logged)
         facts = [read_run(name, log) for name, log in runs.items()]
-        standing = self._changes.among({shard_of(row) for row in self._index.to_pylist()})
+        standing = standing_of(self._changes, self._index)
         num_shards = self.manifest.num_shards - len(standing.retired_shards(self.manifest))
         planned = replace(self._planned, num_shards=num_shards)
-        status = assess(planned, self._index, facts, self._reasons(commits), now_s)
+        status = assess(planned, self._index, facts, self._reasons(runs), now_s)
         fields = count_fields(self._storage, self.manifest, self._changes.planned())
         return replace(status, fields={f.field.name: f.counts for f in fields})
 
-    def _known(self, commits: Mapping[ShardId, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Return the rows of shards whose sample tables need not be read: the snapshot overrules."""
-        rows: dict[ShardId, Mapping[str, Any]] = {
-            shard_of(row): row for row in self._index.to_pylist()
-        }
-        rows.update({shard: row for shard, facts in commits.items() if (row := self._row(facts))})
-        rows.update({shard_of(row): row for row in known_rows(self._storage, self.manifest)})
-        return [*rows.values()]
+    def _logged(self, shards: Sequence[ShardId]) -> list[dict[str, Any]]:
+        """Return rows of shards that the snapshot lacks, as far as logs tell: no table is read then."""
+        commits = self._logs.commits(shards).values()
+        return [row for facts in commits if (row := self._row(facts))]
 
     def _row(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the snapshot's row of a logged commit; None if its numbers are impossible."""
@@ -140,18 +177,18 @@ class Watch:
         )
         return row if sound else None
 
-    def _reasons(
-        self, commits: Mapping[ShardId, Mapping[str, Any]]
-    ) -> dict[ShardId, Mapping[str, int]]:
+    def _reasons(self, runs: Mapping[str, Iterable[LogEvent]]) -> dict[ShardId, Mapping[str, int]]:
         """Return why clips failed, by shard: from the logs, or else from the first sample tables."""
+        commits = {_shard_of(event.facts): event.facts for event in _commits(runs)}
         found: dict[ShardId, Mapping[str, int]] = {}
         unexplained = []
-        for row in self._index.to_pylist():
+        has_failed = pc.less(self._index["num_ok"], self._index["num_clips"])
+        for row in self._index.filter(has_failed).to_pylist():
             shard, failed = shard_of(row), row["num_clips"] - row["num_ok"]
             logged = _logged_reasons(commits.get(shard, {}))
-            if failed and sum(logged.values()) == failed:
+            if sum(logged.values()) == failed:
                 found[shard] = logged
-            elif failed:
+            else:
                 unexplained.append((row["num_ok"] > 0, shard, failed))
         unexplained.sort()  # shards without a good clip first: they may have been given up
         found.update(self._read_reasons([(shard, failed) for _, shard, failed in unexplained]))

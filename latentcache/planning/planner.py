@@ -58,12 +58,13 @@ def grow_cache(
     dry_run: bool = False,
     hooks: Hooks | None = None,
     holder: Leaseholder = UNGUARDED,
+    prober: Callable[[Config], Prober] | None = None,
 ) -> PlannedCache:
     """Compare the corpus with the cache, and write what differs as its next generation.
 
     A cache that is not there is made. If another run grows the cache meanwhile, what is left is looked
     at again. holder: of the lease that the cache's storage may need. For prune and check_content see
-    `plan_growth`. dry_run: nothing is written.
+    `plan_growth`. dry_run: nothing is written. prober: what looks at sources, `probing_pool` if omitted.
 
     Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError.
     """
@@ -82,7 +83,7 @@ def grow_cache(
         step, difference = plan_growth(
             planned,
             corpus.table,
-            lambda: probing_pool(config),
+            lambda: (prober or probing_pool)(config),
             prune=prune,
             check_content=check_content,
             on_probed=hooks.on_probed,

@@ -29,6 +29,11 @@ class Failed:
     stop: LatentCacheError | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenBack:
+    """An attempt that was not finished because its worker was told to end: no fault of the shard."""
+
+
 def attempt(work: Callable[[], T], *, starting: bool = False) -> T | Failed:
     """Do some work of a worker's; returns what it returns, or how it failed.
 
@@ -42,7 +47,7 @@ def attempt(work: Callable[[], T], *, starting: bool = False) -> T | Failed:
             raise
         log.info("an attempt failed", exc_info=True)
         cost = classify(error, starting=starting)
-        return Failed(error=in_one_line(error), stop=_plain(error) if cost == "stop" else None)
+        return Failed(error=in_one_line(error), stop=plain_error(error) if cost == "stop" else None)
 
 
 def in_one_line(error: BaseException) -> str:
@@ -55,7 +60,7 @@ def in_one_line(error: BaseException) -> str:
     return printable(redact(f"{name}: {lines[0]}")) if lines else name
 
 
-def _plain(error: BaseException) -> LatentCacheError:
+def plain_error(error: BaseException) -> LatentCacheError:
     """Return an error of this package's own class with the same message: a subclass may not travel."""
     if isinstance(error, ImportError):
         return RunStoppedError(broken_installation(in_one_line(error)))

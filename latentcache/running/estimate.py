@@ -282,7 +282,7 @@ def _summarise(
 def _workers_here(config: Config, device: torch.device) -> int:
     """Return how many workers will share this machine's CPUs."""
     if device.type == "cuda":
-        return torch.cuda.device_count()
+        return torch.cuda.device_count() * config.run.workers_per_gpu
     return 1 if config.run.workers == "auto" else config.run.workers
 
 

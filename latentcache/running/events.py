@@ -49,6 +49,17 @@ class Died:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Left:
+    """A worker that was told to end has finished or given back all that it had in hand.
+
+    num_given_back: shards that others do in its place; for them this is no failure.
+    """
+
+    name: str
+    num_given_back: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """Clips done since the start of the run, committed or not, and workers that are up.
 
@@ -65,9 +76,17 @@ class Progress:
 #: What the time of a shard goes to: fields of `ShardReport`.
 STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
 
-Event = ShardReport | GaveUp | Retried | Started | Died | Progress
+Event = ShardReport | GaveUp | Retried | Started | Died | Left | Progress
 
 
-def worker_name(host: str, gpus: Sequence[object], number: int) -> str:
-    """Return what people know a worker by: `host/gpu3`; `host/worker3` where it has no GPU of its own."""
-    return f"{host}/gpu{'+'.join(map(str, gpus))}" if gpus else f"{host}/worker{number}"
+def worker_name(host: str, gpus: Sequence[object], number: int, *, shares: bool = False) -> str:
+    """Return what people know a worker by: `host/gpu3`; `host/worker3` where it has no GPU.
+
+    shares: others have the same GPU: `host/gpu3/worker5`.
+    """
+    parts = [host]
+    if gpus:
+        parts.append(f"gpu{'+'.join(map(str, gpus))}")
+    if shares or not gpus:
+        parts.append(f"worker{number}")
+    return "/".join(parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 from latentcache.core.records import ShardReport
 from latentcache.redaction import printable, redact
-from latentcache.running.events import Died, Event, GaveUp, Retried, Started
+from latentcache.running.events import Died, Event, GaveUp, Left, Retried, Started
 
 LOGS = "logs"
 #: What a segment holds before the next one begins: it is written every few seconds, and read whole.
@@ -29,7 +29,7 @@ SILENT_S = 120.0
 MESSAGE_CHARACTERS = 1000
 
 RUN_STARTED, RUN_ENDED, PROGRESS = "run_started", "run_ended", "progress"
-WORKER_STARTED, WORKER_DIED = "worker_started", "worker_died"
+WORKER_STARTED, WORKER_DIED, WORKER_LEFT = "worker_started", "worker_died", "worker_left"
 SHARD_COMMITTED, SHARD_RETRIED, SHARD_GIVEN_UP = (
     "shard_committed",
     "shard_retried",
@@ -53,6 +53,7 @@ _REPORTED = (
     "reasons",
 )
 _TIMED = ("decode_s", "encode_s", "compare_s", "wait_s", "write_s")
+_COMMITTED, _NO_REASONS = f'"event": "{SHARD_COMMITTED}"'.encode(), b'"reasons": {}'
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{6})\.(\d{6,12})\.jsonl")
 
 
@@ -73,10 +74,19 @@ class LogEvent:
 
 def read_lines(data: bytes) -> list[LogEvent]:
     """Read a segment; lines that are none of a log are passed over."""
-    return [event for line in data.splitlines() if (event := _read_line(line)) is not None]
+    return [event for line in data.splitlines() if (event := read_line(line)) is not None]
 
 
-def _read_line(line: bytes) -> LogEvent | None:
+def is_quiet(line: bytes) -> bool:
+    """Tell, without parsing it, whether a line says that a shard was committed and no clip failed.
+
+    Of a long run's lines nearly all do. No text in a line holds what it looks for: quotes are escaped.
+    """
+    return _COMMITTED in line and _NO_REASONS in line
+
+
+def read_line(line: bytes) -> LogEvent | None:
+    """Read a line; None if it is none of a log."""
     try:
         facts = json.loads(line)
         time_s = datetime.fromisoformat(facts.pop("time")).timestamp()
@@ -115,6 +125,9 @@ def describe(event: Event) -> Iterator[tuple[str, dict[str, Any]]]:
             yield WORKER_STARTED, {"worker": event.name, "gpus": list(event.gpus)}
         case Died():
             yield WORKER_DIED, {"worker": event.name, "error": event.error}
+        case Left():
+            facts = {"worker": event.name, "num_given_back": event.num_given_back}
+            yield WORKER_LEFT, facts
         case Retried() | GaveUp():
             name = SHARD_RETRIED if isinstance(event, Retried) else SHARD_GIVEN_UP
             task = event.task

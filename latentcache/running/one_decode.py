@@ -118,6 +118,10 @@ class SharedWorker:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def give_back(self) -> None:
+        """See `ShardWorker.give_back`."""
+        self.latents.give_back()
+
     @property
     def clips_done(self) -> int:
         """Clips whose latents are done."""

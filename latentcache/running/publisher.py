@@ -18,8 +18,9 @@ from latentcache.format.rounds import OTHERS_GO_ON, ROUNDS
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import (
     build_index,
-    known_rows,
-    make_index,
+    index_of,
+    known_index,
+    numbers_in,
     publish,
     read_index,
     shard_of,
@@ -70,7 +71,7 @@ class RunSnapshot:
     def open(self) -> None:
         """Publish what is committed."""
         self._refresh()
-        known = known_rows(self._storage, self._manifest)
+        known = known_index(self._storage, self._manifest)
         self._publish(build_index(self._storage, self._manifest, known))
 
     def add(self, report: ShardReport) -> None:
@@ -79,8 +80,9 @@ class RunSnapshot:
         self._pending[shard_of(row)] = row
         if time.monotonic() - self._published_at > self._interval_s:
             self._refresh()
-            changes = read_changes(self._storage, self._manifest)
-            self._publish(make_index(self._storage, self._manifest, changes, self._merged()))
+            changes, known = read_changes(self._storage, self._manifest), self._merged()
+            there = numbers_in(known)
+            self._publish(index_of(self._storage, self._manifest, changes, there, known))
 
     def close(self) -> pa.Table:
         """Publish everything that is committed, by this run or by another, and return it.
@@ -89,7 +91,7 @@ class RunSnapshot:
         the last that publishes has seen what all have committed.
         """
         self._refresh()
-        table = build_index(self._storage, self._manifest, self._merged().values())
+        table = build_index(self._storage, self._manifest, self._merged())
         for number in itertools.count(1):
             self._publish(table)
             now = self._look(table)
@@ -105,16 +107,16 @@ class RunSnapshot:
     def _look(self, table: pa.Table) -> pa.Table:
         """Return the index of what is committed now. table: of what is known."""
         self._refresh()
-        return build_index(self._storage, self._manifest, table.to_pylist())
+        return build_index(self._storage, self._manifest, table)
 
     def _refresh(self) -> None:
         """Take in what other runs have planned meanwhile."""
         self._manifest = refresh(self._storage, self._manifest)
 
-    def _merged(self) -> dict[ShardId, Mapping[str, Any]]:
-        """Return the rows that are published now, and those of this run that are not."""
-        published = {shard_of(row): row for row in known_rows(self._storage, self._manifest)}
-        return {**published, **self._pending}
+    def _merged(self) -> pa.Table:
+        """Return the rows of this run that are not published, and those that are published now."""
+        pending = pa.Table.from_pylist([*self._pending.values()], schema=INDEX_SCHEMA)
+        return pa.concat_tables([pending, known_index(self._storage, self._manifest)])
 
     def _publish(self, table: pa.Table) -> None:
         if not table.equals(self._known(), check_metadata=True):

@@ -45,6 +45,10 @@ class WorkQueue:
         if self._fresh:
             self._fresh.rotate(-random.randrange(len(self._fresh)))  # noqa: S311 - not for secrets
 
+    def give_back(self, task: Task) -> None:
+        """Put a task back as it was taken: its worker was told to end."""
+        (self._failed if task.attempts else self._fresh).appendleft(task)
+
     def settle(
         self, task: Task, outcome: ShardReport | Failed, worker: str
     ) -> ShardReport | Retried | GaveUp:

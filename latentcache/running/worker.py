@@ -173,7 +173,9 @@ class ShardWorker:
             pieces = [None if c is None else decode_pieces(self.pool, c) for c in clips]
             return self.encoding.submit(self._encode_long, shard, pieces, onlooker)
         futures = [None if c is None else self.pool.decode(c) for c in clips]
-        return self.encoding.submit(self._encode_clips, shard, futures, onlooker)
+        encoding = self.encoding.submit(self._encode_clips, shard, futures, onlooker)
+        encoding.add_done_callback(lambda done: abandon(futures) if done.cancelled() else None)
+        return encoding
 
     def _encode_long(
         self, shard: Shard, pieces: Sequence[Pieces | None], onlooker: Onlooker | None
@@ -194,6 +196,13 @@ class ShardWorker:
     def num_steps(self) -> int:
         """See `Worker.num_steps`."""
         return self.clips_done + self.pool.num_steps
+
+    def give_back(self) -> None:
+        """Let go of shards that are not being encoded yet, for whoever called `encode_shard` sees an error.
+
+        What is being encoded or written goes on. For a worker that is to end: it takes no more.
+        """
+        self.encoding.cancel()
 
     def close(self) -> None:
         """Stop the decoding processes, and the encoder's thread with them."""

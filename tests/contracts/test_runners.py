@@ -19,7 +19,7 @@ from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.tables import read_table
 from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Retried, Started
-from latentcache.running.runners.ray import connect
+from latentcache.running.runners.ray_cluster import connect
 from latentcache.running.summary import Summary
 from tests.tools.caches import make_config
 from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, grey

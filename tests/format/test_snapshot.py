@@ -4,19 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import snapshot
 from latentcache.format.changes import Changes
-from latentcache.format.paths import INDEX, sample_path
+from latentcache.format.paths import INDEX, sample_path, sample_prefixes
 from latentcache.format.schemas import INDEX_FACTS, INDEX_SCHEMA
 from latentcache.format.snapshot import (
     build_index,
     check_index,
     generation_of,
-    known_rows,
+    known_index,
     publish,
     read_index,
 )
@@ -56,11 +57,10 @@ def test_only_unknown_shards_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     cache = write_cache(str(tmp_path), failed=FAILED)
     whole = build_index(cache.storage, cache.manifest)
     read = count_reads(monkeypatch)
-    known = whole.to_pylist()
-    assert build_index(cache.storage, cache.manifest, known[:3]) == whole
+    assert build_index(cache.storage, cache.manifest, whole.slice(0, 3)) == whole
     assert sorted(read) == [("5x32x32", 1), ("5x32x32", 2)]
     cache.storage.delete(sample_path("5x32x32", 2))
-    assert build_index(cache.storage, cache.manifest, known) == whole.slice(0, 4)
+    assert build_index(cache.storage, cache.manifest, whole) == whole.slice(0, 4)
     assert len(read) == 2
 
 
@@ -81,17 +81,42 @@ def test_only_shards_of_which_rows_were_retired_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = write_cache(str(tmp_path), failed=FAILED)
-    before = build_index(cache.storage, cache.manifest).to_pylist()
+    index_before = build_index(cache.storage, cache.manifest)
+    before = index_before.to_pylist()
     manifest = retire(cache, [("5x32x32", 0, 3), ("5x32x32", 0, 1)])
     read = count_reads(monkeypatch)
-    after = build_index(cache.storage, manifest, before).to_pylist()
+    index_after = build_index(cache.storage, manifest, index_before)
+    after = index_after.to_pylist()
     assert read == [("5x32x32", 0)]
     assert [row for row in after if row not in before] == [after[2]]
     assert (after[2]["retired"], after[2]["num_clips"], after[2]["num_ok"]) == ([1, 3], 2, 2)
     assert 0 < after[2]["stored_bytes"] < before[2]["stored_bytes"]
-    assert build_index(cache.storage, manifest) == build_index(cache.storage, manifest, after)
+    assert build_index(cache.storage, manifest) == build_index(cache.storage, manifest, index_after)
     # Looked at as it was, it is what it was: nothing was replaced.
-    assert build_index(cache.storage, cache.manifest, after).to_pylist() == before
+    assert build_index(cache.storage, cache.manifest, index_after).to_pylist() == before
+
+
+def test_of_several_rows_of_a_shard_the_first_is_taken(tmp_path: Path) -> None:
+    cache = write_cache(str(tmp_path), failed=FAILED)
+    whole = build_index(cache.storage, cache.manifest)
+    at = whole.column_names.index("table_bytes")
+    other = whole.set_column(
+        at, whole.schema.field(at), pa.array([7] * whole.num_rows, whole.schema.field(at).type)
+    )
+    known = pa.concat_tables([whole.slice(1, 2), other])
+    found = build_index(cache.storage, cache.manifest, known)
+    is_other = [n not in (1, 2) for n in range(whole.num_rows)]
+    assert [size == 7 for size in found["table_bytes"].to_pylist()] == is_other
+
+
+@pytest.mark.parametrize("num_shards", [2001, 12_345, 1_000_000, 1_234_567])
+def test_prefixes_cover_every_sample_table(num_shards: int) -> None:
+    prefixes = tuple(sample_prefixes(num_shards))
+    assert len(prefixes) == -(-num_shards // 1000)
+    numbers = {0, 999, 1000, 99_999, 100_000, 999_999, 1_000_000, num_shards - 1}
+    for number in numbers & set(range(num_shards)):
+        name = sample_path("b", number).rpartition("/")[2]
+        assert name.startswith(prefixes), number
 
 
 def test_what_is_published_is_read(tmp_path: Path) -> None:
@@ -100,7 +125,7 @@ def test_what_is_published_is_read(tmp_path: Path) -> None:
     publish(cache.storage, table)
     assert read_index(cache.storage) == table
     assert generation_of(read_index(cache.storage)) == 1
-    assert known_rows(cache.storage, cache.manifest) == table.to_pylist()
+    assert known_index(cache.storage, cache.manifest) == table
 
 
 def test_it_says_which_generation_it_shows(tmp_path: Path) -> None:
@@ -114,7 +139,7 @@ def test_it_says_which_generation_it_shows(tmp_path: Path) -> None:
         check_index(index, cache.manifest)
     with pytest.raises(ValueError, match="it is of another cache"):
         check_index(index, replace(manifest, fingerprint="0" * 64))
-    assert known_rows(cache.storage, cache.manifest) == []
+    assert known_index(cache.storage, cache.manifest).num_rows == 0
 
 
 @pytest.mark.parametrize(

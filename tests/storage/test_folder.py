@@ -95,6 +95,32 @@ def test_lists_only_files_directly_in_the_folder(store: Storage) -> None:
     assert store.list("samples/0.parquet") == {}
 
 
+def test_names_are_the_same_whether_or_not_they_are_listed_by_prefixes(store: Storage) -> None:
+    assert list(store.names("samples", ["000"])) == []
+    names = ["000998.parquet", "000999.parquet", "001000.parquet", "1000000.parquet"]
+    for name in (*names, "000/1.parquet", "000999.parquet.tmp"):
+        store.write(f"samples/{name}", b"1")
+    assert sorted(store.names("samples")) == sorted(store.list("samples")) == names
+    assert sorted(store.names("samples", ["000", "001", "1000", "100"])) == names
+    assert list(store.names("samples/000998.parquet")) == []
+
+
+def test_an_object_store_is_asked_for_each_prefix(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = Storage(f"{s3.url}/cache", s3.options), []
+    for name in ("000001.parquet", "001001.parquet"):
+        store.write(f"samples/{name}", b"1")
+    filesystem = type(store._open()[0])
+    find = filesystem.find
+
+    def counting(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        asked.append(kwargs["prefix"])
+        return find(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(filesystem, "find", counting)
+    assert list(store.names("samples", ["001"])) == ["001001.parquet"]
+    assert asked == ["001"]
+
+
 def test_lists_folders_and_what_is_below_one(store: Storage) -> None:
     for path in ("a/x", "a/b/y", "a/c/d/z", "e"):
         store.write(path, b"1")

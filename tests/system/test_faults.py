@@ -151,6 +151,8 @@ def test_a_plan_does_not_lose_sources_to_an_outage(corpus: tuple[str, dict[str, 
     worker = process.Worker(process.Buffers([]), {"options": corpus[1], "max_pixels": 1 << 30})
 
     class Pool:
+        window = 1
+
         def probe(
             self, url: str, kind: str, *, identity_only: bool, times: bool
         ) -> Future[dict[str, Any]]:

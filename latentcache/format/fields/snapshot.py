@@ -28,7 +28,7 @@ from latentcache.format.fields.paths import (
     field_samples_folder,
 )
 from latentcache.format.manifest import Manifest
-from latentcache.format.paths import shard_of_sample_file
+from latentcache.format.paths import sample_prefixes, shard_of_sample_file
 from latentcache.format.rounds import OTHERS_GO_ON, ROUNDS
 from latentcache.format.schemas import check_columns, check_facts, plan_facts
 from latentcache.format.tables import read_table, to_parquet
@@ -78,7 +78,8 @@ def committed_parts(storage: Storage, field: FieldManifest, manifest: Manifest) 
         version, bucket = place
         if version.rows is not None and all(s.bucket != bucket.name for s in version.rows):
             return []
-        names = storage.list(field_samples_folder(field.name, version.number, bucket.name))
+        folder = field_samples_folder(field.name, version.number, bucket.name)
+        names = storage.names(folder, sample_prefixes(bucket.num_shards))
         numbers = sorted(n for n in map(shard_of_sample_file, names) if n is not None)
         return [
             Part(version.number, ShardId(bucket.name, n)) for n in numbers if n < bucket.num_shards
@@ -95,12 +96,11 @@ def build_field_index(
     rows = {part_of(row): row for row in known}
     parts = committed_parts(storage, field, manifest)
 
-    def complete(part: Part) -> Row:
-        return rows.get(part) or _summarise(storage, field, part)
-
+    unknown = [part for part in parts if part not in rows]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = list(pool.map(complete, parts))
-    return pa.Table.from_pylist(found, schema=FIELD_INDEX_SCHEMA)
+        read = pool.map(lambda part: _summarise(storage, field, part), unknown)
+        rows.update(zip(unknown, read, strict=True))
+    return pa.Table.from_pylist([rows[part] for part in parts], schema=FIELD_INDEX_SCHEMA)
 
 
 def _summarise(storage: Storage, field: FieldManifest, part: Part) -> Row:

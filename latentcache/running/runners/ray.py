@@ -1,113 +1,73 @@
-"""The Ray runner, the only user of ray: one actor a GPU; actors that die are replaced."""
+"""The Ray runner: one actor a GPU. Actors that die are replaced, and machines that join are used."""
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
-import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-import torch
-from ray._private import ray_constants
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from latentcache.config.sections import RunConfig
-from latentcache.core.devices import resolve_device
-from latentcache.core.machine import num_cpus
-from latentcache.core.records import ShardReport
-from latentcache.errors import ConfigError, EncoderError, MachineError
+from latentcache.errors import EncoderError, MachineError
 from latentcache.running import stall
-from latentcache.running.attempt import Failed, attempt, in_one_line
-from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
+from latentcache.running.attempt import Failed, GivenBack, in_one_line
+from latentcache.running.events import Died, Event, Left, Progress, Started, Task
 from latentcache.running.queue import LoadShard, WorkQueue
-from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
-from latentcache.running.runners.ray_watch import RayWatch, message
-from latentcache.running.runners.warning_log import WarningLog
-from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
+from latentcache.running.runners.elastic import layout_for, new_seats
+from latentcache.running.runners.ray_actor import Beat, EncodeActor, Place
+from latentcache.running.runners.ray_cluster import (
+    connect,
+    leaving_nodes,
+    nodes,
+    search_path,
+    watch_ray,
+)
+from latentcache.running.runners.ray_metrics import RunMetrics
+from latentcache.running.runners.ray_watch import message
+from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
+#: The cluster is looked at this often, for machines that have come or are about to go.
+LOOK_INTERVAL_S = 2.0
 #: A worker that is stopped may finish what it is writing in this time.
 STOP_S = 10.0
-#: Only reports travel through Ray's object store; this is near the smallest that Ray accepts.
-OBJECT_STORE_BYTES = 100 << 20
-
-
-class EncodeActor:
-    """One GPU's worker. Its methods run in threads: shards in hand, and one that answers the driver."""
-
-    def __init__(self, spec: WorkerSpec, number: int, search: Sequence[str]) -> None:
-        sys.path.extend(path for path in search if path not in sys.path)
-        self._log = WarningLog()
-        self._log.__enter__()  # for as long as this process lives
-        self._worker = attempt(partial(_start_worker, spec), starting=True)
-        self._gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        self._name = worker_name(socket.gethostname(), self._gpus, number)
-        self._metrics = WorkerMetrics(self._name)
-
-    def place(self) -> tuple[str, list[Any]] | Failed:
-        """Return this worker's name and the GPUs that Ray assigned to it, or why it cannot work."""
-        if isinstance(self._worker, Failed):
-            return self._worker
-        return self._name, list(self._gpus)
-
-    def encode_shard(self, shard: Any) -> ShardReport | Failed:
-        """Encode and commit one shard, or say how that failed."""
-        outcome = attempt(partial(self._up.encode_shard, shard))
-        if not isinstance(outcome, Failed):
-            self._metrics.add(outcome)
-        return outcome
-
-    def progress(self) -> tuple[int, int, tuple[str, ...]]:
-        """Return the clips done and the steps since the start, and what was logged since the last time."""
-        return self._up.clips_done, self._up.num_steps, self._log.take()
-
-    def close(self) -> None:
-        """Stop decoding, and wait for what is being encoded; a shard that is being written is finished."""
-        self._up.close()
-
-    @property
-    def _up(self) -> Worker:
-        assert not isinstance(self._worker, Failed), "only a worker that is up is asked for more"
-        return self._worker
-
-
-def _start_worker(spec: WorkerSpec) -> Worker:
-    device = resolve_device(spec.config.run.device, "run.device")
-    if device.type == "cpu":
-        torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
-    return spec.start(device)
 
 
 @dataclass(eq=False)
 class _Slot:
-    """One place for an actor. in_hand: what it is working on, by the reference of the result."""
+    """One place for an actor. in_hand: what it is working on, by the reference of the result.
 
+    seat: the machine that it is for, None where any will do. node: where it is. is_late: taken after the
+    run had begun. is_retired: no worker starts there. is_leaving: its worker was told to end.
+    """
+
+    number: int
+    watch: stall.Watch
+    seat: str | None = None
+    is_late: bool = False
     actor: Any = None
     name: str = ""
+    node: str = ""
     ready: Any = None
     is_up: bool = False
+    is_lost: bool = False
+    is_retired: bool = False
+    is_leaving: bool = False
     failed_starts: int = 0
+    num_given_back: int = 0
     in_hand: dict[Any, Task] = field(default_factory=dict)
     clips_before: int = 0
     clips_done: int = 0
     num_steps: int = 0
     num_settled: int = 0
-    watch: stall.Watch | None = None
 
-    def stall(self) -> str | None:
-        """Return why it is to be replaced: what it has in hand has not advanced for too long."""
-        assert self.watch is not None, "made when an actor is started"
+    def why_replace(self) -> str | None:
+        """Return why it is to be replaced: it is gone, or its work has not advanced for too long."""
+        if self.is_lost:
+            return "its worker died"
         if not self.in_hand:
             self.watch.rest()
             return None
@@ -116,7 +76,8 @@ class _Slot:
 
     def has_room(self) -> bool:
         alone = any(task.attempts for task in self.in_hand.values())
-        return self.is_up and not alone and len(self.in_hand) < SHARDS_IN_HAND
+        is_free = self.is_up and not self.is_leaving and not alone
+        return is_free and len(self.in_hand) < SHARDS_IN_HAND
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
@@ -124,7 +85,7 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
     started_here = connect(spec.config.run.ray_address)
     runner = _Runner(spec, work, load_shard)
     metrics = RunMetrics()
-    watch = _watch()
+    watch = watch_ray()
     try:
         for event in runner.events():
             if lost := watch.notice():
@@ -143,133 +104,33 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
                 ray.shutdown()
 
 
-def _watch() -> RayWatch:
-    """Return what watches the processes of the Ray that this one has joined."""
-    node = ray._private.worker.global_worker.node
-    return RayWatch(node.gcs_address, node.raylet_socket_name)
-
-
-def connect(address: str | None) -> bool:
-    """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Returns whether it started.
-
-    Raises ConfigError where the cluster cannot be reached.
-    """
-    if ray.is_initialized():
-        return False
-    with _own_sigterm():
-        _connect(address)
-    return True
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the process's SIGTERM handler: Ray puts one in its place that ends the driver at once."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-class _NoFolders(list[str]):
-    """Stays empty when Ray adds the driver's folder to what its workers search first.
-
-    There a `queue.py` would shadow the library's. What the driver finds, workers find: see _search_path.
-    """
-
-    def extend(self, _: Iterable[str]) -> None:
-        """Add nothing."""
-
-
-def _search_path() -> list[str]:
-    """Return where the driver finds modules; an encoder of others may be in the current folder."""
-    return [str(Path(path or ".").absolute()) for path in sys.path]
-
-
-def _own_interpreter() -> None:
-    """Let workers run in the driver's environment: under `uv run`, Ray would make each one of its own."""
-    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
-    if "uv_runtime_env_hook" in os.environ.get(ray_constants.RAY_RUNTIME_ENV_HOOK, ""):
-        del os.environ[ray_constants.RAY_RUNTIME_ENV_HOOK]
-
-
-def _connect(address: str | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    _own_interpreter()
-    job_config = JobConfig()
-    job_config._py_driver_sys_path = _NoFolders()
-    quiet: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "job_config": job_config,
-    }
-    if address is None and "RAY_ADDRESS" not in os.environ:
-        local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        try:
-            ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"Ray cannot start on this machine: {in_one_line(error)}. Set RAY_TMPDIR to a folder with "
-                "a short path and room, or use run.runner=local, which needs no Ray."
-            ) from error
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}. Start one with "
-            "`ray start --head`, or leave run.ray_address out to run on this machine."
-        ) from error
-
-
-def num_workers(run_config: RunConfig) -> tuple[int, int]:
-    """Return (actors, GPUs an actor) for the cluster's resources; raises ConfigError."""
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if run_config.device != "cpu" else 0
-    if run_config.device == "cuda" and not gpus:
-        raise ConfigError(
-            "run.device='cuda' is not there: the Ray cluster has no GPU. Use run.device=auto or cpu, or "
-            "start the run when nodes with GPUs have joined."
-        )
-    if run_config.workers == "auto":
-        return max(1, gpus), int(gpus > 0)
-    if gpus and run_config.workers > gpus:
-        raise ConfigError(
-            f"run.workers is {run_config.workers}, and the cluster has {gpus} GPUs: a worker needs one. "
-            f"Use run.workers={gpus} or auto."
-        )
-    return run_config.workers, int(gpus > 0)
-
-
 class _Runner:
+    """Hands shards to workers, and follows the cluster: see `elastic`. Raises ConfigError."""
+
     def __init__(self, spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> None:
+        self._spec = spec
         self._work = work
         self._load_shard = load_shard
         self._max_starts = spec.config.run.max_retries + 1
-        workers, gpus = num_workers(spec.config.run)
-        cpus = ray.cluster_resources().get("CPU", 1.0)
-        self._spec = replace(spec, num_cpus=max(1, int(cpus // workers)))
-        self._device = "cuda" if gpus else "cpu"
-        self._options = {
-            "num_gpus": gpus,
-            "num_cpus": min(1.0, cpus / workers),
-            "max_concurrency": SHARDS_IN_HAND + 1,
-            "max_restarts": 0,
-        }
-        self._slots = [_Slot() for _ in range(min(workers, max(1, len(work))))]
-        self._polled = 0.0
+        self._nodes = nodes()
+        self._layout = layout_for(spec.config.run, self._nodes)
+        self._slots: list[_Slot] = []
+        self._num_slots = 0
+        self._clips_before = 0
+        self._warnings: tuple[str, ...] = ()
+        self._polled = self._looked = 0.0
 
     def events(self) -> Iterator[Event]:
+        self._take_seats(max(1, len(self._work)))
         for slot in self._slots:
-            self._start(slot)
+            slot.is_late = False
         while self._work or any(slot.in_hand for slot in self._slots):
             self._hand_out()
             for slot, reference in self._finished():
                 yield from self._settle(slot, reference)
             if time.monotonic() - self._polled > PROGRESS_INTERVAL_S:
                 yield self._poll()
-                for slot in self._slots:
-                    if why := slot.stall():
-                        yield from self._replace(slot, why)
+                yield from self._tend()
         yield self._poll()
 
     def stop(self) -> None:
@@ -277,24 +138,85 @@ class _Runner:
         if up:
             ray.wait(up, num_returns=len(up), timeout=STOP_S)
         for slot in self._slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
+            self._kill(slot)
+
+    def _tend(self) -> Iterator[Event]:
+        """Replace workers that stand still, let go of those that leave, and follow the cluster."""
+        for slot in list(self._slots):
+            if why := slot.why_replace():
+                yield from self._replace(slot, why)
+            elif slot.is_leaving and not slot.in_hand:
+                yield from self._let_go(slot)
+        if time.monotonic() - self._looked > LOOK_INTERVAL_S:
+            self._look()
+
+    def _look(self) -> None:
+        """Use machines that have come, and take nothing more to those that are about to go."""
+        self._nodes, leaving = nodes(), leaving_nodes()
+        for slot in list(self._slots):
+            if slot.is_up and slot.node in leaving and not slot.is_leaving:
+                slot.is_leaving = True
+                slot.actor.leave.remote()
+            elif not slot.is_up and self._has_lost_seat(slot):
+                self._drop(slot)
+        self._take_seats(len(self._work))
+
+    def _take_seats(self, most: int) -> None:
+        """Start workers, at most so many, on what is free for them."""
+        self._looked = time.monotonic()
+        taken = [slot.seat for slot in self._slots]
+        for seat in new_seats(taken, self._layout.seats(self._nodes), most - self._num_waiting()):
+            slot = _Slot(number=self._num_slots, seat=seat, is_late=True, watch=self._new_watch())
+            self._num_slots += 1
+            self._slots.append(slot)
+            self._start(slot)
+
+    def _num_waiting(self) -> int:
+        """Return how many workers are on their way and have had no shard yet."""
+        return sum(slot.ready is not None for slot in self._slots)
+
+    def _has_lost_seat(self, slot: _Slot) -> bool:
+        return slot.seat is not None and slot.seat not in {node.id for node in self._nodes}
+
+    def _drop(self, slot: _Slot) -> None:
+        self._kill(slot)
+        self._slots.remove(slot)
+        self._clips_before += slot.clips_before + slot.clips_done
+
+    def _kill(self, slot: _Slot) -> None:
+        if slot.actor is not None:
+            ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
+        slot.actor = slot.ready = None
+        slot.is_up = False
+
+    def _new_watch(self) -> stall.Watch:
+        device = "cuda" if self._layout.per_gpu else "cpu"
+        return stall.watch(self._spec.config.run, self._spec.manifest, device)
 
     def _start(self, slot: _Slot) -> None:
         slot.clips_before += slot.clips_done
-        slot.clips_done = 0
-        slot.num_steps = 0
-        slot.watch = stall.watch(self._spec.config.run, self._spec.manifest, self._device)
-        slot.is_up = False
-        slot.name = ""
-        number = self._slots.index(slot)
-        actor = ray.remote(EncodeActor).options(**self._options)
-        slot.actor = actor.remote(self._spec, number, _search_path())
+        slot.clips_done = slot.num_steps = slot.num_given_back = 0
+        slot.watch = self._new_watch()
+        slot.is_up = slot.is_lost = slot.is_leaving = False
+        slot.name = slot.node = ""
+        gpus, cpus = self._layout.claim(self._nodes)
+        options: dict[str, Any] = {
+            "num_gpus": gpus,
+            "num_cpus": cpus,
+            "max_concurrency": SHARDS_IN_HAND + 1,
+            "max_restarts": 0,
+        }
+        if slot.seat is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(slot.seat, soft=False)
+        actor = ray.remote(EncodeActor).options(**options)
+        slot.actor = actor.remote(self._spec, self._layout, slot.number, search_path())
         slot.ready = slot.actor.place.remote()
 
     def _hand_out(self) -> None:
         """Give every worker with room one more task, the least loaded first, until none has room."""
         for slot in sorted(self._slots, key=lambda slot: len(slot.in_hand)) * SHARDS_IN_HAND:
+            if not self._work:
+                return
             if not slot.has_room():
                 continue
             task = self._work.take(alone=not slot.in_hand)
@@ -304,9 +226,15 @@ class _Runner:
             slot.in_hand[slot.actor.encode_shard.remote(shard)] = task
 
     def _finished(self) -> list[tuple[_Slot, Any]]:
+        """Wait a moment for what is done next; returns all that is done by then."""
         owners = {ref: slot for slot in self._slots for ref in slot.in_hand}
         owners.update({slot.ready: slot for slot in self._slots if slot.ready is not None})
-        done, _ = ray.wait(list(owners), num_returns=1, timeout=PROGRESS_INTERVAL_S)
+        if not owners:
+            time.sleep(PROGRESS_INTERVAL_S)
+            return []
+        done, _ = ray.wait([*owners], num_returns=1, timeout=PROGRESS_INTERVAL_S)
+        if done:
+            done, _ = ray.wait([*owners], num_returns=len(owners), timeout=0)
         return [(owners[reference], reference) for reference in done]
 
     def _settle(self, slot: _Slot, reference: Any) -> Iterator[Event]:
@@ -327,16 +255,39 @@ class _Runner:
         ) as error:  # the task or its result was lost on the way, and not by the encoder
             yield self._work.failed(task, in_one_line(error))
         else:
-            yield self._work.settle(task, outcome, slot.name)
+            if isinstance(outcome, GivenBack):
+                self._give_back(slot, task)
+            else:
+                yield self._work.settle(task, outcome, slot.name)
+
+    def _give_back(self, slot: _Slot, task: Task) -> None:
+        self._work.give_back(task)
+        slot.is_leaving = True
+        slot.num_given_back += 1
 
     def _replace(self, slot: _Slot, why: str) -> Iterator[Event]:
+        """Go on without a worker. One that was leaving anyway gives back what it had no time for."""
         lost = list(slot.in_hand.values())
         slot.in_hand.clear()
-        ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
+        if slot.is_leaving:
+            for each in lost:
+                self._give_back(slot, each)
+            yield from self._let_go(slot)
+            return
+        self._kill(slot)
         yield Died(name=slot.name, error=why.removeprefix("its worker died: "))
         for each in lost:
             yield self._work.failed(each, why)
         self._start(slot)
+
+    def _let_go(self, slot: _Slot) -> Iterator[Event]:
+        """End a worker that was told to. Where any machine will do, another waits for a place."""
+        yield Left(name=slot.name, num_given_back=slot.num_given_back)
+        if slot.seat is None and self._work:
+            self._kill(slot)
+            self._start(slot)
+        else:
+            self._drop(slot)
 
     def _settle_start(self, slot: _Slot) -> Iterator[Event]:
         reference, slot.ready = slot.ready, None
@@ -344,26 +295,35 @@ class _Runner:
             place = ray.get(reference)
         except RayError as error:
             place = Failed(error=in_one_line(error))
+            self._nodes = nodes()
         if isinstance(place, Failed):
             yield from self._settle_failed_start(slot, place)
             return
-        slot.name, gpus = place
+        assert isinstance(place, Place)
+        slot.name, slot.node = place.name, place.node
         slot.is_up = True
         slot.failed_starts = 0
-        number = self._slots.index(slot)
-        yield Started(worker=number, name=slot.name, gpus=tuple(map(str, gpus)))
+        yield Started(worker=slot.number, name=slot.name, gpus=tuple(map(str, place.gpus)))
 
     def _settle_failed_start(self, slot: _Slot, failed: Failed) -> Iterator[Event]:
+        """Try again; a machine that starts no worker ends no run in which others work."""
+        self._kill(slot)
         slot.failed_starts += 1
         yield Died(name=slot.name, error=failed.error)
-        if failed.stop is not None:
+        if self._has_lost_seat(slot):
+            self._drop(slot)
+            return
+        is_alone = not any(other.is_up for other in self._slots)
+        if failed.stop is not None and (is_alone or not slot.is_late):
             raise failed.stop
-        if slot.failed_starts >= self._max_starts:
-            raise EncoderError(
-                f"a worker could not start, {slot.failed_starts} times: {failed.error}"
-            )
-        ray.kill(slot.actor)
-        self._start(slot)
+        if slot.failed_starts < self._max_starts and failed.stop is None:
+            self._start(slot)
+            return
+        said = f"a worker could not start, {slot.failed_starts} times: {failed.error}"
+        if is_alone:
+            raise EncoderError(said)
+        slot.is_retired = True
+        self._warnings += (f"{said}. The run goes on without it.",)
 
     def _poll(self) -> Progress:
         self._polled = time.monotonic()
@@ -372,16 +332,26 @@ class _Runner:
         answered, _ = (
             ray.wait(list(references), num_returns=len(up), timeout=0.2) if up else ([], [])
         )
-        warnings: tuple[str, ...] = ()
         for reference in answered:
-            try:
-                slot = references[reference]
-                slot.clips_done, slot.num_steps, fresh = ray.get(reference, timeout=1)
-                warnings += fresh
-            except (RayActorError, GetTimeoutError):
-                continue  # what it had in hand says so too
+            self._take_beat(references[reference], reference)
         clips = sum(slot.clips_before + slot.clips_done for slot in self._slots)
         in_hand = sum(len(slot.in_hand) for slot in self._slots)
+        warnings, self._warnings = self._warnings, ()
         return Progress(
-            clips_done=clips, workers=len(up), shards_in_hand=in_hand, warnings=warnings
+            clips_done=self._clips_before + clips,
+            workers=len(up),
+            shards_in_hand=in_hand,
+            warnings=warnings,
         )
+
+    def _take_beat(self, slot: _Slot, reference: Any) -> None:
+        try:
+            beat: Beat = ray.get(reference, timeout=1)
+        except RayActorError:
+            slot.is_lost = not slot.in_hand  # else that says so, and why
+        except GetTimeoutError:
+            return
+        else:
+            slot.clips_done, slot.num_steps = beat.clips_done, beat.num_steps
+            slot.is_leaving |= beat.is_leaving
+            self._warnings += beat.warnings

@@ -17,7 +17,7 @@ from latentcache.encoders.protocol import Encoder
 from latentcache.errors import EncoderError
 from tests.tools.encoders import deadly
 
-PATIENCE_S = 120.0
+PATIENCE_S = 280.0
 
 
 class Config(Section):
