@@ -274,7 +274,7 @@ def assert_only_a_condition_is_missing(url: Path, sound: Path) -> None:
 def test_a_field_that_kills_or_stops_its_worker_costs_no_latent(
     tmp_path: Path, sound: Path, runner: str, fault: str
 ) -> None:
-    run = {"runner": runner, "device": "cpu", "workers": 1, "stall_s": 20}
+    run = {"runner": runner, "device": "cpu", "workers": 1, "stall_s": 30}
     settings = {"clips": CLIPS, **faulty_run(**run), "fields": FAULTY_FIELDS}
     corpus = sound.parents[1] / "corpus"
     config = make_config(tmp_path, corpus, str(tmp_path / "cache"), **settings)
