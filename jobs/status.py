@@ -111,7 +111,7 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
     left = planned.num_clips - found.clips_ok - found.clips_failed
     lines = [
         f"cache    {redact(url)} ({manifest.format}, {manifest.fingerprint[:12]})",
-        f"state    {state_in_words(found, shlex.quote(redact(url)))}",
+        f"state    {state_in_words(found, shlex.quote(redact(url)), manifest)}",
         f"shards   {_bar(found.shards_committed / max(1, planned.num_shards))} {_shards(found)}",
         f"clips    {found.clips_ok:,} ok, {found.clips_failed:,} failed, {max(0, left):,} left; "
         f"{planned.rejected:,} sources rejected",

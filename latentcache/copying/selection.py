@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
-from latentcache.reading.loader.filters import choose
+from latentcache.reading.loader.filters import choose, nothing_fits
 
 #: Keys that an error names.
 NAMED = 5
@@ -42,7 +42,7 @@ class Selection:
 def select_rows(cache: Cache, selection: Selection) -> Mapping[ShardId, Collection[int]] | None:
     """Return the selected rows of each shard, None for all rows.
 
-    Raises ConfigError where a condition makes no sense, or no ok clip has one of the keys.
+    Raises ConfigError where a condition makes no sense or keeps nothing, or no ok clip has one of the keys.
     """
     if selection.is_all:
         return None
@@ -63,6 +63,11 @@ def _rows_where(cache: Cache, where: str) -> Mapping[ShardId, Collection[int]]:
             if positions:
                 chunks = cache.rows(bucket, number).chunks
                 found[ShardId(bucket, number)] = {chunks[position].row for position in positions}
+    if not found:
+        raise ConfigError(
+            f"No clip is selected, so there is nothing to copy: {nothing_fits(cache, where)} Nothing was "
+            "written."
+        )
     return found
 
 

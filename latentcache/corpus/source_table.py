@@ -45,6 +45,8 @@ VIDEOS = (
     *("ts", "mts", "m2ts", "flv", "f4v", "wmv", "asf", "gif", "y4m", "ogv", "3gp"),
 )
 NUMBERS = ("frames", "fps", "height", "width")
+#: The kept column of sources with several captions each.
+SEVERAL = "captions"
 #: Paths that do not start at the table's folder.
 ABSOLUTE = r"^(/|[A-Za-z][A-Za-z0-9+.-]*(://|::))"
 #: What most rows are, which need no second look.
@@ -85,6 +87,7 @@ def wanted_of(config: CorpusConfig, url: str, where: str = "") -> Wanted:
         required=tuple(dict.fromkeys([*required, *config.keep, *config.per_frame])),
         optional=optional,
         text=frozenset(c for r, c in roles.items() if r not in NUMBERS or c not in config.keep),
+        texts=roles.get("caption"),
     )
 
 
@@ -108,7 +111,7 @@ def to_sources(
         "name": number_repeated(rows.names(path, folder)),
         "url": rows.allowed(rows.urls(path, folder), config.schemes),
         "kind": kind,
-        "caption": rows.text("caption"),
+        "caption": rows.caption(),
         **{role: rows.number(role) for role in NUMBERS},
     }
     paths = {roles.get("video"), roles.get("image")}
@@ -117,6 +120,7 @@ def to_sources(
         for c in config.keep
     }
     kept = {c: keepable(column) for c, column in kept.items()}
+    kept = {**rows.captions(), **kept}
     if config.per_frame:
         kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
     return to_source_table(columns, kept)
@@ -182,6 +186,21 @@ class Rows:
         if required:
             self.refuse(pc.is_null(column), role, "is empty: every source needs one")
         return column
+
+    def caption(self) -> pa.ChunkedArray:
+        """Return the captions as strings: of lists the first text that is not empty."""
+        given = self.data[self.roles["caption"]] if "caption" in self.roles else None
+        if given is None or not is_list_of_text(given.type):
+            return self.text("caption")
+        firsts = [next(filter(None, some or ()), None) for some in given.to_pylist()]
+        return pa.chunked_array([pa.array(firsts, pa.string())])
+
+    def captions(self) -> dict[str, pa.ChunkedArray]:
+        """Return the kept column of several captions per source, if the caption's column holds lists."""
+        given = self.data[self.roles["caption"]] if "caption" in self.roles else None
+        if given is None or not is_list_of_text(given.type):
+            return {}
+        return {SEVERAL: given.cast(pa.list_(pa.string()))}
 
     def paths(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         """Return paths and kinds: with two columns the filled one gives the kind, else the suffix does."""
@@ -353,6 +372,12 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_list_of_text(kind: pa.DataType) -> bool:
+    """Tell whether a column's values are lists of strings."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(kind) for is_list in lists) and is_text(kind.value_type)
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:

@@ -212,13 +212,21 @@ def _json_batch(
     for name in names:
         try:
             if name in wanted.text:
-                values = [_json_text(row.get(name)) for _, row in rows]
-                columns[name] = pa.array(values, pa.string())
+                columns[name] = _json_texts([row.get(name) for _, row in rows], name, wanted)
             else:
                 columns[name] = pa.array([row.get(name) for _, row in rows])
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             _fail_json(rows, name, wanted)
     return pa.table(columns)
+
+
+def _json_texts(values: Sequence[Any], name: str, wanted: Wanted) -> pa.Array:
+    """Return texts; lists of texts if a value is one, and the column may hold them."""
+    if name != wanted.texts or not any(isinstance(value, list) for value in values):
+        return pa.array([_json_text(value) for value in values], pa.string())
+    lists = [value if isinstance(value, list) or value is None else [value] for value in values]
+    texts = [None if some is None else [_json_text(text) for text in some] for some in lists]
+    return pa.array(texts, pa.list_(pa.string()))
 
 
 def _json_text(value: Any) -> str | None:
@@ -238,7 +246,7 @@ def _fail_json(
         value = row.get(name)
         try:
             if name in wanted.text:
-                pa.array([_json_text(value)], pa.string())
+                _json_texts([value], name, wanted)
                 continue
             here = pa.array([value]).type
             kind = (

@@ -238,9 +238,16 @@ def _caption(sample: _Sample, wanted: _Wanted) -> Any:
         if suffix in sample.texts:
             return sample.texts[suffix].strip() or None
     value = sample.facts.get(wanted.caption or _CAPTION_FIELD)
-    if wanted.caption is None and not isinstance(value, str):
+    if wanted.caption is None and not isinstance(value, str | list):
         return None
     return (value.strip() or None) if isinstance(value, str) else value
+
+
+def _alike(captions: list[Any]) -> list[Any]:
+    """Return captions of samples as lists, if one of them is a list of texts."""
+    if not any(isinstance(caption, list) for caption in captions):
+        return captions
+    return [c if isinstance(c, list) or c is None else [c] for c in captions]
 
 
 def _table(
@@ -253,20 +260,20 @@ def _table(
 ) -> pa.Table:
     facts = {name: [s.facts.get(name) for s in samples] for name in wanted.fields}
     given = {role: _column(where, name, facts[name]) for role, name in wanted.numbers.items()}
-    given["caption"] = _column(where, "caption", [_caption(s, wanted) for s in samples])
+    given["caption"] = _column(where, "caption", _alike([_caption(s, wanted) for s in samples]))
     rows = Rows(where, pa.table(given), {role: role for role in given}, row_word="sample")
     columns = {
         "name": pa.array(names, pa.string()),
         "url": pa.array(urls, pa.string()),
         "kind": pa.array(kinds, pa.string()),
-        "caption": rows.text("caption"),
+        "caption": rows.caption(),
         **{role: rows.number(role) for role in NUMBERS},
     }
     kept = {
         name: without_tokens(pa.chunked_array([_column(where, name, facts[name])]))
         for name in wanted.keep
     }
-    return to_source_table(columns, kept)
+    return to_source_table(columns, {**rows.captions(), **kept})
 
 
 def _column(where: str, name: str, values: list[Any]) -> pa.Array:

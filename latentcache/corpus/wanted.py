@@ -13,7 +13,8 @@ class Wanted:
     """Columns to read. where: the table, for messages. text: those read as strings in any case.
 
     row_word: what a row is in messages. url: of the table. media: columns of sources, of which files
-    that are in the table become the URLs of their rows.
+    that are in the table become the URLs of their rows. texts: of those in `text` the one that may hold a
+    list of strings instead, several captions per source.
     """
 
     where: str
@@ -23,6 +24,7 @@ class Wanted:
     row_word: str = "line"
     url: str = ""
     media: frozenset[str] = frozenset()
+    texts: str | None = None
 
     def choose(self, have: Sequence[str]) -> list[str]:
         """Return the columns to read out of those that the table has; raises CorpusError."""

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
+
 from latentcache.core.units import human_time
+from latentcache.format.manifest import Manifest
 from latentcache.inspecting.status import Status
 from latentcache.running import log_lines
 
 
-def state_in_words(found: Status, url: str) -> str:
+def state_in_words(found: Status, url: str, manifest: Manifest) -> str:
     """Return how far a cache is, and how to go on. url: as it is given to a shell."""
+    go_on = _import_command(manifest, url)
     if found.state == "running":
         return f"running: {found.workers} workers up{_troubles(found)}"
     if found.state == "not started":
+        if go_on:
+            return f"not finished: planned, and nothing is imported. Go on with:  {go_on}"
         return f"not started: planned, and nothing is encoded. Start with: latentcache resume {url}"
     if found.state == "finished":
         retry = f". Try the failed ones again:  latentcache resume {url} --retry-failed"
-        return "finished" + (retry if found.clips_failed else "")
+        return "finished" + (retry if found.clips_failed and not go_on else "")
+    if go_on:
+        return f"interrupted: some shards are imported. Go on with:  {go_on}"
     return f"interrupted: {_last_words(found)}. Go on with:  latentcache resume {url}"
+
+
+def _import_command(manifest: Manifest, url: str) -> str | None:
+    """Return the command that goes on with an import, which `resume` cannot; None for other caches."""
+    first = manifest.generations[0] if manifest.generations else None
+    if first is None or first.kind != "import":
+        return None
+    layout, _, source = first.selection.partition(" of ")
+    return (
+        f"latentcache import {layout} {shlex.quote(source)} {url} --like LIKE, with the options of the "
+        "first time"
+    )
 
 
 def _troubles(found: Status) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import operator
 import threading
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 #: Sample tables kept in memory. One of 64 clips with captions takes about 50 kB.
 MAX_TABLES = 1024
+#: Generations of which a table is looked at for a column that the first table lacks.
+LOOKED_AT = 8
 #: Sample tables read concurrently when all are wanted.
 NUM_THREADS = 16
 #: Sample tables that a scan requests at a time; it frees each after its turn.
@@ -444,16 +447,29 @@ class Cache:
         return list(self.sample_schema.names)
 
     def has_column(self, name: str) -> bool:
-        """Tell whether sample tables have a column: some lack those that were kept later or earlier."""
+        """Tell whether sample tables have a column: some lack those that were kept later or earlier.
+
+        The shards of one generation have the same columns, so one table of each is looked at, of the newest
+        ones, and one whose columns were changed later.
+        """
         if name in self.column_names:
             return True
-        buckets = self._places["bucket"]
-        last = {bucket: n for n, bucket in enumerate(buckets)}
         changed = pc.indices_nonzero(pc.is_valid(self._index["columns"])).to_pylist()[:1]
-        places = self._all_places()
-        return any(
-            name in self._read_table(*places[n]).schema.names for n in {*last.values(), *changed}
-        )
+        places = [self._all_places()[n] for n in changed]
+        places += itertools.islice(self._one_per_generation(), LOOKED_AT)
+        others = set(places) - set(self._all_places()[:1])
+        return any(name in self._read_table(*place).schema.names for place in sorted(others))
+
+    def _one_per_generation(self) -> Iterator[tuple[str, int]]:
+        """Yield a committed shard of each generation that has one, the newest first."""
+        for generation in reversed(self.manifest.generations):
+            shards = (
+                (part.bucket, shard)
+                for part in generation.parts
+                for shard in range(part.first_shard, part.first_shard + part.num_shards)
+            )
+            if (place := next((s for s in shards if s in self._numbers), None)) is not None:
+                yield place
 
     @property
     def batch_columns(self) -> list[str]:

@@ -329,6 +329,10 @@ def test_names_that_only_begin_alike_are_other_places() -> None:
         (["copy", "{c}", "{n}", "--where", "nothing > 1"], "there is no column 'nothing'"),
         (["copy", "{c}", "{n}", "--where", "row >"], "(character "),
         (["copy", "{c}", "{n}", "--where", "source = 'no'"], "No clip is selected"),
+        (
+            ["copy", "{c}", "{n}", "--where", "frames > 99"],
+            "clips fits the condition frames > 99. There, frames is ",
+        ),
         (["copy", "{c}", "{n}", "--keys", "{t}/absent"], "--keys: cannot read"),
         (["copy", "{c}", "{n}", "--keys", "{t}/empty"], "has no key in it"),
         (["copy", "{c}", "{n}", "--keys", "{t}/bytes"], "is no text in UTF-8"),

@@ -34,12 +34,17 @@ def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path:
     command = ("import", "webdataset", out, target, "--like", cache.storage.url)
     assert f"{path} has a file 000000005.latents.pth that is no tensor" in run(*command, status=2)
     assert "latentcache import" in run("resume", target, status=2)
+    go_on = f"latentcache import webdataset {out} {target} --like"
+    printed = run("status", target)
+    assert go_on in printed
+    assert "latentcache resume" not in printed
     path.write_bytes(whole)
     run(*command)
     again = latentcache.open_cache(str(target))
     assert sorted(again.keys()) == sorted(cache.keys())
     for key in again.keys():  # noqa: SIM118 - a cache is no dict
         assert torch.equal(again.stored(key), cache.stored(key))
+    assert "state    finished\n" in run("status", target)
     run("resume", target)
     run("verify", target)
 

@@ -70,7 +70,7 @@ def collect(
         url=url,
         manifest=manifest,
         facts=read_facts(storage, manifest),
-        state=state_in_words(Watch(storage).look(time.time()), shlex.quote(url)),
+        state=state_in_words(Watch(storage).look(time.time()), shlex.quote(url), manifest),
     )
     cache = Cache(storage, manifest, report.facts.index)
     with PairReader(cache, config, device) as reader:

@@ -23,6 +23,10 @@ from latentcache.reading.cache import Cache
 Where: TypeAlias = str | pc.Expression | Sequence[tuple[Any, ...]]
 
 
+#: Values that a message shows of a column, how long each may be, and of how many rows they are.
+_EXAMPLES, _SHOWN_CHARS, _LOOKED_AT = 3, 60, 10_000
+
+
 class Chosen:
     """The chosen ok rows of a bucket's shards: one bit per row; each shard starts a new byte."""
 
@@ -58,6 +62,39 @@ def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
     for (bucket, shard), table in cache.scan(columns):
         masks[bucket][shard] = _mask(cache, table, expression)
     return {name: Chosen(found) for name, found in masks.items() if found}
+
+
+def nothing_fits(cache: Cache, where: Where) -> str:
+    """Say that a condition keeps no clip, and what values its columns have."""
+    expression = to_expression(cache, where)
+    named = [name for name in _columns(cache, expression) if name != "status"]
+    tables = [
+        table.filter(pc.equal(table["status"], "ok")).select(
+            [name for name in named if name in table.column_names]
+        )
+        for _, table in cache.scan([*named, "status"])
+    ]
+    num_ok = sum(table.num_rows for table in tables)
+    if not num_ok:
+        return f"{cache!r} has no ok clip yet, so `where` has nothing to choose from."
+    table = pa.concat_tables(tables, promote_options="default")
+    said = "; ".join(_values_in_words(name, table[name]) for name in table.column_names)
+    condition = where if isinstance(where, str) else str(expression)
+    return f"none of the {num_ok:,} ok clips fits the condition {condition}. There, {said}."
+
+
+def _values_in_words(name: str, column: pa.ChunkedArray) -> str:
+    known = column.drop_null()
+    if not len(known):
+        return f"{name} is null everywhere"
+    if pa.types.is_integer(known.type) or pa.types.is_floating(known.type):
+        low, high = pc.min_max(known).as_py().values()
+        return f"{name} is {low:g}" if low == high else f"{name} is from {low:g} to {high:g}"
+    if pa.types.is_nested(known.type):
+        return f"{name} holds {known.type}"
+    found = pc.unique(known.slice(0, _LOOKED_AT)).to_pylist()
+    examples = ", ".join(repr(value)[:_SHOWN_CHARS] for value in found[:_EXAMPLES])
+    return f"{name} is {examples}" + (" and others" if len(found) > _EXAMPLES else "")
 
 
 def to_expression(cache: Cache, where: Where) -> pc.Expression:

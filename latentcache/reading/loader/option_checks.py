@@ -9,6 +9,7 @@ from typing import Any
 from latentcache.core.arguments import positive_number, whole_number
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
+from latentcache.reading.loader.filters import nothing_fits
 from latentcache.reading.loader.selection import ShardMap
 from latentcache.reading.loader.transform import Transform
 from latentcache.reading.order.epoch import Order
@@ -90,6 +91,11 @@ def check_alike(caches: Sequence[Cache], transforms: Sequence[Transform]) -> Non
 
 def check_batches(order: Order, chosen: ShardMap) -> None:
     """Raise ConfigError if a cache, or one of its buckets, would never come."""
+    if chosen.empty_where is not None:
+        raise ConfigError(
+            f"the 0 chosen clips of {chosen.cache!r} make 0 batches: "
+            f"{nothing_fits(chosen.cache, chosen.empty_where)} Correct `where`."
+        )
     num_batches = order.num_batches(chosen.shards)
     if num_batches == 0:
         raise ConfigError(

@@ -63,6 +63,10 @@ class ShardMap:
         self.cache, self.fields, self.frames, self.view = cache, fields, frames, view
         self.columns = None if columns is None else _check_columns(cache, columns)
         self._chosen = None if where is None else choose(cache, where)
+        #: The condition, if it keeps no clip at all.
+        self.empty_where = where
+        if self._chosen is None or any(c.num_chosen.any() for c in self._chosen.values()):
+            self.empty_where = None
         self.left_out: Mapping[str, int] = {}
         if fields is not None:
             self._chosen, self.left_out = fields.choose(cache, self._chosen)

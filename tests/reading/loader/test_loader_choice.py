@@ -59,6 +59,15 @@ def names(batches: Any) -> list[tuple[int, tuple[str, ...]]]:
 # where
 
 
+def test_a_condition_that_keeps_nothing_says_what_there_is(cache: Cache) -> None:
+    said = r"none of the 14 ok clips fits the condition score > 99 and caption = ''\. There, "
+    said += r"caption is 'caption of \d', 'caption of \d', .* and others; score is from 0 to 10\."
+    with pytest.raises(ConfigError, match=said):
+        LatentLoader(cache, where="score > 99 and caption = ''")
+    with pytest.raises(ConfigError, match=r"bucket is '1x32x48', '5x32x32'\."):
+        LatentLoader(cache, where=[("bucket", "=", "17x32x32")])
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(low=st.integers(-1, 11), bucket=st.sampled_from(["5x32x32", "1x32x48", None]))
