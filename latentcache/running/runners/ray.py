@@ -34,6 +34,7 @@ from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.ray_metrics import RunMetrics, WorkerMetrics
 from latentcache.running.runners.ray_watch import RayWatch, message
 from latentcache.running.runners.warning_log import WarningLog
+from latentcache.running.start import Start
 from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
@@ -50,7 +51,8 @@ class EncodeActor:
         sys.path.extend(path for path in search if path not in sys.path)
         self._log = WarningLog()
         self._log.__enter__()  # for as long as this process lives
-        self._worker = attempt(partial(_start_worker, spec), starting=True)
+        start = Start(partial(_start_worker, spec), _watch_of(spec))
+        self._worker = start.result()
         self._gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         self._name = worker_name(socket.gethostname(), self._gpus, number)
         self._metrics = WorkerMetrics(self._name)
@@ -80,6 +82,11 @@ class EncodeActor:
     def _up(self) -> Worker:
         assert not isinstance(self._worker, Failed), "only a worker that is up is asked for more"
         return self._worker
+
+
+def _watch_of(spec: WorkerSpec) -> stall.Watch:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return stall.watch(spec.config.run, spec.manifest, device)
 
 
 def _start_worker(spec: WorkerSpec) -> Worker:
