@@ -15,6 +15,7 @@ from latentcache.errors import ConfigError, LatentCacheError, did_you_mean
 from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
+from latentcache.format.rounds import Rounds
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.planned import (
     PlannedField,
@@ -181,10 +182,16 @@ def worse(one: int, other: int) -> int:
 
 
 def _with_changed(planned: PlannedField) -> PlannedField:
-    """Plan rows again whose texts have changed since they were planned."""
+    """Plan rows again whose texts have changed since they were planned. Raises CacheError."""
+    rounds, printed = Rounds("an update of the field"), 0
     while rows := planned.changed_rows():
+        rounds.next()
         num = sum(map(len, rows.values()))
-        print(f"changed  {num} clips have other texts than the field {planned.field.name} encodes")
+        if num != printed:  # another run was first, and may have changed the same ones
+            print(
+                f"changed  {num} clips have other texts than the field {planned.field.name} encodes"
+            )
+        printed = num
         planned = _take_version(planned, "update", rows)
     return planned
 

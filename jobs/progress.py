@@ -242,7 +242,10 @@ class Bar:
         if workers:
             self._last_up = time.monotonic()
         elif time.monotonic() - self._last_up > NO_WORKER_S:
-            self.warn("no worker is up; the run waits until the cluster has a place for one")
+            self.warn(
+                "no worker is up; the run waits until the cluster has a place for one, and its model is "
+                "loaded"
+            )
 
     def warn(self, text: str) -> None:
         """Say it once: every worker warns for itself."""

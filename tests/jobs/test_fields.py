@@ -15,10 +15,13 @@ import tensorstore
 import zarr
 
 import latentcache
+from jobs import fields
 from latentcache.config.fields import parse_fields
 from latentcache.core.dtypes import as_numpy
+from latentcache.errors import CacheError
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
+from latentcache.format.rounds import ROUNDS
 from latentcache.planning.fields.planned import plan_field
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
@@ -385,3 +388,15 @@ def test_texts_that_changed_are_named_without_update(tmp_path: Path, counted: Pa
 def test_a_field_is_not_named_as_a_column(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     assert "has a column of that name" in add(cache, status=2, texts=text_field())
+
+
+def test_an_update_that_another_run_is_always_first_with_ends(
+    cache: PlannedCache, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_field(cache, "own", parse_fields({"own": text_field()})["own"])
+    row = {cache.planned_shards()[0]: frozenset({0})}
+    monkeypatch.setattr(type(planned), "changed_rows", lambda _: row)
+    monkeypatch.setattr(fields, "_take_version", lambda planned, *_: planned)
+    with pytest.raises(CacheError, match=f"tried {ROUNDS} times, and each time another run"):
+        fields._with_changed(planned)
+    assert capsys.readouterr().out.count("changed  1 clips") == 1

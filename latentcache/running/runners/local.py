@@ -19,6 +19,7 @@ from latentcache.running.attempt import Failed, attempt
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
+from latentcache.running.start import Start
 from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 
 PROGRESS_INTERVAL_S = 1.0
@@ -53,18 +54,40 @@ class _Runner:
         self._running: dict[Future[ShardReport | Failed], Task] = {}
         self._clips_before = self._num_settled = 0
         self._stalled: list[threading.Thread] = []
-        self._start()
+        self._worker: Worker | None = None
+        self._pool = DaemonPool(SHARDS_IN_HAND, name="shard")
+        self._watch = self._fresh_watch()
 
-    def _start(self) -> None:
-        worker = attempt(partial(self._spec.start, self._device), starting=True)
+    def _fresh_watch(self) -> stall.Watch:
+        return stall.watch(self._spec.config.run, self._spec.manifest, self._device.type)
+
+    def _start(self, log: WarningLog) -> Iterator[Event]:
+        """Start a worker, and wait until it is up."""
+        start = Start(partial(self._spec.start, self._device), self._fresh_watch())
+        while (worker := start.wait(PROGRESS_INTERVAL_S)) is None:
+            yield self._progress(log)
         if isinstance(worker, Failed):
             raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
-        self._worker: Worker = worker
+        self._worker = worker
         self._pool = DaemonPool(SHARDS_IN_HAND, name="shard")
-        self._watch = stall.watch(self._spec.config.run, self._spec.manifest, self._device.type)
+        self._watch = self._fresh_watch()
+        yield Started(worker=0, name=self._name, gpus=())
+
+    def _progress(self, log: WarningLog) -> Progress:
+        return Progress(
+            clips_done=self._clips_before + (self._worker.clips_done if self._worker else 0),
+            workers=int(self._worker is not None),
+            shards_in_hand=len(self._running),
+            warnings=log.take(),
+        )
+
+    @property
+    def _up(self) -> Worker:
+        assert self._worker is not None, "work is handed out when a worker is up"
+        return self._worker
 
     def events(self, log: WarningLog) -> Iterator[Event]:
-        yield Started(worker=0, name=self._name, gpus=())
+        yield from self._start(log)
         while self._work or self._running:
             self._fill()
             done, _ = wait(self._running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
@@ -72,35 +95,32 @@ class _Runner:
                 self._num_settled += 1
                 yield self._work.settle(self._running.pop(future), future.result(), self._name)
             if self._stands_still():
-                yield from self._replace()
-            yield Progress(
-                clips_done=self._clips_before + self._worker.clips_done,
-                workers=1,
-                shards_in_hand=len(self._running),
-                warnings=log.take(),
-            )
+                yield from self._replace(log)
+            yield self._progress(log)
 
     def stop(self) -> None:
         """Stop; a shard whose clips are not decoded fails at once, and one that is written is finished."""
-        self._worker.close()
+        if self._worker is not None:
+            self._worker.close()
         self._pool.close(None)
 
     def _stands_still(self) -> bool:
         if not self._running:
             self._watch.rest()
             return False
-        return self._watch.stands_still(self._worker.num_steps + self._num_settled)
+        return self._watch.stands_still(self._up.num_steps + self._num_settled)
 
-    def _replace(self) -> Iterator[Event]:
+    def _replace(self, log: WarningLog) -> Iterator[Event]:
         """Go on with another worker. If the old one wakes, it adopts what is committed."""
         why, lost = self._watch.why, list(self._running.values())
         self._running.clear()
         self._pool.cancel()
-        self._clips_before += self._worker.clips_done
+        self._clips_before += self._up.clips_done
         yield Died(name=self._name, error=why)
         for task in lost:
             yield self._work.failed(task, why)
-        closing = threading.Thread(target=self._worker.close, name="closing", daemon=True)
+        closing = threading.Thread(target=self._up.close, name="closing", daemon=True)
+        self._worker = None
         closing.start()
         self._stalled = [thread for thread in (*self._stalled, closing) if thread.is_alive()]
         if len(self._stalled) > MAX_STALLED:
@@ -109,8 +129,7 @@ class _Runner:
                 "they wait for: the GPU, the storage, or the encoder itself. If they only are slow, give "
                 "run.stall_s more seconds. Then resume."
             )
-        self._start()
-        yield Started(worker=0, name=self._name, gpus=())
+        yield from self._start(log)
 
     def _fill(self) -> None:
         while len(self._running) < SHARDS_IN_HAND and not any(
@@ -119,5 +138,5 @@ class _Runner:
             task = self._work.take(alone=not self._running)
             if task is None:
                 return
-            encode = partial(self._worker.encode_shard, self._load_shard(task.shard))
+            encode = partial(self._up.encode_shard, self._load_shard(task.shard))
             self._running[self._pool.submit(partial(attempt, encode))] = task

@@ -16,6 +16,7 @@ import torch
 
 from latentcache.core.devices import resolve_device
 from latentcache.core.records import ShardReport
+from latentcache.running import stall
 from latentcache.running.attempt import Failed, GivenBack, attempt
 from latentcache.running.events import worker_name
 from latentcache.running.one_decode import SharedWorker
@@ -23,6 +24,7 @@ from latentcache.running.runners.elastic import Layout
 from latentcache.running.runners.ray_cluster import nodes
 from latentcache.running.runners.ray_metrics import WorkerMetrics
 from latentcache.running.runners.warning_log import WarningLog
+from latentcache.running.start import Start
 from latentcache.running.worker import ShardWorker, Worker, WorkerSpec
 
 
@@ -63,7 +65,7 @@ class EncodeActor:
         self._gpus = context.get_accelerator_ids().get("GPU", [])
         shares = layout.per_gpu > 1
         self._name = worker_name(socket.gethostname(), self._gpus, number, shares=shares)
-        self._worker = attempt(partial(self._start, spec, layout), starting=True)
+        self._worker = Start(partial(self._start, spec, layout), _watch_of(spec)).result()
         self._metrics = WorkerMetrics(self._name)
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler ends the process at once.
@@ -121,3 +123,8 @@ class EncodeActor:
     def _up(self) -> Worker:
         assert not isinstance(self._worker, Failed), "only a worker that is up is asked for more"
         return self._worker
+
+
+def _watch_of(spec: WorkerSpec) -> stall.Watch:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return stall.watch(spec.config.run, spec.manifest, device)
