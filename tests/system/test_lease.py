@@ -22,10 +22,19 @@ from latentcache.format.paths import LEASE
 from latentcache.storage.folder import Storage
 from tests.tools import plain  # noqa: F401 - registers the file system
 from tests.tools.caches import ROOT, assert_same_cache, lines_of, make_config, run_inline
+from tests.tools.encoders import slow
 from tests.tools.videos import moving_pattern, write_video
 
 OK, STOPPED = 0, 1
 LEASE_S = 4.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast() -> Iterator[None]:
+    """Runs in this process take no time to encode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(slow.ENCODE_S, "0")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +50,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of a run that had nothing to fear, on storage that creates on condition."""
     folder = tmp_path_factory.mktemp("clean")
-    config = make_config(folder, corpus, str(folder / "cache"), cache={"shard_clips": 1})
+    sections = {"cache": {"shard_clips": 1}, "encoder": {"kind": slow.__name__}}
+    config = make_config(folder, corpus, str(folder / "cache"), **sections)
     assert run_inline("precompute", config)[0] == OK
     return folder / "cache"
 
 
 @pytest.fixture
 def config(tmp_path: Path, corpus: Path) -> Path:
-    sections = {"cache": {"shard_clips": 1}, "run": {"lease_s": LEASE_S}}
+    sections = {
+        "cache": {"shard_clips": 1},
+        "run": {"lease_s": LEASE_S},
+        "encoder": {"kind": slow.__name__},
+    }
     return make_config(tmp_path, corpus, f"plain://{tmp_path}/cache", **sections)
 
 
@@ -57,7 +71,8 @@ def first(config: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run that has committed something."""
     command = [sys.executable, "-m", "tests.tools.plain", "precompute", str(config)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    env = {**os.environ, slow.ENCODE_S: "0.2"}  # so that it goes on for some seconds
+    process = subprocess.Popen(command, cwd=ROOT, text=True, env=env, **pipes)
     while not list(tmp_path.glob("cache/samples/*/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)

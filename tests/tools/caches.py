@@ -144,7 +144,7 @@ def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
     printed = [process.communicate(timeout=JOB_S) for process in processes]
     for process, (out, err) in zip(processes, printed, strict=True):
         assert process.returncode == status, out + err
-        assert "Traceback" not in err
+        assert "Traceback" not in err, err
     return [out for out, _ in printed]
 
 
