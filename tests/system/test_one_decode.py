@@ -270,6 +270,7 @@ def assert_only_a_condition_is_missing(url: Path, sound: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("runner", "fault"), [("local", "hang"), ("ray", "hang"), ("ray", "kill")])
 def test_a_field_that_kills_or_stops_its_worker_costs_no_latent(
     tmp_path: Path, sound: Path, runner: str, fault: str
@@ -279,7 +280,7 @@ def test_a_field_that_kills_or_stops_its_worker_costs_no_latent(
     corpus = sound.parents[1] / "corpus"
     config = make_config(tmp_path, corpus, str(tmp_path / "cache"), **settings)
     job = start_job("precompute", config, env={FAULT: fault})
-    out, err = job.communicate(timeout=500)
+    out, err = job.communicate(timeout=1000)
     assert job.returncode == 3, out + err
     assert_only_a_condition_is_missing(tmp_path / "cache", sound)
 
