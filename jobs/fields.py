@@ -284,10 +284,12 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     stored = human_bytes(found.stored_bytes)
     print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")
     if found.num_lost:
-        length = planned.field.arrays[0].shape[0]
+        room = f"text than the {planned.field.arrays[0].shape[0]} tokens that the model sees"
+        if field.kind == "audio":
+            room = f"sound than the {field.recipe['seconds']:g} s that there is room for"
         print(
-            f"warning  {found.num_lost} clips have more text than the {length} tokens that the model sees: "
-            "the rest is lost (lost_tokens in the field's sample tables)"
+            f"warning  {found.num_lost} clips have more {room}: the rest is lost (lost_tokens in the "
+            "field's sample tables)"
         )
     if found.num_failed > found.num_lasting:
         print(f"Try the failed ones again:  latentcache resume {url} --field {name} --retry-failed")

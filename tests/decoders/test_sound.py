@@ -18,7 +18,7 @@ RATE, SECONDS = 16_000, 2.0
 def whole(path: Path, rate: int) -> tuple[float, np.ndarray]:
     """When the sound begins, and all of it [n, channels] as PyAV resamples it: the reference."""
     with av.open(str(path)) as container:
-        stream = container.streams.audio[0]
+        stream = container.streams.best("audio")
         frames = list(container.decode(stream))
         resampler = av.AudioResampler(format="fltp", layout=frames[0].layout.name, rate=rate)
         found = [out for frame in [*frames, None] for out in resampler.resample(frame) if out]

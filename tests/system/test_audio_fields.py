@@ -60,6 +60,7 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ("run.runner=local", "run.decode_processes=1")
     status, printed = run_inline("add_field", folder / "cache", path, *words)
     assert status == SOME_FAILED, printed
+    (folder / "printed.txt").write_text(printed)
     return folder
 
 
@@ -111,6 +112,14 @@ def test_what_is_encoded_is_what_transformers_gives(folder: Path, field: str) ->
         sample = cache[row["key"]]
         found = sample[field][: sample[f"{field}_tokens"]]
         assert torch.equal(found.to(expected.dtype), expected)
+
+
+@pytest.mark.slow
+def test_what_is_cut_off_is_said_and_a_check_finds_nothing(folder: Path) -> None:
+    printed = (folder / "printed.txt").read_text()
+    assert printed.count(f"3 clips have more sound than the {SECONDS:g} s") == 1  # of `short` only
+    status, printed = run_inline("verify", folder / "cache")
+    assert status == 0, printed
 
 
 @pytest.mark.slow
