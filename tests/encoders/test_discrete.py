@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,10 +12,17 @@ import torch
 from latentcache.core import codebook
 from latentcache.encoders import resolve
 from latentcache.encoders.streaming import encode_stream
-from latentcache.encoders.tokenizers import open_magvit2, var, videogpt, vqgan
+from latentcache.encoders.tokenizers import discrete, llamagen, open_magvit2, var, videogpt, vqgan
 from latentcache.encoders.tokenizers.discrete import nearest_code
 from latentcache.errors import ConfigError, EncoderError
-from tests.tools.discrete_models import save_open_magvit2, save_var, save_videogpt, save_vqgan
+from tests.tools.discrete_models import (
+    save_gumbel,
+    save_llamagen,
+    save_open_magvit2,
+    save_var,
+    save_videogpt,
+    save_vqgan,
+)
 from tests.tools.published import Published, pixels
 
 pytestmark = pytest.mark.slow
@@ -176,7 +183,7 @@ class TestVQGAN:
         encoder = build(save_vqgan(tmp_path))
         video = pixels(2, 5, 16, 16)
         ids = encoder.encode(video)
-        monkeypatch.setattr(vqgan, "FRAMES_AT_ONCE", 3)
+        monkeypatch.setattr(discrete, "FRAMES_AT_ONCE", 3)
         assert torch.equal(encoder.encode(video), ids)
         assert encoder.decode(ids).shape == video.shape
 
@@ -190,6 +197,62 @@ class TestVQGAN:
         raw = {**save_videogpt(tmp_path), "kind": "vqgan"}
         with pytest.raises(EncoderError, match=r"no tensor 'quant_conv.weight'|Check encoder.kind"):
             describe(raw)
+
+
+class TestGumbelVQ:
+    def test_the_recipe_says_that_the_likeliest_ids_are_taken(self, tmp_path: Path) -> None:
+        module, config = resolve(save_gumbel(tmp_path))
+        assert module.identity(config)["gumbel"] == "argmax"
+        module, config = resolve(save_vqgan(tmp_path))
+        assert "gumbel" not in module.identity(config)
+
+    def test_ids_with_noise_are_taken_only_if_the_configuration_says_how(
+        self, tmp_path: Path
+    ) -> None:
+        with pytest.raises(
+            ConfigError, match=r"differ from call to call\. Set encoder\.gumbel to argmax"
+        ):
+            describe(save_gumbel(tmp_path, gumbel=None))
+        with pytest.raises(ConfigError, match="it has a codebook and no logits"):
+            describe({**save_vqgan(tmp_path), "gumbel": "argmax"})
+
+    def test_its_quantiser_is_its_codebook(self, tmp_path: Path) -> None:
+        _, config = resolve(save_gumbel(tmp_path))
+        found = vqgan.quantiser(cast(vqgan.Config, config))
+        expected = Published.load("gumbel").tensors["quantize.embed.weight"]
+        assert found.keys() == {"weight"}
+        assert torch.equal(found["weight"], expected)
+
+
+class TestLlamaGen:
+    def test_a_file_with_two_sets_of_weights_needs_a_choice(self, tmp_path: Path) -> None:
+        published = Published.load("llamagen").tensors
+        other = {name: tensor * 0.9 for name, tensor in published.items()}
+        raw = save_llamagen(tmp_path, ema=other, optimizer={}, steps=3)
+        with pytest.raises(ConfigError, match="holds ema and model, the average of the weights"):
+            describe(raw)
+        video = pixels(1, 1, 32, 24)
+        averaged, last = (
+            build({**raw, "weights": weights}).encode(video) for weights in ("averaged", "last")
+        )
+        assert not torch.equal(averaged, last)
+        assert torch.equal(last, build(save_llamagen(tmp_path)).encode(video))
+
+    def test_weights_that_a_file_lacks_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"weights is averaged, but vq_ds4.pt has no 'ema'"):
+            describe({**save_llamagen(tmp_path), "weights": "averaged"})
+
+    def test_a_vqgan_of_taming_transformers_is_refused(self, tmp_path: Path) -> None:
+        raw = {**save_vqgan(tmp_path), "kind": "llamagen"}
+        with pytest.raises(EncoderError, match=r"no tensor 'encoder.conv_blocks.0"):
+            describe(raw)
+
+    def test_its_quantiser_is_what_its_decoder_takes(self, tmp_path: Path) -> None:
+        encoder = build(save_llamagen(tmp_path))
+        _, config = resolve(save_llamagen(tmp_path))
+        vectors = llamagen.quantiser(cast(llamagen.Config, config))["weight"]
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))
+        assert torch.equal(vectors, encoder._tokenizer.quantize.codes())
 
 
 class TestVAR:
@@ -243,3 +306,15 @@ class TestOpenMagvit2:
         ):
             describe(raw)
         assert describe({**raw, "weights": "last"}).ids.codebook_size == 1024
+
+    def test_the_tensors_show_which_tokenizer_of_images_it_is(self, tmp_path: Path) -> None:
+        """The first release reads its ids in the other order, and has no adaptive norms."""
+        orders = {}
+        for name in ("open_magvit2_image", "open_magvit2_1xgpt"):
+            spec = describe(save_open_magvit2(tmp_path, name=name))
+            assert (spec.stride, spec.frame_independent) == ((1, 4, 4), True)
+            orders[name] = spec.ids.bit_order
+        assert orders == {
+            "open_magvit2_image": "lsb_first",
+            "open_magvit2_1xgpt": "msb_first",
+        }

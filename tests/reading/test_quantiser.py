@@ -31,10 +31,15 @@ from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.views.multiscale import MultiScale
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config
-from tests.tools.discrete_models import save_var, save_videogpt, save_vqgan
+from tests.tools.discrete_models import save_llamagen, save_var, save_videogpt, save_vqgan
 from tests.tools.synthetic import Synthetic, make_spec, write_cache, write_manifest
 
-SAVED = {"var": save_var, "vqgan": save_vqgan, "videogpt": save_videogpt}
+SAVED = {
+    "var": save_var,
+    "vqgan": save_vqgan,
+    "llamagen": save_llamagen,
+    "videogpt": save_videogpt,
+}
 
 
 def build(kind: str, folder: Path) -> tuple[Any, Any, Any]:
@@ -78,7 +83,7 @@ def test_a_var_transformers_input_comes_without_the_encoder(tmp_path: Path) -> N
         quantiser.vectors(torch.zeros(2))
 
 
-@pytest.mark.parametrize("kind", ["vqgan", "videogpt"])
+@pytest.mark.parametrize("kind", ["vqgan", "llamagen", "videogpt"])
 def test_the_vectors_of_ids_are_those_that_the_encoder_decodes(kind: str, tmp_path: Path) -> None:
     encoder, module, config = build(kind, tmp_path)
     cache = cache_of(encoder, module.quantiser(config), tmp_path)
@@ -86,7 +91,7 @@ def test_the_vectors_of_ids_are_those_that_the_encoder_decodes(kind: str, tmp_pa
     ids = opened[0]["latents"]
     found = opened.quantiser().vectors(ids)
     network = encoder._tokenizer
-    codes = network.codebook.embeddings if kind == "videogpt" else network.quantize.embedding.weight
+    codes = network.codebook.embeddings if kind == "videogpt" else network.quantize.codes()
     assert torch.equal(found, codes[ids])
     with pytest.raises(ConfigError, match="no multi-scale ids"):
         opened.quantiser().teacher_input(ids)

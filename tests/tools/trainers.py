@@ -11,6 +11,7 @@ Packages that their modules import and do not use for this were replaced by empt
     teco            cuts of ids and actions
     perceiver_ar    crops with SOS, after the shift: whole ones, and those that may be short
     cogvideo        what reaches SAT's model of latents
+    video_director  which latents of a trajectory null-text optimisation reads (its UNet is a stub)
     videogpt, var   what reaches their transformers, of the pixels and weights of `tests.tools.published`
 """
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from latentcache import LatentLoader, encoders, open_cache
+from latentcache import FieldArray, LatentLoader, encoders, open_cache, write_field
 from latentcache.core.spec import Normaliser
 from tests.tools.caches import make_config, run_inline
 from tests.tools.discrete_models import save_var, save_videogpt
@@ -236,3 +236,30 @@ def test_videogpt_takes_ids_vectors_and_frames_of_a_run_on_videos(tmp_path: Path
     for name in ("targets", "frame_cond", "label"):
         assert torch.equal(batch[name], published[name][order]), name
     torch.testing.assert_close(batch["x"], published["x"][order], rtol=1e-5, atol=1e-6)
+
+
+def test_video_director_reads_a_trajectory_in_reverse(tmp_path: Path) -> None:
+    """Its step i takes latents S - i and S - i - 1, and the rest in order, each read when it is wanted."""
+    published = Trainer.load("video_director")
+    trajectory = published["trajectory"][:, 0]  # [S + 1, C, t, h, w], clean to noisy
+    num = len(trajectory) - 1
+    made = {
+        "z": trajectory,
+        "stdg": published["scores"][:, 0],
+        "embedding": published["embeddings"],
+    }
+    spec = per_frame(replace(make_spec("float32"), normaliser=Normaliser()))
+    cache = open_cache(cache_of(tmp_path, spec, of_3x16x16=trajectory[:1]).url)
+    for name, steps in made.items():
+        array = FieldArray(name="", shape=tuple(steps.shape), dtype="float32", rule="by_step")
+        write_field(cache, name, lambda _, n=name: {n: made[n]}, arrays=array, recipe={"n": num})
+    key = cache.keys()[0]
+    read = {name: cache.steps(name, key) for name in made}
+    assert published["reads"][0] in (0, num)  # of their shape and their start
+    for i in range(num):
+        reference, target = num - i, num - i - 1
+        assert published["reads"][2 + 2 * i : 4 + 2 * i].tolist() == [target, reference]
+        # The stub of its guidance gives back the reference.
+        assert torch.equal(read["z"][reference], read["stdg"][i])
+        assert torch.equal(read["z"][target], trajectory[target])
+        assert torch.equal(read["embedding"][i], published["embeddings"][i])

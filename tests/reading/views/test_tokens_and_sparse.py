@@ -122,3 +122,46 @@ def test_sparse_frames_of_causal_latents_are_refused(tmp_path: Path) -> None:
     causal = write_cache(str(tmp_path), buckets={"9x16x16": 2})
     with pytest.raises(ConfigError, match="has seen the frames before it"):
         LatentLoader(causal.url, view=Sparse(two_and_some, 6))
+
+
+def test_crops_at_the_start_may_be_short_and_are_filled_up(ids: Synthetic) -> None:
+    view = Tokens(6, shift=True, bos=1, offset=OFFSET, positions=True, shortest=2)
+    lengths = set()
+    loader = LatentLoader(ids.url, batch_size=2, view=view)
+    for batch in (batch for _ in range(8) for batch in loader):
+        for n, key in enumerate(batch["key"]):
+            end, start = int(batch["length"][n]), int(batch["start"][n])
+            sequence = torch.cat([torch.tensor([1]), whole(ids, key) + OFFSET])[start:end]
+            assert start == max(0, end - 7)
+            fill = torch.zeros(7 - len(sequence), dtype=torch.int64)
+            assert torch.equal(batch["tokens"][n], torch.cat([sequence[:-1], fill]))
+            assert torch.equal(batch["targets"][n], torch.cat([sequence[1:], fill]))
+            assert not batch["positions"][n, len(sequence) - 1 :].any()
+            lengths.add(end)
+    assert lengths <= set(range(3, 26))
+    assert min(lengths) < 7 < max(lengths)
+
+
+def test_clips_shorter_than_the_context_are_taken_if_crops_may_be_short(ids: Synthetic) -> None:
+    with pytest.raises(ConfigError, match="context 40 needs 40 ids, but clips"):
+        LatentLoader(ids.url, view=Tokens(40, offset=OFFSET))
+    for batch in LatentLoader(ids.url, view=Tokens(40, offset=OFFSET, shortest=24)):
+        assert batch["length"].tolist() == [24] * len(batch["key"])
+        assert not batch["tokens"][:, 24:].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": 4, "shortest": 5, "offset": 3}, "shortest 5 is of crops, and context is 4"),
+        ({"shortest": 5, "offset": 3}, "context is None"),
+        ({"context": 4, "shortest": 2}, r"filled up with 0, but with offset 0 .* 0 is a token"),
+        ({"context": 4, "shortest": 2, "offset": 1, "bos": 0}, "0 is a token"),
+        ({"context": 4, "shortest": 0, "offset": 1}, "shortest"),
+    ],
+)
+def test_short_crops_that_cannot_be_told_from_tokens_are_refused(
+    options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Tokens(**options)
