@@ -46,9 +46,9 @@ def write(cache: latentcache.Cache, pipeline: str, text: torch.Tensor, steps: in
 
     arrays = {
         "ddim": FieldArray(
-            name="", shape=(steps + 1, cache.spec.channels), dtype="float32", rule="trajectory"
+            shape=(steps + 1, cache.spec.channels), dtype="float32", rule="trajectory"
         ),
-        "timesteps": FieldArray(name="", shape=(steps,), dtype="float32"),
+        "timesteps": FieldArray(shape=(steps,), dtype="float32"),
     }
     recipe = {"sampler": "DDIM inversion", "steps": steps, "unet": dict(unet.config)["_class_name"]}
     return latentcache.write_field(cache, "ddim", make, arrays=arrays, recipe=recipe)

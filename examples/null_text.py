@@ -64,7 +64,7 @@ def write(cache: latentcache.Cache, pipeline: str, null: Any, text: Any, rounds:
         states = optimise(read, unet, scheduler, null, text, scale=7.5, rounds=rounds)
         return {"null_text": torch.stack(list(states))}
 
-    array = FieldArray(name="", shape=(steps, *null.shape), dtype="float32", rule="by_step")
+    array = FieldArray(shape=(steps, *null.shape), dtype="float32", rule="by_step")
     return latentcache.write_field(
         cache, "null_text", make, arrays=array, recipe={"steps": steps, "rounds": rounds}
     )

@@ -56,7 +56,7 @@ class FieldArray:
     padding stands.
     """
 
-    name: str
+    name: str = ""
     shape: tuple[int, ...]
     dtype: str
     padding: Padding | None = None

@@ -5,6 +5,7 @@ No encoder runs. Each shard is committed as that of any field is: created on con
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -67,6 +68,10 @@ def write_field(
 
     Raises ConfigError where a name, a shape or a type is wrong, RecipeMismatchError, CacheError.
     """
+    if not callable(make):
+        raise ConfigError(
+            f"make is {make!r}: give a function of a clip's key that returns its arrays"
+        )
     cache = cache_or_url
     if not isinstance(cache, Cache):
         cache = open_cache(str(cache), storage_options)
@@ -87,6 +92,13 @@ def _plan(
             f"a field cannot be named {name!r}: the cache has a column of that name, and a batch has one "
             "place for both"
         )
+    try:
+        json.dumps(recipe, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"recipe: it holds more than JSON values ({error}). Give texts, numbers, lists and dicts: it "
+            "is stored with the field, and compared."
+        ) from None
     found = {name: arrays} if isinstance(arrays, FieldArray) else dict(arrays)
     if name not in found or not all(isinstance(array, FieldArray) for array in found.values()):
         raise ConfigError(

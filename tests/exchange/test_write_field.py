@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import latentcache
+from jobs.fields import resume_fields
 from latentcache.core.fields import FieldArray
 from latentcache.errors import ClipError, ConfigError, RecipeMismatchError
 from latentcache.exchange.write_field import Written, write_field
@@ -19,18 +20,17 @@ from latentcache.format.shards import ranges
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.views.window import Window
 from latentcache.storage.folder import Storage
+from tests.tools.fields import cache_of
 from tests.tools.synthetic import Synthetic, make_spec, write_cache
 
 BUCKETS = {"9x16x16": 5, "1x32x48": 3}
 FAILED = [("9x16x16", 1)]
 NUM_STEPS, CHANNELS = 6, 4
 ARRAYS = {
-    "ddim": FieldArray(name="", shape=(NUM_STEPS, CHANNELS), dtype="float32", rule="trajectory"),
-    "timesteps": FieldArray(name="", shape=(NUM_STEPS,), dtype="float32"),
-    "scores": FieldArray(
-        name="", shape=(NUM_STEPS - 1, CHANNELS), dtype="bfloat16", rule="trajectory"
-    ),
-    "texts": FieldArray(name="", shape=(NUM_STEPS - 1, 3, 8), dtype="float16", rule="by_step"),
+    "ddim": FieldArray(shape=(NUM_STEPS, CHANNELS), dtype="float32", rule="trajectory"),
+    "timesteps": FieldArray(shape=(NUM_STEPS,), dtype="float32"),
+    "scores": FieldArray(shape=(NUM_STEPS - 1, CHANNELS), dtype="bfloat16", rule="trajectory"),
+    "texts": FieldArray(shape=(NUM_STEPS - 1, 3, 8), dtype="float16", rule="by_step"),
 }
 
 
@@ -184,6 +184,8 @@ def test_clips_that_the_program_has_nothing_of_fail(cache: Synthetic) -> None:
         ({"arrays": {"ddim": (3,)}}, "Give a FieldArray"),
         ({"make": lambda _: {"ddim": 3}}, "was given, not ddim, timesteps"),
         ({"make": lambda _: 3}, "3 was given"),
+        ({"make": 3}, "make is 3"),
+        ({"recipe": {"when": Path()}}, "more than JSON values"),
         ({"make": lambda _: dict.fromkeys(ARRAYS, "x")}, "is no array"),
         ({"make": lambda _: dict.fromkeys(ARRAYS, np.zeros(3))}, r"is \[3\], and the field has"),
     ],
@@ -209,7 +211,7 @@ def test_another_recipe_is_another_field(cache: Synthetic) -> None:
 
 
 def test_integers_that_do_not_fit_are_refused(cache: Synthetic) -> None:
-    array = FieldArray(name="", shape=(2,), dtype="uint8")
+    array = FieldArray(shape=(2,), dtype="uint8")
     with pytest.raises(ConfigError, match="uint8 cannot hold"):
         write_field(cache.url, "x", lambda _: {"x": [1, 300]}, arrays=array)
     write_field(cache.url, "y", lambda _: {"y": [1, 255]}, arrays=array)
@@ -234,3 +236,21 @@ def test_masks_of_pixels_become_masks_of_latents() -> None:
     assert torch.equal(found, expected)
     with pytest.raises(ConfigError, match="bool"):
         latentcache.latent_masks(masks.float(), spec)
+
+
+def test_resume_says_what_a_program_has_left_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = cache_of(tmp_path, [f"caption {n}" for n in range(5)])
+    array = FieldArray(shape=(2,), dtype="float32")
+
+    def stopped(_: str) -> Mapping[str, Any]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_field(cache.storage.url, "x", stopped, arrays=array)
+    assert resume_fields(cache, []) == 0
+    assert "x: 5 clips are missing; its values come from a program" in capsys.readouterr().out
+    write_field(cache.storage.url, "x", lambda _: {"x": [1, 2]}, arrays=array)
+    assert resume_fields(cache, []) == 0
+    assert "missing" not in capsys.readouterr().out

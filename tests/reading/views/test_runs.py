@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.shards import get_format
@@ -22,10 +20,6 @@ from tests.tools.synthetic import Synthetic, write_cache
 #: Three sources: of 3, 3 and 2 clips of 8 frames.
 BUCKET, FRAMES, PER_SOURCE = "8x16x16", 8, 3
 BUCKETS = {BUCKET: 8}
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
 
 
 def segment(source: int, frame: int) -> int:
@@ -172,53 +166,6 @@ def test_causal_latents_are_refused_unless_wanted(tmp_path: Path) -> None:
     assert sorted(found) == expected
 
 
-VIEWS: dict[str, Callable[[], Window]] = {
-    "all": lambda: Window(11, start="all"),
-    "random": lambda: Window(5, step=2, per_clip=3),
-    "across": lambda: Window(9, start="all", segment=None),
-}
-
-
-def values(batches: Any) -> list[Any]:
-    return [
-        [(k, v.tolist() if isinstance(v, torch.Tensor) else v) for k, v in sorted(batch.items())]
-        for batch in batches
-    ]
-
-
-@pytest.mark.parametrize("name", VIEWS)
-def test_ranks_and_a_restart_change_neither_samples_nor_order(name: str, scenes: Synthetic) -> None:
-    def make(**options: Any) -> LatentLoader:
-        return LatentLoader(
-            scenes.url, batch_size=2, view=VIEWS[name](), seed=3, uneven="exact", **options
-        )
-
-    whole = values(make())
-    ranks = [values(make(rank=rank, world_size=3)) for rank in range(3)]
-    assert [b for step in itertools.zip_longest(*ranks) for b in step if b] == whole
-    stopped = make()
-    taken = values(itertools.islice(stopped, 3))
-    resumed = [make(rank=rank, world_size=3) for rank in range(3)]
-    for loader in resumed:
-        loader.load_state_dict(stopped.state_dict())
-    rest = [values(loader) for loader in resumed]
-    placed = [b for step in itertools.zip_longest(*rest) for b in step if b]
-    assert taken + placed == whole
-
-
-@pytest.mark.slow
-def test_workers_change_nothing(scenes: Synthetic) -> None:
-    def through(num_workers: int) -> list[Any]:
-        loader = LatentLoader(scenes.url, batch_size=2, view=VIEWS["all"]())
-        context = "fork" if num_workers else None
-        data = DataLoader(
-            loader, batch_size=None, num_workers=num_workers, multiprocessing_context=context
-        )
-        return values(data)
-
-    assert through(0) == through(2)
-
-
 def test_a_state_says_whether_windows_go_on(plain: Synthetic) -> None:
     state = LatentLoader(plain.url, view=Window(4)).state_dict()
     assert "run_on" not in state["view"]["settings"]  # as older states have it
@@ -253,3 +200,13 @@ def test_segments_that_leave_no_window_are_said(tmp_path: Path) -> None:
     cache = write(tmp_path, segment=lambda _, frame: frame // 2)
     with pytest.raises(ConfigError, match=r"3 latent frames.*in one segment"):
         LatentLoader(cache.url, view=Window(3))
+
+
+def test_windows_of_clips_with_weights_stay_within_their_clips(plain: Synthetic) -> None:
+    found = windows(plain, Window(4, start="all"), clip_weight="row")
+    assert all(frames[-1] // FRAMES == frames[0] // FRAMES for _, frames in found)
+    assert found
+    with pytest.raises(ConfigError, match=r"by their weights.*run_on=False"):
+        LatentLoader(plain.url, view=Window(4, run_on=True), clip_weight="row")
+    with pytest.raises(ConfigError, match="9 latent frames"):
+        LatentLoader(plain.url, view=Window(9), clip_weight="row")

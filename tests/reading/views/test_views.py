@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 import latentcache
 from latentcache.errors import CacheError, ConfigError
@@ -22,10 +20,6 @@ from tests.tools.synthetic import Synthetic, write_cache
 
 BUCKETS = {"9x16x16": 7, "12x16x24": 6}
 FAILED = [("9x16x16", 2)]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +61,6 @@ VIEWS: dict[str, Callable[[], Any]] = {
     "object": Ends,
     "function": lambda: turned,
 }
-
-
-def plain(batches: Any) -> list[list[Any]]:
-    return [
-        [(k, v.tolist() if isinstance(v, torch.Tensor) else v) for k, v in sorted(batch.items())]
-        for batch in batches
-    ]
-
-
-def through_workers(loader: LatentLoader, num_workers: int) -> list[Any]:
-    context = "fork" if num_workers else None
-    data = DataLoader(
-        loader, batch_size=None, num_workers=num_workers, multiprocessing_context=context
-    )
-    return plain(data)
 
 
 @pytest.mark.slow
@@ -128,37 +107,6 @@ def test_starts_differ_between_epochs_clips_and_windows_of_a_clip(moments: Synth
     assert all(len(starts.unique()) > 2 for starts in first)
     assert any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert any(len(starts.view(-1, 3)[0].unique()) > 1 for starts in first)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VIEWS)
-def test_ranks_and_a_restart_change_neither_samples_nor_order(
-    name: str, moments: Synthetic
-) -> None:
-    def make(**options: Any) -> LatentLoader:
-        view = VIEWS[name]()
-        return LatentLoader(moments.url, batch_size=2, view=view, seed=3, uneven="exact", **options)
-
-    whole = plain(make())
-    ranks = [plain(make(rank=rank, world_size=3)) for rank in range(3)]
-    placed = [batch for step in itertools.zip_longest(*ranks) for batch in step if batch]
-    assert placed == whole
-    stopped = make()
-    taken = plain(itertools.islice(stopped, 3))
-    states = stopped.state_dict()
-    resumed = [make(rank=rank, world_size=3) for rank in range(3)]
-    for loader in resumed:
-        loader.load_state_dict(states)
-    rest = [plain(loader) for loader in resumed]
-    placed = [batch for step in itertools.zip_longest(*rest) for batch in step if batch]
-    assert taken + placed == whole
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["twice", "all", "object"])
-def test_workers_change_nothing(name: str, moments: Synthetic) -> None:
-    loaders = [LatentLoader(moments.url, batch_size=2, view=VIEWS[name]()) for _ in range(2)]
-    assert through_workers(loaders[0], 0) == through_workers(loaders[1], 2)
 
 
 def test_a_state_with_another_view_is_refused(moments: Synthetic) -> None:
