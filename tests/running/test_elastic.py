@@ -7,7 +7,8 @@ import pytest
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError
-from latentcache.running.events import Task, worker_name
+from latentcache.running.events import Left, Task, worker_name
+from latentcache.running.log_lines import describe
 from latentcache.running.queue import WorkQueue
 from latentcache.running.runners.elastic import Layout, Node, layout_for, new_seats
 
@@ -114,6 +115,11 @@ def test_a_task_that_had_failed_stays_one_to_be_tried_alone() -> None:
     queue.give_back(first)
     assert queue.take(alone=False) is not first
     assert queue.take(alone=True) is first
+
+
+def test_a_worker_that_left_is_logged() -> None:
+    (line,) = describe(Left(name="h/gpu0", num_given_back=2))
+    assert line == ("worker_left", {"worker": "h/gpu0", "num_given_back": 2})
 
 
 def test_workers_that_share_a_gpu_have_names_of_their_own() -> None:

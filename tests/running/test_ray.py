@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
-from ray.cluster_utils import Cluster
 
 import latentcache
 from latentcache.core.records import ShardReport
@@ -22,6 +20,7 @@ from latentcache.running.driver import Run
 from latentcache.running.events import Event, Progress, Retried, Started
 from latentcache.running.log_lines import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
 from tests.tools.caches import assert_same_cache, make_config, run_inline
+from tests.tools.clusters import end_cluster, start_cluster
 from tests.tools.encoders import talkative
 from tests.tools.mounts import disk, pages
 from tests.tools.planned import planned_from
@@ -35,10 +34,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2})
+    cluster = start_cluster(num_cpus=4, num_gpus=2)
     yield cluster.address
-    ray.shutdown()
-    cluster.shutdown()
+    end_cluster(cluster)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from latentcache.config.files import load_config
@@ -26,6 +25,7 @@ from latentcache.running.runners.ray_probing import (
     probe_batch,
 )
 from tests.tools.caches import make_config, make_corpus
+from tests.tools.clusters import add_machine, end_cluster, start_cluster
 from tests.tools.planned_files import planned_files
 
 NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
@@ -99,10 +99,9 @@ def test_a_batch_finds_what_a_pool_finds(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster = start_cluster(**NODE)
     yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    end_cluster(cluster)
 
 
 def config_in(folder: Path, corpus: Path, **run: object) -> Config:
@@ -122,7 +121,7 @@ def test_a_machine_that_is_lost_while_it_probes_costs_no_source(
         config_in(tmp_path / "local", corpus),
         config_in(tmp_path / "ray", corpus, runner="ray", ray_address=cluster.address),
     )
-    node = cluster.add_node(**NODE)
+    node = add_machine(cluster, **NODE)
     cluster.wait_for_nodes()
     num_probed = 0
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
@@ -20,6 +19,7 @@ from latentcache.running.driver import Run
 from latentcache.running.events import Died, Event, Left, Progress, Retried, Started
 from latentcache.running.worker import SHARDS_IN_HAND
 from tests.tools.caches import assert_same_cache, make_config
+from tests.tools.clusters import add_machine, end_cluster, start_cluster
 from tests.tools.encoders.slow import ENCODE_S
 from tests.tools.planned import planned_from
 from tests.tools.videos import moving_pattern, write_video
@@ -41,10 +41,9 @@ def node(request: pytest.FixtureRequest) -> dict[str, Any]:
 @pytest.fixture
 def cluster(node: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv(ENCODE_S, "0.5")
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    cluster = start_cluster(**node)
     yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    end_cluster(cluster)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_machines_that_come_are_used_and_those_that_go_are_not_waited_for(
     for event in run.events():
         seen.add(event)
         if not added and seen.started:
-            added = [cluster.add_node(**node) for _ in range(2)]
+            added = [add_machine(cluster, **node) for _ in range(2)]
             added_at = time.monotonic()
         if not waited_s and len(seen.started) == 3:
             waited_s = time.monotonic() - added_at
@@ -151,7 +150,7 @@ def test_a_worker_that_gets_sigterm_gives_back_what_it_has_not_begun(
         if not is_told and isinstance(event, Progress) and event.shards_in_hand == SHARDS_IN_HAND:
             (own,) = actors()
             own.terminate()
-            cluster.add_node(**node)
+            add_machine(cluster, **node)
             is_told = True
     (left, *_) = seen.of(Left)
     assert left.name == seen.started[0]
@@ -167,7 +166,7 @@ def test_a_machine_that_is_to_go_is_left_in_order(
 ) -> None:
     """Ray is told so by autoscalers, and by `ray start --block` when it gets SIGTERM."""
     encoder = {"kind": "tests.tools.encoders.slow"}
-    other = cluster.add_node(**node)
+    other = add_machine(cluster, **node)
     cluster.wait_for_nodes()
     prepared = prepare(tmp_path / "ray", corpus, encoder, runner="ray", ray_address=cluster.address)
     run, seen, is_told = Run(prepared, prepared.missing_shards()), Seen(), False
