@@ -330,7 +330,7 @@ def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None
             raise ConnectionError(f"the answer ended at byte {start + len(data)} of {end}")
         return data
 
-    return _read(url, options, read)
+    return _read(url, options, read, more_s=functools.partial(limits.time_of, end - start))
 
 
 def read_many(
