@@ -241,7 +241,7 @@ def test_a_process_that_stands_still_with_the_lock_is_not_waited_for(
 
 def _fetch_for_ever(folder: Path, data: bytes) -> None:
     while True:
-        source_cache.ranged = lambda *_: Remote(data, validator=str(time.time_ns()))  # type: ignore[assignment]
+        setattr(source_cache, "ranged", lambda *_: Remote(data, str(time.time_ns())))  # noqa: B010
         source = opened(SourceCache(MANY, folder), "a")
         source.ensure_all()
         source.close()
