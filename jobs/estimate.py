@@ -114,20 +114,28 @@ def _probe_s(times_s: Sequence[float]) -> float:
 
 
 def _print_buckets(found: Estimate) -> None:
-    head = f"{'bucket':<16}{'clips':>10}{'measured':>10}{'decode':>10}{'encode':>10}{'write':>10}"
+    stages = "".join(f"{stage:>10}" for stage in ("fetch", "decode", "encode", "write"))
+    head = f"{'bucket':<16}{'clips':>10}{'measured':>10}{stages}"
     print(f"{head}{'a clip':>10}{'in all':>12}{'stored':>12}  limit")
     for bucket in found.buckets:
         times = "".join(
             f"{seconds:>8.3f} s"
-            for seconds in (bucket.decode_s, bucket.encode_s, bucket.write_s, bucket.clip_s)
+            for seconds in (
+                bucket.fetch_s,
+                bucket.decode_s,
+                bucket.encode_s,
+                bucket.write_s,
+                bucket.clip_s,
+            )
         )
         print(
             f"{bucket.name:<16}{bucket.num_clips:>10}{bucket.num_measured:>10}{times}"
             f"{human_time(bucket.total_s):>12}{human_bytes(bucket.total_bytes):>12}  {bucket.limit}"
         )
     print(
-        "Means of a clip: decode in one process, encode on the encoder's thread, write in one thread;\n"
-        "`a clip` is what the pipeline of all three takes."
+        "Means of a clip: fetch and decode in one process, encode on the encoder's thread, write in one\n"
+        "thread; "
+        "`a clip` is what the pipeline of all of them takes."
     )
 
 

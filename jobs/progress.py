@@ -281,10 +281,11 @@ def _print_summary(summary: Summary, skipped: int) -> None:
         f"speed    {summary.clips_ok / wall_s:.2f} clips/s, {summary.frames / wall_s:.0f} pixel frames/s, "
         f"{wall_s:.1f} s after {summary.start_s:.1f} s of starting up"
     )
+    fetched = f", fetch {summary.fetch_s:.1f} s" if summary.fetch_s else ""
     print(
         f"time     encode {summary.encode_s:.1f} s ({summary.encode_s / busy_s:.0%} of the run), "
         f"waiting for pixels {summary.wait_s:.1f} s, write {summary.write_s:.1f} s, "
-        f"decode {summary.decode_s:.1f} s in all processes"
+        f"decode {summary.decode_s:.1f} s in all processes{fetched}"
     )
     if summary.fields_s:
         print(

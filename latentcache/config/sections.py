@@ -209,6 +209,11 @@ class ClipsConfig(GrownSection):
     def _expand_preset(cls, data: Any) -> Any:
         return expanded(data)
 
+    @property
+    def takes_parts(self) -> bool:
+        """Tell whether clips are parts of a source, and not all of it."""
+        return self.select not in ("all", "slide") and self.sampling != "spread"
+
     @field_validator("select")
     @classmethod
     def _parse_select(cls, select: str) -> str:
@@ -389,6 +394,11 @@ class RunConfig(Section):
     decode_ahead_bytes: Positive = Field(
         default=1 << 30,
         description="At most this many bytes of decoded pixels are held per worker (at least two clips).",
+    )
+    source_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=8 << 30,
+        description="Remote sources may take so many bytes below TMPDIR on each machine (and half of the "
+        "room that is free there), for all its decoding processes; 0: each process fetches what it needs.",
     )
     lease_s: PositiveFloat = Field(
         default=120.0,

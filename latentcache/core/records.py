@@ -193,6 +193,7 @@ class ClipResult:
     psnr: float | None = None
     drift: float | None = None
     decode_s: float = 0.0
+    fetch_s: float = 0.0
     encode_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -219,7 +220,8 @@ RETIRED = ClipResult(
 class ShardReport:
     """What a finished shard reports to its driver; it becomes a row of the snapshot.
 
-    Times are seconds: decode_s is the sum over decoding processes; encode_s, wait_s and compare_s are those
+    Times are seconds: decode_s is the sum over decoding processes, and so is fetch_s, for which they waited
+    for remote sources; encode_s, wait_s and compare_s are those
     of the encoder's thread (busy, waiting for pixels, and decoding and comparing a sample); write_s is
     compression and upload. tiling_errors and psnrs_db: of the clips that have one. kernel_errors: of clips
     that were also encoded by themselves with plain kernels. committed_before: another run was faster, and
@@ -244,6 +246,7 @@ class ShardReport:
     psnrs_db: Sequence[float] = ()
     kernel_errors: Sequence[float] = ()
     decode_s: float = 0.0
+    fetch_s: float = 0.0
     encode_s: float = 0.0
     compare_s: float = 0.0
     wait_s: float = 0.0

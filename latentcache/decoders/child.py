@@ -17,6 +17,7 @@ from typing import Any
 
 from latentcache.decoders.trouble import CRASHES, ProcessTroubleError, machine_trouble
 from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
+from latentcache.storage.urls import public_name
 
 #: A process may take this long to import what it needs.
 START_UP_S = 120.0
@@ -64,7 +65,7 @@ class Child:
         pipe = self._pipe or self._start()
         try:
             pipe.send_bytes(json.dumps(message).encode())
-            answer = self._wait(pipe, timeout_s)
+            answer = self._wait(pipe, timeout_s, message.get("url", "a source"))
         except (EOFError, OSError) as error:
             raise self._lost() from error
         if "broken" in answer:
@@ -75,7 +76,7 @@ class Child:
             raise ClipError(answer["reason"], answer["message"])
         return answer
 
-    def _wait(self, pipe: Connection, timeout_s: float) -> dict[str, Any]:
+    def _wait(self, pipe: Connection, timeout_s: float, url: str) -> dict[str, Any]:
         """Return the answer. While the source is read, the clock of decoding stands still."""
         is_reading = False
         while pipe.poll(self._stall_s if is_reading else timeout_s):
@@ -87,7 +88,7 @@ class Child:
         self.kill()
         if is_reading:
             raise ProcessTroubleError(
-                "source", f"reading a source gave no byte for {self._stall_s:g} s"
+                "source", f"reading {public_name(url)} gave no byte for {self._stall_s:g} s"
             )
         raise ClipError(
             "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"

@@ -47,6 +47,11 @@ class FieldOrder:
         for unit in units:
             self._learn(unit)
 
+    @property
+    def is_progressive(self) -> bool:
+        """Tell whether the parameter sets in the header say that no picture has fields."""
+        return bool(self._sequences) and all(s.frames_only for s in self._sequences.values())
+
     def is_second(self, packet: Any, is_key: bool) -> bool:
         """Tell whether a packet is the second field of the picture that the one before began."""
         if not is_key and all(s.frames_only for s in self._sequences.values()):

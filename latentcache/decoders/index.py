@@ -15,9 +15,10 @@ from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
 from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_mirrored_or_projected
-from latentcache.decoders.packets import PacketTable, read_packets
+from latentcache.decoders.packets import PacketTable, read_packets, read_places
 from latentcache.decoders.pictures import Shows
-from latentcache.decoders.streams import open_video
+from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
+from latentcache.decoders.streams import open_blindly, open_video
 from latentcache.errors import ClipError
 
 #: decord equals PyAV bit for bit on these, but for odd sizes. It gets 10-bit video wrong and does not tell.
@@ -38,6 +39,8 @@ STREAMED_FORMATS = frozenset({"flv", "asf"})
 END_OF_FILE = re.compile(r"ended prematurely|Packet corrupt|partial file")
 #: So near to a join of two recordings, times can be off by a frame.
 _JOIN_FRAMES = 3
+#: A decoder wants so many packets more, or fewer, before a picture comes out.
+_DELAYED = 4
 #: Frames a second where a file gives neither durations nor a rate; only the last frame's end needs it.
 UNKNOWN_RATE = 25.0
 #: Times that span more than a week are damage, and would be sampled into millions of clips.
@@ -90,6 +93,21 @@ class PacketIndex:
         closed = [s for s in before if s.closed]
         return list(dict.fromkeys([*before[-1:], *closed[-1:], self.starts[0]]))
 
+    def span(self, start: Start, frame: int) -> tuple[int, int]:
+        """Return the range of bytes of the packets from a start on with which a frame comes out."""
+        packets, last_pts = self.packets, self.pts[frame]
+        rows = range(start.row, len(packets))
+        last = max(
+            (i for i in rows if (pts := packets.pts[i]) is not None and pts <= last_pts),
+            default=start.row,
+        )
+        places = [
+            (pos, pos + packets.size[i])
+            for i in range(start.row, min(last + 1 + _DELAYED, len(packets)))
+            if (pos := packets.pos[i]) is not None
+        ]
+        return min((a for a, _ in places), default=0), max((b for _, b in places), default=0)
+
     def seeks_for(self, start: Start) -> list[int | None]:
         """Return from which packets to look for a start, the nearest first; None: from the beginning."""
         at = self.starts.index(start)
@@ -97,13 +115,29 @@ class PacketIndex:
 
 
 def read_index(path: str, max_pixels: int | None = None) -> PacketIndex:
-    """Read the packets of the best video stream. Raises ClipError where there is no usable frame."""
+    """Read the packets of the best video stream. Raises ClipError where there is no usable frame.
+
+    Raises NeedsWholeError of a RangedPath of which ranges do not tell.
+    """
     container, stream = open_video(path, max_pixels)
     with container, Complaints() as complaints:  # a stream's facts go when its container is closed
-        packets = read_packets(container, stream)
+        packets = _read(path, container, stream)
         if complaint := complaints.first(container.format.name, harmless=END_OF_FILE):
             raise ClipError("corrupt", f"the container is damaged: {complaint}")
         return _to_index(path, container, stream, packets)
+
+
+def _read(path: str, container: Any, stream: Any) -> PacketTable:
+    """Return the packets; of a file that is read by ranges, what its header says of them."""
+    if not isinstance(path, RangedPath):
+        return read_packets(container, stream)
+    if container.format.name != MP4 or not suits(
+        stream.codec_context.name, stream.codec_context.extradata
+    ):
+        raise NeedsWholeError
+    blind, same = open_blindly(path, stream.index)
+    with blind:
+        return read_places(blind, same)
 
 
 def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> PacketIndex:
@@ -117,6 +151,8 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
     missing = num_missing(path, container, stream, packets, len(kept), found_s)
     counted = container.format.name in COUNTED_FORMATS or bool((np.diff(pts) == 0).any())
     is_cut = packets.ends_within or missing > 0
+    if is_cut and isinstance(path, RangedPath):
+        raise NeedsWholeError
     settled = _num_settled(stream, packets, kept, pts, counted) if is_cut else len(kept)
     if settled < 1:
         raise ClipError("truncated", "the file ends within its first frames")

@@ -15,6 +15,7 @@ from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.index import PacketIndex, build_index
 from latentcache.decoders.packets import packets_at
+from latentcache.decoders.ranged import NeedsWholeError, RangedPath
 from latentcache.decoders.rgb import to_rgb, turned
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
@@ -91,7 +92,8 @@ def checked(
 
     Raises ClipError where no picture can be decoded.
     """
-    count = NUM_PICTURES_FOR_DECORD if index.suits_decord else NUM_PICTURES
+    suits_decord = index.suits_decord and not isinstance(path, RangedPath)  # nobody knows of those
+    count = NUM_PICTURES_FOR_DECORD if suits_decord else NUM_PICTURES
     look = look_at(path, index, max_pixels, count)
     if look.shape is None:
         raise ClipError("no_video", "the video stream has no frame that can be decoded")
@@ -108,6 +110,8 @@ def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | Non
     has_all = not look.ended or count == len(index.pts)
     if has_all and look.pts == expected:
         return index
+    if isinstance(path, RangedPath):
+        raise NeedsWholeError
     if has_all and _in_order(look, expected):
         return replace(index, counted=True, suits_decord=False)
     return _from_pictures(path, index, max_pixels)

@@ -9,6 +9,7 @@ from typing import Any
 
 from latentcache.decoders.keyframes import starts_afresh
 from latentcache.decoders.pictures import Shows, classifier
+from latentcache.decoders.ranged import NeedsWholeError
 from latentcache.decoders.streams import DEMUX_ERRORS, failure
 from latentcache.decoders.trouble import may_be_the_disks, read_through
 from latentcache.errors import ClipError
@@ -28,15 +29,16 @@ class PacketTable:
     """All packets of a stream as columns, in decoding order, empty ones left out.
 
     pts, dts: in the stream's time base; where times restart, they go on from the part before. ends: a
-    checksum. shows: what headers tell. ends_within: the last packet is cut. joins: rows at which times
-    restarted. has_false_keys: some key frames are none that decord can start at.
+    checksum, None of packets that were not read. shows: what headers tell. ends_within: the last packet
+    is cut. joins: rows at which times restarted. has_false_keys: some key frames are none that decord can
+    start at.
     """
 
     pts: list[int | None]
     dts: list[int | None]
     size: list[int]
     pos: list[int | None]
-    ends: list[int]
+    ends: list[int | None]
     is_key: list[bool]
     is_discarded: list[bool]
     shows: list[Shows]
@@ -59,7 +61,7 @@ class PacketTable:
             and packet.size == self.size[row]
             and packet.is_keyframe == self.is_key[row]
             and packet.pos == self.pos[row]
-            and _ends(packet) == self.ends[row]
+            and self.ends[row] in (None, _ends(packet))
         )
 
     def is_whole(self, row: int, packet: Any) -> bool:
@@ -71,11 +73,27 @@ class PacketTable:
         packet.pts, packet.dts = self.pts[row], self.dts[row]
 
 
-def read_packets(container: Any, stream: Any) -> PacketTable:
-    """Read all packets. Raises ClipError where there is none."""
-    table = PacketTable(
+def _empty() -> PacketTable:
+    return PacketTable(
         pts=[], dts=[], size=[], pos=[], ends=[], is_key=[], is_discarded=[], shows=[], duration=[]
     )
+
+
+def _add_place(table: PacketTable, packet: Any) -> None:
+    """Add what a container says of a packet."""
+    table.ends_within = packet.is_corrupt
+    table.pts.append(packet.pts)
+    table.dts.append(packet.dts)
+    table.size.append(packet.size)
+    table.pos.append(packet.pos)
+    table.is_key.append(packet.is_keyframe)
+    table.is_discarded.append(packet.is_discard)
+    table.duration.append(packet.duration or 0)
+
+
+def read_packets(container: Any, stream: Any) -> PacketTable:
+    """Read all packets. Raises ClipError where there is none."""
+    table = _empty()
     add = _Adder(container, stream, table)
     try:
         for packet in container.demux(stream):
@@ -93,6 +111,27 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
         raise ClipError("no_video", "the video stream has no frames")
     if table.shows[-1] is Shows.NOTHING and stream.codec_context.name == "mpeg4":
         table.shows[-1] = Shows.PICTURE  # where FFmpeg repeats the one before
+    return table
+
+
+def read_places(container: Any, stream: Any) -> PacketTable:
+    """Read where packets are, how long, and when they are shown, whatever is in them: each is a picture.
+
+    Raises NeedsWholeError where that fails.
+    """
+    table = _empty()
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                _add_place(table, packet)
+            else:
+                table.num_empty += packet.dts is not None
+    except DEMUX_ERRORS as error:
+        raise NeedsWholeError from error
+    if not len(table) or table.ends_within:
+        raise NeedsWholeError
+    table.ends = [None] * len(table)
+    table.shows = [Shows.PICTURE] * len(table)
     return table
 
 
@@ -118,15 +157,8 @@ class _Adder:
     def __call__(self, packet: Any) -> None:
         table, is_key = self._table, packet.is_keyframe
         self._unwrap(packet)
-        table.ends_within = packet.is_corrupt
-        table.pts.append(packet.pts)
-        table.dts.append(packet.dts)
-        table.size.append(packet.size)
-        table.pos.append(packet.pos)
+        _add_place(table, packet)
         table.ends.append(_ends(packet))
-        table.is_key.append(is_key)
-        table.is_discarded.append(packet.is_discard)
-        table.duration.append(packet.duration or 0)
         table.shows.append(self._classify(packet, is_key) if self._classify else Shows.PICTURE)
         if is_key and not table.has_false_keys:
             table.has_false_keys = not starts_afresh(self._codec, bytes(packet))

@@ -19,13 +19,15 @@ import numpy.typing as npt
 from latentcache.config.sections import Config
 from latentcache.core.machine import anonymous_file
 from latentcache.core.records import Clip, PictureFacts
+from latentcache.decoders.ahead import CLIPS_AHEAD, Ahead, Fetchers, num_fetchers
 from latentcache.decoders.child import Child
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.neighbours import Neighbours
 from latentcache.decoders.trouble import ProcessTroubleError, machine_trouble
 from latentcache.errors import ClipError, MachineError, SourceError
 from latentcache.storage import retry
-from latentcache.storage.urls import redact_url, refused_scheme
+from latentcache.storage.source_cache import user_of_sources
+from latentcache.storage.urls import is_remote, redact_url, refused_scheme
 
 #: A source that is read, or fetched, may give no sign of life for so long. Stores give one with each block
 #: that they hand over, of up to 50 MiB; fsspec's http waits as long for an answer.
@@ -40,7 +42,7 @@ TROUBLE_BUDGET_S = 10.0
 class DecodedClip:
     """Pixels uint8 [T, H, W, 3] in a shared buffer, valid until `release`, and facts of the clip.
 
-    frame_numbers: which frames of the source these are [T].
+    frame_numbers: which frames of the source these are [T]. fetch_s: seconds for which its process fetched.
     """
 
     pixels: Frame
@@ -52,6 +54,7 @@ class DecodedClip:
     decoder: str
     frame_numbers: Sequence[int]
     decode_s: float
+    fetch_s: float
     buffer: Buffer
     pool: DecodePool
 
@@ -110,7 +113,9 @@ class DecodePool:
 
     timeout_s: for decoding a clip; fetching its source does not count, which may give no byte for
     stall_s. max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no
-    limit. schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
+    limit. source_cache_bytes: that remote sources may take on this machine's disk, for all its processes;
+    0: each fetches what it needs. by_ranges: of a long remote video only its clips' bytes are fetched.
+    schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
     Raises MachineError.
 
     Requests are served in the order in which they were submitted, and a request takes its buffer before
@@ -133,6 +138,8 @@ class DecodePool:
         memory_bytes: int | None = None,
         schemes: Sequence[str] = (),
         stall_s: float = STALL_S,
+        source_cache_bytes: int = 0,
+        by_ranges: bool = False,
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
@@ -142,11 +149,21 @@ class DecodePool:
             "options": dict(storage_options or {}),
             "max_pixels": max_pixels,
             "memory_bytes": memory_bytes,
+            "source_cache_bytes": source_cache_bytes,
+            "by_ranges": by_ranges,
         }
         with _machine_errors():
             self._buffers = [Buffer(index) for index in range(num_buffers)]
             fds = [buffer.fd for buffer in self._buffers]
             self._processes = [Child(program, fds, settings, stall_s) for _ in range(num_processes)]
+            fetching = num_fetchers(num_processes) if source_cache_bytes else 0
+            self._fetchers = Fetchers(
+                [Child(program, fds, settings, stall_s) for _ in range(fetching)],
+                CLIPS_AHEAD * num_processes,
+                timeout_s,
+            )
+        self._sources = user_of_sources(source_cache_bytes)
+        self._has_decoded = False
         self._neighbours = Neighbours()
         self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         for buffer in self._buffers:
@@ -173,6 +190,8 @@ class DecodePool:
             max_pixels=config.corpus.max_pixels,
             memory_bytes=config.run.decode_memory_bytes,
             schemes=config.corpus.schemes,
+            source_cache_bytes=config.run.source_cache_bytes,
+            by_ranges=config.clips.takes_parts,
         )
 
     def decode(self, clip: Clip, times_s: Sequence[float] | None = None) -> Future[DecodedClip]:
@@ -184,6 +203,7 @@ class DecodePool:
         message = _decode_message(clip, self._rules)
         if times_s is not None:
             message["times_s"] = list(times_s)
+        self._has_decoded = True
         return self._submit(_Request(message=message, clip=clip))
 
     def sound(
@@ -221,13 +241,16 @@ class DecodePool:
             request.future.set_exception(ClipError("unreadable", f"{redact_url(url)} {why}"))
         else:
             self._neighbours.add(url)
+            is_decoded = request.message["op"] == "decode"
+            if is_decoded and self._fetchers.processes and is_remote(url):
+                request.ahead = self._fetchers.add(request.message)
             self._requests.put(request)
         return request.future
 
     @property
     def num_steps(self) -> int:
         """Pieces of sources that were read, and answers, since the start."""
-        return sum(process.num_steps for process in self._processes)
+        return sum(p.num_steps for p in (*self._processes, *self._fetchers.processes))
 
     def give_back(self, buffer: Buffer) -> None:
         """Return a buffer to the pool."""
@@ -241,8 +264,11 @@ class DecodePool:
         for _ in self._lanes:
             self._free.put(None)
             self._requests.put(None)
+        self._fetchers.close()
         for lane in self._lanes:
             lane.join()
+        if self._sources is not None:
+            self._sources.leave(clear=self._has_decoded)
         with contextlib.suppress(queue.Empty):
             while True:
                 request = self._requests.get_nowait()
@@ -276,6 +302,8 @@ class DecodePool:
             return request, buffer
 
     def _work(self, process: Child, request: _Request, buffer: Buffer) -> None:
+        if request.ahead is not None:
+            self._fetchers.begin(request.ahead)
         if not request.future.set_running_or_notify_cancel():
             self.give_back(buffer)
             return
@@ -299,6 +327,7 @@ class DecodePool:
         message = {**request.message, "buffer": buffer.index}
         answer = self._ask(process, message, _DECODE_ATTEMPTS)
         picture = PictureFacts(**answer.pop("picture"))
+        answer["fetch_s"] += request.ahead.fetch_s if request.ahead else 0.0
         return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
 
     def _heard(self, process: Child, request: _Request, buffer: Buffer) -> DecodedSound:
@@ -405,6 +434,7 @@ class _Request:
     def __init__(self, *, message: dict[str, Any], clip: Clip | None) -> None:
         self.message = message
         self.clip = clip
+        self.ahead: Ahead | None = None
         self.future: Future[Any] = Future()
 
 

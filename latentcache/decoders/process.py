@@ -26,12 +26,14 @@ from latentcache.decoders import decord, pyav
 from latentcache.decoders.facts import VideoFacts, display_size
 from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame, frames_at, select_frames
 from latentcache.decoders.identity import absence, identify_url
+from latentcache.decoders.ranged import NeedsWholeError
 from latentcache.decoders.resize import geometry, resize_frame, rules_of
 from latentcache.decoders.sampling import Indices, clip_frames
 from latentcache.decoders.sound import SoundReader
 from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
+from latentcache.storage.source_cache import NoRoomError, StaleError, source_cache
 from latentcache.storage.urls import public_name, redact_url
 
 PR_SET_PDEATHSIG = 1
@@ -58,6 +60,10 @@ def _broken(error: ImportError | ConfigError) -> dict[str, Any]:
 _FAILURES: tuple[type[Exception], ...] = (
     ClipError, ProcessTroubleError, LatentCacheError, MemoryError, OSError,
 )  # fmt: skip
+
+
+#: What is known of a file when its header is.
+_OF_A_HEADER = frozenset({"source_changed", "too_large"})
 
 
 class _AgainError(Exception):
@@ -103,6 +109,13 @@ class Worker:
         self._tell = tell
         self._source: Source | None = None
         self._sound: SoundReader | None = None
+        self._cache = source_cache(settings.get("source_cache_bytes", 0))
+        self._by_ranges = bool(settings.get("by_ranges"))
+        #: The source that is wanted whole, and that which is not kept in the cache: they change rarely.
+        self._whole_url: str | None = None
+        self._uncached_url: str | None = None
+        self._num_reading = 0
+        self._closed_fetch_s = 0.0
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Do one request.
@@ -120,19 +133,48 @@ class Worker:
             return {"lacks": trouble.lacks, "message": str(trouble)}
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        operations = {"probe": self._probe, "decode": self._decode, "check": self._check}
-        operations["sound"] = self._hear
-        for is_last in (False, True):
+        operations = {
+            "probe": self._probe, "fetch": self._fetch, "decode": self._decode, "check": self._check,
+            "sound": self._hear,
+        }  # fmt: skip
+        is_last = False
+        while True:
+            if self._source is not None:
+                self._source.forget_failure()
             try:
-                return operations[request["op"]](request)
+                answer = operations[request["op"]](request)
+                if self._source is not None:
+                    self._source.check_fetches()
             except ConfigError:  # what a file needs is not installed
                 raise
-            except _FAILURES as error:
-                try:
-                    raise self._verdict(error, request, is_last) from error
-                except _AgainError:
-                    self._close()
-        raise AssertionError("unreachable: the last try returns or raises")
+            except NoRoomError:
+                if request["op"] == "fetch":
+                    return {"fetch_s": 0.0}
+                self._uncached_url = request["url"]
+            except StaleError as error:
+                if is_last:
+                    raise _changing(request) from error
+                is_last = True
+            except (NeedsWholeError, *_FAILURES) as error:
+                if self._is_of_a_part(error, request):
+                    self._whole_url = request["url"]
+                else:
+                    try:
+                        raise self._verdict(error, request, is_last) from error
+                    except _AgainError:
+                        is_last = True
+            else:
+                return answer
+            self._close()
+
+    def _is_of_a_part(self, error: Exception, request: Mapping[str, Any]) -> bool:
+        """Tell whether an error is of a source of which only parts are here, so that it says nothing."""
+        source = self._source
+        if source is None or source.url != request["url"] or not source.is_ranged:
+            return False
+        if isinstance(error, ClipError):
+            return error.reason not in _OF_A_HEADER
+        return isinstance(error, NeedsWholeError)
 
     def _verdict(
         self, error: Exception, request: Mapping[str, Any], is_last: bool
@@ -161,7 +203,7 @@ class Worker:
         source = self._source
         if error.reason == "source_changed" or source is None or source.url != request["url"]:
             return error
-        if not source.is_as_opened():
+        if not self._is_as_opened():
             return error if is_last else _AgainError()
         with self._reading():
             source.read_through()
@@ -178,29 +220,51 @@ class Worker:
     def _close(self) -> None:
         self._close_sound()
         if self._source is not None:
+            self._closed_fetch_s += self._source.fetch_s
             self._source.close()
         self._source = None
 
     def _open(self, request: Mapping[str, Any]) -> Source:
         """Return the source of a request: the one that is open, where it still is that file."""
         url = request["url"]
-        if self._source is None or self._source.url != url or not self._source.is_as_opened():
+        if self._source is None or self._source.url != url or not self._is_as_opened():
             self._close()
             with self._reading():
                 self._source = Source(
-                    url, request["kind"], self._options, self._max_pixels, self._sign_of_life
+                    url,
+                    request["kind"],
+                    self._options,
+                    self._max_pixels,
+                    self._on_fetch,
+                    None if url == self._uncached_url else self._cache,
+                    url != self._whole_url and (self._by_ranges or request["op"] == "probe"),
+                    request["op"] != "fetch",
                 )
         return self._source
+
+    def _fetch_s(self) -> float:
+        """Return the seconds that fetching has taken so far."""
+        return self._closed_fetch_s + (self._source.fetch_s if self._source else 0.0)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
         """Say that what goes on is no decoding: a slow network is no slow decoder."""
-        self._sign_of_life()
-        yield
-        self._tell({"reading": False})
-
-    def _sign_of_life(self) -> None:
+        self._num_reading += 1
         self._tell({"reading": True})
+        try:
+            yield
+        finally:
+            self._num_reading -= 1
+            self._tell({"reading": self._num_reading > 0})
+
+    def _on_fetch(self, is_fetching: bool) -> None:
+        self._tell({"reading": is_fetching or self._num_reading > 0})
+
+    def _is_as_opened(self) -> bool:
+        """Tell whether the open source is still the file that it was; its storage may be asked."""
+        assert self._source is not None
+        with self._reading():
+            return self._source.is_as_opened()
 
     def _check(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Read a source whole, to tell whether a decoder that hung or crashed did so for its bytes."""
@@ -224,17 +288,29 @@ class Worker:
                 info["times_s"] = times_s.tolist()
         return {**info, "identity": source.identity}
 
-    def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def _fetch(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Put what a clip needs into the cache of sources; nothing else is kept of it."""
+        fetched_s = self._fetch_s()
         source = self._open(request)
-        started = time.perf_counter()
+        if source.is_ranged:
+            reader = source.reader(without_decord=True)
+            assert isinstance(reader, pyav.Reader)
+            reader.fetch(_indices(reader, request))
+        return {"fetch_s": self._fetch_s() - fetched_s}
+
+    def _decode(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        fetched_s = self._fetch_s()
+        source = self._open(request)
+        started, opened_s = time.perf_counter(), self._fetch_s()
         _check_planned(source.identity == request["identity"], request)
         shape = (request["frames"], request["height"], request["width"], 3)
         out = self._buffers.view(request["buffer"], shape)
         try:
             answer = self._decode_clip(source, request, out)
         finally:  # whatever came of it, what was decoded may be another file
-            _check_planned(source.is_as_opened(), request)
-        return {**answer, "decode_s": time.perf_counter() - started}
+            _check_planned(self._is_as_opened(), request)
+        decode_s = time.perf_counter() - started - (self._fetch_s() - opened_s)
+        return {**answer, "decode_s": decode_s, "fetch_s": self._fetch_s() - fetched_s}
 
     def _hear(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Write a clip's sound into its buffer: float32 [samples, channels]."""
@@ -252,7 +328,7 @@ class Worker:
             self._close_sound()
             raise
         finally:
-            _check_planned(source.is_as_opened(), request)
+            _check_planned(self._is_as_opened(), request)
         if samples.size:
             self._buffers.make_room(request["buffer"], samples.nbytes)
             out = self._buffers.view(request["buffer"], (samples.nbytes,))
@@ -289,6 +365,13 @@ def _check_planned(is_planned: bool, request: Mapping[str, Any]) -> None:
             "source_changed",
             f"{request['url']} is not the file that was planned: its bytes differ",
         )
+
+
+def _changing(request: Mapping[str, Any]) -> ClipError:
+    return ClipError(
+        "source_changed",
+        f"{redact_url(request['url'])} is replaced again and again while it is read",
+    )
 
 
 def _as_trouble(error: BaseException) -> ProcessTroubleError:

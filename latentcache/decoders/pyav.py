@@ -17,6 +17,7 @@ from latentcache.decoders.facts import display_size
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.index import PacketIndex, Start, read_index
 from latentcache.decoders.packets import SeekMissedError, packets_at
+from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.rgb import to_rgb
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
@@ -86,6 +87,7 @@ class Reader:
         """
         wanted: list[int] = np.unique(indices).tolist()
         self._refuse_holes(wanted)
+        self.fetch(indices)
         starts = self._index.starts_for(wanted[0])
         for start in starts:
             count = len(wanted)
@@ -98,6 +100,12 @@ class Reader:
                     raise
             else:
                 return
+
+    def fetch(self, indices: npt.NDArray[np.int64]) -> None:
+        """Fetch what decoding these frames needs, at once, if the video is read by ranges."""
+        if isinstance(self._path, RangedPath):
+            start = self._index.starts_for(int(indices.min()))[0]
+            self._path.source.ensure(*self._index.span(start, int(indices.max())))
 
     def _refuse_holes(self, wanted: list[int]) -> None:
         holes = self._index.holes

@@ -9,6 +9,7 @@ from av.codec.context import Flags
 from av.format import formats_available
 from av.stream import Disposition
 
+from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError
 
@@ -28,7 +29,8 @@ def open_any(path: str) -> Any:
     """Return the PyAV container of a file that refers to no others; raises ClipError."""
     try:
         options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
-        return av.open(path, options=options, metadata_errors="replace")
+        file = path.open() if isinstance(path, RangedPath) else path
+        return av.open(file, options=options, metadata_errors="replace")
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except (av.FFmpegError, OSError, ValueError) as error:
@@ -47,6 +49,18 @@ def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
     except BaseException:
         container.close()
         raise
+
+
+def open_blindly(path: RangedPath, index: int) -> tuple[Any, Any]:
+    """Return the container and one stream of an MP4 that has been opened before, for its packets' places.
+
+    What is in packets is neither fetched nor looked at.
+    """
+    options = {"protocol_whitelist": "file", "fflags": "noparse", "probesize": "32"}
+    container = av.open(
+        path.open(blind=True), format="mov", options=options, metadata_errors="replace"
+    )
+    return container, container.streams[index]
 
 
 def _video_stream(container: Any, max_pixels: int | None) -> Any:

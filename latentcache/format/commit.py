@@ -271,6 +271,7 @@ def _report(
         tiling_errors=[r.tiling_error for r in results if r.tiling_error is not None],
         psnrs_db=[r.psnr for r in results if r.psnr is not None],
         decode_s=sum(result.decode_s for result in results),
+        fetch_s=sum(result.fetch_s for result in results),
         encode_s=sum(result.encode_s for result in results),
         write_s=write_s,
     )

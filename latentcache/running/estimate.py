@@ -25,6 +25,7 @@ from latentcache.core.devices import resolve_device
 from latentcache.core.machine import num_cpus
 from latentcache.core.records import Bucket, Shard, ShardReport
 from latentcache.core.spec import LatentSpec
+from latentcache.decoders.ahead import num_fetchers
 from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.step import planned_by
@@ -43,7 +44,8 @@ MIN_RUNS = 8
 class BucketEstimate:
     """A bucket's clips, and the means of those that were measured; seconds and bytes a clip.
 
-    decode_s: in one of `num_processes`. spine_s: of the encoder's thread, which encodes or waits.
+    decode_s: in one of `num_processes`. fetch_s: of remote sources, meanwhile. spine_s: of the encoder's
+    thread, which encodes or waits.
     """
 
     name: str
@@ -51,6 +53,7 @@ class BucketEstimate:
     num_measured: int
     num_ok: int
     num_processes: int
+    fetch_s: float
     decode_s: float
     encode_s: float
     write_s: float
@@ -61,6 +64,7 @@ class BucketEstimate:
     def stages(self) -> Mapping[str, float]:
         """Seconds a clip that each stage would take with the others for nothing."""
         return {
+            "fetch": self.fetch_s / num_fetchers(self.num_processes),
             "decode": self.decode_s / self.num_processes,
             "encode": self.encode_s,
             "write": self.write_s / SHARDS_IN_HAND,
@@ -256,12 +260,12 @@ def _summarise(
     for bucket, table in sorted(plan.buckets.items()):
         own = [report for report in reports if report.bucket == bucket.name]
         number = sum(report.num_clips for report in own)
-        decode_s, encode_s, write_s, wait_s, stored = (
+        fetch_s, decode_s, encode_s, write_s, wait_s, stored = (
             sum(getattr(report, name) for report in own) / number
-            for name in ("decode_s", "encode_s", "write_s", "wait_s", "stored_bytes")
+            for name in ("fetch_s", "decode_s", "encode_s", "write_s", "wait_s", "stored_bytes")
         )
         # The first clip of all is waited for in any case: a long run does that once.
-        filling_s = 0.0 if estimates else min(wait_s, decode_s / number)
+        filling_s = 0.0 if estimates else min(wait_s, (fetch_s + decode_s) / number)
         estimates.append(
             BucketEstimate(
                 name=bucket.name,
@@ -269,6 +273,7 @@ def _summarise(
                 num_measured=number,
                 num_ok=sum(report.num_ok for report in own),
                 num_processes=num_processes,
+                fetch_s=fetch_s,
                 decode_s=decode_s,
                 encode_s=encode_s,
                 write_s=write_s,

@@ -74,7 +74,7 @@ class Progress:
 
 
 #: What the time of a shard goes to: fields of `ShardReport`.
-STAGES = ("decode_s", "encode_s", "wait_s", "write_s")
+STAGES = ("fetch_s", "decode_s", "encode_s", "wait_s", "write_s")
 
 Event = ShardReport | GaveUp | Retried | Started | Died | Left | Progress
 

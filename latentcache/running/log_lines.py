@@ -52,7 +52,7 @@ _REPORTED = (
     "raw_bytes",
     "reasons",
 )
-_TIMED = ("decode_s", "encode_s", "compare_s", "wait_s", "write_s")
+_TIMED = ("fetch_s", "decode_s", "encode_s", "compare_s", "wait_s", "write_s")
 _COMMITTED, _NO_REASONS = f'"event": "{SHARD_COMMITTED}"'.encode(), b'"reasons": {}'
 _SEGMENT = re.compile(r"(\d{8}T\d{6}Z-[0-9a-f]{6})\.(\d{6,12})\.jsonl")
 

@@ -81,6 +81,7 @@ class _Facts:
     first: DecodedClip | None = None
     end_s: float = 0.0
     decode_s: float = 0.0
+    fetch_s: float = 0.0
     wait_s: float = 0.0
     frame_numbers: list[int] = field(default_factory=list)
 
@@ -89,6 +90,7 @@ class _Facts:
         self.end_s = piece.end_s
         self.frame_numbers += piece.frame_numbers
         self.decode_s += piece.decode_s
+        self.fetch_s += piece.fetch_s
         self.wait_s += wait_s
 
     def result(self, encode_s: float) -> ClipResult:
@@ -102,6 +104,7 @@ class _Facts:
             picture=self.first.picture,
             decoder=self.first.decoder,
             decode_s=self.decode_s,
+            fetch_s=self.fetch_s,
             encode_s=encode_s,
         )
 

@@ -238,7 +238,9 @@ class ShardEncoder:
 
 def _facts(clip: DecodedClip) -> dict[str, Any]:
     """Return what decoding has found out of a clip."""
-    names = ("start_s", "end_s", "source_height", "source_width", "picture", "decoder", "decode_s")
+    names = (
+        "start_s", "end_s", "source_height", "source_width", "picture", "decoder", "decode_s", "fetch_s",
+    )  # fmt: skip
     return {name: getattr(clip, name) for name in names}
 
 

@@ -30,6 +30,7 @@ class Summary:
     frames: int = 0
     stored_bytes: int = 0
     raw_bytes: int = 0
+    fetch_s: float = 0.0
     decode_s: float = 0.0
     encode_s: float = 0.0
     compare_s: float = 0.0
@@ -66,6 +67,7 @@ class Summary:
         self.frames += report.num_frames
         self.stored_bytes += report.stored_bytes
         self.raw_bytes += report.raw_bytes
+        self.fetch_s += report.fetch_s
         self.decode_s += report.decode_s
         self.encode_s += report.encode_s
         self.compare_s += report.compare_s

@@ -8,9 +8,7 @@ as not there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +19,10 @@ import numpy as np
 
 from latentcache.core.records import ChunkRef
 from latentcache.errors import ConfigError
+from latentcache.storage.room import DISK_BLOCK_BYTES, KEPT_FRACTION, Room
 
 FOLDER = "latentcache-v1"
 SUFFIX = ".chunks"
-#: The fraction of the bound that eviction leaves, so that not every new chunk lists all files.
-KEPT_FRACTION = 0.9
-BLOCK_BYTES = 4096
-#: The unit of st_blocks, on every system.
-STAT_BLOCK_BYTES = 512
 
 
 class Buffers(Protocol):
@@ -51,9 +45,10 @@ class DiskCache:
             raise ConfigError(f"disk_cache_bytes is {max_bytes}; it must be at least 1")
         self.folder, self.max_bytes = Path(folder).expanduser().absolute() / FOLDER, max_bytes
         self.fingerprint = cache_fingerprint
+        self._room = Room(self.folder, f"*/*{SUFFIX}")
         try:
             (self.folder / cache_fingerprint).mkdir(parents=True, exist_ok=True)
-            with self._used() as used:
+            with self._room.used() as used:
                 used.add(0)
         except OSError as error:
             raise ConfigError(
@@ -85,7 +80,7 @@ class DiskCache:
         if not 0 < num_bytes <= self.max_bytes * KEPT_FRACTION:
             return
         try:
-            self._make_room(num_bytes)
+            self._room.take(num_bytes, self.max_bytes)
             file = self._file(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -106,40 +101,6 @@ class DiskCache:
     def _file(self, path: str) -> Path:
         return self.folder / self.fingerprint / (path.replace("/", "+") + SUFFIX)
 
-    def _make_room(self, num_bytes: int) -> None:
-        with self._used() as used:
-            if used.add(num_bytes) > self.max_bytes:
-                limit = int(self.max_bytes * KEPT_FRACTION) - num_bytes
-                used.set(_evict(self.folder, limit) + num_bytes)
-
-    @contextlib.contextmanager
-    def _used(self) -> Iterator[_Used]:
-        fd = os.open(self.folder / "used", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield _Used(fd, self.folder)
-        finally:
-            fcntl.flock(
-                fd, fcntl.LOCK_UN
-            )  # closing does not unlock if this process has forked since
-            os.close(fd)
-
-
-class _Used:
-    """The bytes that all processes have taken, in a locked file; never less than the true number."""
-
-    def __init__(self, fd: int, folder: Path) -> None:
-        self._fd, self._folder = fd, folder
-
-    def add(self, num_bytes: int) -> int:
-        text = os.pread(self._fd, 32, 0).strip()
-        before = int(text) if text.isdigit() else _evict(self._folder, sys.maxsize)
-        self.set(before + num_bytes)
-        return before + num_bytes
-
-    def set(self, num_bytes: int) -> None:
-        os.pwrite(self._fd, b"%-31d\n" % num_bytes, 0)
-
 
 def _holds(fd: int, chunk: ChunkRef, buffer: memoryview) -> bool:
     try:
@@ -152,21 +113,8 @@ def _holds(fd: int, chunk: ChunkRef, buffer: memoryview) -> bool:
 
 def _blocks(chunk: ChunkRef) -> int:
     """Return the bytes of the disk blocks that a chunk touches."""
-    first, last = chunk.offset // BLOCK_BYTES, (chunk.offset + chunk.length - 1) // BLOCK_BYTES
-    return (last - first + 1) * BLOCK_BYTES
-
-
-def _evict(folder: Path, max_bytes: int) -> int:
-    """Remove the least recently used files until the rest takes at most `max_bytes`; returns the rest."""
-    files = []
-    for file in folder.glob(f"*/*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):
-            stat = file.stat()
-            files.append((stat.st_mtime_ns, stat.st_blocks * STAT_BLOCK_BYTES, file))
-    total = sum(size for _, size, _ in files)
-    for _, size, file in sorted(files):
-        if total <= max_bytes:
-            break
-        file.unlink(missing_ok=True)
-        total -= size
-    return total
+    first, last = (
+        chunk.offset // DISK_BLOCK_BYTES,
+        (chunk.offset + chunk.length - 1) // DISK_BLOCK_BYTES,
+    )
+    return (last - first + 1) * DISK_BLOCK_BYTES

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from latentcache.errors import StorageError
 from latentcache.storage import limits, retry
 from latentcache.storage.filesystems import (
     glob_regex,
@@ -23,15 +24,17 @@ from latentcache.storage.filesystems import (
     open_filesystem,
     translated,
 )
-from latentcache.storage.urls import has_magic, is_http, scheme_of
+from latentcache.storage.urls import LOCAL_SCHEMES, has_magic, is_http, redact_url, scheme_of
 
 T = TypeVar("T")
 
 
 #: File systems that can be asked to read nothing ahead: s3fs reads 50 MiB for each byte, http 5 MiB.
 _READING_AHEAD = frozenset({"http", "https", "s3", "s3a"})
-#: What has no limit: a disk of this machine, or a mount, whose calls cannot be given up.
-_LOCAL_SCHEMES = frozenset({None, "file", "local", "package"})
+
+
+class RangesIgnoredError(StorageError):
+    """A server gives a whole file where a range of its bytes is asked for."""
 
 
 @contextlib.contextmanager
@@ -116,7 +119,7 @@ def _read(
 ) -> T:
     """Call what reads; `more_s`: see `limits.call`, which a remote URL gets."""
     call = functools.partial(function, *args, **kwargs)
-    if scheme_of(url) not in _LOCAL_SCHEMES:
+    if scheme_of(url) not in LOCAL_SCHEMES:
         call = functools.partial(limits.call, function, *args, more_s=more_s, **kwargs)
     with translated("read", url, options or {}):
         return retry.call(call)
@@ -322,15 +325,15 @@ def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None
     def read() -> bytes:
         data = cast(bytes, fs.cat_file(path, start=start, end=end))
         if len(data) > end - start:
-            raise ValueError(
-                "it gives the whole file where a range of bytes is asked for; copy the file to a storage "
-                "that gives ranges"
+            raise RangesIgnoredError(
+                f"cannot read {redact_url(url, options or {})}: it gives the whole file where a range of "
+                "bytes is asked for; copy the file to a storage that gives ranges"
             )
         if len(data) < end - start:
             raise ConnectionError(f"the answer ended at byte {start + len(data)} of {end}")
         return data
 
-    return _read(url, options, read)
+    return _read(url, options, read, more_s=functools.partial(limits.time_of, end - start))
 
 
 def read_many(

@@ -42,6 +42,9 @@ TOKENS = (
 #: Of a path relative to a folder on http.
 RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 
+#: What has no limit: a disk of this machine, or a mount, whose calls cannot be given up.
+LOCAL_SCHEMES = frozenset({None, "file", "local", "package"})
+
 
 def scheme_of(text: str) -> str | None:
     """Return the scheme of a URL (`s3` of `s3://...`), or None for a local path."""
@@ -143,3 +146,8 @@ def folder_of(url: str) -> str:
     """Return what comes before a URL's or a path's last part, with its slash: `s3://b/` of `s3://b/a`."""
     url = without_query(url)  # which may hold slashes
     return url[: url.rfind("/") + 1]
+
+
+def is_remote(url: str) -> bool:
+    """Tell whether a source is, or is in, a file that is not on this machine."""
+    return scheme_of(file_of(url)) not in LOCAL_SCHEMES

@@ -116,6 +116,18 @@ def test_a_clip_on_which_decoders_hang_is_blamed_only_if_it_can_be_read(
         assert caught.value.reason == "decode_timeout"
 
 
+@pytest.mark.parametrize("what", ["probe", "decode"])
+def test_a_mount_that_does_not_answer_is_named_and_given_up(video: Path, what: str) -> None:
+    folder = video.parent.with_name("dead-mount")
+    folder.symlink_to(video.parent)
+    path = folder / video.name
+    with make_pool(stall_s=0.5) as pool:
+        clip = make_clip(path, SHAPE)
+        asked = pool.probe(clip.url, "video") if what == "probe" else pool.decode(clip)
+        with pytest.raises(SourceError, match=rf"reading .*{path.name} gave no byte for 0\.5 s"):
+            asked.result()
+
+
 def test_a_system_that_starts_no_process_is_no_fault_of_a_clip(
     video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ BUCKET = BucketEstimate(
     num_measured=16,
     num_ok=16,
     num_processes=4,
+    fetch_s=0.4,
     decode_s=2.0,
     encode_s=1.0,
     write_s=0.5,
@@ -71,6 +72,8 @@ def test_the_slowest_stage_is_the_limit_and_decides_the_time() -> None:
     assert (BUCKET.limit, BUCKET.clip_s) == ("encode", BUCKET.spine_s)
     decoding = replace(BUCKET, num_processes=1)
     assert (decoding.limit, decoding.clip_s) == ("decode", decoding.decode_s)
+    fetching = replace(BUCKET, fetch_s=20.0)
+    assert (fetching.limit, fetching.clip_s) == ("fetch", 5.0)
     writing = replace(BUCKET, write_s=2 * SHARDS_IN_HAND * BUCKET.spine_s)
     assert (writing.limit, writing.clip_s) == ("write", 2 * BUCKET.spine_s)
 

@@ -79,6 +79,7 @@ class Pool:
             picture=picture,
             decoder="x",
             decode_s=0.5,
+            fetch_s=0.25,
             frame_numbers=(0,),
             buffer=row,  # type: ignore[arg-type]
             pool=self,  # type: ignore[arg-type]

@@ -225,7 +225,7 @@ def test_processes_share_a_folder_and_survive_one_that_is_killed(tmp_path: Path)
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_amid_a_write_does_not_hold_the_lock(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, LARGE, "f")
-    with cache._used():
+    with cache._room.used():
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()  # with a copy of the descriptor that holds the lock
     try:

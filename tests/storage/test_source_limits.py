@@ -19,6 +19,7 @@ from latentcache.storage.source_files import (
     open_source,
     read_heads,
     read_many,
+    read_range,
 )
 
 DATA = bytes(range(250)) * 8
@@ -123,6 +124,7 @@ def opened(url: str) -> None:
         find_sizes,
         lambda url: read_many([url]),
         lambda url: read_heads([url], 10),
+        lambda url: read_range(url, 0, 10),
     ],
 )
 def test_a_server_that_says_nothing_is_given_up(server: str, read: Callable[[str], object]) -> None:
@@ -136,6 +138,16 @@ def test_a_server_that_says_nothing_is_given_up(server: str, read: Callable[[str
 def test_other_sources_come_whole(server: str, name: str) -> None:
     with open_source(f"{server}/{name}") as file:
         assert file.read() == DATA
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+def test_a_long_range_has_the_time_of_its_bytes(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server needs some 0.5 s for 10 bytes, and the base limit is 0.4 s."""
+    monkeypatch.setattr(limits, "BYTES_PER_S", 1)
+    assert read_range(f"{server}/trickle.mp4", 0, 12) == DATA[:12]
 
 
 def test_many_small_reads_have_the_time_of_one_large_one(monkeypatch: pytest.MonkeyPatch) -> None:

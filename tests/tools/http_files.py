@@ -24,6 +24,7 @@ class Server:
 
     fault: what becomes of each request for a media file, a status or one of the words above; None: a good
     answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held.
+    has_tags: answers have an ETag.
     """
 
     url: str = ""
@@ -31,6 +32,7 @@ class Server:
     fault: int | str | None = None
     pause_s: float = 0.0
     num_bytes: int = 0
+    has_tags: bool = False
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -76,6 +78,9 @@ class Handler(SimpleHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(part)))
+        if self.facts.has_tags:
+            stat = path.stat()
+            self.send_header("ETag", f'"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"')
         self.end_headers()
         if with_body:
             self.facts.num_bytes += len(part)

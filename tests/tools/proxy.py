@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +31,7 @@ class Proxy:
     """choose: (method, path) -> one of FAULTS, or None for a good answer.
 
     requests: (method, path, fault) of each. peak: requests that were under way at once.
+    num_bytes: of bodies that were handed over, by path without its query.
     held_until: each request is held until so many have been under way at once, for half a minute.
     """
 
@@ -39,6 +41,7 @@ class Proxy:
     held_until: int = 0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     peak: int = 0
+    num_bytes: Counter[str] = field(default_factory=Counter)
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -50,6 +53,7 @@ class Proxy:
     def forget(self) -> None:
         self.requests, self.peak, self.latency_s, self.held_until = [], 0, 0.0, 0
         self.choose = lambda method, path: None
+        self.num_bytes.clear()
 
     @contextlib.contextmanager
     def request(self, method: str, path: str) -> Iterator[str | None]:
@@ -66,6 +70,10 @@ class Proxy:
         finally:
             with self._lock:
                 self._running -= 1
+
+    def count_bytes(self, path: str, num_bytes: int) -> None:
+        with self._lock:
+            self.num_bytes[path.partition("?")[0]] += num_bytes
 
     def count(self, fault: str) -> int:
         return sum(found == fault for _, _, found in self.requests)
@@ -182,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD" and self._trickles:
             self._trickle(data)
         elif self.command != "HEAD":
-            self.wfile.write(data[: len(data) // 2] if is_truncated else data)
+            part = data[: len(data) // 2] if is_truncated else data
+            self.proxy.count_bytes(self.path, len(part))
+            self.wfile.write(part)
         if is_truncated:
             self._hang_up()

@@ -7,6 +7,7 @@ at once. As a program it is a decoding process that knows of the file system, an
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from latentcache.decoders import process
+from latentcache.decoders.source import Source
 from latentcache.storage import retry
 from tests.tools import sleeper
 
@@ -86,6 +88,12 @@ class Worker(sleeper.Worker):
         if number := os.environ.get("LATENTCACHE_TEST_KILL"):
             os.kill(os.getpid(), int(number))
         return super().answer(request)
+
+    def _open(self, request: Mapping[str, Any]) -> Source:
+        if "dead-mount" in request["url"]:
+            with self._reading():  # as the kernel waits for a mount whose server is gone
+                time.sleep(1000)
+        return super()._open(request)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Videos of which only some bytes are here: PyAV reads a file whose blocks come when they are asked for.
+
+An MP4's header says of each packet where it is, how long it is and when it is shown. So its index is read
+without its packets: see `suits` for those of which that is all that an index needs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+
+from latentcache.decoders.h264 import FieldOrder
+from latentcache.decoders.pictures import classifier
+from latentcache.storage.source_cache import CachedSource
+
+#: Boxes on the top level of an MP4 of which nothing is cut into fragments; there are hardly more than five.
+_MAX_BOXES = 16
+#: What is read ahead of a file that is read in sequence, at most.
+_AHEAD_BYTES = 1 << 17
+
+
+class NeedsWholeError(Exception):
+    """A video of which ranges do not tell what its packets would."""
+
+
+class RangedPath(str):
+    """The path of a sparse file, with what fills its holes.
+
+    media: where its packets are, as half-open ranges of bytes: all else has been read when it is open.
+    """
+
+    __slots__ = ("media", "source")
+    source: CachedSource
+    media: tuple[tuple[int, int], ...]
+
+    def __new__(cls, source: CachedSource) -> RangedPath:
+        """Look where an MP4's packets are. Raises NeedsWholeError of all other files."""
+        path = super().__new__(cls, source.path)
+        path.source = source
+        path.media = tuple(_media(source))
+        return path
+
+    def open(self, *, blind: bool = False) -> RangedFile:
+        """Open for FFmpeg. blind: packets that are absent are not fetched; they read as zeros."""
+        return RangedFile(self, blind=blind)
+
+
+class RangedFile(io.RawIOBase):
+    """The file that a RangedPath names. What a fetch raises comes out of FFmpeg's call."""
+
+    def __init__(self, path: RangedPath, *, blind: bool) -> None:
+        self.name = str(path)
+        self._source, self._media, self._blind = path.source, path.media, blind
+        self._position = 0
+        self._read_to, self._ahead = 0, 0
+
+    def readable(self) -> bool:
+        """Tell that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Tell that any byte can be read next."""
+        return True
+
+    def tell(self) -> int:
+        """Return which byte is read next."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Set which byte is read next; it may be past the end."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises what `CachedSource.ensure` raises."""
+        length = max(0, self._source.size - self._position)
+        length = length if size < 0 else min(size, length)
+        start, end = self._position, self._position + length
+        if self._blind:
+            data = self._read_blindly(start, end)
+        else:
+            self._read_ahead(start, end)
+            data = self._source.read(start, length)
+        self._position = end
+        return data
+
+    def _read_ahead(self, start: int, end: int) -> None:
+        """Fetch more at a time the longer a file is read in sequence."""
+        if start != self._read_to:
+            self._ahead = 0
+        self._read_to = end
+        if not self._source.has(start, end):
+            self._source.ensure(start, min(end + self._ahead, self._source.size))
+            self._ahead = min(_AHEAD_BYTES, max(end - start, 2 * self._ahead))
+
+    def _read_blindly(self, start: int, end: int) -> bytes:
+        """Read zeros for absent packets; what else there is, is fetched."""
+        at = start
+        for first, last in (*self._media, (end, end)):
+            if at < min(first, end):
+                self._source.ensure(at, min(first, end))
+            at = max(at, last)
+        return self._source.read(start, end - start, only_present=True)
+
+
+def suits(codec: str, extradata: bytes | None) -> bool:
+    """Tell whether each packet of a stream is one picture, whatever is in it."""
+    if codec == "h264":
+        return FieldOrder(extradata or b"").is_progressive
+    return classifier(codec, extradata) is None
+
+
+def _media(source: CachedSource) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of an MP4's packets."""
+    kinds = []
+    for kind, start, end in _boxes(source):
+        kinds.append(kind)
+        if kind == b"moov":
+            source.ensure(start, end)  # at once: FFmpeg reads it bit by bit
+        if kind == b"mdat":
+            yield start, end
+    if kinds[:1] not in ([b"ftyp"], [b"moov"], [b"wide"], [b"mdat"]) or kinds.count(b"moov") != 1:
+        raise NeedsWholeError
+    if len(kinds) > _MAX_BOXES:
+        raise NeedsWholeError
+
+
+def _boxes(source: CachedSource) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each box on the top level, and where its body begins and ends."""
+    at = 0
+    for _ in range(_MAX_BOXES + 1):
+        head = source.read(at, 16)
+        if len(head) < 8:
+            return
+        size, kind = struct.unpack_from(">I4s", head)
+        body = 8
+        if size == 1 and len(head) == 16:
+            size, body = struct.unpack_from(">Q", head, 8)[0], 16
+        size = size or source.size - at
+        if size < body or kind == b"moof":
+            raise NeedsWholeError
+        yield kind, at + body, min(at + size, source.size)
+        at += size

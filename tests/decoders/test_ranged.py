@@ -1,0 +1,249 @@
+"""Remote videos of which only parts are fetched: the same facts and pixels as those of the file itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentcache.core.machine import anonymous_file
+from latentcache.core.records import Clip
+from latentcache.decoders import source as sources
+from latentcache.decoders.identity import identify_url
+from latentcache.decoders.pool import DecodePool
+from latentcache.decoders.process import Buffers, Worker
+from latentcache.storage import retry, source_cache
+from tests.tools.http_files import Server, serve
+from tests.tools.long_videos import RATE, write_long
+from tests.tools.videos import SHARED_VIDEOS, needs_shared_videos
+
+pytest.importorskip("aiohttp", reason="fsspec reads http with it")
+pytestmark = pytest.mark.slow
+
+MAX_PROBE_BYTES = 1 << 20
+SECONDS = 100
+SIZE = (72, 128)
+HEADS = {"head": {"movflags": "faststart"}, "tail": {}}
+
+
+@pytest.fixture(autouse=True)
+def folder_of_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of sources of this test; each Worker stands for a decoding process."""
+    folder = tmp_path / "sources"
+    monkeypatch.setattr(source_cache, "default_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture(scope="module", name="corpus")
+def corpus_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    for name, options in HEADS.items():
+        write_long(
+            folder / f"{name}.mp4", SECONDS, size=SIZE, container=options, preset="ultrafast"
+        )
+    return folder
+
+
+@pytest.fixture(name="server")
+def server_fixture(corpus: Path) -> Iterator[Server]:
+    with serve(corpus) as server:
+        server.has_tags = True
+        yield server
+
+
+def make_worker(*, frames: int = 0, told: list[Any] | None = None, **settings: Any) -> Worker:
+    fd = anonymous_file("pixels")
+    os.ftruncate(fd, max(1, frames * SIZE[0] * SIZE[1] * 3))
+    told = [] if told is None else told
+    settings = {"options": {}, "max_pixels": None, "source_cache_bytes": 1 << 30, **settings}
+    return Worker(Buffers([fd]), settings, told.append)
+
+
+def probe(url: str, **settings: Any) -> dict[str, Any]:
+    request = {"op": "probe", "url": url, "kind": "video", "identity_only": False, "times": True}
+    return make_worker(**settings).answer(request)
+
+
+def clip(url: str, identity: str, start: int, frames: int, fps: float | None) -> dict[str, Any]:
+    return {
+        "op": "decode", "url": url, "kind": "video", "identity": identity, "start": start,
+        "frames": frames, "fps": fps, "height": SIZE[0], "width": SIZE[1], "buffer": 0,
+        "without_decord": False, "interpolation": "bicubic",
+    }  # fmt: skip
+
+
+def decode(worker: Worker, request: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+    answer = worker.answer(request)
+    pixels = worker._buffers.view(0, (request["frames"], *SIZE, 3)).copy()
+    return answer, pixels
+
+
+def without(answer: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in answer.items() if name not in names}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_probing_reads_the_header_and_a_few_pictures(
+    server: Server, corpus: Path, name: str
+) -> None:
+    path = corpus / f"{name}.mp4"
+    assert path.stat().st_size > 4 * MAX_PROBE_BYTES
+    local = probe(str(path))
+    assert local["frames"] == SECONDS * RATE
+    assert probe(f"{server.url}/{path.name}") == local
+    assert server.num_bytes <= MAX_PROBE_BYTES
+
+
+@needs_shared_videos
+@pytest.mark.long
+@pytest.mark.parametrize("cut", [1.0, 0.9, 0.5])
+def test_probing_real_files_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: float
+) -> None:
+    """Those that ranges do not tell of, too: they are fetched whole."""
+    monkeypatch.setattr(sources, "_SMALL_BYTES", 0)
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        for original in sorted(
+            [*SHARED_VIDEOS.iterdir(), *SHARED_VIDEOS.with_name("cases").iterdir()]
+        ):
+            data = original.read_bytes()
+            path = tmp_path / original.name
+            path.write_bytes(data[: int(len(data) * cut)])
+            local, remote = probe(str(path)), probe(f"{server.url}/{path.name}")
+            for answer in (local, remote):
+                answer.pop("message", None)  # which may name the file
+            assert remote == local, path.name
+
+
+@pytest.mark.parametrize(("fps", "start_s"), [(16.0, 0.0), (None, 49.3), (16.0, 94.9)])
+def test_a_clip_reads_about_its_own_bytes(
+    server: Server, corpus: Path, fps: float | None, start_s: float
+) -> None:
+    """What probing has fetched is still there; the pixels are those of the file itself."""
+    path, clip_s = corpus / "tail.mp4", 5.0
+    url, rate = f"{server.url}/tail.mp4", fps or RATE
+    start, frames = round(start_s * rate), round(clip_s * rate)
+    identity = probe(url)["identity"]
+    local, pixels = decode(
+        make_worker(frames=frames), clip(str(path), identity, start, frames, fps)
+    )
+    assert "reason" not in local, local
+    server.num_bytes = 0
+    remote, ranged = decode(
+        make_worker(frames=frames, by_ranges=True), clip(url, identity, start, frames, fps)
+    )
+    names = ("decoder", "decode_s", "fetch_s")
+    assert without(remote, *names) == without(local, *names)
+    np.testing.assert_array_equal(ranged, pixels)
+    assert server.num_bytes <= 1.5 * path.stat().st_size * clip_s / SECONDS
+    assert remote["fetch_s"] > 0
+
+
+def test_processes_share_what_was_fetched(server: Server, corpus: Path) -> None:
+    path, url = corpus / "tail.mp4", f"{server.url}/tail.mp4"
+    identity = identify_url(str(path))
+    first, second = (make_worker(frames=10), make_worker(frames=10))
+    expected = decode(make_worker(frames=10), clip(str(path), identity, 7, 10, None))
+    for worker in (first, second):
+        answer, pixels = decode(worker, clip(url, identity, 7, 10, None))
+        assert answer["decoder"] == expected[0]["decoder"]
+        np.testing.assert_array_equal(pixels, expected[1])
+    assert server.num_bytes == path.stat().st_size
+
+
+def test_a_source_replaced_between_clips_is_another(tmp_path: Path) -> None:
+    path = write_long(tmp_path / "v.mp4", 40, size=SIZE, preset="ultrafast")
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        url = f"{server.url}/v.mp4"
+        identity = probe(url)["identity"]
+        worker = make_worker(frames=25, by_ranges=True)
+        assert "decoder" in worker.answer(clip(url, identity, 0, 25, None))
+        write_long(path, 40, size=SIZE, noise=32, preset="ultrafast")
+        assert worker.answer(clip(url, identity, 700, 25, None))["reason"] == "source_changed"
+
+
+@pytest.mark.parametrize("fault", [503, 403])
+def test_a_server_that_fails_amid_a_clip_says_nothing_of_it(
+    server: Server, corpus: Path, fault: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        retry, "FIRST_WAIT_S", 60.0
+    )  # longer than the budget: nothing is tried again
+    url = f"{server.url}/tail.mp4"
+    identity = probe(url)["identity"]
+    worker = make_worker(frames=25, by_ranges=True)
+    assert worker.answer(clip(url, identity, 0, 25, None))["frame_numbers"][0] == 0
+    server.fault = fault
+    answer = worker.answer(clip(url, identity, 1200, 25, None))
+    assert answer.get("lacks") == "source"
+    server.fault = None
+    assert worker.answer(clip(url, identity, 1200, 25, None))["frame_numbers"][0] == 1200
+
+
+def test_the_clock_of_decoding_stands_still_while_blocks_are_fetched(
+    server: Server, corpus: Path
+) -> None:
+    url, told = f"{server.url}/tail.mp4", []
+    identity = probe(url)["identity"]
+    make_worker(frames=25, told=told, by_ranges=True).answer(clip(url, identity, 1200, 25, None))
+    states = [state["reading"] for state in told]
+    assert states.count(True) > 2
+    assert states[-1] is False
+
+
+def make_pool(**settings: Any) -> DecodePool:
+    settings = {"num_processes": 1, "num_buffers": 2, "timeout_s": 60.0, **settings}
+    return DecodePool(source_cache_bytes=1 << 30, by_ranges=True, **settings)
+
+
+def test_a_pool_fetches_ahead_and_leaves_nothing_behind(
+    server: Server, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten clips of two files, each byte once; what is there goes with the last pool that decodes."""
+    monkeypatch.undo()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    clips = [
+        Clip(
+            key=f"{number}", source=name, url=f"{server.url}/{name}.mp4", kind="video",
+            identity=identify_url(str(corpus / f"{name}.mp4")), start=number * 250, frames=50, fps=None,
+            height=SIZE[0], width=SIZE[1],
+        )
+        for name in HEADS for number in range(5)
+    ]  # fmt: skip
+    with make_pool() as prober:
+        for name in HEADS:
+            prober.probe(f"{server.url}/{name}.mp4", "video").result()
+    folder = source_cache.default_folder()
+    assert folder.parent == tmp_path
+    assert list(folder.glob("*.data*")), "what probing has fetched is of use to decoding"
+    server.num_bytes = 0
+    with make_pool() as pool:
+        fetch_s = []
+        for done in [pool.decode(clip) for clip in clips]:
+            decoded = done.result()
+            fetch_s.append(decoded.fetch_s)
+            decoded.release()
+    assert sum(fetch_s) > 0
+    total = sum((corpus / f"{name}.mp4").stat().st_size for name in HEADS)
+    assert server.num_bytes <= 1.5 * total * len(clips) / SECONDS
+    assert not list(folder.glob("*.data*"))
+
+
+def test_a_storage_without_tags_is_read_as_a_whole_by_each(server: Server, corpus: Path) -> None:
+    """It cannot say whether a file was replaced between two ranges. Nobody fetches ahead for another."""
+    server.has_tags = False
+    path, url = corpus / "tail.mp4", f"{server.url}/tail.mp4"
+    request = clip(url, identify_url(str(path)), 100, 10, None)
+    assert make_worker().answer({**request, "op": "fetch"}) == {"fetch_s": 0.0}
+    assert server.num_bytes == 0
+    worker = make_worker(frames=10, by_ranges=True)
+    assert worker.answer(request)["fetch_s"] > 0
+    worker._close()
+    assert server.num_bytes >= path.stat().st_size
