@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,13 +21,13 @@ from latentcache.storage.urls import public_name, redact_url
 BLOCK_BYTES = 1 << 16
 
 
-def identify(file: IO[bytes]) -> str:
+def identify(file: IO[bytes] | io.RawIOBase) -> str:
     """Return the identity of an open file: its size and the digest of its head, middle and tail."""
     size = file.seek(0, 2)
     digest = hashlib.blake2b(digest_size=16)
     for offset in (0, max(0, size // 2), max(0, size - BLOCK_BYTES)):
         file.seek(offset)
-        digest.update(file.read(BLOCK_BYTES))
+        digest.update(file.read(BLOCK_BYTES) or b"")
     return f"{size}-{digest.hexdigest()}"
 
 

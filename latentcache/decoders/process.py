@@ -66,6 +66,9 @@ _FAILURES: tuple[type[Exception], ...] = (
 _OF_A_HEADER = frozenset({"source_changed", "too_large"})
 
 
+_OF_THE_FILE: tuple[type[Exception], ...] = (NeedsWholeError, *_FAILURES)
+
+
 class _AgainError(Exception):
     """What failed may have been passing, or the file was replaced meanwhile: it is tried once more."""
 
@@ -155,7 +158,7 @@ class Worker:
                 if is_last:
                     raise _changing(request) from error
                 is_last = True
-            except (NeedsWholeError, *_FAILURES) as error:
+            except _OF_THE_FILE as error:
                 if self._is_of_a_part(error, request):
                     self._whole_url = request["url"]
                 else:
