@@ -20,6 +20,13 @@ def whole_number(name: str, value: Any, least: int) -> int:
     return number
 
 
+def yes_or_no(name: str, value: Any) -> bool:
+    """Return a bool: "no" would count as yes. Raises ConfigError."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {value!r}: it must be True or False")
+    return value
+
+
 def positive_number(name: str, value: Any) -> float:
     """Return a finite number above 0 as a float. Raises ConfigError."""
     try:

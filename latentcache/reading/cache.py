@@ -24,7 +24,7 @@ from latentcache.core.dtypes import AnyDtype, Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
 from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import CacheError, CorruptionError, did_you_mean
+from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
 from latentcache.format.changes import read_changes
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
@@ -97,6 +97,8 @@ def open_cache(
     to be: encoder, sampler, roundtrip, transcode or import. Raises CacheError if there is no cache, if
     nothing is committed yet, or if an expectation is not met.
     """
+    if not isinstance(expect, Mapping | None):
+        raise ConfigError(f"expect is {expect!r}: give fields by name, such as {{'channels': 16}}")
     storage = Storage(str(url), storage_options)
     manifest, index = read_snapshot(storage)
     expect = dict(expect or {})

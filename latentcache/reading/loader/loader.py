@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from latentcache.core.arguments import whole_number
+from latentcache.core.arguments import whole_number, yes_or_no
 from latentcache.core.devices import resolve_device
 from latentcache.core.dtypes import AnyDtype
 from latentcache.core.units import plural
@@ -179,6 +179,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         for name, number in (("num_threads", num_threads), ("frames", frames)):
             if number is not None:
                 whole_number(name, number, 1)
+        flags = {"shuffle": shuffle, "drop_last": drop_last, "check": check, "follow": follow}
+        for name, flag in flags.items():
+            yes_or_no(name, flag)
         options = FieldOptions(
             names=(fields,) if isinstance(fields, str) else tuple(fields),
             seed=seed,

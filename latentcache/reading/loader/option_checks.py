@@ -97,6 +97,11 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
             f"{nothing_fits(chosen.cache, chosen.empty_where)} Correct `where`."
         )
     num_batches = order.num_batches(chosen.shards)
+    if num_batches == 0 and not len(chosen):
+        raise ConfigError(
+            f"no clip of {chosen.cache!r} is chosen: its status is ok and `where` holds for none. "
+            "cache.table() has the columns of all clips."
+        )
     if num_batches == 0:
         raise ConfigError(
             f"the {len(chosen)} chosen clips of {chosen.cache!r} make 0 batches of "

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from latentcache.core import posterior as posteriors
+from latentcache.core.arguments import yes_or_no
 from latentcache.core.dtypes import AnyDtype, resolve_dtype, torch_dtype
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
@@ -37,7 +38,7 @@ class Transform:
                 f"posterior {posterior!r} is not one of {', '.join(get_args(Posterior))}"
             )
         self._normaliser = spec.normaliser
-        self._normalises = normalise and spec.normaliser.kind != "none"
+        self._normalises = yes_or_no("normalise", normalise) and spec.normaliser.kind != "none"
         self._has_moments = spec.stored == "moments"
         self._seed = seed
         #: Latent frames that are kept, by how many are stored; all of them if there is no entry.

@@ -48,6 +48,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
             }.items()
             for wrong in (least - 1, 2.5, "8", True)
         ),
+        *(
+            ({name: wrong}, rf"^{name} is {wrong!r}: it must be True or False$")
+            for name in ("shuffle", "drop_last", "normalise", "check", "follow")
+            for wrong in ("no", 0, None)
+        ),
+        ({"where": "frames > 1000"}, "no clip of .* is chosen: .* `where` holds for none"),
         ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2"),
         ({"posterior": "mean"}, "posterior 'mean' is not one of sample, mode"),
         ({"uneven": "fill"}, "uneven 'fill' is not one of"),
@@ -95,6 +101,12 @@ def test_what_is_no_cache_is_refused(caches: Any) -> None:
         ConfigError, match="is no cache: give a URL, an open cache, or a list of them"
     ):
         LatentLoader(caches)
+
+
+@pytest.mark.parametrize("expect", ["channels", 16, ["channels"]])
+def test_expectations_that_are_no_fields_are_refused(cache: Cache, expect: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^expect is .*: give fields by name"):
+        open_cache(cache.storage.url, expect=expect)
 
 
 def test_epochs_and_states_that_make_no_sense_are_refused(cache: Cache) -> None:
