@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,23 @@ from tests.tools.diffusers_tools import (
 from tests.tools.tiny_models import TINY, save, save_cogvideox, save_wan
 
 pytestmark = pytest.mark.slow
+#: Tiny models that still take seconds per clip: what is decoded, and bfloat16, is for long runs.
+LARGE = {"allegro", "cogvideox", "kvae", "magvit", "vidtok", "vidtok_fsq", "vidtok_noncausal"}
+
+
+def large_ones_long(names: Iterable[str]) -> list[Any]:
+    """Names of models as parameters, of which those of large ones are for long runs."""
+    return [pytest.param(n, marks=pytest.mark.long) if n in LARGE else n for n in names]
 
 
 @pytest.fixture(params=[*VIDEO, *IMAGE])
 def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=large_ones_long([*VIDEO, *IMAGE]))
+def light_name(request: pytest.FixtureRequest) -> str:
+    """All of them; the large ones in long runs only."""
     return str(request.param)
 
 
@@ -76,7 +90,8 @@ def test_what_the_video_processor_feeds_is_what_is_fed(some_name: str, tmp_path:
     assert torch.equal(encoder._to_model_range(clip), as_fed_by_diffusers(clip))
 
 
-def test_encoded_is_the_models_in_bfloat16_too(name: str, tmp_path: Path) -> None:
+def test_encoded_is_the_models_in_bfloat16_too(light_name: str, tmp_path: Path) -> None:
+    name = light_name
     model = save(name, tmp_path)
     encoder, vae = built(model, name, dtype="bfloat16"), reference(model, torch.bfloat16)
     clip = pixels(FRAMES.get(name, (1, 2))[1 if name != "allegro" else 0], size=size_of(name))
@@ -91,8 +106,9 @@ def test_encoded_is_the_models_in_bfloat16_too(name: str, tmp_path: Path) -> Non
     assert torch.equal(encoded, expected(name, vae, as_fed_by_diffusers(clip).bfloat16()))
 
 
-def test_decoded_pixels_are_the_pipelines(name: str, tmp_path: Path) -> None:
+def test_decoded_pixels_are_the_pipelines(light_name: str, tmp_path: Path) -> None:
     """The pipelines' last steps on what the model's decode gives, past [-1, 1] somewhere."""
+    name = light_name
     encoder = built(save(name, tmp_path), name)
     frames = FRAMES.get(name, (1, 2))[0]
     encoded = encoder.encode(pixels(frames, batch=2, size=size_of(name)))
@@ -108,7 +124,7 @@ def test_decoded_pixels_are_the_pipelines(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in VIDEO if name != "ltx095"] + ["kl", "dc", "tiny"]
+    "name", large_ones_long([*(n for n in VIDEO if n != "ltx095"), "kl", "dc", "tiny"])
 )
 def test_decoded_pixels_are_the_models(name: str, tmp_path: Path) -> None:
     model = save(name, tmp_path)
