@@ -18,6 +18,7 @@ from latentcache.errors import ConfigError
 from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import write_fields
 from tests.tools.texts.sounds import RATES, REFERENCES, SETTINGS, TINY
+from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for all tests here
 from tests.tools.videos import moving_pattern, write_sound, write_video
 
 FRAMES, SIZE, SECONDS = 24, (32, 48), 0.3

@@ -19,6 +19,7 @@ from latentcache.config.fields import parse_field
 from latentcache.errors import ConfigError
 from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import write_fields
+from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for all tests here
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
