@@ -38,6 +38,6 @@ def batches(
 
 
 if __name__ == "__main__":
-    opened = [latentcache.open_cache(url) for url in sys.argv[1:3]]
-    for batch in batches(*opened, *sys.argv[3:]):
+    large, small = map(latentcache.open_cache, sys.argv[1:3])
+    for batch in batches(large, small, *sys.argv[3:]):
         print(list(batch["ids"].shape), list(batch["cond_token_ids"].shape), batch["key"])
