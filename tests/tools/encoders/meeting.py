@@ -1,4 +1,4 @@
-"""An encoder outside the project that waits until others like it are up, so that each has work."""
+"""An encoder outside the project that waits until others like it have a clip, so that each has work."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class _Meeting:
         self._config = config
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        Path(self._config.folder, str(os.getpid())).touch()
         ends = time.monotonic() + PATIENCE_S
         while len(list(Path(self._config.folder).iterdir())) < self._config.processes:
             if time.monotonic() > ends:
@@ -56,5 +57,4 @@ class _Meeting:
 
 
 def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Encoder:
-    Path(config.folder, str(os.getpid())).touch()
     return _Meeting(dct.build(deadly.INNER, spec=spec, device=device), config)
