@@ -106,10 +106,12 @@ def _failed(options: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def loader_of(name: str, caches: Mapping[str, Synthetic], **options: Any) -> LatentLoader:
-    cache, view = VIEWS[name]
-    return LatentLoader(
-        caches[cache].url, batch_size=2, view=view(), seed=3, uneven="exact", **options
-    )
+    return at(name, caches[VIEWS[name][0]].url, **options)
+
+
+def at(name: str, url: str, **options: Any) -> LatentLoader:
+    view = VIEWS[name][1]()
+    return LatentLoader(url, batch_size=2, view=view, seed=3, uneven="exact", **options)
 
 
 def plain(batches: Any) -> list[Any]:
@@ -174,9 +176,9 @@ def check_workers(name: str, caches: Mapping[str, Synthetic]) -> None:
         assert placed(ranks) == whole
 
 
-def killed(name: str, caches: Mapping[str, Synthetic], states: Path, num_workers: int) -> None:
+def killed(name: str, url: str, states: Path, num_workers: int) -> None:
     """Take some batches, note the state after each, and die."""
-    loader = loader_of(name, caches)
+    loader = at(name, url)
     with states.open("w", encoding="utf-8") as file:
         for n, batch in enumerate(through(loader, num_workers), 1):
             line = {"state": loader.state_dict(n), "batch": plain([batch])[0]}
@@ -194,10 +196,11 @@ def test_a_killed_process_goes_on_where_it_was(
 ) -> None:
     whole = json.loads(json.dumps(plain(loader_of(name, caches))))
     states = tmp_path / "states"
-    context: Any = multiprocessing.get_context("fork")
-    process = context.Process(target=killed, args=(name, caches, states, num_workers))
+    url = caches[VIEWS[name][0]].url
+    context: Any = multiprocessing.get_context("spawn")  # a program of its own, as a trainer is
+    process = context.Process(target=killed, args=(name, url, states, num_workers))
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     lines = [json.loads(line) for line in states.read_text(encoding="utf-8").splitlines()]
     assert [line["batch"] for line in lines] == whole[:TAKEN]
