@@ -102,9 +102,9 @@ def _keys(table: pa.Table, names: Mapping[str, int]) -> Numbers:
     """Return a number for the shard of each row, negative ones for other buckets."""
     bucket = table["bucket"].combine_chunks().dictionary_encode()
     numbers = np.array([names.get(name, -1) for name in bucket.dictionary.to_pylist()], np.int64)
-    at: Numbers = bucket.indices.to_numpy(zero_copy_only=False)
-    shards: Numbers = table["shard"].to_numpy().astype(np.int64)
-    return (numbers[at] << 32) | shards
+    at = bucket.indices.to_numpy(zero_copy_only=False)
+    found: Numbers = (numbers[at] << 32) | table["shard"].to_numpy().astype(np.int64)
+    return found
 
 
 def _shards(there: Mapping[str, Numbers]) -> list[ShardId]:
