@@ -93,7 +93,7 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
     """Raise ConfigError if a cache, or one of its buckets, would never come."""
     if chosen.empty_where is not None:
         raise ConfigError(
-            f"the 0 chosen clips of {chosen.cache!r} make 0 batches: "
+            f"no clip of {chosen.cache!r} is chosen: "
             f"{nothing_fits(chosen.cache, chosen.empty_where)} Correct `where`."
         )
     num_batches = order.num_batches(chosen.shards)

@@ -53,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
             for name in ("shuffle", "drop_last", "normalise", "check", "follow")
             for wrong in ("no", 0, None)
         ),
-        ({"where": "frames > 1000"}, "no clip of .* is chosen: .* `where` holds for none"),
+        ({"where": "frames > 1000"}, "no clip of .* is chosen: none of .* fits .* Correct `where`"),
         ({"rank": 2, "world_size": 2}, "rank 2 of world_size 2"),
         ({"posterior": "mean"}, "posterior 'mean' is not one of sample, mode"),
         ({"uneven": "fill"}, "uneven 'fill' is not one of"),

@@ -50,7 +50,7 @@ def run(target: Any, stored: torch.Tensor, keys: list[str]) -> torch.Tensor:
         rows = staged.rows(where)
         for row, n in zip(rows, where, strict=True):
             row.copy_(stored[n])
-        staged.done(rows, where, [keys[n] for n in where], 5)
+        staged.done(rows, where, [keys[n] for n in where], [5] * len(where))
     return staged.finish().take()
 
 
