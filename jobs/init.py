@@ -35,8 +35,9 @@ def init(args: argparse.Namespace) -> int:
     if args.trainer is not None:
         return _init_from(examples, args)
     if args.encoder is None:
+        width = max(map(len, examples)) + 2
         for name, path in examples.items():
-            print(f"{name:<14}{_kind(path):<18}{_said(path)}")
+            print(f"{name:<{width}}{_kind(path):<18}{_said(path)}")
         print("\nlatentcache init ENCODER writes config.yaml for one; ENCODER may also be a kind.")
         return OK
     path = _chosen(examples, args.encoder)

@@ -126,6 +126,8 @@ class KeptPool:
     broken: sources that cannot be decoded for the moment.
     """
 
+    window = DecodePool.window
+
     def __init__(self) -> None:
         self._pool = DecodePool(
             num_processes=1, num_buffers=2, timeout_s=60, schemes=("faulty", "sick")

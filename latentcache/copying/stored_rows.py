@@ -22,7 +22,10 @@ from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import StoredChunk
 from latentcache.storage.folder import Storage
 
-_RESULT = tuple(f.name for f in dataclasses.fields(ClipResult) if f.name != "picture")
+#: What a sample table keeps of a result: all but these, which are other columns, or only a run's.
+_RESULT = tuple(
+    f.name for f in dataclasses.fields(ClipResult) if f.name not in ("picture", "fetch_s")
+)
 _PICTURE = tuple(f.name for f in dataclasses.fields(PictureFacts))
 
 

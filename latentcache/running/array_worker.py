@@ -66,7 +66,7 @@ class ArrayWorker:
             self.clips_done += 1
 
     def _read(self, sample: Sample, texts: Sequence[str]) -> Sample:
-        if not texts:
+        if not any(texts):  # an empty path is none
             raise ClipError("missing_input", f"there is no path in {self._settings.column}")
         (array,), url = self._field.arrays, url_of(texts[0], self._folder)
         data = self._bytes(url)

@@ -169,7 +169,7 @@ def test_batches_have_arrays_of_files_with_their_mask(tmp_path: Path) -> None:
         (1, "missing_input"),
         (2, "unreadable"),
     ]:
-        assert f"{num} x {reason}:" in printed
+        assert f"{num} x {reason}:" in printed, printed
     url = cache.storage.url
     # Of the cache of the tests, one of these clips has no latent.
     batch = next(iter(latentcache.LatentLoader(url, fields=["emb"], batch_size=9, shuffle=False)))

@@ -68,18 +68,19 @@ def scrape(endpoint: str) -> Counter[tuple[str, str]]:
     return found
 
 
-def wait_for(endpoint: str, name: str) -> Counter[tuple[str, str]]:
-    """Scrape until a metric is there: what is counted is exported every few seconds."""
+def wait_for(endpoint: str, num_clips: int) -> Counter[tuple[str, str]]:
+    """Scrape until so many clips are counted, and failed ones: each is exported every few seconds."""
     ends = time.monotonic() + WAIT_S
     while time.monotonic() < ends:
         try:
             found = scrape(endpoint)
         except OSError:  # the agent is still starting
             found = Counter()
-        if any(key[0] == name for key in found):
+        has_failed = any(name == "failed_clips_total" for name, _ in found)
+        if has_failed and found["clips_total", ""] >= num_clips:
             return found
         time.sleep(0.5)
-    raise AssertionError(f"no {name} in {found}")
+    raise AssertionError(f"{num_clips} clips and the failed ones are not in {found}")
 
 
 def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None
         if isinstance(event, ShardReport):
             reports.append(event)
         if len(reports) == run.summary.shards == 3:
-            found = wait_for(endpoint, "failed_clips_total")  # while the actor lives
+            found = wait_for(endpoint, run.summary.clips_ok)  # while the actor lives
             break
     else:
         raise AssertionError("the run ended before it was looked at")

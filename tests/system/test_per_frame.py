@@ -189,7 +189,7 @@ def test_only_lists_of_numbers_are_values_per_frame(tmp_path: Path) -> None:
 def test_a_view_cuts_them_like_the_latents(tmp_path: Path) -> None:
     table = write_corpus(tmp_path / "corpus", {"a.mp4": None, "b.mp4": None})
     cache = encode(tmp_path, table, clips={"frames": 17})
-    view = latentcache.Window(frames=2, start="random", middle=True)
+    view = latentcache.Window(frames=2, start="random", middle=True, segment=None)
     for batch in latentcache.LatentLoader(cache, batch_size=2, view=view, seed=3):
         for n, frames in enumerate(batch["frame_indices"].tolist()):
             pixels = [i for t in frames for i in range(*cache.spec.pixel_frames(t, 17))]

@@ -90,7 +90,8 @@ def build(config: Config, *, spec: LatentSpec, device: torch.device) -> Discrete
     with file.architecture_of(MODEL_CLASS), torch.device("meta"):
         network = OpenMagvit2(Shape.of(loaded))
     trainer_checkpoint.load_into(network, loaded)
-    return PerFrameEncoder(network.to(device), spec, device, LEVELS)
+    kind = PerFrameEncoder if spec.frame_independent else DiscreteEncoder
+    return kind(network.to(device), spec, device, LEVELS)
 
 
 def _select(config: Config, loaded: TrainerCheckpoint) -> TrainerCheckpoint:
