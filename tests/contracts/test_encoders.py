@@ -328,7 +328,7 @@ STREAMED = {
     "magvit",
     "vqgan",
     "llamagen",
-    "openmagvit2",
+    "openmagvit2image",
 }
 
 

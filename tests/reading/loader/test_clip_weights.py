@@ -266,7 +266,7 @@ def test_a_loader_refuses_columns_that_are_no_weights(cache: latentcache.Cache) 
         LatentLoader(cache, clip_weight="wieght")
     with pytest.raises(ConfigError, match="a weight is a number"):
         LatentLoader(cache, clip_weight="key")
-    with pytest.raises(ConfigError, match="no clip of .* is chosen"):
+    with pytest.raises(ConfigError, match=r"no clip of .* is chosen"):
         LatentLoader(cache, where=f"{WEIGHT} = 0")
 
 
