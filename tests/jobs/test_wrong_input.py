@@ -77,8 +77,6 @@ def test_wrong_command_lines_exit_with_2(tmp_path: Path) -> None:
     for job, *arguments in (
         ("precompute",),
         ("precompute", tmp_path / "none.yaml"),
-        ("resume", tmp_path / "nothing"),
-        ("stream", tmp_path / "nothing"),
         ("stream", "--epochs", "0", tmp_path),
     ):
         _, err = run_job(job, *arguments, status=2)

@@ -32,6 +32,7 @@ def tried(config: Config, *buckets: str, shard_clips: int = 64) -> list[Trial]:
     return try_batches(config, resolve_encoder(config)[0], buckets, shard_clips=shard_clips)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_batches_of_tiles_are_tried_up_to_all_of_a_clip(tmp_path: Path) -> None:
     found = [

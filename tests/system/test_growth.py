@@ -47,6 +47,7 @@ def make_run(folder: Path, corpus: Path) -> Run:
     return Run(prepared, prepared.missing_shards())
 
 
+@pytest.mark.long
 def test_a_run_leaves_nothing_behind(corpus: Path, tmp_path: Path) -> None:
     run_ranks(1, run_again_and_again, corpus, tmp_path)
 

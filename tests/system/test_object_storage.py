@@ -218,6 +218,7 @@ def shards_of(files: dict[str, bytes]) -> dict[str, bytes]:
     return {n: data for n, data in files.items() if n.startswith(("latents/", "samples/"))}
 
 
+@pytest.mark.long
 def test_a_run_on_a_bad_day_ends_as_on_a_good_one(
     tmp_path: Path, corpus: Path, clean: Path, proxy: Proxy, s3_by_proxy: S3
 ) -> None:

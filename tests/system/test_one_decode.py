@@ -158,6 +158,7 @@ def test_the_last_frame_is_the_clips_own_however_frames_are_sampled(
     np.testing.assert_array_equal(sample["last"], sample["whole"][-1:])
 
 
+@pytest.mark.long
 def test_a_clip_that_cannot_be_decoded_has_the_frames_that_can(tmp_path: Path) -> None:
     """Its table says that the video has a clip more; of that clip it has the first frame."""
     fields = {name: PLAIN[name] for name in ("frame0", "last", "whole", "i2v")}

@@ -21,6 +21,7 @@ from tests.tools.videos import moving_pattern, write_video
 FRAMES = 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_latents_of_a_second_size_are_those_of_a_cache_of_that_size(tmp_path: Path) -> None:
     """The crop cuts the source's sides off in both."""

@@ -36,6 +36,7 @@ def errors(cache: Path) -> dict[str, dict[tuple[int, int], float | None]]:
     return found
 
 
+@pytest.mark.long
 def test_a_few_clips_of_each_bucket_are_encoded_untiled_too(corpus: Path, tmp_path: Path) -> None:
     tiled = tmp_path / "tiled"
     out, _ = run_job("precompute", make_config(tmp_path, corpus, str(tiled), encoder=DCT), status=3)
@@ -162,6 +163,7 @@ def test_a_shard_that_does_not_fit_fails_with_the_tile_that_would_and_the_others
     assert errors(tiled)["1x64x96"][(0, 0)] is not None
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no weights at {WEIGHTS}")
 def test_the_error_of_real_weights_on_a_real_video(tmp_path: Path) -> None:
     """Measured: 0.19 to 0.20. The model has a group norm over the whole picture: see docs/tiling.md."""

@@ -311,6 +311,7 @@ def fresh_samples(folder: Path, corpus: Path, videos: str) -> dict[str, bytes]:
     return samples_of(folder / "whole")
 
 
+@pytest.mark.long
 def test_two_corpora_at_once_both_grow_the_cache(corpus: Path, tmp_path: Path) -> None:
     """They share some sources, which are planned once."""
     one, other = (
