@@ -46,7 +46,13 @@ from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F4
 from tests.tools.synthetic import facts_of
 
 BUCKET = "5x64x96"
-VARIANTS = [(name, codec) for name in ("zarr", "parquet") for codec in ("zstd", "none")]
+LONG = pytest.mark.long
+VARIANTS = [
+    ("zarr", "zstd"),
+    ("parquet", "none"),
+    pytest.param("zarr", "none", marks=LONG),
+    pytest.param("parquet", "zstd", marks=LONG),
+]
 
 
 @pytest.fixture(name="cache")
