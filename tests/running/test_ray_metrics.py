@@ -8,7 +8,7 @@ import socket
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -68,19 +68,21 @@ def scrape(endpoint: str) -> Counter[tuple[str, str]]:
     return found
 
 
-def wait_for(endpoint: str, num_clips: int) -> Counter[tuple[str, str]]:
-    """Scrape until so many clips are counted, and failed ones: each is exported every few seconds."""
+def wait_for(endpoint: str, counts: Mapping[str, float]) -> Counter[tuple[str, str]]:
+    """Scrape until these are counted: each is exported every few seconds. counts: by name, at the least."""
     ends = time.monotonic() + WAIT_S
     while time.monotonic() < ends:
         try:
             found = scrape(endpoint)
         except OSError:  # the agent is still starting
             found = Counter()
-        has_failed = any(name == "failed_clips_total" for name, _ in found)
-        if has_failed and found["clips_total", ""] >= num_clips:
+        totals: Counter[str] = Counter()
+        for (name, _), value in found.items():
+            totals[name] += value
+        if all(totals[name] >= count for name, count in counts.items()):
             return found
         time.sleep(0.5)
-    raise AssertionError(f"{num_clips} clips and the failed ones are not in {found}")
+    raise AssertionError(f"{counts} are not in {found}")
 
 
 def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None:
@@ -94,7 +96,12 @@ def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None
         if isinstance(event, ShardReport):
             reports.append(event)
         if len(reports) == run.summary.shards == 3:
-            found = wait_for(endpoint, run.summary.clips_ok)  # while the actor lives
+            counts = {
+                "clips_total": run.summary.clips_ok,
+                "failed_clips_total": run.summary.clips_failed,
+                "stored_bytes_total": run.summary.stored_bytes,
+            }
+            found = wait_for(endpoint, counts)  # while the actor lives
             break
     else:
         raise AssertionError("the run ended before it was looked at")
@@ -115,7 +122,7 @@ def test_the_drivers_gauges_are_there(endpoint: str) -> None:
     metrics = RunMetrics()
     metrics.add(Progress(clips_done=7, workers=2, shards_in_hand=5))
     metrics.add(Retried(task=Task(shard=ShardId("b", 0))))
-    found = wait_for(endpoint, "shard_retries_total")
+    found = wait_for(endpoint, {"shard_retries_total": 1, "shards_in_hand": 5})
     assert found["clips_done", ""] == 7
     assert found["workers", ""] == 2
     assert found["shards_in_hand", ""] == 5
