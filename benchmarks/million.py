@@ -47,7 +47,9 @@ def main() -> None:
         f"{args.shards} shards of {SHARD_CLIPS} clips in {len(BUCKETS)} buckets; before: {memory()}"
     )
     cache = timed("open_cache", lambda: open_cache(folder))
-    loader = timed("LatentLoader", lambda: LatentLoader(cache, batch_size=8, world_size=8), clip_weight=None)
+    # There is an index only, and no sample table that might have weights.
+    options = {"batch_size": 8, "world_size": 8, "clip_weight": None}
+    loader = timed("LatentLoader", lambda: LatentLoader(cache, **options))
     epoch = timed("order", lambda: Epoch(loader.order, loader.buckets, 0))
     timed("its first batch", lambda: epoch.batch(0))
     timed("a batch in the middle", lambda: epoch.batch(len(epoch) // 2))
