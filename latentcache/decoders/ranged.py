@@ -6,13 +6,12 @@ without its packets: see `suits` for those of which that is all that an index ne
 
 from __future__ import annotations
 
-import io
-import os
 import struct
 from collections.abc import Iterator
 
 from latentcache.decoders.h264 import FieldOrder
 from latentcache.decoders.pictures import classifier
+from latentcache.storage.seekable import SeekableFile
 from latentcache.storage.source_cache import CachedSource
 
 #: Boxes on the top level of an MP4 of which nothing is cut into fragments; there are hardly more than five.
@@ -47,36 +46,18 @@ class RangedPath(str):
         return RangedFile(self, blind=blind)
 
 
-class RangedFile(io.RawIOBase):
+class RangedFile(SeekableFile):
     """The file that a RangedPath names. What a fetch raises comes out of FFmpeg's call."""
 
     def __init__(self, path: RangedPath, *, blind: bool) -> None:
+        super().__init__(path.source.size)
         self.name = str(path)
         self._source, self._media, self._blind = path.source, path.media, blind
-        self._position = 0
         self._read_to, self._ahead = 0, 0
-
-    def readable(self) -> bool:
-        """Tell that it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Tell that any byte can be read next."""
-        return True
-
-    def tell(self) -> int:
-        """Return which byte is read next."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Set which byte is read next; it may be past the end."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def read(self, size: int = -1) -> bytes:
         """Read bytes. Raises what `CachedSource.ensure` raises."""
-        length = max(0, self._source.size - self._position)
+        length = max(0, self._size - self._position)
         length = length if size < 0 else min(size, length)
         start, end = self._position, self._position + length
         if self._blind:

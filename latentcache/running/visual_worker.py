@@ -19,11 +19,12 @@ from latentcache.config.fields import RawField, VisualField
 from latentcache.core.records import Bucket, Clip, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodedClip
-from latentcache.errors import ClipError, EncoderError
+from latentcache.errors import ClipError
 from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.abandoning import abandon
+from latentcache.running.clip_worker import check_own_files
 from latentcache.running.field_report import joined
 from latentcache.running.frame_fields import FrameField, Frames, frames_of, taken
 from latentcache.running.other_files import OtherFile, OtherFiles
@@ -43,11 +44,7 @@ class VisualWorker:
         settings: RawField | VisualField,
         device: torch.device,
     ) -> None:
-        if spec.manifest.provenance.parent is not None:
-            raise EncoderError(
-                "fields of frames are made of a corpus's own files, and the clips of this cache are those "
-                "of another cache. Add the field to that one."
-            )
+        check_own_files(spec)
         self._spec, self._field, self._settings = spec, field, settings
         self._frames = FrameField(spec, field, settings, device)
         self._pool = build_pool(spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -12,6 +11,7 @@ from typing import IO, Any
 from latentcache.errors import ClipError
 from latentcache.storage.filesystems import is_local_filesystem, open_filesystem
 from latentcache.storage.parts import ByteRange, TableRow, part_of
+from latentcache.storage.seekable import SeekableFile
 from latentcache.storage.source_files import (
     file_facts,
     open_source,
@@ -114,26 +114,12 @@ def ranged(url: str, options: Mapping[str, Any] | None = None) -> Ranged | None:
     return Ranged(file=file, options=options, offset=offset, size=size, validator=validator)
 
 
-class _Range(io.RawIOBase):
+class _Range(SeekableFile):
     """A range of a file, as a file. Reads are tried again, as those of remote files are."""
 
     def __init__(self, part: ByteRange, options: Mapping[str, Any] | None) -> None:
+        super().__init__(part.size)
         self._part, self._options = part, options
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._part.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def readinto(self, buffer: Any) -> int:
         length = min(len(buffer), self._part.size - self._position)

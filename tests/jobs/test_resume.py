@@ -31,19 +31,6 @@ from tests.tools.videos import read_with_pyav, write_video
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("jobs") / "corpus")
-
-
-@pytest.fixture(scope="module")
-def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache made in one go."""
-    folder = tmp_path_factory.mktemp("clean")
-    run_job("precompute", make_config(folder, corpus, str(folder / "cache")), status=3)
-    return folder / "cache"
-
-
 def uncommit(cache: Path, pattern: str) -> None:
     """Take shards out of a cache of Zarr arrays: their sample tables, and their objects."""
     for table in [*cache.glob(f"samples/{pattern}.parquet")]:

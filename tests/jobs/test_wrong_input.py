@@ -8,17 +8,11 @@ import pytest
 
 from tests.tools.caches import (
     make_config,
-    make_corpus,
     printed_by,
     run_job,
 )
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_corpus(tmp_path_factory.mktemp("jobs") / "corpus")
 
 
 def wrong(tmp_path: Path, source: Path, /, **sections: object) -> str:

@@ -1,0 +1,22 @@
+"""What the tests of jobs run on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tools.caches import make_config, make_corpus, run_job
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("jobs") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache made in one go."""
+    folder = tmp_path_factory.mktemp("clean")
+    run_job("precompute", make_config(folder, corpus, str(folder / "cache")), status=3)
+    return folder / "cache"
