@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 WHOLE_SYSTEMS = Path(__file__).parent / "system"
+SLOW_MODULE = re.compile(r"^pytestmark = .*pytest\.mark\.(slow|long)\b", re.MULTILINE)
 #: Fixtures that are servers: a test that has one, or another fixture that has, is slow.
 SERVERS = {"s3_server"}
 #: What begins another process or a server, as (owner, name).
@@ -33,6 +35,17 @@ STARTS = [
     (os, "fork"),
     (socket.socket, "listen"),
 ]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what has no quick test where only those are asked for: imports take most of the time."""
+    is_asked = config.option.markexpr == "quick" and collection_path.suffix == ".py"
+    return True if is_asked and is_slow_module(collection_path) else None
+
+
+def is_slow_module(path: Path) -> bool:
+    """Return whether no test of a module is quick."""
+    return WHOLE_SYSTEMS in path.parents or bool(SLOW_MODULE.search(path.read_text()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,3 +77,12 @@ def starts_refused() -> Iterator[None]:
 
 def refuse(*_: object, **__: object) -> NoReturn:
     pytest.fail("This test starts a process or a server, so it is not quick: mark it slow.")
+
+
+@pytest.fixture(scope="module")
+def kept_pools() -> Iterator[None]:
+    """Let the runs of a module in this process hand on their decoding processes."""
+    from tests.tools import kept_pools as tools
+
+    with tools.kept_pools():
+        yield

@@ -77,11 +77,9 @@ def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
             batches.append(batch)
             num_bytes += batch.nbytes
             _check_size(num_bytes, limit)
-        known = file.schema_arrow.names
-        names = known if columns is None else [name for name in columns if name in known]
-        kept = [
-            file.schema_arrow.field(name) for name in names
-        ]  # in the order of the batches' columns
+        schema = file.schema_arrow
+        names = schema.names if columns is None else [n for n in columns if n in schema.names]
+        kept = [schema.field(name) for name in names]  # in the order of the batches' columns
         texts = {k: v for k, v in file.metadata.metadata.items() if k not in _NOT_OURS}
     table = pa.Table.from_batches(batches, pa.schema(kept)).replace_schema_metadata(texts or None)
     if table.num_rows != sum(group.num_rows for group in groups):

@@ -131,11 +131,18 @@ def _rewritten_value(
 
 
 def _struct(data: Any, position: int, depth: int) -> tuple[Struct, int]:
+    """Return the struct at `position`, and where it ends. Every table that is read has hundreds of them."""
     found: Struct = {}
     field = 0
-    while data[position]:
-        field, kind, position = _header(data, position, field)
-        if kind in _BOOLEANS:
+    while byte := data[position]:
+        kind, position = byte & 15, position + 1
+        if byte >> 4:
+            field += byte >> 4
+        else:
+            field, position = _integer(data, position)
+        if kind in _INTEGERS:
+            found[field], position = _integer(data, position)
+        elif kind in _BOOLEANS:
             found[field] = kind == 1
         else:
             found[field], position = _value(data, position, kind, depth)
@@ -176,8 +183,11 @@ def _list(data: Any, position: int, depth: int) -> tuple[list[Any], int]:
 
 
 def _integer(data: Any, position: int) -> tuple[int, int]:
-    raw, position = _varint(data, position)
-    return (raw >> 1) ^ -(raw & 1), position
+    raw = data[position]
+    if raw > 127:
+        raw, position = _varint(data, position)
+        return (raw >> 1) ^ -(raw & 1), position
+    return (raw >> 1) ^ -(raw & 1), position + 1
 
 
 def _varint(data: Any, position: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import random
 import time
@@ -121,8 +122,9 @@ def _response(error: BaseException) -> Mapping[str, Any]:
 
 def _status_alone(error: BaseException) -> int | None:
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    known = (status, *(getattr(error, name, None) for name in ("status", "status_code", "code")))
-    return next((s for s in known if isinstance(s, int)), None)
+    # One after the other: aiohttp warns whoever looks at `code` where there is `status`.
+    named = (getattr(error, name, None) for name in ("status", "status_code", "code"))
+    return next((s for s in itertools.chain([status], named) if isinstance(s, int)), None)
 
 
 def call(

@@ -22,7 +22,12 @@ from tests.contracts.encoder_cases import Case, all_cases
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-CASES = all_cases()
+#: Takes as long as all the others, for it encodes 40 frames of four tiles each time.
+LARGE = "allegro"
+CASES = [
+    pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.name == LARGE else [])
+    for case in all_cases()
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=CASES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     case: Case = request.param
     raw = case.raw(tmp_path_factory.mktemp(case.name))

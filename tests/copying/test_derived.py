@@ -36,6 +36,8 @@ from tests.tools.copied import (
 )
 from tests.tools.planned import fill_cache, make_cache, plan_cache
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FORMATS = ("zarr", "parquet")
 
 
@@ -117,6 +119,7 @@ def test_two_copies_split_a_cache_and_a_merge_joins_them(tmp_path: Path) -> None
     assert not verify(Storage(str(tmp_path / "all"))).problems
 
 
+@pytest.mark.slow
 def test_a_condition_and_keys_must_both_hold(tmp_path: Path) -> None:
     make_cache(tmp_path)
     (tmp_path / "keys").write_text("v1#0\nv2#0\n")
@@ -376,6 +379,7 @@ def test_a_parent_is_found_as_it_was_and_no_other_one_is(tmp_path: Path) -> None
         Parents({}).open(parent)
 
 
+@pytest.mark.slow
 def test_growing_a_copy_finds_its_sources_known(tmp_path: Path) -> None:
     """What is compared is in tests/system/test_compacted.py; here: the recipe and settings fit."""
     make_cache(tmp_path)

@@ -58,7 +58,7 @@ def backend_of(name: str, folder: Path) -> Backend:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "step"), [("compact", 1), ("merge", 2)])
+@pytest.mark.parametrize(("job", "step"), [("compact", 3), ("merge", 4)])
 def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
     lab = lab_of(job, tmp_path, memory_backend())
     numbers = lab.count()
@@ -67,7 +67,10 @@ def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "shard_format"), [("compact", "parquet"), ("copy", "zarr")])
+@pytest.mark.parametrize(
+    ("job", "shard_format"),
+    [pytest.param("compact", "parquet", marks=pytest.mark.long), ("copy", "zarr")],
+)
 def test_a_job_meets_faults_of_every_kind(job: str, shard_format: str, tmp_path: Path) -> None:
     lab, rng = lab_of(job, tmp_path, memory_backend(), shard_format), random.Random(1)
     for kind, count in lab.count().items():

@@ -38,6 +38,8 @@ from tests.tools.fields import (
 )
 from tests.tools.planned import fill_cache
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FORMATS = ("zarr", "parquet")
 LENGTH = 128  # of which 64 are compressed together
 TEXT = {"length": LENGTH, "pooled": True}

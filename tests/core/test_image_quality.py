@@ -49,6 +49,7 @@ def test_ssim_is_that_of_the_definition(noise: float) -> None:
     np.testing.assert_allclose(image_quality.ssim(a, b), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ssim_of_flat_frames_is_the_term_of_luminance() -> None:
     a, b = torch.full((1, 16, 16, 3), 250, dtype=torch.uint8), torch.zeros(1, 16, 16, 3).byte()
     c1 = (0.01 * 255) ** 2

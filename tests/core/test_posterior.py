@@ -30,6 +30,7 @@ def test_seed_is_pinned_for_ever() -> None:
     assert posterior.sample_seed(0, "a.mp4#0") == 2717941939431307119
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers() | st.text()), st.lists(st.integers() | st.text()))
 def test_seeds_of_other_parts_differ(a: list[int | str], b: list[int | str]) -> None:
     assert (posterior.sample_seed(*a) == posterior.sample_seed(*b)) == (a == b)

@@ -50,6 +50,7 @@ def test_the_longest_is_the_largest_legal_number_up_to_a_limit(rule: FrameRule, 
     assert rule.longest(limit) == (legal[-1] if legal else None)
 
 
+@pytest.mark.slow
 @given(rules(), st.integers(-5, 200))
 def test_the_shortest_is_the_smallest_legal_number_from_a_limit(
     rule: FrameRule, limit: int
@@ -180,6 +181,7 @@ def test_an_illegal_size_names_a_legal_one_near(height: int, width: int) -> None
 # The spec
 
 
+@pytest.mark.slow
 @given(
     rule=rules(),
     dtype=st.sampled_from(sorted(ITEM_BYTES)),

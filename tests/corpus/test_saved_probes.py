@@ -30,7 +30,7 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import ROOT, make_config, make_corpus, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 SOURCES = 11
 

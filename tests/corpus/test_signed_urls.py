@@ -12,15 +12,15 @@ import pytest
 import yaml
 
 import latentcache
-from jobs import preview, report
 from latentcache.config.sections import CorpusConfig
 from latentcache.corpus.source_table import without_tokens
 from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CorpusError
-from tests.tools import caches
 from tests.tools.caches import make_config, run_inline, run_job
 from tests.tools.http_files import Server, serve
 from tests.tools.videos import moving_pattern, write_video
+
+pytestmark = pytest.mark.usefixtures("kept_pools")
 
 pytest.importorskip("aiohttp", reason="fsspec reads http with it")
 
@@ -63,7 +63,7 @@ def everything_kept(cache: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
+    server: Server, tmp_path: Path, runner: str
 ) -> None:
     cache = tmp_path / "cache"
     config = make_config(tmp_path, Path("x"), str(cache), run={"runner": runner, "workers": 1})
@@ -81,8 +81,6 @@ def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     shown += run_job("resume", cache, status=2)
     assert "later.mp4" in shown[-1]
     shown += run_job("resume", cache, "--skip-changed", status=3)
-    monkeypatch.setitem(caches.MAINS, "preview", preview.main)
-    monkeypatch.setitem(caches.MAINS, "report", report.main)
     shown.append(run_inline("status", cache)[1])
     shown.append(run_inline("verify", cache, "--sample", 1)[1])
     server.gone |= {"good.mp4"}

@@ -48,6 +48,7 @@ def check(path: Path, container: str, codec: str) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("container", "codec"), COMMON)
 def test_frames_read_alone_are_those_in_sequence(
     tmp_path: Path, container: str, codec: str

@@ -51,6 +51,7 @@ def test_a_source_that_ends_early_is_truncated() -> None:
     assert caught.value.reason == "truncated"
 
 
+@pytest.mark.slow
 @given(
     gaps=st.lists(st.floats(0.001, 0.5), min_size=1, max_size=60),
     fps=st.floats(0.5, 60),

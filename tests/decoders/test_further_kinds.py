@@ -39,6 +39,7 @@ def check(path: Path, name: str) -> None:
     assert_as_ffmpeg_shows(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_frames_and_times_are_ffmpegs(tmp_path: Path, name: str) -> None:
     check(tmp_path / name, name)

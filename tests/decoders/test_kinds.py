@@ -85,6 +85,7 @@ WHOLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_frames_and_times_are_those_that_ffmpeg_shows(tmp_path: Path, name: str) -> None:
     WHOLE[name](tmp_path / name)
@@ -94,6 +95,7 @@ def test_frames_and_times_are_those_that_ffmpeg_shows(tmp_path: Path, name: str)
         assert len(index.packets) > len(shown(tmp_path / name).frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOINED)
 def test_joined_recordings_go_on_where_times_restart(tmp_path: Path, name: str) -> None:
     JOINED[name](tmp_path / name)
@@ -176,6 +178,7 @@ def test_a_cut_avi_gives_what_is_whole(tmp_path: Path, name: str) -> None:
         np.testing.assert_array_equal(got, whole.frames[: len(index.pts)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["i.mp4", "i.mkv", "i.mov", "i.ts", "i.avi"])
 def test_interlaced_video_has_the_same_pixels_in_every_container(tmp_path: Path, name: str) -> None:
     encode(tmp_path / name, options={**INTERLACED, "bf": "0"}, frames=20, size=(64, 128))

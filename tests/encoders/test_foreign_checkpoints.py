@@ -154,6 +154,7 @@ def same_file(spec: Any, path: Path) -> Any:
     return dataclasses.replace(spec, weights_sha256=digest)
 
 
+@pytest.mark.slow
 def test_a_bare_state_dict_of_another_model_is_told_what_was_expected(
     written: Callable[[str], dict[str, Any]],
 ) -> None:

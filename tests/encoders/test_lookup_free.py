@@ -24,6 +24,7 @@ def test_zero_is_not_positive_as_in_both_implementations() -> None:
     assert bits_to_ids(torch.tensor([0.0, -0.0, 1e-30]), "msb_first") == 1
 
 
+@pytest.mark.slow
 @given(st.integers(1, 24), st.data())
 def test_ids_come_back(bits: int, data: st.DataObject) -> None:
     ids = torch.tensor(data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=20)))

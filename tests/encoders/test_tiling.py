@@ -117,6 +117,7 @@ def shape(of: Spans) -> tuple[int, int, int]:
     return t, y, x
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.tuples(axes(5), axes(), axes()), st.integers(0, 99))
 def test_tiles_of_one_picture_give_it_back_bit_for_bit(

@@ -141,12 +141,12 @@ def test_taehv_is_the_published_code(tmp_path: Path, variant: str) -> None:
 
 @needs_taef2
 def test_real_taef2_reconstructs_a_real_video_above_35_db() -> None:
-    """Measured on frames 0, 16, 33 and 48: 36.57 dB in float32, 36.52 in bfloat16."""
+    """Measured on frames 0, 16, 33 and 48: 36.57 dB in float32, 36.52 in bfloat16. Here a part of two."""
     encoder = build(taesd_section(TAEF2["encoder"], TAEF2["decoder"]))
     video = read_with_pyav(SHARED_VIDEOS / "hiker.mp4", limit=17)
-    pixels = torch.from_numpy(np.ascontiguousarray(video[[0, 16]]))[None]
+    pixels = torch.from_numpy(np.ascontiguousarray(video[[0, 16], 120:360, 180:540]))[None]
     latents = encoder.encode(pixels)
-    assert latents.shape == (1, 32, 2, 60, 90)
+    assert latents.shape == (1, 32, 2, 30, 45)
     error = (encoder.decode(latents).double() - pixels).square().mean().sqrt()
     assert 35 < 20 * torch.log10(255 / error) < 38
 

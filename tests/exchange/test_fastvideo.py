@@ -38,6 +38,7 @@ def out_fixture(wan: latentcache.Cache, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
+@pytest.mark.slow
 def test_its_reader_gets_the_raw_mean_and_unpadded_states(
     wan: latentcache.Cache, out: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_the_seed_chooses_the_order(tmp_path: Path) -> None:
     assert sorted(orders[0]) == sorted(orders[1])
 
 
+@pytest.mark.slow
 def test_cogvideox_has_frames_first_and_a_mask(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, spec_of(COGVIDEOX), names=("one.mp4",), captions=["a cat"])
     add(cache, t5=text_field(length=226))

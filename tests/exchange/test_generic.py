@@ -129,6 +129,7 @@ def test_what_is_stored_comes_out_and_back(
     assert (first.kind, first.selection) == ("import", f"{layout} of {out}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", READERS)
 def test_ids_come_back_too(tmp_path: Path, layout: str) -> None:
     cache = make_cache(tmp_path, spec_of(stored="ids"), clips=2)

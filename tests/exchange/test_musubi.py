@@ -101,6 +101,7 @@ def test_two_sources_of_one_stem_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_export_goes_on_and_another_cache_s_is_refused(tmp_path: Path) -> None:
     cache = make_cache(tmp_path)
     out = tmp_path / "out"

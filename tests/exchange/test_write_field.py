@@ -63,6 +63,7 @@ def make_field(
     return write_field(cache.url, "ddim", made, **options)
 
 
+@pytest.mark.slow
 def test_a_field_has_what_the_program_gave(cache: Synthetic) -> None:
     found = make_field(cache)
     assert (found.num_ok, found.reasons) == (len(cache.arrays), {"missing_input": len(FAILED)})
@@ -80,6 +81,7 @@ def test_a_field_has_what_the_program_gave(cache: Synthetic) -> None:
             assert torch.equal(scores, arrays_of(cache, key)["scores"])
 
 
+@pytest.mark.slow
 def test_views_cut_trajectories_along_the_latents_time(cache: Synthetic) -> None:
     make_field(cache)
     where = "bucket = '9x16x16'"
@@ -94,6 +96,7 @@ def test_views_cut_trajectories_along_the_latents_time(cache: Synthetic) -> None
         LatentLoader(cache.url, fields=["ddim"], view=Window(4), where=where)
 
 
+@pytest.mark.slow
 def test_a_step_costs_its_chunk_in_either_direction(
     cache: Synthetic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_a_step_costs_its_chunk_in_either_direction(
         steps[NUM_STEPS]
 
 
+@pytest.mark.slow
 def test_a_program_that_was_stopped_goes_on(cache: Synthetic) -> None:
     asked: list[str] = []
 
@@ -156,6 +160,7 @@ def test_a_program_that_was_stopped_goes_on(cache: Synthetic) -> None:
         assert torch.equal(opened[key]["ddim"], arrays_of(cache, key)["ddim"])
 
 
+@pytest.mark.slow
 def test_clips_that_the_program_has_nothing_of_fail(cache: Synthetic) -> None:
     def make(key: str) -> Mapping[str, Any] | None:
         arrays = arrays_of(cache, key)
@@ -197,6 +202,7 @@ def test_what_does_not_fit_is_refused(
         make_field(cache, **options)
 
 
+@pytest.mark.slow
 def test_another_recipe_is_another_field(cache: Synthetic) -> None:
     make_field(cache)
     with pytest.raises(RecipeMismatchError, match="steps"):
@@ -210,6 +216,7 @@ def test_another_recipe_is_another_field(cache: Synthetic) -> None:
         opened.steps("ddim.timesteps", "9x16x16-0003")
 
 
+@pytest.mark.slow
 def test_integers_that_do_not_fit_are_refused(cache: Synthetic) -> None:
     array = FieldArray(shape=(2,), dtype="uint8")
     with pytest.raises(ConfigError, match="uint8 cannot hold"):
@@ -218,6 +225,7 @@ def test_integers_that_do_not_fit_are_refused(cache: Synthetic) -> None:
     assert latentcache.open_cache(cache.url)[0]["y"].tolist() == [1, 255]
 
 
+@pytest.mark.slow
 def test_parquet_caches_have_them_too(tmp_path: Path) -> None:
     cache = write(tmp_path, format="parquet")
     make_field(cache)

@@ -174,6 +174,7 @@ def test_a_footer_cut_off_anywhere_is_refused() -> None:
             read_row_groups(footer[:length])
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_changed_bytes_give_value_error_or_numbers(data: st.DataObject) -> None:
     changed = bytearray(sound())

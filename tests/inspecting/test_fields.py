@@ -20,6 +20,8 @@ from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import read_files, run_inline
 from tests.tools.fields import add, cache_of, padded, relabel, text_field
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 CAPTIONS = ["one", "two", "one", "NAN", "five", "six"]
 
 

@@ -90,6 +90,7 @@ def everything(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_exactly_what_no_plan_refers_to_is_removed(
     tmp_path: Path,
@@ -177,6 +178,7 @@ def retire(prepared: PlannedCache, *rows: tuple[int, list[int]]) -> PlannedCache
     return now
 
 
+@pytest.mark.slow
 def test_a_shard_is_retired_once_all_its_rows_are(tmp_path: Path) -> None:
     prepared = retire(make_cache(tmp_path), (0, [0, 1, 2]), (1, [0, 2]))
     last = retire(prepared, (1, [1]))

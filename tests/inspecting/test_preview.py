@@ -26,6 +26,8 @@ from tests.tools.caches import make_config, make_corpus, run_job
 from tests.tools.synthetic import write_cache
 from tests.tools.videos import read_with_pyav
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -16,6 +16,8 @@ from latentcache.reading.cache import open_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.planned import planned_from
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 
 def array(*values: float, dtype: object = np.float32) -> Array:
     return np.array(values, dtype)

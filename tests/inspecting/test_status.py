@@ -40,6 +40,8 @@ from tests.tools.encoders import slow
 from tests.tools.planned import fill_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 START_S = 1.8e9
 PLANNED = Planned(num_shards=4, num_clips=100, rejected=0)
 
@@ -268,6 +270,7 @@ def test_a_look_reads_no_table_that_snapshot_and_logs_account_for(
     assert len(tables) == after.shards_committed + len(failed)
 
 
+@pytest.mark.slow
 def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +283,7 @@ def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
     assert "1 x not looked up" in printed
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_retired_is_neither_planned_nor_committed(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     fill_cache(prepared)

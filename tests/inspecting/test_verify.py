@@ -45,11 +45,13 @@ from tests.tools.planned import fill_cache, make_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 from tests.tools.synthetic import facts_of
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 BUCKET = "5x64x96"
 LONG = pytest.mark.long
 VARIANTS = [
     ("zarr", "zstd"),
-    ("parquet", "none"),
+    pytest.param("parquet", "none", marks=LONG),
     pytest.param("zarr", "none", marks=LONG),
     pytest.param("parquet", "zstd", marks=LONG),
 ]
@@ -161,7 +163,7 @@ def shard_objects(cache: Path) -> Iterator[tuple[Path, bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["zarr", "parquet"])
+@pytest.mark.parametrize("name", ["zarr", pytest.param("parquet", marks=LONG)])
 def test_what_is_gone_short_or_long_is_found(name: str, tmp_path: Path) -> None:
     prepared = make_cache(tmp_path, format=name)
     for path, data in read_files(tmp_path / "cache").items():
@@ -179,6 +181,7 @@ def test_what_is_gone_short_or_long_is_found(name: str, tmp_path: Path) -> None:
 # What fits its CRC32C and is wrong.
 
 
+@pytest.mark.slow
 def test_a_sound_cache_has_no_problems(cache: PlannedCache) -> None:
     seen: list[int] = []
     findings = verify(cache.storage, seen.append, lambda: seen.append(-1))
@@ -213,6 +216,7 @@ def test_a_sample_table_of_another_shard_or_recipe_is_found(cache: PlannedCache)
     assert len(opened.rows(BUCKET, 0))
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: PlannedCache) -> None:
     path = plan_of(cache)
     whole = cache.storage.read(path)
@@ -328,6 +332,7 @@ def test_a_damaged_clip_is_planned_again_and_no_object_is_replaced(
     assert whole.sample(place["key"])["key"] == place["key"]
 
 
+@pytest.mark.slow
 def test_a_damaged_sample_table_is_written_again_from_its_object(
     cache: PlannedCache, tmp_path: Path
 ) -> None:

@@ -7,21 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs import clean, cli, estimate, preview, report
+from jobs import cli
 from latentcache import errors
 from latentcache.errors import ConfigError, LatentCacheError
-from tests.tools import caches
 from tests.tools.caches import make_config, run_inline
+
+pytestmark = pytest.mark.usefixtures("kept_pools")
 
 READERS = ("clean", "status", "stream", "train_example", "verify")
 ALL = (*READERS, "preview", "report", "resume")
-
-
-@pytest.fixture(autouse=True)
-def every_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, job in {"clean": clean, "preview": preview, "report": report}.items():
-        monkeypatch.setitem(caches.MAINS, name, job.main)
-    monkeypatch.setitem(caches.MAINS, "estimate", estimate.main)
 
 
 def dead_endpoint() -> str:

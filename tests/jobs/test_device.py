@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 import latentcache
-from jobs import estimate, precompute, preview, report, stream, verify
-from jobs.training import train_example
 from latentcache.errors import ConfigError
 from latentcache.running.driver import Run
-from tests.tools.caches import MAINS, make_config, make_corpus, run_inline
+from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.planned import planned_from
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 ABSENT = [f"cuda:{torch.cuda.device_count()}", "foo", ""]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a CUDA GPU")
 
-Main = Callable[[], int]
 #: Jobs with `--device`, and what else they must be given.
-JOBS: dict[str, tuple[Main, list[str]]] = {
-    "verify": (verify.main, ["--sample", "1"]),
-    "preview": (preview.main, ["--sample", "1", "-o", "OUT"]),
-    "report": (report.main, ["--clips", "1", "-o", "OUT/report.html"]),
-    "stream": (stream.main, []),
-    "train_example": (train_example.main, ["--steps", "1", "--checkpoint-dir", "OUT"]),
+JOBS = {
+    "verify": ["--sample", "1"],
+    "preview": ["--sample", "1", "-o", "OUT"],
+    "report": ["--clips", "1", "-o", "OUT/report.html"],
+    "stream": [],
+    "train_example": ["--steps", "1", "--checkpoint-dir", "OUT"],
 }
 
 
@@ -45,10 +41,8 @@ def cache(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cache"
 
 
-def run(job: str, cache: Path, out: Path, device: str, monkeypatch: pytest.MonkeyPatch):
-    main, more = JOBS[job]
-    monkeypatch.setitem(MAINS, job, main)
-    more = [argument.replace("OUT", str(out)) for argument in more]
+def run(job: str, cache: Path, out: Path, device: str) -> tuple[int, str]:
+    more = [argument.replace("OUT", str(out)) for argument in JOBS[job]]
     return run_inline(job, cache, *more, "--device", device)
 
 
@@ -61,9 +55,9 @@ def assert_refused(status: int, printed: str, name: str, device: str) -> None:
 @pytest.mark.parametrize("device", [*ABSENT, pytest.param("cuda", marks=NO_GPU)])
 @pytest.mark.parametrize("job", JOBS)
 def test_a_device_that_is_not_there_is_refused_before_anything_is_done(
-    cache: Path, tmp_path: Path, job: str, device: str, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, job: str, device: str
 ) -> None:
-    status, printed = run(job, cache, tmp_path / "out", device, monkeypatch)
+    status, printed = run(job, cache, tmp_path / "out", device)
     assert_refused(status, printed, "--device", device)
     assert not (tmp_path / "out").exists()
 
@@ -71,9 +65,9 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_done(
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_take_a_device_that_is_there(
-    cache: Path, tmp_path: Path, job: str, device: str, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, job: str, device: str
 ) -> None:
-    status, printed = run(job, cache, tmp_path / "out", device, monkeypatch)
+    status, printed = run(job, cache, tmp_path / "out", device)
     assert status == 0, printed
 
 
@@ -85,19 +79,17 @@ def test_a_clip_is_not_decoded_on_a_device_that_is_not_there(cache: Path, device
 
 @NO_GPU
 @pytest.mark.parametrize("runner", ["local", "ray"])
-@pytest.mark.parametrize("job", [precompute, estimate])
+@pytest.mark.parametrize("job", ["precompute", "estimate"])
 def test_runs_on_a_gpu_are_refused_before_the_corpus_is_probed(
     corpus: Path,
     tmp_path: Path,
     runner: str,
-    job: object,
+    job: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    name = job.__name__.rpartition(".")[2]
-    monkeypatch.setitem(MAINS, name, job.main)
     config = make_config(tmp_path, corpus, str(tmp_path / "cache"))
-    status, printed = run_inline(name, config, f"run.runner={runner}", "run.device=cuda")
+    status, printed = run_inline(job, config, f"run.runner={runner}", "run.device=cuda")
     assert_refused(status, printed, "run.device", "cuda")
     assert not (tmp_path / "cache").exists()
 

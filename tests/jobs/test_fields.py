@@ -92,6 +92,7 @@ def test_a_field_is_added_beside_what_is_there(cache: PlannedCache, counted: Pat
     assert texts_of(url) == ok
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(cache: PlannedCache, counted: Path) -> None:
     add(cache, umt5=text_field())
     before = read_files(Path(cache.storage.url))
@@ -102,6 +103,7 @@ def test_what_is_done_is_not_done_again(cache: PlannedCache, counted: Path) -> N
     assert read_files(Path(cache.storage.url)) == before
 
 
+@pytest.mark.slow
 def test_an_array_beside_the_states_comes_with_them(cache: PlannedCache) -> None:
     add(cache, clip=text_field(pooled=True))
     sample = latentcache.open_cache(cache.storage.url)[0]
@@ -137,6 +139,7 @@ def test_other_readers_see_padded_arrays(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.read().result(), expected)
 
 
+@pytest.mark.slow
 def test_other_readers_see_tables_and_parquet_shards(tmp_path: Path) -> None:
     captions = ["one", "two words", "x" * 300]
     cache = cache_of(tmp_path, captions, format="parquet")
@@ -155,6 +158,7 @@ def test_other_readers_see_tables_and_parquet_shards(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_equal_texts_share_their_bytes(tmp_path: Path) -> None:
     once, often = (
         cache_of(tmp_path / name, captions, shard_clips=8)
@@ -223,6 +227,7 @@ def test_failed_texts_are_tried_again_without_those_that_lack(
     assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
 
 
+@pytest.mark.slow
 def test_a_clip_without_text_is_told_the_column_and_not_to_try_again(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, ["fine", None, " "], texts=[["a"], [], [None]])
     printed = add(cache, status=3, umt5=text_field(column=["caption", "texts"]))
@@ -254,6 +259,7 @@ def sample_tables(cache: PlannedCache) -> list[Path]:
     return sorted(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_field_that_is_dropped_while_it_is_encoded_is_said(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     create, url = Storage.create, cache.storage.url
@@ -270,6 +276,7 @@ def test_a_field_that_is_dropped_while_it_is_encoded_is_said(tmp_path: Path) -> 
     add(cache, umt5=text_field())
 
 
+@pytest.mark.slow
 def test_settings_that_are_no_files_stay_whatever_lies_in_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +293,7 @@ def test_settings_that_are_no_files_stay_whatever_lies_in_the_folder(
         assert parse_fields({name: settings})[name] == field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "status", "message"),
     [
@@ -332,6 +340,7 @@ def test_a_dropped_field_leaves_nothing_and_can_be_made_again(cache: PlannedCach
     assert texts_of(cache.storage.url, length=16)
 
 
+@pytest.mark.slow
 def test_a_model_that_expects_another_field_is_told_with_both_numbers(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     add(cache, umt5=text_field())
@@ -375,6 +384,7 @@ def test_a_wrong_field_is_said_in_one_message(
     assert not [name for name in read_files(Path(cache.storage.url)) if name.startswith(FIELDS)]
 
 
+@pytest.mark.slow
 def test_texts_that_changed_are_named_without_update(tmp_path: Path, counted: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     add(cache, umt5=text_field())

@@ -25,7 +25,7 @@ from tests.tools.caches import (
 )
 from tests.tools.videos import read_with_pyav, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 
 def dct_latents(pixels: np.ndarray) -> torch.Tensor:

@@ -20,6 +20,7 @@ from tests.tools.caches import (
     objects_of,
     printed_by,
     read_files,
+    run_apart,
     run_inline,
     run_job,
     samples_of,
@@ -28,7 +29,7 @@ from tests.tools.caches import (
 from tests.tools.encoders import slow
 from tests.tools.videos import read_with_pyav, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 
 def uncommit(cache: Path, pattern: str) -> None:
@@ -173,6 +174,6 @@ def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(
     kept = committed(cache)
     shards = [name for name in kept if "5x64x96" in name]
     assert len(latentcache.open_cache(str(cache))) == 3 * len(shards) + len(kept) - len(shards)
-    run_job("resume", cache, status=3, env={slow.ENCODE_S: "0"})
+    run_apart("resume", cache, status=3, env={slow.ENCODE_S: "0"})
     assert len(latentcache.open_cache(str(cache))) == 12 * 16 + 1
     assert {name: facts for name, facts in committed(cache).items() if name in kept} == kept

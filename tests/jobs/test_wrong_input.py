@@ -12,7 +12,7 @@ from tests.tools.caches import (
     run_job,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 
 def wrong(tmp_path: Path, source: Path, /, **sections: object) -> str:

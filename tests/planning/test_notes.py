@@ -15,6 +15,8 @@ from tests.planning.test_plan import SPEC, source, table
 from tests.tools.caches import lines_of, make_config, make_corpus, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 RATIOS = {"area": 480 * 720, "multiple": 16, "aspect_ratios": [1.5, 1.0]}
 
 

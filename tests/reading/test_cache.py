@@ -116,6 +116,7 @@ def test_buckets_say_what_is_committed(tmp_path: Path) -> None:
     assert list(open_cache(str(tmp_path)).buckets) == ["1x32x48", "5x32x32"]
 
 
+@pytest.mark.slow
 def test_the_table_has_every_clip_and_every_rejected_source(tmp_path: Path) -> None:
     write_cache(str(tmp_path), failed=FAILED, rejected=3)
     table = open_cache(str(tmp_path)).table()
@@ -180,6 +181,7 @@ def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
         open_cache(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_another_cache_is_refused(tmp_path: Path) -> None:
     other = write_cache(str(tmp_path / "other"), stored="moments")
     write_cache(str(tmp_path / "cache"))
@@ -262,6 +264,7 @@ def test_it_opens_from_memory_with_options_and_pickles(tmp_path: Path) -> None:
     assert again.snapshot == cache.snapshot
 
 
+@pytest.mark.slow
 def test_threads_share_it(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), failed=FAILED)
     cache = open_cache(str(tmp_path))
@@ -271,6 +274,7 @@ def test_threads_share_it(tmp_path: Path) -> None:
             check_stored(stored, list(written.arrays)[number], written)
 
 
+@pytest.mark.slow
 def test_the_snapshot_changes_with_what_it_lists(tmp_path: Path) -> None:
     write_cache(str(tmp_path))
     one = open_cache(str(tmp_path)).snapshot

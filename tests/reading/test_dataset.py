@@ -49,6 +49,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_latents_mean_the_same_by_number_by_key_and_in_a_loader(cache: Cache) -> None:
     expected = of_loader(cache)
     assert len(expected) == len(cache) == 14

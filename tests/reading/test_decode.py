@@ -24,7 +24,7 @@ from tests.tools.discrete_models import save_vqgan
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import read_with_pyav, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 
 @pytest.fixture(scope="module")

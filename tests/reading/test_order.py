@@ -153,6 +153,7 @@ def test_ranks_and_workers_share_the_sequence(
         assert len(together) == num - start
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     buckets_of_any_size,

@@ -83,6 +83,7 @@ def test_a_var_transformers_input_comes_without_the_encoder(tmp_path: Path) -> N
         quantiser.vectors(torch.zeros(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vqgan", "llamagen", "videogpt"])
 def test_the_vectors_of_ids_are_those_that_the_encoder_decodes(kind: str, tmp_path: Path) -> None:
     encoder, module, config = build(kind, tmp_path)

@@ -22,6 +22,7 @@ weights = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(given=weights, epoch=st.integers(0, 1 << 20), data=st.data())
 def test_each_clip_comes_its_weight_on_average_and_never_off_by_one(
     given: list[float], epoch: int, data: st.DataObject

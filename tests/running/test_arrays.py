@@ -147,6 +147,7 @@ def test_whole_numbers_that_fit_are_kept_and_fractions_rounded() -> None:
     assert to_field(np.array([1 / 3]), rounded).tolist() == [0.333984375]
 
 
+@pytest.mark.slow
 def test_batches_have_arrays_of_files_with_their_mask(tmp_path: Path) -> None:
     files = tmp_path / "arrays"
     files.mkdir()

@@ -23,7 +23,7 @@ from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.doc_blocks import PAGES, blocks
 from tests.tools.videos import SHARED, moving_pattern, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 CPU = torch.device("cpu")
 EXACT = {"dtype": "float32", "shard_clips": 2}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import latentcache
-from jobs import estimate as job
 from latentcache.config.files import load_config
 from latentcache.config.sections import QualityConfig
 from latentcache.decoders.pool import DecodePool
@@ -26,10 +25,9 @@ from latentcache.running.estimate import (
     sample_plan,
 )
 from latentcache.running.worker import SHARDS_IN_HAND
-from tests.tools import caches
 from tests.tools.caches import make_config, make_corpus, run_inline
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 BUCKET = BucketEstimate(
     name="5x64x96",
@@ -49,11 +47,6 @@ BUCKET = BucketEstimate(
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_corpus(tmp_path_factory.mktemp("estimate") / "corpus", 4)
-
-
-@pytest.fixture(autouse=True)
-def _estimate_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(caches.MAINS, "estimate", job.main)
 
 
 def estimate_of(*buckets: BucketEstimate) -> Estimate:

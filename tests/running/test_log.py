@@ -31,6 +31,8 @@ from tests.tools.caches import assert_same_cache, make_config, make_corpus
 from tests.tools.planned import planned_from
 from tests.tools.synthetic import write_cache
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -61,6 +63,7 @@ def named(log: list[LogEvent], name: str) -> list[Mapping[str, Any]]:
     return [event.facts for event in log if event.name == name]
 
 
+@pytest.mark.slow
 @given(st.datetimes(datetime(1980, 1, 1), datetime(2200, 1, 1)), st.text(), st.text(), JSON)
 def test_a_line_gives_back_what_was_logged(at: datetime, name: str, key: str, value: Any) -> None:
     if key in ("time", "event"):

@@ -29,6 +29,8 @@ from tests.tools.encoders import spoilt_dct
 from tests.tools.encoders.spoilt_dct import Config
 from tests.tools.videos import SHARED, SHARED_VIDEOS, moving_pattern, needs_shared_videos
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 MISTAKES = {
     "unit_range": r"0\.\d+ x the contrast and \+64 .*another range",
     "bgr": "red and blue are swapped",

@@ -116,6 +116,7 @@ def test_files_that_are_damaged_are_not_believed(
     assert requests.total() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [True, False])
 def test_a_shard_that_was_encoded_again_is_not_served_as_it_was(
     check: bool, written: Synthetic, tmp_path: Path

@@ -21,6 +21,8 @@ from tests.tools.texts.sounds import RATES, REFERENCES, SETTINGS, TINY
 from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for all tests here
 from tests.tools.videos import moving_pattern, write_sound, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FRAMES, SIZE, SECONDS = 24, (32, 48), 0.3
 #: Five frames of 12 per second of a video of 24.
 SPAN_S = 9 / 24

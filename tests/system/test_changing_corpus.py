@@ -22,6 +22,8 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import bits_of, make_config, make_corpus, read_files, run_inline, samples_of
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 SOME_FAILED = 3
 
 

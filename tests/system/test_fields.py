@@ -30,6 +30,8 @@ from tests.tools.caches import (
 from tests.tools.encoders.hashed_text import COUNTED
 from tests.tools.fields import add, cache_of, padded, text_field, write_fields
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 NUM_IMAGES = 7
 
 

@@ -23,6 +23,8 @@ from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for a
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FRAMES, HEIGHT, WIDTH = 9, 32, 48
 FIELDS: dict[str, dict[str, Any]] = {
     "vace": {"kind": "visual", "of": "vace", "masks": "mask"},

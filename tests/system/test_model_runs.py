@@ -14,6 +14,8 @@ from tests.tools.caches import make_config, make_corpus, run_job
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import read_with_pyav
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,7 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clips={"frames": 9},
         encoder={**encoder, "store": "moments"},
         cache={"dtype": "float32"},
-        run={"runner": "ray"},
     )
     run_job("precompute", config, status=3)
     return folder

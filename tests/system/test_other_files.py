@@ -20,6 +20,8 @@ from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import write_fields
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FRAMES, SIZE = 24, (32, 48)
 VARIABLE = np.cumsum([0, *([20, 70, 33, 41, 50] * FRAMES)])[:FRAMES].tolist()
 FIELDS: dict[str, dict[str, Any]] = {

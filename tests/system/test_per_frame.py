@@ -21,6 +21,8 @@ from tests.tools.caches import make_config, run_inline
 from tests.tools.corpora import read
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FRAMES = 24
 SIZE = (32, 48)
 #: Presentation times in ms of a video of a variable rate.

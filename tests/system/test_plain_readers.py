@@ -21,7 +21,7 @@ from latentcache.format.tables import from_parquet
 from tests.tools.caches import ROOT, make_config, make_corpus, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 BUCKET = "5x64x96"
 SOME_FAILED = 3

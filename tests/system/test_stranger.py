@@ -14,10 +14,8 @@ import pytest
 import yaml
 
 import latentcache
-from jobs import preview, report
 from latentcache.errors import ConfigError
 from tests.contracts.encoder_cases_plugin import example
-from tests.tools import caches
 from tests.tools.caches import make_config, run_inline
 from tests.tools.corpora import write_csv
 from tests.tools.videos import moving_pattern, write_video
@@ -68,10 +66,8 @@ def made_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(name="home")
-def home_fixture(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home_fixture(made: Path, tmp_path: Path) -> Path:
     """A copy of the cache, in a process that has not imported its encoder."""
-    monkeypatch.setitem(caches.MAINS, "preview", preview.main)
-    monkeypatch.setitem(caches.MAINS, "report", report.main)
     shutil.copytree(made / "cache", tmp_path / "cache")
     forget(made)
     return tmp_path

@@ -16,6 +16,8 @@ from tests.tools.planned import planned_from
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import SHARED, SHARED_VIDEOS, read_with_pyav
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 TILES = {"tile": [32, 48], "overlap": [8, 16]}
 DCT = {"kind": "dct", "tiling": TILES}
 WEIGHTS = SHARED / "weights" / "taef2_encoder.pth"

@@ -47,6 +47,8 @@ from tests.tools.caches import (
 )
 from tests.tools.planned import planned_from
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 SOME_FAILED = 3
 
 

@@ -16,7 +16,7 @@ from tests.tools.fields import add, cache_of, write_fields
 from tests.tools.tiny_models import save_wan
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 FRAMES, HEIGHT, WIDTH = 5, 32, 48
 FIELDS: dict[str, dict[str, Any]] = {
     "frame0": {"kind": "raw", "of": "first"},

@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,22 +21,6 @@ import yaml
 from PIL import Image
 
 import latentcache
-from jobs import (
-    add_field,
-    clean,
-    compact,
-    copy_cache,
-    drop_field,
-    export,
-    import_cache,
-    merge,
-    precompute,
-    resume,
-    status,
-    stream,
-    verify,
-)
-from jobs.training import train_example
 from latentcache.format import checksum
 from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.shards.protocol import TABLE_MARK
@@ -44,23 +29,12 @@ from latentcache.running.log_lines import is_log
 from tests.tools.videos import moving_pattern, write_video
 
 ROOT = Path(__file__).parents[2]
-MAINS = {
-    "add_field": add_field.main,
-    "clean": clean.main,
-    "compact": compact.main,
-    "copy": copy_cache.main,
-    "export": export.main,
-    "import": import_cache.main,
-    "merge": merge.main,
-    "drop_field": drop_field.main,
-    "precompute": precompute.main,
-    "resume": resume.main,
-    "status": status.main,
-    "stream": stream.main,
-    "train_example": train_example.main,
-    "verify": verify.main,
+#: Jobs whose modules have another name.
+MODULES = {
+    "copy": "copy_cache",
+    "import": "import_cache",
+    "train_example": "training.train_example",
 }
-
 
 #: What allows jobs on a cache to import the encoders that tests bring.
 OWN_ENCODERS = [
@@ -127,15 +101,23 @@ def start_job(
     )
 
 
-def run_job(
+def run_apart(
     job: str, *args: object, status: int = 0, env: Mapping[str, str] | None = None
 ) -> tuple[str, str]:
-    """Run a job to its end; returns what it printed to stdout and to stderr."""
+    """Run a job in a process of its own to its end; returns what it printed to stdout and to stderr.
+
+    It takes seconds to import what a job needs: `run_job`, unless it is the process that matters.
+    """
     process = start_job(job, *args, env=env)
     out, err = process.communicate(timeout=JOB_S)
-    assert process.returncode == status, f"exit status {process.returncode}\n{out}\n{err}"
-    assert "Traceback" not in err, err
+    check_end(process.returncode, status, out, err)
     return out, err
+
+
+def check_end(ended: int, status: int, out: str, err: str) -> None:
+    """A job ended with that exit status, and showed no traceback."""
+    assert ended == status, f"exit status {ended}\n{out}\n{err}"
+    assert "Traceback" not in err, err
 
 
 def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
@@ -148,29 +130,45 @@ def finish(*jobs: tuple[object, ...], status: int = 3) -> list[str]:
     return [out for out, _ in printed]
 
 
-def run_inline(job: str, *args: object) -> tuple[int, str]:
-    """Run a job in this process; returns its exit status and all that it printed."""
-    printed = io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
-    with (
-        mock.patch.object(sys, "argv", [job, *words_of(job, args)]),
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
-    ):
-        status = MAINS[job]()
-    signal.signal(signal.SIGTERM, handler)
-    return status, printed.getvalue()
+def run_job(job: str, *args: object, status: int = 0) -> tuple[str, str]:
+    """Run a job in this process to its end; returns what it printed to stdout and to stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    check_end(_run(job, args, out, err), status, out.getvalue(), err.getvalue())
+    return out.getvalue(), err.getvalue()
 
 
 def printed_by(job: str, *args: object, status: int = 0) -> str:
-    """Run a job in this process to its end, with that exit status; returns all that it printed.
-
-    A process of its own (`run_job`) takes seconds to import what a job needs.
-    """
+    """As `run_job`; returns all that it printed."""
     ended, printed = run_inline(job, *args)
-    assert ended == status, f"exit status {ended}\n{printed}"
-    assert "Traceback" not in printed, printed
+    check_end(ended, status, "", printed)
     return printed
+
+
+def run_inline(job: str, *args: object) -> tuple[int, str]:
+    """Run a job in this process; returns its exit status and all that it printed."""
+    printed = io.StringIO()
+    return _run(job, args, printed, printed), printed.getvalue()
+
+
+def main_of(job: str) -> Callable[[], int]:
+    """Return what runs a job in this process."""
+    main: Callable[[], int] = import_module(f"jobs.{MODULES.get(job, job)}").main
+    return main
+
+
+def _run(job: str, args: Sequence[object], out: io.StringIO, err: io.StringIO) -> int:
+    handler = signal.getsignal(signal.SIGTERM)
+    with (
+        mock.patch.object(sys, "argv", [job, *words_of(job, args)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            return main_of(job)()
+        except SystemExit as left:
+            return int(left.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def read_files(cache: Path) -> dict[str, bytes]:

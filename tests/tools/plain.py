@@ -41,10 +41,10 @@ fsspec.register_implementation("plain", "tests.tools.plain.PlainFileSystem", clo
 
 def main() -> int:
     """Run a job."""
-    from tests.tools.caches import MAINS
+    from tests.tools.caches import main_of
 
     del sys.argv[0]
-    return MAINS[sys.argv[0]]()
+    return main_of(sys.argv[0])()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ from tests.tools.caches import make_config, make_corpus, run_job
 from tests.tools.synthetic import facts_of, make_spec, write_cache
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 HOSTILE = (
     "<script>document.title = 'x'</script> <img src=http://x.example/a onerror=alert(1)> &amp; \"'"
 )
@@ -299,6 +301,7 @@ def test_a_cache_with_nothing_committed_has_a_page(tmp_path: Path) -> None:
     assert "No clip has been encoded yet." in text
 
 
+@pytest.mark.slow
 def test_times_are_by_stage_and_by_worker_where_it_is_known(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), buckets={"5x32x32": 8}, failed=[("5x32x32", 0)])
     log = RunLog(written.storage, {})

@@ -113,12 +113,14 @@ def test_a_batch_without_a_sound_clip_is_replaced_by_the_next_of_its_bucket(fold
     assert kept == [contents(b) for b in sound if b["key"][0] not in damaged]
 
 
+@pytest.mark.slow
 def test_a_bucket_without_a_sound_clip_ends_the_epoch_with_an_error(folder: Path) -> None:
     damage(folder, [f"1x32x48-{number:04d}" for number in range(BUCKETS["1x32x48"])])
     with pytest.raises(CorruptionError, match="no clip of 1x32x48 can be read"):
         batches(folder, on_damaged="skip")
 
 
+@pytest.mark.slow
 def test_a_lost_table_and_a_lost_object_are_damage_of_all_their_clips(folder: Path) -> None:
     sound = batches(folder)
     (folder / sample_path("5x32x32", 1)).unlink()

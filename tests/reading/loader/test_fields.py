@@ -65,6 +65,7 @@ def test_each_clip_has_its_own_states(url: str) -> None:
         assert int(tokens) == min(LENGTH, len(caption) + 1)
 
 
+@pytest.mark.slow
 def test_a_mask_says_where_a_text_is(url: str) -> None:
     for batch in batches(url, fields=["clip"]):
         assert batch["clip_mask"].dtype == torch.bool
@@ -81,6 +82,7 @@ def test_fields_do_not_change_what_a_trainer_gets(url: str) -> None:
             assert all(same(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_fixed_length_is_as_long_as_its_longest_text(url: str) -> None:
     whole = by_key(batches(url, fields=["clip"]), "clip", "clip_mask")
     for batch in batches(url, fields=["clip"], pad="batch"):
@@ -134,6 +136,7 @@ def test_wrong_options_are_refused(url: str, options: dict[str, Any], message: s
         LatentLoader(url, **{"fields": ["umt5"], **options})
 
 
+@pytest.mark.slow
 def test_one_of_several_texts_comes_and_another_in_another_epoch(url: str) -> None:
     loader, seen = LatentLoader(url, batch_size=3, fields=["several"]), dict[str, set[int]]()
     for _ in range(8):
@@ -170,6 +173,7 @@ def test_drops_and_choices_do_not_depend_on_ranks_batches_or_restarts(url: str) 
         assert all(all(map(same, rows[key], wanted[key])) for key in wanted)
 
 
+@pytest.mark.slow
 def test_clips_that_a_field_lacks_are_left_out_or_have_the_null(tmp_path: Path) -> None:
     captions = ["a", "NAN", "c", None, "e", "f"]
     cache = cache_of(tmp_path, captions)
@@ -185,6 +189,7 @@ def test_clips_that_a_field_lacks_are_left_out_or_have_the_null(tmp_path: Path) 
         np.testing.assert_array_equal(as_numpy(states), padded("" if lacks else caption))
 
 
+@pytest.mark.slow
 def test_left_out_clips_and_where_go_together(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, ["a", "b", "c", None, "e", "f"])
     add(cache, status=3, umt5=text_field())
@@ -243,6 +248,7 @@ def test_the_mask_of_wan_is_folded_by_its_stride(
     assert {tuple(place) for place in mask.nonzero().tolist()} == given
 
 
+@pytest.mark.slow
 def test_a_view_changes_no_texts(url: str) -> None:
     options: dict[str, Any] = {"fields": ["umt5", "clip"], "caption_dropout": 0.5}
     names = ("umt5", "clip", "clip_mask", "dropped")

@@ -88,6 +88,7 @@ def test_drop_last_leaves_out_the_short_batches(written: Synthetic) -> None:
     assert len(loader) == 4
 
 
+@pytest.mark.slow
 def test_epochs_follow_each_other_and_differ(written: Synthetic) -> None:
     loader = LatentLoader(written.url, batch_size=2)
     epochs = [keys(loader) for _ in range(3)]
@@ -246,6 +247,7 @@ def test_the_state_after_any_batch_goes_on_with_the_next(
         assert keys(resumed) == expected[1]
 
 
+@pytest.mark.slow
 def test_a_loaded_state_survives_set_epoch_of_its_own_epoch(written: Synthetic) -> None:
     loader = LatentLoader(written.url, batch_size=2)
     loader.set_epoch(4)
@@ -307,6 +309,7 @@ def test_the_state_of_another_order_is_refused(other: dict[str, Any], written: S
         LatentLoader(written.url, **{"batch_size": 2, **other}).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_the_state_of_another_cache_is_refused(written: Synthetic, tmp_path: Path) -> None:
     state = LatentLoader(written.url).state_dict()
     other = LatentLoader(write_cache(str(tmp_path), dtype="float16").url)
@@ -341,6 +344,7 @@ def test_moments_give_a_seeded_sample_or_their_mean(moments: Synthetic) -> None:
     assert torch.equal(sampled["latents"], posterior.sample(mean, logvar, seeds))
 
 
+@pytest.mark.slow
 def test_each_epoch_draws_anew(moments: Synthetic) -> None:
     loader = raw(moments.url, shuffle=False)
     first, second = next(iter(loader)), None

@@ -59,6 +59,7 @@ def names(batches: Any) -> list[tuple[int, tuple[str, ...]]]:
 # where
 
 
+@pytest.mark.slow
 def test_a_condition_that_keeps_nothing_says_what_there_is(cache: Cache) -> None:
     said = r"none of the 14 ok clips fits the condition score > 99 and caption = ''\. There, "
     said += r"caption is 'caption of \d', 'caption of \d', .* and others; score is from 0 to 10\."
@@ -144,6 +145,7 @@ def test_frames_are_the_first_ones(frames: int, stored: str, tmp_path: Path) -> 
         assert batch["latents"].is_contiguous()
 
 
+@pytest.mark.slow
 def test_frames_of_normalised_and_of_drawn_latents(tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), buckets=LONG, stored="moments", dtype="float32")
     spec = cache.manifest.spec
@@ -211,6 +213,7 @@ def test_ranks_share_an_epoch(world_size: int, batch_size: int, uneven: Any, cac
         assert len(whole) - len(found) < world_size
 
 
+@pytest.mark.slow
 def test_all_ranks_of_a_step_are_in_one_bucket(cache: Cache) -> None:
     options: dict[str, Any] = {"batch_size": 1, "bucket_run": 4, "uneven": "pad"}
     for world_size in (1, 2, 4):
@@ -254,6 +257,7 @@ def test_a_mixture_has_its_shares_at_any_time(pair: list[Cache]) -> None:
         assert abs(found[:end].count(0) - 0.75 * end) < 2
 
 
+@pytest.mark.slow
 def test_the_caches_of_a_mixture_go_through_epochs_of_their_own(pair: list[Cache]) -> None:
     loader = LatentLoader(pair, batch_size=2, weights=[1, 1])
     batches = [batch for _ in range(3) for batch in names(loader)]
@@ -315,6 +319,7 @@ def test_the_state_of_a_mixture_fits_any_world_size(
     assert together[: len(rest)] == rest
 
 
+@pytest.mark.slow
 def test_caches_that_no_model_takes_together_are_refused(pair: list[Cache], tmp_path: Path) -> None:
     other = write_cache(str(tmp_path / "c"), channels=8)
     with pytest.raises(ConfigError, match="cannot be mixed: channels 4 and 8"):

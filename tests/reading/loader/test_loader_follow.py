@@ -70,6 +70,7 @@ def test_every_epoch_is_of_the_newest_snapshot(growing: Synthetic) -> None:
     assert flat(still) == few
 
 
+@pytest.mark.slow
 def test_an_epoch_under_way_does_not_see_the_cache_grow(growing: Synthetic) -> None:
     few = grow(growing, [1, 4])
     loader = LatentLoader(growing.url, batch_size=2, follow=True)
@@ -125,6 +126,7 @@ def test_a_snapshot_that_is_not_published_any_more_is_read(growing: Synthetic) -
     assert flat(resumed) == few
 
 
+@pytest.mark.slow
 def test_a_snapshot_whose_shards_have_changed_is_refused(growing: Synthetic) -> None:
     """They were encoded again, and other clips of them are ok."""
     grow(growing, [1, 4])
@@ -254,6 +256,7 @@ def test_a_run_is_followed_while_it_goes_on(tmp_path: Path) -> None:
 # Sets of shards
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 20)), min_size=1, max_size=4), st.data())
 def test_a_set_of_shards_is_kept_as_text(present: list[set[int]], data: st.DataObject) -> None:
@@ -294,6 +297,7 @@ def test_the_state_of_a_large_cache_is_small() -> None:
     assert np.array_equal(again, np.packbits(some))
 
 
+@pytest.mark.slow
 def test_the_published_snapshot_is_what_newest_returns(growing: Synthetic) -> None:
     loader = LatentLoader(growing.url)
     grow(growing, [2])

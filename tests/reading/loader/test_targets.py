@@ -108,6 +108,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     return write_cache(str(tmp_path_factory.mktemp("moments")), stored="moments", codec="none")
 
 
+@pytest.mark.slow
 def test_the_loader_takes_another_device(written: Synthetic) -> None:
     here = list(LatentLoader(written.url, batch_size=2))
     there = list(LatentLoader(written.url, batch_size=2, device="meta"))

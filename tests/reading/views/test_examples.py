@@ -99,6 +99,7 @@ def test_multi_scale_ids_come_with_a_transformers_input(tmp_path: Path) -> None:
     torch.testing.assert_close(batch["teacher_input"], encoder.teacher_input(expected))
 
 
+@pytest.mark.slow
 def test_rcm_takes_the_first_latent_frames_with_states_and_prompts(tmp_path: Path) -> None:
     captions = ("a cat", "two dogs", "rain", "snow")
     spec = spec_of(exactness="prefix_exact")

@@ -110,6 +110,7 @@ def test_muse_takes_both_grids_of_a_picture(tmp_path: Path) -> None:
     assert torch.equal(batch["cond_token_ids"], published["conditioning_token_ids"][numbers(batch)])
 
 
+@pytest.mark.slow
 def test_fdm_takes_the_frames_that_its_draw_chose(tmp_path: Path) -> None:
     """The rest of theirs are frames of another clip, whose masks are those of its places in this one."""
     published = Trainer.load("fdm")
@@ -130,6 +131,7 @@ def test_fdm_takes_the_frames_that_its_draw_chose(tmp_path: Path) -> None:
             assert torch.equal(batch["latents"][0, :num], frames.float())
 
 
+@pytest.mark.slow
 def test_teco_takes_cuts_of_ids_and_actions(tmp_path: Path) -> None:
     published = Trainer.load("teco")
     # As many clips as draws: each of theirs 64 times.
@@ -145,6 +147,7 @@ def test_teco_takes_cuts_of_ids_and_actions(tmp_path: Path) -> None:
     assert {start for _, start in ours} == {start for _, start in theirs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shortest"), [("whole", 7), ("short", 3)])
 def test_perceiver_ar_takes_crops_from_the_same_places(
     name: str, shortest: int, tmp_path: Path
@@ -198,6 +201,7 @@ def test_videogpt_takes_ids_and_their_vectors(tmp_path: Path) -> None:
     torch.testing.assert_close(batch["x"], theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_var_takes_ids_and_what_its_transformer_is_fed(tmp_path: Path) -> None:
     published = Trainer.load("var")
     assert torch.equal(published["gt_BL"], Published.load("var").ids.long())

@@ -81,6 +81,7 @@ def expected_windows(lengths: list[int], frames: int, step: int = 1) -> list[Any
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("frames", "step"), [(4, 1), (8, 1), (9, 1), (20, 1), (5, 3), (1, 1)])
 def test_all_windows_of_whole_sources_come_once_each(
     frames: int, step: int, plain: Synthetic
@@ -90,6 +91,7 @@ def test_all_windows_of_whole_sources_come_once_each(
     assert sorted(found) == expected_windows(lengths, frames, step)
 
 
+@pytest.mark.slow
 def test_windows_stay_within_clips_if_told_so(plain: Synthetic) -> None:
     found = windows(plain, Window(4, start="all", run_on=False))
     assert len(found) == len(plain.arrays) * (FRAMES - 3)
@@ -97,6 +99,7 @@ def test_windows_stay_within_clips_if_told_so(plain: Synthetic) -> None:
         LatentLoader(plain.url, view=Window(9, run_on=False))
 
 
+@pytest.mark.slow
 def test_random_windows_begin_in_each_clip_that_they_fit_into(plain: Synthetic) -> None:
     found = windows(plain, Window(10, per_clip=2))
     begun = [(source, frames[0] // FRAMES) for source, frames in found]
@@ -105,6 +108,7 @@ def test_random_windows_begin_in_each_clip_that_they_fit_into(plain: Synthetic) 
     assert any(frames[0] % FRAMES for _, frames in found)
 
 
+@pytest.mark.slow
 def test_a_failed_clip_ends_a_source_and_so_does_one_that_is_not_chosen(tmp_path: Path) -> None:
     cache = write(tmp_path, failed=[(BUCKET, 1)])
     view = Window(4, start="all")
@@ -119,6 +123,7 @@ def test_a_failed_clip_ends_a_source_and_so_does_one_that_is_not_chosen(tmp_path
     assert chosen.count(f"{BUCKET}-0003") == FRAMES - 3
 
 
+@pytest.mark.slow
 def test_windows_never_go_across_a_segment(scenes: Synthetic) -> None:
     found = windows(scenes, Window(4, start="all"))
     expected = [
@@ -142,6 +147,7 @@ def test_first_windows_are_left_out_where_a_segment_ends_in_them(scenes: Synthet
     assert sorted((source, frames[0]) for source, frames in found) == expected
 
 
+@pytest.mark.slow
 def test_causal_latents_are_refused_unless_wanted(tmp_path: Path) -> None:
     cache = write(tmp_path, by_frame=False, buckets={"9x16x16": 8}, segment=lambda _, f: f // 20)
     for view in (Window(2, run_on=True), Window(3, run_on=True, start="all")):
@@ -174,6 +180,7 @@ def test_a_state_says_whether_windows_go_on(plain: Synthetic) -> None:
         LatentLoader(plain.url, view=Window(4, run_on=False)).load_state_dict(state)
 
 
+@pytest.mark.slow
 def test_a_damaged_clip_costs_the_windows_that_reach_into_it(tmp_path: Path) -> None:
     cache = write(tmp_path, shard_clips=1, codec="none")
     place = tmp_path / get_format("zarr").path(cache.manifest.layouts()[BUCKET], 1)
@@ -202,6 +209,7 @@ def test_segments_that_leave_no_window_are_said(tmp_path: Path) -> None:
         LatentLoader(cache.url, view=Window(3))
 
 
+@pytest.mark.slow
 def test_windows_of_clips_with_weights_stay_within_their_clips(plain: Synthetic) -> None:
     found = windows(plain, Window(4, start="all"), clip_weight="row")
     assert all(frames[-1] // FRAMES == frames[0] // FRAMES for _, frames in found)

@@ -65,6 +65,7 @@ def test_crops_are_those_of_the_whole_sequence(
     assert (len(starts) > 1) == (context is not None)
 
 
+@pytest.mark.slow
 def test_a_crop_may_be_only_what_begins_the_sequence(ids: Synthetic) -> None:
     loader = LatentLoader(ids.url, view=Tokens(1, bos=1, offset=OFFSET))
     for batch in (batch for _ in range(20) for batch in loader):
@@ -124,6 +125,7 @@ def test_sparse_frames_of_causal_latents_are_refused(tmp_path: Path) -> None:
         LatentLoader(causal.url, view=Sparse(two_and_some, 6))
 
 
+@pytest.mark.slow
 def test_crops_at_the_start_may_be_short_and_are_filled_up(ids: Synthetic) -> None:
     view = Tokens(6, shift=True, bos=1, offset=OFFSET, positions=True, shortest=2)
     lengths = set()

@@ -86,6 +86,7 @@ def test_a_view_equals_slicing_the_whole(name: str, moments: Synthetic) -> None:
         assert num == counts.get(name, {}).get(key[:-5], 2)
 
 
+@pytest.mark.slow
 def test_all_windows_come_once_each(moments: Synthetic) -> None:
     batches = list(LatentLoader(moments.url, batch_size=4, view=Window(6, start="all")))
     found = [
@@ -109,6 +110,7 @@ def test_starts_differ_between_epochs_clips_and_windows_of_a_clip(moments: Synth
     assert any(len(starts.view(-1, 3)[0].unique()) > 1 for starts in first)
 
 
+@pytest.mark.slow
 def test_a_state_with_another_view_is_refused(moments: Synthetic) -> None:
     state = LatentLoader(moments.url, batch_size=2, view=Window(4)).state_dict()
     LatentLoader(moments.url, batch_size=2, view=Window(4)).load_state_dict(state)
@@ -121,6 +123,7 @@ def test_a_state_with_another_view_is_refused(moments: Synthetic) -> None:
     LatentLoader(moments.url, batch_size=2).load_state_dict(old)
 
 
+@pytest.mark.slow
 def test_middles_of_causal_latents_are_refused_unless_wanted(causal: Synthetic) -> None:
     for view in (Window(4), Window(4, start="all"), Window(4, step=2, start="first")):
         with pytest.raises(
