@@ -36,7 +36,7 @@ def resolve_dtype(asked: AnyDtype, *, integers: bool = False) -> torch.dtype:
     """
     name = str(asked).removeprefix("torch.")
     if not isinstance(asked, torch.dtype | str):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(TypeError, ValueError):  # of what numpy does not know
             name = np.dtype(asked).name
     dtype = getattr(torch, name, None)
     kind = "integers" if integers else "floating point numbers"

@@ -19,6 +19,7 @@ from latentcache.encoders.stored import Decoder
 from latentcache.errors import ClipError, EncoderError, SourceError
 from latentcache.planning.planned import PlanReader
 from latentcache.reading.cache import Cache
+from latentcache.running.start import loaded
 from latentcache.storage.cache_urls import is_cache_url
 from latentcache.storage.urls import public_name
 
@@ -66,7 +67,8 @@ class PairReader:
     @functools.cached_property
     def decoder(self) -> Decoder:
         """The model, loaded at first use. Raises ConfigError, RecipeMismatchError, EncoderError."""
-        return Decoder(self.cache.manifest, self._config.encoder, self._device)
+        config, manifest = self._config, self.cache.manifest
+        return loaded(lambda: Decoder(manifest, config.encoder, self._device), config.run)
 
     def clip(self, place: ClipId) -> Clip:
         """Return the plan's row of a clip."""

@@ -20,6 +20,7 @@ from latentcache.encoders.stored import to_stored
 from latentcache.errors import ClipError, SourceError
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
+from latentcache.running.start import loaded
 from latentcache.running.transcoder import Transcoder
 
 #: How far an encoding may be off: RMS of the difference over that of the latents; for ids, the fraction
@@ -51,7 +52,9 @@ def repeat(
 ) -> Iterator[Repeated]:
     """Decode and encode clips of a snapshot again, one after the other, and yield how far each is off."""
     module, config = encoders.resolve(planned.config.encoder)
-    encoder = module.build(config, spec=planned.manifest.spec, device=device)
+    encoder = loaded(
+        lambda: module.build(config, spec=planned.manifest.spec, device=device), planned.config.run
+    )
     if planned.manifest.provenance.parent is not None:
         transcoder = Transcoder(planned.config, planned.manifest, encoder, device)
         yield from _transcoded(planned, cache, places, transcoder)

@@ -7,12 +7,11 @@ import hashlib
 import importlib
 import itertools
 import json
-import operator
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from latentcache.core.arguments import by_name, list_of_names, sample_number, text, whole_number
 from latentcache.core.dtypes import AnyDtype, Array, as_numpy, torch_dtype
 from latentcache.core.lru import Lru
 from latentcache.core.records import ClipId, ShardId
@@ -97,11 +97,15 @@ def open_cache(
     to be: encoder, sampler, roundtrip, transcode or import. Raises CacheError if there is no cache, if
     nothing is committed yet, or if an expectation is not met.
     """
-    if not isinstance(expect, Mapping | None):
-        raise ConfigError(f"expect is {expect!r}: give fields by name, such as {{'channels': 16}}")
-    storage = Storage(str(url), storage_options)
+    expect = by_name("expect", expect, {"channels": 16})
+    options = by_name("storage_options", storage_options, {"anon": True})
+    if not isinstance(url, str | PurePath):
+        raise ConfigError(f"{url!r} is no cache: give its URL, or the path of its folder")
+    if not isinstance(disk_cache, str | PurePath | None):
+        raise ConfigError(f"disk_cache is {disk_cache!r}: give the path of a folder")
+    whole_number("disk_cache_bytes", disk_cache_bytes, 1)
+    storage = Storage(str(url), options)
     manifest, index = read_snapshot(storage)
-    expect = dict(expect or {})
     fields = expect.pop(FIELDS, {})
     check_provenance(redact(storage.url), manifest.provenance, expect)
     check_expectations(redact(storage.url), manifest.spec, expect)
@@ -210,7 +214,7 @@ class Cache:
 
         Raises ConfigError if there is none, CacheError.
         """
-        if name not in self._fields:
+        if text("field", name) not in self._fields:
             self._fields[name] = open_field(self.storage, self.manifest, name, self._disk)
         return self._fields[name]
 
@@ -320,7 +324,7 @@ class Cache:
         The first call reads the keys of every sample table and keeps them (about 50 bytes per clip).
         Every call then scans them, which takes some milliseconds per million clips.
         """
-        if (number := self._find(key)) >= 0:
+        if isinstance(key, str) and (number := self._find(key)) >= 0:
             return number
         raise KeyError(
             f"no ok clip has the key {key!r}; cache.table() lists all clips, with the reasons of "
@@ -371,7 +375,7 @@ class Cache:
 
     def stored(self, index: int | str) -> torch.Tensor:
         """Return what is stored of an ok clip, unchanged, by number or key: of moments [2C, t, h, w]."""
-        number = self.number(index) if isinstance(index, str) else operator.index(index)
+        number = self.number(index) if isinstance(index, str) else index
         stored: torch.Tensor = self.stored_samples([number])[0]["latents"]
         return stored
 
@@ -406,7 +410,7 @@ class Cache:
         Raises KeyError, as `sample` does; RecipeMismatchError if the model is not the cache's; EncoderError
         if the encoder cannot decode; ConfigError if it is not found or not installed.
         """
-        stored = self.stored(key)
+        stored, encoder = self.stored(key), by_name("encoder", encoder, {"model": "models/wan"})
         decoding = importlib.import_module(
             "latentcache.encoders.stored"
         )  # imports the encoders, which a trainer does not need
@@ -423,19 +427,20 @@ class Cache:
         Reads every sample table. Columns are those of `schemas.SAMPLE_SCHEMA` and those kept from
         the corpus. Raises CacheError for any other.
         """
+        names = None if columns is None else list_of_names("columns", columns)
         tables = [
             *self._read_tables(self._all_places()),
             read_rejected(self.storage, self.manifest),
         ]
         table = _concatenated(redact(self.storage.url), tables)
-        for name in columns or ():
+        for name in names or ():
             if name not in table.column_names:
                 raise CacheError(
                     f"the cache's table has no column {name!r}."
                     f"{did_you_mean(name, table.column_names)} It has: "
                     f"{', '.join(table.column_names)}"
                 )
-        return table if columns is None else table.select(list(columns))
+        return table if names is None else table.select(names)
 
     @functools.cached_property
     def sample_schema(self) -> pa.Schema:
@@ -585,9 +590,7 @@ class Cache:
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the row of the snapshot and the position among its ok rows of sample `index`."""
-        positive = index + len(self) if index < 0 else index
-        if not 0 <= positive < len(self):
-            raise IndexError(f"sample {index} of a cache of {len(self)}")
+        positive = sample_number(index, len(self))
         place = int(np.searchsorted(self._ends, positive, side="right"))
         before = int(self._ends[place - 1]) if place else 0
         return place, positive - before

@@ -6,7 +6,6 @@ Axes: B batch, C channels, t h w of the latent.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from latentcache.core.arguments import whole_number
+from latentcache.core.arguments import sample_number, whole_number, yes_or_no
 from latentcache.core.dtypes import AnyDtype, Array, as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
@@ -56,7 +55,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         frames: int | None = None,
         numpy: bool = False,
     ) -> None:
-        self.cache, self._where, self._numpy = cache, where, numpy
+        self.cache, self._where = cache, where
+        self._numpy = yes_or_no("numpy", numpy)
         self._frames = None if frames is None else whole_number("frames", frames, 1)
         self._field_options = FieldOptions(normalise=normalise, dtype=dtype)
         self._transform = Transform(
@@ -103,7 +103,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return several samples by number, in as few requests per shard as their places allow."""
-        numbers = [_index(index, len(self)) for index in indices]
+        numbers = [sample_number(index, len(self)) for index in indices]
         if self._numbers is not None:
             numbers = self._numbers[numbers].tolist()
         return self._finished(self.cache.stored_samples(numbers))
@@ -262,15 +262,3 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def to_numpy(latents: torch.Tensor) -> Array:
     """Return a tensor as a numpy array; its bfloat16 is that of ml_dtypes, which numpy lacks."""
     return as_numpy(latents.detach().cpu().contiguous())
-
-
-def _index(index: Any, length: int) -> int:
-    try:
-        number = operator.index(index)
-    except TypeError:
-        raise TypeError(
-            f"samples have numbers and keys, and {index!r} is neither; several at once are a slice"
-        ) from None
-    if not -length <= number < length:
-        raise IndexError(f"sample {number} of {length}")
-    return number % length

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from latentcache.planning.plan import Plan, to_shard
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.step import planned_by
 from latentcache.running.cached_worker import CachedSpec
+from latentcache.running.start import loaded
 from latentcache.running.worker import SHARDS_IN_HAND, ShardWorker, Worker, WorkerSpec
 from latentcache.storage.folder import Storage
 
@@ -183,7 +185,7 @@ def measure(
         )
         on_step("loading the model")
         started = time.perf_counter()
-        worker = worker_spec.build(device)
+        worker = loaded(partial(worker_spec.build, device), config.run)
         start_s = time.perf_counter() - started
         on_step(f"encoding {sample.num_clips} clips of {len(sample.buckets)} buckets")
         try:

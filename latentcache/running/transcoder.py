@@ -30,6 +30,7 @@ from latentcache.errors import CacheError, ClipError, CorruptionError, EncoderEr
 from latentcache.format.manifest import Manifest
 from latentcache.format.shards import get_format
 from latentcache.planning.decoded import ALLOW
+from latentcache.running.start import loaded
 from latentcache.storage.cache_urls import split_clip_url
 from latentcache.storage.urls import redact, redact_url
 
@@ -141,7 +142,8 @@ class Transcoder:
             manifest = self._rows.cache(clip.url)[1]
             changes = self._config.corpus.decoder
             resolve_stored(manifest, changes, ALLOW)  # to say how to allow it here
-            self._decoder = (manifest, Decoder(manifest, changes, self._device))
+            decoder = loaded(lambda: Decoder(manifest, changes, self._device), self._config.run)
+            self._decoder = (manifest, decoder)
         return self._decoder
 
 

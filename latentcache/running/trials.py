@@ -19,6 +19,7 @@ from latentcache.encoders import out_of_memory
 from latentcache.encoders.batching import AUTO_CLIPS, Batching
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder
+from latentcache.running.start import loaded
 
 Setting = Literal["encoder.batch", "encoder.tiling.batch"]
 Size = tuple[int, int, int]
@@ -54,7 +55,7 @@ def try_batches(
     if "tiling" not in config.encoder and not any(clips.values()):
         return []
     module, encoder_config = encoders.resolve(config.encoder)
-    encoder = module.build(encoder_config, spec=spec, device=device)
+    encoder = loaded(lambda: module.build(encoder_config, spec=spec, device=device), config.run)
     found: list[Trial] = []
     for bucket, ways in clips.items():
         found += _try_tiles(encoder, bucket, device)

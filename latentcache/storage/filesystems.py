@@ -62,9 +62,11 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
 
     Raises ConfigError for an unknown scheme or a missing package, naming what to install.
     """
-    if url.startswith("package://"):
-        url = resolve_package_url(url)
     scheme = scheme_of(url) or "file"
+    if is_url(url):
+        url = scheme + url[len(scheme) :]  # which fsspec knows in lower case only
+    if url.startswith("package://"):
+        url, scheme = resolve_package_url(url), "file"
     options = dict(options or {})
     known = sorted({*fsspec.available_protocols(), *EXTRAS, *PACKAGES, "package"})
     if scheme not in known:

@@ -47,9 +47,9 @@ LOCAL_SCHEMES = frozenset({None, "file", "local", "package"})
 
 
 def scheme_of(text: str) -> str | None:
-    """Return the scheme of a URL (`s3` of `s3://...`), or None for a local path."""
+    """Return the scheme of a URL (`s3` of `S3://...`), or None for a local path."""
     match = _URL.match(text)
-    return match[1] if match else None
+    return match[1].lower() if match else None
 
 
 def is_url(text: str) -> bool:

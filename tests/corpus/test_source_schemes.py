@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from latentcache.corpus.stamps import stamp_sources
+from latentcache.decoders.identity import identify_url, local_path
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, CorpusError
-from latentcache.storage.urls import SOURCE_SCHEMES, refused_scheme
+from latentcache.storage.urls import SOURCE_SCHEMES, is_remote, refused_scheme
 from tests.tools.corpora import WRITERS, Rows, column, make, read
 
 #: URLs that make fsspec read templates, archives or other files, run programs, or ask other hosts.
@@ -63,6 +64,16 @@ def test_a_row_cannot_name_other_file_systems(
 def test_a_row_names_local_paths_and_the_usual_stores(tmp_path: Path, url: str) -> None:
     table = WRITERS["csv"](tmp_path / "t.csv", [{"video": url}])
     assert read(table).table.num_rows == 1
+
+
+@pytest.mark.parametrize("scheme", ["FILE://", "File://", "LOCAL://"])
+def test_a_scheme_is_the_same_in_capitals(tmp_path: Path, scheme: str) -> None:
+    make(tmp_path, "a.mp4")
+    table = WRITERS["csv"](tmp_path / "t.csv", [{"video": f"{scheme}{tmp_path}/a.mp4"}])
+    (url,) = column(read(table), "url")
+    assert not is_remote(url)
+    assert local_path(url) == str(tmp_path / "a.mp4")
+    assert identify_url(url) == identify_url(str(tmp_path / "a.mp4"))
 
 
 def test_a_configuration_names_the_others(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_stored_values_are_those_on_storage(tmp_path: Path) -> None:
             assert as_numpy(stored).tobytes() == written.arrays[key].tobytes()
     with pytest.raises(KeyError, match="no ok clip has the key 'nothing'"):
         cache.stored("nothing")
-    with pytest.raises(IndexError, match="sample 16 of a cache of 16"):
+    with pytest.raises(IndexError, match="sample 16 of 16"):
         cache.stored(16)
 
 
@@ -100,9 +100,13 @@ def test_keys_and_slices(cache: Cache) -> None:
     assert 3 not in cache
     with pytest.raises(KeyError, match="no ok clip has the key 'nothing'"):
         cache["nothing"]
-    for wrong in ([1, 2], 1.5, None):
-        with pytest.raises(TypeError, match="samples have numbers and keys"):
-            cache[wrong]
+    for wrong in ([1, 2], 1.5, None, True, np.True_, torch.tensor(True), b"key"):
+        for read in (cache.__getitem__, cache.stored, cache.dataset().__getitem__):
+            with pytest.raises(TypeError, match="samples have numbers and keys"):
+                read(wrong)
+    for wrong in (3, None, True):
+        with pytest.raises(KeyError, match=f"no ok clip has the key {wrong}"):
+            cache.number(wrong)
 
 
 def test_where_chooses_and_numbers_count_what_it_chose(moments: Cache) -> None:
@@ -177,12 +181,15 @@ def test_arguments_that_make_no_sense_are_refused(moments: Cache) -> None:
         ({"where": "caption > 3"}, "these do not compare"),
         ({"frames": 0}, "frames is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"numpy": "no"}, "numpy is 'no': it must be True or False"),
     ]:
         with pytest.raises(ConfigError, match=said):
             moments.dataset(**options)
     for options, said in [
         ({"batch_size": 0}, "^batch_size is 0"),
         ({"rank": 1}, "rank 1 of world_size 1"),
+        ({"shuffle": "no"}, "shuffle is 'no': it must be True or False"),
+        ({"drop_last": np.zeros(2)}, "drop_last is .*: it must be True or False"),
         ({"batch_size": 9, "drop_last": True}, "leave out whole buckets .*: 1x32x48"),
     ]:
         with pytest.raises(ConfigError, match=said):

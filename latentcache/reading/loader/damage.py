@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from latentcache.errors import ConfigError, CorruptionError
+from latentcache.core.arguments import one_of
+from latentcache.errors import CorruptionError
 from latentcache.reading.cache import Cache
 from latentcache.reading.picks import Picks
 
@@ -20,10 +21,7 @@ class Damage:
     """Reads clips of a shard. on_damaged: what becomes of damaged ones. Thread-safe."""
 
     def __init__(self, on_damaged: OnDamaged) -> None:
-        if on_damaged not in get_args(OnDamaged):
-            raise ConfigError(
-                f"on_damaged {on_damaged!r} is not one of {', '.join(get_args(OnDamaged))}"
-            )
+        one_of("on_damaged", on_damaged, get_args(OnDamaged))
         self.skips = on_damaged == "skip"
 
     def read(

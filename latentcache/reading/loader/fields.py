@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from latentcache.core import posterior
+from latentcache.core.arguments import one_of, part, text
 from latentcache.core.dtypes import AnyDtype, as_numpy, resolve_dtype, torch_dtype
 from latentcache.core.fields import FieldArray, given_frames
 from latentcache.core.posterior import sample_seed
@@ -50,16 +51,10 @@ class FieldOptions:
     dtype: AnyDtype | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.caption_dropout <= 1:
-            raise ConfigError(
-                f"caption_dropout is {self.caption_dropout}; it is a part, from 0 to 1"
-            )
-        for name, value, known in (
-            ("pad", self.pad, ("spec", "batch")),
-            ("missing", self.missing, ("leave_out", "null")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} {value!r} is not one of {', '.join(known)}")
+        part("caption_dropout", self.caption_dropout)
+        text("dropped", self.dropped)
+        one_of("pad", self.pad, ("spec", "batch"))
+        one_of("missing", self.missing, ("leave_out", "null"))
         if len(set(self.names)) < len(self.names):
             raise ConfigError(f"fields: one is named twice: {', '.join(self.names)}")
         if self.caption_dropout and not self.names:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from latentcache.core.arguments import whole_number, yes_or_no
+from latentcache.core.arguments import list_of_names, text, whole_number, yes_or_no
 from latentcache.core.devices import resolve_device
 from latentcache.core.dtypes import AnyDtype
 from latentcache.core.units import plural
@@ -179,11 +179,10 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         for name, number in (("num_threads", num_threads), ("frames", frames)):
             if number is not None:
                 whole_number(name, number, 1)
-        flags = {"shuffle": shuffle, "drop_last": drop_last, "check": check, "follow": follow}
-        for name, flag in flags.items():
-            yes_or_no(name, flag)
+        yes_or_no("check", check)
+        yes_or_no("follow", follow)
         options = FieldOptions(
-            names=(fields,) if isinstance(fields, str) else tuple(fields),
+            names=(fields,) if isinstance(fields, str) else tuple(list_of_names("fields", fields)),
             seed=seed,
             caption_dropout=caption_dropout,
             dropped=dropped,
@@ -217,7 +216,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             )
         self._clip_weight = None
         if clip_weight is not None:
-            self._clip_weight = ClipWeights(column=clip_weight, seed=self.order.seed)
+            column = text("clip_weight", clip_weight)
+            self._clip_weight = ClipWeights(column=column, seed=self.order.seed)
         self._layout, self._names = layout, check_names(names)
         self._memory = Recycler(prefetch_bytes)
         self._sources = [

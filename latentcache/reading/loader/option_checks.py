@@ -31,7 +31,7 @@ def check_not_collated(caller: FrameType) -> None:
 
 def numbers_above_0(name: str, values: Any) -> list[float]:
     """Return a list of numbers above 0 as floats. Raises ConfigError."""
-    if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise ConfigError(f"{name} is {values!r}: it must be a list of numbers, one for each cache")
     return [positive_number(f"{name}[{n}]", value) for n, value in enumerate(values)]
 

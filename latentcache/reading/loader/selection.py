@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from latentcache.core.arguments import list_of_names
 from latentcache.core.records import Bucket
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.reading.cache import Cache
@@ -228,16 +229,15 @@ class ShardMap:
 
 
 def _check_columns(cache: Cache, columns: Sequence[str]) -> list[str]:
-    if isinstance(columns, str):
-        raise ConfigError(f"columns is {columns!r}: give a list of names, such as [{columns!r}]")
-    for name in columns:
+    names = list_of_names("columns", columns)
+    for name in names:
         if name not in cache.batch_columns:
             raise ConfigError(
                 f"columns: the sample tables have no {name!r}."
                 f"{did_you_mean(name, cache.batch_columns)} They have: "
                 f"{', '.join(cache.batch_columns)}"
             )
-    return list(columns)
+    return names
 
 
 def prefix_cuts(cache: Cache, frames: int | None) -> dict[int, int]:

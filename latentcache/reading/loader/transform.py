@@ -12,10 +12,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from latentcache.core import posterior as posteriors
-from latentcache.core.arguments import yes_or_no
+from latentcache.core.arguments import one_of, yes_or_no
 from latentcache.core.dtypes import AnyDtype, resolve_dtype, torch_dtype
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import ConfigError
 
 Posterior = Literal["sample", "mode"]
 
@@ -33,10 +32,7 @@ class Transform:
         seed: int,
         cuts: Mapping[int, int] | None = None,
     ) -> None:
-        if posterior not in get_args(Posterior):
-            raise ConfigError(
-                f"posterior {posterior!r} is not one of {', '.join(get_args(Posterior))}"
-            )
+        one_of("posterior", posterior, get_args(Posterior))
         self._normaliser = spec.normaliser
         self._normalises = yes_or_no("normalise", normalise) and spec.normaliser.kind != "none"
         self._has_moments = spec.stored == "moments"

@@ -14,8 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from latentcache.core.arguments import whole_number
-from latentcache.errors import ConfigError
+from latentcache.core.arguments import one_of, whole_number, yes_or_no
 from latentcache.reading.order import window
 from latentcache.reading.order.philox import Int64, Words
 from latentcache.reading.order.turns import Interleaved, OneByOne, Turns
@@ -68,8 +67,9 @@ class Order:
         for name, least in (("seed", 0), ("batch_size", 1), ("pool_bytes", 1), ("bucket_run", 1)):
             number = whole_number(name, getattr(self, name), least)
             object.__setattr__(self, name, number)  # an int: states are JSON
-        if self.uneven not in get_args(Uneven):
-            raise ConfigError(f"uneven {self.uneven!r} is not one of {', '.join(get_args(Uneven))}")
+        yes_or_no("shuffle", self.shuffle)
+        yes_or_no("drop_last", self.drop_last)
+        one_of("uneven", self.uneven, get_args(Uneven))
 
     def num_batches(self, buckets: Sequence[BucketShards]) -> int:
         """Return the number of batches of an epoch, over all ranks."""

@@ -63,6 +63,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
             r"columns is 'caption': give a list of names, such as \['caption'\]",
         ),
         ({"columns": ["captoin"]}, "Did you mean 'caption'"),
+        *(
+            ({name: wrong}, f"{name} is .*: give a list of names")
+            for name in ("columns", "fields")
+            for wrong in (5, b"x", [None], [1], {"a": 1}, np.arange(2), True)
+        ),
+        *(({name: 5}, f"{name} is 5: it must be text") for name in ("clip_weight", "dropped")),
+        *(
+            ({"caption_dropout": wrong}, "caption_dropout is .*; it is a part, from 0 to 1")
+            for wrong in (None, "x", "0.1", [], True, -0.1, 1.1, math.nan, np.ones(2))
+        ),
+        *(
+            ({name: wrong}, f"{name} .* is not one of")
+            for name in ("posterior", "uneven", "on_damaged", "pad", "missing")
+            for wrong in (None, 5, [], np.ones(2))
+        ),
+        ({"weights": b"x"}, "weights is b'x': it must be a list"),
+        ({"dtype": torch.ones(2)}, "dtype .* is no type"),
         ({"weights": 0.5}, "weights is 0.5: it must be a list"),
         ({"weights": {"a": 1}}, "weights is .*: it must be a list"),
         ({"weights": [0]}, r"weights\[0\] is 0: it must be a number above 0"),
@@ -103,10 +120,49 @@ def test_what_is_no_cache_is_refused(caches: Any) -> None:
         LatentLoader(caches)
 
 
-@pytest.mark.parametrize("expect", ["channels", 16, ["channels"]])
-def test_expectations_that_are_no_fields_are_refused(cache: Cache, expect: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^expect is .*: give fields by name"):
-        open_cache(cache.storage.url, expect=expect)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        *(
+            ({"expect": wrong}, "expect is .*: give values by name")
+            for wrong in ("channels", 16, ["channels"])
+        ),
+        *(
+            ({"storage_options": wrong}, "storage_options is .*: give values by name")
+            for wrong in ("anon", 5, [("a", 1)], {1: 2}, np.zeros(2))
+        ),
+        *(
+            ({"disk_cache": wrong}, "disk_cache is .*: give the path")
+            for wrong in (5, [], b"x", True)
+        ),
+        *(
+            ({"disk_cache_bytes": wrong}, "disk_cache_bytes is .*: it must be a whole number, 1")
+            for wrong in (0, "8", 2.5, True, None)
+        ),
+        *(({"url": wrong}, "is no cache: give its URL") for wrong in (None, 5, b"x", ["a"])),
+    ],
+)
+def test_what_a_cache_is_opened_with_is_checked(
+    cache: Cache, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        open_cache(**{"url": cache.storage.url, **options})
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda cache: cache.table("caption"), r"columns is 'caption': give a list of names"),
+        (lambda cache: cache.table(5), "columns is 5: give a list of names"),
+        (lambda cache: cache.table([None]), r"columns is \[None\]: give a list of names"),
+        (lambda cache: cache.field(5), "field is 5: it must be text"),
+        (lambda cache: cache.field(["a"]), r"field is \['a'\]: it must be text"),
+        (lambda cache: cache.decode(0, encoder="dct"), "encoder is 'dct': give values by name"),
+    ],
+)
+def test_what_a_cache_is_asked_is_checked(cache: Cache, ask: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ask(cache)
 
 
 def test_epochs_and_states_that_make_no_sense_are_refused(cache: Cache) -> None:
