@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
-from latentcache.config.fields import TextField, ViewField, stored_field
+from latentcache.config.fields import stored_field
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
@@ -46,9 +46,8 @@ class FieldSource:
         self.cache, self.field = cache, field
         self._newest: Lru[ShardId, Mapping[int, NewestRow]] = Lru(MAX_SHARDS)
         config = stored_field(field.name, dict(field.settings))
-        self._columns = [] if isinstance(config, ViewField) else config.columns
-        missing = config.missing if isinstance(config, TextField) else "fail"
-        self._inputs = TextInputs(cache, self._columns, missing)
+        self._columns = config.columns
+        self._inputs = TextInputs(cache, config)
 
     @property
     def chunk_form(self) -> tuple[str, str]:

@@ -13,10 +13,11 @@ from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 
-#: text: a caption's states; raw: pixels of the clip; visual: an encoder's output for frames made from it.
-#: audio: the clip's sound, or an encoder's output for it. array: numbers in a file of each clip's own.
-#: view: nothing stored, a part of the latents. given: what a program of a user's wrote.
-FieldKind = Literal["text", "raw", "visual", "audio", "array", "view", "given"]
+#: text: a caption's states; joint: the same, encoded with images; raw: pixels of the clip; visual: an
+#: encoder's output for frames made from it. audio: the clip's sound, or an encoder's output for it. array:
+#: numbers in a file of each clip's own. view: nothing stored, a part of the latents. given: what a program
+#: of a user's wrote.
+FieldKind = Literal["text", "joint", "raw", "visual", "audio", "array", "view", "given"]
 #: zeros: attended zeros up to a fixed length; attended: the padding's own states; mask: the model gets
 #: a mask.
 Padding = Literal["zeros", "attended", "mask"]

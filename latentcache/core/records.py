@@ -39,6 +39,7 @@ REASONS: Mapping[str, str] = {
     "decoder_crashed": "the decoding process died",
     "non_finite": "the encoder returned NaN or infinity",
     "no_caption": "the clip has no text",
+    "image_mark": "the text holds the words that stand for an image in the field's model",
     "missing_input": "the clip has no value in the column that the field reads",
     "no_sound": "the source has no sound, or none while the clip is shown",
     "input_too_short": "the file in the field's column ends before the clip does",

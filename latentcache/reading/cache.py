@@ -47,6 +47,7 @@ from latentcache.reading.sample import Sample
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
 from latentcache.reading.steps import Steps, steps_of
+from latentcache.reading.time_ids import TIME_IDS
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
@@ -480,9 +481,9 @@ class Cache:
 
     @property
     def batch_columns(self) -> list[str]:
-        """Names of what batches can have of the tables: columns per frame by their own names."""
+        """Names of what batches can have of the tables: columns per frame by their own names; time_ids."""
         names = [name for name in self.column_names if name != PER_FRAME]
-        return [*names, *self.per_frame_names]
+        return [*names, *self.per_frame_names, TIME_IDS]
 
     @property
     def per_frame_names(self) -> list[str]:

@@ -95,6 +95,11 @@ class FieldReader:
         return self.field.kind == "view"
 
     @property
+    def is_text(self) -> bool:
+        """Whether it is of texts, which are dropped and chosen together."""
+        return self.field.kind in ("text", "joint")
+
+    @property
     def spec(self) -> LatentSpec:
         """What the cache's latents are."""
         return self._manifest.spec

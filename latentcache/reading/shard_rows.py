@@ -12,6 +12,7 @@ from latentcache.core.records import ChunkRef
 from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.reading.per_frame import per_frame_tensor
+from latentcache.reading.time_ids import TIME_IDS, time_ids
 
 
 class ShardRows:
@@ -47,9 +48,11 @@ class ShardRows:
     def column(self, name: str, positions: Sequence[int]) -> list[Any]:
         """Return a column's values at ok rows; None if only other shards have kept it from the corpus.
 
-        Values per frame are tensors, [T] or [T, n].
+        Values per frame are tensors, [T] or [T, n]; so are `time_ids`, [6].
         """
         column = self._columns.get(name)
+        if column is None and name == TIME_IDS:
+            return [time_ids(self._columns, position) for position in positions]
         if column is None:
             return [None] * len(positions)
         if name in self.per_frame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,10 +15,11 @@ from latentcache.decoders.pool import DecodedSound
 from latentcache.encoders.sounds import build_sound_encoder
 from latentcache.encoders.sounds.protocol import SoundEncoder
 from latentcache.errors import ClipError, EncoderError
+from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.describe import sound_arrays
 from latentcache.planning.fields.inputs import Texts
-from latentcache.running.clip_worker import Asked, ClipWorker, Made, check_own_files
+from latentcache.running.clip_worker import Asked, ClipWorker, check_own_files
 from latentcache.running.field_arrays import check_encoder
 from latentcache.running.worker import WorkerSpec, build_pool
 
@@ -39,25 +41,25 @@ class AudioWorker(ClipWorker):
         self._max_samples = max(1, round(settings.seconds * self._rate))
         super().__init__(spec, field, build_pool(spec))
 
-    def ask(self, clips: Sequence[Clip], paths: Sequence[Texts]) -> list[Asked]:  # noqa: ARG002
+    def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:  # noqa: ARG002
         """Ask for each clip's sound."""
         wanted = {"rate": self._rate, "channels": self._channels, "max_samples": self._max_samples}
-        return [Asked(futures=[self._pool.sound(clip, **wanted)]) for clip in clips]
+        return [Asked(clip, futures=[self._pool.sound(clip, **wanted)]) for clip in clips]
 
-    def make(self, asked: Asked) -> Made:
+    def make(self, asked: Asked, sample: Sample) -> list[Sample]:
         """Return samples [n, channels], or the encoder's steps; what was cut off counts in these."""
         sound: DecodedSound = asked.take()
         samples, lost = torch.from_numpy(sound.samples.copy()), sound.lost
         sound.release()
         if self._encoder is None:
-            return self._made([samples], lost)
+            return self._made(sample, [samples], lost)
         encoded = list(self._encoder.encode(samples).values())
         cut = lost * len(encoded[0]) // max(1, len(samples))
-        return self._made(encoded, max(cut, int(lost > 0)))
+        return self._made(sample, encoded, max(cut, int(lost > 0)))
 
-    def _made(self, tensors: Sequence[torch.Tensor], lost: int) -> Made:
+    def _made(self, sample: Sample, tensors: Sequence[torch.Tensor], lost: int) -> list[Sample]:
         arrays = [to_stored(t, a) for t, a in zip(tensors, self._field.arrays, strict=True)]
-        return Made(arrays=arrays, tokens=len(arrays[0]), lost_tokens=lost)
+        return [replace(sample, arrays=arrays, tokens=len(arrays[0]), lost_tokens=lost)]
 
 
 def to_stored(tensor: torch.Tensor, array: FieldArray) -> Array:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from latentcache.core.dtypes import Array
 from latentcache.core.records import RETIRED, Clip, ShardReport
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodePool
@@ -34,14 +33,23 @@ from latentcache.running.worker import WorkerSpec
 INPUT_SHA_DIGITS = 32
 
 
+def input_sha(clip: Clip, of: str, identity: str = "") -> str:
+    """Return the digest of what a field's sample is made of: frames of a clip, and of other files."""
+    text = " ".join(filter(None, (clip.identity, str(clip.start), of, identity)))
+    return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
+
+
 @dataclass
 class Asked:
     """What was asked for of a clip, in the order in which it was, and is not taken yet.
 
-    identity: of the files that it is of. error: why there is nothing to wait for.
+    identity: of the files that it is of, beside the clip's source. texts: that it is encoded with. error:
+    why there is nothing to wait for.
     """
 
+    clip: Clip
     identity: str = ""
+    texts: Sequence[str] = ()
     futures: list[Future[Any]] = field(default_factory=list)
     error: ClipError | None = None
 
@@ -50,15 +58,6 @@ class Asked:
         result = self.futures[0].result()
         del self.futures[0]
         return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """A clip's arrays as they are stored; tokens: of the first, None without an axis of them."""
-
-    arrays: Sequence[Array]
-    tokens: int | None = None
-    lost_tokens: int = 0
 
 
 class ClipWorker(abc.ABC):
@@ -71,12 +70,18 @@ class ClipWorker(abc.ABC):
         self.clips_done = 0
 
     @abc.abstractmethod
-    def ask(self, clips: Sequence[Clip], paths: Sequence[Texts]) -> list[Asked]:
-        """Ask for what some clips need, all of them before the first is waited for. paths: of each clip."""
+    def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
+        """Ask for what some clips need, all of them before the first is waited for.
+
+        texts: of each clip, what the field's columns hold: paths, then texts.
+        """
 
     @abc.abstractmethod
-    def make(self, asked: Asked) -> Made:
-        """Wait for what was asked for of a clip, and return what is stored of it. Raises ClipError."""
+    def make(self, asked: Asked, sample: Sample) -> list[Sample]:
+        """Wait for what was asked for of a clip, and return its samples: one, or one of each text.
+
+        sample: what they have in common. Raises ClipError if it has none.
+        """
 
     def encode_shard(self, shard: FieldShard) -> ShardReport:
         """Encode and commit the missing versions of a shard; what another run has committed is adopted."""
@@ -97,44 +102,40 @@ class ClipWorker(abc.ABC):
 
     def _ask(self, shard: FieldShard, part: FieldPart) -> dict[int, Asked]:
         """Return what was asked for of each row that is not retired."""
-        paths = dict(zip(part.rows, part.texts or [()] * len(part.rows), strict=True))
+        texts = dict(zip(part.rows, part.texts or [()] * len(part.rows), strict=True))
         rows = [row for row in part.rows if row not in shard.shard.retired]
         clips = [shard.shard.clips[row] for row in rows]
-        return dict(zip(rows, self.ask(clips, [paths[row] for row in rows]), strict=True))
+        return dict(zip(rows, self.ask(clips, [texts[row] for row in rows]), strict=True))
 
     def _samples(
         self, shard: FieldShard, part: FieldPart, asked: dict[int, Asked]
     ) -> tuple[list[Sample], float]:
         """Return what became of each clip, and the time that it took."""
-        started = time.perf_counter()
+        started, samples = time.perf_counter(), list[Sample]()
         try:
-            samples = [self._sample(shard.shard.clips[row], row, asked) for row in part.rows]
+            for row in part.rows:
+                sample = Sample(key=shard.shard.clips[row].key, row=row, choice=0)
+                samples += self._of_clip(sample, asked.pop(row, None))
         finally:
             for left in asked.values():
                 abandon(left.futures)
         return samples, time.perf_counter() - started
 
-    def _sample(self, clip: Clip, row: int, asked: dict[int, Asked]) -> Sample:
-        sample = Sample(key=clip.key, row=row, choice=0)
-        if row not in asked:
-            return sample.failed(str(RETIRED.reason), RETIRED.message)
-        of_clip = asked.pop(row)
-        sample = replace(sample, input_sha=self._sha(clip, of_clip.identity))
+    def _of_clip(self, sample: Sample, asked: Asked | None) -> list[Sample]:
+        if asked is None:
+            return [sample.failed(str(RETIRED.reason), RETIRED.message)]
+        of = str(self._field.recipe.get("of", ""))
+        sample = replace(sample, input_sha=input_sha(asked.clip, of, asked.identity))
         try:
-            if of_clip.error is not None:
-                raise of_clip.error
+            if asked.error is not None:
+                raise asked.error
             with torch.inference_mode():
-                made = self.make(of_clip)
+                return self.make(asked, sample)
         except OF_CLIP as error:
-            return sample.failed(error.reason, str(error))
+            return [sample.failed(error.reason, str(error))]
         finally:
-            abandon(of_clip.futures)
+            abandon(asked.futures)
             self.clips_done += 1
-        return replace(sample, **vars(made))
-
-    def _sha(self, clip: Clip, identity: str) -> str:
-        text = f"{clip.identity} {clip.start} {self._field.recipe.get('of')} {identity}"
-        return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
 
     @property
     def num_steps(self) -> int:

@@ -10,6 +10,7 @@ from latentcache.config.fields import (
     ArrayField,
     AudioField,
     FieldConfig,
+    JointField,
     MaskedField,
     RawField,
     TextField,
@@ -18,6 +19,7 @@ from latentcache.config.fields import (
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.running.array_worker import ArrayWorker
 from latentcache.running.audio_worker import AudioWorker
+from latentcache.running.joint_worker import JointWorker
 from latentcache.running.masked_worker import MaskedWorker
 from latentcache.running.text_worker import TextWorker
 from latentcache.running.visual_worker import VisualWorker
@@ -36,6 +38,8 @@ class FieldSpec(WorkerSpec):
         check_cache(self)
         if isinstance(self.settings, TextField):
             return TextWorker(self, self.field, self.settings, device)
+        if isinstance(self.settings, JointField):
+            return JointWorker(self, self.field, self.settings, device)
         if isinstance(self.settings, AudioField):
             return AudioWorker(self, self.field, self.settings, device)
         if isinstance(self.settings, MaskedField):

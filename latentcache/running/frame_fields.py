@@ -5,7 +5,6 @@ Whether these frames were decoded for the latents or for the field itself, the r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -26,13 +25,13 @@ from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.describe import tower_arrays
+from latentcache.running.clip_worker import input_sha
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.worker import WorkerSpec, build_encoder
 
-INPUT_SHA_DIGITS = 32
-#: Decoded frames of a clip that are waited for; None once one was taken.
-Frames = list[Future[DecodedClip] | None]
+#: Decoded frames of a clip that are waited for; each is taken off once.
+Frames = list[Future[DecodedClip]]
 #: Gives a clip's frames, uint8 [1, H, W, 3] each, or all of them as one [T, H, W, 3]. Raises ClipError.
 Pixels = Callable[[], Sequence[Array]]
 
@@ -67,22 +66,18 @@ class FrameField:
                     "latentcache.encoders.protocol.MaskedEncoder. Tiled encoders have none."
                 )
 
-    def sample(self, clip: Clip, row: int, pixels: Pixels | None, identity: str = "") -> Sample:
-        """Return what becomes of a clip. pixels: None of a retired row; identity: of another file."""
-        sha = self._sha(clip, identity)
-        sample = Sample(key=clip.key, row=row, choice=0, input_sha=sha)
+    def sample(self, clip: Clip, row: int, pixels: Pixels | None) -> Sample:
+        """Return what becomes of a clip. pixels: None of a retired row."""
+        sample = Sample(key=clip.key, row=row, choice=0)
         if pixels is None:
             return sample.failed(str(RETIRED.reason), RETIRED.message)
+        sample = replace(sample, input_sha=input_sha(clip, self._settings.of))
         try:
-            return replace(sample, arrays=self._encode(clip, pixels()))
+            return replace(sample, arrays=self.arrays(clip, pixels()))
         except OF_CLIP as error:
             return sample.failed(error.reason, str(error))
 
-    def _sha(self, clip: Clip, identity: str) -> str:
-        text = f"{clip.identity} {clip.start} {self._settings.of}{identity and ' '}{identity}"
-        return hashlib.sha256(text.encode()).hexdigest()[:INPUT_SHA_DIGITS]
-
-    def _encode(self, clip: Clip, pixels: Sequence[Array]) -> list[Array]:
+    def arrays(self, clip: Clip, pixels: Sequence[Array]) -> list[Array]:
         """Return a clip's arrays. Raises ClipError."""
         if self._tower is not None:
             with torch.inference_mode():
@@ -131,19 +126,17 @@ def taken(frames: Frames, clip: Clip, of: str) -> list[Array]:
 
     Buffers are let go of. Raises ClipError.
     """
-    pixels = [_taken(frames, n) for n in range(len(frames))]
+    pixels = [next_pixels(frames) for _ in range(len(frames))]
     given = given_frames(of, clip.frames)
     if of == "clip" or [len(part) for part in pixels] == [1] * len(given):
         return pixels
     return [pixels[0][n : n + 1].copy() for n in given]  # the whole clip is let go of
 
 
-def _taken(frames: Frames, n: int) -> Array:
-    """Return a copy of decoded pixels [T, H, W, 3], and let go of their buffer."""
-    future = frames[n]
-    assert future is not None, "each is taken once"
-    decoded = future.result()
-    frames[n] = None
+def next_pixels(frames: Frames) -> Array:
+    """Wait for the next pixels [T, H, W, 3]; returns a copy of them, and lets go of their buffer."""
+    decoded = frames[0].result()
+    del frames[0]
     pixels = decoded.pixels.copy()
     decoded.release()
     return pixels

@@ -21,9 +21,11 @@ from latentcache.core.spec import LatentSpec
 from latentcache.decoders.pool import DecodedClip
 from latentcache.encoders.values import of_values
 from latentcache.errors import ClipError
+from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.inputs import Texts
-from latentcache.running.clip_worker import Asked, ClipWorker, Made, check_own_files
+from latentcache.running.clip_worker import Asked, ClipWorker, check_own_files
+from latentcache.running.frame_fields import next_pixels
 from latentcache.running.other_files import OtherFile, OtherFiles
 from latentcache.running.worker import WorkerSpec, build_encoder, build_pool
 
@@ -39,11 +41,12 @@ class MaskedWorker(ClipWorker):
         self._encoder = of_values(build_encoder(spec, device))
         super().__init__(spec, field, build_pool(spec))
         folder = settings.folder or str(field.settings["folder"])
-        self._others = OtherFiles(self._pool, folder, same_shape=settings.same_shape)
+        rules = spec.config.clips
+        self._others = OtherFiles(self._pool, rules, folder, same_shape=settings.same_shape)
 
-    def ask(self, clips: Sequence[Clip], paths: Sequence[Texts]) -> list[Asked]:
+    def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
         """Ask for each clip's pixels, or another file's, and for its mask."""
-        columns = list(zip(*paths, strict=True)) or [()] * len(self._settings.columns)
+        columns = list(zip(*texts, strict=True)) or [()] * len(self._settings.columns)
         found = [self._others.find(clips, column) for column in columns]
         of_clips = list(zip(*found, strict=True))
         return [self._ask_one(*one) for one in zip(clips, of_clips, strict=True)]
@@ -52,11 +55,13 @@ class MaskedWorker(ClipWorker):
         named = dict(zip(self._settings.columns, files, strict=True))
         for file in files:
             if isinstance(file, ClipError):
-                return Asked(error=file)
+                return Asked(clip, error=file)
         pixels, mask = (
             named.get(name or "") for name in (self._settings.column, self._settings.masks)
         )
-        asked = Asked(" ".join(file.identity for file in files if isinstance(file, OtherFile)))
+        asked = Asked(
+            clip, " ".join(file.identity for file in files if isinstance(file, OtherFile))
+        )
         try:
             asked.futures.append(self._decode(clip, pixels))
             if mask is not None:
@@ -66,29 +71,32 @@ class MaskedWorker(ClipWorker):
         return asked
 
     def _decode(self, clip: Clip, file: OtherFile | ClipError | None) -> Future[DecodedClip]:
-        return (
-            file.decode(self._pool, clip)
-            if isinstance(file, OtherFile)
-            else self._pool.decode(clip)
-        )
+        if isinstance(file, OtherFile):
+            return file.decode(self._pool, clip, range(clip.frames))
+        return self._pool.decode(clip)
 
     def _decode_mask(self, clip: Clip, file: OtherFile | ClipError) -> Future[DecodedClip]:
         """Ask for a mask: a picture is that of every frame."""
-        is_picture = isinstance(file, OtherFile) and file.kind == "image"
-        return self._decode(replace(clip, frames=1) if is_picture else clip, file)
+        if isinstance(file, OtherFile) and file.kind == "image":
+            return file.decode(self._pool, clip, [0])
+        return self._decode(clip, file)
 
-    def make(self, asked: Asked) -> Made:
+    def make(self, asked: Asked, sample: Sample) -> list[Sample]:
         """Return the latents of what the mask keeps; of vace also of what it hides, and its levels."""
-        pixels = _taken(asked)
-        levels = _taken(asked) if asked.futures else np.full((1, *pixels.shape[1:]), 255, np.uint8)
+        pixels = next_pixels(asked.futures)
+        levels = (
+            next_pixels(asked.futures)
+            if asked.futures
+            else np.full((1, *pixels.shape[1:]), 255, np.uint8)
+        )
         levels = np.broadcast_to(levels, pixels.shape)
         hidden = torch.from_numpy(levels > 127)
         kept = self._mean(pixels, ~hidden)
         if self._settings.of == "masked":
-            return Made(arrays=[self._stored(kept)])
+            return [replace(sample, arrays=[self._stored(kept)])]
         pair = torch.cat([kept, self._mean(pixels, hidden)])
-        spec = self._spec.manifest.spec
-        return Made(arrays=[self._stored(pair), folded(levels[..., 0], spec)])
+        mask = folded(levels[..., 0], self._spec.manifest.spec)
+        return [replace(sample, arrays=[self._stored(pair), mask])]
 
     def _mean(self, pixels: Array, shown: torch.Tensor) -> torch.Tensor:
         """Return the latents [C, t, h, w] of a clip with zeros where `shown` [T, H, W, 3] is not set."""
@@ -126,11 +134,3 @@ def folded(levels: Array, spec: LatentSpec) -> Array:
     numbers = torch.arange(frames, dtype=torch.float32)[None, None]
     nearest: Any = torch.nn.functional.interpolate(numbers, size=t, mode="nearest-exact")
     return np.ascontiguousarray(planes[:, nearest[0, 0].long().numpy()])
-
-
-def _taken(asked: Asked) -> Array:
-    """Return a copy of the next decoded frames [T, H, W, 3], and let go of their buffer."""
-    decoded: DecodedClip = asked.take()
-    pixels = decoded.pixels.copy()
-    decoded.release()
-    return pixels

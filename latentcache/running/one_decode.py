@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +19,6 @@ from latentcache.config.fields import RawField, VisualField
 from latentcache.core.dtypes import Array
 from latentcache.core.fields import given_frames
 from latentcache.core.records import Clip, Shard, ShardReport
-from latentcache.decoders.pool import DecodedClip
 from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample, commit_field_shard
 from latentcache.format.fields.manifest import FieldManifest
@@ -222,9 +220,7 @@ class _Making:
         asked: list[tuple[Clip, str, Frames]] = []
         for row, of in wanted:
             clip = self._shard.clips[row]
-            frames: list[Future[DecodedClip] | None] = [
-                pool.decode(part) for part in frames_of(clip, of, sampling)
-            ]
+            frames = [pool.decode(part) for part in frames_of(clip, of, sampling)]
             asked.append((clip, of, frames))
         try:
             found = [_waited_for(frames, clip, of) for clip, of, frames in asked]

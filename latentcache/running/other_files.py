@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
+from latentcache.config.sections import ClipsConfig
 from latentcache.core.lru import Lru
 from latentcache.core.records import Clip
 from latentcache.corpus.source_table import IMAGES, resolve
 from latentcache.decoders.pool import DecodedClip, DecodePool
+from latentcache.decoders.sampling import clip_frames
 from latentcache.errors import ClipError
 from latentcache.storage.urls import is_url, without_query
 
@@ -30,33 +33,44 @@ MAX_ASPECT_DIFFERENCE = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class OtherFile:
-    """A file that stands beside a clip. source_times_s: of the frames of the clip's own source."""
+    """A file that stands beside a clip. source: what is known of the clip's own; rules: sampling."""
 
     url: str
     kind: Kind
     identity: str
-    source_times_s: Sequence[float] | None
+    source: Mapping[str, Any]
+    rules: ClipsConfig
 
-    def decode(self, pool: DecodePool, clip: Clip) -> Future[DecodedClip]:
-        """Decode the frames that are nearest in time to those of a clip, or of a part of it."""
-        if self.kind == "image" and clip.frames > 1:
+    def decode(self, pool: DecodePool, clip: Clip, numbers: Sequence[int]) -> Future[DecodedClip]:
+        """Decode the frames that are nearest in time to some of a clip's frames, by their numbers in it."""
+        if self.kind == "image" and len(numbers) > 1:
             raise ClipError(
                 "input_too_short", f"it is one picture, and the clip has {clip.frames} frames"
             )
-        other = replace(clip, url=self.url, identity=self.identity, kind=self.kind)
-        return pool.decode(other, [0.0] if self.kind == "image" else self._times_s(clip))
+        other = replace(
+            clip, url=self.url, identity=self.identity, kind=self.kind, frames=len(numbers)
+        )
+        times_s = [0.0] if self.kind == "image" else self._times_s(clip)[list(numbers)].tolist()
+        return pool.decode(other, times_s)
 
-    def _times_s(self, clip: Clip) -> list[float]:
-        """Return the times of a clip's frames since the first frame of its source."""
-        numbers = np.arange(clip.start, clip.start + clip.frames)
-        if clip.fps is not None:
-            return (numbers / clip.fps).tolist()  # type: ignore[no-any-return]
+    def _times_s(self, clip: Clip) -> npt.NDArray[np.float64]:
+        """Return the times of a clip's frames since the first frame of its source.
+
+        They are those of the frames that it samples, by whatever rule. Raises ClipError("truncated").
+        """
         if clip.kind == "image":
-            return [0.0] * clip.frames
-        times_s = np.array(self.source_times_s or [], np.float64)
-        if len(times_s) <= numbers[-1]:
+            return np.zeros(clip.frames)
+        times_s = np.array(self.source["times_s"], np.float64)
+        # Of a file that was cut, the probe says what the header does.
+        found_s = self.source["duration_s"] * len(times_s) / self.source["frames"]
+        rules = self.rules
+        frames = clip_frames(
+            rules.sampling, times_s, found_s, clip.start, clip.frames, clip.fps, rules.source_fps
+        )
+        if frames[-1] >= len(times_s):
             raise ClipError("truncated", f"the clip's source has {len(times_s)} frames")
-        return (times_s[numbers] - times_s[0]).tolist()  # type: ignore[no-any-return]
+        since_first: npt.NDArray[np.float64] = times_s[frames] - times_s[0]
+        return since_first
 
 
 class OtherFiles:
@@ -66,8 +80,10 @@ class OtherFiles:
     until it is encoded.
     """
 
-    def __init__(self, pool: DecodePool, folder: str, *, same_shape: bool) -> None:
-        self._pool, self._folder, self._same_shape = pool, folder, same_shape
+    def __init__(
+        self, pool: DecodePool, rules: ClipsConfig, folder: str, *, same_shape: bool
+    ) -> None:
+        self._pool, self._rules, self._folder, self._same_shape = pool, rules, folder, same_shape
         self._known: Lru[str, Future[dict[str, Any]]] = Lru(KEPT)
 
     def find(self, clips: Sequence[Clip], paths: Sequence[str]) -> list[OtherFile | ClipError]:
@@ -89,7 +105,7 @@ class OtherFiles:
         except ClipError as error:
             return ClipError(error.reason, f"{path}: {error}")
         return OtherFile(
-            url=url, kind=kind, identity=other["identity"], source_times_s=source.get("times_s")
+            url=url, kind=kind, identity=other["identity"], source=source, rules=self._rules
         )
 
     def _look(self, url: str, kind: str) -> Future[dict[str, Any]]:

@@ -120,7 +120,7 @@ class TextWorker:
             nothing = Sample(key=key, row=row, choice=0)
             return [nothing.failed(str(RETIRED.reason), RETIRED.message)]
         if not texts:
-            why = f"there is no text in {' or '.join(self._settings.columns)}"
+            why = f"there is no text in {' or '.join(self._settings.text_columns)}"
             return [Sample(key=key, row=row, choice=0).failed("no_caption", why)]
         return [self._sample(key, row, choice, text) for choice, text in enumerate(texts)]
 

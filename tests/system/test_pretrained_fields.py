@@ -19,7 +19,7 @@ from tests.tools.caches import read_files, run_inline
 from tests.tools.fields import add, cache_of, relabel
 from tests.tools.texts.captions import KINDS
 from tests.tools.texts.checkpoints import PARTS
-from tests.tools.texts.references import pipeline, saved
+from tests.tools.texts.references import CASES, pipeline, saved
 from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for all tests here
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def wan_field(model: Path, **settings: Any) -> dict[str, Any]:
 
 def encoded_by_diffusers(model: Path, captions: Sequence[str]) -> list[torch.Tensor]:
     """States [512, D] in bfloat16 of each caption by itself, as Wan's pipeline gives them."""
-    wan = pipeline("wan", model, PARTS["wan"](), torch.bfloat16)
+    wan = pipeline(CASES["wan"], model, PARTS["wan"](), torch.bfloat16)
     with torch.inference_mode():
         return [
             wan.encode_prompt(

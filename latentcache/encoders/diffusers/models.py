@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -174,7 +175,8 @@ def build(
             f"cache is made with {spec.weights_sha256}: latents of two models would be mixed. Put "
             "the same weights on every machine; for a hub id set encoder.revision to a commit."
         )
-    vae = _load(files, model_class.name, getattr(torch, config.dtype))
+    dtype = getattr(torch, config.dtype)
+    vae = load_class(files.folder, model_class.name, dtype, is_safetensors=files.is_safetensors)
     for name, value in located.facts.attributes.items():
         if not hasattr(vae, name):
             raise _unknown(model_class.name, f"has no attribute {name}")
@@ -279,26 +281,28 @@ def _diffusers_class(class_name: str) -> Any:
         ) from None
 
 
-def _load(files: ModelFiles, class_name: str, dtype: torch.dtype) -> Any:
+def load_class(
+    folder: Path, class_name: str, dtype: torch.dtype, *, is_safetensors: bool = True
+) -> Any:
     """Load a model for inference. Raises EncoderError, also if tensors would stay random."""
     try:
         vae, info = _diffusers_class(class_name).from_pretrained(
-            str(files.folder),
+            str(folder),
             torch_dtype=dtype,
             local_files_only=True,
-            use_safetensors=files.is_safetensors,
+            use_safetensors=is_safetensors,
             low_cpu_mem_usage=False,  # True needs accelerate
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(
-            f"{class_name} in {files.folder} cannot be loaded: {type(error).__name__}: {reason} "
+            f"{class_name} in {folder} cannot be loaded: {type(error).__name__}: {reason} "
             "Check that config.json and the weights are of the same model, and download it again."
         ) from error
     if info["missing_keys"]:
         raise EncoderError(
-            f"{class_name} in {files.folder}: the weights lack {len(info['missing_keys'])} tensors "
+            f"{class_name} in {folder}: the weights lack {len(info['missing_keys'])} tensors "
             f"that config.json asks for, such as {info['missing_keys'][0]}. They would stay "
             "random, and the latents would be nonsense. The files are of different models: "
             "download the model again."

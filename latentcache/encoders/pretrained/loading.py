@@ -79,10 +79,11 @@ def load_feature_extractor(component: Component) -> Any:
     )
 
 
-def load_config(component: Component, kind: Literal["text", "vision", "audio"]) -> Any:
+def load_config(component: Component, kind: Literal["text", "vision", "audio", "whole"]) -> Any:
     """Load the config of a text, vision or audio model, with what its class adds to the file.
 
-    Models of several kinds of input keep it inside theirs. Raises ConfigError and EncoderError.
+    Models of several kinds of input keep it inside theirs, which is the whole. Raises ConfigError and
+    EncoderError.
     """
     component.config()  # raises where it is missing
     loader = _class("AutoConfig")

@@ -63,5 +63,5 @@ class Encoder(Base[Settings]):
         return codes
 
     def facts(self) -> Mapping[str, object]:
-        """Return the bandwidth."""
-        return {"bandwidth": self.settings.bandwidth}
+        """Return the bandwidth, too."""
+        return {**super().facts(), "bandwidth": self.settings.bandwidth}

@@ -1,4 +1,4 @@
-"""The base of the encoders of sound: a model of transformers and its checkpoint's feature extractor."""
+"""The base of the encoders of sound, and those of transformers with their feature extractor."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _CONFIG = "config.json"
 
 
 class SoundSettings(PretrainedSettings):
-    """Base of every encoder's settings. `model` may also be one folder, as transformers saves models."""
+    """Base of every encoder's settings. `model` may also be one folder, with a model's own files."""
 
     family: str = Field(description="The encoder.")
 
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self, *components: str) -> Checkpoint:
         """Return the checkpoint on this machine; looks only where its config.json lies."""
         found = super().checkpoint()
         if found.model is None or not (found.model / _CONFIG).is_file():
             return found
-        whole: dict[str, Path] = dict.fromkeys((_MODEL, _EXTRACTOR), found.model)
+        whole: dict[str, Path] = dict.fromkeys(components, found.model)
         return Checkpoint(
             model=found.model, folders={**whole, **found.folders}, variant=found.variant
         )
@@ -47,30 +47,24 @@ class SoundSettings(PretrainedSettings):
 SettingsT = TypeVar("SettingsT", bound=SoundSettings)
 
 
-class Encoder(abc.ABC, Generic[SettingsT]):
+class BaseEncoder(abc.ABC, Generic[SettingsT]):
     """An encoder of sound. Made without weights; `load` makes it a `SoundEncoder`.
 
     max_s: the longest span. Raises ConfigError if files are missing, or are another model's.
     """
 
-    classes: ClassVar[tuple[str, ...]]
     source: ClassVar[str]
     """The code that the encoder follows."""
 
+    class_name: str
+    rate: int
+    channels: int
     arrays: Mapping[str, SoundArray]
 
     def __init__(self, settings: SettingsT, max_s: float) -> None:
         self.settings = settings
-        checkpoint = settings.checkpoint()
-        self._files = checkpoint.component(_MODEL)
-        self.class_name = class_of(self._files, self.classes)
-        self._config = load_config(self._files, "audio")
-        self._extractor_files = checkpoint.component(_EXTRACTOR)
-        self.extractor = load_feature_extractor(self._extractor_files)
-        self.rate = number_of(self._extractor_files, self.extractor, "sampling_rate")
-        self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
-        self.check_config()
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.open()
         steps = self.num_steps(round(max_s * self.rate))
         if steps < 1:
             raise ConfigError(f"seconds: {max_s} s of sound give {settings.family} not one step")
@@ -78,8 +72,12 @@ class Encoder(abc.ABC, Generic[SettingsT]):
         self._model: Any = None
 
     @abc.abstractmethod
-    def check_config(self) -> None:
-        """Raise ConfigError for a model that this encoder does not run as its reference does."""
+    def open(self) -> None:
+        """Read configs, and set `class_name`, `rate` and `channels`. Raises ConfigError."""
+
+    @abc.abstractmethod
+    def load_weights(self, device: torch.device) -> Any:
+        """Return the model on a device. Raises EncoderError."""
 
     @abc.abstractmethod
     def num_steps(self, num_samples: int) -> int:
@@ -90,20 +88,16 @@ class Encoder(abc.ABC, Generic[SettingsT]):
         """Return how many values a step has."""
 
     @abc.abstractmethod
-    def states(self, model: Any, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Run the model on what the feature extractor gave of one clip; returns [steps, width]."""
+    def states_of(self, model: Any, samples_NC: torch.Tensor) -> torch.Tensor:
+        """Run the model on one clip's samples; returns [steps, width]."""
+
+    @abc.abstractmethod
+    def facts(self) -> Mapping[str, object]:
+        """Return what the recipe says besides: files, packages and settings."""
 
     def stored_dtype(self) -> str:
         """Return what its arrays are."""
         return self.settings.dtype
-
-    def facts(self) -> Mapping[str, object]:
-        """Return what the recipe says besides."""
-        return {}
-
-    def setting(self, key: str) -> int:
-        """Return a number of the model's config. Raises ConfigError if it has none."""
-        return number_of(self._files, self._config, key)
 
     def recipe(self) -> dict[str, object]:
         """Return all that determines the values; where the files are is not part of it."""
@@ -114,19 +108,12 @@ class Encoder(abc.ABC, Generic[SettingsT]):
             "rate": self.rate,
             "channels": self.channels,
             "class": self.class_name,
-            "weights_sha256": self._files.weights_sha256(),
-            "config_sha256": self._files.config_sha256(),
-            "extractor": {
-                "class": type(self.extractor).__name__,
-                "sha256": self._extractor_files.files_sha256(),
-            },
-            "packages": versions(),
             **self.facts(),
         }
 
     def load(self, device: torch.device) -> Self:
         """Load the weights, and check that two sounds differ. Raises EncoderError."""
-        self._model = load_model(self._files, self.class_name, dtype=self.dtype, device=device)
+        self._model = self.load_weights(device)
         self._check_sounds_differ()
         return self
 
@@ -140,28 +127,17 @@ class Encoder(abc.ABC, Generic[SettingsT]):
                 "input_too_short",
                 f"{len(samples_NC)} samples of sound are too few for a step of {self.settings.family}",
             )
-        values = self._extracted(samples_NC)
         with exact_kernels(self._model.device), torch.inference_mode():
-            found = self.states(self._model, values)
+            found = self.states_of(self._model, samples_NC)
         self._check(found, steps)
         return {"states": found}
-
-    def _extracted(self, samples_NC: torch.Tensor) -> Mapping[str, torch.Tensor]:
-        """Return what the feature extractor makes of one clip, in the model's dtype and on its device."""
-        planes = samples_NC.float().cpu().numpy().T
-        sound = planes[0] if self.channels == 1 else planes
-        values = self.extractor(sound, sampling_rate=self.rate, return_tensors="pt")
-        return {
-            name: value.to(self._model.device, self.dtype if value.is_floating_point() else None)
-            for name, value in values.items()
-        }
 
     def _check(self, found: torch.Tensor, steps: int) -> None:
         shape = (steps, self.width())
         if tuple(found.shape) != shape:
             raise EncoderError(
                 f"{self.settings.family} gave {list(found.shape)}, and its checkpoint says {list(shape)}. "
-                "The feature extractor is another model's, or this version of transformers gives others."
+                "Its files are of several models, or this version of its package gives others."
             )
         if not bool(torch.isfinite(found).all()):
             raise ClipError("non_finite", "the states of the sound have NaN or infinity")
@@ -174,6 +150,63 @@ class Encoder(abc.ABC, Generic[SettingsT]):
         if torch.equal(first, second):
             raise EncoderError(
                 f"{self.settings.family}: two different sounds give the same states, so the model does "
-                "not read its input. Its weights are damaged, or this version of transformers "
-                f"({versions()['transformers']}) loads them wrongly: install another."
+                "not read its input. Its weights are damaged, or this version of its package loads them "
+                "wrongly: install another."
             )
+
+
+class Encoder(BaseEncoder[SettingsT]):
+    """An encoder of transformers. Its feature extractor says rate and channels."""
+
+    classes: ClassVar[tuple[str, ...]]
+
+    def open(self) -> None:
+        """Read the config, and load the feature extractor."""
+        checkpoint = self.settings.checkpoint(_MODEL, _EXTRACTOR)
+        self._files = checkpoint.component(_MODEL)
+        self.class_name = class_of(self._files, self.classes)
+        self._config = load_config(self._files, "audio")
+        self._extractor_files = checkpoint.component(_EXTRACTOR)
+        self.extractor = load_feature_extractor(self._extractor_files)
+        self.rate = number_of(self._extractor_files, self.extractor, "sampling_rate")
+        self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
+        self.check_config()
+
+    @abc.abstractmethod
+    def check_config(self) -> None:
+        """Raise ConfigError for a model that this encoder does not run as its reference does."""
+
+    @abc.abstractmethod
+    def states(self, model: Any, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Run the model on what the feature extractor gave of one clip; returns [steps, width]."""
+
+    def setting(self, key: str) -> int:
+        """Return a number of the model's config. Raises ConfigError if it has none."""
+        return number_of(self._files, self._config, key)
+
+    def facts(self) -> Mapping[str, object]:
+        """Return the digests of the files, and transformers' version."""
+        return {
+            "weights_sha256": self._files.weights_sha256(),
+            "config_sha256": self._files.config_sha256(),
+            "extractor": {
+                "class": type(self.extractor).__name__,
+                "sha256": self._extractor_files.files_sha256(),
+            },
+            "packages": versions(),
+        }
+
+    def load_weights(self, device: torch.device) -> Any:
+        """Load the model by transformers."""
+        return load_model(self._files, self.class_name, dtype=self.dtype, device=device)
+
+    def states_of(self, model: Any, samples_NC: torch.Tensor) -> torch.Tensor:
+        """Run the model on what the feature extractor makes of the samples, in the model's dtype."""
+        planes = samples_NC.float().cpu().numpy().T
+        sound = planes[0] if self.channels == 1 else planes
+        values = self.extractor(sound, sampling_rate=self.rate, return_tensors="pt")
+        inputs = {
+            name: value.to(model.device, self.dtype if value.is_floating_point() else None)
+            for name, value in values.items()
+        }
+        return self.states(model, inputs)

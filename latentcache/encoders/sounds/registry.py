@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 
 from latentcache.config.files import validate
-from latentcache.encoders.sounds.encoder import Encoder
+from latentcache.encoders.sounds.encoder import BaseEncoder
 from latentcache.encoders.sounds.protocol import SoundArray, SoundEncoder
 from latentcache.errors import ConfigError, did_you_mean
 
 _MODULES: Mapping[str, str] = {
     "encodec": "latentcache.encoders.sounds.encodec",
+    "ltx2": "latentcache.encoders.sounds.ltx2",
     "wav2vec2": "latentcache.encoders.sounds.wav2vec2",
 }
 #: The encoders that come with this package.
@@ -46,7 +47,7 @@ def build_sound_encoder(
     return _unloaded(settings, max_s, "encoder").load(device)
 
 
-def _unloaded(settings: Mapping[str, Any], max_s: float, where: str) -> Encoder[Any]:
+def _unloaded(settings: Mapping[str, Any], max_s: float, where: str) -> BaseEncoder[Any]:
     family = settings.get("family")
     if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
@@ -54,5 +55,5 @@ def _unloaded(settings: Mapping[str, Any], max_s: float, where: str) -> Encoder[
             f"Encoders: {', '.join(SOUNDS)}"
         )
     module = importlib.import_module(_MODULES[family])
-    encoder: Encoder[Any] = module.Encoder(validate(module.Settings, settings, where), max_s)
+    encoder: BaseEncoder[Any] = module.Encoder(validate(module.Settings, settings, where), max_s)
     return encoder

@@ -58,5 +58,5 @@ class Encoder(Base[Settings]):
         return hidden
 
     def facts(self) -> Mapping[str, object]:
-        """Return the layer."""
-        return {"layer": self.settings.layer}
+        """Return the layer, too."""
+        return {**super().facts(), "layer": self.settings.layer}

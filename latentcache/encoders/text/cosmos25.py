@@ -9,7 +9,7 @@ from pydantic import Field
 
 from latentcache.config.sections import Positive
 from latentcache.encoders.text.family import Family
-from latentcache.encoders.text.part import TextPart
+from latentcache.encoders.text.part import qwen_part
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -32,14 +32,7 @@ class Encoder(Family[Settings]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.qwen = TextPart(
-            settings.checkpoint(),
-            "text_encoder",
-            "tokenizer",
-            classes=("Qwen2_5_VLForConditionalGeneration",),
-            special=("bos",),
-            side=None,  # all rows are kept, wherever padding stands
-        )
+        self.qwen = qwen_part(settings.checkpoint())
         self.parts = (self.qwen,)
         width = self.qwen.setting("num_hidden_layers") * self.qwen.width
         self.arrays = {

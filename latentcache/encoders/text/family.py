@@ -1,9 +1,9 @@
-"""The base of the families: checks that are the same for each."""
+"""The bases of the families: checks that are the same for each, of texts and of texts with images."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -18,13 +18,13 @@ from latentcache.errors import ClipError, EncoderError
 
 SettingsT = TypeVar("SettingsT", bound=TextSettings)
 #: Texts that a working encoder tells apart, in every array: HunyuanVideo 1.5 encodes quoted words, too.
-_PROBES = ('A red square says "one"', 'Two big dogs: "hello"')
+PROBES = ('A red square says "one"', 'Two big dogs: "hello"')
 
 
-class Family(abc.ABC, Generic[SettingsT]):
-    """A family's text encoder. Made without weights; `load` makes it a `TextEncoder`.
+class BaseFamily(abc.ABC, Generic[SettingsT]):
+    """A family's encoder. Made without weights; `load` makes it one that encodes.
 
-    A subclass sets `arrays`, `parts` and `facts` (what its recipe says besides), and encodes one text.
+    A subclass sets `arrays`, `parts` and `facts` (what its recipe says besides), and encodes.
     Raises ConfigError if files are missing, or are another model's.
     """
 
@@ -41,29 +41,26 @@ class Family(abc.ABC, Generic[SettingsT]):
         self.device: torch.device | None = None
 
     @abc.abstractmethod
-    def states(self, text: str) -> EncodedText:
-        """Encode one cleaned text, as the reference does."""
+    def check_reads_input(self) -> None:
+        """Raise EncoderError if what is encoded does not depend on what is given."""
 
-    def encode(self, text: str) -> EncodedText:
-        """Encode one text by itself. Arrays are on the encoder's device, in its computing dtype.
-
-        Raises ClipError("non_finite") for a text whose states are not finite.
-        """
+    def encoded(self, text: str, encode: Callable[[str], EncodedText]) -> EncodedText:
+        """Encode a text, cleaned, and check the arrays. Raises EncoderError, ClipError("non_finite")."""
         if self.device is None:
             raise EncoderError(
                 "this text encoder has no weights yet: build it with build_text_encoder"
             )
         with exact_kernels(self.device):
-            encoded = self.states(CLEANINGS[self.cleaning](text))
+            encoded = encode(CLEANINGS[self.cleaning](text))
         self._check(encoded)
         return encoded
 
     def load(self, device: torch.device) -> Self:
-        """Load the weights of all parts, and check that two texts differ. Raises EncoderError."""
+        """Load the weights of all parts, and check that they read their input. Raises EncoderError."""
         for part in self.parts:
             part.load(self.dtype, device)
         self.device = device
-        self._check_texts_differ()
+        self.check_reads_input()
         return self
 
     def recipe(self) -> dict[str, object]:
@@ -100,13 +97,34 @@ class Family(abc.ABC, Generic[SettingsT]):
             if not bool(found.isfinite().all()):
                 raise ClipError("non_finite", f"{name} of the text has NaN or infinity")
 
-    def _check_texts_differ(self) -> None:
-        first, second = (self.encode(text).arrays for text in _PROBES)
+    def check_differ(self, first: EncodedText, second: EncodedText, what: str) -> None:
+        """Raise EncoderError if two inputs, `what` they are, gave the same array."""
         for name in self.arrays:
-            rows = min(len(first[name]), len(second[name]))
-            if rows and torch.equal(first[name][-rows:], second[name][-rows:]):
+            one, other = first.arrays[name], second.arrays[name]
+            rows = min(len(one), len(other))
+            if rows and torch.equal(one[-rows:], other[-rows:]):
                 raise EncoderError(
-                    f"{self.settings.family}: two different texts give the same {name}, so the model in "
+                    f"{self.settings.family}: two different {what} give the same {name}, so the model in "
                     "use does not read its input. Its weights are damaged, or this version of "
                     f"transformers ({versions()['transformers']}) loads them wrongly: install another."
                 )
+
+
+class Family(BaseFamily[SettingsT]):
+    """A family's text encoder: a `TextEncoder` once it is loaded. A subclass encodes one text."""
+
+    @abc.abstractmethod
+    def states(self, text: str) -> EncodedText:
+        """Encode one cleaned text, as the reference does."""
+
+    def encode(self, text: str) -> EncodedText:
+        """Encode one text by itself. Arrays are on the encoder's device, in its computing dtype.
+
+        Raises ClipError("non_finite") for a text whose states are not finite.
+        """
+        return self.encoded(text, self.states)
+
+    def check_reads_input(self) -> None:
+        """Raise EncoderError if two texts give the same states."""
+        first, second = map(self.encode, PROBES)
+        self.check_differ(first, second, "texts")

@@ -10,7 +10,7 @@ from latentcache.config.sections import Positive
 from latentcache.encoders.text.cleaning import Cleaning
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.family import Family
-from latentcache.encoders.text.part import TextPart
+from latentcache.encoders.text.part import qwen_part
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -47,14 +47,7 @@ class Encoder(Family[Settings]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         checkpoint = settings.checkpoint()
-        self.qwen = TextPart(
-            checkpoint,
-            "text_encoder",
-            "tokenizer",
-            classes=("Qwen2_5_VLForConditionalGeneration",),
-            special=("bos",),
-            side=None,  # nothing is padded: each text is encoded by itself
-        )
+        self.qwen = qwen_part(checkpoint)
         self.qwen.check_cut(TEMPLATE, CUT)
         self.clip = ClipPart(checkpoint, "_2")
         self.parts = (self.qwen, self.clip.part)

@@ -26,6 +26,7 @@ from latentcache.errors import ConfigError
 _WITH_LOGITS = frozenset(
     {
         "Gemma3ForConditionalGeneration",
+        "LlavaForConditionalGeneration",
         "Mistral3ForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration",
     }
@@ -184,12 +185,15 @@ class TextPart:
         *,
         mask: torch.Tensor | None = None,
         layers: bool = False,
+        **inputs: torch.Tensor,
     ) -> Any:
         """Run the model and return its output.
 
-        mask: [1, L], what it is told of padding. layers: whether to return all hidden states.
+        mask: [1, L], what it is told of padding. layers: whether to return all hidden states. inputs: what
+        else the model takes, such as an image.
         """
         asked: dict[str, Any] = {"output_hidden_states": True} if layers else {}
+        asked |= {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         if mask is not None:
             asked["attention_mask"] = mask.to(self._model.device)
         if self.class_name in _WITH_LOGITS:
@@ -232,4 +236,16 @@ def t5_part(
         classes=classes,
         special=("eos", "pad"),
         padded=padded,
+    )
+
+
+def qwen_part(checkpoint: Checkpoint, *, tokenizer: str = "tokenizer") -> TextPart:
+    """Return Qwen2.5-VL, of which it does not matter where padding stands: there is none, or it is kept."""
+    return TextPart(
+        checkpoint,
+        "text_encoder",
+        tokenizer,
+        classes=("Qwen2_5_VLForConditionalGeneration",),
+        special=("bos",),
+        side=None,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from latentcache.encoders.text.family import Family
-from latentcache.encoders.text.part import TextPart, without_first
+from latentcache.encoders.text.part import qwen_part, without_first
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -37,14 +37,7 @@ class Encoder(Family[Settings]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.qwen = TextPart(
-            settings.checkpoint(),
-            "text_encoder",
-            "tokenizer",
-            classes=("Qwen2_5_VLForConditionalGeneration",),
-            special=("bos",),
-            side=None,  # nothing is padded: each text is encoded by itself
-        )
+        self.qwen = qwen_part(settings.checkpoint())
         self.qwen.check_cut(TEMPLATE, CUT)
         self.parts = (self.qwen,)
         self.arrays = {"states": TextArray((settings.length, self.qwen.width), padding="mask")}

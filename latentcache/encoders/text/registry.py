@@ -10,6 +10,7 @@ import torch
 
 from latentcache.config.files import validate
 from latentcache.encoders.text.family import Family
+from latentcache.encoders.text.joint import JointEncoder, JointFamily
 from latentcache.encoders.text.protocol import TextArray, TextEncoder
 from latentcache.encoders.text.settings import TextSettings
 from latentcache.errors import ConfigError, did_you_mean
@@ -35,6 +36,13 @@ _MODULES: Mapping[str, str] = {
 }
 #: The families that come with this package.
 FAMILIES = tuple(_MODULES)
+#: Those whose text is encoded with images: their modules, and the classes in these.
+_JOINT: Mapping[str, tuple[str, str]] = {
+    "hunyuan_video_i2v": ("hunyuan_video_i2v", "Encoder"),
+    "qwen_image_edit": ("qwen_image_edit", "Encoder"),
+    "qwen_image_edit_plus": ("qwen_image_edit", "PlusEncoder"),
+}
+JOINT_FAMILIES = tuple(_JOINT)
 
 
 class TextDescription(NamedTuple):
@@ -47,6 +55,8 @@ class TextDescription(NamedTuple):
 def text_settings(raw: Mapping[str, Any], where: str = "text") -> TextSettings:
     """Return a family's validated settings. Raises ConfigError; `where` names them in messages."""
     family = raw.get("family")
+    if family in _JOINT:
+        raise ConfigError(f"{where}.family: {family} encodes texts with images: use kind: joint")
     if not isinstance(family, str) or family not in _MODULES:
         raise ConfigError(
             f"{where}.family: unknown family {family!r}.{did_you_mean(str(family), FAMILIES)} "
@@ -76,3 +86,28 @@ def _unloaded(settings: Mapping[str, Any]) -> Family[Any]:
     checked = text_settings(settings)
     encoder: Family[Any] = family_module(checked.family).Encoder(checked)
     return encoder
+
+
+def describe_joint_encoder(settings: Mapping[str, Any], num_images: int) -> TextDescription:
+    """Describe an encoder of texts with images, as `describe_text_encoder` does."""
+    encoder = _unloaded_joint(settings)
+    encoder.check_images(num_images)
+    return TextDescription(encoder.arrays, encoder.recipe())
+
+
+def build_joint_encoder(settings: Mapping[str, Any], device: torch.device) -> JointEncoder:
+    """Load an encoder of texts with images onto a device. Raises ConfigError and EncoderError."""
+    return _unloaded_joint(settings).load(device)
+
+
+def _unloaded_joint(settings: Mapping[str, Any], where: str = "joint") -> JointFamily[Any]:
+    family = settings.get("family")
+    if not isinstance(family, str) or family not in _JOINT:
+        raise ConfigError(
+            f"{where}.family: unknown family {family!r}.{did_you_mean(str(family), JOINT_FAMILIES)} "
+            f"Families of texts with images: {', '.join(JOINT_FAMILIES)}"
+        )
+    name, encoder = _JOINT[family]
+    module = importlib.import_module(f"{_PACKAGE}.{name}")
+    made: JointFamily[Any] = getattr(module, encoder)(validate(module.Settings, settings, where))
+    return made

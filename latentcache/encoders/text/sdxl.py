@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two CLIPs side by side, the second one's vector, and the sizes as numbers."""
+"""Stable Diffusion XL: two CLIPs side by side, and the second one's vector."""
 
 from __future__ import annotations
 
@@ -46,13 +46,3 @@ class Encoder(Family[Settings]):
         )
         arrays = {"states": torch.cat([first, second], dim=-1), "pooled": pooled}
         return EncodedText(arrays, tokens[0].num_own, tokens[0].lost)
-
-
-def time_ids(
-    original: tuple[int, int], crop_top_left: tuple[int, int], target: tuple[int, int]
-) -> tuple[int, int, int, int, int, int]:
-    """Return SDXL's size condition: original height and width, crop top and left, target height and width.
-
-    In pixels: `original` of the source, `crop_top_left` in the resized source, `target` of the crop.
-    """
-    return (*original, *crop_top_left, *target)

@@ -11,19 +11,16 @@ from PIL import Image
 from pydantic import Field
 
 from latentcache.encoders.inference import exact_kernels
+from latentcache.encoders.pretrained.images import ImageProcessor
 from latentcache.encoders.pretrained.loading import (
     class_of,
     load_config,
-    load_image_processor,
     load_model,
     number_of,
     versions,
 )
 from latentcache.encoders.pretrained.settings import PretrainedSettings
 from latentcache.errors import ClipError, ConfigError, EncoderError
-
-#: How the classes of image processors end that run on PIL; the others run on torchvision.
-_PIL = "Pil"
 
 
 class TowerSettings(PretrainedSettings):
@@ -60,8 +57,7 @@ class Tower(abc.ABC, Generic[SettingsT]):
         self._files = checkpoint.component("image_encoder")
         self.class_name = class_of(self._files, self.classes)
         self._config = load_config(self._files, "vision")
-        self._processor_files = checkpoint.component(self.processor_name)
-        self.processor = load_image_processor(self._processor_files)
+        self.processor = ImageProcessor(checkpoint.component(self.processor_name))
         self._check_processor()
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.num_frames = 2 if settings.frames == "first_last" else 1
@@ -87,8 +83,6 @@ class Tower(abc.ABC, Generic[SettingsT]):
 
     def recipe(self) -> dict[str, object]:
         """Return all that determines the values; where the files are is not part of it."""
-        name = type(self.processor).__name__
-        backend = "pillow" if name.endswith(_PIL) else "torchvision"
         return {
             "kind": "image",
             "family": self.settings.family,
@@ -97,12 +91,8 @@ class Tower(abc.ABC, Generic[SettingsT]):
             "class": self.class_name,
             "weights_sha256": self._files.weights_sha256(),
             "config_sha256": self._files.config_sha256(),
-            "processor": {
-                "class": name,
-                "backend": backend,
-                "sha256": self._processor_files.files_sha256(),
-            },
-            "packages": versions(backend),
+            "processor": self.processor.recipe(),
+            "packages": versions(self.processor.backend),
             **self.facts,
         }
 
@@ -136,14 +126,14 @@ class Tower(abc.ABC, Generic[SettingsT]):
 
     def _processed(self, frames_NHWC: torch.Tensor) -> Any:
         images = [Image.fromarray(frame) for frame in frames_NHWC.cpu().numpy()]
-        return self.processor(images=images, return_tensors="pt")
+        return self.processor(images)
 
     def _check_processor(self) -> None:
         side = self.setting("image_size")
         values = self._processed(torch.zeros(1, 48, 64, 3, dtype=torch.uint8))["pixel_values"]
         if tuple(values.shape) != (1, 3, side, side):
             raise ConfigError(
-                f"{self.processor_name}: the image processor in {self._processor_files.folder} gives "
+                f"{self.processor_name}: the image processor in {self.processor.component.folder} gives "
                 f"{list(values.shape)}, and the model takes [1, 3, {side}, {side}]. It is another model's: "
                 "name the folder of the model's own."
             )

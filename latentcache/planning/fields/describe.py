@@ -13,6 +13,7 @@ from latentcache.config.fields import (
     AudioField,
     FieldConfig,
     GivenField,
+    JointField,
     MaskedField,
     RawField,
     TextField,
@@ -24,7 +25,7 @@ from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.sounds import describe_sound_encoder
 from latentcache.encoders.sounds.protocol import SoundArray
-from latentcache.encoders.text import resolve
+from latentcache.encoders.text import describe_joint_encoder, resolve
 from latentcache.encoders.text.protocol import TextArray
 from latentcache.encoders.towers import describe_image_tower
 from latentcache.errors import ConfigError, EncoderError, GeometryError
@@ -49,6 +50,8 @@ def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
     match config:
         case TextField():
             return _describe_text(config)
+        case JointField():
+            return _describe_joint(config)
         case RawField():
             frames = 0 if config.of == "clip" else 1  # 0: all
             pixels = FieldArray(name="", shape=(frames,), dtype="uint8", rule="pixels")
@@ -225,8 +228,23 @@ def _describe_given(config: GivenField) -> Description:
 
 
 def _describe_text(config: TextField) -> Description:
-    settings = config.encoder()
-    arrays, recipe = resolve.describe(settings)
+    found = resolve.describe(config.encoder())
+    return _described_text(config, *found, {"nulls": dict(config.nulls)})
+
+
+def _describe_joint(config: JointField) -> Description:
+    found = describe_joint_encoder(config.encoder(), config.num_images)
+    facts = {"images": config.images}
+    more = {"same_shape": config.same_shape} if config.image_columns else {}
+    return _described_text(config, *found, {**facts, **more})
+
+
+def _described_text(
+    config: TextField | JointField,
+    arrays: Mapping[str, TextArray],
+    recipe: Mapping[str, Any],
+    more: Mapping[str, Any],
+) -> Description:
     dtype = config.store or config.dtype
     whole = {
         "version": FIELD_RECIPE_VERSION,
@@ -234,9 +252,9 @@ def _describe_text(config: TextField) -> Description:
         "encoder": recipe,
         "dtype": config.dtype,
         "stored": dtype,
-        "columns": config.columns,
+        "columns": config.text_columns,
         "missing": config.missing,
-        "nulls": dict(config.nulls),
+        **more,
     }
     return Description(arrays=text_arrays(arrays, dtype), recipe=plain(whole))
 

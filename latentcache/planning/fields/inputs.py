@@ -1,4 +1,4 @@
-"""The texts of a cache's clips, as they stand in a generation. Which one is a version's to say."""
+"""The texts and paths of a cache's clips, as they stand in a generation: a version says which."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from latentcache.config.fields import CaptionField, FieldConfig, path_columns
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import Changes, read_changes
@@ -16,24 +17,21 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.planned import PlannedCache
 
-#: The texts of one clip: none, one, or several of which a batch has one.
+#: What a field reads of one clip: a path of each column of paths, then its texts: none, one, or several of
+#: which a batch has one.
 Texts = tuple[str, ...]
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 
 
 class TextInputs:
-    """Reads texts from plans and changed columns. Not for several threads.
+    """Reads texts and paths from plans and changed columns. Not for several threads."""
 
-    columns: those of the texts. missing: `empty`, if a clip without text counts as the empty text. paths:
-    whether they are paths, of which each column has one.
-    """
-
-    def __init__(
-        self, planned: PlannedCache, columns: Sequence[str], missing: str, *, paths: bool = False
-    ) -> None:
-        self._planned, self._columns, self._missing = planned, columns, missing
-        self._paths = paths
+    def __init__(self, planned: PlannedCache, config: FieldConfig) -> None:
+        self._planned, self._columns = planned, config.columns
+        self.num_paths = len(path_columns(config))
+        is_empty = isinstance(config, CaptionField) and config.missing == "empty"
+        self._without_text: Texts = ("",) if is_empty else ()
         self._manifest: Manifest = planned.manifest
         self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
 
@@ -62,10 +60,10 @@ class TextInputs:
         return [_as_lists(table, name) for name in self._columns]
 
     def _texts(self, values: Sequence[Sequence[str | None]]) -> Texts:
-        if self._paths:
-            return tuple(next((p for p in some if p and p.strip()), "") for some in values)
-        texts = tuple(text for some in values for text in some if text is not None and text.strip())
-        return texts or (("",) if self._missing == "empty" else ())
+        given = [[text for text in some if text is not None and text.strip()] for some in values]
+        paths = tuple(some[0] if some else "" for some in given[: self.num_paths])
+        texts = tuple(text for some in given[self.num_paths :] for text in some)
+        return paths + (texts or self._without_text)
 
 
 def _as_lists(table: pa.Table, name: str) -> list[list[str | None]]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.config.fields import (
-    ArrayField,
     AudioField,
+    CaptionField,
     FieldConfig,
-    FramesField,
+    JointField,
     TextField,
-    ViewField,
     VisualField,
+    path_columns,
     stored_field,
 )
 from latentcache.config.files import apply_overrides
@@ -52,13 +52,11 @@ from latentcache.storage.urls import folder_of, is_url
 
 #: Settings of this package's own encoders that name files. Those of plug-ins may all do.
 PLACES = ("model", "folders")
-#: Fields that may read a file of each clip's own, beside its source.
-OF_FILES = FramesField | ArrayField
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldPart:
-    """Rows of a shard that a version encodes. texts: of each row."""
+    """Rows of a shard that a version encodes. texts: of each row, after its paths of other files."""
 
     version: int
     rows: tuple[int, ...]
@@ -88,15 +86,8 @@ class PlannedField:
 
     @functools.cached_property
     def inputs(self) -> TextInputs:
-        """The texts of the clips."""
-        if isinstance(self.config, TextField):
-            return TextInputs(self.cache, self._columns, self.config.missing)
-        return TextInputs(self.cache, self._columns, "fail", paths=True)
-
-    @property
-    def _columns(self) -> list[str]:
-        """The columns that the field reads of each clip: of texts, or of the paths of other files."""
-        return [] if isinstance(self.config, ViewField | AudioField) else self.config.columns
+        """The texts of the clips, and the paths of their other files."""
+        return TextInputs(self.cache, self.config)
 
     @functools.cached_property
     def missing(self) -> dict[ShardId, list[Version]]:
@@ -123,7 +114,7 @@ class PlannedField:
 
     def _part(self, shard: ShardId, version: Version) -> FieldPart:
         rows = tuple(self._rows(shard, version))
-        if not self._columns:
+        if not self.config.columns:
             return FieldPart(version=version.number, rows=rows)
         texts = self.inputs.of(shard, self.inputs.pinned(version, shard))
         return FieldPart(
@@ -153,7 +144,7 @@ class PlannedField:
     def changed_rows(self) -> dict[ShardId, frozenset[int]]:
         """Return the rows whose texts are others now than those that their newest version encodes."""
         found: dict[ShardId, frozenset[int]] = {}
-        if not self._columns:
+        if not self.config.columns:
             return found
         now = len(self.cache.manifest.generations)
         for shard in self.cache.planned_shards():
@@ -178,7 +169,8 @@ class PlannedField:
 
     def _taken(self, texts: Texts) -> Texts:
         """Return what the field takes of a clip's texts: as many as it has room for; and every path."""
-        return texts[: self.field.choices] if isinstance(self.config, TextField) else texts
+        most = self.inputs.num_paths + self.field.choices
+        return texts[:most] if isinstance(self.config, CaptionField) else texts
 
     def failed_rows(self) -> dict[ShardId, frozenset[int]]:
         """Return the rows whose newest version failed in a way that need not come again."""
@@ -219,8 +211,8 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
         settings=_found_from_anywhere(config, cache.config.corpus.source),
     )
     planned = PlannedField(cache=cache, field=field, config=config)
-    if not isinstance(config, TextField):
-        _check_paths(planned)
+    _check_paths(planned)
+    if not isinstance(config, CaptionField):
         return planned
     return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
 
@@ -238,19 +230,20 @@ def _check_columns(cache: PlannedCache, name: str) -> None:
 
 def _check_paths(planned: PlannedField) -> None:
     """Raise ConfigError where the clips have no column of the paths that a field reads."""
-    if isinstance(planned.config, OF_FILES) and planned.config.columns:
+    if path_columns(planned.config):
         for shard in planned.cache.planned_shards()[:1]:
             planned.inputs.of(shard, planned.field.generation)
 
 
-def _num_choices(planned: PlannedField, config: TextField) -> int:
+def _num_choices(planned: PlannedField, config: CaptionField) -> int:
     """Return how many texts a clip has at most; looks at every clip."""
     now, most = planned.field.generation, 1
     if config.max_choices is not None:
         most = config.max_choices
     else:
         for shard in planned.cache.planned_shards():
-            most = max(most, *map(len, planned.inputs.of(shard, now)))
+            texts = planned.inputs.of(shard, now)
+            most = max(most, *(len(of_clip) - planned.inputs.num_paths for of_clip in texts))
     if most > MAX_CHOICES:
         raise ConfigError(f"a clip has {most} texts; a field holds up to {MAX_CHOICES} per clip")
     return most
@@ -259,10 +252,10 @@ def _num_choices(planned: PlannedField, config: TextField) -> int:
 def _found_from_anywhere(config: FieldConfig, corpus: str) -> dict[str, Any]:
     """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
     settings = config.model_dump(mode="json")
-    if isinstance(config, OF_FILES) and config.columns:
-        folder = config.folder or folder_of(corpus)
+    if path_columns(config):
+        folder = settings["folder"] or folder_of(corpus)
         settings["folder"] = folder if is_url(folder) else str(Path(folder).expanduser().absolute())
-    if isinstance(config, TextField):
+    if isinstance(config, TextField | JointField):
         is_own = "." not in config.family and ":" not in config.family
         names = PLACES if is_own else tuple(config.model_extra or ())
         return settings | _absolute_in(settings, names)

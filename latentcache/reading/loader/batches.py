@@ -6,7 +6,7 @@ Axes: B batch, C channels, t h w of the latent.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from latentcache.reading.loader.targets import Staged, Target
 from latentcache.reading.order.epoch import Batch
 from latentcache.reading.per_frame import stack_per_frame
 from latentcache.reading.shard_rows import ShardRows
+from latentcache.reading.time_ids import stacked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ class ReadBatch:
         columns = self._columns(num)
         batch: dict[str, Any] = {n: [values[i] for i in sound] for n, values in columns.items()}
         batch.update(self._per_frame(batch))
+        batch.update(self._sizes(batch))
         number = {} if self._cache is None else {"cache": self._cache}
         memory = self._fields_memory()
         fields = {} if memory is None else memory.finish()
@@ -153,6 +155,10 @@ class ReadBatch:
         stacked = {n: stack_per_frame(v, self._plan.frames) for n, v in batch.items() if n in names}
         is_tensor = torch.is_tensor
         return {n: self._target.send_plain(v) if is_tensor(v) else v for n, v in stacked.items()}
+
+    def _sizes(self, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Return `time_ids` [B, 6], if they are asked for."""
+        return {n: self._target.send_plain(v) for n, v in stacked(columns).items()}
 
     def _kept(self) -> list[str]:
         """Return the kept columns of the batch's shards, whichever was read first."""

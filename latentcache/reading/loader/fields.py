@@ -102,8 +102,8 @@ class LoaderFields:
             self._check_null(reader)
 
     def _needs_null(self, reader: FieldReader) -> bool:
-        options, is_text = self.options, reader.field.kind == "text"
-        return is_text and (options.caption_dropout > 0 or options.missing == "null")
+        options = self.options
+        return reader.is_text and (options.caption_dropout > 0 or options.missing == "null")
 
     def _check_null(self, reader: FieldReader) -> None:
         name = self.options.dropped
@@ -270,7 +270,7 @@ class FieldsOfBatch:
                 for n, latents in zip(where, stored, strict=True):
                     self._tensors[reader.name][n] = reader.view(latents)
                 continue
-            known, drops = reader.rows(self._bucket, shard), reader.field.kind == "text"
+            known, drops = reader.rows(self._bucket, shard), reader.is_text
             wanted = []
             for row, n, number in zip(rows, where, numbers, strict=True):
                 if drops and n in dropped:
@@ -296,7 +296,7 @@ class FieldsOfBatch:
 
     def _fill(self, reader: FieldReader, n: int) -> None:
         """Put there what stands for a dropped or missing text; zeros in what is no text."""
-        null = reader.nulls.get(self._options.dropped) if reader.field.kind == "text" else None
+        null = reader.nulls.get(self._options.dropped) if reader.is_text else None
         for a, (key, array) in enumerate(reader.arrays.items()):
             out = self._tensors[key][n]
             out.zero_()

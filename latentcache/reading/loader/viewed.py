@@ -168,7 +168,7 @@ class ViewedBatch(ReadBatch):
         num, sound = len(self._batch.rows), sorted(self._made)
         made = [self._made[n] for n in sound]
         columns = {name: [values[n] for n in sound] for name, values in self._columns(num).items()}
-        columns.update(self._cut_columns(columns, made))
+        columns.update({**self._cut_columns(columns, made), **self._sizes(columns)})
         fields = self._cut_fields([sample.pick for sample in made])
         tensors = {**fields, **self._stacked([sample.tensors for sample in made])}
         sent = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import audio_utils
 
 from latentcache.encoders.sounds import SOUNDS, build_sound_encoder, describe_sound_encoder
+from latentcache.encoders.sounds.ltx2 import FLOOR, N_FFT, log_mel
 from latentcache.errors import ClipError, ConfigError, EncoderError
 from tests.tools.texts.sounds import RATES, REFERENCES, SETTINGS, TINY, encodec, wav2vec2
 
@@ -22,9 +25,10 @@ def settings_of(family: str, model: Path, dtype: str = "float32", **more: Any) -
     return {"family": family, "model": str(model), "dtype": dtype, **SETTINGS[family], **more}
 
 
-def noise(seconds: float, rate: int, seed: int = 0) -> np.ndarray:
+def noise(seconds: float, rate: int, seed: int = 0, channels: int = 1) -> np.ndarray:
+    """Samples [n, channels]."""
     draw = np.random.default_rng(seed)
-    return draw.uniform(-0.5, 0.5, round(seconds * rate)).astype(np.float32)
+    return draw.uniform(-0.5, 0.5, (round(seconds * rate), channels)).astype(np.float32)
 
 
 def test_every_encoder_has_a_reference() -> None:
@@ -41,9 +45,9 @@ def test_arrays_are_the_references_bit_for_bit(tmp_path: Path, family: str, dtyp
     described = describe_sound_encoder(settings, MAX_S)
     assert described.recipe == encoder.recipe()
     assert encoder.rate == RATES[family]
-    for n, seconds in enumerate((0.03, 0.5, 1.0, 1.2345, MAX_S)):
-        samples = noise(seconds, encoder.rate, n)
-        states = encoder.encode(torch.from_numpy(samples)[:, None])["states"]
+    for n, seconds in enumerate((0.04, 0.5, 1.0, 1.2345, MAX_S)):
+        samples = noise(seconds, encoder.rate, n, encoder.channels)
+        states = encoder.encode(torch.from_numpy(samples))["states"]
         expected = REFERENCES[family](tmp_path, samples, getattr(torch, dtype))
         assert states.dtype == expected.dtype
         assert torch.equal(states, expected)
@@ -54,7 +58,7 @@ def test_arrays_are_the_references_bit_for_bit(tmp_path: Path, family: str, dtyp
 def test_a_layer_of_wav2vec2_can_be_chosen(tmp_path: Path) -> None:
     settings = settings_of("wav2vec2", wav2vec2(tmp_path), layer=-2)
     samples = noise(0.5, 16_000)
-    found = build_sound_encoder(settings, MAX_S, CPU).encode(torch.from_numpy(samples)[:, None])
+    found = build_sound_encoder(settings, MAX_S, CPU).encode(torch.from_numpy(samples))
     expected = REFERENCES["wav2vec2"](tmp_path, samples, torch.float32, layer=-2)
     assert torch.equal(found["states"], expected)
 
@@ -100,3 +104,36 @@ def test_models_that_these_do_not_run_are_refused(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(EncoderError, match="cannot be loaded"):
         build_sound_encoder(settings_of("wav2vec2", tmp_path / "cut"), MAX_S, CPU)
+
+
+def test_the_spectrogram_is_that_of_another_implementation() -> None:
+    """transformers computes it in float64, and its quiet parts differ by the rounding of float32."""
+    samples = noise(0.5, 16_000, channels=2)
+    found = log_mel(torch.from_numpy(samples.T.copy()), rate=16_000, hop=160, bins=64)
+    filters = audio_utils.mel_filter_bank(
+        N_FFT // 2 + 1, 64, 0.0, 8000.0, 16_000, norm="slaney", mel_scale="slaney"
+    )
+    for channel, mel in enumerate(found):
+        expected = audio_utils.spectrogram(
+            samples[:, channel], audio_utils.window_function(N_FFT, "hann"), N_FFT, 160,
+            power=1.0, mel_filters=filters, mel_floor=FLOOR, log_mel="log",
+        )  # fmt: skip
+        np.testing.assert_allclose(mel.numpy(), expected.T, atol=1e-3)
+
+
+def test_silence_is_at_the_spectrograms_floor() -> None:
+    found = log_mel(torch.zeros(2, 1600), rate=16_000, hop=160, bins=64)
+    assert torch.equal(found, torch.full((2, 11, 64), FLOOR).log())
+
+
+def test_another_autoencoder_is_no_audio_vae(tmp_path: Path) -> None:
+    config = TINY["ltx2"](tmp_path) / "audio_vae/config.json"
+    content = json.loads(config.read_text())
+    for change, message in (
+        ({"_class_name": "AutoencoderKL"}, "holds a AutoencoderKL"),
+        ({"mel_bins": None}, "without mel_bins"),
+        ({"causality_axis": "width"}, "causality_axis: height"),
+    ):
+        config.write_text(json.dumps({**content, **change}))
+        with pytest.raises(ConfigError, match=message):
+            describe_sound_encoder(settings_of("ltx2", tmp_path), MAX_S)

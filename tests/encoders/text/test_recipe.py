@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentcache.encoders.text import FAMILIES, build_text_encoder, describe_text_encoder
-from latentcache.encoders.text.sdxl import time_ids
 from tests.tools.texts.references import CASES
 
 pytestmark = pytest.mark.slow
@@ -132,7 +131,3 @@ def test_every_family_names_its_source() -> None:
     from latentcache.encoders.text.registry import family_module
 
     assert all(family_module(family).Encoder.source for family in FAMILIES)
-
-
-def test_sdxls_sizes_are_in_its_order() -> None:
-    assert time_ids((1080, 1920), (0, 10), (1024, 1024)) == (1080, 1920, 0, 10, 1024, 1024)

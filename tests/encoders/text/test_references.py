@@ -31,7 +31,7 @@ class Pair:
         self.num_quick = min(self.case.quick, 10 if dtype == "float32" else 5)
         raw = {**self.case.raw, "model": str(model), "dtype": dtype}
         self.ours: TextEncoder = build_text_encoder(raw, CPU)
-        self.theirs: Any = pipeline(name, model, parts, getattr(torch, dtype))
+        self.theirs: Any = pipeline(self.case, model, parts, getattr(torch, dtype))
 
     def compare(self, text: str) -> EncodedText:
         encoded = self.ours.encode(text)

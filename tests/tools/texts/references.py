@@ -52,7 +52,7 @@ class Case:
 
     parts: str
     pipeline: Any
-    make: Callable[[Any, str], Made]
+    make: Callable[..., Made]
     settings: Mapping[str, Any] = field(default_factory=dict)
     family: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -223,9 +223,8 @@ def saved(name: str, folder: Path) -> tuple[Path, Parts]:
     return save(folder, parts, **CASES[name].config), parts
 
 
-def pipeline(name: str, folder: Path, parts: Parts, dtype: torch.dtype) -> Any:
+def pipeline(case: Case, folder: Path, parts: Parts, dtype: torch.dtype) -> Any:
     """Return the pipeline of diffusers with models loaded from the folder, and no others."""
-    case = CASES[name]
     loaded = {part: _loaded(folder / part, value, dtype) for part, value in parts.items()}
     takes = inspect.signature(case.pipeline.__init__).parameters
     optional = {

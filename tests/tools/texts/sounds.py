@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import transformers as hf
+from diffusers import AutoencoderKLLTX2Audio
+from diffusers.pipelines.ltx2 import LTX2Pipeline
 
+from latentcache.encoders.sounds.ltx2 import log_mel
 from tests.tools.texts.checkpoints import seeded
 
 BANDWIDTH = 3.0
@@ -52,10 +55,12 @@ def encodec(folder: Path, **changes: Any) -> Path:
 def wav2vec2_reference(
     model: Path, samples: np.ndarray, dtype: torch.dtype, layer: int | None = None
 ) -> torch.Tensor:
-    """States [steps, width] of samples [n]."""
+    """States [steps, width] of samples [n, 1]."""
     extractor = hf.AutoFeatureExtractor.from_pretrained(model)
     encoder = hf.Wav2Vec2Model.from_pretrained(model, dtype=dtype).eval()
-    values = extractor(samples, sampling_rate=16_000, return_tensors="pt").input_values.to(dtype)
+    values = extractor(samples[:, 0], sampling_rate=16_000, return_tensors="pt").input_values.to(
+        dtype
+    )
     with torch.inference_mode():
         found = encoder(values, output_hidden_states=True)
     states: torch.Tensor = found.last_hidden_state if layer is None else found.hidden_states[layer]
@@ -63,10 +68,10 @@ def wav2vec2_reference(
 
 
 def encodec_reference(model: Path, samples: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """Ids [steps, codebooks] of samples [n]."""
+    """Ids [steps, codebooks] of samples [n, 1]."""
     extractor = hf.AutoFeatureExtractor.from_pretrained(model)
     encoder = hf.EncodecModel.from_pretrained(model, dtype=dtype).eval()
-    inputs = extractor(samples, sampling_rate=24_000, return_tensors="pt")
+    inputs = extractor(samples[:, 0], sampling_rate=24_000, return_tensors="pt")
     with torch.inference_mode():
         found = encoder.encode(
             inputs["input_values"].to(dtype), inputs["padding_mask"], bandwidth=BANDWIDTH
@@ -75,10 +80,44 @@ def encodec_reference(model: Path, samples: np.ndarray, dtype: torch.dtype) -> t
     return codes
 
 
-TINY: dict[str, Callable[[Path], Path]] = {"wav2vec2": wav2vec2, "encodec": encodec}
+def ltx2(folder: Path) -> Path:
+    """A model that gives 25 latents per second, as LTX-2's does, of 2 channels of 4 bins."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTX2Audio(
+        base_channels=8,
+        ch_mult=(1, 2, 4),
+        num_res_blocks=1,
+        latent_channels=2,
+        mel_bins=16,
+        resolution=16,
+    )
+    with torch.no_grad():
+        vae.latents_mean.uniform_(-1, 1)
+        vae.latents_std.uniform_(0.5, 2)
+    vae.save_pretrained(folder / "audio_vae")
+    return folder
+
+
+def ltx2_reference(model: Path, samples: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """What LTX2Pipeline makes of latents that it is given: [steps, channels * bins]."""
+    vae = AutoencoderKLLTX2Audio.from_pretrained(model / "audio_vae", torch_dtype=dtype).eval()
+    mel = log_mel(torch.from_numpy(samples.T.copy()), rate=16_000, hop=160, bins=16)
+    with torch.inference_mode():
+        latents = vae.encode(mel[None].to(dtype)).latent_dist.mode()
+    packed = LTX2Pipeline._pack_audio_latents(latents)
+    made: torch.Tensor = LTX2Pipeline._normalize_audio_latents(
+        packed, vae.latents_mean, vae.latents_std
+    )
+    return made[0]
+
+
+TINY: dict[str, Callable[[Path], Path]] = {"wav2vec2": wav2vec2, "encodec": encodec, "ltx2": ltx2}
 REFERENCES: dict[str, Callable[..., torch.Tensor]] = {
     "wav2vec2": wav2vec2_reference,
     "encodec": encodec_reference,
+    "ltx2": ltx2_reference,
 }
-SETTINGS: dict[str, dict[str, Any]] = {"wav2vec2": {}, "encodec": {"bandwidth": BANDWIDTH}}
-RATES = {"wav2vec2": 16_000, "encodec": 24_000}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "wav2vec2": {}, "encodec": {"bandwidth": BANDWIDTH}, "ltx2": {},
+}  # fmt: skip
+RATES = {"wav2vec2": 16_000, "encodec": 24_000, "ltx2": 16_000}

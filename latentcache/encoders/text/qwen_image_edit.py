@@ -1,0 +1,107 @@
+"""Qwen-Image-Edit and Edit-Plus (2509, 2511): Qwen2.5-VL in a template, images before the text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from PIL import Image
+from pydantic import Field
+
+from latentcache.config.sections import Positive
+from latentcache.encoders.text.joint import JointFamily
+from latentcache.encoders.text.part import qwen_part
+from latentcache.encoders.text.protocol import EncodedText, TextArray
+from latentcache.encoders.text.settings import TextSettings
+
+TEMPLATE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, "
+    "objects, background), then explain how the user's text instruction should alter or modify the image. "
+    "Generate a new image that meets the user's requirements while maintaining consistency with the "
+    "original input where appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+CUT = 64
+PAD = "<|image_pad|>"
+IMAGE = f"<|vision_start|>{PAD}<|vision_end|>"
+#: What images are resized to, in pixels; sides are multiples of `MULTIPLE`.
+AREA, PLUS_AREA = 1024 * 1024, 384 * 384
+MULTIPLE = 32
+#: The reference cuts no text; no tokenizer gets so far.
+NO_LENGTH = 1 << 30
+
+
+class Settings(TextSettings):
+    """`length` is counted after the template, and holds the images' tokens: about 1,350 of Edit's one."""
+
+    family: Literal["qwen_image_edit", "qwen_image_edit_plus"]
+    length: Positive = Field(
+        default=2560,
+        description="Tokens of images and text, without the template's first ones. The reference cuts "
+        "nothing; what is longer is cut off after encoding, and counted.",
+    )
+
+
+class Encoder(JointFamily[Settings]):
+    """States [n, 3584] of the images, the text and the template's end."""
+
+    source = "diffusers QwenImageEditPipeline"
+    marks = (PAD, "<|video_pad|>")
+    area = AREA
+
+    def __init__(self, settings: Settings) -> None:
+        checkpoint = settings.checkpoint()
+        super().__init__(settings, checkpoint, "processor")
+        self.qwen = qwen_part(checkpoint, tokenizer="processor")
+        self.qwen.check_cut(TEMPLATE, CUT)
+        self.parts = (self.qwen,)
+        self.arrays = {"states": TextArray((settings.length, self.qwen.width), padding="mask")}
+        self.facts = {
+            "length": settings.length,
+            "template": TEMPLATE,
+            "image": self.before(1),
+            "area": self.area,
+            "cut": CUT,
+            "layer": -1,
+            "mask": True,
+        }
+
+    def before(self, num_images: int) -> str:  # noqa: ARG002 - PlusEncoder's depends on it
+        """Return what stands before the text."""
+        return IMAGE
+
+    def states(self, text: str, images: Sequence[Image.Image]) -> EncodedText:
+        """Encode images and text in the template; rows of the template's beginning are dropped."""
+        inputs = self.processor([resized(image, self.area) for image in images])
+        full = TEMPLATE.format(self.before(len(images)) + text)
+        per_token = self.processor.processor.merge_size**2
+        first, *rest = full.split(PAD)
+        for grid, after in zip(inputs["image_grid_thw"], rest, strict=True):
+            first += PAD * (int(grid.prod()) // per_token) + after
+        tokens = self.qwen.tokens(first, length=NO_LENGTH, padded=False)
+        output = self.qwen.run(tokens, mask=tokens.mask, layers=True, **inputs)
+        states = output.hidden_states[-1][0, CUT:]
+        kept = states[: self.settings.length]
+        return EncodedText({"states": kept}, len(kept), len(states) - len(kept))
+
+
+class PlusEncoder(Encoder):
+    """The same of several images, smaller and numbered."""
+
+    source = "diffusers QwenImageEditPlusPipeline"
+    max_images = None
+    area = PLUS_AREA
+
+    def before(self, num_images: int) -> str:
+        """Return the images' numbers and places."""
+        return "".join(f"Picture {n}: {IMAGE}" for n in range(1, num_images + 1))
+
+
+def resized(image: Image.Image, area: int) -> Image.Image:
+    """Return an image of about `area` pixels and about its own aspect ratio, as diffusers resizes it."""
+    ratio = image.width / image.height
+    width = math.sqrt(area * ratio)
+    height = width / ratio
+    size = (round(width / MULTIPLE) * MULTIPLE, round(height / MULTIPLE) * MULTIPLE)
+    return image.resize(size, resample=Image.Resampling.LANCZOS)
