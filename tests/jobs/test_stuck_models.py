@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import estimate, preview, report
 from latentcache.config.sections import RunConfig
 from latentcache.errors import EncoderError, RecipeMismatchError
 from latentcache.running.start import loaded
-from tests.tools import caches
 from tests.tools.caches import make_config, make_corpus, run_inline
 
 STUCK = "encoder.kind=tests.tools.encoders.stuck"
@@ -24,10 +22,8 @@ JOBS = {
 
 
 @pytest.fixture(name="made")
-def made_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def made_fixture(tmp_path: Path) -> tuple[Path, Path]:
     """A configuration, and where its cache will be."""
-    for job, module in (("estimate", estimate), ("preview", preview), ("report", report)):
-        monkeypatch.setitem(caches.MAINS, job, module.main)
     cache = tmp_path / "cache"
     encoder = {"kind": "tests.tools.encoders.deadly"}
     return make_config(
