@@ -17,6 +17,7 @@ from typing import Any
 
 from latentcache.decoders.trouble import CRASHES, ProcessTroubleError, machine_trouble
 from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
+from latentcache.redaction import printable
 from latentcache.storage.urls import public_name
 
 #: A process may take this long to import what it needs.
@@ -88,7 +89,8 @@ class Child:
         self.kill()
         if is_reading:
             raise ProcessTroubleError(
-                "source", f"reading {public_name(url)} gave no byte for {self._stall_s:g} s"
+                "source",
+                f"reading {printable(public_name(url))} gave no byte for {self._stall_s:g} s",
             )
         raise ClipError(
             "decode_timeout", f"no answer from the decoder after {timeout_s:g} s; it was killed"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentcache.errors import ClipError, SourceError, StorageError
+from latentcache.redaction import printable
 from latentcache.storage.filesystems import open_filesystem
 from latentcache.storage.part_files import open_whole_or_part
 from latentcache.storage.parts import file_of
@@ -79,7 +80,7 @@ def identify_url(url: str, options: Mapping[str, Any] | None = None) -> str:
 
 
 def _unreadable(url: str, error: OSError) -> SourceError:
-    return SourceError(f"cannot read {public_name(url)}: {error.strerror or error}")
+    return SourceError(f"cannot read {printable(public_name(url))}: {error.strerror or error}")
 
 
 def absence(
@@ -92,7 +93,7 @@ def absence(
     """
     if is_absent(file_of(url), options, neighbours):
         return error
-    where = public_name(url)
+    where = printable(public_name(url))
     return SourceError(
         f"no such file: {where}, and nothing else is there: its folder is empty or not there, or its "
         "server has none of its other sources. A disk or server may be away. If the corpus has moved, run "

@@ -33,6 +33,9 @@ DECORD_ROW_PIXELS = 32
 COUNTED_FORMATS = frozenset({AVI})
 #: Formats whose packets say how long a frame is shown, so that a longer gap is a loss.
 STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
+#: Where more of the gaps than this are longer, the rate is variable, and nothing is lost: of recordings
+#: that lose so much the packets say it, too.
+_MOST_LOST = 1 / 20
 #: Formats whose header does not say how long the file is; of others, a cut file is told by that.
 STREAMED_FORMATS = frozenset({"flv", "asf"})
 #: What a demultiplexer says of a cut file, which `PacketIndex.num_declared` accounts for.
@@ -166,7 +169,7 @@ def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> P
         has_palette=stream.codec_context.pix_fmt == "pal8",
         suits_decord=settled == len(packets)
         and crop == NO_CROP
-        and not (counted or packets.has_false_keys)
+        and not (counted or packets.has_false_keys or packets.joins)
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
@@ -329,7 +332,8 @@ def _holes(
         lost = (durations[:-1] > 0) & (gaps > 1.5 * durations[:-1])
         for row in packets.joins:  # FFmpeg parses the last frames before one with what comes after
             lost &= np.abs(pts[1:] - (packets.pts[row] or 0)) > _JOIN_FRAMES * durations[:-1]
-        return np.flatnonzero(lost)
+        is_variable = lost.sum() > _MOST_LOST * len(lost)
+        return np.zeros(0, dtype=np.int64) if is_variable else np.flatnonzero(lost)
     last_dts = packets.dts[-1]
     if container_name not in STREAMED_FORMATS or last_dts is None:
         return np.zeros(0, dtype=np.int64)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from urllib.parse import urlsplit
 
 from latentcache.storage.parts import file_of
 from latentcache.storage.urls import is_http
@@ -28,7 +27,7 @@ class Neighbours:
         if not is_http(url):
             return
         with self._lock:
-            host = urlsplit(url).netloc
+            host = _host(url)
             known = self._by_host.pop(host, None) or deque(maxlen=NUM_REMEMBERED)
             self._by_host[host] = known
             for remembered in (known, self._latest):
@@ -43,5 +42,10 @@ class Neighbours:
         if not is_http(url):
             return []
         with self._lock:
-            known = [*self._by_host.get(urlsplit(url).netloc, ()), *self._latest]
+            known = [*self._by_host.get(_host(url), ()), *self._latest]
         return [other for other in dict.fromkeys(known) if other != url][:NUM_REMEMBERED]
+
+
+def _host(url: str) -> str:
+    """Return the server of a URL: what is none raises no error here."""
+    return url.partition("://")[2].partition("/")[0]

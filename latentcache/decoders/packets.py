@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentcache.decoders.crops import MATROSKA
 from latentcache.decoders.keyframes import starts_afresh
 from latentcache.decoders.pictures import Shows, classifier
 from latentcache.decoders.ranged import NeedsWholeError
@@ -14,14 +15,14 @@ from latentcache.decoders.streams import DEMUX_ERRORS, failure
 from latentcache.decoders.trouble import may_be_the_disks, read_through
 from latentcache.errors import ClipError
 
-#: Formats that are recorded and joined as they come: their times can restart.
-JOINED_FORMATS = frozenset({"mpegts", "mpeg"})
+#: Formats that are recorded and joined as they come, or read on behind an end: their times can restart.
+JOINED_FORMATS = frozenset({"mpegts", "mpeg", "gxf", MATROSKA})
 #: Headers of two pictures can be alike, and so can their last bytes.
 _END_BYTES = 64
-#: A second, in the time base of those.
-_JUMP = 90_000
+#: Times that jump ahead by more may be damaged ones, and those behind them return.
+_JUMP_S = 1
 #: Times that go back by less do not restart: they follow the order of decoding.
-_RESTART = _JUMP // 4
+_RESTART_S = 0.25
 
 
 @dataclass(kw_only=True)
@@ -150,8 +151,12 @@ class _Adder:
         self._codec = context.name
         self._classify = classifier(context.name, context.extradata)
         self._can_restart = container.format.name in JOINED_FORMATS
+        self._guesses_dts = container.format.name == MATROSKA  # it has no decoding times
+        base = float(stream.time_base) if self._can_restart else 1.0
+        self._jump, self._restart = round(_JUMP_S / base), round(_RESTART_S / base)
         self._offset = 0
         self._next_dts: int | None = None
+        self._end_pts = -(1 << 62)
         self._before_jump: int | None = None
 
     def __call__(self, packet: Any) -> None:
@@ -165,24 +170,36 @@ class _Adder:
 
     def _unwrap(self, packet: Any) -> None:
         """Let a recording that was joined to another go on where that one ends."""
-        if not self._can_restart or packet.dts is None:
+        if not self._can_restart:
+            return
+        if packet.dts is None:
+            packet.pts = None if packet.pts is None else packet.pts + self._offset
             return
         dts, duration = packet.dts + self._offset, packet.duration or 0
         if self._next_dts is not None:
-            if dts > self._next_dts + _JUMP:
+            if dts > self._next_dts + self._jump:
                 self._before_jump = self._next_dts
-            elif dts < self._next_dts - max(_RESTART, 1 + duration) and not self._ends_jump(dts):
-                self._offset += self._next_dts - dts
-                dts = self._next_dts
-                self._table.joins.add(len(self._table))
+            elif dts < self._next_dts - max(self._restart, 1 + duration):
+                dts += self._join(packet, dts)
         if self._offset:
             packet.dts = dts
             packet.pts = None if packet.pts is None else packet.pts + self._offset
         self._next_dts = dts + duration
+        if packet.pts is not None:
+            self._end_pts = max(self._end_pts, packet.pts + duration)
 
-    def _ends_jump(self, dts: int) -> bool:
-        """Tell whether times return to where they were before a packet whose own are damaged."""
-        return self._before_jump is not None and abs(dts - self._before_jump) < _JUMP
+    def _join(self, packet: Any, dts: int) -> int:
+        """Return by how much to shift what comes from here on, as times go back."""
+        assert self._next_dts is not None
+        if self._before_jump is not None and abs(dts - self._before_jump) < self._jump:
+            self._end_pts = dts  # they return: those of the packet before are damaged
+            return 0
+        shift = self._next_dts - dts
+        if self._guesses_dts and packet.pts is not None:
+            shift = max(shift, self._end_pts - packet.pts - self._offset)
+        self._offset += shift
+        self._table.joins.add(len(self._table))
+        return shift
 
 
 def packets_at(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -20,22 +19,18 @@ from latentcache.config.sections import Config
 from latentcache.core.machine import anonymous_file
 from latentcache.core.records import Clip, PictureFacts
 from latentcache.decoders.ahead import CLIPS_AHEAD, Ahead, Fetchers, num_fetchers
+from latentcache.decoders.asking import DECODE_ATTEMPTS, Asking, final
 from latentcache.decoders.child import Child
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.neighbours import Neighbours
-from latentcache.decoders.trouble import ProcessTroubleError, machine_trouble
-from latentcache.errors import ClipError, MachineError, SourceError
-from latentcache.storage import retry
+from latentcache.decoders.trouble import machine_trouble
+from latentcache.errors import ClipError
 from latentcache.storage.source_cache import user_of_sources
 from latentcache.storage.urls import is_remote, redact_url, refused_scheme
 
 #: A source that is read, or fetched, may give no sign of life for so long. Stores give one with each block
 #: that they hand over, of up to 50 MiB; fsspec's http waits as long for an answer.
 STALL_S = 300.0
-#: Trouble that is no file's fault is looked at again after 0.5, 1 and 2 s; a storage that does not answer
-#: has used up the budget by itself.
-TROUBLE_TRIES = 4
-TROUBLE_BUDGET_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +83,7 @@ def _machine_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _final(machine_trouble(error)) from error
+        raise final(machine_trouble(error)) from error
 
 
 class Buffer:
@@ -325,7 +320,7 @@ class DecodePool:
         with _machine_errors():
             pixels = buffer.view((clip.frames, clip.height, clip.width, 3))
         message = {**request.message, "buffer": buffer.index}
-        answer = self._ask(process, message, _DECODE_ATTEMPTS)
+        answer = self._ask(process, message, DECODE_ATTEMPTS)
         picture = PictureFacts(**answer.pop("picture"))
         answer["fetch_s"] += request.ahead.fetch_s if request.ahead else 0.0
         return DecodedClip(pixels=pixels, picture=picture, buffer=buffer, pool=self, **answer)
@@ -343,91 +338,7 @@ class DecodePool:
         self, process: Child, message: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         asked = {**message, "neighbours": self._neighbours.of(message["url"])}
-        return _Asking(process, asked, self._timeout_s).persistently(attempts, self._closing.wait)
-
-
-#: The last attempt is without decord, which hangs and crashes on some damaged files.
-_DECODE_ATTEMPTS: Sequence[Mapping[str, Any]] = (
-    {"without_decord": False},
-    {"without_decord": False},
-    {"without_decord": True},
-)
-#: Reasons for which a process was lost, so that nobody has looked at the file since.
-_LOST = ("decode_timeout", "decoder_crashed")
-
-
-class _Asking:
-    """One request, asked until there is an answer, or an error that says what is at fault."""
-
-    def __init__(self, process: Child, message: Mapping[str, Any], timeout_s: float) -> None:
-        self._process, self._message, self._timeout_s = process, message, timeout_s
-
-    def persistently(
-        self, attempts: Sequence[Mapping[str, Any]], wait: Callable[[float], object]
-    ) -> dict[str, Any]:
-        """Ask; what is no fault of the file is asked again after a while.
-
-        Raises ClipError of the file; SourceError and MachineError where the trouble does not pass.
-        """
-        try:
-            return retry.call(
-                functools.partial(self._ask, attempts),
-                passes=lambda error: isinstance(error, ProcessTroubleError),
-                tries=TROUBLE_TRIES,
-                budget_s=TROUBLE_BUDGET_S,
-                sleep=wait,
-            )
-        except ProcessTroubleError as trouble:
-            raise _final(trouble) from trouble
-
-    def _ask(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Ask again where the process was lost: it may have been for no fault of the clip.
-
-        Where it took too long, only what differs is tried. Where it lacked memory, a fresh one is asked.
-        """
-        left = list(attempts)
-        had_trouble = False
-        while True:
-            attempt = left.pop(0)
-            try:
-                return self._process.ask({**self._message, **attempt}, self._timeout_s)
-            except ProcessTroubleError as trouble:
-                if trouble.lacks == "source":
-                    raise
-                self._process.kill()
-                if trouble.lacks == "machine":
-                    raise
-                if had_trouble:
-                    raise ClipError("out_of_memory", str(trouble)) from trouble
-                had_trouble = True
-                left.insert(0, attempt)
-            except ClipError as error:
-                if error.reason not in _LOST:
-                    raise
-                if error.reason == "decode_timeout":
-                    left = [other for other in left[-1:] if other != attempt]
-                if not left:
-                    self._check()
-                    raise
-
-    def _check(self) -> None:
-        """Raise what a fresh process finds wrong about reading a file on which others hang or crash."""
-        self._process.ask({**self._message, "op": "check"}, self._timeout_s)
-
-
-def _final(trouble: ProcessTroubleError) -> SourceError | MachineError:
-    """Return the error for trouble that does not pass."""
-    tried = "".join(f" ({note})" for note in getattr(trouble, "__notes__", ()))
-    said = f"{str(trouble).rstrip('.')}{tried}. {_NOTHING_RECORDED}"
-    if trouble.lacks == "source":
-        return SourceError(f"the corpus cannot be read: {said}")
-    return MachineError(said)
-
-
-_NOTHING_RECORDED = (
-    "This says nothing about the files, so no source was rejected and no clip failed for it. When it is "
-    "put right, go on with the same command."
-)
+        return Asking(process, asked, self._timeout_s).persistently(attempts, self._closing.wait)
 
 
 class _Request:

@@ -6,7 +6,9 @@ import posixpath
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+from latentcache.redaction import printable
 from latentcache.redaction import redact as redact
 from latentcache.storage.parts import file_of
 
@@ -77,7 +79,8 @@ def refused_scheme(url: str, named: Collection[str] = ()) -> str | None:
     missing = [name for name in wrapping if name not in named]
     missing += [last] if last not in allowed else []
     if not missing:
-        return None
+        innermost = file_of(url).rpartition("::")[2]
+        return _malformed(innermost, last) if last in SOURCE_SCHEMES else None
     names = " and ".join(dict.fromkeys(missing))
     return (
         f"needs the file system {names}, which a source may only use if the configuration names it. If you "
@@ -85,15 +88,33 @@ def refused_scheme(url: str, named: Collection[str] = ()) -> str | None:
     )
 
 
+def _malformed(url: str, scheme: str) -> str | None:
+    """Return what is wrong with a remote URL that no server could ever answer, in words."""
+    host = url.partition("://")[2].partition("/")[0]
+    if scheme in LOCAL_SCHEMES:
+        return None
+    if not host:
+        return f"names no host and no bucket: {scheme}:// needs one"
+    if not is_http(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        name, _ = parts.hostname or " ", parts.port
+    except ValueError:  # whose message may quote a password
+        name = " "
+    is_sound = name.isprintable() and " " not in name
+    return None if is_sound else "is no URL: its host or its port makes no sense"
+
+
 def redact_url(url: str, options: Mapping[str, Any] | None = None) -> str:
-    """Return a URL, or a path, as messages show it: `***` for its query, fragment, user and password.
+    """Return a URL, or a path, as messages show it: in one line, `***` for query, fragment and user.
 
     Unlike `redact`, which has to find URLs in a text, it knows where this one ends: names may hold spaces
     and quotes.
     """
     name = without_query(url)
     shown = name if name == url else f"{name}?***"
-    return redact(re.sub(CREDENTIALS, "://***@", shown), options)
+    return printable(redact(re.sub(CREDENTIALS, "://***@", shown), options))
 
 
 def has_password(url: str) -> bool:

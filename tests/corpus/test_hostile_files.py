@@ -76,6 +76,16 @@ def test_a_remote_caption_is_bounded_before_it_is_read(
     assert not read_urls
 
 
+def test_a_message_names_a_file_in_one_line(tmp_path: Path) -> None:
+    r"""What follows \n in a name would look like a message of its own."""
+    make(tmp_path, "a\nverified: all is well.mp4")
+    caption = tmp_path / "a\nverified: all is well.txt"
+    caption.write_bytes(b"x" * (MAX_CAPTION_BYTES + 1))
+    with pytest.raises(CorpusError, match=r"a\\nverified: all is well\.txt is larger than") as told:
+        read(tmp_path)
+    assert str(told.value).isprintable()
+
+
 # Images.
 
 

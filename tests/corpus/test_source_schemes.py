@@ -85,6 +85,38 @@ def test_a_configuration_names_the_others(tmp_path: Path) -> None:
     assert column(found, "url") == [row["video"] for row in rows]
 
 
+MALFORMED = [
+    *("http://", "http:///a.mp4", "https://?sig=x", "http://[1/a.mp4", "http://h:99999/a.mp4"),
+    *("http://h:port/a.mp4", "HTTP://ho st/a.mp4", "http://h\x1b[2J/a.mp4", "http://me:pw@/a.mp4"),
+    *("s3://", "s3:///a.mp4", "gs:///a", "sftp://", "hf://", "part://0-9.mp4::http://[/a.tar"),
+]
+
+
+@pytest.mark.parametrize("url", MALFORMED)
+def test_what_no_server_could_answer_is_a_rejected_source(tmp_path: Path, url: str) -> None:
+    """It would stop every run as a server that is down does."""
+    assert stamp_sources([url], {}) == [None]
+    with (
+        DecodePool(num_processes=1, num_buffers=1, timeout_s=5) as pool,  # none is started
+        pytest.raises(ClipError, match=r"names no host|is no URL") as refused,
+    ):
+        pool.probe(url, "video").result(timeout=20)
+    assert refused.value.reason == "unreadable"
+    assert "pw" not in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h:8080/a.mp4", "https://me:p w@h/a b.mp4?x", "hf://d/a", "memory:///a"),
+        *("zip://a.mp4::https://h/c.zip", "zip://a.mp4::/tmp/c.zip", "zip://a::memory://b"),
+    ],
+)
+def test_odd_urls_are_no_malformed_ones(url: str) -> None:
+    assert refused_scheme(url, ["zip", "memory"]) is None
+
+
 def test_what_wraps_others_is_named_though_it_is_usual_by_itself() -> None:
     assert refused_scheme("file::http://h/a")
     assert refused_scheme("file::http://h/a", ["file"]) is None

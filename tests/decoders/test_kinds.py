@@ -14,7 +14,7 @@ from latentcache.decoders.index import read_index
 from latentcache.decoders.source import Source
 from latentcache.errors import ClipError
 from tests.tools import odd_videos as kinds
-from tests.tools.bad_videos import OPEN_GOP, encode
+from tests.tools.bad_videos import OPEN_GOP, encode, remux
 from tests.tools.every_format import assert_as_ffmpeg_shows, shown
 from tests.tools.odd_videos import B_FRAMES, GOP, INTERLACED
 from tests.tools.videos import SHARED, needs_shared_videos
@@ -72,16 +72,27 @@ PLAYS: dict[str, Make] = {
     "last_bytes.mkv": kinds.without_last_bytes,
     "last_bytes.avi": kinds.without_last_bytes,
 }
+#: Recordings of screens and phones: a frame is shown until the next one comes.
+VARIABLE: dict[str, Make] = {
+    "h264.ts": lambda p: encode(p, "libx264", B_FRAMES, frames=40, pts=kinds.variable(40)),
+    "mpeg2.ts": lambda p: encode(p, "mpeg2video", GOP, frames=40, pts=kinds.variable(40)),
+    "hevc.ts": lambda p: encode(p, "libx265", X265, frames=40, pts=kinds.variable(40)),
+    "h264.m2ts": lambda p: encode(p, "libx264", GOP, frames=40, pts=kinds.variable(40)),
+    "mpeg2.mpg": lambda p: encode(p, "mpeg2video", GOP, frames=40, pts=kinds.variable(40)),
+}
 JOINED: dict[str, Make] = {
     "h264.ts": lambda p: kinds.joined(p, "libx264", GOP, (0, 1)),
     "mpeg2.ts": lambda p: kinds.joined(p, "mpeg2video", B_FRAMES, (0, 1, 2)),
     "hevc.ts": lambda p: kinds.joined(p, "libx265", X265, (0, 1)),
     "same.ts": lambda p: kinds.joined(p, "libx264", B_FRAMES, (0, 0, 0)),
     "mpeg2.mpg": lambda p: kinds.joined(p, "mpeg2video", B_FRAMES, (0, 1)),
+    "h264.mkv": lambda p: kinds.joined(p, "libx264", B_FRAMES, (0, 1)),
+    "vp9.webm": lambda p: kinds.joined(p, "libvpx-vp9", GOP, (0, 1, 2)),
+    "mpeg4.mkv": lambda p: kinds.joined(p, "mpeg4", B_FRAMES, (0, 0)),
 }
 WHOLE = {
     **FEWER, **EMPTY, **SEEKS, **FEW_TIMES, **{f"order_{k}": v for k, v in IN_DECODING_ORDER.items()},
-    **PLAYS,
+    **PLAYS, **{f"variable_{k}": v for k, v in VARIABLE.items()},
 }  # fmt: skip
 
 
@@ -93,6 +104,20 @@ def test_frames_and_times_are_those_that_ffmpeg_shows(tmp_path: Path, name: str)
     if name in FEWER:
         index = read_index(str(tmp_path / name))
         assert len(index.packets) > len(shown(tmp_path / name).frames)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_frames_that_a_steady_stream_lacks_are_lost(tmp_path: Path, codec: str) -> None:
+    whole = encode(tmp_path / "whole.ts", codec, {"g": "6", "bf": "0"}, frames=60)
+    path = tmp_path / "lost.ts"
+    remux(whole, path, lambda n, packet: None if n in (21, 22) else packet)
+    assert read_index(str(path)).holes.tolist() == [20]
+    with contextlib.closing(Source(str(path), "video")) as source:
+        reader = source.reader()
+        assert len(list(reader.frames(np.arange(21)))) == 21
+        assert len(list(reader.frames(np.arange(24, 58)))) == 34  # from a key frame on
+        with pytest.raises(ClipError, match=r"frames are lost between \d\.\d+ s and \d\.\d+ s"):
+            list(reader.frames(np.arange(18, 24)))
 
 
 @pytest.mark.slow

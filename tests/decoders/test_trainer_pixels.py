@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from latentcache.config.sections import ClipsConfig
 from latentcache.decoders import opencv
+from latentcache.decoders.clip import decode_clip
 from latentcache.decoders.frames import Frame, fit_frame
-from latentcache.decoders.process import decode_clip
 from latentcache.decoders.resize import resize_frame
 from latentcache.decoders.source import Source
 from latentcache.planning.plan import num_available, select_starts

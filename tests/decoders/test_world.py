@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from latentcache.decoders import asking
 from latentcache.decoders import pool as decode_pool
 from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
@@ -32,7 +33,7 @@ SHAPE = (5, 64, 96)
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(decode_pool, "TROUBLE_TRIES", 2)
+    monkeypatch.setattr(asking, "TROUBLE_TRIES", 2)
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_a_process_that_is_killed_says_nothing_and_one_that_crashes_does(
     video: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, error: type[Exception]
 ) -> None:
     monkeypatch.setenv("LATENTCACHE_TEST_KILL", str(int(number)))
-    monkeypatch.setattr(decode_pool, "_DECODE_ATTEMPTS", decode_pool._DECODE_ATTEMPTS[-1:])
+    monkeypatch.setattr(decode_pool, "DECODE_ATTEMPTS", asking.DECODE_ATTEMPTS[-1:])
     with make_pool() as pool, pytest.raises(error, match=number.name):
         pool.decode(make_clip(video, SHAPE)).result()
 

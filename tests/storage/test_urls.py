@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentcache.storage.urls import folder_of, has_password, is_url, join, public_name
+from latentcache.storage.urls import folder_of, has_password, is_url, join, public_name, redact_url
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,20 @@ from latentcache.storage.urls import folder_of, has_password, is_url, join, publ
 )
 def test_the_name_of_a_url_is_without_query_and_credentials(url: str, name: str) -> None:
     assert public_name(url) == name
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/data/a\nb\x1b[2J\u202e.mp4", r"/data/a\nb\x1b[2J\u202e.mp4"),
+        ("https://me:pw@h/a b\n.mp4?sig=S\nS", r"https://***@h/a b\n.mp4?***"),
+        ("s3://b/a it's.mp4?versionId=S", "s3://b/a it's.mp4?***"),
+        ("caf\u00e9.mp4", "caf\u00e9.mp4"),
+    ],
+)
+def test_a_message_shows_a_url_in_one_line_without_secrets(url: str, shown: str) -> None:
+    assert redact_url(url) == shown
+    assert redact_url(shown) == shown
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import pytest
 import latentcache
 from jobs.progress import encode
 from latentcache.core.records import ShardReport
-from latentcache.decoders import pool as decode_pool
+from latentcache.decoders import asking
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import SourceError
 from latentcache.running.driver import Run
@@ -72,7 +72,7 @@ def hasty() -> Iterator[None]:
     """Nothing is waited for, and trouble is looked at twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retry, "FIRST_WAIT_S", 0.0)
-        patch.setattr(decode_pool, "TROUBLE_TRIES", 2)
+        patch.setattr(asking, "TROUBLE_TRIES", 2)
         patch.setitem(DecodePool.__init__.__kwdefaults__, "program", "tests.tools.sick")
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -132,6 +134,13 @@ def joined(path: Path, codec: str, options: dict[str, str], seeds: tuple[int, ..
         parts.append(part.read_bytes())
         part.unlink()
     path.write_bytes(b"".join(parts))
+
+
+def variable(frames: int) -> list[int]:
+    """Times of which some follow the one before at once, and others after up to 40 frames."""
+    draw = random.Random(frames)
+    steps = [draw.randrange(2, 40) if draw.random() < 0.3 else 1 for _ in range(frames - 1)]
+    return [0, *itertools.accumulate(steps)]
 
 
 def in_decoding_order(path: Path, codec: str = "libx264", container: str | None = None) -> None:
