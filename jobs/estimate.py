@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from latentcache.config.fields import TextField, parse_fields
+from latentcache.config.caption_fields import TextField
+from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.devices import resolve_device

@@ -101,8 +101,8 @@ class FieldSource:
             return False
         pin = self._inputs.pinned(newest, shard)
         own = self.texts(shard, pin)
-        choices = self.field.choices
-        return own is None or texts is None or own[row][:choices] == texts[:choices]
+        most = self._inputs.num_paths + self.field.choices
+        return own is None or texts is None or own[row][:most] == texts[:most]
 
     def texts(self, shard: ShardId, generation: int) -> Sequence[Texts] | None:
         """Return the texts of a shard's rows as of a generation; None if the field reads none.

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from latentcache.config.caption_fields import JointField, TextField
 from latentcache.config.fields import (
     ArrayField,
     AudioField,
     FieldConfig,
-    JointField,
     MaskedField,
     RawField,
-    TextField,
     VisualField,
 )
 from latentcache.format.fields.manifest import FieldManifest

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from latentcache.config.fields import JointField
+from latentcache.config.caption_fields import JointField
 from latentcache.core.dtypes import Array
 from latentcache.core.records import Clip
 from latentcache.encoders.text import build_joint_encoder

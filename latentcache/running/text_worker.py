@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from latentcache.config.fields import TextField
+from latentcache.config.caption_fields import TextField
 from latentcache.core.dtypes import Array
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru

@@ -11,6 +11,7 @@ import pytest
 
 import latentcache
 from latentcache.config.fields import parse_field
+from latentcache.copying.field_rows import FieldSource
 from latentcache.core.dtypes import as_numpy, numpy_dtype
 from latentcache.format.fields.commit import Sample, commit_field_shard
 from latentcache.format.fields.manifest import read_field
@@ -367,3 +368,15 @@ def choices_of(path: Path) -> Any:
                     for entry in (stored.entries if stored else ())
                 ]
     return found
+
+
+def test_a_clip_whose_second_file_is_another_now_is_not_current(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, ["a.mp4", "b.mp4"], texts=[["m.png"], ["m.png"]])
+    settings = {"kind": "visual", "of": "vace", "masks": "texts", "column": "caption"}
+    field = create_field(plan_field(cache, "vace", parse_field("vace", settings))).field
+    source = FieldSource(relabel(cache, {"v1#0": "c.mp4"}), field)
+    (shard,) = source.cache.planned_shards()
+    now = source.texts(shard, len(source.cache.manifest.generations))
+    assert now is not None
+    version = field.all_versions[0].number
+    assert [source.is_current(shard, n, version, now[n]) for n in (0, 1)] == [True, False]

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from latentcache.config.caption_fields import JointField, TextField
 from latentcache.config.fields import (
     ArrayField,
     AudioField,
     FieldConfig,
     GivenField,
-    JointField,
     MaskedField,
     RawField,
-    TextField,
     ViewField,
     VisualField,
 )

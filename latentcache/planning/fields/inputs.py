@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from latentcache.config.fields import CaptionField, FieldConfig, path_columns
+from latentcache.config.caption_fields import CaptionField
+from latentcache.config.fields import FieldConfig, path_columns
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import Changes, read_changes

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latentcache.config.caption_fields import CaptionField, JointField, TextField
 from latentcache.config.fields import (
     AudioField,
-    CaptionField,
     FieldConfig,
-    JointField,
-    TextField,
     VisualField,
     path_columns,
     stored_field,
@@ -169,8 +167,7 @@ class PlannedField:
 
     def _taken(self, texts: Texts) -> Texts:
         """Return what the field takes of a clip's texts: as many as it has room for; and every path."""
-        most = self.inputs.num_paths + self.field.choices
-        return texts[:most] if isinstance(self.config, CaptionField) else texts
+        return texts[: self.inputs.num_paths + self.field.choices]
 
     def failed_rows(self) -> dict[ShardId, frozenset[int]]:
         """Return the rows whose newest version failed in a way that need not come again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from latentcache.encoders.text import FAMILIES, describe_text_encoder
+from latentcache.encoders.text import FAMILIES, JOINT_FAMILIES, describe_text_encoder
 from latentcache.encoders.text.registry import family_module
 from latentcache.encoders.towers import TOWERS
 from tests.tools.doc_blocks import blocks
@@ -64,6 +64,11 @@ def test_the_page_names_the_source_of_a_family(family: str) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert f"| `{family}` |" in text
     assert [name for name in pipelines if f"`{name}`" not in text] == []
+
+
+def test_the_page_names_the_families_of_texts_with_images() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [family for family in JOINT_FAMILIES if f"| `{family}` |" not in text] == []
 
 
 def test_the_page_names_the_towers() -> None:
