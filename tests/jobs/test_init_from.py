@@ -183,6 +183,10 @@ def test_what_a_trainer_s_file_calls_its_keys_stays_a_comment(
                 {"dataset_type": "image", "image_resolution_buckets": ["1x2x3"]},
             )
         ),
+        ("musubi", f"[[datasets]]\nvideo_directory = 'a'\nresolution = {1 << 60}", "resolution"),
+        ("diffusion-pipe", DIFFUSION_PIPE.replace("ts = 7", f"ts = {1 << 60}"), "num_ar_buckets"),
+        ("diffusion-pipe", DIFFUSION_PIPE.replace("max_ar = 2.0", "max_ar = inf"), "max_ar"),
+        ("simpletuner", json.dumps([{**SIMPLETUNER[0], "resolution": 1e309}]), "resolution"),
         ("musubi", "x = ", "is not TOML"),
         ("musubi", "x = 1", "is no data set file of musubi"),
         ("musubi", "datasets = 3", "is no data set file of musubi"),
