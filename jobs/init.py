@@ -16,6 +16,7 @@ from latentcache.config.sections import Config
 from latentcache.config.trainers import TRAINERS, convert
 from latentcache.encoders.commented import commented
 from latentcache.errors import ConfigError, did_you_mean
+from latentcache.redaction import printable
 
 from . import parsers
 from .cli import OK, run_job, write_file
@@ -70,7 +71,8 @@ def _init_from(examples: Mapping[str, Path], args: argparse.Namespace) -> int:
     for output in outputs:
         if output is not None and output.exists():
             raise ConfigError(f"{output} exists, and is left as it is. Give another path with -o.")
-    for number, (one, output) in enumerate(zip(found, outputs, strict=True), 1):
+    texts = []
+    for number, one in enumerate(found, 1):
         url = f"{trainer}-cache" + (f"-{number}" if len(found) > 1 else "")
         raw = {
             "corpus": one.corpus,
@@ -79,16 +81,19 @@ def _init_from(examples: Mapping[str, Path], args: argparse.Namespace) -> int:
             "cache": {"url": url},
         }
         validate(Config, raw, f"{path}, data set {number}")
-        lost = [f"# Not carried over: {line}" for line in one.lost]
-        head = f"# From {trainer}'s {Path(path).name}, data set {number} of {len(found)}."
-        text = "\n".join([head, *lost, "", yaml.safe_dump(raw, sort_keys=False, width=100)])
+        head = f"From {trainer}'s {Path(path).name}, data set {number} of {len(found)}."
+        lost = [f"Not carried over: {line}" for line in one.lost]
+        # A name of the trainer's file may hold ends of lines, behind which YAML would begin.
+        comments = [f"# {printable(line)}" for line in (head, *lost)]
+        texts.append("\n".join([*comments, "", yaml.safe_dump(raw, sort_keys=False, width=100)]))
+    for one, output, text in zip(found, outputs, texts, strict=True):
         if output is None:
             print(text, end="")
             continue
         write_file(output, text.encode())
-        print(f"{output}: {one.corpus['source']}")
+        print(f"{output}: {printable(one.corpus['source'])}")
         for line in one.lost:
-            print(f"  not carried over: {line}")
+            print(f"  not carried over: {printable(line)}")
     if outputs[0] is not None:
         print("Set cache.url and what the encoder needs. Then, to see the plan:")
         print(f"  latentcache precompute {shlex.quote(str(outputs[0]))} --dry-run")

@@ -104,7 +104,7 @@ def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) 
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
-    if planned.manifest.provenance.kind == "import":
+    if not planned.manifest.provenance.has_pixels:
         print("sample   none: the latents were imported, so there are no pixels to encode again")
         return
     index = current_index(planned.storage, planned.manifest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,6 +16,11 @@ from latentcache.config.base import Positive, Section
 from latentcache.errors import did_you_mean
 
 Plain = dict[str, Any]
+#: Of pictures, in pixels. Presets list all sizes of an area, so a number without end would be no error but
+#: a list without end.
+Side = Annotated[int, Field(gt=0, le=1 << 16)]
+Ratio = Annotated[float, Field(ge=1e-3, le=1e3)]
+Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class _Preset(Section):
@@ -32,7 +37,7 @@ def _aligned(frames: int) -> int:
 class Musubi(_Preset):
     """A `[[datasets]]` of videos of musubi-tuner. Caching makes buckets whatever `enable_bucket` says."""
 
-    resolution: Positive | tuple[Positive, Positive] = (960, 544)
+    resolution: Side | tuple[Side, Side] = (960, 544)
     enable_bucket: bool = False
     bucket_no_upscale: bool = False
     target_frames: list[Positive] = Field(default=[1], min_length=1)
@@ -40,7 +45,7 @@ class Musubi(_Preset):
     frame_stride: Positive = 1
     frame_sample: Positive = 1
     max_frames: Positive = 129
-    source_fps: float | None = Field(default=None, gt=0)
+    source_fps: Rate | None = None
     architecture: Literal["wan", "hv", "hv15", "fp", "k5"] = "wan"
 
     def plain(self) -> Plain:
@@ -124,7 +129,7 @@ class FastVideo(_Preset):
     num_frames: Positive
     max_height: Positive
     max_width: Positive
-    train_fps: float = Field(default=30.0, gt=0)
+    train_fps: Rate = 30.0
 
     def plain(self) -> Plain:
         """Return the plain settings."""
@@ -140,7 +145,7 @@ class FastVideo(_Preset):
 class SimpleTuner(_Preset):
     """A data backend of videos of SimpleTuner, with crop_style center."""
 
-    resolution: float = Field(gt=0)
+    resolution: Annotated[float, Field(gt=0, le=1 << 16)]
     resolution_type: Literal["area", "pixel_area"] = "pixel_area"
     aspect_bucket_alignment: Positive = 64
     num_frames: Positive
@@ -164,15 +169,15 @@ class SimpleTuner(_Preset):
 class DiffusionPipe(_Preset):
     """A `[[directory]]` of videos of diffusion-pipe, with the settings of its dataset."""
 
-    resolutions: list[Positive | tuple[Positive, Positive]] = Field(min_length=1, max_length=1)
+    resolutions: list[Side | tuple[Side, Side]] = Field(min_length=1, max_length=1)
     enable_ar_bucket: bool = False
-    ar_buckets: list[float | tuple[Positive, Positive]] | None = None
-    min_ar: float | None = Field(default=None, gt=0)
-    max_ar: float | None = Field(default=None, gt=0)
-    num_ar_buckets: Positive | None = None
+    ar_buckets: list[Ratio | tuple[Side, Side]] | None = None
+    min_ar: Ratio | None = None
+    max_ar: Ratio | None = None
+    num_ar_buckets: Annotated[int, Field(gt=0, le=1000)] | None = None
     frame_buckets: list[Positive] = Field(min_length=1)
     video_clip_mode: Literal["single_beginning", "single_middle"] = "single_beginning"
-    framerate: float = Field(default=16.0, gt=0)
+    framerate: Rate = 16.0
     pixels_round_to_multiple: Positive = 16
 
     @model_validator(mode="after")

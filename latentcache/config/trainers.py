@@ -30,7 +30,7 @@ def convert(trainer: str, path: str) -> list[Converted]:
     data = _read(path)
     try:
         found = list(TRAINERS[trainer](data))
-    except (TypeError, AttributeError, KeyError, IndexError) as error:
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
         raise ConfigError(
             f"{path} is no data set file of {trainer}: {type(error).__name__} at {error}. Give the file "
             "that the trainer itself reads."

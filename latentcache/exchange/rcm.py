@@ -69,7 +69,7 @@ def _stanza(t: int, url: str) -> str:
 
 
 def find(storage: Storage, spec: LatentSpec) -> Found:
-    """Return the samples of rCM's shards. Raises ConfigError, CorpusError naming a file."""
+    """Return the samples of rCM's shards, which a sampler made. Raises ConfigError, CorpusError."""
     if spec.model_class not in _CLASSES:
         raise ConfigError(f"rCM has no latents of {spec.model_class}; nothing was imported")
     records = []
@@ -79,7 +79,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
             if name.endswith(LATENT):
                 prompt = members.get(name.removesuffix(LATENT) + PROMPT)
                 records.append(_record(storage, spec, member, prompt))
-    return Found(layout="rcm", stored="sample", normalised=True, records=records)
+    return Found(layout="rcm", stored="sample", normalised=True, records=records, origin="sampler")
 
 
 def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member | None) -> Record:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec, Stored
@@ -37,12 +37,16 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a layout holds. stored: as in a spec. normalised: its latents are, and a cache's are not."""
+    """What a layout holds. stored: as in a spec. normalised: its latents are, and a cache's are not.
+
+    origin: how the latents came to be, as far as the layout says it.
+    """
 
     layout: str
     stored: Stored
     normalised: bool
     records: Sequence[Record]
+    origin: Literal["import", "sampler"] = "import"
 
 
 def bucket_from(spec: LatentSpec, shape: Sequence[int]) -> Bucket:

@@ -74,7 +74,7 @@ def manifest_of(
         chunk_frames=chunk_frames,
         config={**like.config, "cache": {**like.config["cache"], **place}},
         created_by=CREATED_BY,
-        provenance=Provenance(kind="import"),
+        provenance=Provenance(kind=found.origin),
     )
 
 

@@ -71,6 +71,11 @@ class Provenance:
     kind: Origin = "encoder"
     parent: str | None = None
 
+    @property
+    def has_pixels(self) -> bool:
+        """Whether latents can be compared with the pixels that they were encoded from."""
+        return self.kind not in ("import", "sampler")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -104,7 +104,7 @@ class PairReader:
 
     def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
         """Return the source's pixels, or why there are none."""
-        if self.cache.manifest.provenance.kind == "import":
+        if not self.cache.manifest.provenance.has_pixels:
             return None, NO_PIXELS
         if is_cache_url(clip.url):
             return None, f"its source is a clip of another cache, {public_name(clip.url)}"

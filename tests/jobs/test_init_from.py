@@ -148,9 +148,45 @@ def test_a_file_that_is_there_stays_and_nothing_is_written(tmp_path: Path) -> No
     assert not (tmp_path / "c-1.yaml").exists()
 
 
+def test_a_data_set_that_is_wrong_leaves_none_of_the_others(tmp_path: Path) -> None:
+    """Else the same command, once the file is corrected, would find the first one in its way."""
+    wrong = f"{MUSUBI}\n[[datasets]]\nvideo_directory = '/a'\nresolution = 'wide'\n"
+    path = written(tmp_path, "musubi", wrong)
+    with pytest.raises(ConfigError, match="data set 3"):
+        run("--from", "musubi", str(path), "-o", str(tmp_path / "c.yaml"))
+    assert not list(tmp_path.glob("c-*.yaml"))
+
+
+def test_what_a_trainer_s_file_calls_its_keys_stays_a_comment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = {"video_directory": "/v", "x\nencoder: {kind: mine}\x1b[31m": 1, "resolution": [480, 272]}
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({"datasets": [odd]}))
+    run("--from", "musubi", str(path), "-o", "-")
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["encoder"]["kind"] == "diffusers_video"
+    assert "\x1b" not in printed
+
+
 @pytest.mark.parametrize(
     ("trainer", "text", "said"),
     [
+        *(
+            (
+                "finetrainers",
+                json.dumps({"datasets": [{**FINETRAINERS["datasets"][0], **wrong}]}),
+                "is no data set file of finetrainers",
+            )
+            for wrong in (
+                {"dataset_type": "image", "image_resolution_buckets": [[512]]},
+                {"dataset_type": "image", "image_resolution_buckets": ["1x2x3"]},
+            )
+        ),
+        ("musubi", f"[[datasets]]\nvideo_directory = 'a'\nresolution = {1 << 60}", "resolution"),
+        ("diffusion-pipe", DIFFUSION_PIPE.replace("ts = 7", f"ts = {1 << 60}"), "num_ar_buckets"),
+        ("diffusion-pipe", DIFFUSION_PIPE.replace("max_ar = 2.0", "max_ar = inf"), "max_ar"),
+        ("simpletuner", json.dumps([{**SIMPLETUNER[0], "resolution": 1e309}]), "resolution"),
         ("musubi", "x = ", "is not TOML"),
         ("musubi", "x = 1", "is no data set file of musubi"),
         ("musubi", "datasets = 3", "is no data set file of musubi"),

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from latentcache.config.sections import NOT_OF_A_CACHE, RunConfig
+from latentcache.core import sinks
 from latentcache.core.records import ShardId
+from latentcache.core.sinks import SINKS, Sinks
 from latentcache.errors import ConfigError
-from latentcache.running import scalars
 from latentcache.running.driver import Run
 from latentcache.running.events import Died, Progress, Retried, Task
-from latentcache.running.scalars import SINKS, Scalars, check_scalars, scalars_of
+from latentcache.running.scalars import Scalars, check_scalars, scalars_of
 from tests.tools.caches import make_config, make_corpus
 from tests.tools.planned import planned_from
 
@@ -40,9 +41,9 @@ class Broken(Kept):
 
 
 def test_events_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scalars, "INTERVAL_S", -1.0)
+    monkeypatch.setattr(sinks, "INTERVAL_S", -1.0)
     kept = Kept()
-    counted = Scalars({"tensorboard": kept})
+    counted = Scalars(Sinks({"run.tensorboard": kept}))
     counted.take(Retried(task=Task(shard=ShardId("b", 0))))
     counted.take(Died(name="w", error="gone"))
     counted.take(Progress(clips_done=3, workers=2))
@@ -53,7 +54,7 @@ def test_events_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_figures_are_not_written_at_each_event() -> None:
     kept = Kept()
-    counted = Scalars({"tensorboard": kept})
+    counted = Scalars(Sinks({"run.tensorboard": kept}))
     for done in range(100):
         counted.take(Progress(clips_done=done, workers=1))
     counted.close()
@@ -64,9 +65,9 @@ def test_figures_are_not_written_at_each_event() -> None:
 def test_a_sink_that_fails_is_said_once_and_stops_nothing(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scalars, "INTERVAL_S", -1.0)
+    monkeypatch.setattr(sinks, "INTERVAL_S", -1.0)
     kept = Kept()
-    counted = Scalars({"wandb": Broken(), "tensorboard": kept})
+    counted = Scalars(Sinks({"run.wandb": Broken(), "run.tensorboard": kept}))
     with caplog.at_level(logging.WARNING):
         counted.take(Progress(clips_done=1, workers=1))
         counted.take(Progress(clips_done=2, workers=1))

@@ -12,6 +12,7 @@ Packages that their modules import and do not use for this were replaced by empt
     perceiver_ar    crops with SOS, after the shift: whole ones, and those that may be short
     cogvideo        what reaches SAT's model of latents
     video_director  which latents of a trajectory null-text optimisation reads (its UNet is a stub)
+    rcm             batches of its data loader, and the latents that its step encodes again (of a tiny Wan)
     videogpt, var   what reaches their transformers, of the pixels and weights of `tests.tools.published`
 """
 

@@ -37,6 +37,7 @@ from latentcache.reading.loader.fields import (
     check_fields_alike,
     check_with_fields,
 )
+from latentcache.reading.loader.figures import Figures
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
@@ -136,6 +137,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     latents. on_damaged: "raise", or "skip" to leave damaged clips out of their batches, count them in
     `stats.num_skipped` and log them; the order, states and the number of batches stay the same. A batch
     without a sound clip is replaced by the next one of its bucket.
+    tensorboard: a folder to which `stats` are written as scalars, every few seconds. wandb: the same, to
+    the trainer's run of Weights & Biases, or to a run of its own in this project.
     """
 
     def __init__(
@@ -175,6 +178,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         view: Any = None,
         layout: str | None = None,
         names: Mapping[str, str] | None = None,
+        tensorboard: str | None = None,
+        wandb: str | None = None,
     ) -> None:
         for name, number in (("num_threads", num_threads), ("frames", frames)):
             if number is not None:
@@ -207,6 +212,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self.device = resolve_device("cpu" if device is None else device, others=True)
         self.check = check
         self.stats = LoaderStats()
+        self._figures = Figures(tensorboard=tensorboard, wandb=wandb, rank=rank)
         self._damage = Damage(on_damaged)
         self._view = None if view is None else AnyView(view, self.order.seed)
         if self._view and frames is not None:
@@ -381,7 +387,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         if at is None or (at.epoch != self.epoch and not is_worker):
             at = Position(self.epoch)
         self._at = self._align(at)
-        return self._iterate(self._at, is_worker=is_worker)
+        batches = self._iterate(self._at, is_worker=is_worker)
+        return self._figures.written(batches, self.stats, self._step)
+
+    def _step(self) -> int:
+        """Return how many batches of this epoch and those before this rank has had."""
+        worker, at = get_worker_info(), self._at
+        taken = at.start // self.world_size + at.taken * (worker.num_workers if worker else 1)
+        return at.epoch * len(self) + taken
 
     def _todo(self, at: Position, num_batches: int) -> range:
         """Return the places of this process's batches from there on."""
