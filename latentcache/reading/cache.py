@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import itertools
-import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,64 +15,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache.core.arguments import by_name, list_of_names, sample_number, text, whole_number
-from latentcache.core.dtypes import AnyDtype, Array, as_numpy, torch_dtype
-from latentcache.core.lru import Lru
-from latentcache.core.records import ClipId, ShardId
-from latentcache.core.spec import LatentSpec
-from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
+from latentcache.core.arguments import by_name, sample_number, text, whole_number
+from latentcache.core.dtypes import AnyDtype
+from latentcache.errors import CacheError, ConfigError
 from latentcache.format.changes import read_changes
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
 from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
-from latentcache.format.per_frame import PER_FRAME, names_in
-from latentcache.format.planned_sources import read_rejected
 from latentcache.format.quantiser import read_quantiser
-from latentcache.format.samples import read_samples
-from latentcache.format.schemas import SAMPLE_SCHEMA
-from latentcache.format.shards import get_format
-from latentcache.format.snapshot import check_index, generation_of, make_index, read_index, shard_of
+from latentcache.format.snapshot import generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
-from latentcache.reading.picks import Picks
 from latentcache.reading.quantiser import Quantiser
 from latentcache.reading.sample import Sample
-from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
+from latentcache.reading.snapshot import NUM_THREADS, Snapshot
 from latentcache.reading.steps import Steps, steps_of
-from latentcache.reading.time_ids import TIME_IDS
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
-from latentcache.storage.urls import join, redact
+from latentcache.storage.urls import redact
 
 if TYPE_CHECKING:
     from latentcache.reading.dataset import LatentDataset
     from latentcache.reading.loader.filters import Where
     from latentcache.reading.loader.transform import Posterior
-
-#: Sample tables kept in memory. One of 64 clips with captions takes about 50 kB.
-MAX_TABLES = 1024
-#: Generations of which a table is looked at for a column that the first table lacks.
-LOOKED_AT = 8
-#: Sample tables read concurrently when all are wanted.
-NUM_THREADS = 16
-#: Sample tables that a scan requests at a time; it frees each after its turn.
-NUM_QUEUED = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheBucket:
-    """What is committed of a bucket. shape: of one stored sample; num_clips: ok and failed clips."""
-
-    name: str
-    shape: tuple[int, ...]
-    num_ok: int
-    num_clips: int
-    num_shards: int
-    stored_bytes: int
 
 
 def open_cache(
@@ -132,28 +97,16 @@ def read_snapshot(storage: Storage, manifest: Manifest | None = None) -> tuple[M
     return planned.at(generation) if generation > 0 else planned, index
 
 
-def _concatenated(url: str, tables: Sequence[pa.Table]) -> pa.Table:
-    """Join sample tables. Kept columns may differ between generations: whole numbers become floats."""
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise CacheError(
-            f"{url}: kept columns have types that do not go together ({error}): the corpus has changed "
-            "them since some clips were planned. Give the column its former type in the corpus, and "
-            f"grow the cache again: latentcache precompute CONFIG.yaml cache.url={url}"
-        ) from None
-
-
 def _dataset_module() -> Any:
     return importlib.import_module("latentcache.reading.dataset")  # which imports this module
 
 
-class Cache:
+class Cache(Snapshot):
     """A published snapshot. Clips that failed have no number: len() and cache[i] count only ok clips.
 
     The `latents` of cache[i] and cache[key] are what a `LatentLoader` gives in its epoch 0; `stored` gives
-    what is stored. Samples are ordered by bucket, shard and row. Sample tables are read when needed, and
-    the last `MAX_TABLES` are kept. Safe to use from several threads, after a fork and when pickled.
+    what is stored. Samples are ordered by bucket, shard and row. Safe to use from several threads, after a
+    fork and when pickled.
     """
 
     def __init__(
@@ -163,36 +116,17 @@ class Cache:
         index: pa.Table,
         disk: DiskCache | None = None,
     ) -> None:
-        self.storage, self.manifest, self._index, self._disk = storage, manifest, index, disk
-        self._format = get_format(manifest.format)
-        self._layouts = manifest.layouts()
-        self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
+        super().__init__(storage, manifest, index, disk)
         self._fields: dict[str, FieldReader] = {}
         self._decoder: Any = None
         self._decoding = threading.Lock()
         guard_handover()
-        try:
-            check_index(index, manifest)
-        except ValueError as error:
-            raise CacheError(
-                f"{redact(storage.url)}: the snapshot does not fit: {error}. It is of another "
-                "cache; resume this one to write its snapshot again."
-            ) from None
-        self._places = index.select(["bucket", "shard"]).to_pydict()
-        self._numbers = {place: n for n, place in enumerate(self._all_places())}
-        num_ok = index["num_ok"].to_numpy()
-        self._ends = np.cumsum(num_ok, dtype=np.int64)
 
     def __reduce__(self) -> tuple[type[Cache], tuple[Any, ...]]:
         return type(self), (self.storage, self.manifest, self._index, self._disk)
 
     def __repr__(self) -> str:
         return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"
-
-    @property
-    def spec(self) -> LatentSpec:
-        """What the latents are."""
-        return self.manifest.spec
 
     def quantiser(self) -> Quantiser:
         """Return the codebook of a cache of ids: ids to vectors, and a VAR transformer's input.
@@ -218,45 +152,6 @@ class Cache:
         if text("field", name) not in self._fields:
             self._fields[name] = open_field(self.storage, self.manifest, name, self._disk)
         return self._fields[name]
-
-    @functools.cached_property
-    def buckets(self) -> Mapping[str, CacheBucket]:
-        """What is committed of every bucket of the plan, by name, in the order of the samples."""
-        sums = self._index.group_by("bucket").aggregate(
-            [("shard", "count")] + [(n, "sum") for n in ("num_ok", "num_clips", "stored_bytes")]
-        )
-        found = {row["bucket"]: row for row in sums.to_pylist()}
-        infos = [
-            CacheBucket(
-                name=name,
-                shape=self._layouts[name].shape,
-                num_ok=found.get(name, {}).get("num_ok_sum", 0),
-                num_clips=found.get(name, {}).get("num_clips_sum", 0),
-                num_shards=found.get(name, {}).get("shard_count", 0),
-                stored_bytes=found.get(name, {}).get("stored_bytes_sum", 0),
-            )
-            for name in sorted(self._layouts)
-        ]
-        return {info.name: info for info in infos}
-
-    @functools.cached_property
-    def committed(self) -> frozenset[ShardId]:
-        """The shards of this snapshot."""
-        return frozenset(ShardId(*place) for place in self._all_places())
-
-    @functools.cached_property
-    def snapshot(self) -> str:
-        """SHA-256 of what samples and their order follow from: shards, their ok clips, the generation."""
-        named = [self._places["bucket"], len(self.manifest.generations)]
-        digest = hashlib.sha256(json.dumps(named).encode())
-        for column in ("shard", "num_ok"):
-            digest.update(self._index[column].to_numpy().astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    @functools.cached_property
-    def shard_bits(self) -> Bits:
-        """Which shards of the plan are in this snapshot: the argument of `at`."""
-        return shard_set.to_bits(self.manifest.buckets, self._index)
 
     def newest(self) -> Cache:
         """Open the snapshot that is published now; the same cache if it is this one."""
@@ -291,19 +186,10 @@ class Cache:
             )
         return found
 
-    def shards(self, bucket: str) -> tuple[Array, Array]:
-        """Return (shard, num_ok) of a bucket's committed shards, int64 arrays in storage order."""
-        table = self._index.filter(pc.equal(self._index["bucket"], bucket))
-        return table["shard"].to_numpy(), table["num_ok"].to_numpy().astype(np.int64)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
     @overload
     def __getitem__(self, index: int | str) -> dict[str, Any]: ...
     @overload
     def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-
     def __getitem__(self, index: int | str | slice) -> dict[str, Any] | list[dict[str, Any]]:
         """Return an ok clip by its number or its key, or those of a slice: see `dataset`."""
         return self._default[index]
@@ -422,138 +308,6 @@ class Cache:
             pixels: torch.Tensor = self._decoder.decode(stored)
         return pixels
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return one row per clip, ok and failed, and one per rejected source; or only some columns.
-
-        Reads every sample table. Columns are those of `schemas.SAMPLE_SCHEMA` and those kept from
-        the corpus. Raises CacheError for any other.
-        """
-        names = None if columns is None else list_of_names("columns", columns)
-        tables = [
-            *self._read_tables(self._all_places()),
-            read_rejected(self.storage, self.manifest),
-        ]
-        table = _concatenated(redact(self.storage.url), tables)
-        for name in names or ():
-            if name not in table.column_names:
-                raise CacheError(
-                    f"the cache's table has no column {name!r}."
-                    f"{did_you_mean(name, table.column_names)} It has: "
-                    f"{', '.join(table.column_names)}"
-                )
-        return table if names is None else table.select(names)
-
-    @functools.cached_property
-    def sample_schema(self) -> pa.Schema:
-        """Columns of the sample tables: those of every cache, and those kept from the corpus."""
-        places = self._all_places()
-        return self._read_table(*places[0]).schema if places else SAMPLE_SCHEMA
-
-    @property
-    def column_names(self) -> list[str]:
-        """Names of the sample tables' columns."""
-        return list(self.sample_schema.names)
-
-    def has_column(self, name: str) -> bool:
-        """Tell whether sample tables have a column: some lack those that were kept later or earlier.
-
-        The shards of one generation have the same columns, so one table of each is looked at, of the newest
-        ones, and one whose columns were changed later.
-        """
-        if name in self.column_names:
-            return True
-        changed = pc.indices_nonzero(pc.is_valid(self._index["columns"])).to_pylist()[:1]
-        places = [self._all_places()[n] for n in changed]
-        places += itertools.islice(self._one_per_generation(), LOOKED_AT)
-        others = set(places) - set(self._all_places()[:1])
-        return any(name in self._read_table(*place).schema.names for place in sorted(others))
-
-    def _one_per_generation(self) -> Iterator[tuple[str, int]]:
-        """Yield a committed shard of each generation that has one, the newest first."""
-        for generation in reversed(self.manifest.generations):
-            shards = (
-                (part.bucket, shard)
-                for part in generation.parts
-                for shard in range(part.first_shard, part.first_shard + part.num_shards)
-            )
-            if (place := next((s for s in shards if s in self._numbers), None)) is not None:
-                yield place
-
-    @property
-    def batch_columns(self) -> list[str]:
-        """Names of what batches can have of the tables: columns per frame by their own names; time_ids."""
-        names = [name for name in self.column_names if name != PER_FRAME]
-        return [*names, *self.per_frame_names, TIME_IDS]
-
-    @property
-    def per_frame_names(self) -> list[str]:
-        """Names of the columns with a value per frame of each clip, such as actions."""
-        return names_in(self.sample_schema)
-
-    def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
-        """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""
-        places = self._all_places()
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            for start in range(0, len(places), NUM_QUEUED):
-                some = places[start : start + NUM_QUEUED]
-                tables = pool.map(lambda at: self._read_table(at[0], at[1], columns), some)
-                yield from zip(some, tables, strict=True)
-
-    def rows(self, bucket: str, shard: int) -> ShardRows:
-        """Return the ok rows of a shard, from memory if they were read recently."""
-        return self._tables.get_or_make(
-            (bucket, shard), lambda: ShardRows(bucket, shard, self._read_table(bucket, shard))
-        )
-
-    def read(
-        self,
-        bucket: str,
-        shard: int,
-        positions: Sequence[int],
-        out: Sequence[torch.Tensor],
-        *,
-        check: bool = True,
-        picks: Picks | None = None,
-    ) -> None:
-        """Read samples of a shard, by their position among its ok rows, into CPU tensors.
-
-        check: compare their CRC32C. picks: latent frames of each sample, if not all are wanted. Raises
-        CorruptionError, naming the clip.
-        """
-        frames = [None] * len(positions) if picks is None else picks
-        rows, layout = self.rows(bucket, shard), self._layouts[bucket]
-        chunks, arrays = [rows.chunks[p] for p in positions], [as_numpy(tensor) for tensor in out]
-        try:
-            self._format.read_frames(
-                self.storage, layout, shard, chunks, frames, arrays, check=check, disk=self._disk
-            )
-        except CorruptionError:
-            # One by one, to find the damaged clip; no error if the next read is sound.
-            some = zip(positions, chunks, frames, arrays, strict=True)
-            for position, chunk, pick, array in some:
-                try:
-                    self._format.read_frames(self.storage, layout, shard, [chunk], [pick], [array])
-                except CorruptionError as error:
-                    key = rows.column("key", [position])[0]
-                    raise CorruptionError(f"clip {key!r}: {error}") from error
-
-    def name_of(self, bucket: str, shard: int) -> str:
-        """Say which shard that is, and where its object is."""
-        path = self._format.path(self._layouts[bucket], shard)
-        return f"shard {shard} of bucket {bucket} ({redact(join(self.storage.url, path))})"
-
-    def read_row(self, place: ClipId) -> torch.Tensor:
-        """Return the stored sample of one row of a shard. Raises CorruptionError."""
-        latents = self.empty(place.shard.bucket, 1)[0]
-        self.read(*place.shard, [self.rows(*place.shard).position(place.row)], [latents])
-        return latents
-
-    def empty(self, bucket: str, num_samples: int) -> torch.Tensor:
-        """Return an uninitialised CPU tensor [num_samples, *shape] in the stored dtype."""
-        return torch.empty(
-            (num_samples, *self._layouts[bucket].shape), dtype=torch_dtype(self.spec.dtype)
-        )
-
     def _of_shards(
         self, places: Sequence[int], positions: Sequence[Sequence[int]]
     ) -> Iterable[list[dict[str, Any]]]:
@@ -596,9 +350,6 @@ class Cache:
         before = int(self._ends[place - 1]) if place else 0
         return place, positive - before
 
-    def _all_places(self) -> list[tuple[str, int]]:
-        return list(zip(self._places["bucket"], self._places["shard"], strict=True))
-
     def _find(self, key: str) -> int:
         return int(pc.index(self._keys, pa.scalar(key, pa.string())).as_py())
 
@@ -607,14 +358,3 @@ class Cache:
         tables = self._read_tables(self._all_places(), columns=["key", "status"])
         keys = [table.filter(pc.equal(table["status"], "ok"))["key"] for table in tables]
         return pa.chunked_array([c for key in keys for c in key.chunks], type=pa.string())
-
-    def _read_tables(
-        self, places: Iterable[tuple[str, int]], columns: list[str] | None = None
-    ) -> list[pa.Table]:
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            return list(pool.map(lambda at: self._read_table(at[0], at[1], columns), places))
-
-    def _read_table(self, bucket: str, shard: int, columns: list[str] | None = None) -> pa.Table:
-        number = self._numbers[bucket, shard]
-        row = self._index.slice(number, 1).to_pylist()[0]
-        return read_samples(self.storage, self.manifest.fingerprint, row, columns)
