@@ -103,12 +103,14 @@ def checked(
 
 
 def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:
-    count = len(look.pts)
+    num, count = len(index.pts), len(look.pts)
+    if index.num_declared > num:  # it was cut: of what comes after its settled frames, some is lost
+        count = min(count, num)
     expected: list[int] = index.pts[:count].tolist()
     if index.is_guess:
         return _from_pictures(path, index, max_pixels)
-    has_all = not look.ended or count == len(index.pts)
-    if has_all and look.pts == expected:
+    has_all = not look.ended or count == num
+    if has_all and look.pts[:count] == expected:
         return index
     if isinstance(path, RangedPath):
         raise NeedsWholeError
@@ -122,11 +124,11 @@ def _in_order(look: Look, expected: list[int]) -> bool:
 
     In some files times follow the order of decoding; sorted, they are those of showing.
     """
-    if look.corrected == expected:
+    if look.corrected[: len(expected)] == expected:
         return True
     known = sorted(pts for pts in look.pts if pts is not None)
     settled = len(expected) if look.ended else len(expected) - _REORDERED
-    return len(known) == len(expected) and known[:settled] == expected[:settled]
+    return len(known) >= len(expected) and known[:settled] == expected[:settled]
 
 
 def _from_pictures(path: str, index: PacketIndex, max_pixels: int | None) -> PacketIndex:

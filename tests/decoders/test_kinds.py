@@ -203,6 +203,21 @@ def test_a_cut_avi_gives_what_is_whole(tmp_path: Path, name: str) -> None:
         np.testing.assert_array_equal(got, whole.frames[: len(index.pts)])
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_cut_avi_of_few_frames_has_their_times(tmp_path: Path, codec: str) -> None:
+    """All its pictures are looked at, among them some behind those that are settled."""
+    path = encode(tmp_path / "v.avi", codec, {"bf": "2", "g": "30"}, frames=40)
+    whole = shown(path)
+    data, packets = path.read_bytes(), list(kinds.packets_of(path))
+    path.write_bytes(data[: packets[10].pos + packets[10].size // 2])
+    times_s = pyav.probe(str(path)).times_s
+    assert len(times_s) >= 6
+    np.testing.assert_allclose(times_s, whole.times_s[: len(times_s)])
+    with contextlib.closing(Source(str(path), "video")) as source:
+        got = list(source.reader().frames(np.arange(len(times_s))))
+    np.testing.assert_array_equal(got, whole.frames[: len(times_s)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["i.mp4", "i.mkv", "i.mov", "i.ts", "i.avi"])
 def test_interlaced_video_has_the_same_pixels_in_every_container(tmp_path: Path, name: str) -> None:
