@@ -376,3 +376,14 @@ def test_the_tour(tmp_path: Path) -> None:
     assert f"{total - killed} to encode" in done.stdout
     assert "captions: ['wave number" in done.stdout
     assert (tmp_path / "tour" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md"])
+def test_the_site_resolves_pictures_and_shows_them_in_its_own_colours(name: str) -> None:
+    """Paths in raw HTML lead nowhere from a page in a folder of its own."""
+    pytest.importorskip("mkdocs", reason="needs mkdocs")
+    hooks = runpy.run_path(str(ROOT / "docs" / "site" / "hooks.py"))
+    made = hooks["on_page_markdown"]((ROOT / name).read_text(encoding="utf-8"))
+    assert "<picture" not in made
+    for colour in ("light", "dark"):
+        assert re.search(rf"!\[[^]]+\]\([\w/]*images/data-flow-{colour}\.svg#only-{colour}\)", made)

@@ -62,6 +62,12 @@ def test_the_page_shows_the_output_of_every_command_but_installs_and_downloads()
     assert [bool(re.search(r"pip install|hf download", other)) for other in others] == [True, True]
 
 
+def test_the_page_installs_what_diffusers_loads_the_transformer_with() -> None:
+    """Without accelerate, from_pretrained of Wan's transformer is refused, in the page's last step."""
+    install = next(block.text for block in blocks(PAGE, "bash"))
+    assert re.search(r"pip install .*\[diffusers,text\]' accelerate$", install, re.MULTILINE)
+
+
 def test_the_settings_for_published_weights_are_valid() -> None:
     *_, block = blocks(PAGE, "bash")
     (line,) = re.findall(r"^latentcache precompute (.*)$", block.text.replace("\\\n", ""), re.M)

@@ -17,6 +17,11 @@ TOP = {
     "LICENSE": "LICENSE.md",
 }
 _LINK = re.compile(r'(?<=\]\()[^)\s]+|(?<=src=")[^"]+|(?<=srcset=")[^"]+')
+#: A picture in two colours, as GitHub shows it by the reader's own setting.
+_PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="(?P<dark>[^"]+)">\s*'
+    r'<img src="(?P<light>[^"]+)"[^>]*alt="(?P<alt>[^"]*)">\s*</picture>'
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -28,8 +33,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Point links to the top of the repository at the pages of the site."""
-    return _LINK.sub(_from_docs, markdown)
+    """Point links to the top of the repository at the pages of the site, and follow its dark switch.
+
+    Paths of raw HTML stay as they are, and so lead nowhere from a page in a folder of its own. Those of
+    Markdown are resolved.
+    """
+    found = _LINK.sub(_from_docs, markdown)
+    return _PICTURE.sub(
+        r"![\g<alt>](\g<light>#only-light) ![\g<alt>](\g<dark>#only-dark)", found
+    )
 
 
 def _from_top(link: re.Match[str]) -> str:

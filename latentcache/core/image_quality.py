@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - its common name
 
+from latentcache.core.units import plural
+
 PEAK = 255.0
 #: The window and constants of Wang, Bovik, Sheikh and Simoncelli, "Image Quality Assessment" (2004).
 WINDOW = 11
@@ -84,7 +86,7 @@ def psnr_in_words(psnrs_db: Sequence[float]) -> str:
     found = psnr_quantiles(psnrs_db)
     return (
         f"PSNR {found['median']:.1f} dB (median), {found['5 %']:.1f} (5 %), {found['lowest']:.1f} "
-        f"(lowest) of {len(psnrs_db)} clips that the run decoded, too"
+        f"(lowest) of {plural(len(psnrs_db), 'clip')} that the run decoded, too"
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.core.records import MAX_WEIGHT
 from latentcache.errors import CorpusError
 from latentcache.format.columns import WEIGHT
 from latentcache.storage.cache_urls import is_cache_url
@@ -29,7 +30,7 @@ def with_weight_read(config: CorpusConfig) -> CorpusConfig:
 def with_weights(table: pa.Table, config: CorpusConfig) -> pa.Table:
     """Return sources with their weights as a kept column, float64; as they are if nothing gives any.
 
-    Raises CorpusError for a weight that is no number from 0 on.
+    Raises CorpusError for a weight that is no number from 0 to MAX_WEIGHT: loaders would refuse it.
     """
     given = config.weight
     if given is None:
@@ -73,10 +74,10 @@ def _numbers(table: pa.Table, name: str, config: CorpusConfig) -> pa.ChunkedArra
         numbers = pc.fill_null(column.cast(pa.float64()), 1.0)
     except pa.ArrowException as error:
         raise CorpusError(f"{where} is to hold numbers, 0 or more: {error}.") from None
-    good = pc.and_(pc.is_finite(numbers), pc.greater_equal(numbers, 0.0))
+    good = pc.and_(pc.greater_equal(numbers, 0.0), pc.less_equal(numbers, float(MAX_WEIGHT)))
     if (row := pc.index(good, False).as_py()) >= 0:
         raise CorpusError(
             f"{where} is {numbers[row].as_py():g} for {table['name'][row].as_py()!r}. A weight says how "
-            "often a clip comes per epoch: a number, 0 or more. Correct the column."
+            f"often a clip comes per epoch: a number from 0 to {MAX_WEIGHT:,}. Correct the column."
         )
     return numbers

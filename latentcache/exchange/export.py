@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from latentcache.errors import CacheError, ConfigError
+from latentcache.exchange.clips import named
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import public_name
@@ -19,6 +21,8 @@ MARK = ".latentcache-export.json"
 NUM_THREADS = 8
 #: Bytes of files that are being made at a time; a file is in memory as tensors and as bytes.
 MEMORY_BYTES, TIMES_IN_MEMORY = 1 << 30, 3
+#: The longest name of a file on the disks that trainers read from.
+MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+def _check_names(files: Sequence[File]) -> None:
+    """Raise ConfigError for names that no disk holds, before some files are there and others are not."""
+    long = [
+        name
+        for file in files
+        if len(os.fsencode(name := file.path.rpartition("/")[2])) > MAX_NAME_BYTES
+    ]
+    if long:
+        raise ConfigError(
+            f"{len(long)} files would have names of more than {MAX_NAME_BYTES} bytes, which no disk holds: "
+            f"{named(long)}. Nothing was written. Give their sources shorter names."
+        )
+
+
 def missing_files(out: Storage, files: Sequence[File]) -> list[File]:
     """Return the files that are not there yet. A file that is there is whole."""
     there = {file.path for file in out.files()}
@@ -141,6 +159,7 @@ def export(
     cache: Cache, layout: str, what: Export, out: Storage, options: Options
 ) -> Iterator[int]:
     """Write what is missing of an export; yield how many files are left, first of all of them."""
+    _check_names(what.files)
     claim(out, mark_of(cache, layout, options))
     todo = missing_files(out, what.files)
     left = len(todo)

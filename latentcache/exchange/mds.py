@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, refuse
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
-from latentcache.storage.folder import Storage
+from latentcache.storage.folder import Storage, redact
 
 INDEX = "index.json"
 #: Columns, and how each is written. Those of fields follow, in bytes and JSON.
@@ -116,17 +117,33 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     try:
         shards = json.loads(storage.read(INDEX))["shards"]
         names = [str(shard["raw_data"]["basename"]) for shard in shards]
+        sizes = [int(shard["raw_data"]["bytes"]) for shard in shards]
         plain = all(s["compression"] is None and s["zip_data"] is None for s in shards)
-    except (ValueError, KeyError, TypeError, RecursionError, FileNotFoundError) as error:
+    except FileNotFoundError:
+        raise ConfigError(
+            f"mds: there is no {INDEX} in {redact(storage.url)}, so which shards there are is unknown. "
+            "Nothing was imported."
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise refuse(storage, INDEX, f"is no index of MDS: {error!r}") from None
     if not plain or any("/" in name for name in names):
         raise refuse(
             storage, INDEX, "lists compressed shards, or some elsewhere, which are not read"
         )
+    there = storage.list("")
+    for name, size in zip(names, sizes, strict=True):
+        if there.get(name) != size:
+            raise refuse(storage, name, _differs(size, there.get(name)))
     records = [
         r for name, shard in zip(names, shards, strict=True) for r in _records(storage, name, shard)
     ]
     return found_in(storage, spec, "mds", records)
+
+
+def _differs(wanted: int, found: int | None) -> str:
+    if found is None:
+        return f"is not there, and {INDEX} lists it"
+    return f"is no whole shard of MDS: it has {found:,} bytes, and {INDEX} says {wanted:,}"
 
 
 def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Record]:

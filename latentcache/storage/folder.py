@@ -34,6 +34,8 @@ _SHOWS_HALVES = {"sftp", "ssh"}
 #: File systems that can create on condition. A server in the place of one of these may still not.
 _CREATES_EXCLUSIVELY = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs"}
 TEMPORARY_SUFFIX = ".tmp"
+#: Bytes of a name that its temporary one shows: with the rest, no longer than any disk's names (255).
+MAX_SHOWN_BYTES = 200
 #: Listings of an object store that are under way at once.
 NUM_LISTINGS = 32
 RANGE_NOT_SATISFIABLE = 416
@@ -393,7 +395,8 @@ def _create_file(path: Path, data: bytes) -> bool:
 def _new_file(path: Path, data: bytes) -> Iterator[Path]:
     """Write through a temporary name in the same directory, so that the final rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
+    shown = os.fsencode(path.name)[:MAX_SHOWN_BYTES].decode(errors="ignore")
+    temporary = path.with_name(f".{shown}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
             file.write(data)

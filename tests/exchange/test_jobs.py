@@ -75,6 +75,39 @@ def test_wrong_places_are_a_sentence_each(wan: latentcache.Cache, tmp_path: Path
     assert "no clip of the layout musubi" in printed
 
 
+@pytest.mark.parametrize("stem", ["l" * 230, "動" * 76])
+def test_names_that_no_disk_holds_are_refused_before_anything_is_written(
+    stem: str, tmp_path: Path
+) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4", f"{stem}.mp4", "b.mp4"))
+    printed = export(cache, tmp_path / "out", "musubi", status=2)
+    assert "1 files would have names of more than 255 bytes" in printed
+    assert f"{stem}_00000-005" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stem", ["l" * 215, "動" * 70])
+def test_the_longest_names_are_written(stem: str, tmp_path: Path) -> None:
+    """Temporary names, under which files are written, are longer than their own."""
+    cache = make_cache(tmp_path, names=("a.mp4", f"{stem}.mp4", "b.mp4"))
+    export(cache, tmp_path / "out", "musubi")
+    assert (tmp_path / "out" / f"{stem}_00000-005_0048x0032_wan.safetensors").is_file()
+
+
+def test_a_shard_of_mds_that_is_not_whole_is_named(wan: latentcache.Cache, tmp_path: Path) -> None:
+    out, like = tmp_path / "out", ("--like", wan.storage.url)
+    export(wan, out, "mds", "--text", "umt5")
+    path = out / "shard.00000.mds"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # of a field, which an import does not read
+    printed = run("import", "mds", out, tmp_path / "n", *like, status=2)
+    assert f"{path} is no whole shard of MDS: it has {len(whole) - 1:,} bytes" in printed
+    path.unlink()
+    assert f"{path} is not there" in run("import", "mds", out, tmp_path / "n", *like, status=2)
+    (out / "index.json").unlink()
+    assert "there is no index.json" in run("import", "mds", out, tmp_path / "n", *like, status=2)
+
+
 @pytest.mark.parametrize(
     ("layout", "option"),
     [

@@ -235,6 +235,8 @@ def test_weights_change_without_encoding_and_a_cache_as_corpus_carries_them_over
         (["many"], "is to hold numbers"),
         ([[1]], "a weight is a number"),
         ([float("nan")], "is nan for"),
+        ([float("inf")], "is inf for"),
+        ([1e18], r"is 1e\+18 for .* a number from 0 to 1,000,000"),  # as every loader says
     ],
 )
 def test_what_is_no_weight_is_refused_with_the_source(
