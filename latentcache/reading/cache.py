@@ -466,7 +466,7 @@ class Cache:
         places = [self._all_places()[n] for n in changed]
         places += itertools.islice(self._one_per_generation(), LOOKED_AT)
         others = set(places) - set(self._all_places()[:1])
-        return any(name in self._read_table(*place).schema.names for place in sorted(others))
+        return any(name in table.schema.names for table in self._read_tables(sorted(others)))
 
     def _one_per_generation(self) -> Iterator[tuple[str, int]]:
         """Yield a committed shard of each generation that has one, the newest first."""
