@@ -94,7 +94,10 @@ class Layout:
     def _cues_of(self, video: int) -> tuple[list[int], list[int]]:
         if video >= len(self._tracks) or not (cues := self._cues.get(self._tracks[video])):
             raise NeedsWholeError
-        return [time for time, _ in cues], [place for _, place in cues]
+        places = [place for _, place in cues]
+        if places != sorted(places):  # recordings that were joined: their times begin again
+            raise NeedsWholeError
+        return [time for time, _ in cues], places
 
     def _read_cues(self, found: dict[int, tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """Return by track when key frames are shown, and where their clusters are."""

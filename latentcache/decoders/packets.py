@@ -167,7 +167,10 @@ def read_span(
 
 
 def joined(head: PacketTable, span: PacketTable) -> PacketTable:
-    """Return a file's first packets and those of a span of its time, each once, as one table."""
+    """Return a file's first packets and those of a span of its time, each once, as one table.
+
+    Raises NeedsWholeError where times begin again.
+    """
     begins = (span.pts[0], span.pos[0])
     count = next((n for n in range(len(head)) if (head.pts[n], head.pos[n]) == begins), len(head))
     columns = {
@@ -177,6 +180,8 @@ def joined(head: PacketTable, span: PacketTable) -> PacketTable:
         )
     }  # fmt: skip
     has_false_keys = head.has_false_keys or span.has_false_keys
+    if head.joins or span.joins:
+        raise NeedsWholeError
     return PacketTable(**columns, has_false_keys=has_false_keys)
 
 
