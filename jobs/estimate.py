@@ -12,6 +12,7 @@ from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.devices import resolve_device
+from latentcache.core.machine import num_cpus
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
@@ -22,6 +23,7 @@ from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, measure
+from latentcache.running.gpu_sharing import CONTEXT_BYTES, GpuNeed, workers_per_gpu
 from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
@@ -167,6 +169,12 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
         print(
             f"gpu      {human_bytes(memory.gpu_bytes)} at most, {part:.0%} of "
             f"{human_bytes(memory.gpu_total_bytes)}; tensors {human_bytes(memory.gpu_tensor_bytes or 0)}"
+        )
+        taken = memory.gpu_bytes + CONTEXT_BYTES
+        need = GpuNeed(free_bytes=memory.gpu_total_bytes, worker_bytes=taken)
+        print(
+            f"         {workers_per_gpu(need, num_cpus() / memory.num_gpus)} workers could share it "
+            "(run.workers_per_gpu)"
         )
 
 

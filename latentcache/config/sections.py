@@ -214,6 +214,11 @@ class ClipsConfig(GrownSection):
         """Tell whether clips are parts of a source, and not all of it."""
         return self.select not in ("all", "slide") and self.sampling != "spread"
 
+    @property
+    def goes_by_time(self) -> bool:
+        """Tell whether clips take frames by their times, and nobody counts a source's frames."""
+        return self.fps is not None and self.sampling == "nearest"
+
     @field_validator("select")
     @classmethod
     def _parse_select(cls, select: str) -> str:
@@ -355,9 +360,10 @@ class RunConfig(Section):
         description="Number of actors; auto: one per GPU, or one per machine if there is no GPU, also on "
         "machines that join the cluster later.",
     )
-    workers_per_gpu: Positive = Field(
+    workers_per_gpu: Positive | Literal["auto"] = Field(
         default=1,
-        description="Actors that share a GPU, for encoders that leave it idle: each loads the model.",
+        description="Actors that share a GPU, for encoders that leave it idle: each loads the model; auto: "
+        "as many as have memory and 4 CPUs each, 4 at most, which one GPU is tried for at the start.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",

@@ -20,7 +20,8 @@ from latentcache.errors import CacheError, RecipeMismatchError
 from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
 from latentcache.format.samples import read_all_rows
 from latentcache.format.snapshot import current_index
-from latentcache.planning.known import KnownCache, KnownSource, as_sources
+from latentcache.planning.known import KnownCache, as_sources
+from latentcache.planning.known_sources import KnownSource
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.reading.cache import Cache

@@ -77,6 +77,10 @@ class Bucket:
         return cls(frames=int(parts[0]), height=int(parts[1]), width=int(parts[2]))
 
 
+#: The kept column of what the corpus says about single frames of a source.
+PER_FRAME = "per_frame"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """One sample to make: `frames` sampled frames of a source, starting at sampled frame `start`.
@@ -97,6 +101,11 @@ class Clip:
     width: int
     caption: str | None = None
     keep: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def counts_frames(self) -> bool:
+        """Tell whether something of it is about frames of its source by their numbers."""
+        return bool(self.keep.get(PER_FRAME))
 
 
 class ShardId(NamedTuple):

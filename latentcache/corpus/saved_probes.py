@@ -53,13 +53,14 @@ _FOUND = [name for name in SCHEMA.names if name not in ("url_digest", "kind", "i
 class SavedProbes:
     """Sources that were probed for a cache without a plan; failures are not kept but tried again.
 
+    by_time: nobody counts frames, and their numbers may be those that files declare.
     num_found: how many of this attempt's sources an earlier attempt probed. Its methods raise
     StorageError if the cache's storage refuses: better now than after the whole corpus.
     """
 
-    def __init__(self, storage: Storage, max_pixels: int) -> None:
+    def __init__(self, storage: Storage, max_pixels: int, *, by_time: bool = False) -> None:
         self._storage = storage
-        self._conditions = {"max_pixels": max_pixels, **_decoders()}
+        self._conditions = {"max_pixels": max_pixels, "by_time": by_time, **_decoders()}
         self.num_found = 0
         self._attempt = secrets.token_hex(6)
         self._number = 0

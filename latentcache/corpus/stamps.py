@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +29,14 @@ def stamp_sources(
     A source without a stamp is looked at by its content. If their storage does not answer, no more are
     asked for: whoever reads the sources says so.
     """
+    (stamps,) = stamp_groups([urls], options, schemes)
+    return stamps
+
+
+def stamp_groups(
+    groups: Iterable[Sequence[str]], options: Mapping[str, Any] | None, schemes: Sequence[str] = ()
+) -> Iterator[list[str | None]]:
+    """Yield what `stamp_sources` returns, for one group of sources after the other."""
     is_down = threading.Event()
 
     def stamp(url: str) -> str | None:
@@ -47,14 +55,15 @@ def stamp_sources(
     def stamp_all(some: Sequence[str]) -> list[str | None]:
         return list(map(stamp, some))
 
-    files = list(map(file_of, urls))
-    distinct = list(dict.fromkeys(files))
-    size = min(MAX_TOGETHER, -(-len(distinct) // NUM_THREADS)) or 1
-    groups = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = itertools.chain.from_iterable(pool.map(stamp_all, groups))
-        stamps = dict(zip(distinct, found, strict=True))
-    return [stamps[file] for file in files]
+        for urls in groups:
+            files = list(map(file_of, urls))
+            distinct = list(dict.fromkeys(files))
+            size = min(MAX_TOGETHER, -(-len(distinct) // NUM_THREADS)) or 1
+            together = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+            found = itertools.chain.from_iterable(pool.map(stamp_all, together))
+            stamps = dict(zip(distinct, found, strict=True))
+            yield [stamps[file] for file in files]
 
 
 #: What file systems say of a file's content, the strongest first: stores' tags, then times.

@@ -68,6 +68,18 @@ def indices_of(reader: Reader, request: Mapping[str, Any]) -> Indices:
     return clip_frames(sampling, times_s, duration_s, start, count, fps, request.get("source_fps"))
 
 
+def wanted_s(request: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return between which times, since the first frame, a clip's are; None if its frames are counted."""
+    if request.get("counts_frames"):
+        return None
+    if request.get("times_s") is not None:
+        return min(request["times_s"]), max(request["times_s"])
+    fps = request["fps"]
+    if fps is None or (request.get("sampling") or "nearest") != "nearest":
+        return None
+    return request["start"] / fps, (request["start"] + request["frames"] - 1) / fps
+
+
 def _size_changed(index: int, before: tuple[int, ...], now: tuple[int, ...]) -> ClipError:
     return ClipError(
         "size_changed",

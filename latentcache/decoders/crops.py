@@ -135,10 +135,10 @@ def _of_matroska(file: IO[bytes]) -> list[Crop]:
     end = file.seek(0, 2)
     crops = []
     for tracks in _found(file, 0, end, (_SEGMENT, _TRACKS)):
-        for identifier, start, stop in _elements(file, *tracks):
+        for identifier, start, stop in elements(file, *tracks):
             if identifier == _TRACK:
-                fields = {i: (a, b) for i, a, b in _elements(file, start, stop)}
-                if _number(file, fields.get(_TRACK_TYPE)) == _IS_VIDEO:
+                fields = {i: (a, b) for i, a, b in elements(file, start, stop)}
+                if number_at(file, fields.get(_TRACK_TYPE)) == _IS_VIDEO:
                     crops.append(_pixel_crop(file, fields.get(_VIDEO)))
         return crops
     return crops
@@ -148,15 +148,15 @@ def _pixel_crop(file: IO[bytes], video: tuple[int, int] | None) -> Crop:
     if video is None:
         return NO_CROP
     sides: Mapping[str, int] = {
-        _PIXEL_CROP[identifier]: _number(file, (start, end))
-        for identifier, start, end in _elements(file, *video)
+        _PIXEL_CROP[identifier]: number_at(file, (start, end))
+        for identifier, start, end in elements(file, *video)
         if identifier in _PIXEL_CROP
     }
     return Crop(**sides)
 
 
 def _found(file: IO[bytes], start: int, end: int, path: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for identifier, first, last in _elements(file, start, end):
+    for identifier, first, last in elements(file, start, end):
         if identifier == path[0]:
             if len(path) == 1:
                 yield first, last
@@ -164,9 +164,20 @@ def _found(file: IO[bytes], start: int, end: int, path: Sequence[int]) -> Iterat
                 yield from _found(file, first, last, path[1:])
 
 
-def _elements(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (identifier, start, end) of EBML elements, up to the first cluster."""
-    for _ in range(_MAX_ELEMENTS):
+def elements(
+    file: IO[bytes],
+    start: int,
+    end: int,
+    *,
+    stop_at: int | None = _CLUSTER,
+    limit: int = _MAX_ELEMENTS,
+    is_cut: bool = True,
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (identifier, start, end) of EBML elements, up to the first of a kind, or so many.
+
+    is_cut: one that goes on after `end` ends there; else it is not yielded.
+    """
+    for _ in range(limit):
         head = _read(file, start, 12)
         width = 9 - head[0].bit_length() if head else 9
         if width > 4 or len(head) < width + 1 or not head[width]:
@@ -176,16 +187,17 @@ def _elements(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int,
         size = int.from_bytes(head[width : width + length]) - (1 << 7 * length)
         body = start + width + length
         is_open = size == (1 << 7 * length) - 1
-        start = end if is_open else min(end, body + size)
-        if identifier == _CLUSTER:
+        if identifier == stop_at or (not is_cut and (is_open or body + size > end)):
             return
+        start = end if is_open else min(end, body + size)
         yield identifier, body, start
         if start >= end:
             return
 
 
-def _number(file: IO[bytes], at: tuple[int, int] | None) -> int:
-    return 0 if at is None else int.from_bytes(_read(file, at[0], min(8, at[1] - at[0])))
+def number_at(file: IO[bytes], at: tuple[int, int] | None) -> int:
+    """Return the whole number that an element holds; 0 where there is none."""
+    return 0 if at is None else int.from_bytes(_read(file, at[0], max(0, min(8, at[1] - at[0]))))
 
 
 def _read(file: IO[bytes], start: int, count: int) -> bytes:

@@ -8,14 +8,16 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from latentcache.core.machine import install_command
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
 from latentcache.errors import ClipError
@@ -35,6 +37,9 @@ FORMATS = (
 )
 #: Pillow would cut their values off at 255, and what is black and white in them is not known.
 _UNBOUNDED_MODES = frozenset({"I", "F"})
+
+#: Orientations of EXIF in which height and width are swapped.
+_TURNED = frozenset({5, 6, 7, 8})
 
 #: What Pillow's readers raise for files that they do not understand.
 _PILLOW_ERRORS: tuple[type[Exception], ...] = (
@@ -87,10 +92,27 @@ class Reader:
         yield self._pixels
 
 
+def shown_shape(path: str, max_pixels: int | None = None) -> tuple[int, int]:
+    """Return the height and width of an image as shown, from its header. Raises ClipError.
+
+    Some formats say only at their end how they are turned, and are read to there.
+    """
+    with _open(path) as image:
+        check_pixels(image.height, image.width, max_pixels)
+        _refuse_unbounded(image)
+        try:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        except _PILLOW_ERRORS as error:
+            raise _damaged(error) from error
+        return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
 def _open(path: str) -> Image.Image:
     """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
     formats = (*FORMATS, *_plugged_in(path))
     try:
+        if isinstance(path, RangedPath):
+            return Image.open(cast("IO[bytes]", path.open()), formats=formats)
         return Image.open(path, formats=formats)
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
@@ -141,10 +163,14 @@ def _to_rgb(image: Image.Image) -> Frame:
     if image.mode.startswith("I;16"):
         grey = (np.array(image).astype(np.uint32) * 255 + 32767) // 65535
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    _refuse_unbounded(image)
+    return np.array(image.convert("RGB"))
+
+
+def _refuse_unbounded(image: Image.Image) -> None:
     if image.mode in _UNBOUNDED_MODES:
         raise ClipError(
             "unreadable",
             f"the image's values are 32 bits (mode {image.mode}), and which of them are black and "
             "white is unknown. Convert it to 8 or 16 bits",
         )
-    return np.array(image.convert("RGB"))

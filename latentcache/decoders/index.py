@@ -67,7 +67,8 @@ class PacketIndex:
     last frame. counted: `pts` are not what the decoder's frames carry, which are counted instead.
     starts: in decoding order. holes: frames after which others are lost. num_declared: N; of a cut file,
     what it had when whole. packets: all of the stream's. is_guess: some have no times in their packets.
-    has_palette: only the first packet brings the colours.
+    has_palette: only the first packet brings the colours. is_window: it has the file's first frames, those
+    of a span of time, and the end; between them frames are left out.
     """
 
     pts: npt.NDArray[np.int64]
@@ -82,6 +83,7 @@ class PacketIndex:
     facts: VideoFacts
     is_guess: bool = False
     has_palette: bool = False
+    is_window: bool = False
 
     def key_frames(self) -> list[int]:
         """Return which frames decoding can start at, in the order of showing."""
@@ -94,7 +96,8 @@ class PacketIndex:
             return [self.starts[0]]
         before = [s for s in self.starts if s.pts is not None and s.pts <= self.pts[frame]]
         closed = [s for s in before if s.closed]
-        return list(dict.fromkeys([*before[-1:], *closed[-1:], self.starts[0]]))
+        first = [] if self.is_window else [self.starts[0]]
+        return list(dict.fromkeys([*before[-1:], *closed[-1:], *first]))
 
     def span(self, start: Start, frame: int) -> tuple[int, int]:
         """Return the range of bytes of the packets from a start on with which a frame comes out."""
@@ -113,6 +116,8 @@ class PacketIndex:
 
     def seeks_for(self, start: Start) -> list[int | None]:
         """Return from which packets to look for a start, the nearest first; None: from the beginning."""
+        if self.is_window:
+            return [start.row or None]
         at = self.starts.index(start)
         return [*(s.row for s in self.starts[max(1, at - 2) : at + 1][::-1]), None]
 
@@ -127,7 +132,7 @@ def read_index(path: str, max_pixels: int | None = None) -> PacketIndex:
         packets = _read(path, container, stream)
         if complaint := complaints.first(container.format.name, harmless=END_OF_FILE):
             raise ClipError("corrupt", f"the container is damaged: {complaint}")
-        return _to_index(path, container, stream, packets)
+        return to_index(path, container, stream, packets)
 
 
 def _read(path: str, container: Any, stream: Any) -> PacketTable:
@@ -143,7 +148,8 @@ def _read(path: str, container: Any, stream: Any) -> PacketTable:
         return read_places(blind, same)
 
 
-def _to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> PacketIndex:
+def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> PacketIndex:
+    """Return the index of packets, of all or of those that a window has. Raises what `read_index` does."""
     kept, times = _shown(packets)
     order = sorted(kept, key=times.__getitem__)
     pts = np.array([times[i] for i in order], dtype=np.int64)

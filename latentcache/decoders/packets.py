@@ -136,6 +136,55 @@ def read_places(container: Any, stream: Any) -> PacketTable:
     return table
 
 
+def read_span(
+    container: Any, stream: Any, first: int | None, last: int | None, margin: int
+) -> PacketTable:
+    """Read the packets from the key frame at or before a time on, until `margin` are shown after another.
+
+    first, last: in the stream's time base; None: from the beginning, and as many as are in the margin.
+    Raises NeedsWholeError where that fails.
+    """
+    table, num_after = _empty(), 0
+    add = _Adder(container, stream, table)
+    try:
+        if first is not None:
+            container.seek(first, stream=stream, backward=True, any_frame=False)
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            add(packet)
+            if packet.pts is None:
+                raise NeedsWholeError
+            is_shown = table.shows[-1] is Shows.PICTURE
+            num_after += is_shown and (last is None or packet.pts > last)
+            if num_after >= margin:
+                break
+    except DEMUX_ERRORS as error:
+        raise NeedsWholeError from error
+    if not len(table) or table.ends_within or (first is not None and table.pts[0] > first):
+        raise NeedsWholeError
+    return table
+
+
+def joined(head: PacketTable, span: PacketTable) -> PacketTable:
+    """Return a file's first packets and those of a span of its time, each once, as one table.
+
+    Raises NeedsWholeError where times begin again.
+    """
+    begins = (span.pts[0], span.pos[0])
+    count = next((n for n in range(len(head)) if (head.pts[n], head.pos[n]) == begins), len(head))
+    columns = {
+        name: [*getattr(head, name)[:count], *getattr(span, name)]
+        for name in (
+            "pts", "dts", "size", "pos", "ends", "is_key", "is_discarded", "shows", "duration",
+        )
+    }  # fmt: skip
+    has_false_keys = head.has_false_keys or span.has_false_keys
+    if head.joins or span.joins:
+        raise NeedsWholeError
+    return PacketTable(**columns, has_false_keys=has_false_keys)
+
+
 def _ends(packet: Any) -> int:
     """Return a checksum of a packet's ends: some containers give several packets one place."""
     data = memoryview(packet)
@@ -223,7 +272,9 @@ class SeekMissedError(Exception):
 
 
 def _seek(container: Any, stream: Any, table: PacketTable, row: int) -> None:
-    target = table.pts[row] if table.dts[row] is None else table.dts[row]
+    # Matroska's cues have the times of showing: by that of decoding the key frame before would be found
+    by_pts = table.dts[row] is None or container.format.name == MATROSKA
+    target = table.pts[row] if by_pts else table.dts[row]
     try:
         container.seek(target, stream=stream, backward=True, any_frame=False)
     except DEMUX_ERRORS as error:

@@ -37,7 +37,8 @@ STALL_S = 300.0
 class DecodedClip:
     """Pixels uint8 [T, H, W, 3] in a shared buffer, valid until `release`, and facts of the clip.
 
-    frame_numbers: which frames of the source these are [T]. fetch_s: seconds for which its process fetched.
+    frame_numbers: which frames of the source these are [T]; of Matroska that was read by ranges, which of
+    those that were read, unless the clip counts frames. fetch_s: seconds for which its process fetched.
     """
 
     pixels: Frame
@@ -110,6 +111,7 @@ class DecodePool:
     stall_s. max_pixels: of a source's frame. memory_bytes: that a process may take for itself. None: no
     limit. source_cache_bytes: that remote sources may take on this machine's disk, for all its processes;
     0: each fetches what it needs. by_ranges: of a long remote video only its clips' bytes are fetched.
+    by_time: nobody counts frames, so that probing may take their number from the rate that a file declares.
     schemes: `corpus.schemes`; a source on another file system is refused, and not looked at.
     Raises MachineError.
 
@@ -135,6 +137,7 @@ class DecodePool:
         stall_s: float = STALL_S,
         source_cache_bytes: int = 0,
         by_ranges: bool = False,
+        by_time: bool = False,
         program: str = "latentcache.decoders.process",
     ) -> None:
         self._timeout_s = timeout_s
@@ -146,6 +149,7 @@ class DecodePool:
             "memory_bytes": memory_bytes,
             "source_cache_bytes": source_cache_bytes,
             "by_ranges": by_ranges,
+            "by_time": by_time,
         }
         with _machine_errors():
             self._buffers = [Buffer(index) for index in range(num_buffers)]
@@ -187,6 +191,7 @@ class DecodePool:
             schemes=config.corpus.schemes,
             source_cache_bytes=config.run.source_cache_bytes,
             by_ranges=config.clips.takes_parts,
+            by_time=config.clips.goes_by_time,
         )
 
     def decode(self, clip: Clip, times_s: Sequence[float] | None = None) -> Future[DecodedClip]:
@@ -352,4 +357,4 @@ class _Request:
 def _decode_message(clip: Clip, rules: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("url", "kind", "identity", "start", "frames", "fps", "height", "width")
     message = {name: getattr(clip, name) for name in fields}
-    return {"op": "decode", **rules, **message}
+    return {"op": "decode", **rules, **message, "counts_frames": clip.counts_frames}

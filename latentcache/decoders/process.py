@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from latentcache.decoders import decord, pyav
-from latentcache.decoders.clip import decode_clip, indices_of, span_of
+from latentcache.decoders.clip import decode_clip, indices_of, span_of, wanted_s
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.ranged import NeedsWholeError
@@ -112,6 +112,7 @@ class Worker:
         self._sound: SoundReader | None = None
         self._cache = source_cache(settings.get("source_cache_bytes", 0))
         self._by_ranges = bool(settings.get("by_ranges"))
+        self._by_time = bool(settings.get("by_time"))
         #: The source that is wanted whole, and that which is not kept in the cache: they change rarely.
         self._whole_url: str | None = None
         self._uncached_url: str | None = None
@@ -230,6 +231,7 @@ class Worker:
     def _open(self, request: Mapping[str, Any]) -> Source:
         """Return the source of a request: the one that is open, where it still is that file."""
         url = request["url"]
+        by_ranges = request["op"] == "probe" or (self._by_ranges and request["kind"] == "video")
         if self._source is None or self._source.url != url or not self._is_as_opened():
             self._close()
             with self._reading():
@@ -240,7 +242,7 @@ class Worker:
                     self._max_pixels,
                     self._on_fetch,
                     None if url == self._uncached_url else self._cache,
-                    url != self._whole_url and (self._by_ranges or request["op"] == "probe"),
+                    by_ranges and url != self._whole_url,
                     request["op"] != "fetch",
                 )
         return self._source
@@ -282,9 +284,17 @@ class Worker:
                 return {"identity": identify_url(request["url"], self._options)}
         source = self._open(request)
         if request["kind"] == "image":
-            height, width = next(source.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
-            info = {"frames": 1, "duration_s": 0.0, "fps": None, "height": height, "width": width}
+            height, width = source.shown_shape()
+            info: dict[str, Any] = {
+                "frames": 1,
+                "duration_s": 0.0,
+                "fps": None,
+                "height": height,
+                "width": width,
+            }
         else:
+            if source.is_windowed and (request.get("times") or not self._by_time):
+                raise NeedsWholeError
             info = dict(vars(pyav.probe(source.path, self._max_pixels)))
             times_s = info.pop("times_s")
             if request.get("times"):
@@ -296,7 +306,7 @@ class Worker:
         fetched_s = self._fetch_s()
         source = self._open(request)
         if source.is_ranged:
-            reader = source.reader(without_decord=True)
+            reader = source.reader(without_decord=True, span_s=wanted_s(request))
             assert isinstance(reader, pyav.Reader)
             reader.fetch(indices_of(reader, request))
         return {"fetch_s": self._fetch_s() - fetched_s}
@@ -322,7 +332,7 @@ class Worker:
         source = self._open(request)
         _check_planned(source.identity == request["identity"], request)
         try:
-            reader = source.reader()
+            reader = source.reader(span_s=wanted_s(request))
             start_s, end_s = span_of(reader, indices_of(reader, request))
             samples, lost = self._sound_of(source, request).span(
                 start_s, end_s, request["max_samples"]
@@ -355,9 +365,10 @@ class Worker:
         self, source: Source, request: Mapping[str, Any], out: Frame
     ) -> dict[str, Any]:
         try:
-            return decode_clip(source.reader(request["without_decord"]), request, out)
+            reader = source.reader(request["without_decord"], wanted_s(request))
+            return decode_clip(reader, request, out)
         except DECODING_ERRORS:
-            if source.reader().name != decord.NAME:
+            if source.is_ranged or source.reader().name != decord.NAME:
                 raise
             return decode_clip(source.reader(without_decord=True), request, out)
 

@@ -20,6 +20,7 @@ from latentcache.decoders.packets import SeekMissedError, packets_at
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.rgb import to_rgb
 from latentcache.decoders.streams import decode, is_early, open_video
+from latentcache.decoders.windows import Windows
 from latentcache.errors import ClipError
 
 NAME = "pyav"
@@ -46,6 +47,8 @@ class VideoInfo:
 
 def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
     """Count the frames of a video and find its shape, without decoding more than a few."""
+    if isinstance(path, RangedPath) and path.is_matroska:
+        return _probe_windows(Windows(path, max_pixels))
     found = read_index(path, max_pixels)
     index, shape = look.checked(path, found, max_pixels)
     if found.suits_decord and not index.suits_decord:
@@ -64,6 +67,20 @@ def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
         height=height,
         width=width,
         times_s=index.times_s,
+    )
+
+
+def _probe_windows(windows: Windows) -> VideoInfo:
+    """Return what is known of a file without its frames in between: `times_s` is empty."""
+    height, width = display_size(windows.shape, windows.facts.shown_aspect(windows.shape))
+    count, found_s = windows.num_frames, windows.end_s - windows.start_s
+    return VideoInfo(
+        frames=count,
+        duration_s=found_s * count / count,  # as that of a file of which all frames are known
+        fps=count / found_s,
+        height=height,
+        width=width,
+        times_s=np.zeros(0),
     )
 
 

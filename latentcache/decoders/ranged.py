@@ -1,19 +1,22 @@
-"""Videos of which only some bytes are here: PyAV reads a file whose blocks come when they are asked for.
+"""Files of which only some bytes are here: whoever reads them gets blocks when they are asked for.
 
 An MP4's header says of each packet where it is, how long it is and when it is shown. So its index is read
-without its packets: see `suits` for those of which that is all that an index needs.
+without its packets: see `suits` for those of which that is all that an index needs. Of Matroska, which has
+no such header, `windows` reads the packets of the time that is wanted.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from latentcache.decoders.h264 import FieldOrder
 from latentcache.decoders.pictures import classifier
 from latentcache.storage.seekable import SeekableFile
 from latentcache.storage.source_cache import CachedSource
 
+#: What Matroska and WebM begin with.
+EBML = b"\x1a\x45\xdf\xa3"
 #: Boxes on the top level of an MP4 of which nothing is cut into fragments; there are hardly more than five.
 _MAX_BOXES = 16
 #: What is read ahead of a file that is read in sequence, at most.
@@ -27,18 +30,27 @@ class NeedsWholeError(Exception):
 class RangedPath(str):
     """The path of a sparse file, with what fills its holes.
 
-    media: where its packets are, as half-open ranges of bytes: all else has been read when it is open.
+    media: of an MP4, where its packets are, as half-open ranges of bytes: all else has been read when it
+    is open. is_matroska: it is read by windows of time.
     """
 
-    __slots__ = ("media", "source")
+    __slots__ = ("is_matroska", "media", "source")
     source: CachedSource
     media: tuple[tuple[int, int], ...]
+    is_matroska: bool
 
-    def __new__(cls, source: CachedSource) -> RangedPath:
-        """Look where an MP4's packets are. Raises NeedsWholeError of all other files."""
+    def __new__(
+        cls,
+        source: CachedSource,
+        media: Sequence[tuple[int, int]] = (),
+        *,
+        is_matroska: bool = False,
+    ) -> RangedPath:
+        """Name a source; see `of_video`."""
         path = super().__new__(cls, source.path)
         path.source = source
-        path.media = tuple(_media(source))
+        path.media = tuple(media)
+        path.is_matroska = is_matroska
         return path
 
     def open(self, *, blind: bool = False) -> RangedFile:
@@ -53,6 +65,7 @@ class RangedFile(SeekableFile):
         super().__init__(path.source.size)
         self.name = str(path)
         self._source, self._media, self._blind = path.source, path.media, blind
+        self._is_matroska = path.is_matroska
         self._read_to, self._ahead = 0, 0
 
     def read(self, size: int = -1) -> bytes:
@@ -75,7 +88,8 @@ class RangedFile(SeekableFile):
         self._read_to = end
         if not self._source.has(start, end):
             self._source.ensure(start, min(end + self._ahead, self._source.size))
-            self._ahead = min(_AHEAD_BYTES, max(end - start, 2 * self._ahead))
+            most = 0 if self._is_matroska else _AHEAD_BYTES  # whose windows are fetched at once
+            self._ahead = min(most, max(end - start, 2 * self._ahead))
 
     def _read_blindly(self, start: int, end: int) -> bytes:
         """Read zeros for absent packets; what else there is, is fetched."""
@@ -85,6 +99,13 @@ class RangedFile(SeekableFile):
                 self._source.ensure(at, min(first, end))
             at = max(at, last)
         return self._source.read(start, end - start, only_present=True)
+
+
+def of_video(source: CachedSource) -> RangedPath:
+    """Return the path of a video that can be read by ranges. Raises NeedsWholeError of all others."""
+    if source.read(0, len(EBML)) == EBML:
+        return RangedPath(source, is_matroska=True)
+    return RangedPath(source, tuple(_media(source)))
 
 
 def suits(codec: str, extradata: bytes | None) -> bool:

@@ -18,8 +18,9 @@ from latentcache.decoders import decord, image, look, pyav
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, identify_url, local_path
 from latentcache.decoders.index import PacketIndex, read_index
-from latentcache.decoders.ranged import NeedsWholeError, RangedPath
+from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video
 from latentcache.decoders.trouble import machine_trouble, read_through
+from latentcache.decoders.windows import Windows
 from latentcache.errors import ClipError
 from latentcache.storage.part_files import open_whole_or_part
 from latentcache.storage.parts import part_of
@@ -32,8 +33,8 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,16}")
 
 #: What is fetched between two signs of life.
 _PIECE_BYTES = 1 << 20
-#: Smaller files are fetched whole: their ends and a few pictures are most of them.
-_SMALL_BYTES = 1 << 20
+#: Smaller files are fetched whole: their ends, and a few pictures or a header, are most of them.
+_SMALL_BYTES = {"video": 1 << 20, "image": 1 << 18}
 #: A file that was changed so lately can change again within one tick of the clock that its times follow.
 _YOUNG_NS = 2_000_000_000
 
@@ -56,10 +57,10 @@ class Source:
 
     on_fetch: called with True before and after each piece that is fetched, or read through, and with False
     when the cache has all that it was asked for. cache: None keeps nothing for other processes.
-    by_ranges: only parts of a video are wanted. Raises ClipError where there is no such file, OSError and
-    ProcessTroubleError where it cannot be read, or kept, StaleError where it was replaced meanwhile,
-    NoRoomError where the cache has no room, or may_copy is False and no cache takes it, and NeedsWholeError
-    where parts do not do: see `make_whole`.
+    by_ranges: only parts of a video are wanted, or an image's header. Raises ClipError where there is no
+    such file, OSError and ProcessTroubleError where it cannot be read, or kept, StaleError where it was
+    replaced meanwhile, NoRoomError where the cache has no room, or may_copy is False and no cache takes
+    it, and NeedsWholeError where parts do not do: see `make_whole`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Source:
         self._max_pixels = max_pixels
         self._closing = contextlib.ExitStack()
         self._reader: Reader | None = None
+        self._windows: Windows | None = None
         self._read_stamp: tuple[int, ...] | None = None
         try:
             self.path = self._local_path(options)
@@ -98,6 +100,11 @@ class Source:
     def is_ranged(self) -> bool:
         """Tell whether only parts of it are here, and others come when they are asked for."""
         return isinstance(self.path, RangedPath)
+
+    @property
+    def is_windowed(self) -> bool:
+        """Tell whether only frames of some spans of time can be known of it, as it is here."""
+        return isinstance(self.path, RangedPath) and self.path.is_matroska
 
     @property
     def fetch_s(self) -> float:
@@ -193,10 +200,10 @@ class Source:
             raise ClipError("missing", f"no such file: {redact_url(self.url)}") from None
 
     def _whole_or_ranged(self, cached: CachedSource) -> str:
-        parts_do = self._by_ranges and self._kind == "video" and cached.size > _SMALL_BYTES
+        parts_do = self._by_ranges and cached.size > _SMALL_BYTES[self._kind]
         if parts_do and not cached.is_whole:
             with contextlib.suppress(NeedsWholeError):
-                return RangedPath(cached)
+                return RangedPath(cached) if self._kind == "image" else of_video(cached)
         cached.ensure_all()
         return cached.path
 
@@ -224,11 +231,33 @@ class Source:
         except FileNotFoundError:
             raise ClipError("missing", f"no such file: {redact_url(self.url)}") from None
 
-    def reader(self, without_decord: bool = False) -> Reader:
-        """Open with decord where it is right, else with PyAV, once. Raises ClipError."""
+    def reader(
+        self, without_decord: bool = False, span_s: tuple[float, float] | None = None
+    ) -> Reader:
+        """Open with decord where it is right, else with PyAV, once. Raises ClipError.
+
+        span_s: between which times, since the first frame, frames are wanted by their times. It is what
+        can be read of a Matroska file without the rest. Its reader knows of no other frames.
+        """
+        if isinstance(self.path, RangedPath) and self.is_windowed:
+            return self._windowed(self.path, span_s)
         if self._reader is None or (without_decord and self._reader.name == decord.NAME):
             self._reader = self._open(without_decord)
         return self._reader
+
+    def shown_shape(self) -> tuple[int, int]:
+        """Return the height and width of an image: of one that is here, after a look at its pixels."""
+        if self.is_ranged:
+            return image.shown_shape(self.path, self._max_pixels)
+        height, width = next(self.reader().frames(np.zeros(1, dtype=np.int64))).shape[:2]
+        return int(height), int(width)
+
+    def _windowed(self, path: RangedPath, span_s: tuple[float, float] | None) -> Reader:
+        if span_s is None:
+            raise NeedsWholeError
+        if self._windows is None:
+            self._windows = Windows(path, self._max_pixels)
+        return pyav.Reader(path, self._windows.index(*span_s), self._max_pixels)
 
     def _open(self, without_decord: bool) -> Reader:
         if self._kind == "image":

@@ -15,8 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core import records
+
 #: The kept column.
-PER_FRAME = "per_frame"
+PER_FRAME = records.PER_FRAME
 #: The children that are the cache's own, and their types.
 FRAME, OF = "frame", "of"
 OWN = {FRAME: pa.list_(pa.int32()), OF: pa.int32()}

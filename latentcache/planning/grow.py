@@ -6,7 +6,7 @@ is not opened again. Captions and kept columns do not determine latents, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from latentcache.core.records import Bucket, ShardId
 from latentcache.corpus.probe import Prober, probe_sources
 from latentcache.corpus.saved_probes import SavedProbes
-from latentcache.corpus.stamps import stamp_sources
+from latentcache.corpus.stamps import stamp_groups
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import Manifest
@@ -27,7 +27,7 @@ from latentcache.format.schemas import PROBE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHE
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache, as_sources, retire
 from latentcache.planning.notes import Note, notes
-from latentcache.planning.plan import Plan, kept_names, make_plan
+from latentcache.planning.plan import CHUNK_ROWS, Plan, kept_names, make_plan
 from latentcache.planning.planned import PlannedCache, PlanReader
 from latentcache.planning.step import Step
 from latentcache.storage.folder import Storage
@@ -78,7 +78,7 @@ def plan_growth(
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     stamps = _stamps(planned, corpus)
-    corpus = _as_known(corpus, known).append_column("stamp", pa.array(stamps, pa.string()))
+    corpus = _as_known(corpus, known).append_column("stamp", stamps)
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
     probed = _probe(corpus.filter(pa.array(mask)), pool, on_probed, saved)
@@ -92,8 +92,7 @@ def plan_growth(
     auto = planned.config.cache.shard_clips == "auto"
     shard_clips = 0 if auto else planned.manifest.shard_clips
     difference.notes = notes(fresh, plan.buckets, planned.config.clips, shard_clips)
-    names = set(corpus["name"].to_pylist())
-    difference.gone = sorted(known.sources.keys() - names)
+    difference.gone = known.sources.without(corpus["name"])
     _retire(step, known, difference.changed, CHANGED)
     if prune and difference.gone:
         step.add_sources(as_sources(known, difference.gone), "gone")
@@ -104,22 +103,26 @@ def plan_growth(
     return step, difference
 
 
-def _stamps(planned: PlannedCache, sources: pa.Table) -> list[str | None]:
+def _stamps(planned: PlannedCache, sources: pa.Table) -> pa.ChunkedArray:
     config = planned.config.corpus
-    return stamp_sources(sources["url"].to_pylist(), config.storage_options, config.schemes)
+    urls = (batch["url"].to_pylist() for batch in _batches(sources, ["url"]))
+    stamps = stamp_groups(urls, config.storage_options, config.schemes)
+    return pa.chunked_array([pa.array(some, pa.string()) for some in stamps], pa.string())
+
+
+def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
+    """Cut into parts of as many rows as Python objects can be made of at once."""
+    batches: list[pa.RecordBatch] = table.select(columns).to_batches(max_chunksize=CHUNK_ROWS)
+    return batches
 
 
 def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> np.ndarray[Any, Any]:
     """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing."""
-
-    def is_known(name: str, stamp: str | None) -> bool:
-        source = known.sources.get(name)
-        if source is None or source.is_rejected or check_content:
-            return False
-        return stamp is not None and stamp == source.stamp
-
-    pairs = zip(corpus["name"].to_pylist(), corpus["stamp"].to_pylist(), strict=True)
-    return np.array([not is_known(*pair) for pair in pairs], bool)
+    at = known.sources.places(corpus["name"])
+    stamps, what = (known.sources.table[name].take(at) for name in ("stamp", "what"))
+    is_same = pc.and_(pc.equal(corpus["stamp"], stamps), pc.not_equal(what, "rejected"))
+    is_known = np.asarray(pc.fill_null(is_same, False).to_numpy(), bool)
+    return np.ones(len(is_known), bool) if check_content else ~is_known
 
 
 def _probe(
@@ -141,9 +144,11 @@ def _sort_out(
     probed: pa.Table, rejected: set[str], known: KnownCache, difference: Difference
 ) -> pa.Table:
     """Return the probed sources that are to be planned, and name what they are."""
-    taken = []
-    for row in probed.select(["name", "identity", "stamp"]).to_pylist():
-        before = known.sources.get(row["name"])
+    taken: list[bool] = []
+    places = known.sources.places(probed["name"])
+    facts = probed.select(["name", "identity", "stamp"]).append_column("at", places)
+    for row in _rows(facts):
+        before = None if row["at"] is None else known.sources.at(row["at"])
         failed = row["name"] in rejected
         if before is None:
             (difference.rejected if failed else difference.new).append(row["name"])
@@ -194,16 +199,20 @@ def _move(
     step: Step, known: KnownCache, corpus: pa.Table, fresh: pa.Table, difference: Difference
 ) -> None:
     """Say where known sources are now that have moved; of a signed URL only the place counts."""
-    planned_now = set(fresh["name"].to_pylist())
-    rows = []
     columns = ("name", "url", "kind", "stamp")
-    for row in corpus.select(list(columns)).to_pylist():
-        source = known.sources.get(row["name"])
-        if source is None or row["name"] in planned_now or source.is_rejected:
-            continue
-        if _place(row["url"]) != _place(source.url):
-            rows.append({**row, "identity": source.identity})
-            difference.moved.append(row["name"])
+    at = known.sources.places(corpus["name"])
+    before = known.sources.table.select(["identity", "what"]).take(at)
+    urls = known.sources.table["url"].cast(
+        pa.large_string()
+    )  # of which more than 2 GB can be taken
+    is_moved = pc.and_(
+        pc.not_equal(_places(corpus["url"].cast(pa.large_string())), _places(urls.take(at))),
+        pc.not_equal(before["what"], "rejected"),
+    )
+    is_moved = pc.and_not(is_moved, pc.is_in(corpus["name"], value_set=fresh["name"]))
+    moved = corpus.select(list(columns)).append_column("identity", before["identity"])
+    rows = moved.filter(is_moved).to_pylist()
+    difference.moved += [row["name"] for row in rows]
     if rows:
         schema = pa.schema([(n, pa.string()) for n in (*columns, "identity")])
         table = pa.Table.from_pylist(rows, schema=schema)
@@ -211,8 +220,15 @@ def _move(
         step.add_sources(table.rename_columns(names), "moved")
 
 
-def _place(url: str) -> str:
-    return url.partition("?")[0]
+def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return URLs without their queries."""
+    parts = [pc.split_pattern(chunk, "?", max_splits=1) for chunk in urls.chunks]
+    return pa.chunked_array([pc.list_element(each, 0) for each in parts], urls.type)
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    for batch in _batches(table, table.column_names):
+        yield from batch.to_pylist()
 
 
 def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -> None:
@@ -341,7 +357,7 @@ def plan_retry(
     names = [*dict.fromkeys([*rows["source"].to_pylist(), *known.rejected])]
     sources = _as_corpus(known, names, rows)
     stamps = _stamps(planned, sources)
-    sources = sources.append_column("stamp", pa.array(stamps, pa.string()))
+    sources = sources.append_column("stamp", stamps)
     probed = _probe(sources, pool, on_probed, None)
     difference.num_probed = probed.num_rows
     difference.num_rejected = len(known.rejected)

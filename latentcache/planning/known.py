@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,8 +10,9 @@ import pyarrow.compute as pc
 from latentcache.core.records import ClipId, ShardId
 from latentcache.format.columns import read_columns
 from latentcache.format.manifest import Manifest
-from latentcache.format.planned_sources import read_rejected, read_sources
+from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
+from latentcache.planning.known_sources import read_known
 from latentcache.planning.planned import PlanReader
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import public_name
@@ -21,28 +21,19 @@ from latentcache.storage.urls import public_name
 LOOKED_UP_ROWS = 1 << 18
 
 
-@dataclass(frozen=True, kw_only=True)
-class KnownSource:
-    """A source as a cache knows it. stamp: see `corpus.stamps`; is_rejected: it gives no clip."""
-
-    url: str
-    kind: str
-    identity: str | None
-    stamp: str | None
-    is_rejected: bool
-
-
 class KnownCache:
     """What is planned in a cache, by source."""
 
     def __init__(self, storage: Storage, manifest: Manifest, plan: PlanReader) -> None:
         self._storage, self._manifest, self._plan = storage, manifest, plan
-        self.sources = _read_known(storage, manifest)
+        self.sources = read_known(storage, manifest)
 
     @property
     def rejected(self) -> list[str]:
         """Names of the sources that give no clip."""
-        return [name for name, source in self.sources.items() if source.is_rejected]
+        known = self.sources.table
+        names: list[str] = known["source"].filter(pc.equal(known["what"], "rejected")).to_pylist()
+        return names
 
     def shards(self) -> Iterator[tuple[ShardId, pa.Table]]:
         """Yield every planned shard and the rows of it that count, with their captions as they are now."""
@@ -145,44 +136,9 @@ def retire(rows: pa.Table, why: str) -> pa.Table:
     return rows.append_column("why", reasons).select(RETIRED_SCHEMA.names).cast(RETIRED_SCHEMA)
 
 
-def _read_known(storage: Storage, manifest: Manifest) -> dict[str, KnownSource]:
-    known: dict[str, KnownSource] = {}
-    for generation in manifest.generations:
-        if generation.num_sources:
-            for row in read_sources(storage, generation).to_pylist():
-                _take(known, row)
-    return known
-
-
-def _take(known: dict[str, KnownSource], row: dict[str, str]) -> None:
-    name = row["source"]
-    if row["what"] == "gone":
-        known.pop(name, None)
-    elif row["what"] == "moved":
-        if name in known:
-            known[name] = replace(known[name], url=row["url"], stamp=row["stamp"])
-    else:
-        known[name] = KnownSource(
-            url=row["url"],
-            kind=row["kind"],
-            identity=row["identity"],
-            stamp=row["stamp"],
-            is_rejected=row["what"] == "rejected",
-        )
-
-
 def as_sources(known: KnownCache, names: Sequence[str]) -> pa.Table:
     """Return source, url, kind, identity and stamp of sources that are gone."""
-    rows = [
-        {
-            "source": name,
-            "url": public_name(source.url),  # nobody fetches it again
-            "kind": source.kind,
-            "identity": source.identity,
-            "stamp": source.stamp,
-        }
-        for name in names
-        if (source := known.sources[name])
-    ]
-    schema = pa.schema([(n, pa.string()) for n in ("source", "url", "kind", "identity", "stamp")])
-    return pa.Table.from_pylist(rows, schema=schema)
+    rows = known.sources.places(pa.chunked_array([pa.array(names, pa.string())]))
+    table = known.sources.table.take(rows).drop_columns(["what"])
+    urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
+    return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))

@@ -76,7 +76,8 @@ def grow_cache(
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
     hooks.on_sources(corpus)
-    saved = SavedProbes(planned.storage, config.corpus.max_pixels)
+    by_time = config.clips.goes_by_time
+    saved = SavedProbes(planned.storage, config.corpus.max_pixels, by_time=by_time)
     rounds = Rounds("a step of this corpus")
     while True:
         rounds.next()

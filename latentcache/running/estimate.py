@@ -97,7 +97,8 @@ class BucketEstimate:
 class Memory:
     """High-water marks in bytes: of the worker, of one decoding process, and of a GPU.
 
-    gpu_bytes: what torch has reserved; gpu_tensor_bytes: what tensors took of that.
+    gpu_bytes: what torch has reserved; gpu_tensor_bytes: what tensors took of that. num_gpus: of
+    this machine.
     """
 
     worker_bytes: int
@@ -105,6 +106,7 @@ class Memory:
     gpu_bytes: int | None
     gpu_total_bytes: int | None
     gpu_tensor_bytes: int | None = None
+    num_gpus: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +291,8 @@ def _summarise(
 def _workers_here(config: Config, device: torch.device) -> int:
     """Return how many workers will share this machine's CPUs."""
     if device.type == "cuda":
-        return torch.cuda.device_count() * config.run.workers_per_gpu
+        per_gpu = config.run.workers_per_gpu
+        return torch.cuda.device_count() * (1 if per_gpu == "auto" else per_gpu)
     return 1 if config.run.workers == "auto" else config.run.workers
 
 
@@ -306,4 +309,5 @@ def _memory(device: torch.device) -> Memory:
         gpu_bytes=torch.cuda.max_memory_reserved() if is_gpu else None,
         gpu_total_bytes=torch.cuda.mem_get_info()[1] if is_gpu else None,
         gpu_tensor_bytes=torch.cuda.max_memory_allocated() if is_gpu else None,
+        num_gpus=max(1, torch.cuda.device_count()),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from latentcache.core.machine import anonymous_file
 from latentcache.core.records import Clip
@@ -28,6 +29,13 @@ MAX_PROBE_BYTES = 1 << 20
 SECONDS = 100
 SIZE = (72, 128)
 HEADS = {"head": {"movflags": "faststart"}, "tail": {}}
+#: Matroska files by codec, and options of the encoder. Of one, pictures are lost here and there.
+MATROSKA = {
+    "h264": ("libx264", {"preset": "ultrafast", "bf": "2"}),
+    "lossy": ("libx264", {"preset": "ultrafast"}),
+    "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),
+}
+LOSSY = frozenset({3, 4, 17, 30})
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +53,10 @@ def corpus_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_long(
             folder / f"{name}.mp4", SECONDS, size=SIZE, container=options, preset="ultrafast"
         )
+    for name, (codec, options) in MATROSKA.items():
+        without = LOSSY if name == "lossy" else frozenset[int]()
+        path = folder / f"{name}.mkv"
+        write_long(path, SECONDS, size=SIZE, codec=codec, without=without, **options)
     return folder
 
 
@@ -64,7 +76,9 @@ def make_worker(*, frames: int = 0, told: list[Any] | None = None, **settings: A
 
 
 def probe(url: str, **settings: Any) -> dict[str, Any]:
-    request = {"op": "probe", "url": url, "kind": "video", "identity_only": False, "times": True}
+    """Probe a source, with the times of all frames unless it is by time."""
+    request = {"op": "probe", "url": url, "kind": "video", "identity_only": False}
+    request["times"] = not settings.get("by_time")
     return make_worker(**settings).answer(request)
 
 
@@ -98,6 +112,128 @@ def test_probing_reads_the_header_and_a_few_pictures(
     assert server.num_bytes <= MAX_PROBE_BYTES
 
 
+@pytest.mark.parametrize("name", MATROSKA)
+def test_probing_matroska_reads_header_cues_and_the_last_pictures(
+    server: Server, corpus: Path, name: str
+) -> None:
+    path = corpus / f"{name}.mkv"
+    local, remote = probe(str(path)), probe(f"{server.url}/{path.name}", by_time=True)
+    assert server.num_bytes <= MAX_PROBE_BYTES < path.stat().st_size / 2
+    names = ("times_s", "frames", "fps") if name == "lossy" else ("times_s",)
+    assert "times_s" not in remote
+    assert without(remote, *names) == without(local, *names)
+    assert remote["frames"] == SECONDS * RATE
+    assert local["frames"] == SECONDS * RATE - len(LOSSY) * (name == "lossy")
+
+
+def test_matroska_of_which_frames_are_counted_is_read_whole(server: Server, corpus: Path) -> None:
+    path, url = corpus / "lossy.mkv", f"{server.url}/lossy.mkv"
+    local = probe(str(path))
+    assert probe(url) == local
+    assert server.num_bytes >= path.stat().st_size
+    frames = 25
+    request = clip(url, local["identity"], 1000, frames, None)
+    remote, pixels = decode(make_worker(frames=frames, by_ranges=True), request)
+    _, expected = decode(make_worker(frames=frames), {**request, "url": str(path)})
+    assert remote["frame_numbers"] == [*range(1000, 1025)]
+    np.testing.assert_array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 5.1, 48.0, 94.9])
+@pytest.mark.parametrize("name", MATROSKA)
+def test_a_clip_of_matroska_reads_about_its_own_bytes(
+    server: Server, corpus: Path, name: str, start_s: float
+) -> None:
+    path, clip_s, fps = corpus / f"{name}.mkv", 5.0, 16.0
+    url, frames, start = f"{server.url}/{path.name}", round(clip_s * fps), round(start_s * fps)
+    identity = probe(url, by_time=True)["identity"]
+    local, pixels = decode(
+        make_worker(frames=frames), clip(str(path), identity, start, frames, fps)
+    )
+    assert "reason" not in local, local
+    server.num_bytes = 0
+    remote, ranged = decode(
+        make_worker(frames=frames, by_ranges=True), clip(url, identity, start, frames, fps)
+    )
+    own = ("decoder", "decode_s", "fetch_s", "frame_numbers")
+    rates = [answer["picture"].pop("source_fps") for answer in (remote, local)]
+    assert without(remote, *own) == without(local, *own)
+    assert name == "lossy" or rates[0] == rates[1]
+    assert rates[0] == pytest.approx(RATE)
+    np.testing.assert_array_equal(ranged, pixels)
+    assert server.num_bytes <= 1.5 * path.stat().st_size * clip_s / SECONDS
+
+
+@pytest.mark.parametrize("fault", ["no cues", "cut"])
+def test_matroska_that_is_not_as_usual_is_read_whole(
+    tmp_path: Path, corpus: Path, fault: str
+) -> None:
+    path = tmp_path / "v.mkv"
+    if fault == "no cues":
+        write_long(path, 60, size=SIZE, preset="ultrafast", container={"live": "1"})
+    else:
+        data = (corpus / "h264.mkv").read_bytes()
+        path.write_bytes(data[: int(len(data) * 0.8)])
+    frames, fps = 80, 16.0
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        url = f"{server.url}/v.mkv"
+        local, remote = probe(str(path)), probe(url, by_time=True)
+        for answer in (local, remote):
+            for name in ("message", "times_s"):
+                answer.pop(name, None)
+        assert remote == local
+        for start in (40, 400, 780):
+            answers = []
+            for where in (str(path), url):
+                worker = make_worker(frames=frames, by_ranges=True)
+                request = clip(where, remote["identity"], start, frames, fps)
+                answer, pixels = decode(worker, request)
+                answers.append((answer.get("reason"), "reason" in answer or pixels.tobytes()))
+            assert answers[0] == answers[1], start
+
+
+def test_probing_an_image_reads_its_header(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=98)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        for name in ("a.jpg", "a.png"):
+            request = {"op": "probe", "kind": "image", "identity_only": False, "times": False}
+            local = make_worker().answer({**request, "url": str(tmp_path / name)})
+            server.num_bytes = 0
+            remote = make_worker().answer({**request, "url": f"{server.url}/{name}"})
+            assert remote == local
+            assert name == "a.png" or server.num_bytes < (tmp_path / name).stat().st_size / 2
+        assert local["height"] == 900
+
+
+def test_damage_within_a_clip_is_judged_by_the_whole_file(tmp_path: Path, corpus: Path) -> None:
+    """Damage elsewhere is not seen, for nobody reads it."""
+    data = bytearray((corpus / "h264.mkv").read_bytes())
+    at = len(data) // 2
+    data[at : at + 4096] = bytes(4096)
+    (tmp_path / "v.mkv").write_bytes(data)
+    frames = 80
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        url = f"{server.url}/v.mkv"
+        identity = probe(url, by_time=True)["identity"]
+        whole = make_worker(frames=frames).answer(
+            clip(str(tmp_path / "v.mkv"), identity, 800, frames, 16.0)
+        )
+        reasons = [
+            make_worker(frames=frames, by_ranges=True)
+            .answer(clip(url, identity, start, frames, 16.0))
+            .get("reason")
+            for start in (0, 780)
+        ]
+    assert reasons == [None, whole["reason"]]
+
+
 @needs_shared_videos
 @pytest.mark.long
 @pytest.mark.parametrize("cut", [1.0, 0.9, 0.5])
@@ -105,7 +241,7 @@ def test_probing_real_files_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: float
 ) -> None:
     """Those that ranges do not tell of, too: they are fetched whole."""
-    monkeypatch.setattr(sources, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(sources, "_SMALL_BYTES", {"video": 0, "image": 0})
     with serve(tmp_path) as server:
         server.has_tags = True
         for original in sorted(
@@ -114,10 +250,13 @@ def test_probing_real_files_finds_the_same(
             data = original.read_bytes()
             path = tmp_path / original.name
             path.write_bytes(data[: int(len(data) * cut)])
-            local, remote = probe(str(path)), probe(f"{server.url}/{path.name}")
-            for answer in (local, remote):
+            url = f"{server.url}/{path.name}"
+            local, remote, by_time = probe(str(path)), probe(url), probe(url, by_time=True)
+            for answer in (local, remote, by_time):
                 answer.pop("message", None)  # which may name the file
             assert remote == local, path.name
+            inexact = ("frames", "fps") if path.suffix in (".mkv", ".webm") else ()
+            assert without(by_time, *inexact) == without(local, "times_s", *inexact), path.name
 
 
 @pytest.mark.parametrize(("fps", "start_s"), [(16.0, 0.0), (None, 49.3), (16.0, 94.9)])

@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from latentcache.core.records import ShardId
+from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
 from latentcache.planning.create import take_step
-from latentcache.planning.known import KnownCache, KnownSource, _take, as_sources, retire
+from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.known_sources import KnownSources, changed
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from tests.tools.planned import plan_cache
@@ -32,19 +35,39 @@ def said(what: str, **facts: Any) -> dict[str, Any]:
     return {**row, "what": what, **facts}
 
 
+def after(known: KnownSources, *rows: dict[str, Any]) -> KnownSources:
+    return KnownSources(
+        changed(known.table, pa.Table.from_pylist([*rows], schema=PLANNED_SOURCE_SCHEMA))
+    )
+
+
 def test_the_last_that_was_said_of_a_source_counts() -> None:
-    known: dict[str, KnownSource] = {}
-    _take(known, said("rejected"))
+    nothing = KnownSources(PLANNED_SOURCE_SCHEMA.empty_table())
+    other = said("planned", source="w")
+    known = after(nothing, said("rejected"), other)
     assert known["v"].is_rejected
-    _take(known, said("planned", identity="two"))
+    known = after(known, said("planned", identity="two"))
     planned = known["v"]
     assert (planned.identity, planned.is_rejected) == ("two", False)
-    _take(known, said("moved", url="/b/v", stamp="2", identity="of no matter"))
+    known = after(known, said("moved", url="/b/v", stamp="2", identity="of no matter"))
     assert known["v"] == replace(planned, url="/b/v", stamp="2")
-    _take(known, said("gone"))
-    assert known == {}
-    _take(known, said("moved"))
-    assert known == {}
+    known = after(known, said("gone"))
+    assert [*known] == ["w"]
+    assert "v" not in known
+    known = after(known, said("moved"), said("gone", source="x"))
+    assert [*known] == ["w"]
+    assert not known["w"].is_rejected
+
+
+def test_many_names_are_looked_up_at_once() -> None:
+    nothing = KnownSources(PLANNED_SOURCE_SCHEMA.empty_table())
+    known = after(nothing, *(said("planned", source=name, identity=name) for name in "abcd"))
+    names = pa.chunked_array([["d", "x"], ["a"]])
+    places = known.places(names).to_pylist()
+    found = [None if place is None else known.at(place).identity for place in places]
+    assert found == ["d", None, "a"]
+    assert known.without(names) == ["b", "c"]
+    assert nothing.places(names).null_count == len(names)
 
 
 def test_rejected_sources_are_known_and_have_no_rows(planned: PlannedCache) -> None:

@@ -8,6 +8,7 @@ from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError
 from latentcache.running.events import Left, Task, worker_name
+from latentcache.running.gpu_sharing import settled
 from latentcache.running.log_lines import describe
 from latentcache.running.queue import WorkQueue
 from latentcache.running.runners.elastic import Layout, Node, layout_for, new_seats
@@ -18,7 +19,8 @@ def node(name: str, cpus: float = 8.0, gpus: int = 0) -> Node:
 
 
 def layout(*nodes: Node, **run: object) -> Layout:
-    return layout_for(RunConfig.model_validate(run), nodes)
+    config = RunConfig.model_validate(run)
+    return layout_for(config, nodes, settled(config, nodes) or 1)
 
 
 def test_workers_with_gpus_go_where_one_is_free() -> None:

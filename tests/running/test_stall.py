@@ -7,10 +7,12 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
+import torch
 
 import latentcache
 from latentcache.config.sections import RunConfig
@@ -19,6 +21,7 @@ from latentcache.inspecting.verify import verify
 from latentcache.running import stall
 from latentcache.running.driver import Run
 from latentcache.running.events import Died, Retried
+from latentcache.running.runners.ray_actor import started
 from tests.tools.caches import make_config, make_corpus
 from tests.tools.encoders import hanging, slow
 from tests.tools.planned import planned_from
@@ -138,3 +141,17 @@ def test_the_limit_follows_from_the_largest_clip() -> None:
     assert found == 81 * 720 * 1280 / stall.PIXELS_PER_S["cpu"]
     assert stall.limit_s(RunConfig(), Manifest(), "cuda") == stall.LEAST_S  # type: ignore[arg-type]
     assert stall.limit_s(RunConfig(stall_s=7), Manifest(), "cpu") == 7  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("asked", "used"), [("cpu", "cpu"), ("auto", "cuda"), ("cuda", "cuda")])
+def test_an_actor_has_the_patience_of_the_device_that_its_run_asks_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, used: str
+) -> None:
+    """A run on the CPUs of a machine with a GPU is as slow as on any other."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    watched, devices = [], []
+    monkeypatch.setattr(stall, "watch", lambda *args: watched.append(args[-1]) or stall.Watch(60.0))
+    spec = SimpleNamespace(config=SimpleNamespace(run=RunConfig(device=asked)), manifest=None)
+    started(spec, lambda device: devices.append(device.type) or "a worker")  # type: ignore
+    assert watched == devices == [used]

@@ -124,7 +124,9 @@ def test_machines_that_come_are_used_and_those_that_go_are_not_waited_for(
                 cluster.remove_node(each, allow_graceful=False)
     print(f"workers were up on both machines that came {waited_s:.1f} s after they were there")
     assert is_shrunk
-    assert seen.num_shards == run.summary.shards == NUM_VIDEOS * NUM_CLIPS
+    assert seen.num_shards == NUM_VIDEOS * NUM_CLIPS
+    # a worker that went may have committed a shard and not lived to say so: another one adopts it
+    assert run.summary.shards + run.summary.shards_elsewhere == NUM_VIDEOS * NUM_CLIPS
     assert run.summary.shards_failed == 0
     assert_as_local(tmp_path / "ray" / "cache", corpus, tmp_path / "local", encoder)
 

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +24,8 @@ class Server:
     """url: of the folder that is served, whatever the query. gone: names that are answered with 404.
 
     fault: what becomes of each request for a media file, a status or one of the words above; None: a good
-    answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held.
-    has_tags: answers have an ETag.
+    answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held, and
+    bytes_of: by the name of each. has_tags: answers have an ETag.
     """
 
     url: str = ""
@@ -32,6 +33,7 @@ class Server:
     fault: int | str | None = None
     pause_s: float = 0.0
     num_bytes: int = 0
+    bytes_of: Counter[str] = field(default_factory=Counter)
     has_tags: bool = False
 
 
@@ -68,15 +70,17 @@ class Handler(SimpleHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             self.connection.close()
             return
-        data = path.read_bytes()
-        first, last = 0, len(data) - 1
+        size = path.stat().st_size
+        first, last = 0, size - 1
         if wanted := self.headers.get("Range"):
             first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
-        part = data[first : last + 1]
+        with path.open("rb") as file:
+            file.seek(first)
+            part = file.read(last + 1 - first)
         self.send_response(206 if wanted else 200)
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
-            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{size}")
         self.send_header("Content-Length", str(len(part)))
         if self.facts.has_tags:
             stat = path.stat()
@@ -84,6 +88,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.facts.num_bytes += len(part)
+            self.facts.bytes_of[path.name] += len(part)
             half = len(part) // 2
             self.wfile.write(part[:half])
             time.sleep(self.facts.pause_s)

@@ -61,9 +61,11 @@ class Layout:
         return 0.0, min([1.0, *(node.cpus / self.per_node for node in _with_cpus(nodes))])
 
 
-def layout_for(run: RunConfig, nodes: Sequence[Node]) -> Layout:
-    """Return how a run's workers lie on the machines that there are. Raises ConfigError."""
-    per_gpu = run.workers_per_gpu
+def layout_for(run: RunConfig, nodes: Sequence[Node], per_gpu: int = 1) -> Layout:
+    """Return how a run's workers lie on the machines that there are, `per_gpu` of them on a GPU.
+
+    Raises ConfigError.
+    """
     gpus = sum(node.gpus for node in nodes) if run.device != "cpu" else 0
     if run.device == "cuda" and not gpus:
         raise ConfigError(

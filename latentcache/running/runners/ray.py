@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,11 +15,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from latentcache.errors import EncoderError, MachineError
-from latentcache.running import stall
-from latentcache.running.attempt import Failed, GivenBack, in_one_line
+from latentcache.running import gpu_sharing, stall
+from latentcache.running.attempt import Failed, GivenBack, attempt, in_one_line
 from latentcache.running.events import Died, Event, Left, Progress, Started, Task
 from latentcache.running.queue import LoadShard, WorkQueue
-from latentcache.running.runners.elastic import layout_for, new_seats
+from latentcache.running.runners.elastic import Node, layout_for, new_seats
 from latentcache.running.runners.ray_actor import Beat, EncodeActor, Place
 from latentcache.running.runners.ray_cluster import (
     connect,
@@ -29,9 +32,13 @@ from latentcache.running.runners.ray_metrics import RunMetrics
 from latentcache.running.runners.ray_watch import message
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
+log = logging.getLogger(__name__)
+
 PROGRESS_INTERVAL_S = 1.0
 #: The cluster is looked at this often, for machines that have come or are about to go.
 LOOK_INTERVAL_S = 2.0
+#: A worker's need of a GPU's memory is known in this time, with loading the model, or not at all.
+MEASURE_S = 600.0
 #: A worker that is stopped may finish what it is writing in this time.
 STOP_S = 10.0
 
@@ -104,6 +111,37 @@ def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Ev
                 ray.shutdown()
 
 
+def _per_gpu(spec: WorkerSpec, there: Sequence[Node]) -> int:
+    """Return how many workers share a GPU; measured on one, if it is left to the run."""
+    number = gpu_sharing.settled(spec.config.run, there)
+    if number is not None:
+        return number
+    task = ray.remote(_measured).options(num_gpus=1, num_cpus=1, max_retries=1)
+    reference = task.remote(spec, search_path())
+    try:
+        need: gpu_sharing.GpuNeed = ray.get(reference, timeout=MEASURE_S)
+    except RayError as error:
+        ray.cancel(reference, force=True)
+        log.warning(
+            "run.workers_per_gpu: auto could not be measured, so it is 1: %s. Give a number, or see "
+            "whether others hold the cluster's GPUs.",
+            in_one_line(error),
+        )
+        return 1
+    number = gpu_sharing.workers_per_gpu(need, gpu_sharing.cpus_per_gpu(there))
+    log.info("run.workers_per_gpu: auto is %d here; measured: %s", number, need)
+    return number
+
+
+def _measured(spec: WorkerSpec, search: Sequence[str]) -> gpu_sharing.GpuNeed:
+    """Measure in a task of the cluster. What fails here fails again, with its name, in every worker."""
+    sys.path.extend(path for path in search if path not in sys.path)
+    need = attempt(partial(gpu_sharing.measure, spec), starting=True)
+    if isinstance(need, Failed):
+        return gpu_sharing.GpuNeed(free_bytes=0, worker_bytes=None)
+    return need
+
+
 class _Runner:
     """Hands shards to workers, and follows the cluster: see `elastic`. Raises ConfigError."""
 
@@ -113,7 +151,7 @@ class _Runner:
         self._load_shard = load_shard
         self._max_starts = spec.config.run.max_retries + 1
         self._nodes = nodes()
-        self._layout = layout_for(spec.config.run, self._nodes)
+        self._layout = layout_for(spec.config.run, self._nodes, _per_gpu(spec, self._nodes))
         self._slots: list[_Slot] = []
         self._num_slots = 0
         self._clips_before = 0

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -65,17 +65,16 @@ class EncodeActor:
         self._gpus = context.get_accelerator_ids().get("GPU", [])
         shares = layout.per_gpu > 1
         self._name = worker_name(socket.gethostname(), self._gpus, number, shares=shares)
-        self._worker = Start(partial(self._start, spec, layout), _watch_of(spec)).result()
+        self._worker = started(spec, partial(self._start, spec, layout))
         self._metrics = WorkerMetrics(self._name)
         if threading.current_thread() is threading.main_thread():
             # Ray's own handler ends the process at once.
             signal.signal(signal.SIGTERM, lambda *_: self.leave())
 
-    def _start(self, spec: WorkerSpec, layout: Layout) -> Worker:
+    def _start(self, spec: WorkerSpec, layout: Layout, device: torch.device) -> Worker:
         own = next((node for node in nodes() if node.id == self._node), None)
         if own is not None:
             spec = replace(spec, num_cpus=layout.num_cpus(own))
-        device = resolve_device(spec.config.run.device, "run.device")
         if device.type == "cpu":
             torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
         return spec.start(device)
@@ -125,6 +124,11 @@ class EncodeActor:
         return self._worker
 
 
-def _watch_of(spec: WorkerSpec) -> stall.Watch:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return stall.watch(spec.config.run, spec.manifest, device)
+def started(spec: WorkerSpec, start: Callable[[torch.device], Worker]) -> Worker | Failed:
+    """Start a worker on the device that the run asks for, with the patience that the device takes."""
+    run = spec.config.run
+    device = attempt(partial(resolve_device, run.device, "run.device"), starting=True)
+    if isinstance(device, Failed):
+        return device
+    watch = stall.watch(run, spec.manifest, device.type)
+    return Start(partial(start, device), watch).result()
