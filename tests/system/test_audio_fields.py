@@ -30,7 +30,7 @@ WAVES: dict[str, dict[str, Any]] = {
     "wave": {"kind": "audio", "seconds": 0.5, "rate": 16_000},
     "short": {"kind": "audio", "seconds": SECONDS, "rate": 44_100, "channels": 2},
 }
-ENCODED = {"w2v": "wav2vec2", "codes": "encodec"}
+ENCODED = {"w2v": "wav2vec2", "codes": "encodec", "latents_of_sound": "ltx2"}
 
 
 def tones(seconds: float) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_sound_is_that_of_the_clips_own_frames(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ENCODED)
-def test_what_is_encoded_is_what_transformers_gives(folder: Path, field: str) -> None:
+def test_what_is_encoded_is_what_the_reference_gives(folder: Path, field: str) -> None:
     cache, family = latentcache.open_cache(str(folder / "cache")), ENCODED[field]
     for row in rows_of(folder, cache):
         if row["key"] == "ends.mkv#1":
