@@ -451,7 +451,9 @@ def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(page: Path, tmp_pat
             assert browser.evaluate("document.documentElement.scrollWidth") == width
             assert browser.evaluate("document.title").startswith("latentcache report")
             cells = "[...document.querySelectorAll('th, td')]"
-            squeezed = f"{cells}.filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"
+            squeezed = (
+                f"{cells}.filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"
+            )
             assert browser.evaluate(squeezed) == []  # else they lie over one another
             pictures = "[...document.images].map(image => image.naturalWidth > 0)"
             shown = browser.evaluate(pictures)
