@@ -39,9 +39,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     Markdown are resolved.
     """
     found = _LINK.sub(_from_docs, markdown)
-    return _PICTURE.sub(
-        r"![\g<alt>](\g<light>#only-light) ![\g<alt>](\g<dark>#only-dark)", found
-    )
+    return _PICTURE.sub(r"![\g<alt>](\g<light>#only-light) ![\g<alt>](\g<dark>#only-dark)", found)
 
 
 def _from_top(link: re.Match[str]) -> str:

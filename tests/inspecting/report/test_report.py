@@ -441,6 +441,7 @@ def test_what_is_wrong_is_one_message(
         job.report(arguments(cache))
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(page: Path, tmp_path: Path) -> None:
     colours = set()
@@ -449,6 +450,11 @@ def test_a_browser_shows_it_in_light_and_dark_and_on_a_phone(page: Path, tmp_pat
             browser.open(page, width=width, dark=dark)
             assert browser.evaluate("document.documentElement.scrollWidth") == width
             assert browser.evaluate("document.title").startswith("latentcache report")
+            cells = "[...document.querySelectorAll('th, td')]"
+            squeezed = (
+                f"{cells}.filter(c => c.scrollWidth > c.clientWidth + 1).map(c => c.innerText)"
+            )
+            assert browser.evaluate(squeezed) == []  # else they lie over one another
             pictures = "[...document.images].map(image => image.naturalWidth > 0)"
             shown = browser.evaluate(pictures)
             assert len(shown) == page.read_text().count("<img")
