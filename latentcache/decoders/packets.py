@@ -161,7 +161,10 @@ def read_span(
                 break
     except DEMUX_ERRORS as error:
         raise NeedsWholeError from error
-    if not len(table) or table.ends_within or (first is not None and table.pts[0] > first):
+    if not len(table) or table.ends_within:
+        raise NeedsWholeError
+    begins = table.pts[0]
+    if begins is None or (first is not None and begins > first):
         raise NeedsWholeError
     return table
 
@@ -173,7 +176,7 @@ def joined(head: PacketTable, span: PacketTable) -> PacketTable:
     """
     begins = (span.pts[0], span.pos[0])
     count = next((n for n in range(len(head)) if (head.pts[n], head.pos[n]) == begins), len(head))
-    columns = {
+    columns: dict[str, Any] = {
         name: [*getattr(head, name)[:count], *getattr(span, name)]
         for name in (
             "pts", "dts", "size", "pos", "ends", "is_key", "is_discarded", "shows", "duration",
