@@ -72,7 +72,8 @@ def read_known(storage: Storage, manifest: Manifest) -> KnownSources:
     known = PLANNED_SOURCE_SCHEMA.empty_table()
     for generation in manifest.generations:
         if generation.num_sources:
-            known = changed(known, read_sources(storage, generation))
+            said = read_sources(storage, generation).select(PLANNED_SOURCE_SCHEMA.names)
+            known = changed(known, said.cast(PLANNED_SOURCE_SCHEMA))
     return KnownSources(known)
 
 
