@@ -19,6 +19,11 @@ from hypothesis import settings
 settings.register_profile("latentcache", deadline=None)
 settings.load_profile("latentcache")
 
+#: Each of several test processes computes in one thread: more threads than cores wait for one another, and
+#: three times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 #: Decoding processes do not look for modules in the folder that they start in, and tests bring their own.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]

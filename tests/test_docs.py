@@ -362,6 +362,7 @@ def test_code_runs(
             exec(code, names)
 
 
+@pytest.mark.long
 def test_the_tour(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "tour.py"), "--folder", str(tmp_path / "tour")],

@@ -34,8 +34,10 @@ COUNTED_FORMATS = frozenset({AVI})
 #: Formats whose packets say how long a frame is shown, so that a longer gap is a loss.
 STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
 #: Where more of the gaps than this are longer, the rate is variable, and nothing is lost: of recordings
-#: that lose so much the packets say it, too.
+#: that lose so much the packets say it, too. Gaps among the last ones only are those of a cut file, whose last
+#: pictures are shown between others that are not there.
 _MOST_LOST = 1 / 20
+_LAST_GAPS = 8
 #: Formats whose header does not say how long the file is; of others, a cut file is told by that.
 STREAMED_FORMATS = frozenset({"flv", "asf"})
 #: What a demultiplexer says of a cut file, which `PacketIndex.num_declared` accounts for.
@@ -338,7 +340,7 @@ def _holes(
         lost = (durations[:-1] > 0) & (gaps > 1.5 * durations[:-1])
         for row in packets.joins:  # FFmpeg parses the last frames before one with what comes after
             lost &= np.abs(pts[1:] - (packets.pts[row] or 0)) > _JOIN_FRAMES * durations[:-1]
-        is_variable = lost.sum() > _MOST_LOST * len(lost)
+        is_variable = lost.sum() > _MOST_LOST * len(lost) and lost[:-_LAST_GAPS].any()
         return np.zeros(0, dtype=np.int64) if is_variable else np.flatnonzero(lost)
     last_dts = packets.dts[-1]
     if container_name not in STREAMED_FORMATS or last_dts is None:

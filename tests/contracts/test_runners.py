@@ -227,7 +227,7 @@ def test_an_import_that_fails_stops_the_run(
     ("kind", "error", "runner"),
     [
         ("KeyError", "KeyError: 'weights'", "local"),
-        ("KeyError", "KeyError: 'weights'", "ray"),
+        pytest.param("KeyError", "KeyError: 'weights'", "ray", marks=pytest.mark.long),
         ("SystemExit", "SystemExit: 3", "local"),
         pytest.param("SystemExit", "SystemExit: 3", "ray", marks=pytest.mark.long),
     ],

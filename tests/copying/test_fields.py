@@ -302,7 +302,9 @@ def lab_of(job: str, folder: Path) -> CopyLab:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "step"), [("compact", 13), ("merge", 31)])
+@pytest.mark.parametrize(
+    ("job", "step"), [("compact", 13), pytest.param("merge", 31, marks=pytest.mark.long)]
+)
 def test_a_job_with_fields_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
     with no_waiting():
         lab = lab_of(job, tmp_path)

@@ -74,7 +74,13 @@ def test_real_videos_are_ok_and_equal_pyav_or_have_a_reason(pool: DecodePool, na
 
 @needs_shared_videos
 @pytest.mark.parametrize(
-    "name", ["ivvae_720p.mp4", "screen_vfr_vp9.webm", "av1.mkv", "pancake_vfr.mkv"]
+    "name",
+    [
+        "av1.mkv",
+        "pancake_vfr.mkv",
+        pytest.param("ivvae_720p.mp4", marks=pytest.mark.long),
+        pytest.param("screen_vfr_vp9.webm", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize("fps", [None, 7.0])
 def test_clips_from_the_middle_equal_the_same_frames_of_a_full_decode(

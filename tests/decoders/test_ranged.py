@@ -139,7 +139,9 @@ def test_matroska_of_which_frames_are_counted_is_read_whole(server: Server, corp
     np.testing.assert_array_equal(pixels, expected)
 
 
-@pytest.mark.parametrize("start_s", [0.0, 5.1, 48.0, 94.9])
+@pytest.mark.parametrize(
+    "start_s", [48.0, *(pytest.param(s, marks=pytest.mark.long) for s in (0.0, 5.1, 94.9))]
+)
 @pytest.mark.parametrize("name", MATROSKA)
 def test_a_clip_of_matroska_reads_about_its_own_bytes(
     server: Server, corpus: Path, name: str, start_s: float

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 
 
+@pytest.mark.long
 def test_a_long_clip_of_ids_in_groups_has_those_of_the_whole(tmp_path: Path) -> None:
     encoder = build(save_vqgan(tmp_path))
     generator = torch.Generator().manual_seed(0)

@@ -346,6 +346,7 @@ def test_a_run_over_all_of_it_tells_every_reason(cache: latentcache.Cache) -> No
     assert reasons == {name: {None} for name in plain}
 
 
+@pytest.mark.long
 def test_the_good_ones_are_those_of_a_run_over_them_alone(
     cache: latentcache.Cache, corpus: Path, tmp_path: Path
 ) -> None:

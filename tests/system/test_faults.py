@@ -48,10 +48,9 @@ from tests.tools.s3 import new_bucket, s3_server_fixture  # noqa: F401 fixture
 BACKENDS = ("memory", "file", "sftp", "s3")
 #: What the short form runs; the long form runs every job on every backend.
 SHORT = [
-    ("memory", "retry"),
+    ("memory", "grow"),
     ("file", "repair"),
     ("sftp", "precompute"),
-    ("s3", "grow"),
 ]
 #: Places that the short form tries of each kind of fault.
 NUM_SAMPLED = 1

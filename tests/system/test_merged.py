@@ -157,6 +157,7 @@ def test_a_status_of_half_a_copy_says_how_far_it_is(made: Path, tmp_path: Path) 
     assert found["state"] == "interrupted"
 
 
+@pytest.mark.long
 def test_s3_to_disk_and_back_and_compacted_there(
     made: Path, tmp_path: Path, s3_server: str
 ) -> None:

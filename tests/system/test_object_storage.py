@@ -338,6 +338,7 @@ def test_secrets_of_the_environment_suffice(
     assert not [n for n, data in read_remote(url, s3.options).items() if SECRET.encode() in data]
 
 
+@pytest.mark.long
 def test_no_secret_is_shown_stored_or_logged(
     tmp_path: Path,
     corpus: Path,

@@ -206,7 +206,7 @@ def options_of(s3: S3) -> list[str]:
         ),
         pytest.param("no_bucket", "there is no such bucket", marks=pytest.mark.long),
         pytest.param("slow_down", "Check the network and the endpoint", marks=pytest.mark.long),
-        ("reset", "Check the network and the endpoint"),
+        pytest.param("reset", "Check the network and the endpoint", marks=pytest.mark.long),
     ],
 )
 def test_a_store_that_begins_to_refuse_stops_the_run(

@@ -88,6 +88,7 @@ def test_two_runs_started_together_make_one_cache(
     assert_same_cache(tmp_path / "cache", clean)
 
 
+@pytest.mark.long
 def test_resume_joins_a_run_that_goes_on(corpus: Path, clean: Path, tmp_path: Path) -> None:
     if clean.name == "parquet":
         pytest.skip("who writes what does not depend on the format")

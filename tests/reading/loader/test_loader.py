@@ -153,7 +153,7 @@ def through_workers(loader: LatentLoader, num_workers: int, start_method: str) -
         (3, "fork"),
         (4, "fork"),
         (2, "spawn"),
-        (2, "forkserver"),
+        pytest.param(2, "forkserver", marks=pytest.mark.long),
     ],
 )
 def test_the_order_is_the_same_for_any_workers(

@@ -206,6 +206,7 @@ def _follow(rank: int, url: str, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_take_rank_0s_snapshot(growing: Synthetic, tmp_path: Path) -> None:
     few = grow(growing, [1, 4])
