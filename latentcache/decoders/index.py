@@ -34,8 +34,8 @@ COUNTED_FORMATS = frozenset({AVI})
 #: Formats whose packets say how long a frame is shown, so that a longer gap is a loss.
 STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
 #: Where more of the gaps than this are longer, the rate is variable, and nothing is lost: of recordings
-#: that lose so much the packets say it, too. Gaps among the last ones only are those of a cut file, whose last
-#: pictures are shown between others that are not there.
+#: that lose so much the packets say it, too. Gaps among the last ones only are those of a cut file, whose
+#: last pictures are shown between others that are not there.
 _MOST_LOST = 1 / 20
 _LAST_GAPS = 8
 #: Formats whose header does not say how long the file is; of others, a cut file is told by that.
