@@ -151,6 +151,7 @@ def run_parts(url: str) -> None:
         exec(compile(part.replace(URL, url), "docs/training.md", "exec"), given)
 
 
+@pytest.mark.long
 def test_the_other_parts_run(url: str) -> None:
     assert len(SCRIPTS) == 5
     run_ranks(1, run_parts, url)

@@ -210,7 +210,7 @@ def test_storage_and_the_gate_stop_the_run(
     assert (outcome.events, outcome.rows) == ({}, {})
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])
 @pytest.mark.parametrize("when", ["bad", "build"])
 def test_an_import_that_fails_stops_the_run(
     cluster: None, tmp_path: Path, when: str, runner: str

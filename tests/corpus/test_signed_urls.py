@@ -60,8 +60,8 @@ def everything_kept(cache: Path) -> dict[str, str]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("runner", ["local", "ray"])
 def test_a_secret_of_a_url_is_shown_nowhere_and_kept_in_the_plan_only(
     server: Server, tmp_path: Path, runner: str
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_shard_that_kills_its_worker_costs_that_shard_only(
     assert len(ok) == 12 - 2 * 2
 
 
+@pytest.mark.long
 def test_workers_that_cannot_start_stop_the_run_with_the_cause(
     cluster: str, corpus: Path, tmp_path: Path
 ) -> None:

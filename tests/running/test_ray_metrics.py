@@ -85,6 +85,7 @@ def wait_for(endpoint: str, counts: Mapping[str, float]) -> Counter[tuple[str, s
     raise AssertionError(f"{counts} are not in {found}")
 
 
+@pytest.mark.long
 def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", 3)
     prepared = prepare(tmp_path, corpus, run={"runner": "ray", "workers": 1})

@@ -29,7 +29,7 @@ def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("runner", "seed", "victims"),
     [
-        ("local", 1, ["driver", "decoder", "driver", "decoder", "driver"]),
+        pytest.param("local", 1, ["driver", "decoder"] * 2 + ["driver"], marks=pytest.mark.long),
         pytest.param("local", 2, ["decoder", "decoder", "driver"], marks=pytest.mark.long),
         ("ray", 3, ["actor", "decoder", "driver"]),
         pytest.param("ray", 4, ["driver", "actor", "actor"], marks=pytest.mark.long),

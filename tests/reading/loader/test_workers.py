@@ -45,7 +45,9 @@ def check(found: list[Any], expected: list[Any]) -> None:
         assert torch.equal(batch["latents"], other["latents"])
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "start_method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.long)]
+)
 def test_workers_read_after_the_parent_has(start_method: str, cache: Cache) -> None:
     loader = make(cache)
     expected = list(loader)
