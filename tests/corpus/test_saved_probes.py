@@ -30,7 +30,8 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import ROOT, make_config, make_corpus, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
+#: Not with `kept_pools`: a process that is warm answers what a stopped plan has not come to.
+pytestmark = pytest.mark.slow
 
 SOURCES = 11
 
@@ -103,10 +104,9 @@ def test_a_plan_that_was_cut_off_goes_on_and_is_the_same(config: Config, probed:
     probed.clear()
     saved = saved_in(config)
     again = plan(config, saved)
-    # Of nine, page.mp4 is no video: failures are tried again. The last ones may have been under way.
-    assert "page.mp4" in probed
-    assert set(probed) <= {"page.mp4", "v6.mp4", "v7.mp4"}
-    assert saved.num_found == SOURCES - len(probed)
+    # Of nine, page.mp4 is no video: failures are tried again.
+    assert sorted(probed) == ["page.mp4", "v6.mp4", "v7.mp4"]
+    assert saved.num_found == SOURCES - 3
     assert again.digest() == whole.digest()
     assert [*again.buckets.items()] == [*whole.buckets.items()]
     assert again.rejected == whole.rejected
