@@ -44,6 +44,7 @@ from latentcache.format.shards.ranges import (
 )
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
+from latentcache.storage.seekable import SeekableFile
 
 #: The footer of a file of 64 clips takes 12 kB; one request reads it unless a shard is far larger.
 FOOTER_GUESS_BYTES = 1 << 16
@@ -335,26 +336,12 @@ def _check_size(
         raise ValueError(f"it would decode to {pages.list_values} values")
 
 
-class _Window(io.RawIOBase):
+class _Window(SeekableFile):
     """A file of which only the bytes from `start` on are there, for a reader that stays in them."""
 
     def __init__(self, start: int, data: memoryview) -> None:
-        super().__init__()
+        super().__init__(start + len(data))
         self._start, self._data, self._position = start, data, start
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        end = self._start + len(self._data)
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence, end)
-        return self._position
 
     def read(self, size: int = -1) -> Any:
         start = self._position - self._start
