@@ -10,7 +10,7 @@ from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 from tests.tools import encoder_table
 from tests.tools.encoder_table import HEADINGS, PAGE
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 pytest.importorskip("diffusers", minversion="0.38", reason="diffusers lacks some of the classes")
 

@@ -110,7 +110,7 @@ def assert_sees_every_clip(name: str, num: int, url: str, folder: Path, monkeypa
 @pytest.mark.parametrize(
     ("name", "num"),
     [
-        ("train", 1),
+        pytest.param("train", 1, marks=pytest.mark.long),
         ("train_ddp", 2),
         pytest.param("train_fsdp", 2, marks=pytest.mark.long),
         pytest.param("train_accelerate", 1, marks=pytest.mark.long),

@@ -33,7 +33,13 @@ def peak_bytes(process: psutil.Process) -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name != "dav1d.mkv" else [])
+        for name in CODECS
+    ],
+)
 def test_a_decoding_process_takes_no_more_for_fifty_sources_than_for_two(
     tmp_path: Path, name: str
 ) -> None:

@@ -140,8 +140,9 @@ class TestVideoGPT:
     def test_encoding_leaves_the_codebook_and_the_statistics_alone(self, tmp_path: Path) -> None:
         encoder = build(save_videogpt(tmp_path))
         encoder.encode(pixels(2, 8, 16, 16))
+        published = Published.load("videogpt").tensors
         for name, tensor in encoder._tokenizer.state_dict().items():
-            assert torch.equal(tensor, Published.load("videogpt").tensors[name]), name
+            assert torch.equal(tensor, published[name]), name
 
     def test_every_frame_reaches_every_id_frame(self, tmp_path: Path) -> None:
         encoder = build(save_videogpt(tmp_path))

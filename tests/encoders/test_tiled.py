@@ -105,6 +105,8 @@ CASES = {
     "flux": (2, (112, 136), (64, 64), (16, 16)),
     "dc": (1, (160, 224), (96, 96), (32, 64)),
 }
+#: Each takes seconds; those of the long runs.
+SLOWEST = {"mochi", "hunyuan15", "wan22", "ltx2"}
 
 
 def case_of(key: str, folder: Path) -> tuple[str, Any, Any, torch.Tensor]:
@@ -123,7 +125,9 @@ def case_of(key: str, folder: Path) -> tuple[str, Any, Any, torch.Tensor]:
     return name, vae, tiled, pixels(frames, size=size)
 
 
-@pytest.mark.parametrize("key", CASES)
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.long] if key in SLOWEST else []) for key in CASES]
+)
 def test_cut_tiles_equal_diffusers_own(key: str, tmp_path: Path) -> None:
     name, vae, tiled, clip = case_of(key, tmp_path)
     expected = by_diffusers(name, vae, clip)

@@ -16,7 +16,7 @@ from latentcache.planning.planned import reopen_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.exchange import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,8 @@ from tests.tools.fields import (
 )
 from tests.tools.planned import FAILED
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 CAPTIONS = [f"caption {n % 6}" for n in range(10)]
 
 

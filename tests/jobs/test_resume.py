@@ -149,9 +149,10 @@ def test_resume_without_a_cache_says_so(tmp_path: Path) -> None:
     assert "latentcache precompute" in err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("runner", "signal_number"),
-    [("local", signal.SIGINT), pytest.param("ray", signal.SIGTERM, marks=pytest.mark.long)],
+    [("local", signal.SIGINT), ("ray", signal.SIGTERM)],
 )
 def test_an_interrupt_says_how_to_resume_and_what_is_committed_stays(
     tmp_path: Path, runner: str, signal_number: signal.Signals

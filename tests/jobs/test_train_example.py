@@ -146,7 +146,8 @@ def assert_goes_on_exactly(num: int, num_kills: int, cache: str, tmp_path: Path)
     assert_same_checkpoint(killed, whole)
 
 
-@pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num", [1, 2])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     num: int, cache: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from latentcache.running.array_files import parse_array, to_field
 from tests.tools.caches import run_inline
 from tests.tools.fields import add, cache_of
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3) / 4
 
 

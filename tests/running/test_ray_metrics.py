@@ -119,6 +119,7 @@ def test_prometheus_sees_what_the_run_did(endpoint: str, tmp_path: Path) -> None
     assert {report.worker for report in reports} == {worker_name(socket.gethostname(), (), 0)}
 
 
+@pytest.mark.long
 def test_the_drivers_gauges_are_there(endpoint: str) -> None:
     metrics = RunMetrics()
     metrics.add(Progress(clips_done=7, workers=2, shards_in_hand=5))

@@ -47,7 +47,7 @@ def test_a_model_that_hangs_while_it_is_loaded_is_given_up(never: threading.Even
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["reads", "computes"])
+@pytest.mark.parametrize("kind", ["reads", pytest.param("computes", marks=pytest.mark.long)])
 def test_a_model_that_is_slow_to_load_is_waited_for(tmp_path: Path, kind: str) -> None:
     """The clock of the watch runs 50 times as fast as the work."""
     now, file = [0.0], tmp_path / "weights"

@@ -24,6 +24,8 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import bits_of, make_config, read_files, run_inline
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 NAMES = ("a.mp4", "b.mp4", "c.mp4", "d.mp4")
 #: What a file may hold: a video by its seed and frames; None: it is no video.
 CONTENTS = (None, (1, 5), (2, 11), (3, 11), (4, 16))

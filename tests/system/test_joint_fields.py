@@ -23,7 +23,7 @@ from tests.tools.texts.references import pipeline
 from tests.tools.texts.threads import one_thread  # noqa: F401 - a fixture for all tests here
 from tests.tools.videos import moving_pattern, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 SIZE = (32, 48)
 #: By the names of sources: their captions.

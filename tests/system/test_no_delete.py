@@ -18,7 +18,7 @@ from tests.tools.proxy import Proxy, serve_proxy
 from tests.tools.s3 import S3, new_bucket, s3_server_fixture  # noqa: F401 fixture
 from tests.tools.videos import moving_pattern
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 OK, SOME_FAILED = 0, 3
 

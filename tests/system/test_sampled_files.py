@@ -15,7 +15,7 @@ from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import write_fields
 from tests.tools.videos import moving_pattern, read_with_pyav, write_video
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
 FRAMES, SIZE, CLIP = 40, (32, 48), 5
 VARIABLE = np.cumsum([0, *([20, 70, 33, 41, 50] * FRAMES)])[:FRAMES].tolist()

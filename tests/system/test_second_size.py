@@ -18,6 +18,8 @@ from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import cache_of
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 FRAMES = 5
 
 

@@ -95,7 +95,7 @@ def count_steps(folder: Path, corpus: Path, shard_format: str) -> int:
 
 def test_a_run_that_stands_still_at_a_step_is_no_harm(corpus: Path, tmp_path: Path) -> None:
     steps, rng = count_steps(tmp_path, corpus, "zarr"), random.Random(0)
-    for step in rng.sample(range(steps), 2):
+    for step in rng.sample(range(steps), 1):
         stop_and_go_on(tmp_path / str(step), corpus, step, "zarr")
 
 

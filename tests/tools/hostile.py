@@ -594,7 +594,7 @@ def random_chunks(folder: Path) -> None:
 
 def fuzz(test: Any) -> Any:
     return settings(
-        max_examples=int(sys.argv[2]) if len(sys.argv) > 2 else 40,
+        max_examples=int(sys.argv[2]) if len(sys.argv) > 2 else 10,
         deadline=None,
         derandomize=len(sys.argv) <= 2,
         database=None,

@@ -21,6 +21,7 @@ settings: hyper-parameters, as JSON
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import zlib
@@ -79,6 +80,7 @@ class Published:
     decoded: torch.Tensor
 
     @classmethod
+    @functools.cache  # its random numbers take longer than most tests
     def load(cls, name: str) -> Published:
         with np.load(DATA / f"{name}.npz") as file:
             settings = json.loads(str(file["settings"]))

@@ -72,7 +72,13 @@ def assert_same(ours: Padded, theirs: Padded, array: TextArray) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=[(name, dtype) for name in CASES for dtype in DTYPES], ids="-".join
+    scope="module",
+    params=[
+        pytest.param((name, dtype), marks=[pytest.mark.long] if dtype != "float32" else [])
+        for name in CASES
+        for dtype in DTYPES
+    ],
+    ids="-".join,
 )
 def pair(request: pytest.FixtureRequest, saved_case: Callable[[str], tuple[Path, Parts]]) -> Pair:
     name, dtype = request.param

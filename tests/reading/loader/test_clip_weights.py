@@ -25,7 +25,7 @@ from tests.tools.caches import make_config, run_inline
 from tests.tools.synthetic import write_cache
 from tests.tools.tars import write_tar
 
-pytestmark = pytest.mark.slow  # the caches are encoded
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]  # the caches are encoded
 
 #: A picture's weight; 0.5 of four, so that some come in each epoch.
 WEIGHTS = {"a": 2.5, "b": 1.0, "c": 0.0, "d": 3.0, **{f"h{n}": 0.5 for n in range(4)}}

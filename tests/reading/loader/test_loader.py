@@ -152,8 +152,7 @@ def through_workers(loader: LatentLoader, num_workers: int, start_method: str) -
         (2, "fork"),
         (3, "fork"),
         (4, "fork"),
-        (2, "spawn"),
-        pytest.param(2, "forkserver", marks=pytest.mark.long),
+        *(pytest.param(2, how, marks=pytest.mark.long) for how in ("spawn", "forkserver")),
     ],
 )
 def test_the_order_is_the_same_for_any_workers(

@@ -15,6 +15,8 @@ from latentcache.reading.shard_rows import ShardRows
 from tests.tools.caches import make_config, run_inline
 from tests.tools.videos import moving_pattern
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 RESOLUTION = 64
 #: Heights and widths whose resized pictures are whole, and whose crop is in the middle of them.
 SIZES = ((96, 144), (200, 100), (64, 64), (128, 160), (32, 64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from latentcache.errors import ConfigError
-from latentcache.reading.cache import open_cache
+from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.views.sparse import Sparse
 from latentcache.reading.views.tokens import Tokens
@@ -30,8 +31,13 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     return write_cache(url, stored="moments", buckets={"12x16x16": 5}, by_frame=True)
 
 
+@functools.cache
+def opened(url: str) -> Cache:
+    return open_cache(url)
+
+
 def whole(cache: Synthetic, key: str) -> torch.Tensor:
-    return open_cache(cache.url)[key]["latents"].reshape(-1)
+    return opened(cache.url)[key]["latents"].reshape(-1)
 
 
 @pytest.mark.slow
