@@ -149,6 +149,7 @@ def test_hard_bits_survive(name: str, dtype: str, codec: str, tmp_path: Path) ->
     check(name, storage, layout, [rows], write(name, storage, layout, [rows]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=25, deadline=None)
 @given(

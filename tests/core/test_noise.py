@@ -124,6 +124,7 @@ def test_the_distribution_is_normal_as_far_as_the_module_says() -> None:
     assert values.max() < 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, posterior.sample_seed(0, 0, "a")])
 def test_moments_and_distribution_of_what_is_drawn_are_normal(seed: int) -> None:
     values = drawn(NUM, seed).astype(np.float64)

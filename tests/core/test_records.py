@@ -44,6 +44,7 @@ def make_spec(**changes: Any) -> LatentSpec:
 # Frame rules
 
 
+@pytest.mark.slow
 @given(rules(), st.integers(-5, 200))
 def test_the_longest_is_the_largest_legal_number_up_to_a_limit(rule: FrameRule, limit: int) -> None:
     legal = [n for n in range(limit + 1) if rule.is_legal(n)]
@@ -58,6 +59,7 @@ def test_the_shortest_is_the_smallest_legal_number_from_a_limit(
     assert rule.shortest(limit) == next(n for n in range(max(limit, 0), 300) if rule.is_legal(n))
 
 
+@pytest.mark.slow
 @given(rules(), st.integers(1, 200))
 def test_the_error_for_illegal_frames_names_the_nearest_legal_ones(
     rule: FrameRule, frames: int
@@ -92,6 +94,7 @@ def test_rules_are_described_in_the_words_of_the_field() -> None:
     assert FrameRule(multiple=17, minimum=17).describe() == "17k, at least 17"
 
 
+@pytest.mark.slow
 @given(rules(), st.integers(0, 200), st.integers(1, 200))
 def test_a_rule_with_a_maximum_takes_what_is_legal_up_to_it(
     rule: FrameRule, maximum: int, frames: int

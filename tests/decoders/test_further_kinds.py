@@ -51,6 +51,7 @@ def test_frames_and_times_are_ffmpegs_in_all(tmp_path: Path, name: str) -> None:
     check(tmp_path / name, name)
 
 
+@pytest.mark.slow
 def test_what_an_edit_list_leaves_out_is_not_cut_off(tmp_path: Path) -> None:
     kinds.EDITED["edit_cut.mp4"](tmp_path / "v.mp4")
     index = read_index(str(tmp_path / "v.mp4"))

@@ -186,6 +186,7 @@ CUT_AVI: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CUT_AVI)
 def test_a_cut_avi_gives_what_is_whole(tmp_path: Path, name: str) -> None:
     codec, options = CUT_AVI[name]

@@ -34,6 +34,7 @@ def test_ids_come_back(bits: int, data: st.DataObject) -> None:
         assert torch.equal(bits_to_ids(codes, order), ids)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 24), st.data())
 def test_one_order_is_the_other_with_the_channels_reversed(bits: int, data: st.DataObject) -> None:
     ids = torch.tensor([data.draw(st.integers(0, 2**bits - 1))])

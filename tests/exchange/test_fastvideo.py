@@ -68,6 +68,7 @@ def test_its_reader_gets_the_raw_mean_and_unpadded_states(
     assert not found
 
 
+@pytest.mark.slow
 def test_the_schema_is_its_own(out: Path) -> None:
     schema = pq.read_schema(next(out.rglob("*.parquet")))
     assert schema.names == [

@@ -49,6 +49,7 @@ def test_logs_leases_and_unfinished_writes_stay_here() -> None:
     assert files_of(here) == ["cache.json", "fields/logs/field.json", "zarr.json"]
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_a_cache(cache: Cache, tmp_path: Path) -> None:
     for path in files_of(file.path for file in cache.storage.files("")):
         copy = tmp_path / "copy" / path

@@ -59,6 +59,7 @@ def test_its_reader_gets_the_cache_s_normalised_mean(tmp_path: Path) -> None:
     assert "left to musubi's own script" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_a_round_trip_gives_what_was_stored(tmp_path: Path, dtype: str) -> None:
     # By powers of two: nothing is rounded, in any type.

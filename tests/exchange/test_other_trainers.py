@@ -49,6 +49,7 @@ def test_cogvideo_gets_scaled_samples_and_prompts(tmp_path: Path) -> None:
         assert torch.equal(again.stored(f"{Path(source).stem}#0"), drawn)
 
 
+@pytest.mark.slow
 def test_cogvideo_finds_a_prompt_by_the_line_that_it_reads_of_its_caption(tmp_path: Path) -> None:
     """`load_prompts` strips lines and leaves out empty ones."""
     cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=(" a cat ", "a dog\t", "a hen"))
@@ -60,6 +61,7 @@ def test_cogvideo_finds_a_prompt_by_the_line_that_it_reads_of_its_caption(tmp_pa
         assert (tmp_path / "out/cache/prompt_embeddings" / f"{name}.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("caption", "said"), [("two\nlines", "several lines"), (" ", "is empty")])
 def test_cogvideo_has_no_captions_that_are_no_line(tmp_path: Path, caption: str, said: str) -> None:
     cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=("a", caption, "b"))
@@ -134,6 +136,7 @@ def windows(folder: Path, size: int) -> list[np.ndarray]:
     return [ids[n : n + size] for n in starts if segments[n] == segments[n + size - 1]]
 
 
+@pytest.mark.slow
 def test_1xgpt_gets_windows_over_clips_that_follow_one_another(
     ids: latentcache.Cache, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_the_speed_is_that_of_the_last_minutes() -> None:
     assert found.clips_per_s == pytest.approx(6.0)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.lists(st.integers(0, 1000), min_size=1, max_size=20), min_size=1, max_size=3),
     st.integers(1, 50),

@@ -189,6 +189,7 @@ def test_a_sound_cache_has_no_problems(cache: PlannedCache) -> None:
     assert seen == [4, -1, -1, -1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("column", "value"), [("caption", "another"), ("score", 0.5), ("start", 1), ("row", 2)]
 )
@@ -228,12 +229,14 @@ def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: PlannedCache) 
     assert text in only_problem(cache.storage, generation)
 
 
+@pytest.mark.slow
 def test_a_plan_of_another_cache_is_found(cache: PlannedCache) -> None:
     rewrite(cache, plan_of(cache), "identity", "another")
     text = "its tables are not those that it was written with (their SHA-256 differs)"
     assert text in only_problem(cache.storage, generation_path(1))
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_changed_and_sealed_is_found(cache: PlannedCache) -> None:
     data = json.loads(cache.storage.read("cache.json"))
     data["recipe"]["stored"] = "moments"
@@ -241,6 +244,7 @@ def test_a_recipe_that_was_changed_and_sealed_is_found(cache: PlannedCache) -> N
     assert "fingerprint is not that of its recipe" in only_problem(cache.storage, "cache.json")
 
 
+@pytest.mark.slow
 def test_values_that_no_encoder_gives_are_found(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
     manifest = prepared.manifest
@@ -267,6 +271,7 @@ def commit(prepared: PlannedCache, shard: int, rows: list[Any]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_is_not_the_sample_tables_is_found(cache: PlannedCache) -> None:
     rows = read_index(cache.storage).to_pylist()
     rows[2]["num_ok"] -= 1

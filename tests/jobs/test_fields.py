@@ -219,6 +219,7 @@ def test_a_text_that_fails_costs_its_clip(tmp_path: Path) -> None:
     assert texts_of(cache.storage.url, "clip") == {f"v{n}#0": captions[n] for n in (0, 1, 3, 4)}
 
 
+@pytest.mark.slow
 def test_failed_texts_are_tried_again_without_those_that_lack(
     tmp_path: Path, counted: Path
 ) -> None:
@@ -319,6 +320,7 @@ def test_an_encoder_that_is_broken_leaves_other_fields_alone(
     assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
 
 
+@pytest.mark.slow
 def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     add(cache, umt5=text_field())

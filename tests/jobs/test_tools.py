@@ -131,6 +131,7 @@ def checks() -> Any:
     return jsonschema.Draft202012Validator(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_the_schema_takes_the_examples_and_knows_their_keys(path: Path, checks: Any) -> None:
     raw = yaml.safe_load(path.read_text())

@@ -39,6 +39,7 @@ def check_stored(stored: torch.Tensor, key: str, written: Synthetic) -> None:
     np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("name", ["zarr", "parquet"])
 def test_samples_come_in_order_without_the_failed(name: str, dtype: str, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_latents_mean_the_same_by_number_by_key_and_in_a_loader(cache: Cache) ->
         assert sample["latents"].is_contiguous()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -78,6 +79,7 @@ def test_a_dataset_takes_a_loaders_options(options: dict[str, Any], moments: Cac
         assert all(same(sample["latents"], expected[sample["key"]]) for sample in dataset)
 
 
+@pytest.mark.slow
 def test_stored_values_are_those_on_storage(tmp_path: Path) -> None:
     written = write_cache(str(tmp_path), stored="moments")
     cache = open_cache(str(tmp_path))
@@ -90,6 +92,7 @@ def test_stored_values_are_those_on_storage(tmp_path: Path) -> None:
         cache.stored(16)
 
 
+@pytest.mark.slow
 def test_keys_and_slices(cache: Cache) -> None:
     keys = cache.keys()
     assert keys == [sample["key"] for sample in cache[:]]

@@ -37,6 +37,7 @@ def test_there_is_no_time_left_without_a_speed_or_clips() -> None:
     assert time_left(10, 0.5) == 20.0
 
 
+@pytest.mark.slow
 @given(gaps=st.lists(st.tuples(st.floats(0.01, 400.0), st.integers(0, 3)), min_size=1, max_size=80))
 def test_what_a_pace_forgets_does_not_change_the_speed(gaps: list[tuple[float, int]]) -> None:
     pace, whole = Pace(0.0), Pace(0.0)

@@ -39,6 +39,7 @@ def test_a_worker_that_is_up_is_returned_and_one_that_fails_says_why() -> None:
     assert start(fail) == Failed(error="ValueError: no such layer")
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_while_it_is_loaded_is_given_up(never: threading.Event) -> None:
     found = start(never.wait)
     assert isinstance(found, Failed)

@@ -201,6 +201,7 @@ def test_bfloat16_has_several_names(dtype: Any, tmp_path: Path) -> None:
     assert next(iter(LatentLoader(str(tmp_path), dtype=dtype)))["latents"].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_ids_are_given_as_integers_only(tmp_path: Path) -> None:
     write_cache(str(tmp_path), stored="ids", dtype="uint16")
     assert next(iter(LatentLoader(str(tmp_path), dtype="int64")))["latents"].dtype == torch.int64
@@ -214,6 +215,7 @@ def test_numbers_of_numpy_are_numbers(cache: Cache) -> None:
     assert loader.state_dict() == {**LatentLoader(cache, 2, seed=3).state_dict(), "epoch": 1}
 
 
+@pytest.mark.slow
 def test_where_takes_text_expressions_and_filters(cache: Cache) -> None:
     forms: list[Any] = [
         "score > 2 and caption != ''",

@@ -54,6 +54,7 @@ def without(batch: dict[str, Any], keys: Iterable[str]) -> list[tuple[Any, ...]]
     return [sample for sample in contents(batch) if sample[0] not in keys]
 
 
+@pytest.mark.slow
 def test_damage_is_raised_unless_it_is_to_be_skipped(folder: Path) -> None:
     damage(folder, ["5x32x32-0002"])
     with pytest.raises(CorruptionError, match=r"^clip '5x32x32-0002'"):

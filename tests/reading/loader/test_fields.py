@@ -93,6 +93,7 @@ def test_a_batch_without_a_fixed_length_is_as_long_as_its_longest_text(url: str)
             assert torch.equal(batch["clip_mask"][n], whole[key][1][-length:])
 
 
+@pytest.mark.slow
 def test_padding_that_a_model_attends_to_is_not_cut(url: str) -> None:
     with pytest.raises(latentcache.ConfigError, match="attends to the padding of umt5"):
         LatentLoader(url, fields=["umt5"], pad="batch")

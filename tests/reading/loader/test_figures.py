@@ -42,6 +42,7 @@ def drawn(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 def test_stats_are_written_at_the_end_of_each_epoch(cache: Synthetic, tmp_path: Path) -> None:
     loader = loader_of(cache, tensorboard=str(tmp_path))
     list(loader)

@@ -129,6 +129,7 @@ def test_columns_are_those_asked_for(cache: Cache) -> None:
 # frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["mean", "moments"])
 @pytest.mark.parametrize("frames", [1, 5, 9, 13, 17, 99])
 def test_frames_are_the_first_ones(frames: int, stored: str, tmp_path: Path) -> None:
@@ -173,6 +174,7 @@ def test_latents_that_look_ahead_are_not_cut(exactness: str, tmp_path: Path) -> 
     assert len(LatentLoader(cache.url, frames=17)) > 0  # nothing is cut
 
 
+@pytest.mark.slow
 def test_frames_of_ids(tmp_path: Path) -> None:
     cache = write_cache(str(tmp_path), buckets=LONG, dtype="uint16", stored="ids")
     for batch in LatentLoader(cache.url, frames=5):
@@ -271,6 +273,7 @@ def test_the_caches_of_a_mixture_go_through_epochs_of_their_own(pair: list[Cache
     assert small[:3] != small[3:6]
 
 
+@pytest.mark.slow
 def test_each_cache_comes_once_an_epoch_where_no_weights_say_otherwise(pair: list[Cache]) -> None:
     found = Counter(
         (of, key) for of, keys in names(LatentLoader(pair, batch_size=4)) for key in keys

@@ -174,6 +174,7 @@ def test_a_dataloader_refuses_the_state_of_other_ranks(cache: Cache) -> None:
     assert re.search(r"give the state of the\s+whole DataLoader", refusal(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -119,6 +119,7 @@ def test_the_loader_takes_another_device(written: Synthetic) -> None:
         assert batch["latents"].dtype == expected["latents"].dtype
 
 
+@pytest.mark.slow
 def test_a_loader_with_a_device_pickles(written: Synthetic) -> None:
     loader = LatentLoader(written.url, batch_size=2, device="meta")
     list(loader)

@@ -300,6 +300,7 @@ def test_every_stored_trainer_has_a_loss() -> None:
     assert {*SYSTEMS, "rcm"} == {path.stem for path in FOLDER.glob("*.npz")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_losses_are_equal(name: str, tmp_path: Path) -> None:
     system = SYSTEMS[name]

@@ -140,6 +140,7 @@ def test_windows_never_go_across_a_segment(scenes: Synthetic) -> None:
     assert sorted(across) == expected_windows([24, 24, 16], 4)
 
 
+@pytest.mark.slow
 def test_first_windows_are_left_out_where_a_segment_ends_in_them(scenes: Synthetic) -> None:
     found = windows(scenes, Window(6, start="first"))
     clips = [(source, first) for source in range(3) for first in (0, 8, 16)][:-1]

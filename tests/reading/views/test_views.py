@@ -102,6 +102,7 @@ def test_all_windows_come_once_each(moments: Synthetic) -> None:
     assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.slow
 def test_starts_differ_between_epochs_clips_and_windows_of_a_clip(moments: Synthetic) -> None:
     loader = LatentLoader(moments.url, batch_size=12, view=Window(2, per_clip=3), shuffle=False)
     first, second = ([b["frame_indices"][:, 0] for b in loader] for _ in range(2))
