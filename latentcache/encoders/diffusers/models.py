@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.machine import install_command
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders import kernels

@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.joint import JointFamily
 from latentcache.encoders.text.part import qwen_part
 from latentcache.encoders.text.protocol import EncodedText, TextArray
