@@ -15,7 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from latentcache.errors import ConfigError, StorageError
-from latentcache.storage import folder, retry
+from latentcache.storage import local_files, retry
 from latentcache.storage.filesystems import open_filesystem
 from latentcache.storage.folder import Storage, join
 from latentcache.storage.source_files import (
@@ -296,7 +296,7 @@ def test_missing_permission_says_so_and_is_not_tried_again(
         tries.append(args)
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(folder, "_replace_file", refuse)
+    monkeypatch.setattr(local_files, "replace", refuse)
     with pytest.raises(StorageError, match=r"Permission denied.*Check the permissions"):
         Storage(str(tmp_path)).write("a", b"1")
     assert len(tries) == 1
