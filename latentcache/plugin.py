@@ -6,7 +6,7 @@ no storage, decoder or runner.
 
 from __future__ import annotations
 
-from latentcache.config.sections import Options, Section
+from latentcache.config.base import Options, Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from latentcache.config.sections import Positive, Section
+from latentcache.config.base import Positive, Section
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 

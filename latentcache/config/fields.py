@@ -8,9 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from latentcache.config.base import Positive, Section
 from latentcache.config.caption_fields import Dtype, JointField, TextField
 from latentcache.config.files import read_mapping, validate
-from latentcache.config.sections import Config, Positive, Section
+from latentcache.config.sections import Config
 from latentcache.core.fields import check_name
 from latentcache.errors import ConfigError, did_you_mean
 

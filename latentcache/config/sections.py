@@ -6,52 +6,20 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from latentcache.config.base import GrownSection
-from latentcache.config.base import Positive as Positive
-from latentcache.config.base import Section as Section
-from latentcache.config.geometry import BucketsConfig as BucketsConfig
-from latentcache.config.geometry import ResizeConfig
+from latentcache.config.base import GrownSection, Options, Positive, PositiveFloat, Section, Url
+from latentcache.config.geometry import BucketsConfig, ResizeConfig
 from latentcache.config.presets import expanded
 from latentcache.core.records import MAX_WEIGHT
 from latentcache.errors import did_you_mean
-from latentcache.storage.urls import has_password, public_name
+from latentcache.storage.urls import public_name
 
 #: Roles that a column of a corpus table can have.
 COLUMN_ROLES = ("video", "image", "caption", "key", "frames", "fps", "height", "width")
 
 
-def _without_password(url: str) -> str:
-    """Refuse `scheme://user:password@host`: the cache stores its configuration, including URLs."""
-    if has_password(url):
-        raise ValueError(
-            "the URL carries a password, which the cache would store. Remove it, and give "
-            "credentials in storage_options or in the environment"
-        )
-    return url
-
-
-#: What YAML 1.1 takes for booleans, and YAML 1.2 for text.
-_BOOLEAN_WORDS = frozenset({"yes", "no", "on", "off"})
-
-
-def _without_boolean_words(value: Any, key: str = "") -> Any:
-    """Refuse `verify: no` where nothing says of what type a value is: as text it would count as true."""
-    if isinstance(value, str) and value.lower() in _BOOLEAN_WORDS:
-        raise ValueError(f"{key or 'an item'} is the text {value!r} here; write true or false")
-    for name, inner in value.items() if isinstance(value, dict) else ():
-        _without_boolean_words(inner, str(name))
-    for inner in value if isinstance(value, list | tuple) else ():
-        _without_boolean_words(inner, key)
-    return value
-
-
-#: Settings that are handed on as they are.
-Options = Annotated[dict[str, Any], AfterValidator(_without_boolean_words)]
-Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CorpusConfig(Section):

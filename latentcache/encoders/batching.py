@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, Field
 
-from latentcache.config.sections import Positive, Section
+from latentcache.config.base import Positive, Section
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders.protocol import Encoder, EncoderModule

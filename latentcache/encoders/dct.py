@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checks import check_latents, check_pixels
 from latentcache.encoders.streaming import check_stream, regroup

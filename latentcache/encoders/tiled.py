@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, Field
 
-from latentcache.config.sections import Positive, Section
+from latentcache.config.base import Positive, Section
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders import out_of_memory, tiling
 from latentcache.encoders.checks import check_encoded, check_pixels

@@ -37,7 +37,7 @@ from latentcache.storage.folder import Storage, StoredFile
 
 #: A write takes seconds, and a step of planning minutes: a file of this age belongs to none that goes on.
 YOUNG_S = 3600.0
-#: As `Storage.write` names them, beside the file that they were to become.
+#: As `storage.temporary` names them, beside the file that they were to become.
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]+\.[0-9a-f]{32}\.tmp")
 _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
 _FOLDER = r"\d{6,}-[0-9a-f]{12}"

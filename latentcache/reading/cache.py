@@ -109,14 +109,8 @@ class Cache(Snapshot):
     fork and when pickled.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        manifest: Manifest,
-        index: pa.Table,
-        disk: DiskCache | None = None,
-    ) -> None:
-        super().__init__(storage, manifest, index, disk)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._fields: dict[str, FieldReader] = {}
         self._decoder: Any = None
         self._decoding = threading.Lock()

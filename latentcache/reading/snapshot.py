@@ -71,33 +71,32 @@ def _concatenated(url: str, tables: Sequence[pa.Table]) -> pa.Table:
         ) from None
 
 
+@dataclass(eq=False, repr=False)
 class Snapshot:
     """The shards that count, and their ok clips, which are numbered by bucket, shard and row.
 
     Sample tables are read when needed, and the last `MAX_TABLES` are kept.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        manifest: Manifest,
-        index: pa.Table,
-        disk: DiskCache | None = None,
-    ) -> None:
-        self.storage, self.manifest, self._index, self._disk = storage, manifest, index, disk
-        self._format = get_format(manifest.format)
-        self._layouts = manifest.layouts()
+    storage: Storage
+    manifest: Manifest
+    _index: pa.Table
+    _disk: DiskCache | None = None
+
+    def __post_init__(self) -> None:
+        self._format = get_format(self.manifest.format)
+        self._layouts = self.manifest.layouts()
         self._tables: Lru[tuple[str, int], ShardRows] = Lru(MAX_TABLES)
         try:
-            check_index(index, manifest)
+            check_index(self._index, self.manifest)
         except ValueError as error:
             raise CacheError(
-                f"{redact(storage.url)}: the snapshot does not fit: {error}. It is of another "
+                f"{redact(self.storage.url)}: the snapshot does not fit: {error}. It is of another "
                 "cache; resume this one to write its snapshot again."
             ) from None
-        self._places = index.select(["bucket", "shard"]).to_pydict()
+        self._places = self._index.select(["bucket", "shard"]).to_pydict()
         self._numbers = {place: n for n, place in enumerate(self._all_places())}
-        num_ok = index["num_ok"].to_numpy()
+        num_ok = self._index["num_ok"].to_numpy()
         self._ends = np.cumsum(num_ok, dtype=np.int64)
 
     @property

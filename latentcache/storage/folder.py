@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import inspect
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,32 +14,24 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from latentcache.errors import StorageError
-from latentcache.storage import limits, retry
+from latentcache.storage import limits, local_files, remote_objects, retry
 from latentcache.storage.filesystems import (
     is_local_filesystem,
     open_filesystem,
     protocols,
     translated,
 )
+from latentcache.storage.temporary import TEMPORARY_SUFFIX, temporary_name
 from latentcache.storage.urls import is_url, join, redact
 
 __all__ = ["Storage", "StoredFile", "join", "redact"]
 
 T = TypeVar("T")
 
-#: File systems whose files appear while they are written, and whose rename replaces a file as a whole.
-_SHOWS_HALVES = {"sftp", "ssh"}
 #: File systems that can create on condition. A server in the place of one of these may still not.
 _CREATES_EXCLUSIVELY = {"file", "local", "memory", "s3", "s3a", "gs", "gcs", "az", "abfs"}
-TEMPORARY_SUFFIX = ".tmp"
-#: Bytes of a name that its temporary one shows: with the rest, no longer than any disk's names (255).
-MAX_SHOWN_BYTES = 200
 #: Listings of an object store that are under way at once.
 NUM_LISTINGS = 32
-RANGE_NOT_SATISFIABLE = 416
-PRECONDITION_FAILED = 412
-#: Errors with which stores without conditional writes may answer one.
-NO_CONDITIONS = (400, 405, 501)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +112,7 @@ class Storage:
         On an object store this is one PUT; above the file system's limit (100 MiB on S3) it is a
         multipart upload, which appears when it is complete.
         """
-        self._write(path, data, _replace_file, _put)
+        self._write(path, data, local_files.replace, remote_objects.put)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write one object as a whole unless one is there; returns whether it was written.
@@ -130,7 +120,7 @@ class Storage:
         If several do so at once, one succeeds on local files and on stores with conditional writes (S3,
         Google); on others several may. After a lost answer it may be False although this call wrote it.
         """
-        return self._write(path, data, _create_file, _create)
+        return self._write(path, data, local_files.create, remote_objects.create)
 
     def creates_exclusively(self, path: str) -> bool:
         """Tell whether the storage creates an object only if it is not there, however many try at once.
@@ -142,9 +132,11 @@ class Storage:
         """
         if not _CREATES_EXCLUSIVELY & set(protocols(self._open()[0])):
             return False
-        path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        path = temporary_name(path)
         try:
-            if self.is_local and not self._do("write", path, _has_links, self.local_path(path)):
+            if self.is_local and not self._do(
+                "write", path, local_files.has_links, self.local_path(path)
+            ):
                 return False
         except FileNotFoundError:
             raise self._nowhere(path) from None
@@ -194,7 +186,7 @@ class Storage:
         Raises FileNotFoundError. A range past the end gives fewer bytes than asked for.
         """
         if self.is_local:
-            return self._do("read", path, _pread_all, self.local_path(path), ranges)
+            return self._do("read", path, local_files.read_ranges, self.local_path(path), ranges)
         fs, full = self._open()[0], self._full(path)
         found: dict[int, bytes] = {}
 
@@ -206,7 +198,7 @@ class Storage:
             found.update({n: g for n, g in zip(missing, got, strict=True) if isinstance(g, bytes)})
             for n, other in zip(missing, got, strict=True):
                 if n not in found:
-                    found[n] = _bytes_or_raise(other)
+                    found[n] = remote_objects.bytes_or_raise(other)
 
         self._do("read", path, read, more_s=self._reading_s(path, sum(n for _, n in ranges)))
         return [found[n] for n in range(len(ranges))]
@@ -221,7 +213,7 @@ class Storage:
             fd = retry.call(lambda: os.open(self._full(path), os.O_RDONLY))
             try:
                 for offset, buffer in wanted:
-                    yield retry.call(functools.partial(_pread_into, fd, offset, buffer))
+                    yield retry.call(functools.partial(local_files.read_into, fd, offset, buffer))
             finally:
                 os.close(fd)
 
@@ -264,8 +256,8 @@ class Storage:
         """
         fs, full = self._open()[0], self._full(path)
         if self.is_local:
-            found = self._do("list", path, _names_in, full)
-        elif prefixes and _lists_prefixes(fs):
+            found = self._do("list", path, local_files.names_in, full)
+        elif prefixes and remote_objects.lists_prefixes(fs):
             fs.invalidate_cache(full)
 
             def list_one(prefix: str) -> Iterable[str]:
@@ -335,21 +327,6 @@ def _scan(root: Path, folder: str) -> Iterator[StoredFile]:
                 )
 
 
-def _names_in(folder: str) -> list[str]:
-    """Return the names of the files in a local folder, whose sizes nobody needs: they cost a look each."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _lists_prefixes(fs: Any) -> bool:
-    """Tell whether a file system lists what begins with something, as object stores do."""
-    find = getattr(fs, "_find", fs.find)
-    return "prefix" in inspect.signature(find).parameters
-
-
 def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
     times = (info.get(name) for name in ("LastModified", "mtime", "created"))
     modified: Any = next((time for time in times if time is not None), None)
@@ -358,116 +335,3 @@ def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
         num_bytes=info["size"] or 0,
         modified_s=modified.timestamp() if hasattr(modified, "timestamp") else None,
     )
-
-
-def _replace_file(path: Path, data: bytes) -> None:
-    """Write a file that appears whole and replaces any before it."""
-    with _new_file(path, data) as temporary:
-        temporary.replace(path)
-
-
-def _has_links(path: Path) -> bool:
-    """Tell whether a local file system has hard links, which are made in one step, or not."""
-    with _new_file(path, b"") as temporary:
-        try:
-            os.link(temporary, path)
-        except OSError:
-            return False
-    path.unlink()
-    return True
-
-
-def _create_file(path: Path, data: bytes) -> bool:
-    """Write a file that appears whole, unless one is there; returns whether it was written."""
-    with _new_file(path, data) as temporary:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without links
-            if path.exists():
-                return False
-            temporary.replace(path)
-    return True
-
-
-@contextlib.contextmanager
-def _new_file(path: Path, data: bytes) -> Iterator[Path]:
-    """Write through a temporary name in the same directory, so that the final rename is atomic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = os.fsencode(path.name)[:MAX_SHOWN_BYTES].decode(errors="ignore")
-    temporary = path.with_name(f".{shown}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # otherwise a power cut could keep a later rename and lose this one
-    finally:
-        os.close(folder)
-
-
-def _put(fs: Any, path: str, data: bytes) -> None:
-    """Write one object of a remote file system so that it appears whole."""
-    if not _SHOWS_HALVES & set(protocols(fs)):
-        fs.pipe_file(path, data)
-        return
-    folder, name = path.rsplit("/", 1)
-    temporary = f"{folder}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-    fs.makedirs(folder, exist_ok=True)
-    fs.pipe_file(temporary, data)
-    fs.mv(temporary, path)
-
-
-def _create(fs: Any, path: str, data: bytes) -> bool:
-    """Write one object of a remote file system unless one is there; returns whether it was written."""
-    if _SHOWS_HALVES & set(protocols(fs)):
-        if fs.exists(path):
-            return False
-        _put(fs, path, data)
-        return True
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except FileExistsError:
-        return False
-    except OSError as error:
-        status = retry.http_status(error)
-        if status == PRECONDITION_FAILED:
-            return False
-        if status not in NO_CONDITIONS:
-            raise
-        fs.pipe_file(path, data)
-    return True
-
-
-def _bytes_or_raise(got: bytes | BaseException) -> bytes:
-    """Return what was read; nothing if a store refuses a range that starts past the end."""
-    if isinstance(got, BaseException):
-        if retry.http_status(got) != RANGE_NOT_SATISFIABLE:
-            raise got
-        return b""
-    return got
-
-
-def _pread_all(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(fd).st_size  # bytes past the end take no memory, however many are requested
-        return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]
-    finally:
-        os.close(fd)
-
-
-def _pread_into(fd: int, offset: int, buffer: memoryview) -> int:
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done)
-        if not count:
-            break
-        done += count
-    return done

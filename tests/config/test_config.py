@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentcache.config.files import apply_overrides, load_config, load_stored_config
-from latentcache.config.geometry import aspect_ratio
+from latentcache.config.geometry import BucketsConfig, aspect_ratio
 from latentcache.config.sections import (
     NOT_OF_A_CACHE,
-    BucketsConfig,
     Config,
     CorpusConfig,
 )

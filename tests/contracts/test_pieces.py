@@ -21,7 +21,7 @@ from latentcache.format.shards import get_format, pieces, ranges, zarr_index
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
-from tests.contracts.test_formats import (
+from tests.tools.shards import (
     BUCKET,
     CODECS,
     DTYPES,

@@ -53,7 +53,7 @@ def test_a_module_elsewhere_is_an_encoder_too(
     (tmp_path / "elsewhere" / "mine.py").write_text(
         "from typing import Literal\n"
         "from latentcache.encoders.dct import build, describe, identity\n"
-        "from latentcache.config.sections import Section\n"
+        "from latentcache.config.base import Section\n"
         "class Config(Section):\n    kind: str\n    store: Literal['mean'] = 'mean'\n"
     )
     (tmp_path / "elsewhere" / "half.py").write_text("Config = None\ndescribe = None\n")

@@ -11,7 +11,7 @@ import torch
 from latentcache.core import posterior
 from latentcache.encoders import out_of_memory, resolve
 from latentcache.encoders.difference import difference
-from latentcache.encoders.diffusers.models import DiffusersEncoder
+from latentcache.encoders.diffusers.encoder import DiffusersEncoder
 from latentcache.errors import EncoderError
 from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.targets import DeviceTarget

@@ -24,7 +24,7 @@ from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.storage.disk_cache import FOLDER, SUFFIX, DiskCache
 from latentcache.storage.folder import Storage
-from tests.tools.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
+from tests.tools.s3 import S3
 from tests.tools.synthetic import Synthetic, random_sample, write_cache, write_shard
 
 BUCKET = "5x32x32"

@@ -9,10 +9,7 @@ import pytest
 
 from latentcache.storage import retry
 
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+pytestmark = pytest.mark.usefixtures("no_waiting")
 
 
 def failing(times: int, error: Callable[[], Exception]) -> tuple[list[int], Callable[[], str]]:

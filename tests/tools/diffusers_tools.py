@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latentcache.encoders import resolve
-from latentcache.encoders.diffusers.models import DiffusersEncoder
+from latentcache.encoders.diffusers.encoder import DiffusersEncoder
 from tests.tools.tiny_models import TINY
 
 CPU = torch.device("cpu")

@@ -7,7 +7,6 @@ import errno
 import random
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from unittest import mock
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from latentcache.storage import folder
+from latentcache.storage import local_files
+from latentcache.storage.temporary import temporary_name
 
 T = TypeVar("T")
 
@@ -244,7 +244,7 @@ class _FaultyFile:
 @contextlib.contextmanager
 def faulty_local_files() -> Iterator[None]:
     """Let the faults befall what storage does to local files by itself."""
-    pread_all = folder._pread_all
+    read_ranges = local_files.read_ranges
 
     def faulty_write(write: Callable[[Path, bytes], T]) -> Callable[[Path, bytes], T]:
         def faulty(path: Path, data: bytes) -> T:
@@ -252,7 +252,7 @@ def faulty_local_files() -> Iterator[None]:
             kind = faults.strike("write", str(path))
             if kind in ("torn", "torn_once"):  # as a process leaves it that is killed in the middle
                 path.parent.mkdir(parents=True, exist_ok=True)
-                half = path.with_name(f".{path.name}.{uuid.uuid4().hex}{folder.TEMPORARY_SUFFIX}")
+                half = path.with_name(temporary_name(path.name))
                 half.write_bytes(data[: len(data) // 2])
                 raise faults.lose()
             written = write(path, data)
@@ -264,12 +264,12 @@ def faulty_local_files() -> Iterator[None]:
 
     def faulty_pread(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         kind = FAULTS["default"].strike("ranges", str(path))
-        return [FAULTS["default"].spoil(kind, block) for block in pread_all(path, ranges)]
+        return [FAULTS["default"].spoil(kind, block) for block in read_ranges(path, ranges)]
 
     with (
-        mock.patch.object(folder, "_replace_file", faulty_write(folder._replace_file)),
-        mock.patch.object(folder, "_create_file", faulty_write(folder._create_file)),
-        mock.patch.object(folder, "_pread_all", faulty_pread),
+        mock.patch.object(local_files, "replace", faulty_write(local_files.replace)),
+        mock.patch.object(local_files, "create", faulty_write(local_files.create)),
+        mock.patch.object(local_files, "read_ranges", faulty_pread),
     ):
         yield
 

@@ -1,6 +1,6 @@
 """What this package knows of an autoencoder class of diffusers. No I/O but through `Settings`.
 
-`video_classes` and `image_classes` hold one record per class; `models` runs them.
+`video_classes` and `image_classes` hold one record per class; `encoder` runs them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 
 from latentcache.core.spec import LatentSpec
-from latentcache.encoders.diffusers import models as models
+from latentcache.encoders.diffusers import models
+from latentcache.encoders.diffusers.encoder import DiffusersEncoder
 from latentcache.encoders.diffusers.image_classes import IMAGE_CLASSES
 
 
@@ -38,7 +39,7 @@ def identity(config: Config) -> Mapping[str, Any]:
     return models.identity(_locate(config), config, config.kind)
 
 
-def build(config: Config, *, spec: LatentSpec, device: torch.device) -> models.DiffusersEncoder:
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiffusersEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     return models.build(_locate(config), config, spec, device)
 

@@ -1,35 +1,26 @@
-"""Describes, loads and runs an autoencoder of diffusers by the record of its class.
+"""Finds, describes and builds an autoencoder of diffusers by the record of its class.
 
 The kinds `diffusers_video` and `diffusers_image` are this module with their own tables of classes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.metadata
-import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Section
-from latentcache.core.machine import install_command
+from latentcache.config.base import Section
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders import kernels
-from latentcache.encoders.checks import check_encoded, check_ids, check_latents, check_pixels
-from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
+from latentcache.encoders.diffusers.encoder import DiffusersEncoder, StreamingDiffusersEncoder
+from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts
+from latentcache.encoders.diffusers.loading import check_installed, load_model, packages, settings
 from latentcache.encoders.diffusers.streams import STREAMS
 from latentcache.encoders.diffusers.weights import ModelFiles, locate
-from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.kernels import Kernels
-from latentcache.encoders.streaming import check_stream, regroup
-from latentcache.encoders.values import check_values, from_range, to_range
 from latentcache.errors import ConfigError, EncoderError, did_you_mean
 
 
@@ -104,8 +95,8 @@ def locate_model(
             f"Known classes: {', '.join(classes)}."
         )
     model_class = classes[name]
-    _check_installed(model_class)
-    facts = model_class.facts(_settings(files, name))
+    check_installed(model_class)
+    facts = model_class.facts(settings(files, name))
     config.kernels()
     if config.store not in facts.stores:
         raise ConfigError(
@@ -176,38 +167,12 @@ def build(
             "the same weights on every machine; for a hub id set encoder.revision to a commit."
         )
     dtype = getattr(torch, config.dtype)
-    vae = load_class(files.folder, model_class.name, dtype, is_safetensors=files.is_safetensors)
-    for name, value in located.facts.attributes.items():
-        if not hasattr(vae, name):
-            raise _unknown(model_class.name, f"has no attribute {name}")
-        setattr(vae, name, value)
-    _check_arguments(vae, model_class)
-    if model_class.prepare is not None:
-        model_class.prepare(vae)
+    vae = load_model(files, model_class, located.facts, dtype)
     chosen = config.kernels()
     # Groups of frames have the bits of the whole clip with the model's own kernels.
     streams = (model_class.name in STREAMS or spec.stride[0] == 1) and chosen == kernels.PLAIN
     encoder_class = StreamingDiffusersEncoder if streams else DiffusersEncoder
-    return encoder_class(vae.to(device), located, spec, device, chosen)
-
-
-def packages() -> Mapping[str, str]:
-    """Return the versions that the latents depend on."""
-    return {"diffusers": importlib.metadata.version("diffusers")}
-
-
-def _check_installed(model_class: ModelClass) -> None:
-    installed = packages()["diffusers"]
-    if _release(installed) < _release(model_class.since):
-        raise ConfigError(
-            f"encoder.model: the installed diffusers {installed} has no {model_class.name}; "
-            f"version {model_class.since} is the first that has it. "
-            f"Run: pip install 'diffusers>={model_class.since}'"
-        )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+    return encoder_class(vae.to(device), model_class, located.facts, spec, device, chosen)
 
 
 def _pixel_range(
@@ -226,246 +191,3 @@ def _pixel_range(
             f"encoder.pixel_range: {name} takes {list(facts.pixel_range)}. Remove encoder.pixel_range."
         )
     return facts.pixel_range
-
-
-def _settings(files: ModelFiles, class_name: str) -> Settings:
-    """Return the model's files as `Settings`; the class is imported only for a key that is missing."""
-
-    def setting(key: str) -> Any:
-        if key in files.config:
-            return files.config[key]
-        try:
-            return _class_defaults(class_name)[key]
-        except KeyError:
-            raise _unknown(class_name, f"has no setting {key}") from None
-
-    return Settings(setting=setting, tensor=files.tensor)
-
-
-@functools.cache
-def _class_defaults(class_name: str) -> Mapping[str, Any]:
-    return _defaults(_diffusers_class(class_name).__init__)
-
-
-def _defaults(function: Any) -> Mapping[str, Any]:
-    parameters = inspect.signature(function).parameters
-    return {name: parameter.default for name, parameter in parameters.items()}
-
-
-def _check_arguments(vae: Any, model_class: ModelClass) -> None:
-    for method, expected in model_class.arguments.items():
-        actual = _defaults(getattr(vae, method))
-        for name, value in expected.items():
-            if actual.get(name) != value:
-                raise _unknown(
-                    model_class.name, f"has {actual.get(name)} for {name} of {method}, not {value}"
-                )
-
-
-def _unknown(name: str, what: str) -> EncoderError:
-    return EncoderError(
-        f"{name} of diffusers {packages()['diffusers']} {what}, so its chunking is not known to be "
-        f"what the recipe says. Run: {install_command('diffusers')}"
-    )
-
-
-def _diffusers_class(class_name: str) -> Any:
-    import diffusers
-
-    try:
-        return getattr(diffusers, class_name)
-    except AttributeError:
-        raise ConfigError(
-            f"diffusers {diffusers.__version__} has no {class_name}. "
-            "Run: pip install --upgrade diffusers"
-        ) from None
-
-
-def load_class(
-    folder: Path, class_name: str, dtype: torch.dtype, *, is_safetensors: bool = True
-) -> Any:
-    """Load a model for inference. Raises EncoderError, also if tensors would stay random."""
-    try:
-        vae, info = _diffusers_class(class_name).from_pretrained(
-            str(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
-            use_safetensors=is_safetensors,
-            low_cpu_mem_usage=False,  # True needs accelerate
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise EncoderError(
-            f"{class_name} in {folder} cannot be loaded: {type(error).__name__}: {reason} "
-            "Check that config.json and the weights are of the same model, and download it again."
-        ) from error
-    if info["missing_keys"]:
-        raise EncoderError(
-            f"{class_name} in {folder}: the weights lack {len(info['missing_keys'])} tensors "
-            f"that config.json asks for, such as {info['missing_keys'][0]}. They would stay "
-            "random, and the latents would be nonsense. The files are of different models: "
-            "download the model again."
-        )
-    return vae.eval().requires_grad_(False)
-
-
-class DiffusersEncoder:
-    """An autoencoder of diffusers on its device, used as diffusers' own pipelines use it."""
-
-    #: `encode` takes pixels on its device as well.
-    takes_device_pixels = True
-
-    def __init__(
-        self,
-        vae: Any,
-        located: Located,
-        spec: LatentSpec,
-        device: torch.device,
-        chosen: Kernels = kernels.PLAIN,
-    ) -> None:
-        self.spec = spec
-        self.kernels = chosen
-        self._vae = vae
-        self._class = located.model_class
-        # Mean and log-variance, whichever of them is stored.
-        self._encoded_channels = spec.channels * (2 if "moments" in located.facts.stores else 1)
-        self._device = device
-        self._dtype: torch.dtype = getattr(torch, spec.compute_dtype)
-        # A tensor: CUDA divides by a number by multiplying with its reciprocal, one ulp off the CPU.
-        self._white = torch.tensor(255.0, device=device)
-        if chosen.compile:
-            kernels.compile_encoder(vae, spec.model_class)
-        if chosen.memory_format != "contiguous":
-            kernels.lay_out(vae, chosen.memory_format)
-
-    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode uint8 pixels to what the model itself gives, bit for bit.
-
-        Moments [B, 2C, t, h, w]; [B, C, t, h, w] if it has no posterior; or ids [B, t, h, w].
-        """
-        return self.encode_masked(pixels_BTHWC, ())
-
-    @torch.inference_mode()
-    def encode_masked(self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool]) -> torch.Tensor:
-        """Encode with some of the T frames 0.0 in the model's range, as its pipelines make conditions."""
-        return self._encode(pixels_BTHWC, zeros, self.kernels)
-
-    @torch.inference_mode()
-    def encode_plain(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode with the kernels of the model's own call, whatever the recipe chooses: for comparing."""
-        relaid = self.kernels.memory_format != "contiguous"
-        if relaid:
-            kernels.lay_out(self._vae, "contiguous")
-        try:
-            with kernels.uncompiled() if self.kernels.compile else contextlib.nullcontext():
-                return self._encode(pixels_BTHWC, (), kernels.PLAIN)
-        finally:
-            if relaid:
-                kernels.lay_out(self._vae, self.kernels.memory_format)
-
-    def _encode(
-        self, pixels_BTHWC: torch.Tensor, zeros: Sequence[bool], chosen: Kernels
-    ) -> torch.Tensor:
-        thw = check_pixels(self.spec, pixels_BTHWC)
-        pixels = self._to_model_range(pixels_BTHWC, chosen)
-        if any(zeros):
-            pixels[:, :, torch.tensor(zeros)] = 0
-        return self._encode_range(pixels, thw, chosen)
-
-    @torch.inference_mode()
-    def encode_values(self, values_BTHWC: torch.Tensor) -> torch.Tensor:
-        """Encode values [B, T, H, W, 3] in [-1, 1] to what `encode` gives."""
-        thw = check_values(self.spec, values_BTHWC)
-        values = to_range(values_BTHWC, self.spec, self._device, self._dtype)
-        values = kernels.laid_out(values, self.kernels.memory_format)
-        return self._encode_range(values, thw, self.kernels)
-
-    def _encode_range(
-        self, pixels: torch.Tensor, thw: tuple[int, int, int], chosen: Kernels
-    ) -> torch.Tensor:
-        """Encode pixels [B, 3, T, H, W] in the model's range and dtype."""
-        compiled = kernels.compiled(self.spec.model_class)
-        with self._model(chosen) as vae, compiled if chosen.compile else contextlib.nullcontext():
-            try:
-                encoded = self._class.encode(vae, pixels, self.spec.stored)
-            except NotImplementedError as error:  # torch's, for a dtype that a device lacks
-                raise EncoderError(
-                    f"{self.spec.model_class} cannot compute in {self.spec.compute_dtype} on "
-                    f"{self._device}: {error}. Set encoder.dtype: float32, or use a GPU."
-                ) from error
-        channels = () if self.spec.ids is not None else (self._encoded_channels,)
-        check_encoded(self.spec, encoded, (len(pixels), *channels, *thw))
-        return encoded
-
-    @torch.inference_mode()
-    def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
-        """Decode un-normalised latents, or ids, to uint8 pixels [B, T, H, W, 3] on the CPU."""
-        values_BCTHW = self._decode(latents_BCthw)
-        # Arithmetic of VideoProcessor: to [0, 1] in the model's dtype, to levels in float32.
-        if self.spec.pixel_range == (-1.0, 1.0):
-            values_BCTHW = values_BCTHW * 0.5 + 0.5
-        levels = values_BCTHW.clamp(0, 1).float().mul_(255).round_()
-        pixels: torch.Tensor = levels.to(torch.uint8).permute(0, 2, 3, 4, 1)
-        return pixels.contiguous().cpu()
-
-    @torch.inference_mode()
-    def decode_values(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
-        """Decode un-normalised latents, or ids, to float32 [B, T, H, W, 3], clamped to [-1, 1]."""
-        return from_range(self._decode(latents_BCthw), self.spec)
-
-    def _decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
-        """Return the model's own output [B, 3, T, H, W]."""
-        if self.spec.ids is not None:
-            latents = check_ids(self.spec, latents_BCthw).to(self._device)
-        else:
-            check_latents(self.spec, latents_BCthw)
-            latents = latents_BCthw.to(self._device, self._dtype)
-        with self._model(self.kernels) as vae:
-            return self._class.decode(vae, latents)
-
-    def _to_model_range(
-        self, pixels_BTHWC: torch.Tensor, chosen: Kernels = kernels.PLAIN
-    ) -> torch.Tensor:
-        """Return [B, 3, T, H, W] in the chosen memory format: x / 255, or 2 * (x / 255) - 1, in float32."""
-        pixels = pixels_BTHWC.to(self._device)  # blocking, because callers reuse their buffers
-        values = kernels.laid_out(pixels.permute(0, 4, 1, 2, 3), chosen.memory_format)
-        values = values.to(torch.float32).div_(self._white)
-        if self.spec.pixel_range == (-1.0, 1.0):
-            values = values.mul_(2.0).sub_(1.0)
-        return values.to(self._dtype)
-
-    @contextlib.contextmanager
-    def _model(self, chosen: Kernels) -> Iterator[Any]:
-        """Lend the model, with deterministic kernels and true float32; an error leaves no state behind."""
-        try:
-            with exact_kernels(self._device, tf32=chosen.tf32):
-                yield self._vae
-        finally:
-            if self._class.reset is not None:
-                self._class.reset(self._vae)
-
-
-class StreamingDiffusersEncoder(DiffusersEncoder):
-    """One that takes a clip in groups of frames: those of `streams`, and classes that encode each frame."""
-
-    def stream(self, groups: Iterable[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
-        """Encode a clip in groups of frames; yields what `encode` gives, in pieces along time."""
-        checked = check_stream(self.spec, groups, frames)
-        how = STREAMS.get(self._class.name)
-        if how is None:
-            yield from map(self.encode, regroup(checked, frames, 1, 1))
-            return
-        regrouped = regroup(checked, frames, *how.sizes(frames))
-        running = how.run(self._vae, map(self._to_model_range, regrouped))
-        try:
-            while True:
-                with exact_kernels(self._device):  # not while the caller has its turn
-                    piece = next(running, None)
-                if piece is None:
-                    return
-                yield piece
-        finally:
-            running.close()
-            if self._class.reset is not None:
-                self._class.reset(self._vae)

@@ -1,4 +1,4 @@
-"""Video autoencoders of diffusers: see `video_classes` for which, and `models` for how."""
+"""Video autoencoders of diffusers: see `video_classes` for which, and `encoder` for how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from latentcache.core.spec import LatentSpec
-from latentcache.encoders.diffusers import models as models
+from latentcache.encoders.diffusers import models
+from latentcache.encoders.diffusers.encoder import DiffusersEncoder
 from latentcache.encoders.diffusers.video_classes import VIDEO_CLASSES
 
 
@@ -28,7 +29,7 @@ def identity(config: Config) -> Mapping[str, Any]:
     return models.identity(_locate(config), config, config.kind)
 
 
-def build(config: Config, *, spec: LatentSpec, device: torch.device) -> models.DiffusersEncoder:
+def build(config: Config, *, spec: LatentSpec, device: torch.device) -> DiffusersEncoder:
     """Load the weights onto `device`. Raises ConfigError and EncoderError."""
     return models.build(_locate(config), config, spec, device)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, LatentSpec, Normaliser
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels

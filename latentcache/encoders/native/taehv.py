@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its common name
 from pydantic import Field
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents, check_pixels

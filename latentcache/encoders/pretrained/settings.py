@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.encoders.pretrained.files import Checkpoint
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.encoders.diffusers.models import load_class, packages
+from latentcache.encoders.diffusers.loading import load_class, packages
 from latentcache.encoders.sounds.encoder import BaseEncoder, SoundSettings
 from latentcache.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import own_rows, t5_part
 from latentcache.encoders.text.protocol import EncodedText, TextArray

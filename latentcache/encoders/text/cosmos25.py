@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import qwen_part
 from latentcache.encoders.text.protocol import EncodedText, TextArray

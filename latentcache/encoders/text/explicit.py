@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.cleaning import Cleaning
 from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import TextPart, Tokens, own_rows, without_first

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import TextPart, own_rows, without_first

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.pretrained.loading import load_config, number_of
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.hunyuan_video import LAYER

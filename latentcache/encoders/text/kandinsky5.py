@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.cleaning import Cleaning
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.family import Family
-from latentcache.encoders.text.part import qwen_part
+from latentcache.encoders.text.part import qwen_part, template_facts
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -56,11 +56,7 @@ class Encoder(Family[Settings]):
             "pooled": TextArray((self.clip.width,), padding=None),
         }
         self.facts = {
-            "length": settings.length,
-            "template": TEMPLATE,
-            "cut": CUT,
-            "layer": -1,
-            "mask": False,
+            **template_facts(settings.length, TEMPLATE, CUT, mask=False),
             "clip_length": self.clip.length,
         }
 

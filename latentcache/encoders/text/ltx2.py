@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.pretrained.projection import Projection
 from latentcache.encoders.text.cleaning import Cleaning
 from latentcache.encoders.text.family import Family

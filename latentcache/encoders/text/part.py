@@ -249,3 +249,8 @@ def qwen_part(checkpoint: Checkpoint, *, tokenizer: str = "tokenizer") -> TextPa
         special=("bos",),
         side=None,
     )
+
+
+def template_facts(length: int, template: str, cut: int, *, mask: bool) -> dict[str, object]:
+    """Return what a recipe says of a last layer's states, without the template's first `cut` tokens."""
+    return {"length": length, "template": template, "cut": cut, "layer": -1, "mask": mask}

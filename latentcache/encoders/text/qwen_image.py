@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from latentcache.encoders.text.family import Family
-from latentcache.encoders.text.part import qwen_part, without_first
+from latentcache.encoders.text.part import qwen_part, template_facts, without_first
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -41,13 +41,7 @@ class Encoder(Family[Settings]):
         self.qwen.check_cut(TEMPLATE, CUT)
         self.parts = (self.qwen,)
         self.arrays = {"states": TextArray((settings.length, self.qwen.width), padding="mask")}
-        self.facts = {
-            "length": settings.length,
-            "template": TEMPLATE,
-            "cut": CUT,
-            "layer": -1,
-            "mask": True,
-        }
+        self.facts = template_facts(settings.length, TEMPLATE, CUT, mask=True)
 
     def states(self, text: str) -> EncodedText:
         """Encode the text in its template; rows of the template's beginning are dropped."""

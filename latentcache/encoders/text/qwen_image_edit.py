@@ -9,9 +9,9 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.joint import JointFamily
-from latentcache.encoders.text.part import qwen_part
+from latentcache.encoders.text.part import qwen_part, template_facts
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -58,13 +58,9 @@ class Encoder(JointFamily[Settings]):
         self.parts = (self.qwen,)
         self.arrays = {"states": TextArray((settings.length, self.qwen.width), padding="mask")}
         self.facts = {
-            "length": settings.length,
-            "template": TEMPLATE,
+            **template_facts(settings.length, TEMPLATE, CUT, mask=True),
             "image": self.before(1),
             "area": self.area,
-            "cut": CUT,
-            "layer": -1,
-            "mask": True,
         }
 
     def before(self, num_images: int) -> str:  # noqa: ARG002 - PlusEncoder's depends on it

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Positive
+from latentcache.config.base import Positive
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import t5_part

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import Checkpoint, locate
 from latentcache.encoders.checks import check_encoded, check_latents

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Options, Section
+from latentcache.config.base import Options, Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, field_validator
 from torch.nn import functional
 
-from latentcache.config.sections import Positive, Section
+from latentcache.config.base import Positive, Section
 from latentcache.core.codebook import MultiScaleCodebook
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from latentcache.config.sections import Positive, Section
+from latentcache.config.base import Positive, Section
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import IdSpec, LatentSpec
 from latentcache.encoders.checkpoint import locate
 from latentcache.encoders.tokenizers import trainer_checkpoint

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import get_worker_info
@@ -14,6 +15,20 @@ from latentcache.core import sinks
 from latentcache.core.sinks import Sinks
 from latentcache.errors import ConfigError
 from latentcache.reading.loader.prefetch import Waiting
+
+
+@dataclass
+class LoaderStats(Waiting):
+    """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: waiting for data.
+
+    num_skipped: damaged clips that were left out, with on_damaged="skip".
+    Under a DataLoader with workers, only the workers' copies count; this one stays at zero.
+    """
+
+    num_batches: int = 0
+    num_samples: int = 0
+    num_bytes: int = 0
+    num_skipped: int = 0
 
 
 class Figures:

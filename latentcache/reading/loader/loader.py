@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from latentcache.core.arguments import list_of_names, text, whole_number, yes_or_no
@@ -23,8 +21,9 @@ from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.columns import WEIGHT
 from latentcache.format.fields.nulls import NULL
-from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
+from latentcache.reading.loader import sources
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.arrange import check_layout, check_names, renamed
 from latentcache.reading.loader.batch_memory import Recycler
@@ -37,7 +36,7 @@ from latentcache.reading.loader.fields import (
     check_fields_alike,
     check_with_fields,
 )
-from latentcache.reading.loader.figures import Figures
+from latentcache.reading.loader.figures import Figures, LoaderStats
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import (
     check_alike,
@@ -49,14 +48,15 @@ from latentcache.reading.loader.option_checks import (
     numbers_above_0,
 )
 from latentcache.reading.loader.plan import Plan
-from latentcache.reading.loader.prefetch import Waiting, read_ahead
+from latentcache.reading.loader.prefetch import read_ahead
 from latentcache.reading.loader.selection import prefix_cuts
-from latentcache.reading.loader.source import Source, agree
+from latentcache.reading.loader.share import Share
+from latentcache.reading.loader.source import Source
 from latentcache.reading.loader.state import Position
 from latentcache.reading.loader.targets import make_target
 from latentcache.reading.loader.transform import Posterior, Transform
 from latentcache.reading.loader.viewed import check_fields
-from latentcache.reading.order.epoch import BucketShards, Order, Uneven, places
+from latentcache.reading.order.epoch import BucketShards, Order, Uneven
 from latentcache.reading.order.mixture import Mixture
 from latentcache.reading.views.adapt import AnyView
 from latentcache.storage.urls import redact
@@ -64,20 +64,6 @@ from latentcache.storage.urls import redact
 #: Threads that read; with a remote cache they mostly wait for it.
 LOCAL_THREADS = 4
 REMOTE_THREADS = 16
-
-
-@dataclass
-class LoaderStats(Waiting):
-    """What this object has yielded. num_bytes: of latents in the stored dtype; wait_s: waiting for data.
-
-    num_skipped: damaged clips that were left out, with on_damaged="skip".
-    Under a DataLoader with workers, only the workers' copies count; this one stays at zero.
-    """
-
-    num_batches: int = 0
-    num_samples: int = 0
-    num_bytes: int = 0
-    num_skipped: int = 0
 
 
 class LatentLoader(IterableDataset[dict[str, Any]]):
@@ -208,6 +194,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             uneven=uneven,
         )
         self.rank, self.world_size, self.follow = rank, world_size, follow
+        self._share = Share(order=self.order, rank=rank, world_size=world_size)
         self.prefetch_bytes = whole_number("prefetch_bytes", prefetch_bytes, 1)
         self.device = resolve_device("cpu" if device is None else device, others=True)
         self.check = check
@@ -244,7 +231,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 self._view and self._view.of_cache(cache),
                 self._clip_weight,
             )
-            for cache in _open_all(cache_or_url, storage_options)
+            for cache in sources.open_all(cache_or_url, storage_options)
         ]
         remote = any(not source.map.cache.storage.is_local for source in self._sources)
         self.num_threads = num_threads or (REMOTE_THREADS if remote else LOCAL_THREADS)
@@ -255,7 +242,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self._resume: Position | None = None  # start of the next iteration, if not 0
         self._at = Position(0)
         if follow:
-            self._take_newest()
+            sources.take_newest(self._sources, self.world_size)
         self._check()
 
     def __repr__(self) -> str:
@@ -315,36 +302,18 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         if epoch != self.epoch:
             self._at, self._resume = Position(epoch), None
             if self.follow and snapshots is None:
-                self._take_newest()
+                sources.take_newest(self._sources, self.world_size)
         if snapshots is not None:
-            self._choose(snapshots)
+            sources.choose(self._sources, snapshots)
         self._epoch.fill_(epoch)
 
     def newest(self) -> list[dict[str, Any]]:
         """Return the snapshots that are published now, as small JSON values for `set_epoch`."""
-        return [source.newest() for source in self._sources]
-
-    def _take_newest(self) -> None:
-        if self.world_size == 1:
-            self._choose(self.newest())
-        elif not (dist.is_available() and dist.is_initialized()):
-            raise ConfigError(
-                f"follow: each of {self.world_size} ranks would see another snapshot and take a different "
-                "order. Initialise torch.distributed before the loader is made; or leave follow "
-                "out, and call set_epoch(epoch, snapshots) on all ranks with one rank's newest()."
-            )
-        else:
-            self._choose(
-                agree(self.newest() if dist.get_rank() == 0 else [{}] * len(self._sources))
-            )
-
-    def _choose(self, snapshots: Sequence[Mapping[str, Any]]) -> None:
-        for source, snapshot in zip(self._sources, snapshots, strict=True):
-            source.choose(snapshot)
+        return sources.newest(self._sources)
 
     def __len__(self) -> int:
         """Return the number of batches of the whole current epoch for this rank."""
-        return len(self._places(len(self._plan(self.epoch)), Position(0), worker=0, num_workers=1))
+        return len(self._share.of_rank(len(self._plan(self.epoch))))
 
     def _plan(self, epoch: int) -> Mixture:
         maps = [source.map for source in self._sources]
@@ -357,28 +326,6 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             varying=[chosen.shards_in if chosen.is_weighted else None for chosen in maps],
         )
 
-    def _places(self, num_batches: int, at: Position, *, worker: int, num_workers: int) -> range:
-        return places(
-            num_batches,
-            start=at.start,
-            rank=self.rank,
-            world_size=self.world_size,
-            worker=worker,
-            num_workers=num_workers,
-            uneven=self.order.uneven,
-        )[at.taken :]
-
-    def _align(self, at: Position) -> Position:
-        """Return where all ranks are at the same place of a run, after a change of the world size.
-
-        Batches before the next step are left out or come again, as `uneven` says.
-        """
-        left = at.start % self.world_size
-        if self.order.bucket_run == 1 or self.order.uneven == "exact" or not left:
-            return at
-        start = at.start - left + (self.world_size if self.order.uneven == "drop" else 0)
-        return dataclasses.replace(at, start=start)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
         check_not_collated(sys._getframe(1))
         is_worker = get_worker_info() is not None
@@ -386,25 +333,13 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         # A worker may have loaded its state by itself; then it knows the epoch better than the others.
         if at is None or (at.epoch != self.epoch and not is_worker):
             at = Position(self.epoch)
-        self._at = self._align(at)
+        self._at = self._share.align(at)
         batches = self._iterate(self._at, is_worker=is_worker)
         return self._figures.written(batches, self.stats, self._step)
 
     def _step(self) -> int:
         """Return how many batches of this epoch and those before this rank has had."""
-        worker, at = get_worker_info(), self._at
-        taken = at.start // self.world_size + at.taken * (worker.num_workers if worker else 1)
-        return at.epoch * len(self) + taken
-
-    def _todo(self, at: Position, num_batches: int) -> range:
-        """Return the places of this process's batches from there on."""
-        worker = get_worker_info()
-        return self._places(
-            num_batches,
-            at,
-            worker=worker.id if worker else 0,
-            num_workers=worker.num_workers if worker else 1,
-        )
+        return self._at.epoch * len(self) + self._share.taken(self._at)
 
     def _readers(self, epoch: int) -> Plan:
         """Return the epoch's batches as jobs of this process."""
@@ -421,7 +356,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
 
     def _iterate(self, at: Position, *, is_worker: bool) -> Iterator[dict[str, Any]]:
         plan, epoch = self._readers(at.epoch), at.epoch
-        todo = self._todo(at, len(plan.order))
+        todo = self._share.todo(len(plan.order), at)
         reads = read_ahead(
             map(plan.job, todo),
             num_threads=self.num_threads,
@@ -454,7 +389,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         worker, at = get_worker_info(), self._at
         state = {**self._identity(), "epoch": at.epoch if worker else self.epoch}
         if worker is not None:
-            own = {**self._worker(), "taken": at.taken}
+            own = {**self._share.process(), "taken": at.taken}
             return {**state, "batches": at.start, "worker": own}
         taken = at.taken if num_batches is None else whole_number("num_batches", num_batches, 0)
         return {**state, "batches": at.start + taken * self.world_size}
@@ -469,14 +404,14 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         if not isinstance(state, Mapping):
             raise CacheError(f"the loader's state is {state!r}. Load what state_dict returned.")
         own = loader_state.plain(state)
-        worker = own.pop("worker", None)
+        worker, here = own.pop("worker", None), self._share.process()
         at = loader_state.position(own)
         self._restore(own)
         if worker is None:
             self._epoch.fill_(at.epoch)
-        elif {**worker, "taken": 0} != {**self._worker(), "taken": 0}:
+        elif {**worker, "taken": 0} != {**here, "taken": 0}:
             raise CacheError(
-                f"the state is of worker {worker}, but this is {self._worker()}: a DataLoader continues "
+                f"the state is of worker {worker}, but this is {here}: a DataLoader continues "
                 "only with as many workers and ranks as in its state. For others give the state of the "
                 "whole DataLoader to load_state_dict of the loader, not of the DataLoader."
             )
@@ -494,17 +429,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                     source.choose(saved)
             loader_state.check(state, self._identity())
         except CacheError:
-            self._choose(before)
+            sources.choose(self._sources, before)
             raise
-
-    def _worker(self) -> dict[str, int]:
-        worker = get_worker_info()
-        return {
-            "id": worker.id if worker else 0,
-            "num_workers": worker.num_workers if worker else 0,
-            "rank": self.rank,
-            "world_size": self.world_size,
-        }
 
     def _weight_column(self) -> str | None:
         is_weighted = any(source.map.is_weighted for source in self._sources)
@@ -520,18 +446,3 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             "clip_weight": self._weight_column(),
             **dataclasses.asdict(self.order),
         }
-
-
-def _open_all(
-    caches: Cache | str | Path | Sequence[Cache | str | Path],
-    storage_options: Mapping[str, Any] | None,
-) -> list[Cache]:
-    if isinstance(caches, Cache | str | Path):
-        caches = [caches]
-    if not (
-        isinstance(caches, Sequence)
-        and caches
-        and all(isinstance(c, Cache | str | Path) for c in caches)
-    ):
-        raise ConfigError(f"{caches!r} is no cache: give a URL, an open cache, or a list of them")
-    return [c if isinstance(c, Cache) else open_cache(str(c), storage_options) for c in caches]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from latentcache.errors import CacheError
 from latentcache.format.manifest import MAX_SHARDS
@@ -137,12 +136,6 @@ def snapshot_of(cache: Cache) -> dict[str, Any]:
         "generation": len(cache.manifest.generations),
         "shards": shard_set.to_text(cache.shard_bits),
     }
-
-
-def agree(snapshots: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rank 0's snapshots on all ranks of torch.distributed; a collective call."""
-    dist.broadcast_object_list(snapshots, src=0)
-    return snapshots
 
 
 def _digest_of(cache: Cache) -> shard_set.Bits:

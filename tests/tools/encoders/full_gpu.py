@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.encoders import dct
 from latentcache.encoders.dct import describe, identity
 

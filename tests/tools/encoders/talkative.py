@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from latentcache.config.sections import Section
+from latentcache.config.base import Section
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
 from latentcache.encoders.protocol import Encoder

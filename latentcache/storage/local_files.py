@@ -1,0 +1,91 @@
+"""Files on a local disk: written so that they appear whole, read in ranges, listed by name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from latentcache.storage.temporary import temporary_name
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file that appears whole and replaces any before it."""
+    with _new_file(path, data) as temporary:
+        temporary.replace(path)
+
+
+def has_links(path: Path) -> bool:
+    """Tell whether a local file system has hard links, which are made in one step, or not."""
+    with _new_file(path, b"") as temporary:
+        try:
+            os.link(temporary, path)
+        except OSError:
+            return False
+    path.unlink()
+    return True
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Write a file that appears whole, unless one is there; returns whether it was written."""
+    with _new_file(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            temporary.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, data: bytes) -> Iterator[Path]:
+    """Write through a temporary name in the same directory, so that the final rename is atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(temporary_name(path.name))
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # otherwise a power cut could keep a later rename and lose this one
+    finally:
+        os.close(folder)
+
+
+def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Read (offset, length) ranges of a file; fewer bytes of a range past its end."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(fd).st_size  # bytes past the end take no memory, however many are requested
+        return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]
+    finally:
+        os.close(fd)
+
+
+def read_into(fd: int, offset: int, buffer: memoryview) -> int:
+    """Fill a buffer from an offset of an open file, and return how many bytes it got."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(fd, [buffer[done:]], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+def names_in(folder: str) -> list[str]:
+    """Return the names of the files in a local folder, whose sizes nobody needs: they cost a look each."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []

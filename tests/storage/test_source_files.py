@@ -1,0 +1,88 @@
+"""Source files: found by folder and pattern, and read, wherever they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentcache.errors import StorageError
+from latentcache.storage.folder import Storage, join
+from latentcache.storage.source_files import (
+    find_files,
+    glob_files,
+    is_directory,
+    is_file,
+    open_source,
+    read_many,
+)
+
+pytestmark = pytest.mark.usefixtures("no_waiting")
+
+
+def test_finds_files_and_reads_many(place: tuple[str, dict[str, Any]]) -> None:
+    url, options = place
+    store = Storage(url, options)
+    names = ["a.mp4", "b c/d.mp4", "b c/d.txt", "e/[x].txt", "e/f/g.mp4"]
+    for name in names:
+        store.write(name, name.encode())
+    assert find_files(url, options) == names
+    assert find_files(f"{url}/", options) == names
+    assert find_files(url, options, max_depth=1) == ["a.mp4"]
+    assert find_files(url, options, max_depth=2) == names[:4]
+    assert glob_files(f"{url}/**/*.mp4", options) == (url, ["a.mp4", "b c/d.mp4", "e/f/g.mp4"])
+    assert glob_files(f"{url}/*/d.*", options) == (url, ["b c/d.mp4", "b c/d.txt"])
+    assert glob_files(f"{url}/e/*", options) == (f"{url}/e", ["[x].txt"])
+    assert is_directory(f"{url}/e", options)
+    assert not is_directory(f"{url}/a.mp4", options)
+    assert is_file(f"{url}/a.mp4", options)
+    assert not is_file(f"{url}/e", options)
+    assert not is_file(f"{url}/zzz", options)
+    urls = [join(url, n) for n in reversed(names)]
+    assert read_many(urls, options) == [n.encode() for n in reversed(names)]
+    with open_source(urls[0], options) as file:
+        assert file.read() == b"e/f/g.mp4"
+    with pytest.raises(FileNotFoundError), open_source(join(url, "zzz"), options):
+        pass
+    with pytest.raises(FileNotFoundError):
+        read_many([urls[0], join(url, "zzz")], options)
+
+
+def test_symbolic_links_are_followed_once_and_pipes_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.mp4").write_bytes(b"1")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    found = find_files(str(tmp_path))
+    assert {"a/x.mp4", "b/x.mp4", "gone.mp4"} <= set(found)
+    assert "pipe.mp4" not in found
+    assert len(found) < 10
+
+
+def test_a_folder_that_cannot_be_listed_is_not_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match="Permission denied"):
+        find_files(str(tmp_path))
+
+
+def test_a_local_name_may_hold_what_urls_use(tmp_path: Path) -> None:
+    for name in ("a::b.mp4", "é\n💡.mp4", "#?[1]*.mp4"):
+        (tmp_path / name).write_bytes(b"1")
+        with open_source(str(tmp_path / name)) as file:
+            assert file.read() == b"1"
+        assert is_file(str(tmp_path / name))
