@@ -57,6 +57,7 @@ class PairReader:
         self._device = device
         self._plan = PlanReader(cache.storage, cache.manifest)
         self._pool = DecodePool.for_run(config, num_processes=1, num_buffers=1)
+        self._trouble: str | None = None
 
     def __enter__(self) -> PairReader:
         return self
@@ -103,17 +104,26 @@ class PairReader:
             ) from error
 
     def _source(self, clip: Clip) -> tuple[torch.Tensor | None, str | None]:
-        """Return the source's pixels, or why there are none."""
+        """Return the source's pixels, or why there are none.
+
+        What keeps one source from being read, such as a corpus that is away, is waited for once only.
+        """
         if not self.cache.manifest.provenance.has_pixels:
             return None, NO_PIXELS
         if is_cache_url(clip.url):
             return None, f"its source is a clip of another cache, {public_name(clip.url)}"
+        if self._trouble is not None:
+            return (
+                None,
+                f"it was not tried, because an earlier one could not be read: {self._trouble}",
+            )
         try:
             decoded = self._pool.decode(clip).result()
         except ClipError as error:
             return None, f"{error.reason}: {error}"
         except SourceError as error:
-            return None, str(error)
+            self._trouble = str(error)
+            return None, self._trouble
         try:
             return torch.from_numpy(decoded.pixels.copy()), None
         finally:
