@@ -22,10 +22,11 @@ from tests.contracts.encoder_cases import Case, all_cases
 pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
-#: Takes as long as all the others, for it encodes 40 frames of four tiles each time.
-LARGE = "allegro"
+#: Allegro takes as long as all others, for it encodes 40 frames of four tiles each time. The others are of
+#: a class that another case has.
+LARGE = {"allegro", "vidtok_noncausal", "taew2_2_super"}
 CASES = [
-    pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.name == LARGE else [])
+    pytest.param(case, id=case.name, marks=[pytest.mark.long] if case.name in LARGE else [])
     for case in all_cases()
 ]
 

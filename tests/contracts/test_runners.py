@@ -242,7 +242,7 @@ def test_a_worker_that_cannot_start_stops_the_run_with_the_cause(
     assert (outcome.events, outcome.rows) == ({}, {})
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_wrong_configuration_is_found_once(cluster: None, tmp_path: Path, runner: str) -> None:
     outcome = run(runner, tmp_path / runner, {"fine": None}, build="ConfigError")
     assert type(outcome.error) is ConfigError

@@ -58,7 +58,9 @@ def backend_of(name: str, folder: Path) -> Backend:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("job", "step"), [("compact", 3), ("merge", 4)])
+@pytest.mark.parametrize(
+    ("job", "step"), [("compact", 3), pytest.param("merge", 4, marks=pytest.mark.long)]
+)
 def test_a_job_is_stopped_at_its_writes(job: str, step: int, tmp_path: Path) -> None:
     lab = lab_of(job, tmp_path, memory_backend())
     numbers = lab.count()

@@ -464,7 +464,7 @@ def test_latents_of_another_model_are_found(run: Path, tmp_path: Path) -> None:
 # Through the wire.
 
 
-@pytest.mark.parametrize("name", ["zarr", "parquet"])
+@pytest.mark.parametrize("name", ["zarr", pytest.param("parquet", marks=pytest.mark.long)])
 def test_on_s3(tmp_path: Path, s3: S3, name: str) -> None:
     url = f"{s3.url}/cache"
     prepared = plan_cache(tmp_path, url, format=name, storage_options=s3.options)

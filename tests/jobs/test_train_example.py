@@ -234,6 +234,7 @@ def check_averages() -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.long
 def test_all_ranks_train_with_the_mean_of_their_gradients() -> None:
     run_ranks(2, check_averages)
 

@@ -212,7 +212,7 @@ def test_it_pickles(moments: Cache) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_that_persist_draw_for_each_epoch(start_method: str, moments: Cache) -> None:
     dataset = moments.dataset()
     sampler = dataset.batch_sampler(2)

@@ -222,7 +222,14 @@ def test_a_run_on_a_bad_day_ends_as_on_a_good_one(
     )
 
 
-@pytest.mark.parametrize("kind", ["slow_down", "internal_error", "reset", "truncated"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "slow_down",
+        *(pytest.param(k, marks=pytest.mark.long) for k in ("internal_error", "reset")),
+        "truncated",
+    ],
+)
 def test_each_request_is_tried_again_a_bounded_number_of_times(
     proxy: Proxy, s3_by_proxy: S3, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

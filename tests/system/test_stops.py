@@ -141,6 +141,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(
         assert_same_cache(cache, clean)
 
 
+@pytest.mark.long
 def test_a_permission_that_is_lost_stops_the_run(corpus: Path, clean: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(clean, cache)

@@ -51,7 +51,7 @@ def as_json(state: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.long), 3])
 def test_a_stateful_dataloader_goes_on_with_the_next_batch(num_workers: int, cache: Cache) -> None:
     """After any number of batches, the end of the epoch included, and on into the next one."""
     reference = LatentLoader(cache, batch_size=2)
