@@ -491,6 +491,17 @@ def test_an_unknown_scheme_names_the_nearest() -> None:
         Storage("memroy://b/c")
 
 
+def test_an_empty_url_is_not_the_root_of_the_disk() -> None:
+    with pytest.raises(ConfigError, match="the URL of a folder is empty"):
+        Storage("")
+
+
+def test_a_chain_whose_archive_is_missing_is_said(tmp_path: Path) -> None:
+    url = f"zip://a::{tmp_path}/nothing.zip"
+    with pytest.raises(StorageError, match=rf"cannot open {url}: no such file"):
+        Storage(url)
+
+
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
