@@ -9,6 +9,7 @@ from collections.abc import Callable
 from latentcache import __version__
 from latentcache.errors import did_you_mean
 
+from .interrupts import INTERRUPTED
 from .parsers import PARSERS
 from .waiting import Waiting
 
@@ -60,9 +61,13 @@ def main() -> int:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]
         if name in PARSERS:
             PARSERS[name]().parse_intermixed_args()  # help and mistakes come before anything heavy
-        with Waiting(only_on_terminal=True) as waiting:
-            waiting.say("starting")
-            job = main_of(name)
+        try:
+            with Waiting(only_on_terminal=True) as waiting:
+                waiting.say("starting")
+                job = main_of(name)
+        except KeyboardInterrupt:  # later ones are the job's own
+            print("\nInterrupted.", file=sys.stderr)
+            return INTERRUPTED
         return job()
     if name == "--version":
         print(f"latentcache {__version__}")

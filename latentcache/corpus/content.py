@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from latentcache.decoders.image_heads import HEIF_BRANDS, JXL_HEADS
+
 #: So many bytes tell; a transport stream repeats its mark after one packet.
 HEAD_BYTES = 512
 _TS_PACKETS = (188, 192)
@@ -12,8 +14,7 @@ _IMAGES = (
     b"\x89PNG\r\n\x1a\n",
     b"II*\0",
     b"MM\0*",
-    b"\xff\x0a",
-    b"\0\0\0\x0cJXL ",
+    *JXL_HEADS,
 )
 _VIDEOS = (
     b"\x1a\x45\xdf\xa3",
@@ -25,9 +26,7 @@ _VIDEOS = (
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
 )
 #: Major brands of ISO base media files that are images.
-_IMAGE_BRANDS = frozenset(
-    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
-)
+_IMAGE_BRANDS = HEIF_BRANDS | {b"avif", b"avis"}
 
 
 def kind_of(head: bytes) -> Literal["video", "image"] | None:

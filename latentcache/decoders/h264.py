@@ -1,15 +1,15 @@
-"""H.264's fields: broadcast video has a packet per field, and a decoder shows both as one picture."""
+"""H.264's headers: fields, of which a decoder shows two as one picture, and the order of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from latentcache.decoders.bits import Bits
 
 _SLICES = frozenset({1, 2, 5})
-_SPS, _PPS = 7, 8
+_IDR, _SPS, _PPS = 5, 7, 8
 #: Profiles whose sequence parameter sets describe the chroma format.
 _HIGH_PROFILES = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
 #: Enough of a slice's header; the parameter sets are read as a whole.
@@ -18,11 +18,24 @@ _SLICE_HEAD_BYTES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class _Sequence:
-    """What a sequence parameter set says of slices' headers."""
+    """What a sequence parameter set says of slices' headers. order_bits: 0 unless order_type is 0."""
 
     frames_only: bool
     frame_num_bits: int
     has_planes: bool
+    order_type: int
+    order_bits: int
+
+
+class Place(NamedTuple):
+    """A picture's place in the order of showing, as its header has it. begins: numbers restart with it.
+
+    modulus: numbers are below it, and begin again from 0.
+    """
+
+    begins: bool
+    number: int
+    modulus: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class FieldOrder:
             self._length_bytes = (extradata[4] & 3) + 1
             units = _units_of_avcc(extradata)
         else:
-            units = _units_by_start_codes(extradata)
+            units = units_by_start_codes(extradata)
         for unit in units:
             self._learn(unit)
 
@@ -66,6 +79,14 @@ class FieldOrder:
                 self._learn(unit)
         return self._pair(fields)
 
+    def place(self, packet: Any) -> Place | None:
+        """Return the place of a packet's picture; None if its header does not tell."""
+        for unit in self._units(bytes(packet)):
+            if unit[0] & 31 in _SLICES:
+                return self._place(unit)
+            self._learn(unit)
+        return None
+
     def _pair(self, fields: list[_Field | None]) -> bool:
         first, self._first = self._first, None
         field = fields[0] if len(fields) == 1 else None
@@ -78,7 +99,7 @@ class FieldOrder:
 
     def _units(self, packet: bytes) -> Iterator[bytes]:
         if not self._length_bytes:
-            return _units_by_start_codes(packet)
+            return units_by_start_codes(packet)
         return _units_by_length(packet, self._length_bytes)
 
     def _learn(self, unit: bytes) -> None:
@@ -100,27 +121,46 @@ class FieldOrder:
 
     def _field(self, unit: bytes) -> _Field | None:
         """Return which field a slice is of; None of a frame's."""
-        bits = Bits(unit[1:_SLICE_HEAD_BYTES].replace(b"\0\0\3", b"\0\0"))
         try:
-            bits.skip_golomb(2)
-            sequence = self._sequences.get(self._sequence_of.get(bits.golomb(), -1))
-            if sequence is None or sequence.frames_only:
-                return None
-            bits.take(2 * sequence.has_planes)
-            frame_num = bits.take(sequence.frame_num_bits)
-            if not bits.take(1):
+            bits, sequence, frame_num = self._begin(unit)
+            if sequence.frames_only or not bits.take(1):
                 return None
             return _Field(is_bottom=bool(bits.take(1)), frame_num=frame_num)
         except ValueError:
             return None
 
+    def _place(self, unit: bytes) -> Place | None:
+        try:
+            bits, sequence, frame_num = self._begin(unit)
+            begins = unit[0] & 31 == _IDR
+            if sequence.order_type == 2:  # no picture is shown out of the order of decoding
+                return Place(begins, frame_num, 1 << sequence.frame_num_bits)
+            if sequence.order_type == 1:
+                return None
+            if not sequence.frames_only and bits.take(1):
+                bits.take(1)
+            bits.skip_golomb(begins)
+            return Place(begins, bits.take(sequence.order_bits), 1 << sequence.order_bits)
+        except ValueError:
+            return None
+
+    def _begin(self, unit: bytes) -> tuple[Bits, _Sequence, int]:
+        """Return the rest of a slice's header, its sequence and frame_num. Raises ValueError."""
+        bits = Bits(unit[1:_SLICE_HEAD_BYTES].replace(b"\0\0\3", b"\0\0"))
+        bits.skip_golomb(2)
+        sequence = self._sequences.get(self._sequence_of.get(bits.golomb(), -1))
+        if sequence is None:
+            raise ValueError("there are no parameter sets")
+        bits.take(2 * sequence.has_planes)
+        return bits, sequence, bits.take(sequence.frame_num_bits)
+
 
 def _sequence(bits: Bits, profile: int) -> _Sequence:
     has_planes = _skip_chroma(bits) if profile in _HIGH_PROFILES else False
     frame_num_bits = bits.golomb() + 4
-    order_type = bits.golomb()
+    order_type, order_bits = bits.golomb(), 0
     if order_type == 0:
-        bits.golomb()
+        order_bits = bits.golomb() + 4
     elif order_type == 1:
         bits.take(1)
         bits.skip_golomb(2)
@@ -129,7 +169,11 @@ def _sequence(bits: Bits, profile: int) -> _Sequence:
     bits.take(1)
     bits.skip_golomb(2)
     return _Sequence(
-        frames_only=bool(bits.take(1)), frame_num_bits=frame_num_bits, has_planes=has_planes
+        frames_only=bool(bits.take(1)),
+        frame_num_bits=frame_num_bits,
+        has_planes=has_planes,
+        order_type=order_type,
+        order_bits=order_bits,
     )
 
 
@@ -176,7 +220,8 @@ def _units_by_length(packet: bytes, length_bytes: int) -> Iterator[bytes]:
         at += size
 
 
-def _units_by_start_codes(packet: bytes) -> Iterator[bytes]:
+def units_by_start_codes(packet: bytes) -> Iterator[bytes]:
+    """Yield the units of a stream with start codes, as transport streams have it."""
     at = packet.find(b"\0\0\1")
     while at >= 0:
         end = packet.find(b"\0\0\1", at + 3)

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from latentcache.core.machine import install_command
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.frames import Frame
+from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
@@ -50,7 +51,7 @@ _PILLOW_ERRORS: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Plugin:
-    """A package that makes Pillow read another format, for files that are called so."""
+    """A package that makes Pillow read another format, for files that are called so, or have no suffix."""
 
     format: str
     package: str
@@ -109,11 +110,14 @@ def shown_shape(path: str, max_pixels: int | None = None) -> tuple[int, int]:
 
 def _open(path: str) -> Image.Image:
     """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
-    formats = (*FORMATS, *_plugged_in(path))
+    formats = FORMATS
     try:
+        formats = (*FORMATS, *_plugged_in(path))
         if isinstance(path, RangedPath):
             return Image.open(cast("IO[bytes]", path.open()), formats=formats)
         return Image.open(path, formats=formats)
+    except ClipError:
+        raise
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except UnidentifiedImageError as error:
@@ -126,11 +130,11 @@ def _open(path: str) -> Image.Image:
 
 
 def _plugged_in(path: str) -> tuple[str, ...]:
-    """Return the format of a file's suffix if another package reads it.
+    """Return the format of a file's suffix, or of its content if it has none, if another package reads it.
 
     Raises ClipError if that is not installed: all other files can still be read.
     """
-    plugin = _PLUGINS.get(Path(path).suffix.lower())
+    plugin = _PLUGINS.get(Path(path).suffix.lower() or suffix_by_content(_head(path)))
     if plugin is None:
         return ()
     if importlib.util.find_spec(plugin.package) is None:
@@ -143,6 +147,11 @@ def _plugged_in(path: str) -> tuple[str, ...]:
     if plugin is _HEIF:
         module.register_heif_opener()
     return (plugin.format,)
+
+
+def _head(path: str) -> bytes:
+    with path.open() if isinstance(path, RangedPath) else Path(path).open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _unknown(error: BaseException) -> ClipError:

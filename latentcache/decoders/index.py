@@ -16,6 +16,7 @@ from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_mirrored_or_projected
 from latentcache.decoders.packets import PacketTable, read_packets, read_places
+from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
 from latentcache.decoders.streams import open_blindly, open_video
@@ -31,7 +32,7 @@ DECORD_FORMATS = frozenset({MP4, MATROSKA})
 DECORD_ROW_PIXELS = 32
 #: These keep decoding order only: counting gives the frames.
 COUNTED_FORMATS = frozenset({AVI})
-#: Formats whose packets say how long a frame is shown, so that a longer gap is a loss.
+#: Formats whose packets say how long a frame is shown, so that a longer gap may be a loss.
 STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
 #: Where more of the gaps than this are longer, the rate is variable, and nothing is lost: of recordings
 #: that lose so much the packets say it, too. Gaps among the last ones only are those of a cut file, whose
@@ -41,7 +42,9 @@ _LAST_GAPS = 8
 #: Formats whose header does not say how long the file is; of others, a cut file is told by that.
 STREAMED_FORMATS = frozenset({"flv", "asf"})
 #: What a demultiplexer says of a cut file, which `PacketIndex.num_declared` accounts for.
-END_OF_FILE = re.compile(r"ended prematurely|Packet corrupt|partial file")
+END_OF_FILE = re.compile(
+    r"ended prematurely|Packet corrupt|partial file|Impossibly sized packet"  # the last of RealMedia
+)
 #: So near to a join of two recordings, times can be off by a frame.
 _JOIN_FRAMES = 3
 #: A decoder wants so many packets more, or fewer, before a picture comes out.
@@ -182,7 +185,7 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
         and _decord_knows(path, container, stream),
-        holes=_holes(packets, durations, pts, container.format.name),
+        holes=_holes(path, packets, durations, pts, order, container.format.name),
         num_declared=max(len(kept) + missing, settled),
     )
 
@@ -329,9 +332,11 @@ def _num_settled(
 
 
 def _holes(
+    path: str,
     packets: PacketTable,
     durations: npt.NDArray[np.int64],
     pts: npt.NDArray[np.int64],
+    order: Sequence[int],
     container_name: str,
 ) -> npt.NDArray[np.int64]:
     """Return after which frames others are lost, in formats that go on after a loss, or may be cut."""
@@ -340,8 +345,10 @@ def _holes(
         lost = (durations[:-1] > 0) & (gaps > 1.5 * durations[:-1])
         for row in packets.joins:  # FFmpeg parses the last frames before one with what comes after
             lost &= np.abs(pts[1:] - (packets.pts[row] or 0)) > _JOIN_FRAMES * durations[:-1]
-        is_variable = lost.sum() > _MOST_LOST * len(lost) and lost[:-_LAST_GAPS].any()
-        return np.zeros(0, dtype=np.int64) if is_variable else np.flatnonzero(lost)
+        if lost.sum() > _MOST_LOST * len(lost) and lost[:-_LAST_GAPS].any():
+            return np.zeros(0, dtype=np.int64)
+        frames = np.flatnonzero(lost)
+        return losses(path, order, frames, gaps[frames] / durations[frames])
     last_dts = packets.dts[-1]
     if container_name not in STREAMED_FORMATS or last_dts is None:
         return np.zeros(0, dtype=np.int64)

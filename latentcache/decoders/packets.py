@@ -17,6 +17,8 @@ from latentcache.errors import ClipError
 
 #: Formats that are recorded and joined as they come, or read on behind an end: their times can restart.
 JOINED_FORMATS = frozenset({"mpegts", "mpeg", "gxf", MATROSKA})
+#: Pictures of one size, of which FFmpeg fills up the last one of a cut file with the one before.
+DV = "dv"
 #: Headers of two pictures can be alike, and so can their last bytes.
 _END_BYTES = 64
 #: Times that jump ahead by more may be damaged ones, and those behind them return.
@@ -110,6 +112,8 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
         table.ends_within = True
     if not len(table):
         raise ClipError("no_video", "the video stream has no frames")
+    if container.format.name == DV and (table.pos[-1] or 0) + table.size[-1] > container.size:
+        table.ends_within = True
     if table.shows[-1] is Shows.NOTHING and stream.codec_context.name == "mpeg4":
         table.shows[-1] = Shows.PICTURE  # where FFmpeg repeats the one before
     return table

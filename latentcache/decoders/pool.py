@@ -245,6 +245,8 @@ class DecodePool:
             if is_decoded and self._fetchers.processes and is_remote(url):
                 request.ahead = self._fetchers.add(request.message)
             self._requests.put(request)
+            if self._closing.is_set():  # `close` may have looked for the last time
+                request.future.cancel()
         return request.future
 
     @property
@@ -257,7 +259,10 @@ class DecodePool:
         self._free.put(buffer)
 
     def close(self) -> None:
-        """Stop the processes at once; requests that have not been served fail or are cancelled."""
+        """Stop the processes at once; requests that have not been served fail or are cancelled.
+
+        So are those that come later: a shard's thread may be reading storage while its run stops.
+        """
         self._closing.set()
         for process in self._processes:
             process.stop()

@@ -1,9 +1,9 @@
 """Looks at a cache from anywhere, repeatedly, and reads only what is new each time.
 
-A look costs a listing of `logs/` and of every bucket's sample tables (a request per 1,000 objects), the
-snapshot, log segments that have grown (a run of 10 million clips logs about 100 MB), and some sample
-tables: those of shards that are committed but neither in the snapshot nor in a log, or whose failures no
-log explains.
+A look costs `cache.json`, a listing of generations, of `logs/` and of every bucket's sample tables (a
+request per 1,000 objects), the snapshot, log segments that have grown (a run of 10 million clips logs
+about 100 MB), and some sample tables: those of shards that are committed but neither in the snapshot nor
+in a log, or whose failures no log explains.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
 from latentcache.format.changes import read_changes
-from latentcache.format.manifest import read_cache_json, read_manifest
+from latentcache.format.manifest import Manifest, read_cache_json, read_manifest, refresh
 from latentcache.format.paths import CACHE_JSON, GENERATIONS, sample_path
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
@@ -131,23 +131,38 @@ class Watch:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         try:
-            self.manifest = read_manifest(storage)
+            manifest = read_manifest(storage)
         except CacheError:
             if num_tables := len(saved_tables(storage)):
                 raise CacheError(_being_probed(storage, num_tables)) from None
             raise
-        self._changes = read_changes(storage, self.manifest)
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
         self._tables: dict[tuple[ShardId, int], dict[str, int]] = {}
+        self._take(manifest)
+
+    def _take(self, manifest: Manifest) -> None:
+        """Take in what is planned."""
+        self.manifest = manifest
+        self._changes = read_changes(self._storage, manifest)
         self._planned = Planned(
-            num_shards=self.manifest.num_shards,
-            num_clips=self.manifest.num_clips,
-            rejected=read_rejected(storage, self.manifest).num_rows,
+            num_shards=manifest.num_shards,
+            num_clips=manifest.num_clips,
+            rejected=read_rejected(self._storage, manifest).num_rows,
         )
 
+    def _refresh(self) -> None:
+        """Take in what was planned since the last look. Raises CacheError if the cache is gone."""
+        if read_cache_json(self._storage).fingerprint != self.manifest.fingerprint:
+            url = redact(self._storage.url)
+            raise CacheError(f"{url}: another cache is here now than when it was looked at first")
+        manifest = refresh(self._storage, self.manifest)
+        if len(manifest.generations) > len(self.manifest.generations):
+            self._take(manifest)
+
     def look(self, now_s: float) -> Status:
-        """Return how far the cache is. now_s: since the epoch."""
+        """Return how far the cache is. now_s: since the epoch. Raises CacheError if it is gone."""
+        self._refresh()
         runs = self._logs.loud_runs()
         known = pa.concat_tables([known_index(self._storage, self.manifest), self._index])
         self._index = build_index(self._storage, self.manifest, known, self._logged)

@@ -64,9 +64,18 @@ class Start(Generic[T]):
             pass
         return found
 
+    def leave(self, end: Callable[[T], object]) -> None:
+        """Wait no longer: what comes up later is handed to `end`, for nobody else will end it."""
+        self._future.add_done_callback(lambda future: _end(future.result(), end))
+
     def _num_steps(self) -> int:
         """Count MiB that the process has read or written, and seconds that the thread has computed."""
         return _num_bytes() // _STEP_BYTES + int(_cpu_s(self._thread))
+
+
+def _end(found: T | Failed, end: Callable[[T], object]) -> None:
+    if not isinstance(found, Failed):
+        end(found)
 
 
 def loaded(load: Callable[[], T], run: RunConfig) -> T:

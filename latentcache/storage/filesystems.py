@@ -17,7 +17,7 @@ from fsspec.utils import glob_translate
 from latentcache.core.machine import install_command
 from latentcache.errors import ConfigError, StorageError, UnreachableError, did_you_mean
 from latentcache.storage import retry
-from latentcache.storage.urls import is_url, redact, redact_url, scheme_of
+from latentcache.storage.urls import is_url, links_of, redact, redact_url, scheme_of
 
 #: Where a scheme's file system is packaged, for the message that names it: in an extra, or on its own.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -84,17 +84,24 @@ def open_filesystem(url: str, options: Mapping[str, Any] | None = None) -> tuple
         }
     try:
         with translated("open", url, options):
-            if is_url(url):
-                fs, path = url_to_fs(url, **options)
-                if scheme in _S3:
-                    fs.retries = 1
-                return fs, path
-            # url_to_fs is not used: `::` in the name of a local file is no chain of file systems.
-            return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
+            if not is_url(url):
+                return fsspec.filesystem("file", **options), str(Path(url).expanduser().absolute())
+            fs, path = url_to_fs(url, **options) if len(links_of(url)) > 1 else _one(url, options)
+            if scheme in _S3:
+                fs.retries = 1
+            return fs, path
     except ImportError:
         raise ConfigError(
             f"{redact_url(url)}: the package for {scheme}:// is not installed. {_how_to_install(scheme)}"
         ) from None
+
+
+def _one(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the file system of a URL that is no chain; `url_to_fs` would split hosts of IPv6."""
+    scheme = str(scheme_of(url))
+    kind = fsspec.get_filesystem_class(scheme)
+    fs = fsspec.filesystem(scheme, **{**kind._get_kwargs_from_urls(url), **options})
+    return fs, kind._strip_protocol(url)
 
 
 def _how_to_install(scheme: str) -> str:

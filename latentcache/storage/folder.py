@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from latentcache.errors import StorageError
+from latentcache.errors import ConfigError, StorageError
 from latentcache.storage import limits, local_files, remote_objects, retry
 from latentcache.storage.filesystems import (
     is_local_filesystem,
@@ -22,7 +22,7 @@ from latentcache.storage.filesystems import (
     translated,
 )
 from latentcache.storage.temporary import TEMPORARY_SUFFIX, temporary_name
-from latentcache.storage.urls import is_url, join, redact
+from latentcache.storage.urls import is_url, join, redact, redact_url
 
 __all__ = ["Storage", "StoredFile", "join", "redact"]
 
@@ -49,9 +49,15 @@ class Storage:
 
     Safe to use from several threads; after a fork each process opens its own file system.
     Pickles as URL and options, for workers. Transient failures are tried again.
+
+    Raises ConfigError of a URL that cannot be one, and StorageError where it cannot be opened.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        if not url:
+            raise ConfigError(
+                "the URL of a folder is empty: give a path, or a URL such as s3://b/x"
+            )
         self.url = url if url.endswith("://") else url.rstrip("/") or "/"
         self._options = dict(options or {})
         self._opened: tuple[int, Any, str] | None = None
@@ -76,7 +82,10 @@ class Storage:
                 self._opened is not None
             ):  # forked: the parent's handles and event loops are unusable
                 options["skip_instance_cache"] = True
-            fs, root = open_filesystem(self.url, options)
+            try:
+                fs, root = open_filesystem(self.url, options)
+            except FileNotFoundError as error:  # of a chain the file that holds the others
+                raise StorageError(f"cannot open {redact_url(self.url)}: no such file") from error
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1], self._opened[2]
 

@@ -15,7 +15,11 @@ from latentcache.storage.parts import file_of
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 #: `scheme://user:password@`; a password may hold spaces and another @.
 CREDENTIALS = r"://[^/@:]*:[^/]*@"
-_MAGIC = re.compile(r"[*?\[]")
+#: What a host of IPv6 is within its brackets: `::1`, `fe80::1%eth0`.
+_IPV6 = r"[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*(?:%[\w.]+)?\]"
+_MAGIC = re.compile(rf"[*?]|\[(?!{_IPV6})")
+#: What stands between the file systems of a chain, and not within a host.
+_LINK = re.compile(r"::(?![0-9A-Fa-f.:]*(?:%[\w.]+)?\])")
 #: Schemes that a row of a table or of a plan may name. Others of fsspec's read archives, run templates and
 #: start programs, so a configuration must name them: `corpus.schemes`.
 SOURCE_SCHEMES = frozenset(
@@ -59,11 +63,19 @@ def is_url(text: str) -> bool:
     return scheme_of(text) is not None
 
 
+def links_of(url: str) -> list[str]:
+    """Return the parts of a chain, outermost first: `zip://a`, `s3://b` of `zip://a::s3://b`.
+
+    Of a path, or a URL that is no chain, it is the only one.
+    """
+    return _LINK.split(url) if is_url(url) else [url]
+
+
 def schemes_of(url: str) -> list[str]:
     """Return the schemes of a URL, outermost first: `zip`, `s3` of `zip://a::s3://b`; none of a path."""
     if not is_url(url):
         return []
-    *wrapping, last = url.split("::")
+    *wrapping, last = links_of(url)
     names = [part.partition("://")[0] for part in wrapping]
     return [name.lower() for name in (*names, scheme_of(last) or "file")]
 
@@ -79,7 +91,7 @@ def refused_scheme(url: str, named: Collection[str] = ()) -> str | None:
     missing = [name for name in wrapping if name not in named]
     missing += [last] if last not in allowed else []
     if not missing:
-        innermost = file_of(url).rpartition("::")[2]
+        innermost = links_of(file_of(url))[-1]
         return _malformed(innermost, last) if last in SOURCE_SCHEMES else None
     names = " and ".join(dict.fromkeys(missing))
     return (
@@ -144,11 +156,11 @@ def public_name(url: str) -> str:
 
 def join(base: str, *parts: str) -> str:
     """Join parts with single slashes; in a chained URL (`zip://a::s3://b`) they go on the first path."""
-    head, chain, rest = base.partition("::") if is_url(base) else (base, "", "")
-    if chain and "://" in head:
-        return join(head, *parts) + chain + rest
-    if chain:
-        return head + chain + join(rest, *parts)
+    head, *rest = links_of(base)
+    if rest and "://" in head:
+        return "::".join([join(head, *parts), *rest])
+    if rest:
+        return f"{head}::{join('::'.join(rest), *parts)}"
     base = base if base.endswith("://") else base.rstrip("/") + "/"
     return (base + "/".join(p.strip("/") for p in parts if p)).removesuffix("/") or "/"
 

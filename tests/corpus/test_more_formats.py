@@ -105,3 +105,22 @@ def test_a_format_that_another_package_reads_names_the_extra(
     assert column(read(tmp_path), "kind") == ["image"]
     with pytest.raises(ClipError, match=rf"{package}, which is not installed. Run: .*{extra}"):
         image.Reader(str(tmp_path / f"a.{suffix}"))
+
+
+HEADS = {
+    "heic": b"\0\0\0\x18ftypheic" + bytes(600),
+    "mif1": b"\0\0\0\x18ftypmif1" + bytes(600),
+    "jxl": b"\xff\x0a" + bytes(600),
+    "jxl_in_a_box": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(600),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_without_a_suffix_too_the_extra_is_named(tmp_path: Path, name: str) -> None:
+    extra = "jxl" if name.startswith("jxl") else "heif"
+    if importlib.util.find_spec(f"pillow_{extra}"):
+        pytest.skip(f"pillow_{extra} is installed")
+    (tmp_path / name).write_bytes(HEADS[name])
+    assert column(read(tmp_path, no_suffix="by_content"), "kind") == ["image"]
+    with pytest.raises(ClipError, match=rf"which is not installed. Run: .*{extra}"):
+        image.Reader(str(tmp_path / name))

@@ -24,6 +24,8 @@ REFUSED = {
     "simplecache::https://h/a.mp4": "simplecache",
     "filecache::s3://b/a": "filecache",
     "s3://b/a::b.mp4": "s3",
+    "http://[::1]/a::b.mp4": "http",
+    "zip://a.mp4::http://[::1]/c.zip": "zip",
     "file::http://h/a.mp4": "file",
     "git://branch@repo/d.mp4": "git",
     "github://a.mp4": "github",
@@ -44,6 +46,7 @@ ALLOWED = [
         "sftp://h/a",
     ),
     *("file:///a.mp4", "hf://datasets/a/b.mp4", "package://skvideo/a.mp4", "http://h/a.mp4"),
+    *("http://[::1]:80/a.mp4", "https://[2001:db8::2]/a.mp4?x", "sftp://me@[fe80::1%25eth0]/a.mp4"),
 ]
 
 
@@ -111,6 +114,7 @@ def test_what_no_server_could_answer_is_a_rejected_source(tmp_path: Path, url: s
     [
         *("http://h:8080/a.mp4", "https://me:p w@h/a b.mp4?x", "hf://d/a", "memory:///a"),
         *("zip://a.mp4::https://h/c.zip", "zip://a.mp4::/tmp/c.zip", "zip://a::memory://b"),
+        *("http://[::1]/a.mp4", "zip://a.mp4::http://[::1]:80/c.zip", "part://0-9::http://[::]/a"),
     ],
 )
 def test_odd_urls_are_no_malformed_ones(url: str) -> None:

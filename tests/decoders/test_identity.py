@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 from benchmarks import capped_s3
 from latentcache.decoders.identity import BLOCK_BYTES, identify_url
-from tests.tools.http_files import serve
+from latentcache.storage.parts import ByteRange
+from latentcache.storage.source_files import read_range
+from latentcache.storage.urls import refused_scheme
+from tests.tools.http_files import NewServer, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -26,6 +30,19 @@ def test_over_http_the_three_blocks_are_read_and_nothing_else(file: Path) -> Non
     with serve(file.parent) as server:
         assert identify_url(f"{server.url}/long.mp4") == identify_url(str(file))
         assert server.num_bytes == 3 * BLOCK_BYTES
+
+
+def test_a_host_of_ipv6_is_no_chain_of_file_systems(file: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serve(file.parent, NewServer) as server:
+        assert server.url.startswith("http://[::1]:")
+        assert identify_url(f"{server.url}/long.mp4") == identify_url(str(file))
+        part = ByteRange(file=f"{server.url}/long.mp4", offset=5, size=9)
+        assert read_range(part.file, 5, 14) == file.read_bytes()[5:14]
+        assert refused_scheme(part.url) is None
 
 
 def test_on_s3_the_three_blocks_are_read_and_nothing_else(file: Path, tmp_path: Path) -> None:

@@ -308,6 +308,16 @@ def test_closing_stops_the_processes_and_cancels_what_waits(tmp_path: Path) -> N
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
 
 
+def test_what_is_asked_of_a_closed_pool_is_cancelled(tmp_path: Path) -> None:
+    """A shard's thread that comes too late would wait for ever, and the run that stops with it."""
+    path = write(tmp_path, "fine.mp4")
+    pool = DecodePool(num_processes=1, num_buffers=1, timeout_s=30)
+    clip = make_clip(path, (5, 32, 32))
+    pool.close()
+    assert pool.decode(clip).cancelled()
+    assert pool.probe(str(path), "video").cancelled()
+
+
 def test_growing_clips_get_larger_buffers(pool: DecodePool, tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", moving_pattern(20, 64, 96))
     expected = read_with_pyav(path)

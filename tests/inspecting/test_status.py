@@ -37,7 +37,7 @@ from latentcache.storage.folder import Storage
 from tests.running.test_log import prepare, run_of
 from tests.tools.caches import make_config, make_corpus, run_inline, start_job
 from tests.tools.encoders import slow
-from tests.tools.planned import fill_cache, plan_cache
+from tests.tools.planned import fill_cache, plan_cache, planned_from
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
@@ -376,6 +376,37 @@ def test_watching_waits_for_a_cache_that_is_about_to_be(
     assert printed.count("nothing is planned yet") == 1
     assert printed.count("Waiting for it; looking every 0.5 s.") == 2
     assert printed.count("state    finished") == 1
+
+
+@pytest.mark.slow
+def test_what_is_planned_meanwhile_is_watched_too(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "corpus", 1)
+    config = make_config(tmp_path, tmp_path / "corpus", str(tmp_path / "cache"))
+    first = planned_from(config).manifest
+    watch = Watch(Storage(str(tmp_path / "cache")))
+    assert watch.look(START_S).planned.num_clips == first.num_clips
+    make_corpus(tmp_path / "corpus" / "more", 1)
+    planned_from(config)
+    assert watch.look(START_S).planned.num_clips == 2 * first.num_clips
+
+
+@pytest.mark.parametrize("place", ["gone", "another"])
+def test_watching_ends_where_the_cache_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    cache = tmp_path / "cache"
+    plan_cache(tmp_path, str(cache))
+
+    def and_meanwhile(_: float) -> None:
+        shutil.rmtree(cache)
+        if place == "another":
+            plan_cache(tmp_path, str(cache), dtype="float32")
+
+    monkeypatch.setattr(jobs.status.time, "sleep", and_meanwhile)  # type: ignore[attr-defined]
+    status, printed = show(cache, "--watch", "0.5")
+    assert status == 2, printed
+    assert ("there is no cache here" if place == "gone" else "another cache is here now") in printed
+    assert printed.count("state    not started") == 1
 
 
 def test_watching_does_not_wait_for_a_damaged_cache_to_get_better(tmp_path: Path) -> None:

@@ -78,6 +78,17 @@ def test_help_and_mistakes_load_nothing_heavy(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+def test_ctrl_c_while_a_job_is_imported_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.__main__.main_of", interrupted)
+    _, err = latentcache_says("status", "s3://b/c", status=130, capsys=capsys)
+    assert err == "\nInterrupted.\n"
+
+
 # completion
 
 

@@ -63,3 +63,20 @@ def test_what_is_encoded_is_committed_and_the_rest_is_given_back(
             ).result()
         worker.close()
     assert len(planned.missing_shards()) == planned.manifest.num_shards - 1
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_shard_that_comes_while_its_worker_closes_does_not_keep_it(tmp_path: Path) -> None:
+    """Its thread was reading storage; the decoding processes have gone, and the encoder not yet."""
+    corpus = make_corpus(tmp_path / "corpus", 1, frames=5)
+    planned = planned_from(make_config(tmp_path, corpus, str(tmp_path / "cache")))
+    spec = WorkerSpec(config=planned.config, manifest=planned.manifest, storage=planned.storage)
+    worker = spec.start(torch.device("cpu"))
+    assert isinstance(worker, ShardWorker)
+    worker.pool.close()
+    (place, *_) = planned.missing_shards()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(worker.encode_shard, planned.plan.shard(place))
+        assert isinstance(future.exception(WAIT_S), CancelledError)
+    worker.encoding.close(None)

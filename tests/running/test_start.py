@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from latentcache.running.attempt import Failed
+from latentcache.running.driver import Run
 from latentcache.running.stall import Watch
 from latentcache.running.start import Start
+from latentcache.running.worker import Worker, WorkerSpec
 from tests.tools.caches import make_config, make_corpus, run_job
+from tests.tools.planned import planned_from
 
 #: A step is a MiB, or a second of computing.
 LIMIT_S = 3.0
@@ -45,6 +50,40 @@ def test_a_model_that_hangs_while_it_is_loaded_is_given_up(never: threading.Even
     assert isinstance(found, Failed)
     assert "loading the model made no progress for 3 s (run.stall_s)" in found.error
     assert "a mount, a download, the GPU" in found.error
+
+
+def test_a_worker_that_comes_up_after_its_run_has_stopped_is_ended() -> None:
+    may_come, ended = threading.Event(), threading.Event()
+    starting = Start(may_come.wait, Watch(LIMIT_S, adapts=False))
+    starting.leave(lambda _: ended.set())
+    assert not ended.is_set()
+    may_come.set()
+    assert ended.wait(60)
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_while_its_worker_starts_leaves_no_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(tmp_path / "corpus", 1)
+    planned = planned_from(make_config(tmp_path, corpus, str(tmp_path / "cache")))
+    may_build, build = threading.Event(), WorkerSpec.build
+    built: list[Worker] = []
+
+    def late(spec: WorkerSpec, device: torch.device) -> Worker:
+        assert may_build.wait(60)
+        built.append(build(spec, device))
+        return built[0]
+
+    monkeypatch.setattr(WorkerSpec, "build", late)
+    before = set(threading.enumerate())
+    with closing(Run(planned, planned.missing_shards()).events()) as events:
+        next(events)
+    may_build.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert built
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.slow

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from latentcache.storage.urls import folder_of, has_password, is_url, join, public_name, redact_url
+from latentcache.storage.urls import (
+    folder_of,
+    has_magic,
+    has_password,
+    is_url,
+    join,
+    public_name,
+    redact_url,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,8 @@ def test_a_message_shows_a_url_in_one_line_without_secrets(url: str, shown: str)
         (("simplecache::s3://b/c", "d"), "simplecache::s3://b/c/d"),
         (("zip://a::s3://b/c.zip", "d"), "zip://a/d::s3://b/c.zip"),
         (("/a::b", "c"), "/a::b/c"),
+        (("http://[::1]:80", "c"), "http://[::1]:80/c"),
+        (("zip://a::http://[::1]/c.zip", "d"), "zip://a/d::http://[::1]/c.zip"),
     ],
 )
 def test_joins(parts: tuple[str, ...], joined: str) -> None:
@@ -62,6 +72,13 @@ def test_joins(parts: tuple[str, ...], joined: str) -> None:
 )
 def test_tells_urls_from_paths(text: str, url: bool) -> None:
     assert is_url(text) is url
+
+
+def test_the_brackets_of_a_host_are_no_wildcards() -> None:
+    assert not any(
+        map(has_magic, ["http://[::1]:80/a", "[2001:db8::2]", "sftp://[fe80::1%eth0]/a"])
+    )
+    assert all(map(has_magic, ["http://[::1]/*.mp4", "[ab].mp4", "/data/[0-9]/a", "s3://b/[:]"]))
 
 
 def test_a_user_alone_is_no_password() -> None:

@@ -98,13 +98,22 @@ class Handler(SimpleHTTPRequestHandler):
             self.wfile.write(part[half:])
 
 
+class NewServer(ThreadingHTTPServer):
+    """A server on IPv6."""
+
+    address_family = socket.AF_INET6
+
+
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[Server]:
+def serve(folder: Path, kind: type[ThreadingHTTPServer] = ThreadingHTTPServer) -> Iterator[Server]:
+    """Serve a folder; kind: of an address family."""
     facts = Server()
     handler = functools.partial(Handler, directory=str(folder), server_facts=facts)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    is_new = kind.address_family == socket.AF_INET6
+    server = kind(("::1" if is_new else "127.0.0.1", 0), handler)
     server.daemon_threads = True
-    facts.url = f"http://127.0.0.1:{server.server_address[1]}"
+    host = "[::1]" if is_new else "127.0.0.1"
+    facts.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -25,12 +25,16 @@ class KeptPool(DecodePool):
     def __init__(self, shelf: Shelf, key: str, **settings: Any) -> None:
         self._shelf, self.key = shelf, key
         self._open, self._is_remote, self._lock = 0, False, threading.Lock()
+        self._is_kept = False
         super().__init__(**settings)
 
     def _submit(self, request: _Request) -> Future[Any]:
         url = request.message["url"]
         self._is_remote |= is_remote(url)
         with self._lock:
+            if self._is_kept:  # the run that had it is stopping: no other run is to wait for this
+                request.future.cancel()
+                return request.future
             self._open += not refused_scheme(url, self._schemes)
         return super()._submit(request)
 
@@ -40,11 +44,18 @@ class KeptPool(DecodePool):
             self._open -= 1
 
     def close(self) -> None:
-        if self._open or self._is_remote:
+        with self._lock:
+            self._is_kept = not (self._open or self._is_remote)
+        if not self._is_kept:
             super().close()
             return
         self._neighbours, self._has_decoded = Neighbours(), False
         self._shelf.keep(self)
+
+    def take(self) -> KeptPool:
+        """Return it, for another run."""
+        self._is_kept = False
+        return self
 
     def end(self) -> None:
         """Close it for good."""
@@ -74,7 +85,7 @@ class Shelf:
         for pool in self._pools:
             if pool.key == key:
                 self._pools.remove(pool)
-                return pool
+                return pool.take()
         return KeptPool(self, key, **made)
 
     def clear(self) -> None:

@@ -64,11 +64,15 @@ class _Runner:
     def _start(self, log: WarningLog) -> Iterator[Event]:
         """Start a worker, and wait until it is up."""
         start = Start(partial(self._spec.start, self._device), self._fresh_watch())
-        while (worker := start.wait(PROGRESS_INTERVAL_S)) is None:
-            yield self._progress(log)
-        if isinstance(worker, Failed):
-            raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
-        self._worker = worker
+        try:
+            while (worker := start.wait(PROGRESS_INTERVAL_S)) is None:
+                yield self._progress(log)
+            if isinstance(worker, Failed):
+                raise worker.stop or EncoderError(f"the worker could not start: {worker.error}")
+            self._worker = worker
+        finally:
+            if self._worker is None:  # the run stops: a worker that comes up later has processes
+                start.leave(lambda late: late.close())
         self._pool = DaemonPool(SHARDS_IN_HAND, name="shard")
         self._watch = self._fresh_watch()
         yield Started(worker=0, name=self._name, gpus=())
