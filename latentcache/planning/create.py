@@ -26,7 +26,7 @@ from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import current_index, publish
+from latentcache.format.snapshot import publish_current
 from latentcache.format.tables import read_bounded
 from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
@@ -124,7 +124,7 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
             break
     manifest = refresh(storage, manifest)
     write_metadata(storage, manifest)
-    publish(storage, current_index(storage, manifest))
+    publish_current(storage, manifest)
     return step.num_clips
 
 
@@ -194,20 +194,26 @@ def check_unused(storage: Storage, found: Iterable[str]) -> None:
 
 
 def _check_same(storage: Storage, old: Manifest, new: Manifest) -> None:
-    """Raise RecipeMismatchError, naming what differs of all that determines latents and shards."""
-    lines = recipe_difference(old.recipe, new.recipe)
+    """Raise RecipeMismatchError, naming what differs of all that determines latents; then of shards."""
+    url = redact(storage.url)
+    _refuse(
+        recipe_difference(old.recipe, new.recipe),
+        f"{url} was made with another recipe; continuing would mix two kinds of latents",
+        f"To finish that cache: latentcache resume {url}. For the new recipe: give cache.url another "
+        "folder.",
+    )
+    lines: list[str] = []
     for name in SETTINGS:
         key = f"cache.{name}"
         lines += recipe_difference({key: getattr(old, name)}, {key: getattr(new, name)})
-    _refuse(storage, lines)
+    _refuse(
+        lines,
+        f"{url} is there, and its shards are made in another way, which cannot change in a cache",
+        "Give these settings the values that they have in the cache, or give cache.url another folder.",
+    )
 
 
-def _refuse(storage: Storage, differences: Sequence[str]) -> None:
+def _refuse(differences: Sequence[str], what: str, fix: str) -> None:
     if differences:
-        raise RecipeMismatchError(
-            f"{redact(storage.url)} was made with another recipe; continuing would mix two kinds of "
-            "latents. Nothing was changed. The difference:\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nTo finish that cache: latentcache resume "
-            + f"{redact(storage.url)}. For the new recipe: give cache.url another folder."
-        )
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise RecipeMismatchError(f"{what}. Nothing was changed. The difference:\n{lines}\n{fix}")

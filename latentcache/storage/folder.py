@@ -40,8 +40,10 @@ MAX_SHOWN_BYTES = 200
 NUM_LISTINGS = 32
 RANGE_NOT_SATISFIABLE = 416
 PRECONDITION_FAILED = 412
-#: Errors with which stores without conditional writes may answer one.
+#: Statuses with which stores without conditional writes may answer one; S3's also mean other things.
 NO_CONDITIONS = (400, 405, 501)
+#: Errors of file systems that have no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,10 @@ class Storage:
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.url = url if url.endswith("://") else url.rstrip("/") or "/"
+        #: The URL; of a path, the absolute one, which it stays if the process goes to another folder.
+        self.absolute_url = (
+            self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
+        )
         self._options = dict(options or {})
         self._opened: tuple[int, Any, str] | None = None
         self._open()
@@ -70,11 +76,6 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
         """Pickle with an absolute path: another process may be in another folder."""
         return type(self), (self.absolute_url, self._options)
-
-    @property
-    def absolute_url(self) -> str:
-        """The URL; of a path, the absolute one."""
-        return self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Storage({redact(self.url)!r})"
@@ -86,7 +87,7 @@ class Storage:
                 self._opened is not None
             ):  # forked: the parent's handles and event loops are unusable
                 options["skip_instance_cache"] = True
-            fs, root = open_filesystem(self.url, options)
+            fs, root = open_filesystem(self.absolute_url, options)
             self._opened = (os.getpid(), fs, root.rstrip("/"))
         return self._opened[1], self._opened[2]
 
@@ -129,8 +130,15 @@ class Storage:
 
         If several do so at once, one succeeds on local files and on stores with conditional writes (S3,
         Google); on others several may. After a lost answer it may be False although this call wrote it.
+        Where a store refuses the condition, nothing is written without it: see `LeasedStorage`. Raises
+        StorageError.
         """
         return self._write(path, data, _create_file, _create)
+
+    @property
+    def knows_conditions(self) -> bool:
+        """Whether its kind of storage is known for creating objects on condition."""
+        return bool(_CREATES_EXCLUSIVELY & set(protocols(self._open()[0])))
 
     def creates_exclusively(self, path: str) -> bool:
         """Tell whether the storage creates an object only if it is not there, however many try at once.
@@ -140,7 +148,7 @@ class Storage:
         name of `path`, so that what a killed process or another run has there is no object of anybody.
         Where nothing may be deleted, it stays, and is listed by `clean`. Raises StorageError.
         """
-        if not _CREATES_EXCLUSIVELY & set(protocols(self._open()[0])):
+        if not self.knows_conditions:
             return False
         path = f".{path}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
         try:
@@ -151,6 +159,10 @@ class Storage:
         try:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
+        except StorageError as error:
+            if retry.http_status(error) not in NO_CONDITIONS or retry.is_transient(error):
+                raise
+            return False
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(path)
@@ -384,10 +396,14 @@ def _create_file(path: Path, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
-            if path.exists():
-                return False
-            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise StorageError(
+                f"{path} cannot be created: {path.parent} is on a file system without hard links, on which "
+                "a file is created once. The cache was made on another one. Nothing was changed. Make it "
+                "one of this file system with `latentcache copy`"
+            ) from error
     return True
 
 
@@ -436,12 +452,9 @@ def _create(fs: Any, path: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        status = retry.http_status(error)
-        if status == PRECONDITION_FAILED:
-            return False
-        if status not in NO_CONDITIONS:
+        if retry.http_status(error) != PRECONDITION_FAILED:
             raise
-        fs.pipe_file(path, data)
+        return False
     return True
 
 

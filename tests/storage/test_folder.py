@@ -159,6 +159,22 @@ def test_travels_by_pickle_and_shows_no_options(place: tuple[str, dict[str, Any]
     assert SECRET not in repr(copy)
 
 
+def test_a_relative_path_stays_where_it_was_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Storage("cache")
+    store.write("a", b"1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+    opened = store._opened
+    assert opened is not None
+    store._opened = (0, *opened[1:])  # as in a process that was forked
+    assert store.read("a") == b"1"
+    assert (store.url, store.absolute_url) == ("cache", str(tmp_path / "cache"))
+
+
 def test_finds_files_and_reads_many(place: tuple[str, dict[str, Any]]) -> None:
     url, options = place
     store = Storage(url, options)
@@ -235,19 +251,8 @@ def test_concurrent_local_writes_give_one_of_them_whole(tmp_path: Path) -> None:
     assert store.list("") == {"a": 100_000}
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_of_concurrent_creations_one_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
+def test_of_concurrent_creations_one_succeeds(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "cache"))
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-        assert [store.create("x", b"0"), store.create("x", b"1")] == [True, False]
-        assert store.read("x") == b"0"
-        return
     created: list[int] = []
     start = threading.Barrier(8)
 
@@ -362,29 +367,60 @@ def test_an_s3_write_is_one_put(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None
     assert calls == ["put_object"]
 
 
-@pytest.mark.parametrize("status", [None, 400, 405, 501])
-def test_an_s3_object_is_created_where_there_is_none(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, status: int | None
+@pytest.mark.parametrize(
+    ("code", "status", "times"),
+    [
+        ("NotImplemented", 501, None),
+        ("MethodNotAllowed", 405, None),
+        ("InvalidArgument", 400, None),  # as of a store that does not know the condition
+        ("BadDigest", 400, None),  # which says nothing of the condition
+        ("RequestTimeout", 400, 1),  # nor does this, and it passes
+    ],
+)
+def test_an_s3_object_is_never_written_without_the_condition(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, code: str, status: int, times: int | None
 ) -> None:
+    """Whatever the store answers, an object that is there stays as it is."""
     store = Storage(f"{s3.url}/cache", s3.options)
-    fs = store._open()[0]
+    store.write("cache.json", b"theirs")
+    fs, refused = store._open()[0], []
     pipe_file = fs.pipe_file
 
-    def conditions_unknown(path: str, data: bytes, **options: Any) -> None:
-        if options.get("mode") == "create":
+    def refuse(path: str, data: bytes, **options: Any) -> None:
+        if options.get("mode") == "create" and len(refused) != times:
+            refused.append(path)
             response: Any = {
-                "Error": {"Code": "NotImplemented"},
+                "Error": {"Code": code},
                 "ResponseMetadata": {"HTTPStatusCode": status},
             }
-            unknown = ClientError(response, "PutObject")
-            raise OSError(errno.ENOSYS, "A header implies what is not implemented") from unknown
+            raise OSError(errno.EIO, "A header is not as it should be") from ClientError(
+                response, "PutObject"
+            )
         pipe_file(path, data, **options)
 
-    if status:
-        monkeypatch.setattr(fs, "pipe_file", conditions_unknown)
-    assert store.create("cache.json", b"first")
-    assert store.read("cache.json") == b"first"
-    assert store.create("cache.json", b"second") == bool(status)
+    monkeypatch.setattr(fs, "pipe_file", refuse)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    if times:
+        assert not store.create("cache.json", b"mine")
+    else:
+        with pytest.raises(StorageError):
+            store.create("cache.json", b"mine")
+        assert not store.creates_exclusively("cache.json")
+    assert store.read("cache.json") == b"theirs"
+    assert refused
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match=r"file system without hard links.*latentcache copy"):
+        Storage(str(tmp_path)).create("a", b"1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_large_s3_write_appears_when_it_is_complete(
