@@ -8,9 +8,7 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
 
 #: What else an object that is gone can mean to a reader, who may hold an earlier snapshot.
-CLEANED = (
-    "If its clips were retired and `latentcache clean` has removed them since, open the newest snapshot"
-)
+CLEANED = "If its clips were retired and `latentcache clean` has removed them since, open the newest snapshot"
 
 
 def damaged(storage: Storage, path: str, what: str) -> CorruptionError:

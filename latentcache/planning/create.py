@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,21 +159,32 @@ def _with_its_shards(config: Config, wanted: Manifest, there: Manifest) -> Manif
 
 
 def write_metadata(storage: Storage, manifest: Manifest) -> None:
-    """Write the arrays' metadata where it is missing, damaged, or of a smaller array.
+    """Write the latents' metadata, as `write_arrays` does."""
 
-    Of several runs that grow a cache at once, the last one has seen all generations.
+    def metadata(now: Manifest) -> Mapping[str, bytes]:
+        return get_format(now.format).metadata(list(now.layouts().values()))
+
+    write_arrays(storage, manifest, metadata)
+
+
+def write_arrays(
+    storage: Storage, manifest: Manifest, metadata: Callable[[Manifest], Mapping[str, bytes]]
+) -> None:
+    """Write arrays' metadata where it is missing, damaged, or of a smaller array. Arrays only grow.
+
+    Of several runs that grow a cache at once, the last one has seen all generations. metadata: of the
+    cache as it is planned now, by path.
     """
-    rounds = Rounds("writing the metadata of the arrays")
+    rounds, now = Rounds("writing the metadata of the arrays"), refresh(storage, manifest)
     while True:
         rounds.next()
-        layouts = list(manifest.layouts().values())
-        for path, data in get_format(manifest.format).metadata(layouts).items():
+        manifest = now
+        for path, data in metadata(manifest).items():
             if _read(storage, path) != data:
                 storage.write(path, data)
         now = refresh(storage, manifest)
         if now.generations == manifest.generations:
             return
-        manifest = now
 
 
 def _read(storage: Storage, path: str) -> bytes | None:

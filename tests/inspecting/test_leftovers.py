@@ -249,6 +249,10 @@ def test_a_shard_that_the_published_snapshot_has_stays(
     (cache / INDEX).write_bytes(newest)
     assert run_clean(monkeypatch, cache, "--yes", "--retired-days", 0) == 0
     assert "Removed 2 files, " in capsys.readouterr().out
+    assert not verify(prepared.storage).problems
+    (cache / INDEX).write_bytes(published)  # by a run that was halted before it could, and then killed
+    (problem,) = verify(prepared.storage).problems
+    assert (problem.path, "1 shards without a sample table" in problem.what) == (INDEX, True)
 
 
 def test_rows_that_a_machine_without_the_time_retired_are_young(
