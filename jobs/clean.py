@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from latentcache.config.sections import RunConfig
 from latentcache.format.fields.manifest import field_names, read_field
 from latentcache.format.lease import Leaseholder
-from latentcache.format.manifest import read_manifest
+from latentcache.format.manifest import read_manifest, refresh
+from latentcache.format.snapshot import known_index, shard_of
 from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
@@ -39,10 +40,18 @@ def clean(args: argparse.Namespace) -> int:
     manifest = read_manifest(storage)
     now_s = time.time()
     files = storage.files()
-    retired = retired_shards(storage, files, manifest, now_s - 86400 * args.retired_days)
+    retired = set(retired_shards(storage, files, manifest, now_s - 86400 * args.retired_days))
+    held = retired.intersection(map(shard_of, known_index(storage, manifest).to_pylist()))
+    retired -= held
     fields = [read_field(storage, name, manifest) for name in field_names(storage)]
     found = find_leftovers(files, manifest, now_s, retired, fields)
     _print(found)
+    url = shlex.quote(redact(args.cache))
+    if held:
+        print(
+            f"{len(held)} retired shards stay: the published snapshot still has them, for the run that "
+            f"retired them was killed. Publish what counts now:  latentcache resume {url}"
+        )
     removable = found.removable
     size = human_bytes(sum(file.num_bytes for file in removable))
     if not removable:
@@ -50,11 +59,14 @@ def clean(args: argparse.Namespace) -> int:
     elif args.yes:
         with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
             writable = holder.over(storage, exclusive=manifest.exclusive)
+            # A run that was halted may have taken its step since, and then its tables count.
+            now = refresh(storage, manifest)
+            removable = find_leftovers(removable, now, now_s, retired, fields).removable
             for file in removable:
                 writable.delete(file.path)
+        size = human_bytes(sum(file.num_bytes for file in removable))
         print(f"Removed {len(removable)} files, {size}.")
     else:
-        url = shlex.quote(redact(args.cache))
         print(f"{len(removable)} files, {size}, can go:  latentcache clean {url} --yes")
     return OK
 

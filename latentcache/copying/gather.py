@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -139,7 +139,7 @@ def gather(
     )
     gathered = Gathered(step=step)
     tables: dict[str, list[tuple[int, pa.Table]]] = {}
-    taken = _Taken(owners)
+    taken = _Taken(owners, _waiting(members, owners) if selection.is_all else ())
     failed: list[tuple[int, ShardId, pa.Table]] = []  # after all that are ok, which come first
     for number, member in enumerate(members):
         for shard, rows in _rows(member, select_rows(member.cache, selection)):
@@ -167,8 +167,20 @@ def gather(
         )
         gathered.counts[name] = rows.num_rows
     gathered.num_clips = step.num_clips
-    _add_sources(step, members, owners, taken.sources, everything=selection.is_all)
+    _add_sources(step, members, owners, taken, everything=selection.is_all)
     return gathered
+
+
+def _waiting(
+    members: Sequence[Member], owners: Mapping[str, int | None]
+) -> Iterator[tuple[str, str]]:
+    """Yield source and key of the clips that are still to be encoded or copied where they are from."""
+    for number, member in enumerate(members):
+        for shard in member.planned.missing_shards():
+            rows = member.planned.plan.rows(shard)
+            for pair in zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True):
+                if owners.get(pair[0]) in (None, number):
+                    yield pair
 
 
 def _take(
@@ -246,11 +258,14 @@ def _owners(members: Sequence[Member], prefer: Prefer | None) -> dict[str, int |
 class _Taken:
     """The clips that are taken already, of sources that several caches have.
 
-    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is.
+    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is. waiting:
+    source and key of clips that nobody has, as far as they are not taken.
     """
 
-    def __init__(self, owners: Mapping[str, int | None]) -> None:
-        self._owners = owners
+    def __init__(
+        self, owners: Mapping[str, int | None], waiting: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self._owners, self._waiting = owners, set(waiting)
         self._shared = pa.array(sorted(owners), pa.string())
         self._keys: set[str] = set()
         self.sources: set[str] = set()
@@ -268,7 +283,16 @@ class _Taken:
             self.num_twice += keep.count(False)
             rows = rows.filter(pa.array(keep))
         self.sources.update(rows["source"].to_pylist())
+        if self._waiting:
+            self._waiting.difference_update(
+                zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True)
+            )
         return rows
+
+    @property
+    def lacking(self) -> set[str]:
+        """Sources some of whose clips are not there."""
+        return {source for source, _ in self._waiting}
 
     def _is_new(self, number: int, source: str, key: str) -> bool:
         if source not in self._owners:
@@ -284,16 +308,19 @@ def _add_sources(
     step: Step,
     members: Sequence[Member],
     owners: Mapping[str, int | None],
-    taken: Collection[str],
+    taken: _Taken,
     *,
     everything: bool,
 ) -> None:
     """Say what is known of the sources, so that growing the new cache does not open them again.
 
-    everything: sources that gave no clip are known, too; else only those of which a clip is taken.
+    everything: sources that gave no clip are known, too; else only those of which a clip is taken. Sources
+    whose clips are still to be encoded are not known: `precompute` takes them in. If some of its clips are
+    there, a source has no identity, so that it counts as changed, and all of its clips are planned then.
     """
     said: set[str] = set()
     rejected: list[pa.Table] = []
+    lacking = taken.lacking
     for number, member in enumerate(members):
         mine = [
             name
@@ -301,8 +328,12 @@ def _add_sources(
             if name not in said and owners.get(name) in (None, number)
         ]
         if not everything:
-            mine = [name for name in mine if name in taken]
+            mine = [name for name in mine if name in taken.sources]
         said.update(mine)
+        parts = [name for name in mine if name in lacking]
+        mine = [name for name in mine if name not in lacking]
+        half = as_sources(member.known, [name for name in parts if name in taken.sources])
+        step.add_sources(_unknown(half), "planned")
         refused = [name for name in mine if member.known.sources[name].is_rejected]
         planned = [name for name in mine if not member.known.sources[name].is_rejected]
         step.add_sources(as_sources(member.known, planned), "planned")
@@ -313,3 +344,12 @@ def _add_sources(
             rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
     if rejected:
         step.rejected = pa.concat_tables(rejected, promote_options="permissive").combine_chunks()
+
+
+def _unknown(sources: pa.Table) -> pa.Table:
+    """Return sources as if nothing were known of their content."""
+    for name in ("identity", "stamp"):
+        at = sources.column_names.index(name)
+        nothing = pa.nulls(sources.num_rows, pa.string())
+        sources = sources.set_column(at, name, nothing)
+    return sources

@@ -12,7 +12,13 @@ from typing import Any, ClassVar, Protocol, Self
 import pyarrow as pa
 
 from latentcache.corpus.claims import implausible
-from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, Found, Known, SavedProbes
+from latentcache.corpus.saved_probes import (
+    FLUSH_INTERVAL_S,
+    Found,
+    Known,
+    SavedProbes,
+    files_of,
+)
 from latentcache.errors import ClipError, StorageError
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
@@ -43,7 +49,7 @@ def probe_sources(
     where something else fails: a plan must not lose sources for that.
     """
     columns, asked = _Columns(), _Asked(saved)
-    known = saved.find(sources["url"]) if saved else None
+    known = saved.find(sources) if saved else None
     times = PER_FRAME in sources.column_names
     if known and not _hold(known, pool):
         known = None
@@ -125,7 +131,7 @@ class _Asked:
             return
         if future.done() and not future.cancelled() and future.exception() is None:
             source.is_saved = True
-            self._saved.add(row["url"], row["kind"], is_trusted(row), future.result())
+            self._saved.add(row["file"], row["kind"], is_trusted(row), future.result())
 
 
 def _hold(known: Known, pool: Prober) -> bool:
@@ -141,7 +147,8 @@ def _hold(known: Known, pool: Prober) -> bool:
 
 
 def _rows(sources: pa.Table) -> Iterator[Row]:
-    for batch in sources.select(SOURCE_SCHEMA.names).to_batches(max_chunksize=READ_ROWS):
+    named = sources.select(SOURCE_SCHEMA.names).append_column("file", files_of(sources))
+    for batch in named.to_batches(max_chunksize=READ_ROWS):
         yield from batch.to_pylist()
 
 

@@ -34,11 +34,11 @@ MAX_AGE_S = 7 * 86400.0
 DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
 _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
-#: One row per source, known by the digest of its URL, which may hold a secret. is_trusted: its shape was
-#: the corpus's to say, and only the identity was found.
+#: One row per source, known by the digest of its URL, which may hold a secret, and its stamp. is_trusted:
+#: its shape was the corpus's to say, and only the identity was found.
 SCHEMA = pa.schema(
     [
-        pa.field("url_digest", pa.string(), nullable=False),
+        pa.field("file_digest", pa.string(), nullable=False),
         SOURCE_SCHEMA.field("kind"),
         pa.field("is_trusted", pa.bool_(), nullable=False),
         *(SOURCE_SCHEMA.field(name) for name in ("frames", "fps", "height", "width")),
@@ -47,7 +47,7 @@ SCHEMA = pa.schema(
 )
 
 Found = Mapping[str, Any]
-_FOUND = [name for name in SCHEMA.names if name not in ("url_digest", "kind", "is_trusted")]
+_FOUND = [name for name in SCHEMA.names if name not in ("file_digest", "kind", "is_trusted")]
 
 
 class SavedProbes:
@@ -67,10 +67,10 @@ class SavedProbes:
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
-    def add(self, url: str, kind: str, is_trusted: bool, found: Found) -> None:
-        """Keep what was found of a source; it is written with others, now and then."""
+    def add(self, file: str, kind: str, is_trusted: bool, found: Found) -> None:
+        """Keep what was found of a source; it is written with others. file: see `files_of`."""
         self._rows.append(
-            {"url_digest": _digest(url), "kind": kind, "is_trusted": is_trusted, **found}
+            {"file_digest": _digest(file), "kind": kind, "is_trusted": is_trusted, **found}
         )
         if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
             self.flush()
@@ -86,12 +86,12 @@ class SavedProbes:
             self._rows.clear()
         self._flushed_at = time.monotonic()
 
-    def find(self, urls: pa.ChunkedArray) -> Known | None:
-        """Return what earlier attempts found of the sources at these URLs; None if they found nothing."""
+    def find(self, sources: pa.Table) -> Known | None:
+        """Return what earlier attempts found of sources whose files are as they were; None if nothing."""
         tables = [
             table for path in saved_tables(self._storage) if (table := self._read(path)) is not None
         ]
-        return Known(pa.concat_tables(tables).combine_chunks(), urls) if tables else None
+        return Known(pa.concat_tables(tables).combine_chunks(), sources) if tables else None
 
     def remove(self) -> None:
         """Remove what all attempts kept, because the plan now has it."""
@@ -118,16 +118,16 @@ class SavedProbes:
 class Known:
     """What was found of sources, by row in the corpus. A source of another kind is another source."""
 
-    def __init__(self, found: pa.Table, urls: pa.ChunkedArray) -> None:
-        self._urls, self._found = urls, found
-        batches = pa.table({"url": urls}).to_batches(max_chunksize=DIGESTED_ROWS)
-        digests = (_digest(url) for batch in batches for url in batch["url"].to_pylist())
+    def __init__(self, found: pa.Table, sources: pa.Table) -> None:
+        self._urls, self._found = sources["url"], found
+        batches = pa.table({"file": files_of(sources)}).to_batches(max_chunksize=DIGESTED_ROWS)
+        digests = (_digest(file) for batch in batches for file in batch["file"].to_pylist())
         wanted = pa.array(digests, pa.large_string())
         self._places: dict[tuple[str, bool], npt.NDArray[np.int64]] = {}
         for kind, trusted in itertools.product(("video", "image"), (False, True)):
             mask = pc.and_(pc.equal(found["kind"], kind), pc.equal(found["is_trusted"], trusted))
             rows = np.flatnonzero(mask.to_numpy())
-            value_set = found["url_digest"].cast(pa.large_string()).filter(mask).combine_chunks()
+            value_set = found["file_digest"].cast(pa.large_string()).filter(mask).combine_chunks()
             at = pc.fill_null(pc.index_in(wanted, value_set=value_set), -1).to_numpy()
             if len(rows):
                 self._places[kind, trusted] = np.where(at < 0, -1, rows[at])
@@ -156,6 +156,13 @@ class Known:
         return self._found.slice(place, 1).to_pylist()[0]  # type: ignore[no-any-return]
 
 
+def files_of(sources: pa.Table) -> pa.ChunkedArray:
+    """Return what the file of each source is told by: its URL, and its stamp if it was looked at."""
+    if "stamp" not in sources.column_names:
+        return sources["url"]
+    return pc.binary_join_element_wise(sources["url"], pc.fill_null(sources["stamp"], ""), "\n")
+
+
 def saved_tables(storage: Storage) -> list[str]:
     """Return the paths of the probe results of a cache without a plan."""
     return [f"{FOLDER}/{name}" for name in sorted(storage.list(FOLDER)) if _NAME.fullmatch(name)]
@@ -167,8 +174,8 @@ def is_saved_probe(path: str) -> bool:
     return folder == FOLDER and _NAME.fullmatch(name) is not None
 
 
-def _digest(url: str) -> str:
-    return hashlib.blake2b(url.encode(), digest_size=16).hexdigest()
+def _digest(file: str) -> str:
+    return hashlib.blake2b(file.encode(), digest_size=16).hexdigest()
 
 
 def _decoders() -> dict[str, str]:

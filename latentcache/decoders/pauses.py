@@ -53,7 +53,8 @@ def losses(
         steps[gap] == usual and missing * usual < _modulus(placed[order[gap]])
         for gap, missing in zip(gaps.tolist(), num_missing.tolist(), strict=True)
     ]
-    return gaps[~np.array(follows, dtype=bool)]
+    lossy: npt.NDArray[np.int64] = gaps[~np.array(follows, dtype=bool)]
+    return lossy
 
 
 def _places(path: str) -> list[_Placed | None]:
@@ -63,8 +64,10 @@ def _places(path: str) -> list[_Placed | None]:
     container, stream = open_video(path)
     with container:
         place_of = _reader(stream.codec_context)
+        if place_of is None:
+            return found
         try:
-            for packet in container.demux(stream) if place_of else ():
+            for packet in container.demux(stream):
                 if packet.size:
                     place = place_of(packet)
                     part += place is not None and place.begins

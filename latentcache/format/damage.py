@@ -7,6 +7,11 @@ from latentcache.format.paths import CACHE_JSON, INDEX, QUANTISER, is_planned
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
 
+#: What else an object that is gone can mean to a reader, who may hold an earlier snapshot.
+CLEANED = (
+    "If its clips were retired and `latentcache clean` has removed them, open the newest snapshot"
+)
+
 
 def damaged(storage: Storage, path: str, what: str) -> CorruptionError:
     """Return the error for an object of the cache that is not as it was written."""

@@ -206,7 +206,23 @@ def append(
     """
     for path, data in tables.items():
         _write_table(storage, path, data)
-    return storage.create(generation_path(generation.number), generation.to_bytes())
+    name, data = generation_path(generation.number), generation.to_bytes()
+    # After a lost answer, what is there is this step.
+    if not storage.create(name, data) and read_bounded(storage, name, MAX_GENERATION_BYTES) != data:
+        return False
+    _put_back(storage, tables)
+    return True
+
+
+def _put_back(storage: Storage, tables: Mapping[str, bytes]) -> None:
+    """Write tables that are gone: of no generation yet, they were `clean`'s if writing took hours."""
+    there: dict[str, set[str]] = {}
+    for path, data in tables.items():
+        folder, _, name = path.rpartition("/")
+        if folder not in there:
+            there[folder] = set(storage.names(folder))
+        if name not in there[folder]:
+            _write_table(storage, path, data)
 
 
 def _write_table(storage: Storage, path: str, data: bytes) -> None:

@@ -146,9 +146,15 @@ class LeasedStorage(Storage):
         super().write(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write one object as a whole unless one is there. Raises LeaseError, StorageError."""
+        """Write one object as a whole unless one is there. Raises LeaseError, StorageError.
+
+        Such a store may refuse the condition, and nobody else writes: so it looks first, and writes then.
+        """
         self.check_lease()
-        return super().create(path, data)
+        if self.exists(path):
+            return False
+        super().write(path, data)
+        return True
 
     def delete(self, path: str) -> None:
         """Remove one object; does nothing if it is not there. Raises LeaseError."""
@@ -211,9 +217,10 @@ class Leaseholder:
     def over(self, storage: Storage, *, exclusive: bool) -> Storage:
         """Return the storage through which this job may write to a cache.
 
-        exclusive: it creates on condition, and needs no lease. Raises LeaseError where another run has it.
+        exclusive: where the cache was made, the storage creates on condition, and needs no lease; the cache
+        may have moved since. Raises LeaseError where another run has it.
         """
-        if exclusive:
+        if exclusive and storage.knows_conditions:
             return storage
         if self._held is None:
             self._held = self._closing.enter_context(_held(storage, self._lease_s, self._take))

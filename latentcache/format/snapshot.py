@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
 from latentcache.format.changes import Changes, Standing, read_changes, without_rows
-from latentcache.format.damage import damaged
-from latentcache.format.manifest import Manifest
+from latentcache.format.damage import CLEANED, damaged
+from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.paths import (
     INDEX,
     sample_path,
@@ -28,6 +28,7 @@ from latentcache.format.paths import (
     samples_folder,
     shard_of_sample_file,
 )
+from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import INDEX_FACTS, INDEX_SCHEMA
 from latentcache.format.tables import read_sized_table, read_table, to_parquet
 from latentcache.storage.folder import Storage
@@ -196,6 +197,22 @@ def publish(storage: Storage, table: pa.Table) -> None:
     storage.write(INDEX, to_parquet(table, {INDEX_FACTS: facts}))
 
 
+def publish_current(storage: Storage, manifest: Manifest) -> None:
+    """Publish what is committed, and look once more: who publishes last must have seen what all did.
+
+    Raises CacheError where other runs go on without end.
+    """
+    rounds, now = Rounds("publishing the snapshot"), current_index(storage, manifest)
+    while True:
+        rounds.next()
+        table = now
+        publish(storage, table)
+        manifest = refresh(storage, manifest)
+        now = current_index(storage, manifest)
+        if now.equals(table, check_metadata=True):
+            return
+
+
 def read_index(storage: Storage) -> pa.Table:
     """Read the published snapshot. Raises CacheError if there is none yet."""
     url = redact(storage.url)
@@ -310,5 +327,5 @@ def _summarise(storage: Storage, shard: ShardId, standing: Standing) -> dict[str
     try:
         table, num_bytes = read_sized_table(storage, path, ["row", "status", "length"])
     except FileNotFoundError:
-        raise damaged(storage, path, "is gone since it was listed") from None
+        raise damaged(storage, path, f"is gone since it was listed. {CLEANED}") from None
     return summarise(table, shard, num_bytes, standing)

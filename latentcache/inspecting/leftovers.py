@@ -105,7 +105,8 @@ def retired_shards(
 ) -> list[ShardId]:
     """Return the shards all of whose rows were retired before a time. Raises CorruptionError.
 
-    Rows that were copied were retired when the copy's shard was committed, which its file tells.
+    Rows that were copied were retired when the copy's shard was committed, which its file tells. A
+    generation is as young as its file, too: the clock of the machine that wrote it may have been wrong.
     """
     paths = {
         file.path for file in files if file.modified_s is not None and file.modified_s <= before_s
@@ -117,7 +118,9 @@ def retired_shards(
         if sample_path(*shard) in paths
     }
     old = 0
-    while old < len(manifest.generations) and manifest.generations[old].created_s <= before_s:
+    for generation in manifest.generations:
+        if generation.created_s > before_s or generation_path(generation.number) not in paths:
+            break
         old += 1
     return sorted(read_changes(storage, manifest.at(old)).among(committed).retired_shards(manifest))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -121,7 +121,7 @@ def verify(
         for check in _check_shards(storage, manifest, standing, name, shards, reader):
             _take(findings, check, standing)
             on_shard()
-    _check_snapshot(storage, manifest, standing, findings, found)
+    _check_snapshot(storage, manifest, standing, findings, found, set(there))
     _note_missing(manifest, standing, findings, found)
     for of_field in check_fields(storage, manifest, changes.planned()):
         findings.fields.append(of_field)
@@ -316,6 +316,7 @@ def _check_snapshot(
     standing: Standing,
     findings: Findings,
     found: Mapping[str, Sequence[int]],
+    committed: Collection[ShardId],
 ) -> None:
     try:
         table = read_index(storage)
@@ -331,8 +332,9 @@ def _check_snapshot(
         return
     there = {ShardId(bucket, number) for bucket, numbers in found.items() for number in numbers}
     retired = standing.retired_shards(manifest)
-    listed = {shard: row for row in table.to_pylist() if (shard := shard_of(row)) not in retired}
-    gone = sorted(listed.keys() - there)
+    every = {shard_of(row): row for row in table.to_pylist()}
+    gone = sorted(every.keys() - committed)  # retired ones too: readers would look for them
+    listed = {shard: row for shard, row in every.items() if shard not in retired}
     wrong = []
     if not findings.problems:  # else what the rows should say cannot be read
         at = manifest.at(generation_of(table))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from latentcache.core.records import ShardId
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.errors import ClipError, ConfigError, RecipeMismatchError
+from latentcache.format.changes import without_rows
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import NAMED
 from latentcache.redaction import printable, redact
@@ -32,7 +33,8 @@ def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | Non
     expected: dict[str, str] = {}
     clips = planned.num_clips(shards)
     for shard in shards[:: max(1, -(-clips // MAX_CHECKED))]:
-        table = planned.plan.table(shard)
+        # Of the rows that count: of others, the file may have been replaced since, or removed.
+        table = without_rows(planned.plan.table(shard), planned.plan.standing.rows(shard))
         expected.update(zip(table["url"].to_pylist(), table["identity"].to_pylist(), strict=True))
     corpus = planned.config.corpus
     options, neighbours = corpus.storage_options, list(expected)[:NUM_NEIGHBOURS]

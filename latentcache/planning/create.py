@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import current_index, publish
+from latentcache.format.snapshot import publish_current
 from latentcache.format.tables import read_bounded
 from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
@@ -124,7 +124,7 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
             break
     manifest = refresh(storage, manifest)
     write_metadata(storage, manifest)
-    publish(storage, current_index(storage, manifest))
+    publish_current(storage, manifest)
     return step.num_clips
 
 
@@ -159,21 +159,32 @@ def _with_its_shards(config: Config, wanted: Manifest, there: Manifest) -> Manif
 
 
 def write_metadata(storage: Storage, manifest: Manifest) -> None:
-    """Write the arrays' metadata where it is missing, damaged, or of a smaller array.
+    """Write the latents' metadata, as `write_arrays` does."""
 
-    Of several runs that grow a cache at once, the last one has seen all generations.
+    def metadata(now: Manifest) -> Mapping[str, bytes]:
+        return get_format(now.format).metadata(list(now.layouts().values()))
+
+    write_arrays(storage, manifest, metadata)
+
+
+def write_arrays(
+    storage: Storage, manifest: Manifest, metadata: Callable[[Manifest], Mapping[str, bytes]]
+) -> None:
+    """Write arrays' metadata where it is missing, damaged, or of a smaller array. Arrays only grow.
+
+    Of several runs that grow a cache at once, the last one has seen all generations. metadata: of the
+    cache as it is planned now, by path.
     """
-    rounds = Rounds("writing the metadata of the arrays")
+    rounds, now = Rounds("writing the metadata of the arrays"), refresh(storage, manifest)
     while True:
         rounds.next()
-        layouts = list(manifest.layouts().values())
-        for path, data in get_format(manifest.format).metadata(layouts).items():
+        manifest = now
+        for path, data in metadata(manifest).items():
             if _read(storage, path) != data:
                 storage.write(path, data)
         now = refresh(storage, manifest)
         if now.generations == manifest.generations:
             return
-        manifest = now
 
 
 def _read(storage: Storage, path: str) -> bytes | None:
@@ -194,20 +205,26 @@ def check_unused(storage: Storage, found: Iterable[str]) -> None:
 
 
 def _check_same(storage: Storage, old: Manifest, new: Manifest) -> None:
-    """Raise RecipeMismatchError, naming what differs of all that determines latents and shards."""
-    lines = recipe_difference(old.recipe, new.recipe)
+    """Raise RecipeMismatchError, naming what differs of all that determines latents; then of shards."""
+    url = redact(storage.url)
+    _refuse(
+        recipe_difference(old.recipe, new.recipe),
+        f"{url} was made with another recipe; continuing would mix two kinds of latents",
+        f"To finish that cache: latentcache resume {url}. For the new recipe: give cache.url another "
+        "folder.",
+    )
+    lines: list[str] = []
     for name in SETTINGS:
         key = f"cache.{name}"
         lines += recipe_difference({key: getattr(old, name)}, {key: getattr(new, name)})
-    _refuse(storage, lines)
+    _refuse(
+        lines,
+        f"{url} is there, and its shards are made in another way, which cannot change in a cache",
+        "Give these settings the values that they have in the cache, or give cache.url another folder.",
+    )
 
 
-def _refuse(storage: Storage, differences: Sequence[str]) -> None:
+def _refuse(differences: Sequence[str], what: str, fix: str) -> None:
     if differences:
-        raise RecipeMismatchError(
-            f"{redact(storage.url)} was made with another recipe; continuing would mix two kinds of "
-            "latents. Nothing was changed. The difference:\n"
-            + "\n".join(f"  {line}" for line in differences)
-            + "\nTo finish that cache: latentcache resume "
-            + f"{redact(storage.url)}. For the new recipe: give cache.url another folder."
-        )
+        lines = "\n".join(f"  {line}" for line in differences)
+        raise RecipeMismatchError(f"{what}. Nothing was changed. The difference:\n{lines}\n{fix}")

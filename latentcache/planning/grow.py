@@ -210,6 +210,8 @@ def _move(
         pc.not_equal(before["what"], "rejected"),
     )
     is_moved = pc.and_not(is_moved, pc.is_in(corpus["name"], value_set=fresh["name"]))
+    # What cannot be used at its new place stays where it was, and is named again the next time.
+    is_moved = pc.and_not(is_moved, _is_in(corpus["name"], set(difference.unreadable)))
     moved = corpus.select(list(columns)).append_column("identity", before["identity"])
     rows = moved.filter(is_moved).to_pylist()
     difference.moved += [row["name"] for row in rows]
@@ -232,7 +234,10 @@ def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -> None:
-    """Give shards the captions and kept columns that their sources have now, where they differ."""
+    """Give shards the captions and kept columns that their sources have now, where they differ.
+
+    Kept columns that the corpus no longer has stay as they are.
+    """
     values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
     value_set = corpus["name"].combine_chunks()
     left = pa.array(sorted(leave), pa.string())
@@ -249,6 +254,8 @@ def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -
         if not differ.any():
             continue
         step.num_relabelled += int(differ.sum())
+        left_out = [name for name in kept_names(rows) if name not in now]
+        now |= {name: rows[name].combine_chunks() for name in left_out}
         step.columns[shard] = _all_rows(known, shard, rows, now)
 
 
@@ -424,9 +431,10 @@ def _is_in(column: pa.ChunkedArray, names: set[str]) -> pa.ChunkedArray:
 
 def _as_corpus(known: KnownCache, names: Sequence[str], rows: pa.Table) -> pa.Table:
     """Return known sources as a corpus has them, to be probed: captions and kept columns of their rows."""
-    kept = [rows.schema.field(name) for name in kept_names(rows)]
+    types = {name: rows.schema.field(name).type for name in kept_names(rows)} | known.kept_types()
+    kept = [pa.field(name, kind) for name, kind in types.items()]
     labels: dict[str, dict[str, Any]] = {}
-    for row in rows.select(["source", CAPTION, *(f.name for f in kept)]).to_pylist():
+    for row in rows.select(["source", CAPTION, *kept_names(rows)]).to_pylist():
         labels.setdefault(row.pop("source"), row)
     for row in known.rejected_rows().to_pylist():
         labels.setdefault(

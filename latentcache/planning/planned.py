@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.config.files import load_stored_config
+from latentcache.config.files import apply_overrides, load_stored_config
 from latentcache.config.sections import Config
 from latentcache.core.records import Bucket, ClipId, Shard, ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
@@ -56,7 +56,8 @@ class PlanReader:
         generation, part = self._buckets[shard.bucket].part_of(shard.number)
         rows = self._manifest.shard_clips
         plan = self.plan(generation, shard.bucket)
-        return self._moved(plan.slice((shard.number - part.first_shard) * rows, rows))
+        first = (shard.number - part.first_shard) * rows
+        return self._moved(plan.slice(first, rows), generation.number)
 
     def rows(self, shard: ShardId, standing: Standing | None = None) -> pa.Table:
         """Return the rows of a shard that count, with captions and kept columns as they are now.
@@ -103,26 +104,28 @@ class PlanReader:
         retired = frozenset(self.standing.rows(shard))
         return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number, retired)
 
-    def _moved(self, rows: pa.Table) -> pa.Table:
-        """Return rows of a plan with the URLs that their sources have now."""
+    def _moved(self, rows: pa.Table, generation: int) -> pa.Table:
+        """Return rows of a generation's plan with the URLs that their sources have now."""
         if not self._urls:
             return rows
-        pairs = zip(rows["source"].to_pylist(), rows["url"].to_pylist(), strict=True)
-        urls = [self._urls.get(source, url) for source, url in pairs]
+        urls = rows["url"].to_pylist()
+        for n, source in enumerate(rows["source"].to_pylist()):
+            moved_in, url = self._urls.get(source, (0, ""))
+            if moved_in > generation:
+                urls[n] = url
         at = rows.column_names.index("url")
         return rows.set_column(at, PLAN_SCHEMA.field("url"), pa.array(urls, pa.string()))
 
     @functools.cached_property
-    def _urls(self) -> dict[str, str]:
-        """The URLs of sources that have moved since they were planned."""
-        found: dict[str, str] = {}
+    def _urls(self) -> dict[str, tuple[int, str]]:
+        """The URLs of sources that have moved, and the generation that said so last."""
+        found: dict[str, tuple[int, str]] = {}
         for generation in self._manifest.generations:
             if generation.num_moved:
                 table = read_sources(self._storage, generation)
                 moved = table.filter(pc.equal(table["what"], "moved"))
-                found.update(
-                    zip(moved["source"].to_pylist(), moved["url"].to_pylist(), strict=True)
-                )
+                urls = [(generation.number, url) for url in moved["url"].to_pylist()]
+                found.update(zip(moved["source"].to_pylist(), urls, strict=True))
         return found
 
 
@@ -217,21 +220,23 @@ _FIXED = {
     "corpus.source": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.columns": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.keep": "what it keeps is planned; run precompute with the corpus to take in what is new",
+    "corpus.no_suffix": "what it encodes is planned; run precompute with the corpus to take in what is new",
     "corpus.weight": "what it keeps is planned; run precompute with the corpus to change weights",
     "corpus.per_frame": "what it keeps is planned; run precompute with the corpus to take in what is new",
 }
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for an override that could not take effect."""
-    for override in overrides:
-        key = override.partition("=")[0]
-        for name, why in _FIXED.items():
-            if f"{key}.".startswith(f"{name}."):
-                raise ConfigError(
-                    f"{key} cannot be changed in a cache that is there: {why}. Leave it out; or make "
-                    "another cache with precompute."
-                )
+    """Raise ConfigError for an override that could not take effect, be it of a key or of its section."""
+    given = apply_overrides({}, overrides)
+    for name, why in _FIXED.items():
+        section, _, key = name.partition(".")
+        inner = given.get(section)
+        if isinstance(inner, dict) and key in inner:
+            raise ConfigError(
+                f"{name} cannot be changed in a cache that is there: {why}. Leave it out; or make another "
+                "cache with precompute."
+            )
 
 
 def read_plan(storage: Storage, manifest: Manifest, folder: str, bucket: str) -> pa.Table:

@@ -59,6 +59,10 @@ class Storage:
                 "the URL of a folder is empty: give a path, or a URL such as s3://b/x"
             )
         self.url = url if url.endswith("://") else url.rstrip("/") or "/"
+        #: The URL; of a path, the absolute one, which it stays if the process goes to another folder.
+        self.absolute_url = (
+            self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
+        )
         self._options = dict(options or {})
         self._opened: tuple[int, Any, str] | None = None
         self._open()
@@ -66,11 +70,6 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, Any]]]:
         """Pickle with an absolute path: another process may be in another folder."""
         return type(self), (self.absolute_url, self._options)
-
-    @property
-    def absolute_url(self) -> str:
-        """The URL; of a path, the absolute one."""
-        return self.url if is_url(self.url) else str(Path(self.url).expanduser().absolute())
 
     def __repr__(self) -> str:
         return f"Storage({redact(self.url)!r})"
@@ -83,7 +82,7 @@ class Storage:
             ):  # forked: the parent's handles and event loops are unusable
                 options["skip_instance_cache"] = True
             try:
-                fs, root = open_filesystem(self.url, options)
+                fs, root = open_filesystem(self.absolute_url, options)
             except FileNotFoundError as error:  # of a chain the file that holds the others
                 raise StorageError(f"cannot open {redact_url(self.url)}: no such file") from error
             self._opened = (os.getpid(), fs, root.rstrip("/"))
@@ -128,8 +127,15 @@ class Storage:
 
         If several do so at once, one succeeds on local files and on stores with conditional writes (S3,
         Google); on others several may. After a lost answer it may be False although this call wrote it.
+        Where a store refuses the condition, nothing is written without it: see `LeasedStorage`. Raises
+        StorageError.
         """
         return self._write(path, data, local_files.create, remote_objects.create)
+
+    @property
+    def knows_conditions(self) -> bool:
+        """Whether its kind of storage is known for creating objects on condition."""
+        return bool(_CREATES_EXCLUSIVELY & set(protocols(self._open()[0])))
 
     def creates_exclusively(self, path: str) -> bool:
         """Tell whether the storage creates an object only if it is not there, however many try at once.
@@ -139,7 +145,7 @@ class Storage:
         name of `path`, so that what a killed process or another run has there is no object of anybody.
         Where nothing may be deleted, it stays, and is listed by `clean`. Raises StorageError.
         """
-        if not _CREATES_EXCLUSIVELY & set(protocols(self._open()[0])):
+        if not self.knows_conditions:
             return False
         path = temporary_name(path)
         try:
@@ -152,6 +158,12 @@ class Storage:
         try:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
+        except StorageError as error:
+            if retry.http_status(error) not in remote_objects.NO_CONDITIONS or retry.is_transient(
+                error
+            ):
+                raise
+            return False
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(path)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from latentcache.errors import StorageError
 from latentcache.storage.temporary import temporary_name
+
+#: Errors of file systems that have no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -34,10 +39,14 @@ def create(path: Path, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
-            if path.exists():
-                return False
-            temporary.replace(path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise StorageError(
+                f"{path} cannot be created: {path.parent} is on a file system without hard links, on which "
+                "a file is created once. The cache was made on another one. Nothing was changed. Make it "
+                "one of this file system with `latentcache copy`"
+            ) from error
     return True
 
 

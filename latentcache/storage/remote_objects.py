@@ -13,7 +13,7 @@ from latentcache.storage.temporary import temporary_name
 SHOWS_HALVES = {"sftp", "ssh"}
 RANGE_NOT_SATISFIABLE = 416
 PRECONDITION_FAILED = 412
-#: Errors with which stores without conditional writes may answer one.
+#: Statuses with which stores without conditional writes may answer one; S3's also mean other things.
 NO_CONDITIONS = (400, 405, 501)
 
 
@@ -41,12 +41,9 @@ def create(fs: Any, path: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        status = retry.http_status(error)
-        if status == PRECONDITION_FAILED:
-            return False
-        if status not in NO_CONDITIONS:
+        if retry.http_status(error) != PRECONDITION_FAILED:
             raise
-        fs.pipe_file(path, data)
+        return False
     return True
 
 

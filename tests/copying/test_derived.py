@@ -22,7 +22,7 @@ from latentcache.format.shards import get_format
 from latentcache.inspecting.verify import verify
 from latentcache.planning.create import repair_cache
 from latentcache.planning.known import KnownCache
-from latentcache.planning.planned import PlannedCache
+from latentcache.planning.planned import PlannedCache, PlanReader
 from latentcache.storage.folder import Storage
 from tests.tools import planned as tool
 from tests.tools.caches import bits_of, read_files, run_inline
@@ -263,6 +263,43 @@ def test_an_unfinished_cache_is_copied_only_where_that_is_allowed(tmp_path: Path
     run("copy", tmp_path / "cache", tmp_path / "copy", "--allow-unfinished")
     lost = set(reopened(cache).plan.table(cache.planned_shards()[2])["key"].to_pylist())
     assert clips_of(opened(tmp_path / "copy")).keys() == clips.keys() - lost
+
+
+@pytest.mark.slow
+def test_sources_whose_clips_are_still_to_come_are_not_known_in_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`precompute` on the copy takes them in: new, or changed where some of their clips are there."""
+
+    def longer(number: int, source: Any = tool._source) -> dict[str, Any]:
+        row = source(number)
+        return row if row["kind"] == "image" else {**row, "frames": 10, "duration_s": 0.4}
+
+    monkeypatch.setattr(tool, "_source", longer)
+    cache = make_cache(tmp_path)
+    whole = KnownCache(cache.storage, cache.manifest, cache.plan)
+    for number in (1, 2):
+        (tmp_path / f"cache/samples/{VIDEOS}/{number:06d}.parquet").unlink()
+        (tmp_path / f"cache/latents/{VIDEOS}/c/{number}/0/0/0/0").unlink()
+    run("copy", tmp_path / "cache", tmp_path / "copy", "--allow-unfinished")
+    there = set(opened(tmp_path / "copy").table(["key"])["key"].to_pylist())
+    clips: dict[str, set[str]] = {}
+    for _, rows in whole.shards():
+        for source, key in zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True):
+            clips.setdefault(source, set()).add(key)
+    storage = Storage(str(tmp_path / "copy"))
+    manifest = read_manifest(storage)
+    known = KnownCache(storage, manifest, PlanReader(storage, manifest)).sources
+    for name, keys in clips.items():
+        if not keys & there:
+            assert name not in known
+        elif keys <= there:
+            assert known[name] == whole.sources[name]
+        else:
+            assert known[name].identity is None
+    assert {name for name, keys in clips.items() if not keys & there} == {"v2", "v4"}
+    assert {name for name, keys in clips.items() if keys & there and keys - there} == {"v1", "v5"}
+    assert known["v9"].is_rejected
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 
 from latentcache.corpus import probe
 from latentcache.corpus.probe import probe_sources
-from latentcache.corpus.saved_probes import SavedProbes
+from latentcache.corpus.saved_probes import SavedProbes, files_of
 from latentcache.errors import MachineError
 from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.storage.folder import Storage
@@ -52,7 +52,7 @@ def saved_in(folder: Path) -> SavedProbes:
 
 def known_of(folder: Path, table: pa.Table) -> list[bool]:
     """Which sources need not be probed again."""
-    known = saved_in(folder).find(table["url"])
+    known = saved_in(folder).find(table)
     assert known is not None
     return [known.look(n, "video", False) is not None for n in range(table.num_rows)]
 
@@ -107,3 +107,16 @@ def test_no_more_sources_are_under_way_than_the_window_holds(window: int) -> Non
     probe_sources(sources(20), pool, count)
     assert max(under_way) == window + 1
     assert num_done == 20
+
+
+def test_what_was_found_of_a_file_that_was_replaced_since_does_not_count(tmp_path: Path) -> None:
+    saved = saved_in(tmp_path)
+    stamps = pa.array(["5:1", "5:2", None], pa.string())
+    table = sources(3).append_column("stamp", stamps)
+    for number, file in enumerate(files_of(table).to_pylist()):
+        saved.add(file, "video", False, {**FACTS, "identity": f"id{number}"})
+    saved.flush()
+    assert known_of(tmp_path, table) == [True, True, True]
+    replaced = pa.array(["5:1", "5:3", None], pa.string())
+    now = table.set_column(table.column_names.index("stamp"), "stamp", replaced)
+    assert known_of(tmp_path, now) == [True, False, True]

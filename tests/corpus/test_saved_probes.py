@@ -24,7 +24,7 @@ from latentcache.errors import StorageError
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.planning.plan import Plan
-from latentcache.planning.planner import plan_corpus
+from latentcache.planning.planner import Hooks, grow_cache, plan_corpus
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage
 from tests.tools.caches import ROOT, make_config, make_corpus, run_inline
@@ -85,6 +85,20 @@ def saved_in(config: Config, **changes: int) -> SavedProbes:
 def stop_planning(config: Config, after: int) -> None:
     with pytest.raises(Stopped):
         plan(config, saved_in(config), after)
+
+
+def stop_growing(config: Config, after: int) -> None:
+    """As `stop_planning`, in what `precompute` does, which looks at every file's stamp."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        grow_cache(config, hooks=Hooks(on_probed=count))
 
 
 def with_corpus(config: Config, **changes: object) -> Config:
@@ -235,7 +249,7 @@ def test_what_does_not_hold_any_more_is_passed_over(
 
 
 def test_precompute_goes_on_says_so_and_clears_up(config: Config, tmp_path: Path) -> None:
-    stop_planning(config, 9)
+    stop_growing(config, 9)
     status, printed = run_inline("precompute", tmp_path / "config.yaml")
     assert status == 3
     assert f"{SOURCES - 3} of them were probed before, by a run that was stopped" in printed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,10 +27,13 @@ from latentcache.format.fields.manifest import (
     read_field,
 )
 from latentcache.format.fields.paths import field_json_path, version_path
-from latentcache.format.fields.snapshot import publish_field
+from latentcache.format.fields.snapshot import publish_field, read_field_index
+from latentcache.planning.fields.planned import write_metadata
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.fields import FieldReader
-from tests.tools.fields import cache_of
+from latentcache.storage.folder import Storage
+from tests.tools.caches import read_files
+from tests.tools.fields import cache_of, grow
 
 SHARD = ShardId("5x64x96", 0)
 ARRAYS = (
@@ -215,3 +219,43 @@ def test_padded_arrays_are_cut_into_equal_pieces(length: int, piece: int | None)
 def test_an_array_that_cannot_be_stored_is_refused() -> None:
     with pytest.raises(ConfigError, match="'int128' cannot be stored"):
         FieldArray(name="", shape=(4,), dtype="int128")
+
+
+def test_a_run_of_before_a_cache_has_grown_publishes_all_of_its_fields(
+    cache: PlannedCache,
+) -> None:
+    """Also rows and versions that another run has planned and committed meanwhile; arrays only grow."""
+    old = field_of(cache)
+    commit(cache, old, [sample_of(row, 0) for row in range(3)])
+    grown = grow(cache, ["d"])
+    number = max(shard.number for shard in grown.planned_shards())
+    field = read_field(grown.storage, "text", grown.manifest)
+    new = ShardId(SHARD.bucket, number)
+    commit_field_shard(grown.storage, grown.manifest, field, 1, new, [sample_of(0, 1)])
+    assert create_version(grown.storage, field, "retry", 2, {SHARD: frozenset({1})})
+    field = read_field(grown.storage, "text", grown.manifest)
+    commit_field_shard(grown.storage, grown.manifest, field, 2, SHARD, [sample_of(1, 2)])
+    write_metadata(grown.storage, grown.manifest, field)
+    whole = publish_field(grown.storage, field, grown.manifest)
+    before = read_files(Path(grown.storage.url))
+    write_metadata(cache.storage, cache.manifest, old)
+    own = publish_field(cache.storage, old, cache.manifest)
+    assert read_field_index(grown.storage, field) == whole
+    assert read_files(Path(grown.storage.url)) == before
+    assert own.num_rows < whole.num_rows
+    assert own.select(["version", "bucket", "shard"]).to_pylist() == [
+        {"version": 1, "bucket": SHARD.bucket, "shard": SHARD.number}
+    ]
+
+
+def test_a_version_whose_answer_was_lost_counts(cache: PlannedCache) -> None:
+    field, create = field_of(cache), Storage.create
+
+    def lose(storage: Storage, path: str, data: bytes) -> bool:
+        create(storage, path, data)
+        return False
+
+    rows = {SHARD: frozenset({0})}
+    with mock.patch.object(Storage, "create", lose):
+        assert create_version(cache.storage, field, "repair", 1, rows)
+        assert not create_version(cache.storage, field, "repair", 1, {SHARD: frozenset({1})})

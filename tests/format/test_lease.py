@@ -204,3 +204,32 @@ def test_what_a_storage_can_is_known_of_it_and_tried(
     monkeypatch.setattr(os, "link", refuse)
     assert not Storage(str(tmp_path)).creates_exclusively(CACHE_JSON)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_store_that_refuses_conditions_is_written_to_under_the_lease(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = storage._open()[0]
+    pipe_file = fs.pipe_file
+
+    def refuse(path: str, data: bytes, mode: str = "overwrite", **options: object) -> None:
+        assert mode != "create", "what the store refuses is asked for"
+        pipe_file(path, data, **options)
+
+    monkeypatch.setattr(fs, "pipe_file", refuse)
+    with Leaseholder(lease_s=LASTS_S) as holder:
+        held = holder.over(storage, exclusive=False)
+        assert held.create("a", b"1")
+        assert not held.create("a", b"2")
+        assert held.read("a") == b"1"
+
+
+def test_a_cache_that_was_moved_to_other_storage_needs_a_lease_there(tmp_path: Path) -> None:
+    """Its cache.json says what the storage can on which it was made."""
+    moved = Storage(f"plain://{tmp_path}")
+    with Leaseholder(lease_s=LASTS_S) as holder:
+        assert isinstance(holder.over(moved, exclusive=True), lease.LeasedStorage)
+        assert read_lease(moved) is not None
+    here = Storage(str(tmp_path))
+    with Leaseholder(lease_s=LASTS_S) as holder:
+        assert holder.over(here, exclusive=True) is here

@@ -10,19 +10,22 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import jobs.clean
 import latentcache
 from latentcache.core.records import ShardId
 from latentcache.format.manifest import read_manifest
-from latentcache.format.paths import INDEX, sample_path
+from latentcache.format.paths import INDEX, generation_path, sample_path
 from latentcache.format.shards import get_format
 from latentcache.inspecting import leftovers
 from latentcache.inspecting.leftovers import YOUNG_S, find_leftovers, retired_shards
 from latentcache.inspecting.verify import verify
 from latentcache.planning.create import repair_cache
+from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.step import to_generation
 from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files
 from tests.tools.planned import fill_cache, make_cache, plan_cache
@@ -183,7 +186,11 @@ def test_a_shard_is_retired_once_all_its_rows_are(tmp_path: Path) -> None:
     prepared = retire(make_cache(tmp_path), (0, [0, 1, 2]), (1, [0, 2]))
     last = retire(prepared, (1, [1]))
     storage, manifest = last.storage, last.manifest
-    first, second, third = (generation.created_s for generation in manifest.generations)
+    written_s = {file.path: file.modified_s for file in storage.files()}
+    first, second, third = (
+        max(generation.created_s, written_s[generation_path(generation.number)] or 0.0)
+        for generation in manifest.generations
+    )
     at = {first: [], second: [0], (second + third) / 2: [0], third: [0, 1]}
     for before_s, shards in at.items():
         expected = [ShardId(BUCKET, number) for number in shards]
@@ -220,6 +227,68 @@ def test_only_the_files_of_shards_retired_long_ago_go(
         opened[n]["key"] for n in range(len(opened))
     ]
     assert not replace(prepared, manifest=again.manifest).missing_shards()
+
+
+def test_a_shard_that_the_published_snapshot_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run that retired its rows was killed before it could publish, and readers still open it."""
+    prepared, cache = make_cache(tmp_path), tmp_path / "cache"
+    published = (cache / INDEX).read_bytes()
+    retire(prepared, (0, [0, 1, 2]))
+    newest = (cache / INDEX).read_bytes()
+    (cache / INDEX).write_bytes(published)
+    before = everything(cache)
+    assert run_clean(monkeypatch, cache, "--yes", "--retired-days", 0) == 0
+    out = capsys.readouterr().out
+    assert "1 retired shards stay: the published snapshot still has them" in out
+    assert f"latentcache resume {cache}" in out
+    assert everything(cache) == before
+    opened = latentcache.open_cache(str(cache))
+    assert len([opened[n] for n in range(len(opened))]) == len(opened)
+    (cache / INDEX).write_bytes(newest)
+    assert run_clean(monkeypatch, cache, "--yes", "--retired-days", 0) == 0
+    assert "Removed 2 files, " in capsys.readouterr().out
+    assert not verify(prepared.storage).problems
+    (cache / INDEX).write_bytes(
+        published
+    )  # by a run that was halted before it could, and then killed
+    (problem,) = verify(prepared.storage).problems
+    assert (problem.path, "1 shards without a sample table" in problem.what) == (INDEX, True)
+
+
+def test_rows_that_a_machine_without_the_time_retired_are_young(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("latentcache.planning.step.time.time", lambda: 0.0)
+        last = retire(make_cache(tmp_path), (0, [0, 1, 2]))
+    assert {generation.created_s for generation in last.manifest.generations} == {0.0}
+    files, now_s = last.storage.files(), time.time()
+    assert retired_shards(last.storage, files, last.manifest, now_s - 3600) == []
+    assert retired_shards(last.storage, files, last.manifest, now_s) == [ShardId(BUCKET, 0)]
+
+
+def test_tables_of_a_step_that_is_taken_meanwhile_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a run that was halted for hours after it had written them."""
+    prepared, cache = make_cache(tmp_path), tmp_path / "cache"
+    rows = pa.table({"bucket": [BUCKET], "shard": [0], "row": [0]})
+    step = plan_repair(prepared.storage, prepared.manifest, rows)
+    generation, tables = to_generation(prepared.manifest, step)
+    for path, data in tables.items():
+        put(cache, path, 2 * YOUNG_S)
+        (cache / path).write_bytes(data)
+        os.utime(cache / path, (0, 0))
+
+    def then_count(findings: object) -> None:
+        del findings
+        prepared.storage.create(generation_path(2), generation.to_bytes())
+
+    monkeypatch.setattr(jobs.clean, "_print", then_count)
+    assert run_clean(monkeypatch, cache, "--yes") == 0
+    assert all((cache / path).exists() for path in tables)
 
 
 def test_on_s3(

@@ -107,7 +107,9 @@ def test_another_recipe_on_the_same_cache_is_refused_with_the_difference(
     assert "clips.interpolation: bicubic in the cache, bilinear now" in err
     assert "would mix two kinds of latents" in err
     err = printed_by("precompute", config, "cache.format=parquet", status=2)
+    assert "its shards are made in another way, which cannot change in a cache" in err
     assert "cache.format: zarr in the cache, parquet now" in err
+    assert "two kinds of latents" not in err
     err = printed_by("precompute", config, "encoder.store=moments", status=2)
     assert "stored: mean in the cache, moments now" in err
 

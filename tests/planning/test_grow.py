@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pytest
 
 from latentcache.core.records import ShardId
-from latentcache.format.schemas import SOURCE_SCHEMA
-from latentcache.planning.grow import _differ, failed_rows, plan_growth, plan_repair
+from latentcache.errors import ClipError
+from latentcache.format.schemas import RETIRED_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.grow import _differ, failed_rows, plan_growth, plan_repair, plan_retry
 from latentcache.planning.planned import PlannedCache
 from tests.tools.planned import fill_cache, plan_cache
 
@@ -135,3 +137,63 @@ def test_a_source_that_has_moved_is_not_planned_again(stamped: PlannedCache) -> 
     (sources,) = step.sources
     assert (sources["what"].to_pylist(), sources["url"].to_pylist()) == (["moved"], urls[:1])
     assert step.clips == {}
+
+
+class Files:
+    """What looks at the sources of `plan_cache`: all are as they were but those that cannot be read."""
+
+    window = 4
+
+    def __init__(self, *unreadable: str) -> None:
+        self._unreadable = unreadable
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def probe(self, url: str, kind: str, **_: bool) -> Future[dict[str, Any]]:
+        name = Path(url).stem
+        found: Future[dict[str, Any]] = Future()
+        if name in self._unreadable:
+            found.set_exception(ClipError("unreadable", "it is no video"))
+        else:
+            facts = {"frames": 5, "fps": 25.0, "duration_s": 0.2} if kind == "video" else {}
+            found.set_result({**facts, "height": 64, "width": 96, "identity": f"id{name[1:]}"})
+        return found
+
+
+def test_a_source_that_cannot_be_used_at_its_new_place_has_not_moved(tmp_path: Path) -> None:
+    """Else the stamp that it has there would make it one that is known to be fine."""
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    corpus = corpus_of(planned)
+    urls = [url.replace("/nowhere", "/elsewhere") for url in corpus["url"].to_pylist()]
+    at = corpus.column_names.index("url")
+    moved = corpus.set_column(at, corpus.schema.field("url"), pa.array(urls))
+    step, difference = plan_growth(planned, moved, lambda: Files("v1"))
+    assert difference.unreadable == ["v1"]
+    (sources,) = step.sources
+    assert set(sources["source"].to_pylist()) == {*corpus["name"].to_pylist()} - {"v1"}
+    assert {*difference.moved} == {*sources["source"].to_pylist()}
+
+
+def test_kept_columns_that_a_corpus_lacks_stay_where_captions_change(
+    stamped: PlannedCache,
+) -> None:
+    corpus = corpus_of(stamped, v1="another").drop_columns(["score"])
+    step, _ = plan_growth(stamped, corpus, refuse)
+    table = step.columns[ShardId(BUCKET, 0)]
+    assert table["caption"].to_pylist() == ["caption 0", "another", "caption 2"]
+    assert table["score"].to_pylist() == [0.0, 0.1, 0.2]
+
+
+def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path: Path) -> None:
+    """Where no clip has failed, too, of which the columns could be known."""
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    step, difference = plan_retry(planned, RETIRED_SCHEMA.empty_table(), Files)
+    assert difference.repaired == ["v9"]
+    ((rows,),) = step.clips.values()
+    assert rows.select(["source", "caption", "score"]).to_pylist() == [
+        {"source": "v9", "caption": "caption 9", "score": 0.9}
+    ]

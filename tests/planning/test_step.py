@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pytest
 
 from latentcache.core.records import Bucket, ShardId
 from latentcache.format.generations import digest_of, read_generations
+from latentcache.format.manifest import refresh
+from latentcache.format.paths import generation_path
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.tables import from_parquet
 from latentcache.planning.known import KnownCache, retire
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step, tables_of, to_generation, write_step
+from latentcache.storage.folder import Storage
 from tests.tools.planned import plan_cache
 
 BUCKET = Bucket(frames=5, height=64, width=96)
@@ -81,6 +85,66 @@ def test_of_two_steps_of_one_number_the_first_counts(planned: PlannedCache) -> N
     assert not write_step(storage, manifest, Step(kind="repair", retired=step_of(planned).retired))
     assert read_generations(storage) == after
     assert [generation.kind for generation in after] == ["plan", "retry"]
+
+
+def test_a_step_whose_answer_was_lost_counts(planned: PlannedCache) -> None:
+    """The store has created it, and says at the second try that it is there."""
+    create = Storage.create
+
+    def lose(storage: Storage, path: str, data: bytes) -> bool:
+        return create(storage, path, data) and path != generation_path(2)
+
+    with mock.patch.object(Storage, "create", lose):
+        assert write_step(planned.storage, planned.manifest, step_of(planned))
+
+
+def test_tables_that_are_cleaned_before_their_step_counts_are_put_back(
+    planned: PlannedCache,
+) -> None:
+    """A run that was halted for hours between its tables and its step: they were of no generation."""
+    create, step = Storage.create, step_of(planned)
+    tables = to_generation(planned.manifest, step)[1]
+
+    def clean_first(storage: Storage, path: str, data: bytes) -> bool:
+        if path == generation_path(2):
+            for table in tables:
+                storage.delete(table)
+        return create(storage, path, data)
+
+    with mock.patch.object(Storage, "create", clean_first):
+        assert write_step(planned.storage, planned.manifest, step)
+    assert {path: planned.storage.read(path) for path in tables} == tables
+
+
+def test_a_source_is_read_where_it_was_found_last(planned: PlannedCache) -> None:
+    """It has moved, and then its content has changed at a third place: that is in its plan."""
+    storage, names = planned.storage, ("source", "url", "kind", "identity", "stamp")
+
+    def say(what: str, url: str, *clips: pa.Table) -> PlannedCache:
+        manifest = refresh(storage, planned.manifest)
+        step = Step(kind="grow", clips={BUCKET: [*clips]} if clips else {})
+        said = dict(zip(names, ("v0", url, "video", "id", None), strict=True))
+        step.add_sources(pa.table({n: pa.array([v], pa.string()) for n, v in said.items()}), what)
+        assert write_step(storage, manifest, step)
+        return PlannedCache(
+            config=planned.config, manifest=refresh(storage, manifest), storage=storage
+        )
+
+    old, (bucket,) = (
+        ShardId(BUCKET.name, 0),
+        (b for b in planned.manifest.buckets if b.name == BUCKET.name),
+    )
+    new = ShardId(BUCKET.name, bucket.num_shards)
+    say("moved", "/second/v0.mp4")
+    rows = rows_of(planned, "v0").drop_columns(["bucket"])
+    url = rows.column_names.index("url")
+    rows = rows.set_column(url, "url", pa.array(["/third/v0.mp4"]))
+    now = say("planned", "/third/v0.mp4", rows)
+    assert now.plan.table(new)["url"].to_pylist() == ["/third/v0.mp4"]
+    assert now.plan.table(old)["url"].to_pylist()[0] == "/second/v0.mp4"
+    now = say("moved", "/fourth/v0.mp4")
+    for shard in (old, new):
+        assert now.plan.table(shard)["url"].to_pylist()[0] == "/fourth/v0.mp4"
 
 
 def test_an_empty_step_is_nothing_to_do(planned: PlannedCache) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,19 @@ def test_travels_by_pickle_and_shows_no_options(place: tuple[str, dict[str, Any]
 def test_a_place_where_no_folder_can_be_is_said_before_anything_is_written() -> None:
     with pytest.raises(StorageError, match="there is no such bucket or folder"):
         Storage("/proc/nope").creates_exclusively("cache.json")
+
+
+def test_a_relative_path_stays_where_it_was_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Storage("cache")
+    store.write("a", b"1")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+    opened = store._opened
+    assert opened is not None
+    store._opened = (0, *opened[1:])  # as in a process that was forked
+    assert store.read("a") == b"1"
+    assert (store.url, store.absolute_url) == ("cache", str(tmp_path / "cache"))

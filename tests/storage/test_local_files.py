@@ -62,19 +62,8 @@ def test_concurrent_local_writes_give_one_of_them_whole(tmp_path: Path) -> None:
     assert store.list("") == {"a": 100_000}
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_of_concurrent_creations_one_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
+def test_of_concurrent_creations_one_succeeds(tmp_path: Path) -> None:
     store = Storage(str(tmp_path / "cache"))
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
-        assert [store.create("x", b"0"), store.create("x", b"1")] == [True, False]
-        assert store.read("x") == b"0"
-        return
     created: list[int] = []
     start = threading.Barrier(8)
 
@@ -127,3 +116,16 @@ def test_missing_permission_says_so_and_is_not_tried_again(
     with pytest.raises(StorageError, match=r"Permission denied.*Check the permissions"):
         Storage(str(tmp_path)).write("a", b"1")
     assert len(tries) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match=r"file system without hard links.*latentcache copy"):
+        Storage(str(tmp_path)).create("a", b"1")
+    assert not list(tmp_path.iterdir())

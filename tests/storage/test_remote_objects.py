@@ -54,29 +54,48 @@ def test_an_s3_write_is_one_put(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None
     assert calls == ["put_object"]
 
 
-@pytest.mark.parametrize("status", [None, 400, 405, 501])
-def test_an_s3_object_is_created_where_there_is_none(
-    s3: S3, monkeypatch: pytest.MonkeyPatch, status: int | None
+@pytest.mark.parametrize(
+    ("code", "status", "times"),
+    [
+        ("NotImplemented", 501, None),
+        ("MethodNotAllowed", 405, None),
+        ("InvalidArgument", 400, None),  # as of a store that does not know the condition
+        ("BadDigest", 400, None),  # which says nothing of the condition
+        ("RequestTimeout", 400, 1),  # nor does this, and it passes
+    ],
+)
+def test_an_s3_object_is_never_written_without_the_condition(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, code: str, status: int, times: int | None
 ) -> None:
+    """Whatever the store answers, an object that is there stays as it is."""
     store = Storage(f"{s3.url}/cache", s3.options)
+    store.write("cache.json", b"theirs")
     fs = store._open()[0]
+    refused: list[str] = []
     pipe_file = fs.pipe_file
 
-    def conditions_unknown(path: str, data: bytes, **options: Any) -> None:
-        if options.get("mode") == "create":
+    def refuse(path: str, data: bytes, **options: Any) -> None:
+        if options.get("mode") == "create" and len(refused) != times:
+            refused.append(path)
             response: Any = {
-                "Error": {"Code": "NotImplemented"},
+                "Error": {"Code": code},
                 "ResponseMetadata": {"HTTPStatusCode": status},
             }
-            unknown = ClientError(response, "PutObject")
-            raise OSError(errno.ENOSYS, "A header implies what is not implemented") from unknown
+            raise OSError(errno.EIO, "A header is not as it should be") from ClientError(
+                response, "PutObject"
+            )
         pipe_file(path, data, **options)
 
-    if status:
-        monkeypatch.setattr(fs, "pipe_file", conditions_unknown)
-    assert store.create("cache.json", b"first")
-    assert store.read("cache.json") == b"first"
-    assert store.create("cache.json", b"second") == bool(status)
+    monkeypatch.setattr(fs, "pipe_file", refuse)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.0)
+    if times:
+        assert not store.create("cache.json", b"mine")
+    else:
+        with pytest.raises(StorageError):
+            store.create("cache.json", b"mine")
+        assert not store.creates_exclusively("cache.json")
+    assert store.read("cache.json") == b"theirs"
+    assert refused
 
 
 def test_a_large_s3_write_appears_when_it_is_complete(

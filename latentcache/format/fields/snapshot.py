@@ -21,13 +21,13 @@ from latentcache.errors import CorruptionError
 from latentcache.format.changes import Standing
 from latentcache.format.damage import damaged
 from latentcache.format.fields.commit import read_field_table, report_of
-from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.manifest import FieldManifest, refresh_field
 from latentcache.format.fields.paths import (
     field_index_path,
     field_sample_path,
     field_samples_folder,
 )
-from latentcache.format.manifest import Manifest
+from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.paths import sample_prefixes, shard_of_sample_file
 from latentcache.format.rounds import OTHERS_GO_ON, ROUNDS
 from latentcache.format.schemas import check_columns, check_facts, plan_facts
@@ -161,19 +161,32 @@ def known_field_rows(storage: Storage, field: FieldManifest) -> list[dict[str, A
 
 
 def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) -> pa.Table:
-    """Write the snapshot of all that is committed now, whoever did it, and return it.
+    """Write the snapshot of all that is committed now, whoever did it and has planned it meanwhile.
 
-    A run that goes on beside this one publishes what it commits after the last round.
+    Returns the rows of it that are of the shards and versions that were given. A run that goes on beside
+    this one publishes what it commits after the last round.
     """
+    newest, now = field, manifest
     for _ in range(ROUNDS):
+        now = refresh(storage, now)
+        newest = refresh_field(storage, newest, now)
         known = known_field_rows(storage, field)
-        table = build_field_index(storage, field, manifest, known)
+        table = build_field_index(storage, newest, now, known)
         if known == table.to_pylist() and storage.exists(field_index_path(field.name)):
-            return table
+            return _within(table, field, manifest)
         data = to_parquet(table, plan_facts(field.fingerprint))
         storage.write(field_index_path(field.name), data)
     log.warning(OTHERS_GO_ON)
-    return table
+    return _within(table, field, manifest)
+
+
+def _within(table: pa.Table, field: FieldManifest, manifest: Manifest) -> pa.Table:
+    """Return the rows of a snapshot that are of a field's versions and a cache's planned shards."""
+    num_shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
+    places = zip(table["bucket"].to_pylist(), table["shard"].to_pylist(), strict=True)
+    is_planned = pa.array([n < num_shards.get(bucket, 0) for bucket, n in places], pa.bool_())
+    is_known = pc.less_equal(table["version"], len(field.all_versions))
+    return table.filter(pc.and_(is_planned, is_known))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from latentcache.format.parquet_bounds import (
 from latentcache.format.shards import parquet_pack
 from latentcache.format.shards.protocol import ArrayLayout, EncodedShard, StoredChunk
 from latentcache.format.shards.ranges import (
+    MISSING,
     ShardObject,
     check_rows,
     damaged,
@@ -182,7 +183,7 @@ class ParquetFormat:
     def _footer(
         self, storage: Storage, layout: ArrayLayout, index: int, path: str, chunk: ChunkRef
     ) -> _Footer:
-        key = (storage.url, path)
+        key = (storage.absolute_url, path)
         footer = self._footers.get(key)
         if footer is not None and footer.find(chunk) is not None:
             return footer  # else the file was not read yet
@@ -190,7 +191,9 @@ class ParquetFormat:
             footer = _read_footer(storage, path)
         except StorageError:
             raise
-        except (FileNotFoundError, pa.ArrowException, OSError, ValueError) as error:
+        except FileNotFoundError:
+            raise damaged(layout, index, chunk.row, path, MISSING) from None
+        except (pa.ArrowException, OSError, ValueError) as error:
             what = f"its footer cannot be read ({error})"
             raise damaged(layout, index, chunk.row, path, what) from error
         self._footers.put(key, footer)

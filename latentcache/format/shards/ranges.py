@@ -18,6 +18,7 @@ from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.errors import CorruptionError
+from latentcache.format.damage import CLEANED
 from latentcache.format.shards.protocol import LATENTS, ArrayLayout, Format
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -37,6 +38,8 @@ ROW_OVERHEAD_BYTES = 1 << 20
 FILE_OVERHEAD_BYTES = 1 << 20
 #: Far beyond any object.
 MAX_OFFSET = 1 << 50
+#: What is wrong with an object that is not there.
+MISSING = "the object is missing"
 
 
 def check_rows(
@@ -70,8 +73,9 @@ def damaged(
 ) -> CorruptionError:
     """Return the error for stored bytes that cannot be what was committed."""
     lost = "latents are" if layout.folder == LATENTS else "field's values are"
+    begin = f"{CLEANED}. Else the" if what == MISSING else "The"
     return CorruptionError(
-        f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. The "
+        f"{where(layout, index, row)}: {what} ({path}), although its sample table says ok. {begin} "
         f"{lost} lost or damaged: `latentcache verify URL --repair` plans the clip again, and "
         "`latentcache resume URL` then encodes it."
     )
@@ -129,7 +133,7 @@ def read_chunks(
             yield from _read_remote(shard, chunks, into)
     except FileNotFoundError:
         row = chunks[0].row if len(chunks) == 1 else None
-        raise shard.damaged(row, "the object is missing") from None
+        raise shard.damaged(row, MISSING) from None
 
 
 def read_whole(

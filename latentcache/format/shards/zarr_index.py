@@ -14,7 +14,7 @@ from latentcache.core.lru import Lru
 from latentcache.core.records import ChunkRef
 from latentcache.format.shards.pieces import CRC_BYTES, crc32c
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.shards.ranges import ShardObject
+from latentcache.format.shards.ranges import MISSING, ShardObject
 
 INDEX_ENTRY_BYTES = 16
 #: Offset and length of an absent chunk in a shard index.
@@ -46,7 +46,7 @@ class Indices:
 
         chunks: those that are wanted. It is read again if it does not fit them: the object has changed.
         """
-        key = (shard.storage.url, shard.path)
+        key = (shard.storage.absolute_url, shard.path)
         kept = self._kept.get(key)
         if kept is not None and _misfit(kept, chunks) is None:
             return kept
@@ -62,7 +62,7 @@ def _read(shard: ShardObject, row: int) -> Array:
     try:
         start = shard.storage.size(shard.path) - length
     except FileNotFoundError:
-        raise shard.damaged(row, "the object is missing") from None
+        raise shard.damaged(row, MISSING) from None
     data = shard.storage.read_ranges(shard.path, [(max(0, start), length)])[0]
     if len(data) < length or start < 0:
         raise shard.damaged(row, "the object is too short for its index")

@@ -41,7 +41,7 @@ from latentcache.format.manifest import Manifest, read_manifest, recipe_differen
 from latentcache.format.per_frame import names_in
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
-from latentcache.format.tables import read_bounded
+from latentcache.planning.create import write_arrays
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.planned import PlannedCache
@@ -323,18 +323,20 @@ def write_field_metadata(planned: PlannedField) -> None:
 
 def write_metadata(storage: Storage, manifest: Manifest, field: FieldManifest) -> None:
     """Write the arrays' metadata of a field as `write_field_metadata` does."""
-    if field.kind == "view":
-        return
-    shard_format = get_format(manifest.format)
+    if field.kind != "view":
+        write_arrays(storage, manifest, functools.partial(_metadata, field))
+
+
+def _metadata(field: FieldManifest, manifest: Manifest) -> Mapping[str, bytes]:
+    """Return the metadata of a field's arrays by path."""
+    found: dict[str, bytes] = {}
     for version in field.all_versions:
         buckets = {shard.bucket for shard in version.rows or ()}
         for bucket in manifest.buckets:
-            if version.rows is not None and bucket.name not in buckets:
-                continue
-            layouts = field.layouts(manifest, version.number, bucket.name)
-            for path, data in shard_format.metadata(layouts).items():
-                if _read(storage, path) != data:
-                    storage.write(path, data)
+            if version.rows is None or bucket.name in buckets:
+                layouts = field.layouts(manifest, version.number, bucket.name)
+                found |= get_format(manifest.format).metadata(layouts)
+    return found
 
 
 def repair_field(
@@ -348,13 +350,6 @@ def repair_field(
         field = refresh_field(storage, field, manifest)
         if create_version(storage, field, "repair", len(manifest.generations), rows):
             return sum(map(len, rows.values()))
-
-
-def _read(storage: Storage, path: str) -> bytes | None:
-    try:
-        return read_bounded(storage, path)
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) -> PlannedField:
