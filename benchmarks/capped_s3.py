@@ -175,12 +175,19 @@ class Server:
                 request = await _read_request(reader)
                 if request.path == COUNTS:
                     reply = Reply("200 OK", body=json.dumps(self._bytes_of).encode())
+                    await self._send(writer, request, reply, is_counted=False)
                 else:
-                    reply = answer(self._root, request)
-                await self._send(writer, request, reply)
+                    await self._send(writer, request, answer(self._root, request))
         writer.close()
 
-    async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> None:
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        request: Request,
+        reply: Reply,
+        *,
+        is_counted: bool = True,
+    ) -> None:
         length = reply.length if reply.file else len(reply.body)
         headers = {"Content-Length": str(length), "Server": "capped", **reply.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -190,8 +197,9 @@ class Server:
                 await self._cap.take(len(piece))
                 writer.write(piece)
                 await writer.drain()
-                self._num_bytes.value += len(piece)
-                self._bytes_of[request.path.lstrip("/")] += len(piece)
+                if is_counted:
+                    self._num_bytes.value += len(piece)
+                    self._bytes_of[request.path.lstrip("/")] += len(piece)
         await writer.drain()
 
 
