@@ -367,7 +367,8 @@ def plan_retry(
     difference.num_probed = probed.num_rows
     difference.num_rejected = len(known.rejected)
     rejected = set(_plan(planned, probed).rejected["source"].to_pylist())
-    taken, again, changed, repaired = [], set[str](), [], []
+    taken, again = list[bool](), set[str]()
+    changed, repaired = list[str](), list[str]()
     for row in probed.select(["name", "identity"]).to_pylist():
         before = known.sources[row["name"]]
         is_same = row["identity"] == before.identity and not before.is_rejected
