@@ -12,10 +12,13 @@ import argparse
 import asyncio
 import contextlib
 import email.utils
+import json
 import multiprocessing
 import re
 import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +31,8 @@ PIECE_BYTES = 256 << 10
 #: How late the server may be, in seconds, and still catch up: the grain of its timer.
 CREDIT_S = 0.01
 MAX_KEYS = 1000
+#: Where the server says what it has sent of each object: no bucket has such a name.
+COUNTS = "/-/bytes"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -161,16 +166,28 @@ class Server:
 
     def __init__(self, root: Path, rate: float | None, num_bytes: Any) -> None:
         self._root, self._cap, self._num_bytes = root, Cap(rate), num_bytes
+        self._bytes_of: Counter[str] = Counter()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection until it is closed."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 request = await _read_request(reader)
-                await self._send(writer, request, answer(self._root, request))
+                if request.path == COUNTS:
+                    reply = Reply("200 OK", body=json.dumps(self._bytes_of).encode())
+                    await self._send(writer, request, reply, is_counted=False)
+                else:
+                    await self._send(writer, request, answer(self._root, request))
         writer.close()
 
-    async def _send(self, writer: asyncio.StreamWriter, request: Request, reply: Reply) -> None:
+    async def _send(
+        self,
+        writer: asyncio.StreamWriter,
+        request: Request,
+        reply: Reply,
+        *,
+        is_counted: bool = True,
+    ) -> None:
         length = reply.length if reply.file else len(reply.body)
         headers = {"Content-Length": str(length), "Server": "capped", **reply.headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -180,7 +197,9 @@ class Server:
                 await self._cap.take(len(piece))
                 writer.write(piece)
                 await writer.drain()
-                self._num_bytes.value += len(piece)
+                if is_counted:
+                    self._num_bytes.value += len(piece)
+                    self._bytes_of[request.path.lstrip("/")] += len(piece)
         await writer.drain()
 
 
@@ -217,6 +236,11 @@ class Running:
     @property
     def num_bytes(self) -> int:
         return int(self._counter.value)
+
+    def bytes_of(self) -> Counter[str]:
+        """How much has been sent so far, by `bucket/key`."""
+        with urllib.request.urlopen(f"{self.endpoint}{COUNTS}") as answered:
+            return Counter(json.load(answered))
 
     def http_url(self, bucket: str, key: str) -> str:
         """The URL of an object for plain HTTP clients."""

@@ -3,24 +3,26 @@
     python benchmarks/grow.py [--sources 1000000] [--folder /tmp/grow]
 
 Sources are rows of a Parquet table with one file behind them, and are not opened: what probing would find
-is made up, so that only planning and its tables are measured. Nothing is encoded.
+is made up, so that only planning and its tables are measured. Nothing is encoded. Each step is a process
+of its own, whose memory after its imports is told apart from what the sources take.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import multiprocessing
 import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -53,22 +55,42 @@ class Made:
 
 def write_corpus(path: Path, video: Path, num: int, num_recaptioned: int) -> None:
     """Write a table of `num` sources; the first `num_recaptioned` have other captions."""
-    numbers = np.arange(num)
-    words = np.where(numbers < num_recaptioned, "another", "a")
+    numbers = pa.array(np.arange(num))
+    words = pc.if_else(pc.less(numbers, num_recaptioned), "another", "a")
+    text = numbers.cast(pa.string())
     table = pa.table(
         {
-            "video": pa.array([str(video)] * num),
-            "key": [f"clip-{n:08d}" for n in numbers],
+            "video": pa.repeat(str(video), num),
+            "key": pc.binary_join_element_wise("clip-", pc.utf8_lpad(text, 8, "0"), ""),
             "frames": np.full(num, FRAMES),
             "fps": np.full(num, 24.0),
             "height": np.full(num, 480),
             "width": np.full(num, 832),
-            "caption": [
-                f"{word} caption of clip {n}" for word, n in zip(words, numbers, strict=True)
-            ],
+            "caption": pc.binary_join_element_wise(words, " caption of clip ", text, ""),
         }
     )
     pq.write_table(table, path)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+
+def grow(path: str) -> tuple[float, int, int, int, int]:
+    """Take in what a corpus has now.
+
+    Returns seconds, sources that were probed, clips with other captions, and this process's largest
+    memory before and afterwards.
+    """
+    config, found = load_config(path), list[Difference]()
+    hooks = planner.Hooks(on_step=lambda _p, _s, difference: found.append(difference))
+    before_bytes, before = peak_bytes(), time.perf_counter()
+    with mock.patch.object(planner, "probing_pool", return_value=Made()):
+        planner.grow_cache(config, hooks=hooks)
+    took_s = time.perf_counter() - before
+    return took_s, found[0].num_probed, found[0].num_relabelled, before_bytes, peak_bytes()
 
 
 def main() -> None:
@@ -78,6 +100,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to write (a temporary folder)")
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="latentcache-grow-"))
+    folder.mkdir(parents=True, exist_ok=True)
     video, table = folder / "video.mp4", folder / "corpus.parquet"
     video.write_bytes(b"not opened")
     columns = {n: n for n in ("video", "key", "frames", "fps", "height", "width", "caption")}
@@ -89,7 +112,6 @@ def main() -> None:
         clips={"frames": FRAMES, "size": [480, 832], "select": "first"},
         cache={"url": str(folder / "cache"), "shard_clips": 64},
     )
-    config = load_config(str(path))
     one_percent = args.sources // 100
     steps = {
         "plan": (args.sources, 0),
@@ -97,20 +119,16 @@ def main() -> None:
         "grow by 1 %": (args.sources + one_percent, 0),
         "recaption 1 %": (args.sources + one_percent, one_percent),
     }
-    with mock.patch.object(planner, "probing_pool", return_value=Made()):
-        for name, (num, recaptioned) in steps.items():
-            write_corpus(table, video, num, recaptioned)
-            found: list[Difference] = []
-            hooks = planner.Hooks(on_step=lambda _p, _s, difference: found.append(difference))  # noqa: B023
-            before = time.perf_counter()
-            planner.grow_cache(config, hooks=hooks)
-            took_s = time.perf_counter() - before
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            print(
-                f"{name:16}{took_s:>8.1f} s {found[0].num_probed:>9} probed "
-                f"{found[0].num_relabelled:>8} recaptioned; the process took at most {peak} MiB",
-                flush=True,
-            )
+    spawn = multiprocessing.get_context("spawn")
+    for name, (num, recaptioned) in steps.items():
+        write_corpus(table, video, num, recaptioned)
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            took_s, probed, relabelled, before, peak = process.submit(grow, str(path)).result()
+        print(
+            f"{name:16}{took_s:>8.1f} s {probed:>9} probed {relabelled:>8} recaptioned; at most "
+            f"{peak >> 20} MiB, {before >> 20} of them before: {(peak - before) / num:.0f} bytes a source",
+            flush=True,
+        )
     if args.folder is None:
         shutil.rmtree(folder)
 

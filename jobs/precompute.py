@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -172,16 +171,16 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         ("kept", difference.unreadable, ", which cannot be used now; their clips stay"),
     ]
     for word, names, what in kinds:
-        if names:
+        if len(names):
             print(f"{word:<9}{len(names)} sources{what}: {_some(names)}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: pa.ChunkedArray) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(printable, names[:NAMED])) + more
+    return ", ".join(map(printable, names[:NAMED].to_pylist())) + more
 
 
 def _print_buckets(manifest: Manifest, step: Step) -> None:
@@ -200,7 +199,7 @@ def _print_buckets(manifest: Manifest, step: Step) -> None:
 
 def _print_notes(difference: Difference) -> None:
     for note in difference.notes:
-        names = f": {_some(note.names)}" if note.names else ""
+        names = f": {_some(note.names)}" if len(note.names) else ""
         print(f"{note.what:<9}{note.text}{names}")
 
 

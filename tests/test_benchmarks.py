@@ -44,10 +44,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:Depr
 
 def test_the_s3_server_gives_objects_ranges_and_tails_and_counts_what_it_sent(served):
     folder, server = served
-    fs, before = client(server.endpoint), server.num_bytes
+    fs, before, of_each = client(server.endpoint), server.num_bytes, server.bytes_of()
     data = (folder / "bucket/in/3 &.bin").read_bytes()
     assert fs.cat_file("bucket/in/3 &.bin") == data
     assert server.num_bytes - before == len(data)
+    assert server.bytes_of() - of_each == {"bucket/in/3 &.bin": len(data)}
     assert fs.cat_file("bucket/in/3 &.bin", start=10, end=20) == data[10:20]
     assert fs.cat_file("bucket/in/3 &.bin", start=-7) == data[-7:]
     assert fs.info("bucket/in/3 &.bin")["size"] == len(data)

@@ -32,8 +32,8 @@ def seal_json(data: Mapping[str, Any]) -> bytes:
 def seal(data: bytes) -> bytes:
     """Return `data`, which has EMPTY under KEY, with its CRC32C there."""
     place = _place(data)
-    digits = _crc(data, place).encode()
-    return b"".join([data[:place], digits, data[place + len(EMPTY) :]])
+    digits, view = _crc(data, place).encode(), memoryview(data)  # slices of bytes would be copies
+    return b"".join([view[:place], digits, view[place + len(EMPTY) :]])
 
 
 def check(data: bytes) -> None:

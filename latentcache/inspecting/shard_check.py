@@ -35,7 +35,8 @@ class ShardCheck:
 
     rows: those whose clips are to be encoded again. is_spent: a clip that no longer counts is damaged,
     which is no problem. is_derived: the sample table is damaged, and its object, from which it is written
-    again, is not. num_clips, num_bytes: clips that were decompressed, and bytes that were read.
+    again, is not. num_clips, num_bytes: clips that were decompressed, and bytes that were read. outcomes:
+    row, status and length of the sample table, None if it is damaged; table_bytes: of its file.
     """
 
     shard: ShardId
@@ -45,6 +46,8 @@ class ShardCheck:
     is_derived: bool = False
     num_clips: int = 0
     num_bytes: int = 0
+    outcomes: pa.Table | None = None
+    table_bytes: int = 0
 
 
 def check_shard(
@@ -122,7 +125,7 @@ def _read_derived(
     """Return the sample table, from its object if it is itself damaged; None if neither can be read."""
     path = sample_path(*shard)
     try:
-        table, _ = read_sized_table(storage, path)
+        table, table_bytes = read_sized_table(storage, path)
         check_samples(table)
         object_facts(table, manifest.fingerprint)
         _check_place(table, shard)
@@ -132,6 +135,7 @@ def _read_derived(
             return None
         check.is_derived = True
         return from_parquet(embedded)
+    check.outcomes, check.table_bytes = table.select(["row", "status", "length"]), table_bytes
     return table
 
 

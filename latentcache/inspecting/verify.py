@@ -44,12 +44,14 @@ from latentcache.format.quantiser import read_quantiser_bytes
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.format.snapshot import (
+    Row,
     check_index,
     committed_places,
     generation_of,
     make_index,
     read_index,
     shard_of,
+    summarise,
 )
 from latentcache.format.tables import read_bounded, read_table
 from latentcache.inspecting.field_check import FieldFindings, check_fields, write_derived_fields
@@ -116,12 +118,14 @@ def verify(
     standing = changes.among(set(there))
     found = _that_count(manifest, there, standing)
     on_start(sum(map(len, found.values())))
+    rows: dict[ShardId, Row | None] = {}
     for name, numbers in found.items():
         shards = [ShardId(name, number) for number in numbers]
         for check in _check_shards(storage, manifest, standing, name, shards, reader):
             _take(findings, check, standing)
+            rows[check.shard] = _row_of(check, standing)
             on_shard()
-    _check_snapshot(storage, manifest, standing, findings, found, set(there))
+    _check_snapshot(storage, manifest, standing, findings, rows, set(there))
     _note_missing(manifest, standing, findings, found)
     for of_field in check_fields(storage, manifest, changes.planned()):
         findings.fields.append(of_field)
@@ -280,7 +284,7 @@ def _check_shards(
         return check_shard(storage, manifest, layout, *item, retired) if found.problems else found
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting = iter([(shard, _planned(reader, shard)) for shard in shards])
+        waiting = ((shard, _planned(reader, shard)) for shard in shards)
         while window := list(itertools.islice(waiting, WINDOW)):
             yield from pool.map(check, window)
 
@@ -310,14 +314,25 @@ def _take(findings: Findings, check: ShardCheck, standing: Standing) -> None:
         findings.sound.append(check.shard)
 
 
+def _row_of(check: ShardCheck, standing: Standing) -> Row | None:
+    """Return what the snapshot should say of a shard; None if its sample table is damaged."""
+    if check.outcomes is None:
+        return None
+    return summarise(check.outcomes, check.shard, check.table_bytes, standing)
+
+
 def _check_snapshot(
     storage: Storage,
     manifest: Manifest,
     standing: Standing,
     findings: Findings,
-    found: Mapping[str, Sequence[int]],
+    rows: Mapping[ShardId, Row | None],
     committed: Collection[ShardId],
 ) -> None:
+    """Compare the snapshot with the committed shards.
+
+    rows: what it should say of those that count; committed: all that there are.
+    """
     try:
         table = read_index(storage)
         check_index(table, manifest)
@@ -330,7 +345,6 @@ def _check_snapshot(
     except ValueError as error:
         findings.add(INDEX, f"{error}. {advice(redact(storage.url), INDEX)}")
         return
-    there = {ShardId(bucket, number) for bucket, numbers in found.items() for number in numbers}
     retired = standing.retired_shards(manifest)
     every = {shard_of(row): row for row in table.to_pylist()}
     gone = sorted(every.keys() - committed)  # retired ones too: readers would look for them
@@ -338,7 +352,7 @@ def _check_snapshot(
     wrong = []
     if not findings.problems:  # else what the rows should say cannot be read
         at = manifest.at(generation_of(table))
-        sound = dict.fromkeys(listed.keys() & there)
+        sound = {shard: rows[shard] for shard in listed.keys() & rows.keys()}
         expected = make_index(storage, at, read_changes(storage, at), sound)
         wrong = sorted(s for row in expected.to_pylist() if listed[s := shard_of(row)] != row)
     for shards, what in (
@@ -348,7 +362,7 @@ def _check_snapshot(
         if shards:
             text = f"it lists {len(shards)} shards {what}, such as {shards[0].name}"
             findings.add(INDEX, f"{text}. {advice(redact(storage.url), INDEX)}")
-    if unlisted := len(there - listed.keys()):
+    if unlisted := len(rows.keys() - listed.keys()):
         findings.notes.append(f"{unlisted} committed shards are not in the snapshot yet")
 
 

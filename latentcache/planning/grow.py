@@ -6,7 +6,7 @@ is not opened again. Captions and kept columns do not determine latents, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from latentcache.format.samples import read_samples
 from latentcache.format.schemas import PROBE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.masks import Mask, chosen, mask_of, no_names, same
 from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import CHUNK_ROWS, Plan, kept_names, make_plan
 from latentcache.planning.planned import PlannedCache, PlanReader
@@ -40,19 +41,21 @@ CHANGED, REMOVED, RETRIED, DAMAGED = "source changed", "removed", "tried again",
 class Difference:
     """How a corpus differs from what a cache knows: names of sources, and clips with other captions.
 
+    Names are Arrow's arrays: ten million of Python's strings take 0.7 GB.
+
     unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
 
-    new: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    repaired: list[str] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
-    moved: list[str] = field(default_factory=list)
-    retried: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    new: pa.ChunkedArray = field(default_factory=no_names)
+    changed: pa.ChunkedArray = field(default_factory=no_names)
+    repaired: pa.ChunkedArray = field(default_factory=no_names)
+    rejected: pa.ChunkedArray = field(default_factory=no_names)
+    gone: pa.ChunkedArray = field(default_factory=no_names)
+    moved: pa.ChunkedArray = field(default_factory=no_names)
+    retried: pa.ChunkedArray = field(default_factory=no_names)
+    unreadable: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0
@@ -81,24 +84,27 @@ def plan_growth(
     corpus = _as_known(corpus, known).append_column("stamp", stamps)
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
-    probed = _probe(corpus.filter(pa.array(mask)), pool, on_probed, saved)
+    probed = _probe(chosen(corpus, mask), pool, on_probed, saved)
     difference.num_probed = probed.num_rows
-    rejected = set(_plan(planned, probed).rejected["source"].to_pylist())
-    fresh = _sort_out(probed, rejected, known, difference)
+    plan = _plan(planned, probed)
+    fresh = _sort_out(probed, plan.rejected["source"], known, difference)
     difference.num_same = corpus.num_rows - fresh.num_rows
     step = Step(kind="grow" if planned.manifest.generations else "plan")
-    plan = _plan(planned, fresh)
+    if fresh.num_rows < probed.num_rows:
+        del plan  # before there is another one
+        plan = _plan(planned, fresh)
     add_plan(step, plan, fresh)
     auto = planned.config.cache.shard_clips == "auto"
     shard_clips = 0 if auto else planned.manifest.shard_clips
     difference.notes = notes(fresh, plan.buckets, planned.config.clips, shard_clips)
     difference.gone = known.sources.without(corpus["name"])
+    pruned = difference.gone if prune else no_names()
     _retire(step, known, difference.changed, CHANGED)
-    if prune and difference.gone:
-        step.add_sources(as_sources(known, difference.gone), "gone")
-        _retire(step, known, difference.gone, REMOVED)
+    step.add_sources(as_sources(known, pruned), "gone")
+    _retire(step, known, pruned, REMOVED)
     _move(step, known, corpus, fresh, difference)
-    _relabel(step, known, corpus, {*difference.changed, *(difference.gone if prune else ())})
+    leave = pa.chunked_array([*difference.changed.chunks, *pruned.chunks], pa.string())
+    _relabel(step, known, corpus, leave)
     difference.num_relabelled = step.num_relabelled
     return step, difference
 
@@ -116,12 +122,11 @@ def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
     return batches
 
 
-def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> np.ndarray[Any, Any]:
+def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> Mask:
     """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing."""
     at = known.sources.places(corpus["name"])
     stamps, what = (known.sources.table[name].take(at) for name in ("stamp", "what"))
-    is_same = pc.and_(pc.equal(corpus["stamp"], stamps), pc.not_equal(what, "rejected"))
-    is_known = np.asarray(pc.fill_null(is_same, False).to_numpy(), bool)
+    is_known = mask_of(pc.and_(pc.equal(corpus["stamp"], stamps), pc.not_equal(what, "rejected")))
     return np.ones(len(is_known), bool) if check_content else ~is_known
 
 
@@ -141,31 +146,29 @@ def _probe(
 
 
 def _sort_out(
-    probed: pa.Table, rejected: set[str], known: KnownCache, difference: Difference
+    probed: pa.Table, rejected: pa.ChunkedArray, known: KnownCache, difference: Difference
 ) -> pa.Table:
     """Return the probed sources that are to be planned, and name what they are."""
-    taken: list[bool] = []
-    places = known.sources.places(probed["name"])
-    facts = probed.select(["name", "identity", "stamp"]).append_column("at", places)
-    for row in _rows(facts):
-        before = None if row["at"] is None else known.sources.at(row["at"])
-        failed = row["name"] in rejected
-        if before is None:
-            (difference.rejected if failed else difference.new).append(row["name"])
-        elif before.is_rejected:
-            if failed and row["stamp"] == before.stamp:
-                taken.append(False)
-                continue
-            (difference.rejected if failed else difference.repaired).append(row["name"])
-        elif failed or row["identity"] == before.identity:
-            if failed:
-                difference.unreadable.append(row["name"])
-            taken.append(False)
-            continue
-        else:
-            difference.changed.append(row["name"])
-        taken.append(True)
-    return probed.filter(pa.array(taken, pa.bool_()))
+    names = probed["name"]
+    before = known.sources.table.select(["identity", "stamp", "what"])
+    before = before.take(known.sources.places(names))
+    is_known, failed = mask_of(pc.is_valid(before["what"])), mask_of(pc.is_in(names, rejected))
+    was_rejected = mask_of(pc.equal(before["what"], "rejected"))
+    was_planned = is_known & ~was_rejected
+    unreadable = was_planned & failed
+    as_before = was_rejected & failed & same(probed["stamp"], before["stamp"])
+    as_before |= was_planned & same(probed["identity"], before["identity"])
+    taken = ~(as_before | unreadable)
+    masks = {
+        "new": ~is_known & ~failed,
+        "rejected": taken & failed,
+        "repaired": was_rejected & ~failed,
+        "changed": taken & was_planned,
+        "unreadable": unreadable,
+    }
+    for what, mask in masks.items():
+        setattr(difference, what, names.filter(pa.array(mask)))
+    return chosen(probed, taken)
 
 
 def _plan(planned: PlannedCache, sources: pa.Table) -> Plan:
@@ -180,17 +183,17 @@ def add_plan(step: Step, plan: Plan, sources: pa.Table) -> None:
         step.clips.setdefault(bucket, []).append(table)
     if plan.rejected.num_rows:
         step.rejected = plan.rejected
-    rejected = pc.is_in(sources["name"], value_set=plan.rejected["source"].combine_chunks())
+    rejected = mask_of(pc.is_in(sources["name"], value_set=plan.rejected["source"]))
     said = sources.rename_columns(
         ["source" if name == "name" else name for name in sources.column_names]
     ).select(["source", "url", "kind", "identity", "stamp"])
-    step.add_sources(said.filter(pc.invert(rejected)), "planned")
-    step.add_sources(said.filter(rejected), "rejected")
+    step.add_sources(chosen(said, ~rejected), "planned")
+    step.add_sources(chosen(said, rejected), "rejected")
 
 
-def _retire(step: Step, known: KnownCache, names: Sequence[str], why: str) -> None:
-    if names:
-        rows = known.rows_of(names)
+def _retire(step: Step, known: KnownCache, names: pa.ChunkedArray, why: str) -> None:
+    if len(names):
+        rows = known.rows_of(names.to_pylist())
         if rows.num_rows:
             step.retired.append(retire(rows, why))
 
@@ -201,25 +204,30 @@ def _move(
     """Say where known sources are now that have moved; of a signed URL only the place counts."""
     columns = ("name", "url", "kind", "stamp")
     at = known.sources.places(corpus["name"])
-    before = known.sources.table.select(["identity", "what"]).take(at)
-    urls = known.sources.table["url"].cast(
-        pa.large_string()
-    )  # of which more than 2 GB can be taken
-    is_moved = pc.and_(
-        pc.not_equal(_places(corpus["url"].cast(pa.large_string())), _places(urls.take(at))),
-        pc.not_equal(before["what"], "rejected"),
-    )
-    is_moved = pc.and_not(is_moved, pc.is_in(corpus["name"], value_set=fresh["name"]))
+    mask = _elsewhere(corpus["url"], known.sources.table["url"], at)
+    moved = corpus.select(list(columns)).append_column("at", at).filter(pa.array(mask))
+    before = known.sources.table.select(["identity", "what"]).take(moved["at"])
+    moved = moved.drop_columns(["at"]).append_column("identity", before["identity"])
+    is_planned = pc.not_equal(before["what"], "rejected")
     # What cannot be used at its new place stays where it was, and is named again the next time.
-    is_moved = pc.and_not(is_moved, _is_in(corpus["name"], set(difference.unreadable)))
-    moved = corpus.select(list(columns)).append_column("identity", before["identity"])
-    rows = moved.filter(is_moved).to_pylist()
-    difference.moved += [row["name"] for row in rows]
-    if rows:
-        schema = pa.schema([(n, pa.string()) for n in (*columns, "identity")])
-        table = pa.Table.from_pylist(rows, schema=schema)
-        names = ["source" if name == "name" else name for name in table.column_names]
-        step.add_sources(table.rename_columns(names), "moved")
+    stays = [*fresh["name"].chunks, *difference.unreadable.chunks]
+    is_kept = pc.is_in(moved["name"], value_set=pa.chunked_array(stays, pa.string()))
+    moved = moved.filter(pc.and_not(is_planned, is_kept))
+    difference.moved = moved["name"]
+    names = ["source" if name == "name" else name for name in moved.column_names]
+    schema = pa.schema([(name, pa.string()) for name in names])
+    step.add_sources(moved.rename_columns(names).cast(schema), "moved")
+
+
+def _elsewhere(urls: pa.ChunkedArray, known: pa.ChunkedArray, at: pa.ChunkedArray) -> Mask:
+    """Tell which URLs are of another place than those known at `at`; null there: of no known source."""
+    before = known.cast(pa.large_string()).combine_chunks()  # of more than 2 GB, some can be taken
+    found = [np.zeros(0, bool)]
+    for start in range(0, len(urls), CHUNK_ROWS):
+        now = urls.slice(start, CHUNK_ROWS).cast(pa.large_string())
+        then = before.take(at.slice(start, CHUNK_ROWS))
+        found.append(mask_of(pc.not_equal(_places(now), _places(then))))
+    return np.concatenate(found)
 
 
 def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -228,21 +236,16 @@ def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pc.list_element(each, 0) for each in parts], urls.type)
 
 
-def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    for batch in _batches(table, table.column_names):
-        yield from batch.to_pylist()
-
-
-def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: set[str]) -> None:
+def _relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: pa.ChunkedArray) -> None:
     """Give shards the captions and kept columns that their sources have now, where they differ.
 
-    Kept columns that the corpus no longer has stay as they are.
+    Kept columns that the corpus no longer has stay as they are. leave: names of sources
+    whose clips do not count any more.
     """
     values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
     value_set = corpus["name"].combine_chunks()
-    left = pa.array(sorted(leave), pa.string())
     for shard, rows, at in known.looked_up(value_set):
-        there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=left)))
+        there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=leave)))
         now = {
             name: _merged(rows, _values_at(rows, v, at, name), name, there)
             for name, v in values_of.items()
@@ -369,21 +372,25 @@ def plan_retry(
     difference.num_probed = probed.num_rows
     difference.num_rejected = len(known.rejected)
     rejected = set(_plan(planned, probed).rejected["source"].to_pylist())
-    taken, again = [], set()
+    taken, again = list[bool](), set[str]()
+    changed, repaired = list[str](), list[str]()
     for row in probed.select(["name", "identity"]).to_pylist():
         before = known.sources[row["name"]]
-        same = row["identity"] == before.identity and not before.is_rejected
+        is_same = row["identity"] == before.identity and not before.is_rejected
         usable = row["name"] not in rejected
-        if same:
+        if is_same:
             again.add(row["name"])
         elif usable:
-            (difference.repaired if before.is_rejected else difference.changed).append(row["name"])
-        taken.append(usable and not same)
+            (repaired if before.is_rejected else changed).append(row["name"])
+        taken.append(usable and not is_same)
     fresh = probed.filter(pa.array(taken, pa.bool_()))
     add_plan(step, _plan(planned, fresh), fresh)
+    difference.changed, difference.repaired, difference.retried = (
+        pa.chunked_array([pa.array(names, pa.string())])
+        for names in (changed, repaired, sorted(again))
+    )
     _retire(step, known, difference.changed, CHANGED)
     _plan_again(step, rows.filter(_is_in(rows["source"], again)), RETRIED)
-    difference.retried = sorted(again)
     return step, difference
 
 

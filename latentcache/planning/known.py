@@ -136,9 +136,9 @@ def retire(rows: pa.Table, why: str) -> pa.Table:
     return rows.append_column("why", reasons).select(RETIRED_SCHEMA.names).cast(RETIRED_SCHEMA)
 
 
-def as_sources(known: KnownCache, names: Sequence[str]) -> pa.Table:
+def as_sources(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
     """Return source, url, kind, identity and stamp of sources that are gone."""
-    rows = known.sources.places(pa.chunked_array([pa.array(names, pa.string())]))
+    rows = known.sources.places(names)
     table = known.sources.table.take(rows).drop_columns(["what"])
     urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
     return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))

@@ -61,10 +61,10 @@ class KnownSources(Mapping[str, KnownSource]):
         """Return the rows of some names, int32; null for those that are not known."""
         return pc.index_in(names, value_set=self.table["source"])
 
-    def without(self, names: pa.ChunkedArray) -> list[str]:
+    def without(self, names: pa.ChunkedArray) -> pa.ChunkedArray:
         """Return the names of the sources that are not among these, sorted."""
         others = pc.invert(pc.is_in(self.table["source"], value_set=names))
-        return sorted(self.table["source"].filter(others).to_pylist())
+        return self.table["source"].filter(others).sort()
 
 
 def read_known(storage: Storage, manifest: Manifest) -> KnownSources:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from latentcache.config.sections import ClipsConfig
 from latentcache.core.records import Bucket
+from latentcache.planning.masks import chosen, mask_of, no_names
+
+Lengths = npt.NDArray[np.float64]
 
 #: Batches hold clips of one bucket; smaller ones than this are rare.
 SMALL_BATCH = 8
@@ -23,77 +29,90 @@ class Note:
 
     what: str
     text: str
-    names: tuple[str, ...] = ()
+    names: pa.ChunkedArray = field(default_factory=no_names)
 
 
 def notes(
     sources: pa.Table, clips: Mapping[Bucket, pa.Table], config: ClipsConfig, shard_clips: int
 ) -> list[Note]:
     """Return what is to be said of new clips. sources: probed ones; clips: their plan, by bucket."""
-    size_of = {
-        name: bucket for bucket, table in clips.items() for name in table["source"].to_pylist()
-    }
-    rows = [
-        row
-        for row in sources.select(["name", "kind", "caption", "fps", "height", "width"]).to_pylist()
-        if row["name"] in size_of
-    ]
-    if not rows:
+    heights, widths = _bucket_sizes(sources["name"], clips)
+    planned = ~np.isnan(heights)
+    if not planned.any():
         return []
+    names = ["name", "kind", "caption", "fps", "height", "width"]
+    rows = chosen(sources.select(names), planned)
     return [
         _captions(rows),
         *_repeats(rows, config),
-        *_enlarged(rows, size_of),
+        *_enlarged(rows, heights[planned], widths[planned]),
         *_buckets(clips, shard_clips),
     ]
 
 
+def _bucket_sizes(
+    names: pa.ChunkedArray, clips: Mapping[Bucket, pa.Table]
+) -> tuple[Lengths, Lengths]:
+    """Return the heights and widths of the sources' buckets, NaN where a source has no clip."""
+    heights, widths = np.full(len(names), np.nan), np.full(len(names), np.nan)
+    for bucket, table in clips.items():
+        is_there = mask_of(pc.is_in(names, value_set=table["source"]))
+        heights[is_there], widths[is_there] = bucket.height, bucket.width
+    return heights, widths
+
+
 def repeats(fps: float | None, wanted: float | None) -> bool:
     """Tell whether sampling a source at a rate repeats its frames."""
-    return fps is not None and wanted is not None and fps < wanted * (1 - RATE_TOLERANCE)
+    return fps is not None and wanted is not None and fps < _lowest(wanted)
 
 
-def enlargement(height: int, width: int, bucket_height: int, bucket_width: int) -> float:
-    """Return by how much a source is enlarged to cover a bucket; at most 1: it is not."""
-    return max(bucket_height / height, bucket_width / width)
+def _lowest(wanted: float) -> float:
+    """Return the rate below which sources have too few frames for a rate."""
+    return wanted * (1 - RATE_TOLERANCE)
 
 
-def _captions(rows: list[dict[str, Any]]) -> Note:
-    missing = tuple(row["name"] for row in rows if row["caption"] is None)
+def enlargement(height: Any, width: Any, bucket_height: Any, bucket_width: Any) -> Any:
+    """Return by how much a source is enlarged to cover a bucket; at most 1: it is not.
+
+    Of numbers, or of arrays of them.
+    """
+    return np.maximum(bucket_height / height, bucket_width / width)
+
+
+def _captions(rows: pa.Table) -> Note:
+    missing = rows["name"].filter(pc.is_null(rows["caption"]))
     return Note(
         what="captions",
-        text=f"{len(rows) - len(missing)} found, {len(missing)} missing",
+        text=f"{rows.num_rows - len(missing)} found, {len(missing)} missing",
         names=missing,
     )
 
 
-def _repeats(rows: list[dict[str, Any]], config: ClipsConfig) -> Iterator[Note]:
-    if config.sampling == "accumulate":  # which takes each frame once
+def _repeats(rows: pa.Table, config: ClipsConfig) -> Iterator[Note]:
+    if config.fps is None or config.sampling == "accumulate":  # which takes each frame once
         return
-    slow = [row for row in rows if row["kind"] == "video" and repeats(row["fps"], config.fps)]
-    if slow:
+    is_slow = pc.and_(pc.equal(rows["kind"], "video"), pc.less(rows["fps"], _lowest(config.fps)))
+    slow = rows.select(["name", "fps"]).filter(is_slow)
+    if slow.num_rows:
         yield Note(
             what="fps",
-            text=f"{len(slow)} sources have fewer frames per second than clips.fps={config.fps:g} (the "
-            f"lowest {min(row['fps'] for row in slow):.3g}), so frames repeat; clips.too_slow=record "
-            "leaves them out",
-            names=tuple(row["name"] for row in slow),
+            text=f"{slow.num_rows} sources have fewer frames per second than clips.fps={config.fps:g} "
+            f"(the lowest {pc.min(slow['fps']).as_py():.3g}), so frames repeat; "
+            "clips.too_slow=record leaves them out",
+            names=slow["name"],
         )
 
 
-def _enlarged(rows: list[dict[str, Any]], size_of: Mapping[str, Bucket]) -> Iterator[Note]:
-    factors = {}
-    for row in rows:
-        bucket = size_of[row["name"]]
-        factor = enlargement(row["height"], row["width"], bucket.height, bucket.width)
-        if factor > 1:
-            factors[row["name"]] = factor
-    if factors:
+def _enlarged(rows: pa.Table, bucket_heights: Lengths, bucket_widths: Lengths) -> Iterator[Note]:
+    height, width = rows["height"].to_numpy(), rows["width"].to_numpy()
+    factors = enlargement(height, width, bucket_heights, bucket_widths)
+    is_enlarged = factors > 1
+    if is_enlarged.any():
         yield Note(
             what="size",
-            text=f"{len(factors)} sources are enlarged to cover their buckets, by up to "
-            f"{max(factors.values()):.2f}; clips.too_small=record leaves them out",
-            names=tuple(factors),
+            text=f"{is_enlarged.sum()} sources are enlarged to cover their buckets, by up to "
+            f"{factors[is_enlarged].max():.2f}; clips.too_small=record leaves them out",
+            names=rows["name"].filter(pa.array(is_enlarged)),
         )
 
 

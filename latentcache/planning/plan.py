@@ -175,7 +175,8 @@ class _Chooser:
 
     def _is_too_small(self, source: Mapping[str, Any], height: int, width: int) -> bool:
         allowed = self._clips.too_small == "enlarge"
-        return not allowed and enlargement(source["height"], source["width"], height, width) > 1
+        factor = enlargement(source["height"], source["width"], height, width)
+        return not allowed and bool(factor > 1)
 
 
 def num_available(clips: ClipsConfig, source: Mapping[str, Any]) -> int:

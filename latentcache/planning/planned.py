@@ -30,15 +30,23 @@ from latentcache.planning.plan import to_shard
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage, redact
 
+#: Bytes of plans that are kept in memory; the one that is read stays, however large it is.
+KEPT_BYTES = 1 << 29
+
 
 class PlanReader:
-    """Reads shards from the plans of a cache's generations; each plan once. Not for several threads."""
+    """Reads shards from the plans of a cache's generations. Not for several threads.
+
+    A plan is read once, as long as those that are read take no more than KEPT_BYTES together: shards come
+    bucket by bucket, and of a large cache few buckets are in memory.
+    """
 
     def __init__(self, storage: Storage, manifest: Manifest) -> None:
         self._storage = storage
         self._buckets = {bucket.name: bucket for bucket in manifest.buckets}
         self._manifest = manifest
         self._plans: dict[tuple[str, str], pa.Table] = {}
+        self._num_bytes = 0
         self._imports: dict[int, Imports] = {}
 
     @functools.cached_property
@@ -79,6 +87,10 @@ class PlanReader:
         key = (generation.folder, bucket)
         if key not in self._plans:
             self._plans[key] = read_plan(self._storage, self._manifest, *key)
+            self._num_bytes += self._plans[key].nbytes
+            while self._num_bytes > KEPT_BYTES and len(self._plans) > 1:
+                first = next(iter(self._plans))  # the one that was read first
+                self._num_bytes -= self._plans.pop(first).nbytes
         return self._plans[key]
 
     def plans(self, bucket: str) -> Iterator[pa.Table]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from latentcache.core.records import Bucket, ShardId
 from latentcache.format.generations import (
@@ -142,7 +143,9 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     for shard, table in step.columns.items():
         named[f"columns {shard.bucket} {shard.number}"] = to_parquet(table, facts)
     digest = digest_of(named)
-    what = sources["what"].to_pylist()
+    rejections, moves = (
+        pc.sum(pc.equal(sources["what"], what)).as_py() or 0 for what in ("rejected", "moved")
+    )
     generation = Generation(
         number=number,
         kind=step.kind,
@@ -151,9 +154,9 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         tables_sha256=digest,
         created_s=time.time(),
         parts=tuple(parts),
-        num_sources=len(what),
-        num_rejected=what.count("rejected"),
-        num_moved=what.count("moved"),
+        num_sources=sources.num_rows,
+        num_rejected=rejections,
+        num_moved=moves,
         num_retired=retired.num_rows,
         num_copied=copies.num_rows,
         num_imported=imports.num_rows,
@@ -227,4 +230,4 @@ def _joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.T
     if not tables:
         assert schema is not None
         return schema.empty_table()
-    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+    return pa.concat_tables(tables, promote_options="default")

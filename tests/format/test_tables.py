@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from latentcache.errors import CorruptionError
@@ -42,3 +43,19 @@ def test_a_plan_takes_a_part_of_the_machines_memory_at_most(
     storage.write(PLAN, to_parquet(repetitive))
     with pytest.raises(CorruptionError, match="would take more than"):
         tables.read_table(storage, PLAN)
+
+
+def test_the_same_rows_give_the_same_bytes_however_they_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tables, "GROUP_ROWS", 100)
+    numbers = pa.array(range(250))
+    whole = pa.table({"number": numbers, "text": numbers.cast(pa.string())})
+    for size in (1, 70, 100, 250):
+        cut = pa.Table.from_batches(whole.to_batches(max_chunksize=size))
+        assert to_parquet(cut) == to_parquet(whole)
+    assert from_parquet(to_parquet(whole)).equals(whole)
+    file = pq.ParquetFile(pa.BufferReader(to_parquet(whole)))
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert groups == [100, 100, 50]
+    assert from_parquet(to_parquet(whole.slice(0, 0))).num_rows == 0

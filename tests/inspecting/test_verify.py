@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -187,6 +188,23 @@ def test_a_sound_cache_has_no_problems(cache: PlannedCache) -> None:
     findings = verify(cache.storage, seen.append, lambda: seen.append(-1))
     assert (findings.problems, findings.notes, findings.num_clips) == ([], [], 8)
     assert seen == [4, -1, -1, -1, -1]
+
+
+@pytest.mark.slow
+def test_every_object_of_a_shard_is_read_once(
+    cache: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: Counter[str] = Counter()
+    read_ranges = Storage.read_ranges
+
+    def counting(storage: Storage, path: str, *args: Any) -> list[bytes]:
+        reads[path] += 1
+        return read_ranges(storage, path, *args)
+
+    monkeypatch.setattr(Storage, "read_ranges", counting)
+    assert not verify(cache.storage).problems
+    shards = cache.planned_shards()
+    assert [reads[sample_path(*shard)] for shard in shards] == [1] * len(shards)
 
 
 @pytest.mark.slow

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import tracemalloc
+import types
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from latentcache.config.sections import ClipsConfig
 from latentcache.core.records import ShardId
 from latentcache.errors import ClipError
-from latentcache.format.schemas import RETIRED_SCHEMA, SOURCE_SCHEMA
-from latentcache.planning.grow import _differ, failed_rows, plan_growth, plan_repair, plan_retry
+from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.grow import (
+    Difference,
+    _differ,
+    _sort_out,
+    failed_rows,
+    plan_growth,
+    plan_repair,
+    plan_retry,
+)
+from latentcache.planning.known import KnownCache
+from latentcache.planning.known_sources import KnownSources
+from latentcache.planning.notes import notes
+from latentcache.planning.plan import make_plan
 from latentcache.planning.planned import PlannedCache
+from tests.planning.test_plan import SPEC, source
+from tests.planning.test_plan import table as table_of
 from tests.tools.planned import fill_cache, plan_cache
 
 BUCKET = "5x64x96"
@@ -79,6 +99,74 @@ def corpus_of(planned: PlannedCache, **captions: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema([*SOURCE_SCHEMA, ("score", pa.float64())]))
 
 
+#: Sources by what is known of them, what failed, and whether stamp and identity are as they were.
+STATES = list(itertools.product((None, "planned", "rejected"), (False, True), "sod", (False, True)))
+
+
+def sorted_out(before: str | None, failed: bool, stamp: str, same: bool) -> tuple[str, bool]:
+    """What a source is, and whether it is planned."""
+    if before is None:
+        return ("rejected" if failed else "new"), True
+    if before == "rejected":
+        if failed and stamp == "s":
+            return "", False
+        return ("rejected" if failed else "repaired"), True
+    if failed:
+        return "unreadable", False
+    return ("", False) if same else ("changed", True)
+
+
+def test_what_was_probed_is_sorted_out() -> None:
+    names = [f"v{n}" for n in range(len(STATES))]
+    kinds = ("new", "changed", "repaired", "rejected", "unreadable")
+    expected: dict[str, list[str]] = {kind: [] for kind in kinds}
+    fresh, facts, known = [], [], []
+    for name, (before, failed, stamp, same) in zip(names, STATES, strict=True):
+        what, taken = sorted_out(before, failed, stamp, same)
+        expected.get(what, []).append(name)
+        fresh += [name] * taken
+        stamps = {"s": ("1", "1"), "o": (None, "1"), "d": ("2", "1")}[stamp]
+        facts.append({"name": name, "identity": "a" if same else "b", "stamp": stamps[0]})
+        if before:
+            row = {"source": name, "url": "/v", "kind": "video", "identity": "a"}
+            known.append({**row, "stamp": stamps[1], "what": before})
+    sources = KnownSources(pa.Table.from_pylist(known[::-1], schema=PLANNED_SOURCE_SCHEMA))
+    rejected = pa.chunked_array([[n for n, s in zip(names, STATES, strict=True) if s[1]]])
+    difference = Difference()
+    cache: Any = types.SimpleNamespace(sources=sources)
+    found = _sort_out(pa.Table.from_pylist(facts), rejected, cache, difference)
+    assert found["name"].to_pylist() == fresh
+    assert {kind: getattr(difference, kind).to_pylist() for kind in kinds} == expected
+
+
+def test_no_stamp_at_all_is_the_same_as_none_before() -> None:
+    row = {"source": "v", "url": "/v", "kind": "video", "identity": None, "what": "rejected"}
+    known = KnownSources(pa.Table.from_pylist([row], schema=PLANNED_SOURCE_SCHEMA))
+    schema = pa.schema([(name, pa.string()) for name in ("name", "identity", "stamp")])
+    probed = pa.Table.from_pylist([{"name": "v"}], schema=schema)
+    cache: Any = types.SimpleNamespace(sources=known)
+    names = pa.chunked_array([["v"]])
+    assert not _sort_out(probed, names, cache, Difference()).num_rows
+
+
+def test_a_new_source_takes_less_than_an_object_of_pythons(stamped: PlannedCache) -> None:
+    """Of what Python and numpy allocate while a large corpus is sorted out and noted upon."""
+    rows = [source(f"clip-{n:08d}", caption=None) for n in range(20_000)]
+    corpus = table_of(*rows).append_column("stamp", pa.nulls(len(rows), pa.string()))
+    config = ClipsConfig(frames=17, size=(480, 720), fps=24.0)
+    plan = make_plan(corpus.drop_columns(["stamp"]), config, SPEC, shard_clips=64)
+    known = KnownCache(stamped.storage, stamped.manifest, stamped.plan)
+    tracemalloc.start()
+    try:
+        fresh = _sort_out(corpus, plan.rejected["source"], known, Difference())
+        said = notes(fresh, plan.buckets, config, 64)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(said[0].names) == len(rows)
+    assert peak / len(rows) < sys.getsizeof(fresh.slice(0, 1).to_pylist()[0])
+
+
 def refuse() -> Any:
     raise AssertionError("a source is opened")
 
@@ -88,7 +176,7 @@ def stamped_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlannedC
     """A cache whose sources have no stamps; in the corpus they have the same, so none is opened."""
     planned = plan_cache(tmp_path, str(tmp_path / "cache"))
     monkeypatch.setattr(
-        "latentcache.planning.grow._to_probe", lambda corpus, *_: [False] * corpus.num_rows
+        "latentcache.planning.grow._to_probe", lambda corpus, *_: np.zeros(corpus.num_rows, bool)
     )
     return planned
 
@@ -97,7 +185,8 @@ def test_the_same_corpus_is_an_empty_step(stamped: PlannedCache) -> None:
     step, difference = plan_growth(stamped, corpus_of(stamped), refuse)
     assert not step
     assert difference.num_same == stamped.manifest.num_clips
-    assert (difference.new, difference.changed, difference.gone) == ([], [], ["v9"])
+    assert len(difference.new) == len(difference.changed) == 0
+    assert difference.gone.to_pylist() == ["v9"]
 
 
 def test_another_caption_changes_columns_only(stamped: PlannedCache) -> None:
@@ -115,7 +204,7 @@ def test_what_a_corpus_lacks_is_retired_only_where_that_is_asked_for(
 ) -> None:
     corpus = corpus_of(stamped).slice(1)
     step, difference = plan_growth(stamped, corpus, refuse)
-    (gone, _) = difference.gone
+    (gone, _) = difference.gone.to_pylist()
     assert not step
     step, _ = plan_growth(stamped, corpus, refuse, prune=True)
     (retired,) = step.retired
@@ -133,7 +222,7 @@ def test_a_source_that_has_moved_is_not_planned_again(stamped: PlannedCache) -> 
     urls[0] = "/elsewhere/v.mp4"
     moved = corpus.set_column(at, corpus.schema.field("url"), pa.array(urls))
     step, difference = plan_growth(stamped, moved, refuse)
-    assert difference.moved == corpus["name"].to_pylist()[:1]
+    assert difference.moved.to_pylist() == corpus["name"].to_pylist()[:1]
     (sources,) = step.sources
     assert (sources["what"].to_pylist(), sources["url"].to_pylist()) == (["moved"], urls[:1])
     assert step.clips == {}
@@ -172,10 +261,10 @@ def test_a_source_that_cannot_be_used_at_its_new_place_has_not_moved(tmp_path: P
     at = corpus.column_names.index("url")
     moved = corpus.set_column(at, corpus.schema.field("url"), pa.array(urls))
     step, difference = plan_growth(planned, moved, lambda: Files("v1"))
-    assert difference.unreadable == ["v1"]
+    assert difference.unreadable.to_pylist() == ["v1"]
     (sources,) = step.sources
     assert set(sources["source"].to_pylist()) == {*corpus["name"].to_pylist()} - {"v1"}
-    assert {*difference.moved} == {*sources["source"].to_pylist()}
+    assert {*difference.moved.to_pylist()} == {*sources["source"].to_pylist()}
 
 
 def test_kept_columns_that_a_corpus_lacks_stay_where_captions_change(
@@ -192,7 +281,7 @@ def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path:
     """Where no clip has failed, too, of which the columns could be known."""
     planned = plan_cache(tmp_path, str(tmp_path / "cache"))
     step, difference = plan_retry(planned, RETIRED_SCHEMA.empty_table(), Files)
-    assert difference.repaired == ["v9"]
+    assert difference.repaired.to_pylist() == ["v9"]
     ((rows,),) = step.clips.values()
     assert rows.select(["source", "caption", "score"]).to_pylist() == [
         {"source": "v9", "caption": "caption 9", "score": 0.9}

@@ -66,7 +66,7 @@ def test_many_names_are_looked_up_at_once() -> None:
     places = known.places(names).to_pylist()
     found = [None if place is None else known.at(place).identity for place in places]
     assert found == ["d", None, "a"]
-    assert known.without(names) == ["b", "c"]
+    assert known.without(names).to_pylist() == ["b", "c"]
     assert nothing.places(names).null_count == len(names)
 
 
@@ -76,7 +76,7 @@ def test_rejected_sources_are_known_and_have_no_rows(planned: PlannedCache) -> N
     assert known.rejected == ["v9"]
     assert known.rows_of(["v9"]).num_rows == 0
     assert known.rejected_rows()["source"].to_pylist() == ["v9"]
-    assert as_sources(known, ["v9"]).to_pylist() == [
+    assert as_sources(known, pa.chunked_array([["v9"]])).to_pylist() == [
         {"source": "v9", "url": "/nowhere/v9.mp4", "kind": "video", "identity": "id9"}
         | {"stamp": None}
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def rejected(*rows: dict[str, Any], **changes: Any) -> list[tuple[str, str, str]
 def test_captions_are_counted_per_source() -> None:
     found = said(source("a"), source("b", caption=None), source("c", caption=None, frames=3))
     assert found["captions"].text == "1 found, 1 missing"
-    assert found["captions"].names == ("b",)  # c gives no clip
+    assert found["captions"].names.to_pylist() == ["b"]  # c gives no clip
 
 
 def test_frames_that_repeat_are_said() -> None:
@@ -47,7 +48,7 @@ def test_frames_that_repeat_are_said() -> None:
     ]
     rows[2]["fps"] = None
     found = said(*rows, fps=24.0)
-    assert found["fps"].names == ("b",)
+    assert found["fps"].names.to_pylist() == ["b"]
     assert "1 sources have fewer frames per second than clips.fps=24 (the lowest 12.5)" in (
         found["fps"].text
     )
@@ -59,9 +60,46 @@ def test_enlargement_is_said_by_the_size_as_shown() -> None:
     found = said(
         source("a"), source("b", height=240, width=360), source("c", height=480, width=719)
     )
-    assert found["size"].names == ("b", "c")
+    assert found["size"].names.to_pylist() == ["b", "c"]
     assert "by up to 2.00" in found["size"].text
     assert "size" not in said(source("a"), source("d", height=2160, width=3840))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_notes_are_what_each_source_by_itself_gives(seed: int) -> None:
+    """Of sources with and without clips, in several buckets, of one length or each."""
+    draw = random.Random(seed)
+    rows = [
+        source(
+            f"v{n}", draw.choice((5, 17, 40, 200)), fps=draw.choice((None, 12.5, 23.976, 25.0)),
+            kind=draw.choice(("video", "image")), height=draw.choice((240, 480, 721)),
+            width=draw.choice((240, 719, 1280)), caption=draw.choice((None, "a caption")),
+            duration_s=3.0,
+        )
+        for n in range(200)
+    ]  # fmt: skip
+    config = ClipsConfig(fps=24.0, frames=[5, 17], lengths="each", buckets=RATIOS)
+    plan = make_plan(table(*rows), config, SPEC, shard_clips=4)
+    found = {note.what: note for note in notes(table(*rows), plan.buckets, config, 4)}
+    bucket_of = {
+        name: bucket
+        for bucket, clips in plan.buckets.items()
+        for name in clips["source"].to_pylist()
+    }
+    rows = [row for row in rows if row["name"] in bucket_of]
+    slow = [row for row in rows if row["kind"] == "video" and repeats(row["fps"], 24.0)]
+    factors = {
+        row["name"]: enlargement(
+            row["height"], row["width"], bucket_of[row["name"]].height, bucket_of[row["name"]].width
+        )
+        for row in rows
+    }
+    large = [name for name, factor in factors.items() if factor > 1]
+    assert 0 < len(slow) < len(rows) > len(large) > 0
+    assert found["captions"].names.to_pylist() == [r["name"] for r in rows if r["caption"] is None]
+    assert found["fps"].names.to_pylist() == [row["name"] for row in slow]
+    assert found["size"].names.to_pylist() == large
+    assert f"by up to {max(factors.values()):.2f};" in found["size"].text
 
 
 def test_small_buckets_and_lone_shards_are_said() -> None:
