@@ -178,7 +178,10 @@ def _check_same(
         names = ", ".join(parent.url for parent in first.parents)
         raise CacheError(f"{url} is a {kind} of {names}, as they were. Run {asked}.")
     if first.selection != words or shard_format not in (None, planned.manifest.format):
-        what = f"{first.selection or 'all clips'}, in {planned.manifest.format}"
+        chosen = first.selection
+        if not chosen or chosen.startswith("prefer"):
+            chosen = "; ".join(filter(None, ["all clips", chosen]))
+        what = f"{chosen}, in {planned.manifest.format}"
         raise CacheError(f"{url} is a {kind} of {what}. Run it {asked}.")
 
 

@@ -167,6 +167,7 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         ("changed", difference.changed, ", whose old clips are retired"),
         ("repaired", difference.repaired, ", which were rejected before"),
         ("moved", difference.moved, ""),
+        ("touched", difference.touched, ", whose content is the same"),
         ("gone", difference.gone, f", which {gone}"),
         ("kept", difference.unreadable, ", which cannot be used now; their clips stay"),
     ]

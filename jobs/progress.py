@@ -80,11 +80,7 @@ def encode(
         _print_summary(run.summary, skipped)
     print_failures(run.summary)
     if unfinished := _unfinished(planned, run.published):
-        print(
-            f"{unfinished} shards are not in the storage, though the run has ended: another run may be "
-            f"at work on them. Go on with:  latentcache resume {shlex.quote(url)}",
-            file=sys.stderr,
-        )
+        _print_unfinished(planned, unfinished, shlex.quote(url))
         return OTHER
     rejected = read_rejected(planned.storage, planned.manifest).num_rows
     clips = sum(run.published["num_clips"].to_pylist())
@@ -156,8 +152,8 @@ def _copy_fields(planned: PlannedCache, parents: Parents | None) -> None:
             )
 
 
-def _unfinished(planned: PlannedCache, published: pa.Table) -> int:
-    """Return how many planned shards storage does not hold, as it was listed at the end of the run.
+def _unfinished(planned: PlannedCache, published: pa.Table) -> list[ShardId]:
+    """Return the planned shards that storage does not hold, as it was listed at the end of the run.
 
     Shards whose rows another run has retired meanwhile are not missed.
     """
@@ -165,7 +161,24 @@ def _unfinished(planned: PlannedCache, published: pa.Table) -> int:
     manifest = refresh(planned.storage, planned.manifest)
     now = PlannedCache(config=planned.config, manifest=manifest, storage=planned.storage)
     wanted = set(planned.planned_shards()) & set(now.planned_shards())
-    return len(wanted - there)
+    return sorted(wanted - there)
+
+
+def _print_unfinished(planned: PlannedCache, unfinished: Sequence[ShardId], url: str) -> None:
+    """Say why shards are not there, and what to do. Of those that are copied, old rows are damaged."""
+    waiting = len(pending_copies(planned, unfinished))
+    if waiting:
+        print(
+            f"{waiting} shards wait for damaged clips that they are copied from. Plan these again:  "
+            f"latentcache verify {url} --repair   Then go on with:  latentcache resume {url}",
+            file=sys.stderr,
+        )
+    if others := len(unfinished) - waiting:
+        print(
+            f"{others} shards are not in the storage, though the run has ended: another run may be at "
+            f"work on them. Go on with:  latentcache resume {url}",
+            file=sys.stderr,
+        )
 
 
 def _how_to_go_on(summary: Summary, num_tasks: int, url: str) -> str:

@@ -9,14 +9,16 @@ from latentcache.storage.urls import join, redact
 
 #: What else an object that is gone can mean to a reader, who may hold an earlier snapshot.
 CLEANED = (
-    "If its clips were retired and `latentcache clean` has removed them, open the newest snapshot"
+    "If `latentcache clean` has removed it since its clips were retired, open the newest snapshot"
 )
 
 
 def damaged(storage: Storage, path: str, what: str) -> CorruptionError:
     """Return the error for an object of the cache that is not as it was written."""
-    url = redact(storage.url)
-    return CorruptionError(f"{redact(join(storage.url, path))} {what}. {advice(url, path)}")
+    fix = advice(redact(storage.url), path)
+    if what.endswith(CLEANED):
+        fix = f"Else {fix[0].lower()}{fix[1:]}"
+    return CorruptionError(f"{redact(join(storage.url, path))} {what}. {fix}")
 
 
 def advice(url: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""What generations say of sources: which were planned, rejected, moved, or are gone."""
+"""What generations say of sources: which were planned, rejected, moved, touched, or are gone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from latentcache.format.paths import rejected_path, sources_path
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, SAMPLE_SCHEMA
 from latentcache.format.tables import read_checked
 from latentcache.storage.folder import Storage
+
+
+#: What is said of sources whose clips stay: they are at another URL, or have another stamp.
+STAYS = pa.array(["moved", "touched"], pa.string())
 
 
 def read_sources(storage: Storage, generation: Generation) -> pa.Table:
@@ -33,7 +37,8 @@ def read_rejected(storage: Storage, manifest: Manifest) -> pa.Table:
             fresh = [name not in seen for name in table["source"].to_pylist()]
             tables.append(table.filter(pa.array(fresh, pa.bool_())))
         sources = read_sources(storage, generation)
-        seen.update(sources.filter(pc.not_equal(sources["what"], "moved"))["source"].to_pylist())
+        others = pc.invert(pc.is_in(sources["what"], value_set=STAYS))
+        seen.update(sources.filter(others)["source"].to_pylist())
     tables.reverse()
     return pa.concat_tables(tables, promote_options="default") if tables else _NO_ROWS
 

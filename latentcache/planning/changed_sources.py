@@ -66,8 +66,8 @@ def check_sources(planned: PlannedCache, shards: Sequence[ShardId]) -> int | Non
             f"{redact(planned.storage.url)} cannot be resumed: {len(lines)} of {len(expected)} source "
             "files are not the ones that were planned (size and digest differ). Nothing was changed.\n"
             + "\n".join([*(f"  {line}" for line in lines[:NAMED]), *more])
-            + "\nIf the corpus has moved, run precompute with the new corpus.source, which keeps what is "
-            "committed where sources have the names that they had. Else restore them; or add "
-            "--skip-changed to record their clips as failed."
+            + "\nIf the corpus has changed or moved, run precompute with it as it is now: it plans files "
+            "again that were replaced, and keeps what is committed where sources have the names that they "
+            "had. Else restore them; or add --skip-changed to record their clips as failed."
         )
     return len(expected) if clips > MAX_CHECKED else None

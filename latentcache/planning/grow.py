@@ -44,6 +44,7 @@ class Difference:
     Names are Arrow's arrays: ten million of Python's strings take 0.7 GB.
 
     unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
+    touched: those of another stamp and the same content.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
@@ -54,6 +55,7 @@ class Difference:
     rejected: pa.ChunkedArray = field(default_factory=no_names)
     gone: pa.ChunkedArray = field(default_factory=no_names)
     moved: pa.ChunkedArray = field(default_factory=no_names)
+    touched: pa.ChunkedArray = field(default_factory=no_names)
     retried: pa.ChunkedArray = field(default_factory=no_names)
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
@@ -201,22 +203,41 @@ def _retire(step: Step, known: KnownCache, names: pa.ChunkedArray, why: str) -> 
 def _move(
     step: Step, known: KnownCache, corpus: pa.Table, fresh: pa.Table, difference: Difference
 ) -> None:
-    """Say where known sources are now that have moved; of a signed URL only the place counts."""
-    columns = ("name", "url", "kind", "stamp")
+    """Say where known sources are now that have moved, and the stamps of those that were touched.
+
+    Of a signed URL only the place counts. Others have the same content, and are not opened again.
+    """
     at = known.sources.places(corpus["name"])
-    mask = _elsewhere(corpus["url"], known.sources.table["url"], at)
-    moved = corpus.select(list(columns)).append_column("at", at).filter(pa.array(mask))
-    before = known.sources.table.select(["identity", "what"]).take(moved["at"])
-    moved = moved.drop_columns(["at"]).append_column("identity", before["identity"])
+    moved = _elsewhere(corpus["url"], known.sources.table["url"], at)
+    stamps = known.sources.table["stamp"].take(at)
+    touched = mask_of(pc.is_valid(corpus["stamp"])) & ~same(corpus["stamp"], stamps) & ~moved
+    difference.moved = _say(step, "moved", known, corpus, moved, fresh, difference)
+    difference.touched = _say(step, "touched", known, corpus, touched, fresh, difference)
+
+
+def _say(
+    step: Step,
+    what: str,
+    known: KnownCache,
+    corpus: pa.Table,
+    mask: Mask,
+    fresh: pa.Table,
+    difference: Difference,
+) -> pa.ChunkedArray:
+    """Say what has become of known sources that are neither planned now nor rejected; returns their names."""
+    said = corpus.select(["name", "url", "kind", "stamp"]).filter(pa.array(mask))
+    at = known.sources.places(said["name"])
+    before = known.sources.table.select(["identity", "what"]).take(at)
+    said = said.append_column("identity", before["identity"])
     is_planned = pc.not_equal(before["what"], "rejected")
-    # What cannot be used at its new place stays where it was, and is named again the next time.
+    # What cannot be used as it is now stays as it was, and is named again the next time.
     stays = [*fresh["name"].chunks, *difference.unreadable.chunks]
-    is_kept = pc.is_in(moved["name"], value_set=pa.chunked_array(stays, pa.string()))
-    moved = moved.filter(pc.and_not(is_planned, is_kept))
-    difference.moved = moved["name"]
-    names = ["source" if name == "name" else name for name in moved.column_names]
+    is_kept = pc.is_in(said["name"], value_set=pa.chunked_array(stays, pa.string()))
+    said = said.filter(pc.and_not(is_planned, is_kept))
+    names = ["source" if name == "name" else name for name in said.column_names]
     schema = pa.schema([(name, pa.string()) for name in names])
-    step.add_sources(moved.rename_columns(names).cast(schema), "moved")
+    step.add_sources(said.rename_columns(names).cast(schema), what)
+    return said["name"]
 
 
 def _elsewhere(urls: pa.ChunkedArray, known: pa.ChunkedArray, at: pa.ChunkedArray) -> Mask:

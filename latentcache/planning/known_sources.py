@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.format.manifest import Manifest
-from latentcache.format.planned_sources import read_sources
+from latentcache.format.planned_sources import STAYS, read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
 from latentcache.storage.folder import Storage
 
@@ -80,10 +80,11 @@ def read_known(storage: Storage, manifest: Manifest) -> KnownSources:
 def changed(known: pa.Table, said: pa.Table) -> pa.Table:
     """Return what is known after a generation has said something of sources; both PLANNED_SOURCE_SCHEMA.
 
-    A source that is gone is known no more. One that has moved has another URL and stamp.
+    A source that is gone is known no more. One that has moved or was touched has another URL or stamp.
     """
     at = pc.index_in(said["source"], value_set=known["source"])
-    is_moved, is_gone = (pc.equal(said["what"], what) for what in ("moved", "gone"))
+    is_moved = pc.is_in(said["what"], value_set=STAYS)
+    is_gone = pc.equal(said["what"], "gone")
     before = known.take(at.filter(is_moved).drop_null())
     moved = said.filter(pc.and_(is_moved, pc.is_valid(at))).select(["source", "url", "stamp"])
     for name in ("kind", "identity", "what"):

@@ -205,6 +205,10 @@ def test_a_shard_whose_old_rows_are_damaged_waits_for_their_repair(tmp_path: Pat
     keys = open_again(cache.storage)._keys.to_pylist()
     assert sorted(keys) == sorted(clips), "the old rows still count"
     assert progress.copy_missing(planned, [missing]) == [], "encoding might lose the sound rows"
+    status, printed = run_inline("resume", tmp_path / "cache")
+    assert status == 1
+    assert "1 shards wait for damaged clips that they are copied from" in printed
+    assert "another run" not in printed
     # The damaged row is retired: the others are copied, and it is planned again.
     assert run_inline("verify", tmp_path / "cache", "--repair")[0] == 3
     assert run_inline("compact", tmp_path / "cache", "--below", 1)[0] == 0

@@ -16,6 +16,7 @@ import pytest
 import jobs.clean
 import latentcache
 from latentcache.core.records import ShardId
+from latentcache.errors import CorruptionError
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import INDEX, generation_path, sample_path
 from latentcache.format.shards import get_format
@@ -249,6 +250,12 @@ def test_a_shard_that_the_published_snapshot_has_stays(
     (cache / INDEX).write_bytes(newest)
     assert run_clean(monkeypatch, cache, "--yes", "--retired-days", 0) == 0
     assert "Removed 2 files, " in capsys.readouterr().out
+    for place in (
+        "latents",
+        "samples",
+    ):  # of a reader that has read the table, and of one that has not
+        with pytest.raises(CorruptionError, match=rf"{place}/{BUCKET}/.* open the newest snapshot"):
+            opened.table() if place == "samples" else [*map(opened.stored, range(len(opened)))]
     assert not verify(prepared.storage).problems
     (cache / INDEX).write_bytes(
         published

@@ -18,6 +18,7 @@ from latentcache.config.sections import ClipsConfig
 from latentcache.core.records import ShardId
 from latentcache.errors import ClipError
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
+from latentcache.planning.create import take_step
 from latentcache.planning.grow import (
     Difference,
     _differ,
@@ -265,6 +266,30 @@ def test_a_source_that_cannot_be_used_at_its_new_place_has_not_moved(tmp_path: P
     (sources,) = step.sources
     assert set(sources["source"].to_pylist()) == {*corpus["name"].to_pylist()} - {"v1"}
     assert {*difference.moved.to_pylist()} == {*sources["source"].to_pylist()}
+
+
+def test_another_stamp_of_the_same_content_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan_cache(tmp_path, str(tmp_path / "cache"))
+    corpus, name = corpus_of(planned), corpus_of(planned)["name"][0].as_py()
+    stamps = pa.chunked_array([["5:1"] + [None] * (corpus.num_rows - 1)], pa.string())
+    monkeypatch.setattr("latentcache.planning.grow._stamps", lambda *_: stamps)
+    step, difference = plan_growth(planned, corpus, Files)
+    assert (difference.touched.to_pylist(), difference.moved.to_pylist()) == ([name], [])
+    assert difference.num_probed == corpus.num_rows
+    (sources,) = step.sources
+    assert sources.select(["source", "what", "stamp"]).to_pylist() == [
+        {"source": name, "what": "touched", "stamp": "5:1"}
+    ]
+    taken = take_step(planned, step)
+    assert taken is not None
+    known = KnownCache(taken.storage, taken.manifest, taken.plan)
+    assert known.rejected == ["v9"]
+    assert known.rejected_rows()["source"].to_pylist() == ["v9"]
+    step, difference = plan_growth(taken, corpus, Files)
+    assert not step
+    assert difference.num_probed == corpus.num_rows - 1
 
 
 def test_kept_columns_that_a_corpus_lacks_stay_where_captions_change(

@@ -105,8 +105,14 @@ def test_a_touched_source_is_the_same(grown: tuple[Path, Path, Path]) -> None:
     corpus, config, cache = grown
     before = read_files(cache)
     (corpus / "v0.mp4").touch()
-    assert "Nothing to encode" in grow(config)
+    printed = grow(config)
+    assert "touched  1 sources, whose content is the same: v0.mp4" in printed
+    assert "same     8 sources; 3 were opened" in printed
+    assert "Nothing to encode" in printed
     assert_nothing_replaced(before, cache)
+    printed = grow(config)
+    assert "touched  1" not in printed
+    assert "same     8 sources; 2 were opened" in printed  # those that were rejected
 
 
 def test_a_repaired_source_is_taken_in(grown: tuple[Path, Path, Path], tmp_path: Path) -> None:
