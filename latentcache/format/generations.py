@@ -69,7 +69,7 @@ class Generation:
 
     tables_sha256: of the step's tables, by path. parent_sha256: of the JSON of the step before. created_s:
     since the epoch. num_sources: those that it says something of; num_rejected: those that give no clip;
-    num_moved: those of another URL or stamp now; num_retired: rows that no longer count; num_copied:
+    num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
     selection: which, in words.

@@ -12,7 +12,6 @@ from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, SAMPLE_SCHEMA
 from latentcache.format.tables import read_checked
 from latentcache.storage.folder import Storage
 
-
 #: What is said of sources whose clips stay: they are at another URL, or have another stamp.
 STAYS = pa.array(["moved", "touched"], pa.string())
 

@@ -211,29 +211,21 @@ def _move(
     moved = _elsewhere(corpus["url"], known.sources.table["url"], at)
     stamps = known.sources.table["stamp"].take(at)
     touched = mask_of(pc.is_valid(corpus["stamp"])) & ~same(corpus["stamp"], stamps) & ~moved
-    difference.moved = _say(step, "moved", known, corpus, moved, fresh, difference)
-    difference.touched = _say(step, "touched", known, corpus, touched, fresh, difference)
-
-
-def _say(
-    step: Step,
-    what: str,
-    known: KnownCache,
-    corpus: pa.Table,
-    mask: Mask,
-    fresh: pa.Table,
-    difference: Difference,
-) -> pa.ChunkedArray:
-    """Say what has become of known sources that are neither planned now nor rejected; returns their names."""
-    said = corpus.select(["name", "url", "kind", "stamp"]).filter(pa.array(mask))
-    at = known.sources.places(said["name"])
-    before = known.sources.table.select(["identity", "what"]).take(at)
-    said = said.append_column("identity", before["identity"])
-    is_planned = pc.not_equal(before["what"], "rejected")
     # What cannot be used as it is now stays as it was, and is named again the next time.
-    stays = [*fresh["name"].chunks, *difference.unreadable.chunks]
-    is_kept = pc.is_in(said["name"], value_set=pa.chunked_array(stays, pa.string()))
-    said = said.filter(pc.and_not(is_planned, is_kept))
+    left = [*fresh["name"].chunks, *difference.unreadable.chunks]
+    others = pc.is_in(corpus["name"], value_set=pa.chunked_array(left, pa.string()))
+    stays = ~mask_of(others)
+    difference.moved = _say(step, known, corpus, moved & stays, "moved")
+    difference.touched = _say(step, known, corpus, touched & stays, "touched")
+
+
+def _say(step: Step, known: KnownCache, corpus: pa.Table, mask: Mask, what: str) -> pa.ChunkedArray:
+    """Say something of known sources that give clips; returns their names."""
+    said = corpus.select(["name", "url", "kind", "stamp"]).filter(pa.array(mask))
+    before = known.sources.table.select(["identity", "what"])
+    before = before.take(known.sources.places(said["name"]))
+    said = said.append_column("identity", before["identity"])
+    said = said.filter(pc.not_equal(before["what"], "rejected"))
     names = ["source" if name == "name" else name for name in said.column_names]
     schema = pa.schema([(name, pa.string()) for name in names])
     step.add_sources(said.rename_columns(names).cast(schema), what)
