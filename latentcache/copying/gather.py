@@ -332,18 +332,23 @@ def _add_sources(
         said.update(mine)
         parts = [name for name in mine if name in lacking]
         mine = [name for name in mine if name not in lacking]
-        half = as_sources(member.known, [name for name in parts if name in taken.sources])
+        half = _sources_of(member, [name for name in parts if name in taken.sources])
         step.add_sources(_unknown(half), "planned")
         refused = [name for name in mine if member.known.sources[name].is_rejected]
         planned = [name for name in mine if not member.known.sources[name].is_rejected]
-        step.add_sources(as_sources(member.known, planned), "planned")
-        step.add_sources(as_sources(member.known, refused), "rejected")
+        step.add_sources(_sources_of(member, planned), "planned")
+        step.add_sources(_sources_of(member, refused), "rejected")
         if refused:
             rows = member.known.rejected_rows()
             wanted = pa.array(sorted(refused), pa.string())
             rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
     if rejected:
         step.rejected = pa.concat_tables(rejected, promote_options="permissive").combine_chunks()
+
+
+def _sources_of(member: Member, names: Sequence[str]) -> pa.Table:
+    """Return what a cache knows of some of its sources."""
+    return as_sources(member.known, pa.chunked_array([names], pa.string()))
 
 
 def _unknown(sources: pa.Table) -> pa.Table:
