@@ -11,10 +11,13 @@ from latentcache.decoders.crops import MATROSKA, MP4
 from latentcache.decoders.packets import PacketTable
 from latentcache.errors import ClipError
 
-AVI = "avi"
+AVI, MXF = "avi", "mxf"
 #: An index spends at least so much of a file on a frame; a header that declares more frames is damaged.
 MIN_FRAME_BYTES = 4
 _MAX_RIFFS = 10_000
+#: What a header partition begins with; other bytes may come before it.
+_MXF_HEADER = bytes.fromhex("060e2b34020501010d0102010102")
+_KEY_BYTES, _RUN_IN_BYTES = 16, 1 << 16
 
 
 def num_missing(
@@ -36,6 +39,8 @@ def num_missing(
         missing *= num_shown / max(slots, len(packets))
     elif kind == MATROSKA and container.duration and is_cut_matroska(path):
         missing = num_shown * (container.duration / av.time_base / found_s - 1)
+    elif kind == MXF and is_cut_mxf(path):
+        missing = max(1, (stream.duration or 0) - len(packets))
     count = max(0, round(missing))
     if count * MIN_FRAME_BYTES > Path(path).stat().st_size:
         raise ClipError(
@@ -57,6 +62,19 @@ def is_cut_matroska(path: str) -> bool:
     declared = int.from_bytes(head[at + 4 : at + 4 + width]) - (1 << 7 * width)
     is_known = declared != (1 << 7 * width) - 1
     return is_known and at + 4 + width + declared > size
+
+
+def is_cut_mxf(path: str) -> bool:
+    """Tell whether an MXF file ends before its footer, whose place the header gives if it was finished."""
+    with Path(path).open("rb") as file:
+        head = file.read(_RUN_IN_BYTES)
+        size = file.seek(0, 2)
+    at = head.find(_MXF_HEADER)
+    if at < 0:
+        return False
+    at += _KEY_BYTES
+    at += 1 + (head[at] & 0x7F if head[at] & 0x80 else 0)  # the length of the pack
+    return int.from_bytes(head[at + 24 : at + 32]) >= size
 
 
 def is_cut_avi(path: str) -> bool:

@@ -39,8 +39,8 @@ STEADY_FORMATS = frozenset({"mpegts", "mpeg"})
 #: last pictures are shown between others that are not there.
 _MOST_LOST = 1 / 20
 _LAST_GAPS = 8
-#: Formats whose header does not say how long the file is; of others, a cut file is told by that.
-STREAMED_FORMATS = frozenset({"flv", "asf"})
+#: Formats whose header says how long the file is, so that a cut one is told by that.
+DECLARING_FORMATS = frozenset({MP4, MATROSKA, AVI})
 #: What a demultiplexer says of a cut file, which `PacketIndex.num_declared` accounts for.
 END_OF_FILE = re.compile(
     r"ended prematurely|Packet corrupt|partial file|Impossibly sized packet"  # the last of RealMedia
@@ -350,7 +350,7 @@ def _holes(
         frames = np.flatnonzero(lost)
         return losses(path, order, frames, gaps[frames] / durations[frames])
     last_dts = packets.dts[-1]
-    if container_name not in STREAMED_FORMATS or last_dts is None:
+    if container_name in DECLARING_FORMATS or last_dts is None:
         return np.zeros(0, dtype=np.int64)
     settled = max(1, int(np.searchsorted(pts, last_dts, side="right")))
     usual = gaps[: settled - 1].max(initial=0) or gaps.min(initial=1)

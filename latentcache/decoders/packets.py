@@ -19,6 +19,10 @@ from latentcache.errors import ClipError
 JOINED_FORMATS = frozenset({"mpegts", "mpeg", "gxf", MATROSKA})
 #: Pictures of one size, of which FFmpeg fills up the last one of a cut file with the one before.
 DV = "dv"
+#: Streams of packets of so many bytes. No length says where the last picture ends, and some decoders show
+#: one that is cut as if it was whole.
+TRANSPORT, _TRANSPORT_BYTES = "mpegts", (188, 192, 204)
+_SILENT_DECODERS = frozenset({"hevc", "vvc"})
 #: Headers of two pictures can be alike, and so can their last bytes.
 _END_BYTES = 64
 #: Times that jump ahead by more may be damaged ones, and those behind them return.
@@ -112,11 +116,19 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
         table.ends_within = True
     if not len(table):
         raise ClipError("no_video", "the video stream has no frames")
-    if container.format.name == DV and (table.pos[-1] or 0) + table.size[-1] > container.size:
-        table.ends_within = True
+    table.ends_within |= _is_cut(container, stream, table)
     if table.shows[-1] is Shows.NOTHING and stream.codec_context.name == "mpeg4":
         table.shows[-1] = Shows.PICTURE  # where FFmpeg repeats the one before
     return table
+
+
+def _is_cut(container: Any, stream: Any, table: PacketTable) -> bool:
+    """Tell whether a file ends within its last picture, where neither packet nor decoder tells."""
+    if container.format.name == DV:
+        return (table.pos[-1] or 0) + table.size[-1] > int(container.size)
+    if container.format.name == TRANSPORT and stream.codec_context.name in _SILENT_DECODERS:
+        return all(container.size % num_bytes for num_bytes in _TRANSPORT_BYTES)
+    return False
 
 
 def read_places(container: Any, stream: Any) -> PacketTable:
@@ -292,24 +304,28 @@ def _matched(
     container: Any, stream: Any, table: PacketTable, row: int, has_sought: bool
 ) -> Iterator[tuple[int, Any]]:
     at = None if has_sought else 0
-    for packet in container.demux(stream):
-        if not packet.size:
-            if packet.dts is None:
-                break
-            continue
-        if at is None and table.is_at(row, packet):
-            at = row
-        if at is not None and has_sought and not table.is_at(at, packet):
-            raise SeekMissedError
-        if at is not None:
-            if at >= row and not table.is_whole(at, packet):
-                break  # what comes next is damaged: only what is complete comes out
-            if at >= row:
-                table.place(at, packet)
-                yield at, packet
-            at += 1
-        elif packet.dts is not None and packet.dts > (table.dts[row] or 0):
-            raise SeekMissedError
+    try:
+        for packet in container.demux(stream):
+            if not packet.size:
+                if packet.dts is None:
+                    break
+                continue
+            if at is None and table.is_at(row, packet):
+                at = row
+            if at is not None and has_sought and not table.is_at(at, packet):
+                raise SeekMissedError
+            if at is not None:
+                if at >= row and not table.is_whole(at, packet):
+                    break  # what comes next is damaged: only what is complete comes out
+                if at >= row:
+                    table.place(at, packet)
+                    yield at, packet
+                at += 1
+            elif packet.dts is not None and packet.dts > (table.dts[row] or 0):
+                raise SeekMissedError
+    except DEMUX_ERRORS:
+        if not table.ends_within or at != len(table):  # else it is where a cut file ends
+            raise
     if at is None:
         raise SeekMissedError
     yield len(table), None

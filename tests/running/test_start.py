@@ -62,6 +62,7 @@ def test_a_worker_that_comes_up_after_its_run_has_stopped_is_ended() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_stops_while_its_worker_starts_leaves_no_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,8 @@ from tests.tools.proxy import Proxy, serve_proxy
 from tests.tools.s3 import S3, new_bucket, s3_server_fixture  # noqa: F401 fixture
 from tests.tools.videos import moving_pattern, write_video
 
+pytestmark = pytest.mark.usefixtures("kept_pools")
+
 STOPPED, SOME_FAILED = 1, 3
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
-from latentcache.core.records import Bucket
+from latentcache.core.records import Bucket, ShardId
 from latentcache.core.spec import ITEM_BYTES
-from latentcache.format.changes import read_changes
+from latentcache.format.changes import Standing, read_changes
 from latentcache.format.manifest import BucketInfo, Manifest
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
@@ -75,7 +75,7 @@ class Times:
 
 @dataclass(kw_only=True)
 class BucketFacts:
-    """What is planned and committed of a bucket. duration_s: of the ok clips' sources."""
+    """What is planned, not retired, and committed of a bucket. duration_s: of the ok clips' sources."""
 
     bucket: Bucket
     planned_clips: int
@@ -146,25 +146,34 @@ def read_facts(
     """
     facts = Facts(buckets=[], index=current_index(storage, manifest))
     workers = shard_workers(LogReader(storage).runs())
+    standing = read_changes(storage, manifest).planned()
+    retired = standing.retired_shards(manifest)
     for info in manifest.buckets:
-        bucket = _planned(info, ITEM_BYTES[manifest.spec.dtype])
+        bucket = _planned(info, ITEM_BYTES[manifest.spec.dtype], standing, retired)
+        if not bucket.planned_clips:
+            continue
         facts.buckets.append(bucket)
         rows = facts.index.filter(pc.equal(facts.index["bucket"], info.name)).to_pylist()
+        rows = [row for row in rows if shard_of(row) not in retired]
         for row, found in _read_shards(storage, manifest, rows):
             _add(facts, bucket, found)
             if worker := workers.get(shard_of(row)):
                 _add_times(facts, "worker", worker, found.times)
             on_table()
     _merge(facts.rejected, _failures(read_rejected(storage, manifest)))
-    facts.fields = count_fields(storage, manifest, read_changes(storage, manifest).planned())
+    facts.fields = count_fields(storage, manifest, standing)
     return facts
 
 
-def _planned(info: BucketInfo, item_bytes: int) -> BucketFacts:
+def _planned(
+    info: BucketInfo, item_bytes: int, standing: Standing, retired: Collection[ShardId]
+) -> BucketFacts:
+    """Return what is planned of a bucket. retired: shards none of whose rows counts."""
+    rows = sum(len(rows) for shard, rows in standing.retired.items() if shard.bucket == info.name)
     return BucketFacts(
         bucket=Bucket.parse(info.name),
-        planned_clips=info.num_clips,
-        planned_shards=info.num_shards,
+        planned_clips=info.num_clips - rows,
+        planned_shards=info.num_shards - sum(shard.bucket == info.name for shard in retired),
         raw_clip_bytes=math.prod(info.shape) * item_bytes,
     )
 

@@ -70,7 +70,10 @@ def _header(report: Report, made_at: str) -> list[Markup]:
     rejected = sum(found.count for found in facts.rejected.values())
     stored = sum(bucket.stored_bytes for bucket in facts.buckets)
     tiles = [
-        (f"{(ok + failed) / planned:.1%}", f"committed: {ok + failed:,} of {planned:,} clips"),
+        (
+            f"{(ok + failed) / planned if planned else 1:.1%}",
+            f"committed: {ok + failed:,} of {planned:,} clips",
+        ),
         (f"{ok:,}", "clips ok"),
         (f"{failed:,}", f"clips failed; {rejected:,} sources rejected"),
         (human_time(sum(bucket.duration_s for bucket in facts.buckets)), "of video"),

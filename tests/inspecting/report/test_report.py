@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -44,7 +45,7 @@ from latentcache.running.log_lines import SHARD_COMMITTED
 from latentcache.storage.folder import Storage
 from tests.tools.browser import Browser, needs_chromium
 from tests.tools.caches import make_config, make_corpus, run_job
-from tests.tools.synthetic import facts_of, make_spec, write_cache
+from tests.tools.synthetic import facts_of, make_spec, retire, write_cache
 from tests.tools.videos import moving_pattern, write_video
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
@@ -276,6 +277,25 @@ def test_it_counts_what_is_committed_whether_published_or_not(tmp_path: Path) ->
     assert "8 of 11 clips, 2 of 3 shards" in text
     assert "the decoder met damaged data" in text
     assert "None was read." in text
+
+
+def test_what_is_retired_is_not_planned_any_more(tmp_path: Path) -> None:
+    written = write_cache(str(tmp_path))
+    gone = [("1x32x48", shard, row) for shard, row in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0))]
+    some = retire(written, [*gone, ("5x32x32", 0, 1), ("5x32x32", 2, 0)])
+    facts = read_facts(written.storage, some)
+    (big,) = facts.buckets
+    assert (big.planned_clips, big.planned_shards, big.committed_shards) == (9, 3, 3)
+    assert (big.num_ok, big.num_failed) == (9, 0)
+    text = render(Report(url="here", state="finished", manifest=some, facts=facts), made_at="today")
+    assert "100.0%" in text
+    assert "9 of 9 clips, 3 of 3 shards" in text
+    rows = [("5x32x32", n // 4, n % 4) for n in range(11) if n not in (1, 8)]
+    none = retire(replace(written, manifest=some), rows)
+    facts = read_facts(written.storage, none)
+    assert facts.buckets == []
+    text = render(Report(url="here", state="finished", manifest=none, facts=facts), made_at="today")
+    assert "committed: 0 of 0 clips" in text
 
 
 @pytest.mark.slow
