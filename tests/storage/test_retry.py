@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import types
 from collections.abc import Callable
 
 import pytest
@@ -36,6 +37,18 @@ class StatusError(Exception):
         self.status = status
 
 
+class AnswerError(Exception):
+    """As huggingface_hub's are, which hold the answer itself."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class NetworkError(Exception):
+    """By its name one of httpx."""
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -45,6 +58,8 @@ class StatusError(Exception):
         SlowDownError,
         lambda: StatusError(502),
         lambda: StatusError(429),
+        lambda: AnswerError(503),
+        NetworkError,
     ],
 )
 def test_transient_failures_are_tried_again(error: Callable[[], Exception]) -> None:
@@ -60,6 +75,7 @@ def test_transient_failures_are_tried_again(error: Callable[[], Exception]) -> N
         lambda: PermissionError("a"),
         lambda: OSError(errno.ENOSPC, "No space left on device"),
         lambda: StatusError(403),
+        lambda: AnswerError(404),
         lambda: ValueError("a"),
     ],
 )
