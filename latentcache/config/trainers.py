@@ -64,7 +64,7 @@ def _read(trainer: str, path: str) -> Any:
 
 def _sections(data: Any, name: str, of_file: list[str], *known: str) -> list[Plain]:
     """Return the data sets of a file, its list `name`; what else it holds is lost. Raises ConfigError."""
-    found = data.get(name) if isinstance(data, dict) else None
+    found: Any = data.get(name) if isinstance(data, dict) else None
     if not _is_list_of_sections(found):
         raise ConfigError(f"it has no list {name!r} of sections")
     of_file += [f"{key}: {_NO_EQUAL}" for key in data if key not in (name, *known)]

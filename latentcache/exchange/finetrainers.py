@@ -151,7 +151,7 @@ def _moments(
 ) -> torch.Tensor:
     """Return the moments [2C, t, h, w] of a file, which must be those of the encoder's normaliser."""
     found: Any = load_torch(storage, path, mapped=mapped)
-    latents = found.get("latents") if isinstance(found, Mapping) else None
+    latents: Any = found.get("latents") if isinstance(found, Mapping) else None
     if not is_plain(latents) or latents.dim() != 5 or len(latents) != 1:
         raise refuse(storage, path, "is no dict with latents [1, 2C, t, h, w]")
     whole: torch.Tensor = latents[0].detach()

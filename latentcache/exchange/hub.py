@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ from latentcache.format.paths import (
 )
 from latentcache.reading.cache import Cache
 from latentcache.redaction import redact
-from latentcache.storage.filesystems import translated
+from latentcache.storage.filesystems import MESSAGE_CHARACTERS, translated
 from latentcache.storage.folder import Storage
 
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?", re.ASCII)
@@ -146,8 +147,7 @@ def _causes_said() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if error.__cause__ is not None:
-            error.__cause__.add_note(str(error))
-            raise error.__cause__ from None
+            error.add_note(redact(" ".join(str(error.__cause__).split()))[:MESSAGE_CHARACTERS])
         raise
 
 
@@ -156,4 +156,6 @@ def _hub() -> Any:
         raise ConfigError("push needs a package. Run: pip install huggingface_hub")
     import huggingface_hub
 
+    if not sys.stderr.isatty():  # where a bar per file is a page of lines
+        huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub

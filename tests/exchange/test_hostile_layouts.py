@@ -124,7 +124,7 @@ def test_links_are_read_as_a_trainer_reads_them(
     wan: latentcache.Cache, exported: Callable[[str, Path], Path], tmp_path: Path
 ) -> None:
     """They were left out without a word."""
-    for layout in ("musubi", "finetrainers", "webdataset", "hf", "mds", "simpletuner"):
+    for layout in ("musubi", "mds", "simpletuner"):
         folder = exported(layout, tmp_path / layout)
         for path in [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]:
             moved = path.rename(tmp_path / f"{layout}-{path.name}")

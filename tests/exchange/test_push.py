@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from huggingface_hub import constants
 import latentcache
 from latentcache.reading.cache import Cache, open_cache
 from tests.tools.caches import run_inline
-from tests.tools.fields import add, cache_of, text_field
+from tests.tools.fields import add, cache_of, grow, text_field
 from tests.tools.hub import REPO, TOKEN, Hub, serving
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # huggingface_hub's own, of how it calls httpx.
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
 URL = f"hf://datasets/{REPO}"
 
 
@@ -33,9 +38,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     huggingface_hub.HfFileSystem.clear_instance_cache()
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    planned = cache_of(tmp_path, [f"caption {n}" for n in range(7)])
+@pytest.fixture(scope="module", name="cache")
+def cache_fixture(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    planned = cache_of(tmp_path_factory.mktemp("pushed"), [f"caption {n}" for n in range(7)])
     add(planned, umt5=text_field())
     return open_cache(planned.storage.url)
 
@@ -54,8 +59,9 @@ def read_again() -> Cache:
     return open_cache(URL)
 
 
+@pytest.mark.long
 def test_what_is_pushed_is_read_from_the_hub(hub: Hub, cache: Cache) -> None:
-    assert f"pushed   {hub.url}/commit/" in push(cache, "--license", "mit")
+    assert f"pushed   {hub.url}/datasets/{REPO}/commit/" in push(cache, "--license", "mit")
     assert hub.files is not None
     assert b"license: mit" in hub.files["README.md"]
     assert len(hub.commits) == 1
@@ -82,7 +88,12 @@ def test_an_interrupted_push_shows_nothing_and_goes_on(hub: Hub, cache: Cache) -
     assert read_again().keys() == cache.keys()
 
 
-def test_a_cache_that_has_changed_is_pushed_again_as_it_is(hub: Hub, cache: Cache) -> None:
+@pytest.mark.long
+def test_a_cache_that_has_changed_is_pushed_again_as_it_is(
+    hub: Hub, cache: Cache, tmp_path: Path
+) -> None:
+    shutil.copytree(cache.storage.url, tmp_path / "copy")
+    cache = open_cache(str(tmp_path / "copy"))
     push(cache)
     assert hub.files is not None
     hub.files["LICENSE.txt"] = b"mine"
@@ -96,14 +107,22 @@ def test_a_cache_that_has_changed_is_pushed_again_as_it_is(hub: Hub, cache: Cach
     assert there.keys() == cache.keys()
 
 
-def test_another_cache_and_fewer_steps_are_refused(hub: Hub, cache: Cache, tmp_path: Path) -> None:
-    push(cache)
+@pytest.mark.long
+def test_another_cache_and_fewer_steps_are_refused(hub: Hub, tmp_path: Path) -> None:
+    planned = cache_of(tmp_path, ["a", "b"])
+    older = tmp_path / "older"
+    shutil.copytree(planned.storage.url, older)
+    push(open_cache(str(older)))
+    newer = open_cache(grow(planned, ["c"]).storage.url)
+    push(newer)
+    assert read_again().keys() == newer.keys()
     before = dict(hub.files or {})
     (tmp_path / "other").mkdir()
-    other = cache_of(tmp_path / "other", ["a"])
-    printed = push(open_cache(other.storage.url), status=2)
-    assert "holds another cache" in printed
-    assert "Nothing was pushed" in printed
+    other = cache_of(tmp_path / "other", ["a"], shard_clips=2)
+    for url, path in ((other.storage.url, "cache.json"), (str(older), "generations/000002.json")):
+        printed = push(open_cache(url), status=2)
+        assert f"its {path} differs" in printed
+        assert "Nothing was pushed" in printed
     assert hub.files == before
 
 

@@ -89,8 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(rf"/datasets/{REPO}/resolve/main/(.*)", path):
             self._file(match[1])
         elif match := re.fullmatch(rf"/api/datasets/{REPO}/tree/main/?(.*)", path):
-            query = parse_qs(urlsplit(self.path).query)
-            self._json(self._tree(match[1], recursive=query.get("recursive") == ["True"]))
+            asked = parse_qs(urlsplit(self.path).query).get("recursive", [""])
+            self._json(self._tree(match[1], recursive=asked[0].lower() == "true"))
         elif path.startswith(f"/api/datasets/{REPO}"):
             self._json({"id": REPO, "sha": f"{len(self.hub.commits):040d}", "siblings": []})
         else:
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
                 del self.hub.files[value["path"]]
         self.hub.commits.append([line["value"].get("path", "") for line in lines[1:]])
         oid = f"{len(self.hub.commits):040d}"
-        self._json({"commitUrl": f"{self.hub.url}/commit/{oid}", "commitOid": oid})
+        self._json({"commitUrl": f"{self.hub.url}/datasets/{REPO}/commit/{oid}", "commitOid": oid})
 
 
 def _oid(data: bytes) -> str:
