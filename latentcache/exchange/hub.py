@@ -156,6 +156,7 @@ def _hub() -> Any:
         raise ConfigError("push needs a package. Run: pip install huggingface_hub")
     import huggingface_hub
 
+    hub: Any = huggingface_hub
     if not sys.stderr.isatty():  # where a bar per file is a page of lines
-        huggingface_hub.utils.disable_progress_bars()
-    return huggingface_hub
+        hub.utils.disable_progress_bars()
+    return hub

@@ -74,6 +74,7 @@ def test_what_is_pushed_is_read_from_the_hub(hub: Hub, cache: Cache) -> None:
     assert sum(len(batch["key"]) for batch in batches) == len(cache)
 
 
+@pytest.mark.long
 def test_an_interrupted_push_shows_nothing_and_goes_on(hub: Hub, cache: Cache) -> None:
     hub.most_uploads = 1
     printed = push(cache, status=1)

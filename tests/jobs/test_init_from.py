@@ -301,6 +301,7 @@ JUNK: list[object] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trainer", LEAST)
 def test_whatever_stands_there_ends_in_a_configuration_or_a_sentence(
     tmp_path: Path, trainer: str

@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from latentcache.errors import StorageError
 from latentcache.storage import retry
+from latentcache.storage.filesystems import translated
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -94,6 +96,17 @@ def test_a_cause_counts_as_the_failure() -> None:
     refused = PermissionError("failed")
     refused.__cause__ = ConnectionResetError()
     assert not retry.is_transient(refused)
+
+
+@pytest.mark.timeout(60)
+def test_errors_that_are_each_other_s_cause_are_told_as_one() -> None:
+    """As a library leaves them that raises the cause of an error that it has caught."""
+    error = ValueError("the outer one")
+    error.__context__ = KeyError("the inner one")
+    error.__context__.__context__ = error
+    said = "cannot read s3://a/b: ValueError: the outer one"
+    with pytest.raises(StorageError, match=said), translated("read", "s3://a/b", {}):
+        raise error
 
 
 def test_waits_double_with_jitter_and_stop_at_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
