@@ -304,6 +304,10 @@ class _Taken:
         return True
 
 
+def _column(names: Sequence[str]) -> pa.ChunkedArray:
+    return pa.chunked_array([names], pa.string())
+
+
 def _add_sources(
     step: Step,
     members: Sequence[Member],
@@ -332,12 +336,12 @@ def _add_sources(
         said.update(mine)
         parts = [name for name in mine if name in lacking]
         mine = [name for name in mine if name not in lacking]
-        half = as_sources(member.known, [name for name in parts if name in taken.sources])
+        half = as_sources(member.known, _column([n for n in parts if n in taken.sources]))
         step.add_sources(_unknown(half), "planned")
         refused = [name for name in mine if member.known.sources[name].is_rejected]
         planned = [name for name in mine if not member.known.sources[name].is_rejected]
-        step.add_sources(as_sources(member.known, planned), "planned")
-        step.add_sources(as_sources(member.known, refused), "rejected")
+        step.add_sources(as_sources(member.known, _column(planned)), "planned")
+        step.add_sources(as_sources(member.known, _column(refused)), "rejected")
         if refused:
             rows = member.known.rejected_rows()
             wanted = pa.array(sorted(refused), pa.string())
