@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
+from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.layouts import get_layout
 from latentcache.exchange.records import Found
@@ -63,6 +64,7 @@ def import_cache(args: argparse.Namespace) -> int:
             planned = planned or planned_before(storage, overrides)
             assert planned is not None
         _check_same(planned, manifest, in_words(args.layout, source))
+        _say_what_came_later(planned, found, source)
         return _import(planned.held_by(holder), found)
 
 
@@ -94,6 +96,15 @@ def _check_same(planned: PlannedCache, wanted: Manifest, words: str) -> None:
             f"or --format if "
             "in nothing else. Nothing was changed. Run the same command as the first time, or give the new "
             "cache another folder."
+        )
+
+
+def _say_what_came_later(planned: PlannedCache, found: Found, source: Storage) -> None:
+    num_planned = sum(part.num_clips for part in planned.manifest.generations[0].parts)
+    if (num_later := len(found.records) - num_planned) > 0:
+        print(
+            f"note     {plural(num_later, 'clip')} of {redact(source.url)} came after this import was "
+            "planned, and stay out of it. To have them, import the folder into another cache"
         )
 
 

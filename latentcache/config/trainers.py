@@ -1,9 +1,15 @@
-"""Data set files of trainers as configurations, for `latentcache init --from`."""
+"""Data set files of trainers as configurations, for `latentcache init --from`.
+
+Whatever a file says is carried over, or named among what is lost.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import json
 import posixpath
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +18,7 @@ from typing import Any
 
 from latentcache.config.presets import PRESETS
 from latentcache.errors import ConfigError
+from latentcache.storage.urls import is_url
 
 Plain = Mapping[str, Any]
 
@@ -27,28 +34,64 @@ class Converted:
 
 def convert(trainer: str, path: str) -> list[Converted]:
     """Return the data sets of a trainer's file. Raises ConfigError."""
-    data = _read(path)
+    data = _read(trainer, path)
+    of_file: list[str] = []
     try:
-        found = list(TRAINERS[trainer](data))
+        found = list(TRAINERS[trainer](data, of_file))
     except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        why = error if isinstance(error, ConfigError) else f"{type(error).__name__} at {error}"
         raise ConfigError(
-            f"{path} is no data set file of {trainer}: {type(error).__name__} at {error}. Give the file "
-            "that the trainer itself reads."
+            f"{path} is no data set file of {trainer}: {why}. Give the file that the trainer itself reads."
         ) from None
     if not found:
-        raise ConfigError(f"{path} has no data set of videos or images that {trainer} would read.")
-    return found
+        why = "".join(f" Left out: {line}." for line in of_file)
+        raise ConfigError(
+            f"{path} has no data set of videos or images that could be taken over.{why}"
+        )
+    return [dataclasses.replace(one, lost=(*of_file, *one.lost)) for one in found]
 
 
-def _read(path: str) -> Any:
+def _read(trainer: str, path: str) -> Any:
+    is_json = trainer in JSON or path.lower().endswith(".json")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        return json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+        return json.loads(text) if is_json else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path!r}: {error}") from None
     except (ValueError, RecursionError) as error:
-        kind = "JSON" if path.endswith(".json") else "TOML"
-        raise ConfigError(f"{path} is not {kind}: {error}") from None
+        raise ConfigError(f"{path} is not {'JSON' if is_json else 'TOML'}: {error}") from None
+
+
+def _sections(data: Any, name: str, of_file: list[str], *known: str) -> list[Plain]:
+    """Return the data sets of a file, its list `name`; what else it holds is lost. Raises ConfigError."""
+    found: Any = data.get(name) if isinstance(data, dict) else None
+    if not _is_list_of_sections(found):
+        raise ConfigError(f"it has no list {name!r} of sections")
+    of_file += [f"{key}: {_NO_EQUAL}" for key in data if key not in (name, *known)]
+    return list(found)
+
+
+def _is_list_of_sections(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(one, dict) for one in found)
+
+
+def _text(given: Plain, key: str) -> str:
+    """Return what must be some text. Raises ConfigError."""
+    value = given.get(key)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key!r} should be the text of a place, and is {value!r}")
+    return value
+
+
+def _flat(folder: str) -> str:
+    """Return a glob of the files directly in a folder, which is all that a trainer reads of it."""
+    return f"{glob.escape(folder).rstrip('/')}/*"
+
+
+def _starts_here(key: str, place: str) -> list[str]:
+    if posixpath.isabs(place) or is_url(place) or re.match(r"[A-Za-z]:[/\\]", place):
+        return []
+    return [f"{key}: {place!r} starts where precompute is run, not where the trainer is"]
 
 
 def _preset(name: str, given: Plain) -> dict[str, Any]:
@@ -58,12 +101,11 @@ def _preset(name: str, given: Plain) -> dict[str, Any]:
 
 
 def _others(given: Plain, used: set[str], why: Mapping[str, str]) -> tuple[str, ...]:
-    """Say of every key that is not used that it is lost."""
-    words = [f"{key}: {why[key]}" for key in given if key in why and key not in used]
-    rest = [key for key in given if key not in used and key not in why]
-    return (*words, *(f"{key}: {given[key]!r} has no equal here" for key in rest))
+    """Say of every key that is not used that it is lost. Values are not said: some are secrets."""
+    return tuple(f"{key}: {why.get(key, _NO_EQUAL)}" for key in given if key not in used)
 
 
+_NO_EQUAL = "has no equal here"
 _OF_TRAINING = "belongs to training; the loader has its own"
 _SHARES = "is of training; give the loader `weights` where caches are mixed"
 
@@ -77,71 +119,89 @@ def _captions(extension: Any) -> list[str]:
     if str(extension or "txt").lstrip(".") in ("txt", "caption"):
         return []
     return [
-        f"captions in {extension} files: only .txt and .caption files beside the videos are read"
+        f"caption_extension: captions are in {extension!r} files, and only .txt and .caption files beside "
+        "the videos are read"
     ]
 
 
-def _musubi(data: Plain) -> Iterator[Converted]:
+#: What musubi-tuner reads a data set from, and what each of its rows or files is.
+_PLACES = {
+    "video_jsonl_file": "video",
+    "video_directory": "video",
+    "image_jsonl_file": "image",
+    "image_directory": "image",
+}
+
+
+def _musubi(data: Any, of_file: list[str]) -> Iterator[Converted]:
+    sections = _sections(data, "datasets", of_file, "general")
     general = data.get("general", {})
-    for dataset in data["datasets"]:
+    for number, dataset in enumerate(sections, 1):
         given = {**general, **dataset}
-        table = given.get("video_jsonl_file") or given.get("image_jsonl_file")
-        folder = given.get("video_directory") or given.get("image_directory")
-        is_video = bool(given.get("video_jsonl_file") or given.get("video_directory"))
-        corpus: dict[str, Any] = {"source": str(table or folder)}
-        if table:
-            role = "video" if is_video else "image"
-            corpus["columns"] = {role: f"{role}_path", "caption": "caption"}
+        places = [key for key in _PLACES if given.get(key) is not None]
+        if len(places) != 1:
+            raise ConfigError(
+                f"data set {number} names {' and '.join(places) or 'no place'}; one of "
+                f"{', '.join(_PLACES)} is read"
+            )
+        (key,) = places
+        place, role = _text(given, key), _PLACES[key]
+        corpus: dict[str, Any] = {"source": _flat(place)}
+        if key.endswith("_file"):
+            columns = {role: f"{role}_path", "caption": "caption"}
+            corpus = {"source": place, "columns": columns}
         clips = _preset("musubi", given)
-        lost = _captions(given.get("caption_extension"))
-        if not is_video:
+        lost = [*_starts_here(key, place), *_captions(given.get("caption_extension"))]
+        if role == "image":
+            if "target_frames" in clips:
+                lost.append("target_frames: the data set is of images")
             clips["target_frames"] = [1]
         elif clips.get("source_fps") is not None:
             lost.append(
                 "architecture: set it to that of your training, as it says the rate; wan is 16"
             )
-        used = {
-            *clips,
-            "video_jsonl_file",
-            "image_jsonl_file",
-            "video_directory",
-            "image_directory",
-        }
-        used |= {"caption_extension", "num_repeats"}
-        corpus = _weighted(corpus, given.get("num_repeats", 1))
+        used = {*clips, key, "caption_extension", "num_repeats"}
         why = {
             "batch_size": _OF_TRAINING,
             "cache_directory": "is musubi-tuner's cache; set cache.url",
             "control_directory": "control videos are not encoded",
         }
+        corpus = _weighted(corpus, given.get("num_repeats", 1))
         yield Converted(corpus=corpus, clips=clips, lost=(*lost, *_others(given, used, why)))
 
 
-def _finetrainers(data: Plain) -> Iterator[Converted]:
-    for given in data["datasets"]:
-        root = str(given["data_root"])
-        lost = []
-        if not posixpath.splitext(root)[1]:
+def _finetrainers(data: Any, of_file: list[str]) -> Iterator[Converted]:
+    for given in _sections(data, "datasets", of_file):
+        root, kind = _text(given, "data_root"), given.get("dataset_type", "video")
+        if kind not in ("image", "video"):
+            raise ConfigError(f"'dataset_type' is {kind!r}, and finetrainers has image and video")
+        lost = _starts_here("data_root", root)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", root) and not Path(root).exists():
+            lost.append(
+                "data_root: if that is a data set of the hub, download it, and set corpus.source to its "
+                "folder"
+            )
+        elif not posixpath.splitext(root)[1]:
             lost.append(
                 "metadata.csv or metadata.jsonl in data_root: name it as corpus.source, with columns"
             )
-        if given.get("dataset_type", "video") == "image":
-            sizes = given["image_resolution_buckets"]
-            clips = _preset("finetrainers", given)
-            clips["video_resolution_buckets"] = [f"1x{h}x{w}" for h, w in map(_two, sizes)]
+        buckets = f"{kind}_resolution_buckets"
+        clips = _preset("finetrainers", given)
+        if kind == "image":
+            sizes = [f"1x{h}x{w}" for h, w in map(_two, given[buckets])]
         else:
-            clips = _preset("finetrainers", given)
-            buckets = given["video_resolution_buckets"]
-            clips["video_resolution_buckets"] = ["x".join(map(str, _parts(b))) for b in buckets]
-        used = {*clips, "data_root", "dataset_type", "image_resolution_buckets"}
+            sizes = ["x".join(map(str, _parts(b))) for b in given[buckets]]
+        used = {"reshape_mode", "data_root", "dataset_type", buckets}
+        clips["video_resolution_buckets"] = sizes
+        other = "video" if kind == "image" else "image"
         why = {
+            f"{other}_resolution_buckets": f"the data set is of {kind}s",
             "id_token": "is not put before captions; write it into them",
             "remove_common_llm_caption_prefixes": "captions are kept as they are",
             "caption_options": "captions are kept as they are",
         }
-        yield Converted(
-            corpus={"source": root}, clips=clips, lost=(*lost, *_others(given, used, why))
-        )
+        lost += _others(given, used, why)
+        yield Converted(corpus={"source": root}, clips=clips, lost=tuple(lost))
 
 
 def _parts(bucket: Any) -> list[Any]:
@@ -153,23 +213,32 @@ def _two(bucket: Any) -> tuple[Any, Any]:
     return height, width
 
 
-def _diffusion_pipe(data: Plain) -> Iterator[Converted]:
+def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
+    sections = _sections(data, "directory", of_file, *data)
     general = {key: value for key, value in data.items() if key != "directory"}
-    for directory in data["directory"]:
+    for directory in sections:
         given = {"frame_buckets": [1], **general, **directory}
+        path = _text(given, "path")
         clips = _preset("diffusion-pipe", given)
-        lost = [
-            "framerate and pixels_round_to_multiple: are those of Wan (16 and 16); set your model's"
-        ]
+        lost = _starts_here("path", path)
+        for key in ("framerate", "pixels_round_to_multiple"):
+            if key not in given:
+                lost.append(f"{key}: is that of Wan, 16; set your model's")
+        resolutions = list(given["resolutions"])
         lost += [
             f"resolutions: {resolution} needs a cache of its own, as each clip is encoded again"
-            for resolution in given.get("resolutions", [])[1:]
+            for resolution in resolutions[1:]
         ]
-        clips["resolutions"] = list(given["resolutions"])[:1]
+        clips["resolutions"] = resolutions[:1]
         if not any(n > 1 for n in given["frame_buckets"]):
             clips |= {"frame_buckets": [5], "frames": 1}
             lost.append(
                 "frame_buckets: only images are taken; of videos the first frame would be, too"
+            )
+        else:
+            lost.append(
+                "frame_buckets: only videos are taken; images need a configuration of their own, with "
+                "frames: 1"
             )
         why = {
             "size_buckets": "diffusion-pipe chooses frames by shape; write clips.buckets.sizes yourself",
@@ -180,53 +249,82 @@ def _diffusion_pipe(data: Plain) -> Iterator[Converted]:
         }
         used = {*clips, "path", "num_repeats"}
         lost += _others(given, used, why)
-        corpus = _weighted({"source": str(given["path"])}, given.get("num_repeats", 1))
+        corpus = _weighted({"source": _flat(path)}, given.get("num_repeats", 1))
         yield Converted(corpus=corpus, clips=clips, lost=tuple(lost))
 
 
-def _simpletuner(data: Any) -> Iterator[Converted]:
-    for given in data:
-        if given.get("dataset_type", "image") not in ("image", "video") or given.get("disabled"):
-            continue
-        is_video = given.get("dataset_type") == "video"
-        video = given.get("video", {})
-        clips = _preset("simpletuner", given)
-        clips["num_frames"] = video.get("num_frames", 125) if is_video else 1
-        source = given.get("instance_data_dir") or given.get("instance_data_root")
-        if given.get("type", "local") == "aws":
-            source = f"s3://{given['aws_bucket_name']}/{given.get('aws_data_prefix', '')}"
-        lost = []
-        if given.get("resolution_type", "pixel_area") == "pixel":
-            clips["resolution_type"] = "pixel_area"
-            lost.append("resolution_type: pixel (of the shorter side) is taken for pixel_area")
-        if given.get("crop"):
-            lost.append("crop: is taken for false; the sizes that crop_aspect would give differ")
-        if given.get("caption_strategy", "textfile") != "textfile":
-            lost.append(f"caption_strategy: {given['caption_strategy']}; only .txt files are read")
-        used = {*clips, "video", "instance_data_dir", "instance_data_root", "type", "dataset_type"}
-        used |= {
-            "repeats",
-            "crop",
-            "caption_strategy",
-            "aws_bucket_name",
-            "aws_data_prefix",
-            "disabled",
-        }
-        lost += [f"video.{key}: has no equal here" for key in video if key != "num_frames"]
-        why = {
-            "id": "is a name for SimpleTuner only",
-            "probability": _SHARES,
-            "cache_dir_vae": "is SimpleTuner's cache; set cache.url",
-            "crop_style": "is taken for center",
-        }
-        # SimpleTuner counts only further times: 0 is once.
-        corpus = _weighted({"source": str(source)}, given.get("repeats", 0) + 1)
-        yield Converted(corpus=corpus, clips=clips, lost=(*lost, *_others(given, used, why)))
+def _simpletuner(data: Any, of_file: list[str]) -> Iterator[Converted]:
+    if data and not _is_list_of_sections(data):
+        raise ConfigError("it is no list of sections")
+    for number, given in enumerate(data, 1):
+        if why_not := _left_out(given):
+            of_file.append(f"data set {number}, {given.get('id')!r}: {why_not}")
+        else:
+            yield _of_simpletuner(given)
 
 
-TRAINERS: Mapping[str, Callable[[Any], Iterator[Converted]]] = {
+def _left_out(given: Plain) -> str | None:
+    """Return why a data set of SimpleTuner is not taken; None if it is."""
+    kind, place = given.get("dataset_type", "image"), given.get("type", "local")
+    if given.get("disabled") or given.get("disable"):
+        return "it is disabled"
+    if kind not in ("image", "video"):
+        return f"it is of {kind}"
+    if place not in ("local", "aws"):
+        return f"it is read from {place}; make a folder or a table of it"
+    return None
+
+
+def _of_simpletuner(given: Plain) -> Converted:
+    is_video, is_local = given.get("dataset_type") == "video", given.get("type", "local") == "local"
+    video = given.get("video", {})
+    clips = _preset("simpletuner", given)
+    clips["num_frames"] = video.get("num_frames", 125) if is_video else 1
+    lost = []
+    if is_local:
+        # The second is the name that it had once.
+        place = next((k for k in _DATA_DIRS if given.get(k)), _DATA_DIRS[0])
+        source = _text(given, place)
+        used = {place}
+        lost += _starts_here(place, source)
+    else:
+        prefix = given.get("aws_data_prefix") or ""
+        source = f"s3://{_text(given, 'aws_bucket_name')}/{prefix}"
+        used = {"aws_bucket_name", "aws_data_prefix"}
+    if given.get("resolution_type", "pixel_area") == "pixel":
+        clips["resolution_type"] = "pixel_area"
+        lost.append("resolution_type: pixel (of the shorter side) is taken for pixel_area")
+    if given.get("crop"):
+        lost.append("crop: is taken for false; the sizes that crop_aspect would give differ")
+    if (strategy := given.get("caption_strategy", "textfile")) != "textfile":
+        lost.append(f"caption_strategy: {strategy}; only .txt files are read")
+    counted = ("num_frames",) if is_video else ()
+    lost += [f"video.{key}: {_NO_EQUAL}" for key in video if key not in counted]
+    why = {
+        "id": "is a name for SimpleTuner only",
+        "probability": _SHARES,
+        "cache_dir_vae": "is SimpleTuner's cache; set cache.url",
+        "crop_style": "is taken for center",
+        "num_frames": "SimpleTuner reads video.num_frames",
+    }
+    used |= {*clips, "video", "type", "dataset_type", "repeats", "crop", "caption_strategy"}
+    used |= {"disabled", "disable"}
+    used -= {"num_frames"}
+    times = given.get("repeats", 0)
+    if isinstance(times, bool) or not isinstance(times, int | float):
+        raise ConfigError(f"'repeats' should be a number, and is {times!r}")
+    # SimpleTuner counts only further times: 0 is once.
+    corpus = _weighted({"source": source}, times + 1)
+    return Converted(corpus=corpus, clips=clips, lost=(*lost, *_others(given, used, why)))
+
+
+_DATA_DIRS = ("instance_data_dir", "instance_data_root")
+
+TRAINERS: Mapping[str, Callable[[Any, list[str]], Iterator[Converted]]] = {
     "musubi": _musubi,
     "finetrainers": _finetrainers,
     "diffusion-pipe": _diffusion_pipe,
     "simpletuner": _simpletuner,
 }
+#: Trainers whose files are JSON, whatever they are called.
+JSON = ("finetrainers", "simpletuner")

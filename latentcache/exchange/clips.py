@@ -5,6 +5,7 @@ Axes: C channels, t h w of the latent; L tokens, D their width.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache.core.records import Bucket
+from latentcache.config.fields import stored_field
+from latentcache.config.files import load_stored_config
+from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import ConfigError, did_you_mean
+from latentcache.format.changes import read_changes
+from latentcache.planning.fields.planned import PlannedField
+from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
-from latentcache.storage.urls import without_query
+from latentcache.storage.urls import redact, without_query
 
 #: Names that an error gives.
 NAMED = 5
@@ -173,6 +179,12 @@ class Texts:
         self._field = cache.field(name)
         self.name = name
         self.array = self._field.field.arrays[0]
+        if self._field.field.kind == "joint":
+            raise ConfigError(
+                f"--text {name}: the field holds states of a text with an image (joint), which none of the "
+                "trainers' models of this layout takes for a text's. Nothing was written. Name a field of "
+                f"kind text; or export to webdataset, mds or hf, which take this one: --field {name}"
+            )
         if self._field.field.kind != "text" or len(self.array.shape) != 2:
             raise ConfigError(
                 f"--text {name}: the field is of kind {self._field.field.kind}, and text states [L, D] are "
@@ -185,7 +197,7 @@ class Texts:
                 f"was written. Add "
                 "captions to the corpus, run precompute, then latentcache add-field --update."
             )
-
+        refuse_stale(cache, self._field, rows)
         long = [] if at_most is None else [r.key for r in rows if self._tokens(r) > at_most]
         if long:
             raise ConfigError(
@@ -215,6 +227,38 @@ class Texts:
         found = self._field.sample(row.bucket, row.shard, row.row)
         states: torch.Tensor = found[self.name]
         return states, int(found.get(f"{self.name}_tokens", len(states)))
+
+
+def refuse_stale(cache: Cache, field: FieldReader, rows: Sequence[ClipRow]) -> None:
+    """Raise ConfigError for clips whose texts, or paths, are others now than those that a field holds."""
+    stale = _stale_rows(cache, field)
+    keys = [row.key for row in rows if row.row in stale.get(ShardId(row.bucket, row.shard), ())]
+    if keys:
+        raise ConfigError(
+            f"{len(keys)} clips have other texts or files now than those that the field {field.name} is "
+            f"of: {named(keys)}. Its values would stand beside captions that are not theirs. Nothing was "
+            "written. Encode the new ones: latentcache resume "
+            f"{shlex.quote(redact(cache.storage.url))} --field {field.name}"
+        )
+
+
+def _stale_rows(cache: Cache, field: FieldReader) -> Mapping[ShardId, Collection[int]]:
+    """Return rows whose texts have changed and are not encoded yet, whether that is planned or not."""
+    changes = read_changes(cache.storage, cache.manifest)
+    if field.is_view or field.field.kind == "given" or not changes.columns:
+        return {}
+    kinds = [str(cache.manifest.config["encoder"]["kind"])]
+    config = load_stored_config(
+        cache.manifest.config, url=cache.storage.url, storage_options={}, allowed_encoders=kinds
+    )
+    planned = PlannedCache(config=config, manifest=cache.manifest, storage=cache.storage)
+    settings = stored_field(field.name, field.field.settings)
+    of = PlannedField(cache=planned, field=field.field, config=settings)
+    stale: dict[ShardId, frozenset[int]] = of.changed_rows()
+    for shard, versions in of.missing.items():
+        for rows in (v.rows for v in versions if v.kind == "update" and v.rows is not None):
+            stale[shard] = stale.get(shard, frozenset()) | rows[shard]
+    return stale
 
 
 def _lacking(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:

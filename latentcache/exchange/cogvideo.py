@@ -22,7 +22,7 @@ from latentcache.exchange.clips import (
     refuse_twice,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import read_header, read_tensor, refuse
+from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
@@ -104,7 +104,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the clips below a `data_root`. Raises ConfigError, CorpusError naming a file."""
     if spec.model_class not in _CLASSES:
         raise ConfigError(f"CogVideo has no files of {spec.model_class}; nothing was imported")
-    paths = [file.path for file in storage.files(LATENTS) if file.path.endswith(".safetensors")]
+    paths = files_in(storage, LATENTS, ".safetensors")
     records = [_record(storage, spec, path) for path in paths]
     return Found(layout="cogvideo", stored="sample", normalised=True, records=records)
 
@@ -119,7 +119,7 @@ def _record(storage: Storage, spec: LatentSpec, path: str) -> Record:
         key=f"{stem}#0",
         source=stem,
         path=path,
-        bucket=bucket_from(spec, entry.shape),
+        bucket=bucket_from(storage, path, spec, entry.shape),
         shape=entry.shape,
         dtype=entry.dtype,
         load=partial(read_tensor, storage, path, entry),

@@ -63,12 +63,15 @@ class Export:
 
 def mark_of(cache: Cache, layout: str, options: Options) -> dict[str, Any]:
     """Return what an export follows from: the same, and so the same files."""
+    names = [*([options.text] if options.text else []), *options.fields]
+    fields = {name: cache.field(name).snapshot for name in dict.fromkeys(names)}
     return {
         "layout": layout,
         "cache": public_name(cache.storage.absolute_url),
         "fingerprint": cache.manifest.fingerprint,
         "snapshot": cache.snapshot,
         "options": asdict(options),
+        **({"fields": fields} if fields else {}),
     }
 
 

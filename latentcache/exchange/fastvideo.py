@@ -14,7 +14,7 @@ import torch
 
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import ConfigError
+from latentcache.errors import ConfigError, CorpusError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
@@ -25,7 +25,7 @@ from latentcache.exchange.clips import (
     refuse_twice,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, refuse, tensor_of
+from latentcache.exchange.files import NO_SENSE, array_of, files_in, refuse, tensor_of
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -128,7 +128,9 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
         [to_row(row, latent, texts.unpadded(row)) for row, latent in found], schema=SCHEMA
     )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    pq.write_table(
+        table, buffer, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True
+    )
     return buffer.getvalue()
 
 
@@ -139,7 +141,7 @@ def _stanza(t: int, url: str) -> str:
 def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the rows of a `--data-path`. Raises CorpusError naming a file."""
     reader = _Reader(storage)
-    paths = [file.path for file in storage.files() if file.path.endswith(".parquet")]
+    paths = files_in(storage, "", ".parquet")
     records = [record for path in paths for record in _records(storage, spec, reader, path)]
     return Found(layout="fastvideo", stored="mean", normalised=False, records=records)
 
@@ -154,26 +156,31 @@ class _Reader:
     def open(self, path: str) -> pq.ParquetFile:
         """Open a file. Raises CorpusError."""
         try:
-            return pq.ParquetFile(
-                pa.BufferReader(self._data.get_or_make(path, lambda: self._read(path)))
-            )
+            if self._storage.is_local:
+                source = str(self._storage.local_path(path))
+                return pq.ParquetFile(source, page_checksum_verification=True)
+            data = self._data.get_or_make(path, lambda: pa.py_buffer(self._storage.read(path)))
+            return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise refuse(self._storage, path, f"is no whole Parquet file: {error}") from None
+            raise self._not_whole(path, error) from None
 
-    def _read(self, path: str) -> pa.Buffer:
-        if self._storage.is_local:
-            with pa.memory_map(str(self._storage.local_path(path))) as file:
-                return file.read_buffer()
-        return pa.py_buffer(self._storage.read(path))
+    def rows(self, file: pq.ParquetFile, path: str, group: int, names: Sequence[str]) -> pa.Table:
+        """Read columns of a row group. Raises CorpusError."""
+        try:
+            return file.read_row_group(group, list(names), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise self._not_whole(path, error) from None
+
+    def _not_whole(self, path: str, error: Exception) -> CorpusError:
+        return refuse(self._storage, path, f"is no whole Parquet file: {error}")
 
     def latents(self, path: str, group: int, place: int) -> torch.Tensor:
         """Return the latents of a row, by its row group and its place in that. Raises CorpusError."""
-        table = self.open(path).read_row_group(
-            group, ["vae_latent_bytes", "vae_latent_shape"], use_threads=False
-        )
+        names = ("vae_latent_bytes", "vae_latent_shape")
+        table = self.rows(self.open(path), path, group, names)
         row = table.slice(place, 1).to_pylist()[0]
         shape, data = tuple(row["vae_latent_shape"]), row["vae_latent_bytes"]
-        if data is None or len(data) != 4 * math.prod(shape):
+        if not isinstance(data, bytes) or len(data) != 4 * math.prod(shape):
             raise refuse(
                 self._storage, path, f"has a row whose bytes are not {list(shape)} of {DTYPE}"
             )
@@ -190,10 +197,7 @@ def _records(storage: Storage, spec: LatentSpec, reader: _Reader, path: str) -> 
         )
     found = []
     for group in range(file.num_row_groups):
-        try:
-            rows = file.read_row_group(group, list(_READ), use_threads=False).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+        rows = reader.rows(file, path, group, _READ).to_pylist()
         for place, row in enumerate(rows):
             found.append(_record(storage, spec, reader, path, group, place, row))
     return found
@@ -208,17 +212,22 @@ def _record(
     place: int,
     row: Mapping[str, Any],
 ) -> Record:
-    shape = row["vae_latent_shape"]
-    if not isinstance(row["id"], str) or not isinstance(shape, list) or len(shape) != 4:
+    try:
+        key, caption = str(row["id"]), row["caption"]
+        shape = tuple(int(side) for side in row["vae_latent_shape"])
+        fps = float(row["fps"] or 0.0) or None
+    except NO_SENSE as error:
+        raise refuse(storage, path, f"has a row that makes no sense: {error}") from None
+    if not row["id"] or len(shape) != 4 or not isinstance(row["vae_latent_shape"], list):
         raise refuse(storage, path, "has a row without an id, or without latents [C, t, h, w]")
     return Record(
-        key=row["id"],
-        source=row["file_name"] or row["id"],
+        key=key,
+        source=str(row["file_name"] or key),
         path=path,
-        bucket=bucket_from(spec, shape),
-        shape=tuple(shape),
+        bucket=bucket_from(storage, path, spec, shape),
+        shape=shape,
         dtype=DTYPE,
         load=partial(reader.latents, path, group, place),
-        caption=row["caption"],
-        fps=row["fps"] or None,
+        caption=None if caption is None else str(caption),
+        fps=fps,
     )

@@ -6,11 +6,13 @@ import gzip
 import io
 import json
 import math
+import os
 import pickle
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,11 @@ NOTHING = "Nothing was imported. Remove the file, or have the trainer write it a
 MAX_HEADER_BYTES = 100_000_000
 #: A file of one clip that is compressed may hold so much.
 MAX_UNPACKED_BYTES = 1 << 31
+#: What is raised where facts of a file, its numbers or its JSON, make no sense.
+NO_SENSE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(RecursionError, struct.error),
+)
 #: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
 UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
@@ -40,6 +47,48 @@ def refuse(storage: Storage, path: str, why: str) -> CorpusError:
     return CorpusError(printable(f"{redact(join(storage.url, path))} {why}. {NOTHING}"))
 
 
+def names_in(storage: Storage, folder: str, suffix: str) -> list[str]:
+    """Return the sorted names of the files directly in a folder that end so; see `files_in`."""
+    start = f"{folder}/" if folder else ""
+    paths = _linked(storage, folder, deep=False) if storage.is_local else storage.list(folder)
+    names = (path.removeprefix(start) for path in paths)
+    return sorted(name for name in names if name.endswith(suffix) and not _is_hidden(name))
+
+
+def files_in(storage: Storage, folder: str, suffix: str) -> list[str]:
+    """Return the sorted paths of the files in a folder and below it that end so.
+
+    Links count as what they lead to, as a trainer reads them. One that leads nowhere counts as a file,
+    which is then named as one that is not there. Hidden files do not count, such as those that macOS
+    leaves, and unfinished ones.
+    """
+    if storage.is_local:
+        paths: Iterable[str] = _linked(storage, folder, deep=True)
+    else:
+        paths = (file.path for file in storage.files(folder))
+    return sorted(path for path in paths if path.endswith(suffix) and not _is_hidden(path))
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
+def _cannot_list(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise CorpusError(f"cannot list {error.filename}: {error.strerror}. Nothing was imported.")
+
+
+def _linked(storage: Storage, folder: str, *, deep: bool) -> Iterator[str]:
+    root = storage.local_path()
+    for above, _, names in os.walk(root / folder, onerror=_cannot_list):
+        for name in names:
+            path = Path(above, name)
+            if path.is_file() or (path.is_symlink() and not path.exists()):
+                yield path.relative_to(root).as_posix()
+        if not deep:
+            return
+
+
 def torch_bytes(value: Any) -> bytes:
     """Return what `torch.save` writes; tensors are saved without the memory around them."""
     buffer = io.BytesIO()
@@ -47,13 +96,14 @@ def torch_bytes(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def load_torch(storage: Storage, path: str) -> Any:
+def load_torch(storage: Storage, path: str, *, mapped: bool = False) -> Any:
     """Return what a file of `torch.save` holds: tensors and plain values only. Raises CorpusError.
 
-    On a local disk the tensors' bytes are read when they are used.
+    mapped: only shapes are of interest, so on a local disk no tensor's bytes are read. They must not be
+    used: if a trainer writes the file at that moment, the process would die.
     """
     try:
-        if storage.is_local:
+        if mapped and storage.is_local:
             local = storage.local_path(path)
             with local.open("rb") as file:
                 start = file.read(4)
@@ -67,6 +117,16 @@ def load_torch(storage: Storage, path: str) -> Any:
 def load_torch_bytes(data: bytes) -> Any:
     """Return what the bytes of `torch.save` hold: tensors and plain values only."""
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether something is a tensor of numbers, one after the other, and none of the odd kinds."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex() or value.is_neg() or value.is_nested)
+    )
 
 
 def _checked(data: bytes) -> bytes:
@@ -120,12 +180,14 @@ def read_header(storage: Storage, path: str) -> Header:
     try:
         size = storage.size(path)
         (length,) = struct.unpack("<Q", storage.read_ranges(path, [(0, 8)])[0])
-        raw = json.loads(storage.read_ranges(path, [(8, min(length, MAX_HEADER_BYTES))])[0])
+        if length > min(size, MAX_HEADER_BYTES):
+            raise ValueError("its header is not all there")
+        raw = json.loads(storage.read_ranges(path, [(8, length)])[0])
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {str(name): _entry(of, 8 + length, size) for name, of in raw.items()}
     except FileNotFoundError:
         raise refuse(storage, path, "is not there any more") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except NO_SENSE as error:
         what = f"is no whole safetensors file, so it may be half written: {error}"
         raise refuse(storage, path, what) from None
     return Header(tensors=tensors, metadata=metadata)

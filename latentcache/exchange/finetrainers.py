@@ -20,7 +20,14 @@ from latentcache.exchange.clips import (
     expect_stored,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import dtype_name, load_torch, refuse, torch_bytes
+from latentcache.exchange.files import (
+    dtype_name,
+    is_plain,
+    load_torch,
+    names_in,
+    refuse,
+    torch_bytes,
+)
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -119,7 +126,7 @@ def _stanza(num_clips: int, url: str) -> str:
 
 def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the clips of a `precomputation_dir`. Raises ConfigError, CorpusError naming a file."""
-    names = storage.list(FOLDER)
+    names = names_in(storage, FOLDER, ".pt")
     numbers = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
     records = [_record(storage, spec, number) for number in numbers]
     return Found(layout="finetrainers", stored="moments", normalised=False, records=records)
@@ -127,30 +134,33 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 
 def _record(storage: Storage, spec: LatentSpec, number: int) -> Record:
     path = f"{FOLDER}/latent-{number}.pt"
-    moments = _moments(storage, path, spec)
+    moments = _moments(storage, path, spec, mapped=True)
     return Record(
         key=f"{number:09d}#0",
         source=f"{number:09d}",
         path=path,
-        bucket=bucket_from(spec, moments.shape),
+        bucket=bucket_from(storage, path, spec, moments.shape),
         shape=tuple(moments.shape),
         dtype=dtype_name(moments),
         load=partial(_moments, storage, path, spec),
     )
 
 
-def _moments(storage: Storage, path: str, spec: LatentSpec) -> torch.Tensor:
+def _moments(
+    storage: Storage, path: str, spec: LatentSpec, *, mapped: bool = False
+) -> torch.Tensor:
     """Return the moments [2C, t, h, w] of a file, which must be those of the encoder's normaliser."""
-    found: Any = load_torch(storage, path)
-    latents = found.get("latents") if isinstance(found, Mapping) else None
-    if not isinstance(latents, torch.Tensor) or latents.dim() != 5 or len(latents) != 1:
+    found: Any = load_torch(storage, path, mapped=mapped)
+    latents: Any = found.get("latents") if isinstance(found, Mapping) else None
+    if not is_plain(latents) or latents.dim() != 5 or len(latents) != 1:
         raise refuse(storage, path, "is no dict with latents [1, 2C, t, h, w]")
-    moments = latents[0].transpose(0, 1) if spec.model_class in _FRAMES_FIRST else latents[0]
+    whole: torch.Tensor = latents[0].detach()
+    moments = whole.transpose(0, 1) if spec.model_class in _FRAMES_FIRST else whole
     if "latents_mean" in found and "latents_std" in found:
         wanted = _per_channel(spec.normaliser, spec.channels)
         given = (found["latents_mean"], found["latents_std"])
         same = all(
-            isinstance(g, torch.Tensor)
+            is_plain(g)
             and g.numel() == w.numel()
             and torch.allclose(g.float().flatten(), w, rtol=1e-2, atol=1e-2)
             for g, w in zip(given, wanted, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
+from latentcache.exchange.clips import NAMED, ClipRow, clip_rows, refuse_stale
 from latentcache.exchange.export import File, Options
-from latentcache.exchange.files import refuse, tensor_of
+from latentcache.exchange.files import NO_SENSE, refuse, tensor_of
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.tar import in_groups
 from latentcache.reading.cache import Cache
@@ -28,7 +28,8 @@ SPEC = "latent_spec.json"
 class Clips:
     """Stored samples of a cache in groups for files, with the fields that were asked for."""
 
-    def __init__(self, cache: Cache, options: Options) -> None:
+    def __init__(self, cache: Cache, options: Options, columns: Collection[str] = ()) -> None:
+        """columns: that the form has beside those of fields, which are `NAME` and `NAME.shape`."""
         if options.dtype is not None:
             raise ConfigError(
                 "--dtype: this form holds what is stored, in its own type. Leave it out."
@@ -37,12 +38,24 @@ class Clips:
         self.rows = clip_rows(cache, options.bucket)
         names = [*([options.text] if options.text else []), *options.fields]
         self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
+        self._check_columns(columns)
+        for field in self.fields.values():
+            refuse_stale(cache, field, self.rows)
         largest = max(math.prod(bucket.shape) for bucket in cache.buckets.values())
         self.row_bytes = largest * ITEM_BYTES[cache.spec.dtype] + self._field_bytes()
         self.groups: list[Sequence[tuple[int, ClipRow]]] = in_groups(
             list(enumerate(self.rows)), self.row_bytes
         )
         self.file_bytes = self.row_bytes * len(self.groups[0])
+
+    def _check_columns(self, columns: Collection[str]) -> None:
+        keys = [key for field in self.fields.values() for key in field.arrays]
+        taken = {*columns, *(f"{key}.shape" for key in keys)} if columns else set()
+        if twice := sorted(taken.intersection(keys)):
+            raise ConfigError(
+                f"a field's array and something else would both be the column {', '.join(twice)}. Nothing "
+                "was written. Leave the field out, or export to webdataset."
+            )
 
     def _field_bytes(self) -> int:
         return sum(
@@ -111,7 +124,7 @@ def record_of(
             start=int(facts.get("start") or 0),
             fps=None if facts.get("fps") is None else float(facts["fps"]),
         )
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except NO_SENSE as error:
         raise refuse(storage, path, f"has a clip of which it does not say all: {error!r}") from None
 
 
@@ -125,7 +138,7 @@ def _load(
     num_bytes: int,
 ) -> torch.Tensor:
     data = load(place)
-    if len(data) != num_bytes:
+    if not isinstance(data, bytes) or len(data) != num_bytes:
         raise refuse(storage, path, f"has a clip whose bytes are not {list(shape)} of {dtype}")
     return tensor_of(data, dtype, shape)
 
@@ -138,7 +151,7 @@ def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[
         raise ConfigError(
             f"{layout}: there is no {SPEC}, so what the latents are is unknown. Nothing was imported."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except NO_SENSE as error:
         raise refuse(storage, SPEC, f"does not say what the latents are: {error}") from None
     names = ("model_class", "channels", "stride", "normaliser", "weights_sha256")
     if differ := [name for name in names if getattr(said, name) != getattr(spec, name)]:

@@ -14,7 +14,7 @@ from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, refuse
+from latentcache.exchange.files import array_of, names_in, refuse
 from latentcache.exchange.generic import SPEC, Clips, facts_of, found_in, record_of
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
@@ -44,7 +44,7 @@ MAX_OPEN = 4
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as a data set. Raises ConfigError for fields that are not there."""
-    clips = Clips(cache, options)
+    clips = Clips(cache, options, SCHEMA.names)
     fields = [pa.field(key, pa.binary()) for f in clips.fields.values() for key in f.arrays]
     shapes = [pa.field(f"{field.name}.shape", pa.list_(pa.int64())) for field in fields]
     schema = pa.schema([*SCHEMA, *fields, *shapes])
@@ -71,7 +71,9 @@ def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]])
         rows.append(values)
     buffer = io.BytesIO()
     table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, buffer, row_group_size=GROUP_ROWS, compression="zstd")
+    pq.write_table(
+        table, buffer, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True
+    )
     return buffer.getvalue()
 
 
@@ -108,7 +110,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     groups: Lru[tuple[str, int], list[bytes]] = Lru(MAX_OPEN)
     load = partial(_latents, storage, groups)
     records = []
-    for name in sorted(n for n in storage.list("data") if n.endswith(".parquet")):
+    for name in names_in(storage, "data", ".parquet"):
         path = f"data/{name}"
         file = _open(storage, path)
         names = [name for name in SCHEMA.names if name != "latents"]
@@ -122,9 +124,9 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 
 def _open(storage: Storage, path: str) -> pq.ParquetFile:
     try:
-        if storage.is_local:
-            return pq.ParquetFile(str(storage.local_path(path)), memory_map=True)
-        return pq.ParquetFile(pa.BufferReader(storage.read(path)))
+        at: Any = storage.local_path(path) if storage.is_local else None
+        source = at or pa.BufferReader(storage.read(path))
+        return pq.ParquetFile(source, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
 

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from latentcache.core.units import plural
-from latentcache.errors import ConfigError
+from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.hf import CARD
-from latentcache.format.paths import LEASE
+from latentcache.format.fields.paths import FIELDS
+from latentcache.format.paths import (
+    CACHE_JSON,
+    COLUMNS,
+    COPIED,
+    GENERATIONS,
+    IMPORTED,
+    INDEX,
+    LEASE,
+    PLAN,
+    QUANTISER,
+    RETIRED,
+    SAMPLES,
+)
 from latentcache.reading.cache import Cache
 from latentcache.redaction import redact
-from latentcache.storage.filesystems import translated
+from latentcache.storage.filesystems import MESSAGE_CHARACTERS, translated
+from latentcache.storage.folder import Storage
 
-_URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?")
+_URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?", re.ASCII)
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+#: Names that the hub does not take, or longer ones.
+_NO_NAME, MAX_NAME = re.compile(r"--|\.\.|(^|/)[.-]|[.-](/|$)|\.git$"), 96
+#: What the files of a cache begin with: what else is in a data set is its owner's.
+_OWN = (
+    *(CACHE_JSON, INDEX, QUANTISER, f"{GENERATIONS}/", f"{PLAN}/", f"{RETIRED}/", f"{COPIED}/"),
+    *(f"{IMPORTED}/", f"{COLUMNS}/", f"{SAMPLES}/", f"{FIELDS}/", "latents/"),
+)
 
 
 def repo_of(url: str) -> str:
     """Return USER/NAME of hf://datasets/USER/NAME. Raises ConfigError for any other text."""
     match = _URL.fullmatch(url)
-    if match is None:
+    if match is None or _NO_NAME.search(match[1]) or len(match[1]) > MAX_NAME:
         raise ConfigError(
             f"{redact(url)!r} is no data set of the hub, so there is nowhere to push to. "
             "Write hf://datasets/USER/NAME; a cache is always the whole of a data set."
@@ -43,7 +67,9 @@ def _is_of_a_run(path: str) -> bool:
 
 
 def card_of(cache: Cache, repo: str, licence: str | None = None) -> str:
-    """Return the data set's README.md: what the cache holds, and how it is read."""
+    """Return the data set's README.md: what the cache holds, and how it is read. Raises ConfigError."""
+    if licence is not None and not _LICENCE.fullmatch(licence):
+        raise ConfigError(f"--license {licence!r} is no id of a licence, such as cc-by-4.0 or mit")
     spec = cache.spec
     rows = "".join(
         f"| `{bucket.name}` | {bucket.num_ok:,} | {'x'.join(map(str, bucket.shape))} |\n"
@@ -68,7 +94,10 @@ def card_of(cache: Cache, repo: str, licence: str | None = None) -> str:
 def upload(cache: Cache, repo: str, card: str, *, private: bool) -> str:
     """Push a cache and its card in one commit; returns the commit's address.
 
-    Raises ConfigError without the package, a token or a local folder, StorageError if the hub refuses.
+    Files of the cache that are not there any more, such as those of a dropped field, go in the same commit.
+
+    Raises ConfigError without the package, a token or a local folder, CacheError if the data set holds
+    another cache, or more of this one, StorageError if the hub refuses.
     """
     if not cache.storage.is_local:
         raise ConfigError(
@@ -82,18 +111,44 @@ def upload(cache: Cache, repo: str, card: str, *, private: bool) -> str:
             "there is no token of the hub, so nothing can be pushed. Run: hf auth login, or set HF_TOKEN"
         )
     api, folder = hub.HfApi(token=token), cache.storage.local_path()
-    files = files_of(file.path for file in cache.storage.files(""))
-    added = [hub.CommitOperationAdd(path, str(folder / path)) for path in files]
-    added.append(hub.CommitOperationAdd(CARD, card.encode()))
-    with translated("push to", f"hf://datasets/{repo}", {"token": token}):
+    there, options = Storage(f"hf://datasets/{repo}", {"token": token}), {"token": token}
+    with translated("push to", there.url, options):
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        done = api.create_commit(
-            repo,
-            added,
-            commit_message=f"{plural(len(cache), 'clip')} of latents",
-            repo_type="dataset",
-        )
+    files = files_of(file.path for file in cache.storage.files(""))
+    old = {file.path for file in there.files("") if file.path.startswith(_OWN)}
+    _check_same(cache, there, old)
+    operations = [hub.CommitOperationAdd(path, str(folder / path)) for path in files]
+    operations.append(hub.CommitOperationAdd(CARD, card.encode()))
+    operations += [hub.CommitOperationDelete(path) for path in sorted(old.difference(files))]
+    message = f"{plural(len(cache), 'clip')} of latents"
+    with translated("push to", there.url, options), _causes_said():
+        done = api.create_commit(repo, operations, commit_message=message, repo_type="dataset")
     return str(done.commit_url)
+
+
+def _check_same(cache: Cache, there: Storage, old: Collection[str]) -> None:
+    """Raise CacheError if a data set holds another cache, or steps that this one has not taken."""
+    steps = sorted(path for path in old if path.startswith(f"{GENERATIONS}/"))
+    for path in (CACHE_JSON, *steps[-1:]):
+        if path not in old:
+            continue
+        if not cache.storage.exists(path) or cache.storage.read(path) != there.read(path):
+            raise CacheError(
+                f"{there.url} holds another cache, or steps of this one that are not here: its {path} "
+                f"differs from that of {redact(cache.storage.url)}. The two would be mixed. Nothing was "
+                "pushed. Push to another data set, or empty this one first."
+            )
+
+
+@contextlib.contextmanager
+def _causes_said() -> Iterator[None]:
+    """Have the error of a file's upload say why it failed, and not only of which file."""
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__cause__ is not None:
+            error.add_note(redact(" ".join(str(error.__cause__).split()))[:MESSAGE_CHARACTERS])
+        raise
 
 
 def _hub() -> Any:
@@ -101,4 +156,7 @@ def _hub() -> Any:
         raise ConfigError("push needs a package. Run: pip install huggingface_hub")
     import huggingface_hub
 
-    return huggingface_hub
+    hub: Any = huggingface_hub
+    if not sys.stderr.isatty():  # where a bar per file is a page of lines
+        hub.utils.disable_progress_bars()
+    return hub

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import ConfigError
+from latentcache.errors import ConfigError, CorpusError
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, refuse
+from latentcache.exchange.files import NO_SENSE, array_of, names_in, refuse
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
@@ -27,7 +27,7 @@ _COLUMNS = {"caption": "str", "facts": "json", "key": "str", "latents": "bytes"}
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as an MDS folder. Raises ConfigError for fields that are not there."""
-    clips = Clips(cache, options)
+    clips = Clips(cache, options, _COLUMNS)
     columns = dict(_COLUMNS)
     for field in clips.fields.values():
         columns |= {name: kind for key in field.arrays for name, kind in _of_array(key).items()}
@@ -124,16 +124,17 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
             f"mds: there is no {INDEX} in {redact(storage.url)}, so which shards there are is unknown. "
             "Nothing was imported."
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except NO_SENSE as error:
         raise refuse(storage, INDEX, f"is no index of MDS: {error!r}") from None
     if not plain or any("/" in name for name in names):
         raise refuse(
             storage, INDEX, "lists compressed shards, or some elsewhere, which are not read"
         )
-    there = storage.list("")
+    there = set(names_in(storage, "", ""))
     for name, size in zip(names, sizes, strict=True):
-        if there.get(name) != size:
-            raise refuse(storage, name, _differs(size, there.get(name)))
+        found = storage.size(name) if name in there else None
+        if found != size:
+            raise refuse(storage, name, _differs(size, found))
     records = [
         r for name, shard in zip(names, shards, strict=True) for r in _records(storage, name, shard)
     ]
@@ -152,7 +153,9 @@ def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Reco
         count = int(shard["samples"])
         names = list(shard["column_names"])
         if any(size is not None for size in shard["column_sizes"]):
-            raise ValueError("columns of a fixed size")  # noqa: TRY301
+            raise ValueError("columns of a fixed size")
+        if np.frombuffer(read(0, 4), "<u4")[0] != count:
+            raise ValueError(f"{INDEX} says that it has {count} samples")
         ends = np.frombuffer(read(4, 4 * (count + 1)), "<u4").tolist()
         found = []
         for start in ends[:-1]:
@@ -162,7 +165,9 @@ def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Reco
                 places[name], at = (at, size), at + size
             facts = json.loads(read(*places["facts"]))
             found.append(record_of(storage, path, facts, _at(read), places["latents"]))
-    except (ValueError, KeyError, TypeError, RecursionError, FileNotFoundError) as error:
+    except CorpusError:
+        raise
+    except (*NO_SENSE, FileNotFoundError) as error:
         raise refuse(storage, path, f"is no whole shard of MDS: {error!r}") from None
     return found
 

@@ -25,6 +25,7 @@ from latentcache.exchange.clips import (
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
     Entry,
+    names_in,
     read_header,
     read_tensor,
     refuse,
@@ -38,7 +39,7 @@ VERSION = "1.0.1"
 #: Sizes of its buckets are multiples of this.
 STEP = 16
 _NAME = re.compile(r"(.+)_(\d{5,})-(\d{3,})_(\d{4,})x(\d{4,})_([a-z0-9]+)\.safetensors", re.DOTALL)
-_KEY = re.compile(r"latents_(\d+)x(\d+)x(\d+)_(bfloat16|float16|float32)")
+_KEY = re.compile(r"latents_(\d+x\d+x\d+)_(bfloat16|float16|float32)")
 _DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -233,7 +234,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         )
     captions: dict[str, str] = {}
     records = []
-    for name in sorted(storage.list("")):
+    for name in names_in(storage, "", ".safetensors"):
         if name.endswith(f"_{of.short}_te.safetensors"):
             stem = name.removesuffix(f"_{of.short}_te.safetensors")
             captions[stem] = read_header(storage, name).metadata.get("caption1", "")
@@ -271,8 +272,8 @@ def _latent_entry(storage: Storage, name: str) -> tuple[Entry, str]:
         raise refuse(storage, name, f"holds {what}: its tensors are {named(tensors)}")
     ((key, match),) = keys.items()
     entry = tensors[key]
-    if entry.shape[1:] != tuple(int(side) for side in match.groups()[:3]) or len(entry.shape) != 4:
+    if "x".join(map(str, entry.shape[1:])) != match[1] or len(entry.shape) != 4:
         raise refuse(storage, name, f"has a tensor {key} of the shape {list(entry.shape)}")
-    if entry.dtype != match[4]:
+    if entry.dtype != match[2]:
         raise refuse(storage, name, f"has a tensor {key} of {entry.dtype}")
     return entry, entry.dtype

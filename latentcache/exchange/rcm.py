@@ -12,7 +12,15 @@ from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, Latents, Texts, clip_rows, expect_class, one_bucket
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import UNLOADABLE, dtype_name, load_torch_bytes, refuse, torch_bytes
+from latentcache.exchange.files import (
+    UNLOADABLE,
+    dtype_name,
+    is_plain,
+    load_torch_bytes,
+    names_in,
+    refuse,
+    torch_bytes,
+)
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
 from latentcache.reading.cache import Cache
@@ -73,7 +81,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     if spec.model_class not in _CLASSES:
         raise ConfigError(f"rCM has no latents of {spec.model_class}; nothing was imported")
     records = []
-    for path in sorted(name for name in storage.list("") if name.endswith(".tar")):
+    for path in names_in(storage, "", ".tar"):
         members = {member.name: member for member in read_members(storage, path)}
         for name, member in members.items():
             if name.endswith(LATENT):
@@ -90,7 +98,7 @@ def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member |
         key=f"{name}#0",
         source=name,
         path=member.path,
-        bucket=bucket_from(spec, latents.shape),
+        bucket=bucket_from(storage, member.path, spec, latents.shape),
         shape=tuple(latents.shape),
         dtype=dtype_name(latents),
         load=partial(tensor_in, storage, member),
@@ -107,6 +115,7 @@ def tensor_in(storage: Storage, member: Member) -> torch.Tensor:
         raise refuse(
             storage, member.path, f"has a file {member.name} that is no tensor: {first}"
         ) from None
-    if not isinstance(found, torch.Tensor) or found.dim() < 3:
+    if not is_plain(found) or found.dim() < 3:
         raise refuse(storage, member.path, f"has a file {member.name} that is no tensor of latents")
-    return found
+    tensor: torch.Tensor = found.detach()
+    return tensor

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec, Stored
-from latentcache.errors import GeometryError
+from latentcache.exchange.files import refuse
+from latentcache.storage.folder import Storage
 
 if TYPE_CHECKING:
     import torch
@@ -49,17 +50,16 @@ class Found:
     origin: Literal["import", "sampler"] = "import"
 
 
-def bucket_from(spec: LatentSpec, shape: Sequence[int]) -> Bucket:
-    """Return the pixels of a latent [.., t, h, w]: the fewest frames that give its t.
+def bucket_from(storage: Storage, path: str, spec: LatentSpec, shape: Sequence[int]) -> Bucket:
+    """Return the pixels of a latent [.., t, h, w] of a file: the fewest frames that give its t.
 
-    Raises GeometryError if no clip gives it.
+    Raises CorpusError if no clip gives it.
     """
     t, h, w = shape[-3:]
     st, sh, sw = spec.stride
     for frames in range((t - 1) * st + 1, t * st + 1):
         if t > 0 and spec.frame_rule.is_legal(frames):
             return Bucket(frames=frames, height=h * sh, width=w * sw)
-    raise GeometryError(
-        f"{spec.model_class} gives {t} latent frames for no number of frames, so these latents "
-        f"are not its own"
+    raise refuse(
+        storage, path, f"has {t} latent frames, and {spec.model_class} gives so many for no clip"
     )

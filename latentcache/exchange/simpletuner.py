@@ -25,7 +25,14 @@ from latentcache.exchange.clips import (
     refuse_twice,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import dtype_name, load_torch, refuse, torch_bytes
+from latentcache.exchange.files import (
+    dtype_name,
+    files_in,
+    is_plain,
+    load_torch,
+    refuse,
+    torch_bytes,
+)
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -117,30 +124,30 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         raise ConfigError(
             f"SimpleTuner's files of {spec.model_class} are not known; nothing was imported"
         )
-    paths = [file.path for file in storage.files() if file.path.endswith(".pt")]
-    records = [_record(storage, spec, path) for path in paths]
+    records = [_record(storage, spec, path) for path in files_in(storage, "", ".pt")]
     return Found(layout="simpletuner", stored="mean", normalised=False, records=records)
 
 
 def _record(storage: Storage, spec: LatentSpec, path: str) -> Record:
-    latents = _tensor(storage, path)
+    latents = _tensor(storage, path, mapped=True)
     source = str(PurePosixPath(path).with_suffix(""))
     return Record(
         key=f"{source}#0",
         source=source,
         path=path,
-        bucket=bucket_from(spec, latents.shape),
+        bucket=bucket_from(storage, path, spec, latents.shape),
         shape=tuple(latents.shape),
         dtype=dtype_name(latents),
         load=partial(_raw, storage, path, spec),
     )
 
 
-def _tensor(storage: Storage, path: str) -> torch.Tensor:
-    found: Any = load_torch(storage, path)
-    if not isinstance(found, torch.Tensor) or found.dim() != 4 or not found.is_floating_point():
+def _tensor(storage: Storage, path: str, *, mapped: bool = False) -> torch.Tensor:
+    found: Any = load_torch(storage, path, mapped=mapped)
+    if not is_plain(found) or found.dim() != 4:
         raise refuse(storage, path, "is no tensor [C, t, h, w]")
-    return found
+    tensor: torch.Tensor = found.detach()
+    return tensor
 
 
 def _raw(storage: Storage, path: str, spec: LatentSpec) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,18 @@ from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.posterior import shift_and_scale
 from latentcache.core.records import ClipResult, Shard, ShardFormat, ShardId, ShardReport
 from latentcache.core.spec import ITEM_BYTES, LatentSpec, Normaliser
-from latentcache.errors import CacheError, ConfigError, CorpusError
+from latentcache.errors import CacheError, ConfigError, CorpusError, GeometryError
 from latentcache.exchange.clips import named
+from latentcache.exchange.files import NOTHING
 from latentcache.exchange.records import Found, Record
 from latentcache.format.commit import adopt_shard, commit_shard
-from latentcache.format.manifest import CREATED_BY, Manifest, Provenance, fingerprint
+from latentcache.format.manifest import (
+    CREATED_BY,
+    MAX_SAMPLE_BYTES,
+    Manifest,
+    Provenance,
+    fingerprint,
+)
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.planning.planned import PlannedCache
@@ -29,6 +37,14 @@ from latentcache.planning.step import Step
 from latentcache.storage.folder import Storage, join, redact
 from latentcache.storage.urls import public_name
 
+#: What files may hold; float64 only with --dtype.
+LATENTS_OF = ("bfloat16", "float16", "float32", "float64")
+IDS_OF = ("uint8", "uint16", "uint32")
+#: What is said of a file that turns out to be damaged when it is read.
+STAYS = (
+    "What was imported stays. Have the trainer write the file again, and run this again; or remove it, and "
+    "import into another folder."
+)
 #: Shards per thread whose clips are read from the plan at a time.
 AHEAD = 4
 
@@ -47,7 +63,7 @@ def manifest_of(
     ConfigError, GeometryError where the latents cannot be those of the encoder.
     """
     _check(like.spec, found)
-    spec = dataclasses.replace(like.spec, stored=found.stored, dtype=dtype or _dtype(found))
+    spec = dataclasses.replace(like.spec, stored=found.stored, dtype=_dtype(found, dtype))
     recipe: dict[str, Any] = {
         **like.recipe,
         "stored": spec.stored,
@@ -93,26 +109,63 @@ def _check(spec: LatentSpec, found: Found) -> None:
         )
     wanted = dataclasses.replace(spec, stored=found.stored)
     for record in found.records:
-        bucket = record.bucket
-        shape = wanted.latent_shape(bucket.frames, bucket.height, bucket.width)
-        if record.shape != shape:
-            raise ConfigError(
-                f"{record.path}: {found.stored} of {spec.model_class} for clips of {bucket.name} are "
-                f"{list(shape)}, and {record.key!r} has {list(record.shape)}. Nothing was "
-                f"imported. Name the "
-                "encoder that made them with --like."
+        _check_names(record)
+        _check_shape(wanted, record)
+
+
+def _check_names(record: Record) -> None:
+    """Raise CorpusError for what no table of a cache holds."""
+    for name in (record.key, record.source, record.path):
+        if not _is_text(name):
+            raise CorpusError(
+                f"{name!r}: a cache's tables hold UTF-8, and this name is none. Nothing was imported. "
+                "Rename the file."
             )
+    if not 0 <= record.start < 1 << 63:
+        raise CorpusError(
+            f"{record.path}: {record.key!r} begins at frame {record.start}, which no video has. Nothing "
+            "was imported."
+        )
 
 
-def _dtype(found: Found) -> str:
-    """Return the one data type of all records. Raises ConfigError."""
-    dtypes = sorted({record.dtype for record in found.records})
-    if len(dtypes) == 1 and dtypes[0] in ITEM_BYTES:
-        return dtypes[0]
+def _is_text(name: str) -> bool:
+    return name.encode(errors="replace").decode() == name
+
+
+def _check_shape(spec: LatentSpec, record: Record) -> None:
+    """Raise ConfigError unless a record's shape is that of the encoder's latents for its pixels."""
+    bucket = record.bucket
+    try:
+        shape = spec.latent_shape(bucket.frames, bucket.height, bucket.width)
+        why = f"are {list(shape)}, and {record.key!r} has {list(record.shape)}"
+    except GeometryError as error:
+        shape, why = (), f"are not possible: {error}"
+    if record.shape == shape and math.prod(shape) * ITEM_BYTES["float32"] <= MAX_SAMPLE_BYTES:
+        return
     raise ConfigError(
-        f"the latents are of {' and '.join(dtypes)}, and a cache stores one of {', '.join(ITEM_BYTES)}. "
-        "Nothing was imported. Say which: --dtype"
+        f"{record.path}: {spec.stored} of {spec.model_class} for clips of {bucket.name} {why}. Nothing "
+        "was imported. Name the encoder that made them with --like."
     )
+
+
+def _dtype(found: Found, asked: str | None) -> str:
+    """Return the data type to store: that which is asked for, or the one of all records. ConfigError."""
+    dtypes = sorted({record.dtype for record in found.records})
+    known = IDS_OF if found.stored == "ids" else LATENTS_OF
+    if odd := [dtype for dtype in dtypes if dtype not in known]:
+        raise ConfigError(
+            f"there is {found.stored} of {', '.join(odd)}, and an import takes {', '.join(known)}. Nothing "
+            "was imported."
+        )
+    if asked is not None and asked not in known:
+        raise ConfigError(f"--dtype {asked}: {found.stored} are stored as they are. Leave it out.")
+    if asked is None and (len(dtypes) > 1 or dtypes[0] not in ITEM_BYTES):
+        raise ConfigError(
+            f"the latents are of {' and '.join(dtypes)}, and a cache stores one of "
+            f"{', '.join(name for name in ITEM_BYTES if name in known)}. Nothing was imported. Say which: "
+            "--dtype"
+        )
+    return asked or dtypes[0]
 
 
 def plan_import(found: Found, source: Storage) -> Step:
@@ -145,7 +198,8 @@ def _planned(record: Record, source: Storage, layout: str) -> dict[str, object]:
         "start": record.start,
         "frames": record.bucket.frames,
         "fps": record.fps,
-        "caption": record.caption,
+        # Half a character, as JSON can have it, is no text.
+        "caption": record.caption and record.caption.encode(errors="replace").decode(),
         "shard": 0,
         "row": 0,
     }
@@ -184,7 +238,7 @@ def _import_shard(
         )
     arrays, results = [], []
     for clip in shard.clips:
-        array, result = _load(records[clip.key], normaliser, manifest.spec.dtype, layout.shape)
+        array, result = _load(records[clip.key], normaliser, manifest.spec, layout.shape)
         arrays.append(array)
         results.append(result)
     where = (storage, shard_format, layout, shard)
@@ -192,18 +246,28 @@ def _import_shard(
 
 
 def _load(
-    record: Record, normaliser: Normaliser, dtype: str, shape: tuple[int, ...]
+    record: Record, normaliser: Normaliser, spec: LatentSpec, shape: tuple[int, ...]
 ) -> tuple[Array | None, ClipResult]:
-    tensor = record.load()
+    try:
+        tensor = record.load()
+    except CorpusError as error:
+        raise CorpusError(str(error).replace(NOTHING, STAYS)) from None
     if tuple(tensor.shape) != shape:
         raise CorpusError(
             f"{record.path}: {record.key!r} had the shape {list(shape)} a moment ago, and has "
             f"{list(tensor.shape)}. What was imported stays. Let nothing write there, and run this again."
         )
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        return None, ClipResult(reason="non_finite", message=f"{record.path} holds NaN or infinity")
-    raw = raw_of(tensor, normaliser).to(torch_dtype(dtype)).contiguous()
-    return as_numpy(raw), ClipResult(decoder="import")
+    raw = raw_of(tensor, normaliser).to(torch_dtype(spec.dtype)).contiguous()
+    if raw.is_floating_point() and not torch.isfinite(raw).all():
+        what = f"{record.path} holds NaN, infinity, or numbers beyond {spec.dtype}"
+        return None, ClipResult(reason="non_finite", message=what)
+    array = as_numpy(raw)
+    if spec.ids is not None and (array >= spec.ids.codebook_size).any():
+        raise CorpusError(
+            f"{record.path}: {record.key!r} has ids beyond the {spec.ids.codebook_size} of "
+            f"{spec.model_class}. {STAYS}"
+        )
+    return array, ClipResult(decoder="import")
 
 
 def raw_of(latents: torch.Tensor, normaliser: Normaliser) -> torch.Tensor:

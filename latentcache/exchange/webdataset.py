@@ -10,7 +10,7 @@ from typing import Any
 from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, refuse, torch_bytes
+from latentcache.exchange.files import NO_SENSE, array_of, names_in, refuse, torch_bytes
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
 from latentcache.exchange.rcm import tensor_in
 from latentcache.exchange.records import Found
@@ -64,7 +64,7 @@ def _stanza(pattern: str, url: str) -> str:
 def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the samples of shards that `export` wrote. Raises ConfigError, CorpusError."""
     records = []
-    for path in sorted(name for name in storage.list("") if name.endswith(".tar")):
+    for path in names_in(storage, "", ".tar"):
         members = {member.name: member for member in read_members(storage, path)}
         for name, member in members.items():
             if name.endswith(LATENTS):
@@ -76,7 +76,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 def _facts(storage: Storage, members: dict[str, Member], name: str, path: str) -> Any:
     try:
         return json.loads(members[name + FACTS].read(storage))
-    except (KeyError, ValueError, RecursionError):
+    except NO_SENSE:
         raise refuse(storage, path, f"has no facts in JSON of its sample {name}") from None
 
 

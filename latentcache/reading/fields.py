@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,13 @@ class FieldReader:
     def name(self) -> str:
         """The field's name."""
         return self.field.name
+
+    @functools.cached_property
+    def snapshot(self) -> str:
+        """The digest of what the field is, and of its shards that are committed here."""
+        rows = sorted(json.dumps(row, sort_keys=True) for row in self._index.to_pylist())
+        text = "\n".join([self.field.fingerprint, *rows])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def is_view(self) -> bool:

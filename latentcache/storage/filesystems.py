@@ -145,7 +145,9 @@ def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseExcepti
 def _cause(error: BaseException, options: Mapping[str, Any]) -> BaseException | None:
     """Return the error to chain, or None if its traceback would show a secret."""
     linked: BaseException | None = error
-    while linked is not None:
+    seen: list[BaseException | None] = []
+    while linked is not None and linked not in seen:  # a chain can lead back to itself
+        seen.append(linked)
         if redact(str(linked), options) != str(linked):
             return None
         linked = linked.__cause__ or linked.__context__

@@ -63,6 +63,11 @@ _TRANSIENT_CLASSES = {
     "IncompleteRead",
     "ResponseParserError",
     "ResponseStreamingError",
+    *(
+        "NetworkError",
+        "RemoteProtocolError",
+        "TimeoutException",
+    ),  # of httpx, which huggingface_hub uses
 }
 
 
@@ -124,7 +129,10 @@ def _status_alone(error: BaseException) -> int | None:
     status = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
     # One after the other: aiohttp warns whoever looks at `code` where there is `status`.
     named = (getattr(error, name, None) for name in ("status", "status_code", "code"))
-    return next((s for s in itertools.chain([status], named) if isinstance(s, int)), None)
+    # Of httpx and requests, whose errors hold the answer as an object.
+    of_answer = getattr(getattr(error, "response", None), "status_code", None)
+    found = itertools.chain([status, of_answer], named)
+    return next((s for s in found if isinstance(s, int)), None)
 
 
 def call(

@@ -16,6 +16,7 @@ import torch
 
 import latentcache
 from jobs.parsers import LAYOUTS as NAMES
+from latentcache.core.spec import IdSpec
 from latentcache.errors import CorpusError
 from latentcache.exchange.generic import record_of
 from latentcache.exchange.layouts import LAYOUTS
@@ -132,7 +133,8 @@ def test_what_is_stored_comes_out_and_back(
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", READERS)
 def test_ids_come_back_too(tmp_path: Path, layout: str) -> None:
-    cache = make_cache(tmp_path, spec_of(stored="ids"), clips=2)
+    all_bits = IdSpec(codebook_size=1 << 32)
+    cache = make_cache(tmp_path, spec_of(stored="ids", ids=all_bits), clips=2)
     export(cache, tmp_path / "out", layout)
     again = take_in(layout, tmp_path / "out", tmp_path / "again", cache)
     for key in cache.keys():  # noqa: SIM118 - a cache is no dict
@@ -179,3 +181,30 @@ def test_columns_that_stay_behind_are_named(tmp_path: Path) -> None:
     assert run_inline("precompute", config)[0] == 0
     printed = run("export", url, tmp_path / "out", "--to", "webdataset")
     assert "note     columns that this layout has no place for stay here: rating" in printed
+
+
+@pytest.mark.slow
+def test_datasets_reads_what_it_is_told_to(
+    wan: latentcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The printed line, with the library itself: all at once, and streamed."""
+    datasets = pytest.importorskip("datasets", reason="Hugging Face's datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "kept"))
+    for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.setattr(datasets.config, name, True)
+    out = tmp_path / "out"
+    (line,) = [
+        line for line in export(wan, out, "hf", "--field", "umt5").splitlines() if "load_" in line
+    ]
+    names: dict[str, Any] = {"datasets": datasets}
+    exec(line, names)
+    streamed = datasets.load_dataset(str(out), split="train", streaming=True)
+    assert list(streamed) == list(names["dataset"])
+    assert len(names["dataset"]) == len(wan)
+    for row in names["dataset"]:
+        assert torch.equal(
+            tensor(row["latents"], row["shape"], row["dtype"]), wan.stored(row["key"])
+        )
+        clip = wan[row["key"]]
+        assert torch.equal(tensor(row["umt5"], row["umt5.shape"], "bfloat16"), clip["umt5"])
+        assert (row["caption"], row["source"]) == (clip["caption"], row["key"].rpartition("#")[0])

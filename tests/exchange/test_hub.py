@@ -1,4 +1,4 @@
-"""Caches on the Hugging Face hub: names, files, the card, and what is refused. Nothing is uploaded."""
+"""Caches on the Hugging Face hub: names, files, the card, and what is refused before anything is sent."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def test_the_data_set_of_a_url() -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "someone/x", "hf://someone/x", "hf://datasets/x", "hf://datasets/a/b/c", "s3://datasets/a/b",
+     *(f"hf://datasets/a/{name}" for name in ("b--c", ".b", "b..c", "b.git", "-b", "b.", "ä", "b" * 97)),
      "hf://datasets/a/b@main", "hf://models/a/b", "hf://datasets//b", "hf://datasets/a/b\n"],
 )  # fmt: skip
 def test_another_url_is_refused(url: str) -> None:

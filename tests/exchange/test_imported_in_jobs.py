@@ -54,3 +54,13 @@ def test_verify_has_nothing_to_encode_again(imported: Path) -> None:
     printed = run("verify", imported, "--sample", "2")
     assert "the latents were imported" in printed
     assert "is not the file that was planned" not in printed
+
+
+def test_a_condition_chooses_among_what_was_imported(imported: Path, tmp_path: Path) -> None:
+    whole = latentcache.open_cache(str(imported))
+    chosen, _ = whole.keys()
+    run("copy", imported, tmp_path / "chosen", "--where", f"key = '{chosen}'")
+    copied = latentcache.open_cache(str(tmp_path / "chosen"), expect={"provenance": "import"})
+    assert copied.keys() == [chosen]
+    assert torch.equal(copied.stored(chosen), whole.stored(chosen))
+    run("verify", tmp_path / "chosen")

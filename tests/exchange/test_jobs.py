@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import latentcache
+from latentcache.planning.fields.planned import reopen_field
 from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of, take_in
-from tests.tools.fields import add, text_field
+from tests.tools.fields import add, cache_of, relabel, text_field
 
 
 def spoil(path: Path, name: str) -> None:
@@ -125,6 +126,50 @@ def test_options_without_a_use_are_refused(
 ) -> None:
     assert f"{option[0]}" in export(wan, tmp_path / "out", layout, *option, status=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_has_changed_is_no_part_of_an_export_that_was_begun(tmp_path: Path) -> None:
+    """Files of the old texts would be mixed with those of the new ones."""
+    cache = make_cache(tmp_path, names=("a.mp4",), captions=("one",))
+    add(cache, umt5=text_field(length=24, nulls={"negative": "bad"}))
+    out = tmp_path / "out"
+    export(cache, out, "musubi", "--text", "umt5")
+    assert "1, 0 there" not in export(cache, out, "musubi", "--text", "umt5")
+    run("drop_field", cache.storage.url, "umt5", "--yes")
+    add(cache, umt5=text_field(length=16))
+    cache = latentcache.open_cache(cache.storage.url)
+    assert "another fields" in export(cache, out, "musubi", "--text", "umt5", status=2)
+
+
+@pytest.mark.slow
+def test_states_of_other_captions_than_those_of_now_are_refused(tmp_path: Path) -> None:
+    planned = cache_of(tmp_path, ["a cat", "a dog", "a hen"])
+    add(planned, umt5=text_field(length=24))
+    recaptioned = relabel(planned, {"v1#0": "a wolf"})
+    cache = latentcache.open_cache(planned.storage.url)
+    for is_planned in (False, True):
+        if is_planned:  # by a run that was stopped there
+            field = reopen_field(recaptioned, "umt5")
+            assert field.with_version("update", field.changed_rows())
+        for layout, option in (("fastvideo", "--text"), ("webdataset", "--field")):
+            printed = export(cache, tmp_path / layout, layout, option, "umt5", status=2)
+            assert "1 clips have other texts or files now" in printed
+            assert "'v1#0'" in printed
+            assert not (tmp_path / layout).exists()
+        cache = latentcache.open_cache(planned.storage.url)
+    run("resume", planned.storage.url, "run.runner=local", "--field", "umt5")
+    cache = latentcache.open_cache(planned.storage.url)
+    export(cache, tmp_path / "fastvideo", "fastvideo", "--text", "umt5")
+
+
+@pytest.mark.parametrize(("layout", "name"), [("hf", "shape"), ("hf", "dtype"), ("mds", "facts")])
+def test_a_field_cannot_take_the_place_of_a_column(layout: str, name: str, tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4",))
+    add(cache, **{name: text_field(length=8)})
+    cache = latentcache.open_cache(cache.storage.url)
+    printed = export(cache, tmp_path / "out", layout, "--field", name, status=2)
+    assert f"would both be the column {name}" in printed
+    export(cache, tmp_path / "out", "webdataset", "--field", name)
 
 
 def test_texts_that_are_too_long_are_named_first(tmp_path: Path) -> None:

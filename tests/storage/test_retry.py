@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import types
 from collections.abc import Callable
 
 import pytest
 
+from latentcache.errors import StorageError
 from latentcache.storage import retry
+from latentcache.storage.filesystems import translated
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -36,6 +39,18 @@ class StatusError(Exception):
         self.status = status
 
 
+class AnswerError(Exception):
+    """As huggingface_hub's are, which hold the answer itself."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class NetworkError(Exception):
+    """By its name one of httpx."""
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -45,6 +60,8 @@ class StatusError(Exception):
         SlowDownError,
         lambda: StatusError(502),
         lambda: StatusError(429),
+        lambda: AnswerError(503),
+        NetworkError,
     ],
 )
 def test_transient_failures_are_tried_again(error: Callable[[], Exception]) -> None:
@@ -60,6 +77,7 @@ def test_transient_failures_are_tried_again(error: Callable[[], Exception]) -> N
         lambda: PermissionError("a"),
         lambda: OSError(errno.ENOSPC, "No space left on device"),
         lambda: StatusError(403),
+        lambda: AnswerError(404),
         lambda: ValueError("a"),
     ],
 )
@@ -78,6 +96,17 @@ def test_a_cause_counts_as_the_failure() -> None:
     refused = PermissionError("failed")
     refused.__cause__ = ConnectionResetError()
     assert not retry.is_transient(refused)
+
+
+@pytest.mark.timeout(60)
+def test_errors_that_are_each_other_s_cause_are_told_as_one() -> None:
+    """As a library leaves them that raises the cause of an error that it has caught."""
+    error = ValueError("the outer one")
+    error.__context__ = KeyError("the inner one")
+    error.__context__.__context__ = error
+    said = "cannot read s3://a/b: ValueError: the outer one"
+    with pytest.raises(StorageError, match=said), translated("read", "s3://a/b", {}):
+        raise error
 
 
 def test_waits_double_with_jitter_and_stop_at_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

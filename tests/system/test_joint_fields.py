@@ -50,6 +50,7 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = {
         "video": list(CAPTIONS),
         "texts": list(CAPTIONS.values()),
+        "nothing": pa.nulls(NUM, pa.string()),
         "one": [f"{name}.one.png" for name in CAPTIONS],
         "two": [None if name == "b.mp4" else f"{name}.two.png" for name in CAPTIONS],
     }
@@ -58,7 +59,7 @@ def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         corpus / "table.parquet",
         str(folder / "cache"),
-        corpus={"keep": ["texts", "one", "two"]},
+        corpus={"keep": ["texts", "one", "two", "nothing"]},
         clips={"frames": 5, "size": list(SIZE)},
         fields={"frame0": {"kind": "raw", "of": "first"}},
     )
@@ -112,7 +113,7 @@ def test_states_are_those_of_diffusers_for_the_clips_first_frame(folder: Path) -
 
 def test_batches_drop_them_to_zeros_and_to_nothing_else(folder: Path) -> None:
     url = str(folder / "cache")
-    with pytest.raises(ConfigError, match="has no such text"):
+    with pytest.raises(ConfigError, match=r"depend on each clip's image.*dropped='zeros'"):
         latentcache.LatentLoader(url, batch_size=3, fields=["llava"], caption_dropout=0.5)
     options: dict[str, Any] = {"fields": ["llava"], "caption_dropout": 0.5, "dropped": "zeros"}
     num_dropped = 0
@@ -124,6 +125,52 @@ def test_batches_drop_them_to_zeros_and_to_nothing_else(folder: Path) -> None:
                 assert bool(mask.any()) != bool(dropped) == (not states.any())
                 num_dropped += bool(dropped)
     assert 0 < num_dropped < 24
+
+
+def test_they_are_exported_where_no_model_takes_them_for_a_texts(
+    folder: Path, tmp_path: Path
+) -> None:
+    url, out = folder / "cache", tmp_path / "out"
+    refused, printed = run_inline("export", url, out, "--to", "fastvideo", "--text", "llava")
+    assert refused == 2
+    assert "(joint)" in printed
+    assert not out.exists()
+    status, printed = run_inline("export", url, out, "--to", "hf", "--field", "llava")
+    assert status == 0, printed
+    cache = latentcache.open_cache(str(url))
+    places = {row["key"]: row for row in cache.table().to_pylist()}
+    (path,) = out.glob("data/*.parquet")
+    for row in pq.read_table(path).to_pylist():
+        if row["llava"] is None:
+            assert CAPTIONS[row["source"]] is None
+            continue
+        states = torch.frombuffer(bytearray(row["llava"]), dtype=torch.float32)
+        place = places[row["key"]]
+        stored = cache.field("llava").sample(place["bucket"], place["shard"], place["row"])["llava"]
+        assert torch.equal(states.view(row["llava.shape"]), stored)
+
+
+@pytest.mark.long
+def test_a_field_of_empty_texts_is_what_the_pipeline_takes_as_an_empty_prompt(folder: Path) -> None:
+    name = "hunyuan_video_i2v_2"
+    field = joint(folder, name, images="first", column="nothing", missing="empty")
+    path = write_fields(folder, empty=field)
+    status, printed = run_inline("add_field", folder / "cache", path, "run.runner=local")
+    assert status == 0, printed
+    theirs = pipeline(
+        CASES[name], folder / CASES[name].parts, PARTS[CASES[name].parts](), torch.float32
+    )
+    for batch in latentcache.LatentLoader(
+        str(folder / "cache"), batch_size=NUM, fields=["empty", "frame0"]
+    ):
+        assert len(batch["key"]) == NUM
+        for frame, states, mask in zip(
+            batch["frame0"], batch["empty"], batch["empty_mask"], strict=True
+        ):
+            with torch.inference_mode():
+                made = CASES[name].make(theirs, "", [Image.fromarray(frame[0].numpy())])["states"]
+            assert made.mask is not None
+            assert torch.equal(states[mask], made.values[made.mask])
 
 
 def test_states_with_several_pictures_of_files(folder: Path) -> None:

@@ -109,6 +109,13 @@ class LoaderFields:
         name = self.options.dropped
         if name == ZEROS:
             return
+        if reader.field.kind == "joint":
+            raise ConfigError(
+                f"dropped {name!r}: the states of {reader.name} depend on each clip's image, too, so no "
+                "one text stands for all that are dropped. Use dropped='zeros'; or, for what the pipeline "
+                "takes as an empty prompt, add a second joint field of empty texts, and choose between the "
+                "two yourself, without caption_dropout: docs/fields.md, Texts with images."
+            )
         if name not in reader.nulls:
             known = [*reader.nulls, ZEROS]
             raise ConfigError(
