@@ -11,6 +11,8 @@ import av
 import numpy as np
 
 RATE = 25
+#: Pictures from one key frame to the next, if a test says nothing else.
+GOP = 50
 SAMPLE_RATE = 48_000
 
 
@@ -41,7 +43,7 @@ def write_long(
     seconds: int,
     *,
     size: tuple[int, int] = (180, 320),
-    gop: int = 50,
+    gop: int = GOP,
     noise: int = 64,
     codec: str = "libx264",
     sound: bool = True,
