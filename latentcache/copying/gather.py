@@ -304,10 +304,6 @@ class _Taken:
         return True
 
 
-def _column(names: Sequence[str]) -> pa.ChunkedArray:
-    return pa.chunked_array([names], pa.string())
-
-
 def _add_sources(
     step: Step,
     members: Sequence[Member],
