@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import Clip
 from latentcache.corpus.source_table import VIDEOS
 from latentcache.decoders.frames import Frame, fit_frame

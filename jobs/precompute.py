@@ -15,9 +15,10 @@ import pyarrow as pa
 import yaml
 from tqdm import tqdm
 
+from latentcache.config.clips import ClipsConfig
 from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
-from latentcache.config.sections import ClipsConfig, Config
+from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.corpus.sources import Corpus

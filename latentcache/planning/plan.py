@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import Bucket, Clip, Shard
 from latentcache.core.spec import LatentSpec
 from latentcache.decoders.frames import num_sampled_frames

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.lru import Lru
 from latentcache.core.records import Clip
 from latentcache.corpus.source_table import IMAGES, resolve

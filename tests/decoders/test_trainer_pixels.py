@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.decoders import opencv
 from latentcache.decoders.clip import decode_clip
 from latentcache.decoders.frames import Frame, fit_frame

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from latentcache.config.sections import CacheConfig, ClipsConfig
+from latentcache.config.clips import ClipsConfig
+from latentcache.config.sections import CacheConfig
 from latentcache.core.records import REASONS
 from latentcache.planning.notes import enlargement, notes, repeats
 from latentcache.planning.plan import make_plan

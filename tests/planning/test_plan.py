@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import Bucket
 from latentcache.core.spec import FrameRule, LatentSpec
 from latentcache.errors import GeometryError
