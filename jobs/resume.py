@@ -14,8 +14,8 @@ from latentcache.format.manifest import refresh
 from latentcache.format.rounds import Rounds
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
-from latentcache.planning.grow import failed_rows, plan_retry
 from latentcache.planning.planned import PlannedCache, reopen_cache
+from latentcache.planning.retry import failed_rows, plan_retry
 from latentcache.running.driver import check_device
 from latentcache.running.probing import prober_of
 from latentcache.running.scalars import check_scalars

@@ -28,10 +28,10 @@ from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import publish_current
 from latentcache.format.tables import read_bounded
-from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.quantiser import quantiser_of
 from latentcache.planning.recipe import make_manifest
+from latentcache.planning.retry import plan_repair
 from latentcache.planning.step import Step, write_step
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import is_url

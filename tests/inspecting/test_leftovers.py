@@ -24,8 +24,8 @@ from latentcache.inspecting import leftovers
 from latentcache.inspecting.leftovers import YOUNG_S, find_leftovers, retired_shards
 from latentcache.inspecting.verify import verify
 from latentcache.planning.create import repair_cache
-from latentcache.planning.grow import plan_repair
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.retry import plan_repair
 from latentcache.planning.step import to_generation
 from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files

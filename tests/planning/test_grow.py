@@ -14,25 +14,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from latentcache.config.sections import ClipsConfig
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import ShardId
 from latentcache.errors import ClipError
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.create import take_step
-from latentcache.planning.grow import (
-    Difference,
-    _differ,
-    _sort_out,
-    failed_rows,
-    plan_growth,
-    plan_repair,
-    plan_retry,
-)
+from latentcache.planning.grow import Difference, _sort_out, plan_growth
 from latentcache.planning.known import KnownCache
 from latentcache.planning.known_sources import KnownSources
 from latentcache.planning.notes import notes
 from latentcache.planning.plan import make_plan
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.relabel import _differ
+from latentcache.planning.retry import failed_rows, plan_repair, plan_retry
 from tests.planning.test_plan import SPEC, source
 from tests.planning.test_plan import table as table_of
 from tests.tools.planned import fill_cache, plan_cache
@@ -274,7 +268,7 @@ def test_another_stamp_of_the_same_content_is_noted_once(
     planned = plan_cache(tmp_path, str(tmp_path / "cache"))
     corpus, name = corpus_of(planned), corpus_of(planned)["name"][0].as_py()
     stamps = pa.chunked_array([["5:1"] + [None] * (corpus.num_rows - 1)], pa.string())
-    monkeypatch.setattr("latentcache.planning.grow._stamps", lambda *_: stamps)
+    monkeypatch.setattr("latentcache.planning.grow.stamps_of", lambda *_: stamps)
     step, difference = plan_growth(planned, corpus, Files)
     assert (difference.touched.to_pylist(), difference.moved.to_pylist()) == ([name], [])
     assert difference.num_probed == corpus.num_rows

@@ -22,8 +22,8 @@ from latentcache.format.snapshot import build_index, publish, read_index
 from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning.create import repair_cache
-from latentcache.planning.grow import failed_rows
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.retry import failed_rows
 from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Task
 from latentcache.running.publisher import RunSnapshot

@@ -1,0 +1,138 @@
+"""Plans clips again: failed ones, damaged ones, and those of rejected sources. Rows are only added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.records import Bucket, ShardId
+from latentcache.corpus.probe import Prober
+from latentcache.format.columns import CAPTION
+from latentcache.format.manifest import Manifest
+from latentcache.format.samples import read_samples
+from latentcache.format.schemas import RETIRED_SCHEMA, SOURCE_SCHEMA
+from latentcache.format.snapshot import current_index
+from latentcache.planning.grow import (
+    CHANGED,
+    Difference,
+    add_plan,
+    plan_sources,
+    probe,
+    retire_sources,
+    stamps_of,
+)
+from latentcache.planning.known import KnownCache, retire
+from latentcache.planning.plan import kept_names
+from latentcache.planning.planned import PlannedCache, PlanReader
+from latentcache.planning.step import Step
+from latentcache.storage.folder import Storage
+
+RETRIED, DAMAGED = "tried again", "damaged"
+
+
+def plan_retry(
+    planned: PlannedCache,
+    failed: pa.Table,
+    pool: Callable[[], Prober],
+    on_probed: Callable[[], object] = lambda: None,
+) -> tuple[Step, Difference]:
+    """Plan failed clips and rejected sources again. failed: bucket, shard and row of clips.
+
+    A clip whose file is as it was becomes a row of a new shard. A file that has changed counts as a new
+    source, and all clips of the old one are retired. What still cannot be read stays as it is.
+    """
+    known = KnownCache(planned.storage, planned.manifest, planned.plan)
+    difference, step = Difference(), Step(kind="retry")
+    rows = _rows_at(known, failed)
+    names = [*dict.fromkeys([*rows["source"].to_pylist(), *known.rejected])]
+    sources = _as_corpus(known, names, rows)
+    stamps = stamps_of(planned, sources)
+    sources = sources.append_column("stamp", stamps)
+    probed = probe(sources, pool, on_probed, None)
+    difference.num_probed = probed.num_rows
+    difference.num_rejected = len(known.rejected)
+    rejected = set(plan_sources(planned, probed).rejected["source"].to_pylist())
+    taken, again = list[bool](), set[str]()
+    changed, repaired = list[str](), list[str]()
+    for row in probed.select(["name", "identity"]).to_pylist():
+        before = known.sources[row["name"]]
+        is_same = row["identity"] == before.identity and not before.is_rejected
+        usable = row["name"] not in rejected
+        if is_same:
+            again.add(row["name"])
+        elif usable:
+            (repaired if before.is_rejected else changed).append(row["name"])
+        taken.append(usable and not is_same)
+    fresh = probed.filter(pa.array(taken, pa.bool_()))
+    add_plan(step, plan_sources(planned, fresh), fresh)
+    difference.changed, difference.repaired, difference.retried = (
+        pa.chunked_array([pa.array(names, pa.string())])
+        for names in (changed, repaired, sorted(again))
+    )
+    retire_sources(step, known, difference.changed, CHANGED)
+    _plan_again(step, rows.filter(_is_in(rows["source"], again)), RETRIED)
+    return step, difference
+
+
+def failed_rows(storage: Storage, manifest: Manifest) -> pa.Table:
+    """Return bucket, shard and row of the failed clips that count. Raises CorruptionError."""
+    index = current_index(storage, manifest)
+    failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
+    names = ["bucket", "shard", "row", "status"]
+    tables = [read_samples(storage, manifest.fingerprint, row, names) for row in failed.to_pylist()]
+    if not tables:
+        return RETIRED_SCHEMA.empty_table()
+    rows = pa.concat_tables(tables)
+    return rows.filter(pc.not_equal(rows["status"], "ok"))
+
+
+def plan_repair(storage: Storage, manifest: Manifest, damaged: pa.Table) -> Step:
+    """Plan damaged clips again. damaged: bucket, shard and row of clips."""
+    known = KnownCache(storage, manifest, PlanReader(storage, manifest))
+    step = Step(kind="repair")
+    _plan_again(step, _rows_at(known, damaged), DAMAGED)
+    return step
+
+
+def _plan_again(step: Step, rows: pa.Table, why: str) -> None:
+    """Add rows as new clips of their buckets, and retire the old ones."""
+    if not rows.num_rows:
+        return
+    step.retired.append(retire(rows, why))
+    for name in sorted(set(rows["bucket"].to_pylist())):
+        chosen = rows.filter(pc.equal(rows["bucket"], name)).drop_columns(["bucket"])
+        step.clips.setdefault(Bucket.parse(name), []).append(chosen)
+
+
+def _rows_at(known: KnownCache, places: pa.Table) -> pa.Table:
+    """Return the rows that count at some places: bucket, and the plan's columns."""
+    wanted: dict[ShardId, list[int]] = {}
+    for row in places.select(["bucket", "shard", "row"]).to_pylist():
+        wanted.setdefault(ShardId(row["bucket"], row["shard"]), []).append(row["row"])
+    return known.rows_at(wanted)
+
+
+def _is_in(column: pa.ChunkedArray, names: set[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
+
+
+def _as_corpus(known: KnownCache, names: Sequence[str], rows: pa.Table) -> pa.Table:
+    """Return known sources as a corpus has them, to be probed: captions and kept columns of their rows."""
+    types = {name: rows.schema.field(name).type for name in kept_names(rows)} | known.kept_types()
+    kept = [pa.field(name, kind) for name, kind in types.items()]
+    labels: dict[str, dict[str, Any]] = {}
+    for row in rows.select(["source", CAPTION, *kept_names(rows)]).to_pylist():
+        labels.setdefault(row.pop("source"), row)
+    for row in known.rejected_rows().to_pylist():
+        labels.setdefault(
+            row["source"], {f.name: row.get(f.name) for f in kept} | {CAPTION: row[CAPTION]}
+        )
+    table = [
+        {"name": name, "url": source.url, "kind": source.kind, **labels.get(name, {})}
+        for name in names
+        if (source := known.sources[name])
+    ]
+    return pa.Table.from_pylist(table, schema=pa.schema([*SOURCE_SCHEMA, *kept]))
