@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from latentcache.decoders.bits import Bits
+from latentcache.decoders.bits import Bits, payload
 
 _SLICES = frozenset({1, 2, 5})
 _IDR, _SPS, _PPS = 5, 7, 8
@@ -104,7 +104,7 @@ class FieldOrder:
 
     def _learn(self, unit: bytes) -> None:
         """Take what a parameter set says; one that is damaged is as if it was not there."""
-        kind, data = unit[0] & 31, unit[1:].replace(b"\0\0\3", b"\0\0")
+        kind, data = unit[0] & 31, payload(unit[1:])
         try:
             if kind == _SPS:
                 bits = Bits(data)
@@ -146,7 +146,7 @@ class FieldOrder:
 
     def _begin(self, unit: bytes) -> tuple[Bits, _Sequence, int]:
         """Return the rest of a slice's header, its sequence and frame_num. Raises ValueError."""
-        bits = Bits(unit[1:_SLICE_HEAD_BYTES].replace(b"\0\0\3", b"\0\0"))
+        bits = Bits(payload(unit[1:_SLICE_HEAD_BYTES]))
         bits.skip_golomb(2)
         sequence = self._sequences.get(self._sequence_of.get(bits.golomb(), -1))
         if sequence is None:

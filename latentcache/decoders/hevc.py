@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from latentcache.decoders.bits import Bits
+from latentcache.decoders.bits import Bits, payload
 from latentcache.decoders.h264 import Place, units_by_start_codes
 
 _SPS, _PPS = 33, 34
@@ -14,6 +14,8 @@ _IRAP, _BEGINS, _IDR = range(16, 24), range(16, 21), range(19, 21)
 _NUM_SLICES = 32
 #: Enough of a slice's header, and of a picture parameter set's.
 _HEAD_BYTES = 24
+#: Of a unit: its kind, layer and temporal layer.
+_HEADER_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class PictureOrder:
         return None
 
     def _place(self, unit: bytes) -> Place | None:
-        kind, bits = unit[0] >> 1 & 63, Bits(_payload(unit[:_HEAD_BYTES]))
+        kind, bits = unit[0] >> 1 & 63, Bits(payload(unit[_HEADER_BYTES:_HEAD_BYTES]))
         try:
             if not bits.take(1):  # not the picture's first slice
                 return None
@@ -67,9 +69,9 @@ class PictureOrder:
         kind = unit[0] >> 1 & 63
         try:
             if kind == _SPS:
-                self._learn_sequence(Bits(_payload(unit)))
+                self._learn_sequence(Bits(payload(unit[_HEADER_BYTES:])))
             elif kind == _PPS:
-                bits = Bits(_payload(unit[:_HEAD_BYTES]))
+                bits = Bits(payload(unit[_HEADER_BYTES:_HEAD_BYTES]))
                 number, sequence = bits.golomb(), bits.golomb()
                 bits.take(1)
                 has_output, extra_bits = bool(bits.take(1)), bits.take(3)
@@ -102,7 +104,3 @@ def _skip_levels(bits: Bits, num_layers: int) -> None:
         bits.take(2 * (8 - num_layers))
     for has_profile, has_level in layers:
         bits.take(88 * has_profile + 8 * has_level)
-
-
-def _payload(unit: bytes) -> bytes:
-    return unit[2:].replace(b"\0\0\3", b"\0\0")

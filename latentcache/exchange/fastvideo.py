@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import ConfigError, CorpusError
+from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
@@ -26,6 +25,7 @@ from latentcache.exchange.clips import (
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import NO_SENSE, array_of, files_in, refuse, tensor_of
+from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -127,11 +127,7 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
     table = pa.Table.from_pylist(
         [to_row(row, latent, texts.unpadded(row)) for row, latent in found], schema=SCHEMA
     )
-    buffer = io.BytesIO()
-    pq.write_table(
-        table, buffer, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True
-    )
-    return buffer.getvalue()
+    return parquet_bytes(table, GROUP_ROWS)
 
 
 def _stanza(t: int, url: str) -> str:
@@ -155,29 +151,16 @@ class _Reader:
 
     def open(self, path: str) -> pq.ParquetFile:
         """Open a file. Raises CorpusError."""
-        try:
-            if self._storage.is_local:
-                source = str(self._storage.local_path(path))
-                return pq.ParquetFile(source, page_checksum_verification=True)
-            data = self._data.get_or_make(path, lambda: pa.py_buffer(self._storage.read(path)))
-            return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            raise self._not_whole(path, error) from None
 
-    def rows(self, file: pq.ParquetFile, path: str, group: int, names: Sequence[str]) -> pa.Table:
-        """Read columns of a row group. Raises CorpusError."""
-        try:
-            return file.read_row_group(group, list(names), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise self._not_whole(path, error) from None
+        def read() -> pa.Buffer:
+            return self._data.get_or_make(path, lambda: pa.py_buffer(self._storage.read(path)))
 
-    def _not_whole(self, path: str, error: Exception) -> CorpusError:
-        return refuse(self._storage, path, f"is no whole Parquet file: {error}")
+        return open_parquet(self._storage, path, read)
 
     def latents(self, path: str, group: int, place: int) -> torch.Tensor:
         """Return the latents of a row, by its row group and its place in that. Raises CorpusError."""
         names = ("vae_latent_bytes", "vae_latent_shape")
-        table = self.rows(self.open(path), path, group, names)
+        table = read_group(self._storage, path, self.open(path), group, names)
         row = table.slice(place, 1).to_pylist()[0]
         shape, data = tuple(row["vae_latent_shape"]), row["vae_latent_bytes"]
         if not isinstance(data, bytes) or len(data) != 4 * math.prod(shape):
@@ -197,7 +180,7 @@ def _records(storage: Storage, spec: LatentSpec, reader: _Reader, path: str) -> 
         )
     found = []
     for group in range(file.num_row_groups):
-        rows = reader.rows(file, path, group, _READ).to_pylist()
+        rows = read_group(storage, path, file, group, _READ).to_pylist()
         for place, row in enumerate(rows):
             found.append(_record(storage, spec, reader, path, group, place, row))
     return found

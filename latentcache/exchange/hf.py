@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, names_in, refuse
 from latentcache.exchange.generic import SPEC, Clips, facts_of, found_in, record_of
+from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -69,12 +69,7 @@ def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]])
         for key, tensor in clips.arrays(row, stored).items():
             values |= {key: array_of(tensor).tobytes(), f"{key}.shape": list(tensor.shape)}
         rows.append(values)
-    buffer = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(
-        table, buffer, row_group_size=GROUP_ROWS, compression="zstd", write_page_checksum=True
-    )
-    return buffer.getvalue()
+    return parquet_bytes(pa.Table.from_pylist(rows, schema=schema), GROUP_ROWS)
 
 
 def _card(cache: Cache, clips: Clips) -> str:
@@ -112,7 +107,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     records = []
     for name in names_in(storage, "data", ".parquet"):
         path = f"data/{name}"
-        file = _open(storage, path)
+        file = open_parquet(storage, path, partial(storage.read, path))
         names = [name for name in SCHEMA.names if name != "latents"]
         for group in range(file.num_row_groups):
             rows = _read(storage, path, file, group, names)
@@ -122,26 +117,12 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     return found_in(storage, spec, "hf", records)
 
 
-def _open(storage: Storage, path: str) -> pq.ParquetFile:
-    try:
-        at: Any = storage.local_path(path) if storage.is_local else None
-        source = at or pa.BufferReader(storage.read(path))
-        return pq.ParquetFile(source, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
-
-
 def _read(
     storage: Storage, path: str, file: pq.ParquetFile, group: int, names: list[str]
 ) -> list[dict[str, Any]]:
     if absent := [name for name in names if name not in file.schema_arrow.names]:
         raise refuse(storage, path, f"has no column {', '.join(absent)}")
-    try:
-        rows: list[dict[str, Any]] = file.read_row_group(
-            group, names, use_threads=False
-        ).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+    rows: list[dict[str, Any]] = read_group(storage, path, file, group, names).to_pylist()
     return rows
 
 
@@ -151,7 +132,8 @@ def _latents(
     path, group, number = place
 
     def read() -> list[bytes]:
-        rows = _read(storage, path, _open(storage, path), group, ["latents"])
+        file = open_parquet(storage, path, partial(storage.read, path))
+        rows = _read(storage, path, file, group, ["latents"])
         return [row["latents"] or b"" for row in rows]
 
     return groups.get_or_make((path, group), read)[number]

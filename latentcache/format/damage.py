@@ -13,11 +13,16 @@ CLEANED = (
 )
 
 
-def damaged(storage: Storage, path: str, what: str) -> CorruptionError:
-    """Return the error for an object of the cache that is not as it was written."""
+def damaged(
+    storage: Storage, path: str, what: str, *, may_be_cleaned: bool = False
+) -> CorruptionError:
+    """Return the error for an object of the cache that is not as it was written.
+
+    may_be_cleaned: it is gone, and a reader may hold an earlier snapshot, so that this is no damage.
+    """
     fix = advice(redact(storage.url), path)
-    if what.endswith(CLEANED):
-        fix = f"Else {fix[0].lower()}{fix[1:]}"
+    if may_be_cleaned:
+        fix = f"{CLEANED}. Else {fix[0].lower()}{fix[1:]}"
     return CorruptionError(f"{redact(join(storage.url, path))} {what}. {fix}")
 
 

@@ -12,7 +12,7 @@ from latentcache.core.records import ShardId
 from latentcache.errors import CorruptionError
 from latentcache.format.changes import without_rows
 from latentcache.format.columns import read_columns, with_columns
-from latentcache.format.damage import CLEANED, damaged
+from latentcache.format.damage import damaged
 from latentcache.format.paths import columns_path, sample_path
 from latentcache.format.schemas import SAMPLE_SCHEMA, check_samples, object_facts
 from latentcache.format.tables import read_table
@@ -83,7 +83,8 @@ def read_all_rows(
         raise damaged(
             storage,
             path,
-            f"is missing, although the snapshot lists it. {CLEANED}",
+            "is missing, although the snapshot lists it",
+            may_be_cleaned=True,
         ) from None
     except CorruptionError:
         raise

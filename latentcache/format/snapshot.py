@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
 from latentcache.format.changes import Changes, Standing, read_changes, without_rows
-from latentcache.format.damage import CLEANED, damaged
+from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.paths import (
     INDEX,
@@ -327,5 +327,5 @@ def _summarise(storage: Storage, shard: ShardId, standing: Standing) -> dict[str
     try:
         table, num_bytes = read_sized_table(storage, path, ["row", "status", "length"])
     except FileNotFoundError:
-        raise damaged(storage, path, f"is gone since it was listed. {CLEANED}") from None
+        raise damaged(storage, path, "is gone since it was listed", may_be_cleaned=True) from None
     return summarise(table, shard, num_bytes, standing)

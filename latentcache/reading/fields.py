@@ -19,7 +19,7 @@ from latentcache.core.lru import Lru
 from latentcache.core.records import Bucket, ChunkRef, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, did_you_mean
-from latentcache.format.damage import CLEANED, damaged
+from latentcache.format.damage import damaged
 from latentcache.format.fields.commit import chunk_refs, read_field_table
 from latentcache.format.fields.manifest import FieldManifest, read_field
 from latentcache.format.fields.nulls import Null, read_nulls
@@ -169,7 +169,7 @@ class FieldReader:
             path = field_sample_path(self.name, version, shard)
             what = "is missing, although the field's snapshot lists it"
             dropped = "If the field was dropped since, open the cache again"
-            raise damaged(self.storage, path, f"{what}. {dropped}. {CLEANED}") from None
+            raise damaged(self.storage, path, f"{what}. {dropped}", may_be_cleaned=True) from None
         status = table["status"].to_pylist()
         ok = [n for n, value in enumerate(status) if value == "ok"]
         refs = [chunk_refs(table, a, self.field.choices, ok) for a in self.field.arrays]
