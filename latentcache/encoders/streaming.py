@@ -74,19 +74,44 @@ def encode_stream(
     Raises EncoderError, also if the GPU has no memory for a group.
     """
     spec = encoder.spec
+    expected, size = spec.latent_shape(*shape), -(-shape[0] // spec.stride[0])
     try:
-        pieces = list(encoder.stream(groups, shape[0]))
+        encoded = joined(encoder.stream(groups, shape[0]), size, _time_axis(spec))
     except torch.OutOfMemoryError as error:
         raise EncoderError(
             f"{spec.model_class} has no GPU memory for a group of frames of {shape[1]}x{shape[2]} pixels "
             f"({error}). Make clips smaller, set encoder.tiling, or use a larger GPU"
         ) from error
-    encoded = torch.cat(pieces, dim=_time_axis(spec)) if len(pieces) > 1 else pieces[0]
-    expected = spec.latent_shape(*shape)
     if spec.ids is None:
         expected = (encoded.shape[1], *expected[1:])
     check_encoded(spec, encoded, (1, *expected))
     return encoded
+
+
+def joined(pieces: Iterable[torch.Tensor], size: int, axis: int) -> torch.Tensor:
+    """Return pieces behind one another along an axis, on which they are `size` in all.
+
+    None is held twice: each is let go before the next one is asked for. Raises EncoderError if they are
+    fewer or more.
+    """
+    whole, filled = None, 0
+    for piece in pieces:
+        num = piece.shape[axis]
+        if whole is None:
+            whole = piece if num == size else _room_for(piece, size, axis)
+        if whole is not piece and filled + num <= size:
+            whole.narrow(axis, filled, num).copy_(piece)
+        filled += num
+        del piece
+    if whole is None or filled != size:
+        raise EncoderError(f"a clip of {size} latent frames was encoded to {filled}")
+    return whole
+
+
+def _room_for(piece: torch.Tensor, size: int, axis: int) -> torch.Tensor:
+    shape = list(piece.shape)
+    shape[axis] = size
+    return piece.new_empty(shape)
 
 
 def _time_axis(spec: LatentSpec) -> int:

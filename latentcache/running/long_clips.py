@@ -31,7 +31,7 @@ from latentcache.running.shard_encoder import Encoded, OnPixels
 #: Clips of more bytes of pixels than this are long: 166 frames of 480x832.
 LONG_BYTES = 192 << 20
 #: What is decoded together of a long clip. Each piece begins with a seek to the key frame before it.
-PIECE_BYTES = 48 << 20
+PIECE_BYTES = 32 << 20
 
 #: Of a clip, in order; None once one was taken.
 Pieces = list[Future[DecodedClip] | None]

@@ -168,7 +168,8 @@ class StreamingDiffusersEncoder(DiffusersEncoder):
             yield from map(self.encode, regroup(checked, frames, 1, 1))
             return
         regrouped = regroup(checked, frames, *how.sizes(frames))
-        running = how.run(self._vae, map(self._to_model_range, regrouped))
+        pixels = map(self._to_model_range, regrouped)
+        running = how.run(self._vae, pixels, -(-frames // self.spec.stride[0]))
         try:
             while True:
                 with exact_kernels(self._device):  # not while the caller has its turn

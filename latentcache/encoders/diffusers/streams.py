@@ -15,42 +15,60 @@ from typing import Any
 
 import torch
 
+from latentcache.encoders.streaming import joined
+
 Groups = Iterator[torch.Tensor]
 Pieces = Generator[torch.Tensor, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streamed:
-    """How a class streams. sizes: of the first group and of all others, for a number of frames."""
+    """How a class streams. sizes: of the first group and of all others, for a number of frames.
+
+    run: takes the model, the groups, and the number of latent frames that they are encoded to.
+    """
 
     sizes: Callable[[int], tuple[int, int]]
-    run: Callable[[Any, Groups], Pieces]
+    run: Callable[[Any, Groups, int], Pieces]
+
+
+#: Latent frames that the class's distribution takes at once: it holds five times what it is given.
+_TAKEN = 8
 
 
 def _moments(vae: Any, encoded: torch.Tensor) -> torch.Tensor:
-    """Return mean and clamped log-variance, as the class's distribution gives them."""
-    posterior = sys.modules[type(vae).__module__].DiagonalGaussianDistribution(encoded)
-    return torch.cat([posterior.mean, posterior.logvar], dim=1)
+    """Put mean and clamped log-variance in the place of what the model gives, and return it.
+
+    They are as the class's distribution gives them, which looks at each value by itself.
+    """
+    distribution = sys.modules[type(vae).__module__].DiagonalGaussianDistribution
+    for part in torch.split(encoded, _TAKEN, dim=2):
+        posterior = distribution(part)
+        part.copy_(torch.cat([posterior.mean, posterior.logvar], dim=1))
+    return encoded
 
 
-def _wan(vae: Any, groups: Groups) -> Pieces:
+def _wan(vae: Any, groups: Groups, latent_frames: int) -> Pieces:
     vae.clear_cache()
+    encoded = joined(_wan_groups(vae, groups), latent_frames, axis=2)
+    yield _moments(vae, vae.quant_conv(encoded))
+
+
+def _wan_groups(vae: Any, groups: Groups) -> Pieces:
     patch = getattr(vae.config, "patch_size", None)
-    parts = []
     for group in groups:
         if patch is not None:
             group = sys.modules[type(vae).__module__].patchify(group, patch_size=patch)
         vae._enc_conv_idx = [0]
-        parts.append(vae.encoder(group, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx))
-    yield _moments(vae, vae.quant_conv(torch.cat(parts, dim=2)))
+        yield vae.encoder(group, feat_cache=vae._enc_feat_map, feat_idx=vae._enc_conv_idx)
 
 
-def _magvit(vae: Any, groups: Groups) -> Pieces:
-    parts = [vae.encoder(group) for group in groups]
-    yield _moments(vae, vae.quant_conv(torch.cat(parts, dim=2)))
+def _magvit(vae: Any, groups: Groups, latent_frames: int) -> Pieces:
+    encoded = joined(map(vae.encoder, groups), latent_frames, axis=2)
+    yield _moments(vae, vae.quant_conv(encoded))
 
 
-def _cogvideox(vae: Any, groups: Groups) -> Pieces:
+def _cogvideox(vae: Any, groups: Groups, _: int) -> Pieces:
     cache = None
     for group in groups:
         encoded, cache = vae.encoder(group, conv_cache=cache)
