@@ -19,9 +19,9 @@ import pyarrow as pa
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ChunkRef, Clip, ClipResult, Shard, ShardReport
 from latentcache.core.spec import ITEM_BYTES
-from latentcache.errors import CorruptionError
+from latentcache.errors import CorruptionError, RunStoppedError
 from latentcache.format.changes import Standing
-from latentcache.format.damage import damaged
+from latentcache.format.damage import advice, damaged
 from latentcache.format.paths import sample_path
 from latentcache.format.schemas import (
     SAMPLE_SCHEMA,
@@ -42,6 +42,7 @@ from latentcache.format.shards.ranges import largest_object
 from latentcache.format.snapshot import summarise
 from latentcache.format.tables import from_parquet, read_bounded, read_sized_table, to_parquet
 from latentcache.storage.folder import Storage
+from latentcache.storage.urls import join, redact
 
 #: Failures that a report names one by one; the sample table has them all.
 NAMED_FAILURES = 20
@@ -127,7 +128,7 @@ def adopt_shard(
 ) -> ShardReport | None:
     """Report a shard that is committed, writing its sample table if only its object is there.
 
-    None: it is not committed. Raises CorruptionError.
+    None: it is not committed. Raises CorruptionError; RunStoppedError if it holds other clips.
     """
     path = sample_path(*shard.id)
     try:
@@ -141,8 +142,24 @@ def adopt_shard(
         table = from_parquet(derive_table(shard_format, layout, data, fingerprint))
     except ValueError as error:
         raise damaged(storage, path, f"is not of this cache: {error}") from error
+    _check_clips(storage, path, shard, table)
     facts = summarise(table, shard.id, num_bytes, _standing(shard))
     return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
+
+
+def _check_clips(storage: Storage, path: str, shard: Shard, table: pa.Table) -> None:
+    """Stop a run that meets another plan's shard under the same recipe, which says nothing of clips."""
+    found, planned = table["key"].to_pylist(), [clip.key for clip in shard.clips]
+    if found != planned:
+        raise RunStoppedError(
+            f"{redact(join(storage.url, path))} is of other clips ({_few(found)}) than were planned "
+            f"({_few(planned)}). A cache that was here has been removed and made again while a run still "
+            f"worked on it. Stop that run. {advice(redact(storage.url), path)}"
+        )
+
+
+def _few(keys: Sequence[str]) -> str:
+    return f"{keys[0]!r} and {len(keys) - 1} more" if keys else "none"
 
 
 def read_object(

@@ -21,13 +21,21 @@ from latentcache.format.manifest import (
     recipe_difference,
     refresh,
 )
-from latentcache.format.paths import CACHE_JSON, LEASE, QUANTISER
+from latentcache.format.paths import (
+    CACHE_JSON,
+    LEASE,
+    QUANTISER,
+    SAMPLES,
+    sample_path,
+    samples_folder,
+    shard_of_sample_file,
+)
 from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import publish_current
-from latentcache.format.tables import read_bounded
+from latentcache.format.tables import read_bounded, read_table
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.quantiser import quantiser_of
 from latentcache.planning.recipe import make_manifest
@@ -90,6 +98,7 @@ def take_step(
     """
     storage, manifest = planned.storage, planned.manifest
     if not manifest.generations:
+        _check_leftovers(storage, manifest.shard_clips, step)
         storage, manifest = _create(planned, holder)
         if manifest.generations:  # planned by another run, so this step may hold the same clips
             return None
@@ -126,6 +135,37 @@ def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> 
     write_metadata(storage, manifest)
     publish_current(storage, manifest)
     return step.num_clips
+
+
+def _check_leftovers(storage: Storage, shard_clips: int, step: Step) -> None:
+    """Refuse to make a cache where one was whose shards are there still, and are of other clips.
+
+    They would be taken for committed: a recipe says nothing of clips. Those of the same clips are, which
+    is how a cache whose description was lost is put right.
+    """
+    if storage.exists(CACHE_JSON):
+        return
+    planned = {bucket.name: tables for bucket, tables in step.clips.items()}
+    for bucket in storage.folders(SAMPLES):
+        keys = _keys(planned.get(bucket, []))
+        for name in storage.names(samples_folder(bucket)):
+            number = shard_of_sample_file(name)
+            if number is None:
+                continue
+            path = sample_path(bucket, number)
+            wanted = keys.slice(number * shard_clips, shard_clips)
+            found = read_table(storage, path, ["key"])["key"]
+            if found.to_pylist() != wanted.to_pylist() and not storage.exists(CACHE_JSON):
+                raise CacheError(
+                    f"{redact(storage.url)} is no cache, but holds shards of one whose cache.json is gone, "
+                    f"and {path} is of other clips than this corpus has there. Nothing was written. "
+                    "Remove the whole folder once no run works on it, or give cache.url another one."
+                )
+
+
+def _keys(tables: Sequence[pa.Table]) -> pa.ChunkedArray:
+    keys = [table["key"].cast(pa.string()) for table in tables]
+    return pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.string())
 
 
 def _create(planned: PlannedCache, holder: Leaseholder) -> tuple[Storage, Manifest]:
