@@ -25,7 +25,7 @@ import pydantic
 from latentcache.core.units import human_time
 from latentcache.errors import LatentCacheError, LeaseError
 from latentcache.format import checksum
-from latentcache.format.paths import LEASE
+from latentcache.format.paths import CACHE_JSON, LEASE
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
@@ -217,10 +217,10 @@ class Leaseholder:
     def over(self, storage: Storage, *, exclusive: bool) -> Storage:
         """Return the storage through which this job may write to a cache.
 
-        exclusive: where the cache was made, the storage creates on condition, and needs no lease; the cache
-        may have moved since. Raises LeaseError where another run has it.
+        exclusive: where the cache was made, the storage creates on condition, and needs no lease. The cache
+        may have moved since, so this storage is tried. Raises LeaseError where another run has it.
         """
-        if exclusive and storage.knows_conditions:
+        if exclusive and storage.knows_conditions and storage.keeps(CACHE_JSON):
             return storage
         if self._held is None:
             self._held = self._closing.enter_context(_held(storage, self._lease_s, self._take))

@@ -159,14 +159,29 @@ class Storage:
             self.create(path, b"1")  # False where the reply was lost, and it was tried again
             return not self.create(path, b"2") and self.read(path) != b"2"
         except StorageError as error:
-            if retry.http_status(error) not in remote_objects.NO_CONDITIONS or retry.is_transient(
-                error
-            ):
+            if not _refuses_conditions(error):
                 raise
             return False
         finally:
             with contextlib.suppress(StorageError):
                 self.delete(path)
+
+    def keeps(self, path: str) -> bool:
+        """Tell whether an object that is there stays if it is created again; True if it is not there.
+
+        Some stores accept the condition and ignore it, and some refuse it. The object is created with its
+        own bytes, so nothing is lost where it does not stay. Raises StorageError.
+        """
+        if self.is_local:
+            return True
+        try:
+            return not self.create(path, self.read(path))
+        except FileNotFoundError:
+            return True
+        except StorageError as error:
+            if not _refuses_conditions(error):
+                raise
+            return False
 
     def _write(
         self,
@@ -355,4 +370,10 @@ def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:
         path=str(info["name"])[len(root) :].lstrip("/"),
         num_bytes=info["size"] or 0,
         modified_s=modified.timestamp() if hasattr(modified, "timestamp") else None,
+    )
+
+
+def _refuses_conditions(error: StorageError) -> bool:
+    return retry.http_status(error) in remote_objects.NO_CONDITIONS and not retry.is_transient(
+        error
     )

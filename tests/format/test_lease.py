@@ -233,3 +233,30 @@ def test_a_cache_that_was_moved_to_other_storage_needs_a_lease_there(tmp_path: P
     here = Storage(str(tmp_path))
     with Leaseholder(lease_s=LASTS_S) as holder:
         assert holder.over(here, exclusive=True) is here
+
+
+class NotImplemented501(OSError):  # noqa: N818 the name of an answer
+    """What a store answers that knows no conditions."""
+
+    status = 501
+
+
+@pytest.mark.parametrize("answer", ["ignores", "refuses"])
+def test_a_cache_that_was_moved_to_a_store_without_conditions_needs_a_lease_there(
+    answer: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = storage._open()[0]
+    pipe_file = fs.pipe_file
+
+    def without_conditions(path: str, data: bytes, mode: str = "", **options: object) -> None:
+        if mode == "create" and answer == "refuses":
+            raise NotImplemented501("a header implies functionality that is not implemented")
+        pipe_file(path, data, mode="overwrite", **options)
+
+    storage.write(CACHE_JSON, b"{}")
+    with Leaseholder(lease_s=LASTS_S) as holder:
+        assert holder.over(storage, exclusive=True) is storage
+    monkeypatch.setattr(fs, "pipe_file", without_conditions)
+    with Leaseholder(lease_s=LASTS_S) as holder:
+        assert isinstance(holder.over(storage, exclusive=True), lease.LeasedStorage)
+        assert storage.read(CACHE_JSON) == b"{}"
