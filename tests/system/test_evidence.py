@@ -208,7 +208,8 @@ def make_world(
 
 def config_for(tmp_path: Path, world: World) -> Path:
     corpus = {"source": world.source, "storage_options": world.options, "schemes": ["sick"]}
-    sections = {"corpus": corpus, **SECTIONS}
+    run = {"source_cache_bytes": 0}  # or decoding would find what probing has fetched
+    sections = {"corpus": corpus, "run": run, **SECTIONS}
     return make_config(tmp_path, Path("x"), str(tmp_path / "cache"), **sections)
 
 
