@@ -15,6 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from latentcache.decoders.temporary_copies import remove_copies_of
 from latentcache.decoders.trouble import CRASHES, ProcessTroubleError, machine_trouble
 from latentcache.errors import ClipError, RunStoppedError, ShardError, broken_installation
 from latentcache.redaction import printable
@@ -182,6 +183,7 @@ class Child:
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=10)
+                remove_copies_of(self._process.pid)
         self._pipe = self._process = None
 
     def stop(self) -> None:

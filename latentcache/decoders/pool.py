@@ -23,6 +23,7 @@ from latentcache.decoders.asking import DECODE_ATTEMPTS, Asking, final
 from latentcache.decoders.child import Child
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.neighbours import Neighbours
+from latentcache.decoders.temporary_copies import remove_orphans
 from latentcache.decoders.trouble import machine_trouble
 from latentcache.errors import ClipError
 from latentcache.storage.source_cache import user_of_sources
@@ -151,6 +152,7 @@ class DecodePool:
             "by_ranges": by_ranges,
             "by_time": by_time,
         }
+        remove_orphans()
         with _machine_errors():
             self._buffers = [Buffer(index) for index in range(num_buffers)]
             fds = [buffer.fd for buffer in self._buffers]

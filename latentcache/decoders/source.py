@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import posixpath
 import re
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, identify_url, local_path
 from latentcache.decoders.index import PacketIndex, read_index
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video
+from latentcache.decoders.temporary_copies import new_copy
 from latentcache.decoders.trouble import machine_trouble, read_through
 from latentcache.decoders.windows import Windows
 from latentcache.errors import ClipError
@@ -209,11 +209,7 @@ class Source:
 
     def _copied(self, options: Mapping[str, Any] | None, suffix: str) -> str:
         try:
-            temporary = tempfile.NamedTemporaryFile(  # noqa: SIM115
-                prefix="latentcache-",
-                suffix=suffix,
-                buffering=0,  # what is in a buffer would fail again when the file is closed
-            )
+            temporary = new_copy(suffix)
         except OSError as error:
             raise machine_trouble(error) from error
         self._closing.enter_context(temporary)
