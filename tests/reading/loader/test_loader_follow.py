@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,9 @@ from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, publish, read_index, shard_of
 from latentcache.reading import shard_set
 from latentcache.reading.cache import open_cache
+from latentcache.reading.loader import sources
 from latentcache.reading.loader.loader import LatentLoader
+from latentcache.reading.loader.sources import newest
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, make_corpus, start_job
 from tests.tools.synthetic import Synthetic, write_cache
@@ -180,17 +184,13 @@ def test_ranks_that_cannot_agree_are_refused(growing: Synthetic) -> None:
         LatentLoader(growing.url, world_size=2, follow=True)
 
 
-class LooksFirst(LatentLoader):
-    """Rank 0's: the others go on once it has seen a first snapshot."""
-
-    looked = False
-
-    def newest(self) -> list[dict[str, Any]]:
-        found = super().newest()
-        if not self.looked:
-            self.looked = True
-            dist.barrier()
-        return found
+def _look_first(looked: list[Any], *arguments: Any) -> list[dict[str, Any]]:
+    """Rank 0's way to look: the others go on once it has seen a first snapshot."""
+    found = newest(*arguments)
+    if not looked:
+        looked.append(found)
+        dist.barrier()
+    return found
 
 
 def _follow(rank: int, url: str, folder: str) -> None:
@@ -199,9 +199,12 @@ def _follow(rank: int, url: str, folder: str) -> None:
     if rank == 1:
         dist.barrier()
         publish(Storage(url), build_index(Storage(url), read_manifest(Storage(url))))
-    kind = LatentLoader if rank else LooksFirst
-    loader = kind(url, batch_size=1, rank=rank, world_size=2, follow=True, uneven="exact")
-    epochs = [keys(loader) for _ in range(2)]
+    look = newest if rank else partial(_look_first, [])
+    with mock.patch.object(sources, "newest", look):
+        loader = LatentLoader(
+            url, batch_size=1, rank=rank, world_size=2, follow=True, uneven="exact"
+        )
+        epochs = [keys(loader) for _ in range(2)]
     Path(folder, f"{rank}.json").write_text(json.dumps(epochs))
     dist.destroy_process_group()
 
