@@ -129,15 +129,9 @@ def expected(name: str, vae: Any, x: torch.Tensor) -> torch.Tensor:
         if name == "allegro":
             vae.enable_tiling()
         return torch.cat([_encoded(name, vae, x[i : i + 1]) for i in range(len(x))])
-    if name == "svd" or name in IMAGE:
-        clips = [
-            torch.stack(
-                [_encoded(name, vae, x[i : i + 1, :, t].contiguous()) for t in range(x.shape[2])],
-                -3,
-            )
-            for i in range(len(x))
-        ]
-        return torch.cat(clips)
+    if name == "svd" or name in IMAGE:  # one frame of each clip at a time
+        frames = [_encoded(name, vae, frame.contiguous()) for frame in x.unbind(2)]
+        return torch.stack(frames, -3)
     return _encoded(name, vae, x)
 
 
