@@ -33,6 +33,8 @@ MAX_AGE_S = 7 * 86400.0
 #: URLs that become Python objects at a time.
 DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
+#: What is raised where a table's facts are other JSON, or none.
+_NO_FACTS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
 #: One row per source, known by the digest of its URL, which may hold a secret, and its stamp. is_trusted:
 #: its shape was the corpus's to say, and only the identity was found.
@@ -110,7 +112,7 @@ class SavedProbes:
             if facts != self._conditions or age_s > MAX_AGE_S:
                 return None
             return table.select(SCHEMA.names).cast(SCHEMA)
-        except (CacheError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        except (CacheError, FileNotFoundError, *_NO_FACTS) as error:
             log.warning("%s is skipped, and its sources are probed again: %s", path, error)
             return None
 

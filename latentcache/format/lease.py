@@ -121,9 +121,16 @@ def _read(storage: Storage) -> Lease | None:
     except FileNotFoundError:
         return None
     checksum.check(data)
-    raw = json.loads(data)
-    raw.pop(checksum.KEY, None)
-    return _ADAPTER.validate_python(raw)
+    try:
+        raw = json.loads(data)
+        if isinstance(raw, dict):
+            raw.pop(checksum.KEY, None)
+        return _ADAPTER.validate_python(raw)
+    except pydantic.ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(details["msg"]) from None
+    except RecursionError:
+        raise ValueError("its JSON is nested too deep") from None
 
 
 class LeasedStorage(Storage):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from latentcache.errors import CacheError
 from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import QUANTISER
-from latentcache.format.safetensors import safetensors_bytes
+from latentcache.format.safetensors import read_float32, safetensors_bytes
 from latentcache.format.tables import read_bounded
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -56,12 +53,12 @@ def read_quantiser_bytes(storage: Storage, manifest: Manifest) -> bytes:
 
 
 def read_quantiser(storage: Storage, manifest: Manifest) -> dict[str, torch.Tensor]:
-    """Return the tensors by name, float32. Raises CacheError, CorruptionError."""
+    """Return the tensors by name, float32. Raises CacheError, CorruptionError.
+
+    That the bytes are those of cache.json proves nothing: a stranger has written both.
+    """
     data = read_quantiser_bytes(storage, manifest)
-    (length,) = struct.unpack_from("<Q", data)
-    found = {}
-    for name, entry in json.loads(data[8 : 8 + length]).items():
-        first, last = entry["data_offsets"]
-        values = np.frombuffer(data[8 + length + first : 8 + length + last], "<f4").copy()
-        found[name] = torch.from_numpy(values).reshape(entry["shape"])
-    return found
+    try:
+        return read_float32(data)
+    except ValueError as error:
+        raise damaged(storage, QUANTISER, f"is no file of float32 tensors ({error})") from None

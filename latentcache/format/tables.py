@@ -86,6 +86,8 @@ def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
             num_bytes += batch.nbytes
             _check_size(num_bytes, limit)
         schema = file.schema_arrow
+        if len(set(schema.names)) < len(schema.names):
+            raise ValueError("it has a column twice")
         names = schema.names if columns is None else [n for n in columns if n in schema.names]
         kept = [schema.field(name) for name in names]  # in the order of the batches' columns
         texts = {k: v for k, v in file.metadata.metadata.items() if k not in _NOT_OURS}

@@ -19,10 +19,12 @@ from latentcache.core.arguments import by_name, sample_number, text, whole_numbe
 from latentcache.core.dtypes import AnyDtype
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.changes import read_changes
+from latentcache.format.damage import damaged
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
 from latentcache.format.generations import require
 from latentcache.format.manifest import Manifest, read_cache_json, refresh
+from latentcache.format.paths import QUANTISER
 from latentcache.format.quantiser import read_quantiser
 from latentcache.format.snapshot import generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
@@ -131,7 +133,10 @@ class Cache(Snapshot):
 
     @functools.cached_property
     def _quantiser(self) -> Quantiser:
-        return Quantiser(self.spec, read_quantiser(self.storage, self.manifest))
+        found = Quantiser(self.spec, read_quantiser(self.storage, self.manifest))
+        if not found.has_codebook:
+            raise damaged(self.storage, QUANTISER, "has no codebook")
+        return found
 
     @property
     def field_names(self) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from latentcache.core.codebook import MultiScaleCodebook
 from latentcache.core.spec import LatentSpec
-from latentcache.errors import ConfigError
+from latentcache.errors import ConfigError, CorruptionError
 
 _CODES = ("embedding.weight", "weight")
 
@@ -23,9 +23,15 @@ class Quantiser:
     tensors: Mapping[str, torch.Tensor]
 
     @property
+    def has_codebook(self) -> bool:
+        """Whether the tensors have what they should: a stranger's cache may name any."""
+        return any(name in self.tensors and self.tensors[name].ndim == 2 for name in _CODES)
+
+    @property
     def codebook(self) -> torch.Tensor:
         """The vector of each id, float32 [codes, D]."""
-        return next(self.tensors[name] for name in _CODES if name in self.tensors)
+        found = (self.tensors[name] for name in _CODES if name in self.tensors)
+        return next(tensor for tensor in found if tensor.ndim == 2)
 
     def vectors(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the vectors of ids of any integer type and shape: float32 [.., D]. Raises ConfigError."""
@@ -68,5 +74,10 @@ class Quantiser:
         codes, channels = self.codebook.shape
         with torch.device("meta"):
             found = MultiScaleCodebook(codes, channels, phis, self.spec.ids.scales)
-        found.load_state_dict(dict(self.tensors), strict=True, assign=True)
+        try:
+            found.load_state_dict(dict(self.tensors), strict=True, assign=True)
+        except RuntimeError as error:
+            raise CorruptionError(
+                f"the cache's quantiser is none of multi-scale ids: {error}. Restore it from a copy."
+            ) from None
         return found.requires_grad_(False)

@@ -175,7 +175,16 @@ def test_it_is_renewed_while_the_run_goes_on(storage: Storage) -> None:
         assert now.expires_s > first.expires_s
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"latentcache.crc32c": "00000000"}'])
+#: Sealed, as somebody who means harm would; the last of them is nested deeper than Python counts.
+HARMFUL = [
+    checksum.seal(text % f'"{checksum.KEY}": "{checksum.EMPTY}"'.encode())
+    for text in (b"[{%s}]", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b", %s}")
+]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\xff", b'{"latentcache.crc32c": "00000000"}', *HARMFUL]
+)
 def test_a_damaged_lease_is_refused_until_it_is_taken(storage: Storage, data: bytes) -> None:
     storage.write(LEASE, data)
     with pytest.raises(LeaseError, match=r"damaged .* --take-lease"):

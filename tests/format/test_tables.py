@@ -8,7 +8,7 @@ import pytest
 
 from latentcache.errors import CorruptionError
 from latentcache.format import tables
-from latentcache.format.paths import plan_path, sample_path
+from latentcache.format.paths import plan_path, rejected_path, sample_path
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.storage.folder import Storage
 
@@ -59,3 +59,11 @@ def test_the_same_rows_give_the_same_bytes_however_they_are_cut(
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert groups == [100, 100, 50]
     assert from_parquet(to_parquet(whole.slice(0, 0))).num_rows == 0
+
+
+def test_a_table_with_a_column_twice_is_damaged() -> None:
+    storage, schema = Storage("memory://twice"), pa.schema([pa.field("a", pa.string())])
+    path = rejected_path("000001-0123456789ab")
+    storage.write(path, to_parquet(pa.table([pa.array(["x"]), pa.array(["y"])], ["a", "a"])))
+    with pytest.raises(CorruptionError, match="a column twice"):
+        tables.read_checked(storage, path, schema)

@@ -28,6 +28,8 @@ _CANDIDATES = (
     "diffusion_pytorch_model.bin.index.json",
 )
 _INDEX_SUFFIX = ".index.json"
+#: What is raised where an index of weights is other JSON.
+_NO_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,12 @@ def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise _no_config(str(folder), subfolder) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"encoder.model: {folder / CONFIG} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"encoder.model: {folder / CONFIG} is not a JSON object. Download the model again."
+        )
     # An index comes before a whole file, as in diffusers.
     present = [name for name in _CANDIDATES if (folder / name).is_file()]
     present.sort(key=lambda name: (not name.startswith(_WHOLE), not name.endswith(_INDEX_SUFFIX)))
@@ -135,8 +141,11 @@ def _shards_of(path: Path) -> list[str]:
     if not path.name.endswith(_INDEX_SUFFIX):
         return [path.name]
     try:
-        return sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError) as error:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        if elsewhere := [name for name in names if Path(name).name != name or name == ".."]:
+            raise ValueError(f"it names {elsewhere[0]!r}, which is in another folder")
+        return sorted(names)
+    except (OSError, *_NO_INDEX) as error:
         raise ConfigError(f"encoder.model: {path} is not an index of weights: {error!r}") from None
 
 

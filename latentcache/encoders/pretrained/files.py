@@ -146,7 +146,7 @@ def _json(path: Path, name: str) -> Mapping[str, Any]:
         raise ConfigError(
             f"{name}: {path.parent} holds no {path.name}. Download the whole model."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{name}: {path} is not a JSON object. Download the model again.")

@@ -85,7 +85,7 @@ def read_nulls(storage: Storage, field: FieldManifest) -> dict[str, Null]:
         return {}
     except CorruptionError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise damaged(storage, path, f"holds no texts of this field: {error}") from None
 
 

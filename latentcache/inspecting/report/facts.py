@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import REASONS, Bucket, ShardId
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.format.changes import Standing, read_changes
 from latentcache.format.manifest import BucketInfo, Manifest
@@ -30,6 +30,10 @@ from latentcache.storage.urls import redact
 NUM_THREADS = 16
 #: Failed clips named per reason.
 EXAMPLES = 5
+#: Decoders, or workers, whose times are shown by name; those of all further ones are added up. A
+#: stranger's cache can name as many as it has rows.
+MAX_GROUPS = 1000
+OTHERS = "others"
 #: Edges of the bins in which times are counted: from a millisecond to about an hour, eight per decade.
 TIME_EDGES_S: Array = np.logspace(-3, 3.5, 53)
 STAGES = ("decode_s", "encode_s")
@@ -194,7 +198,9 @@ def _add(facts: Facts, bucket: BucketFacts, shard: ShardFacts) -> None:
 
 
 def _add_times(facts: Facts, column: str, name: str, times: Times) -> None:
-    facts.groups.setdefault(column, {}).setdefault(name, Times()).add(times)
+    groups = facts.groups.setdefault(column, {})
+    known = name in groups or len(groups) < MAX_GROUPS
+    groups.setdefault(name if known else OTHERS, Times()).add(times)
 
 
 def _merge(total: dict[str, Failures], more: dict[str, Failures]) -> None:
@@ -236,7 +242,8 @@ def _failures(failed: pa.Table) -> dict[str, Failures]:
     found: dict[str, Failures] = {}
     for row in failed.select(_FAILED_COLUMNS).to_pylist():
         one = Failures(count=1, examples=[(row["key"], redact(row["message"] or ""))])
-        found.setdefault(row["reason"] or "unknown", Failures()).add(one)
+        reason = row["reason"] if row["reason"] in REASONS else "unknown"
+        found.setdefault(reason, Failures()).add(one)
     return found
 
 
@@ -251,7 +258,11 @@ def _times(ok: pa.Table) -> Times:
 
 
 def _times_by(ok: pa.Table, column: str) -> dict[str, Times]:
-    names: Sequence[str | None] = pc.unique(ok[column]).to_pylist()
-    return {
-        name: _times(ok.filter(pc.equal(ok[column], name))) for name in names if name is not None
+    names = pc.unique(ok[column].drop_null())
+    found = {
+        name: _times(ok.filter(pc.equal(ok[column], name)))
+        for name in names[:MAX_GROUPS].to_pylist()
     }
+    if len(names) > MAX_GROUPS:
+        found[OTHERS] = _times(ok.filter(pc.is_in(ok[column], value_set=names[MAX_GROUPS:])))
+    return found

@@ -27,7 +27,8 @@ POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; base-uri 'none'; "
     "form-action 'none'"
 )
-CAPTION_CHARACTERS = 400
+#: The longest caption, and the longest key or message, that is shown whole.
+CAPTION_CHARACTERS, MESSAGE_CHARACTERS = 400, 2000
 _STAGE_NAMES = {"decode_s": "decode", "encode_s": "encode"}
 
 
@@ -94,7 +95,7 @@ def _header(report: Report, made_at: str) -> list[Markup]:
             [h("div", h("b", value), h("span", what)) for value, what in tiles],
             class_="tiles",
         ),
-        *[h("div", f"Damaged: {message}", class_="note") for message in report.damaged],
+        *[h("div", f"Damaged: {_shortened(message)}", class_="note") for message in report.damaged],
     ]
 
 
@@ -201,7 +202,16 @@ def _failure_table(failures: Mapping[str, Failures], what: str) -> Markup:
             reason,
             f"{found.count:,}",
             REASONS.get(reason, ""),
-            [h("div", h("b", printable(key)), " ", message) for key, message in found.examples],
+            [
+                h(
+                    "div",
+                    h("b", _shortened(printable(key))),
+                    " ",
+                    _shortened(printable(message)),
+                    dir="auto",
+                )
+                for key, message in found.examples
+            ],
         )
         for reason, found in sorted(failures.items(), key=lambda item: -item[1].count)
     ]
@@ -227,11 +237,13 @@ def _clip(clip: Shown) -> Markup:
         "article",
         h(
             "header",
-            h("h3", printable(clip.key), dir="auto"),
+            h("h3", _shortened(printable(clip.key)), dir="auto"),
             h("span", _score(clip), class_="score"),
         ),
         h("p", f"{clip.bucket}: {clip.frames} frame{plural}{rate}", class_="dim"),
-        h("p", _shortened(clip.caption), class_="caption", dir="auto") if clip.caption else None,
+        h("p", _shortened(clip.caption, CAPTION_CHARACTERS), class_="caption", dir="auto")
+        if clip.caption
+        else None,
         h("div", f"No source to compare with: {clip.problem}", class_="note")
         if clip.problem
         else None,
@@ -262,9 +274,8 @@ def _thumbnail(clip: Shown, number: int) -> list[Markup]:
     return [*images, h("span", what + error)]
 
 
-def _shortened(caption: str) -> str:
-    long = len(caption) > CAPTION_CHARACTERS
-    return caption[:CAPTION_CHARACTERS] + "…" if long else caption
+def _shortened(text: str, at_most: int = MESSAGE_CHARACTERS) -> str:
+    return text[:at_most] + "…" if len(text) > at_most else text
 
 
 def _score(clip: Shown) -> str:
@@ -401,7 +412,7 @@ def _times(facts: Facts) -> list[Markup]:
 
 
 def _times_row(name: str, times: Times) -> Sequence[object]:
-    cells: list[object] = [name, f"{times.num_clips:,}"]
+    cells: list[object] = [_shortened(printable(name)), f"{times.num_clips:,}"]
     for stage in _STAGE_NAMES:
         cells += [
             human_time(times.total_s[stage]),

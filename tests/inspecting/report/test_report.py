@@ -34,10 +34,10 @@ from latentcache.inspecting.choose import draw_stratified, find_places
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report import figures
 from latentcache.inspecting.report.collect import Report, collect
-from latentcache.inspecting.report.facts import TIME_EDGES_S, read_facts
+from latentcache.inspecting.report.facts import MAX_GROUPS, TIME_EDGES_S, read_facts, summarise
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics, describe_latents
 from latentcache.inspecting.report.markup import Markup, h
-from latentcache.inspecting.report.page import render
+from latentcache.inspecting.report.page import MESSAGE_CHARACTERS, render
 from latentcache.inspecting.report.reconstructions import psnr_by_position, show
 from latentcache.inspecting.report.tables import sortable
 from latentcache.running.log import RunLog
@@ -311,6 +311,34 @@ def test_an_interrupted_cache_says_so_and_how_to_go_on(cache: Path, tmp_path: Pa
     assert report.state.endswith(f"Go on with:  latentcache resume {half}")
     page = render(report, made_at="today")
     assert str(h("div", f"State: {report.state}", class_="note")) in page
+
+
+def test_a_stranger_s_names_make_no_endless_page(tmp_path: Path) -> None:
+    num = MAX_GROUPS + 100
+    written = write_cache(str(tmp_path), buckets={"5x32x32": 2})
+    rows = from_parquet(written.storage.read(sample_path("5x32x32", 0)))
+    table = pa.concat_tables([rows] * num)
+    names = pa.array([f"decoder {n}" for n in range(2 * num)])
+    table = table.set_column(table.column_names.index("decoder"), "decoder", names)
+    long = "x" * 100_000
+    texts = {
+        "status": ["failed" if n % 2 else "ok" for n in range(2 * num)],
+        "reason": [f"reason {n} {long[:1000]}" for n in range(2 * num)],
+        "message": ["\u202e" + (long if n < 20 else "") for n in range(2 * num)],
+    }
+    for name, values in texts.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    found = summarise(table)
+    assert found.failures.keys() == {"unknown"}
+    assert len(found.groups["decoder"]) == MAX_GROUPS + 1
+    assert sum(times.num_clips for times in found.groups["decoder"].values()) == num
+    facts = replace(
+        read_facts(written.storage, written.manifest), failures=found.failures, groups=found.groups
+    )
+    text = render(Report(url="here", state="x", manifest=written.manifest, facts=facts), "today")
+    assert "\\u202exxx" in text
+    assert "xxx…" in text
+    assert long[:MESSAGE_CHARACTERS] not in text
 
 
 def test_a_cache_with_nothing_committed_has_a_page(tmp_path: Path) -> None:
