@@ -152,6 +152,33 @@ def test_a_file_that_does_not_fit_is_a_row_with_a_reason(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("control", ["same.mp4", "control/half.mp4"])
+def test_frames_of_another_file_follow_frames_that_are_spread(tmp_path: Path, control: str) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "control").mkdir(parents=True)
+    write_video(corpus / "same.mp4", moving_pattern(FRAMES, *SIZE, seed=1))
+    half = moving_pattern(FRAMES // 2, *SIZE, seed=2)
+    write_video(corpus / "control/half.mp4", half, fps=12)
+    pq.write_table(pa.table({"video": ["same.mp4"], "control": [control]}), corpus / "t.parquet")
+    config = make_config(
+        tmp_path,
+        corpus / "t.parquet",
+        str(tmp_path / "cache"),
+        corpus={"keep": ["control"]},
+        clips={"frames": 5, "sampling": "spread", "select": "first", "size": list(SIZE)},
+    )
+    assert run_inline("precompute", config)[0] == 0
+    path = write_fields(tmp_path, pixels=FIELDS["pixels"])
+    assert run_inline("add_field", tmp_path / "cache", path, "run.runner=local")[0] == 0
+    spread = torch.linspace(0, FRAMES - 1, 5).long().tolist()
+    fps = 24 if control == "same.mp4" else 12
+    pixels = read_with_pyav(corpus / control)
+    found = nearest([n / 24 for n in spread], [k / fps for k in range(len(pixels))])
+    sample = latentcache.open_cache(str(tmp_path / "cache"))[0]["pixels"]
+    assert np.array_equal(sample.numpy(), pixels[found])
+
+
+@pytest.mark.slow
 @pytest.mark.long
 def test_another_path_is_taken_in(folder: Path) -> None:
     table = folder / "corpus/table.parquet"
