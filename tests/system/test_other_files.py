@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,12 +34,13 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def write_corpus(folder: Path) -> dict[str, str | None]:
-    """Six sources, each with another kind of control file; returns these by the names of the sources."""
+    """Sources, each with another kind of control file; returns these by the names of the sources."""
     (folder / "control").mkdir(parents=True)
     controls: dict[str, str | None] = {
         "same.mp4": "same.mp4",
         "slow.mp4": "control/slow.mp4",
         "variable.mkv": "control/variable.mkv",
+        "turned.mp4": "control/turned.mp4",
         "short.mp4": "control/short.mp4",
         "wide.mp4": "control/wide.mp4",
         "picture.mp4": "control/picture.png",
@@ -51,12 +53,26 @@ def write_corpus(folder: Path) -> dict[str, str | None]:
     control = folder / "control"
     write_video(control / "slow.mp4", moving_pattern(FRAMES // 2, 64, 96, seed=30), fps=12)
     write_video(control / "variable.mkv", moving_pattern(60, *SIZE, seed=31), fps=50)
+    write_turned(control / "turned.mp4", moving_pattern(FRAMES, *SIZE[::-1], seed=35))
     write_video(control / "short.mp4", moving_pattern(8, *SIZE, seed=32))
     write_video(control / "wide.mp4", moving_pattern(FRAMES, 32, 96, seed=33))
     Image.fromarray(moving_pattern(1, *SIZE, seed=34)[0]).save(control / "picture.png")
     table = {"video": list(controls), "control": list(controls.values())}
     pq.write_table(pa.table(table), folder / "table.parquet")
     return controls
+
+
+def write_turned(path: Path, pixels: Any) -> None:
+    """Write a video that is shown turned by a quarter."""
+    coded = write_video(path.with_name("coded.mp4"), pixels)
+    with av.open(str(coded)) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        stream.set_display_rotation(90)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+    coded.unlink()
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -91,6 +107,7 @@ def nearest(wanted_s: list[float], times_s: list[float]) -> list[int]:
     [
         ("same.mp4", "same.mp4", [t / 24 for t in range(FRAMES)], 24),
         ("variable.mkv", "control/variable.mkv", [t / 1000 for t in VARIABLE], 50),
+        ("turned.mp4", "control/turned.mp4", [t / 24 for t in range(FRAMES)], 24),
     ],
 )
 def test_frames_of_another_file_are_those_nearest_in_time(

@@ -80,9 +80,9 @@ def _of_source(record: Record, name: str, values: Any) -> Any:
     if record.sampling == "spread":
         raise ConfigError(
             f"per_frame: {name} of clip {record.key!r} has {len(values)} entries, but the clip has {num} "
-            "frames, which `clips.sampling: spread` spread over its source, and "
-            f"{record.num_frames} latent frames: which entry belongs to which frame is unknown. Name the column in corpus.per_frame "
-            "when the cache is made, which cuts it to each clip's own frames."
+            "frames, which `clips.sampling: spread` spread over its source: which entry belongs to which "
+            "frame is unknown. Name the column in corpus.per_frame when the cache is made, which cuts it "
+            "to each clip's own frames."
         )
     if fps is None and start is not None and len(values) >= start + num:
         return values[start : start + num]
