@@ -181,10 +181,13 @@ def check_workers(name: str, caches: Mapping[str, Synthetic]) -> None:
 
 
 def killed(name: str, url: str, states: Path, num_workers: int) -> None:
-    """Take some batches, note the state after each, and die."""
+    """Take some batches, note the state after each, and die.
+
+    Workers are its own children, which end when it does; those of a fork server would not notice.
+    """
     loader = at(name, url)
     with states.open("w", encoding="utf-8") as file:
-        for n, batch in enumerate(through(loader, num_workers, "forkserver"), 1):
+        for n, batch in enumerate(through(loader, num_workers, "spawn"), 1):
             line = {"state": loader.state_dict(n), "batch": plain([batch])[0]}
             file.write(json.dumps(line) + "\n")
             file.flush()
