@@ -45,6 +45,8 @@ STAYS = (
     "What was imported stays. Have the trainer write the file again, and run this again; or remove it, and "
     "import into another folder."
 )
+#: Frames per second that a clip may have: films of explosions have fewer.
+MAX_FPS = 1e7
 #: Shards per thread whose clips are read from the plan at a time.
 AHEAD = 4
 
@@ -125,6 +127,11 @@ def _check_names(record: Record) -> None:
         raise CorpusError(
             f"{record.path}: {record.key!r} begins at frame {record.start}, which no video has. Nothing "
             "was imported."
+        )
+    if record.fps is not None and not 0 < record.fps <= MAX_FPS:  # nor NaN
+        raise CorpusError(
+            f"{record.path}: {record.key!r} has {record.fps} frames per second, which no video has. "
+            "Nothing was imported."
         )
 
 

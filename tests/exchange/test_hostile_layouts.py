@@ -242,6 +242,10 @@ def test_facts_that_make_no_sense_are_refused(
         ("vae_latent_shape", ["4246"]),
         ("id", [None]),
         ("fps", ["x"]),
+        ("fps", [float("nan")]),
+        ("fps", [float("inf")]),
+        ("fps", [-25.0]),
+        ("fps", [1e300]),
     ],
 )
 def test_rows_that_make_no_sense_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,12 +34,13 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def write_corpus(folder: Path) -> dict[str, str | None]:
-    """Six sources, each with another kind of control file; returns these by the names of the sources."""
+    """Sources, each with another kind of control file; returns these by the names of the sources."""
     (folder / "control").mkdir(parents=True)
     controls: dict[str, str | None] = {
         "same.mp4": "same.mp4",
         "slow.mp4": "control/slow.mp4",
         "variable.mkv": "control/variable.mkv",
+        "turned.mp4": "control/turned.mp4",
         "short.mp4": "control/short.mp4",
         "wide.mp4": "control/wide.mp4",
         "picture.mp4": "control/picture.png",
@@ -51,12 +53,26 @@ def write_corpus(folder: Path) -> dict[str, str | None]:
     control = folder / "control"
     write_video(control / "slow.mp4", moving_pattern(FRAMES // 2, 64, 96, seed=30), fps=12)
     write_video(control / "variable.mkv", moving_pattern(60, *SIZE, seed=31), fps=50)
+    write_turned(control / "turned.mp4", moving_pattern(FRAMES, *SIZE[::-1], seed=35))
     write_video(control / "short.mp4", moving_pattern(8, *SIZE, seed=32))
     write_video(control / "wide.mp4", moving_pattern(FRAMES, 32, 96, seed=33))
     Image.fromarray(moving_pattern(1, *SIZE, seed=34)[0]).save(control / "picture.png")
     table = {"video": list(controls), "control": list(controls.values())}
     pq.write_table(pa.table(table), folder / "table.parquet")
     return controls
+
+
+def write_turned(path: Path, pixels: Any) -> None:
+    """Write a video that is shown turned by a quarter."""
+    coded = write_video(path.with_name("coded.mp4"), pixels)
+    with av.open(str(coded)) as read, av.open(str(path), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        stream.set_display_rotation(90)
+        for packet in read.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                write.mux(packet)
+    coded.unlink()
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -91,6 +107,7 @@ def nearest(wanted_s: list[float], times_s: list[float]) -> list[int]:
     [
         ("same.mp4", "same.mp4", [t / 24 for t in range(FRAMES)], 24),
         ("variable.mkv", "control/variable.mkv", [t / 1000 for t in VARIABLE], 50),
+        ("turned.mp4", "control/turned.mp4", [t / 24 for t in range(FRAMES)], 24),
     ],
 )
 def test_frames_of_another_file_are_those_nearest_in_time(
@@ -149,6 +166,33 @@ def test_a_file_that_does_not_fit_is_a_row_with_a_reason(folder: Path) -> None:
     assert "short.mp4#0" not in found["pixels"]
     assert {"gone.mp4#0", "none.mp4#0"} <= found["reference"].keys()
     assert not {"wide.mp4#0", "picture.mp4#0", "picture.mp4#1"} & found["reference"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", ["same.mp4", "control/half.mp4"])
+def test_frames_of_another_file_follow_frames_that_are_spread(tmp_path: Path, control: str) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "control").mkdir(parents=True)
+    write_video(corpus / "same.mp4", moving_pattern(FRAMES, *SIZE, seed=1))
+    half = moving_pattern(FRAMES // 2, *SIZE, seed=2)
+    write_video(corpus / "control/half.mp4", half, fps=12)
+    pq.write_table(pa.table({"video": ["same.mp4"], "control": [control]}), corpus / "t.parquet")
+    config = make_config(
+        tmp_path,
+        corpus / "t.parquet",
+        str(tmp_path / "cache"),
+        corpus={"keep": ["control"]},
+        clips={"frames": 5, "sampling": "spread", "select": "first", "size": list(SIZE)},
+    )
+    assert run_inline("precompute", config)[0] == 0
+    path = write_fields(tmp_path, pixels=FIELDS["pixels"])
+    assert run_inline("add_field", tmp_path / "cache", path, "run.runner=local")[0] == 0
+    spread = torch.linspace(0, FRAMES - 1, 5).long().tolist()
+    fps = 24 if control == "same.mp4" else 12
+    pixels = read_with_pyav(corpus / control)
+    found = nearest([n / 24 for n in spread], [k / fps for k in range(len(pixels))])
+    sample = latentcache.open_cache(str(tmp_path / "cache"))[0]["pixels"]
+    assert np.array_equal(sample.numpy(), pixels[found])
 
 
 @pytest.mark.slow

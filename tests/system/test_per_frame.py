@@ -196,3 +196,16 @@ def test_a_view_cuts_them_like_the_latents(tmp_path: Path) -> None:
         for n, frames in enumerate(batch["frame_indices"].tolist()):
             pixels = [i for t in frames for i in range(*cache.spec.pixel_frames(t, 17))]
             assert batch["segment"][n].tolist() == pixels
+
+
+@pytest.mark.slow
+def test_clips_that_are_spread_have_the_values_of_their_own_frames(tmp_path: Path) -> None:
+    table = write_corpus(tmp_path / "corpus", {"a.mp4": None}, kept=[list(range(FRAMES))])
+    clips = {"frames": 5, "sampling": "spread", "select": "first"}
+    cache = encode(tmp_path, table, corpus={"keep": ["kept"]}, clips=clips)
+    spread = torch.linspace(0, FRAMES - 1, 5).long()
+    assert torch.equal(cache[0]["segment"], spread)
+    assert torch.equal(cache[0]["actions"][:, 1], -spread.double())
+    view = latentcache.Window(frames=2, per_frame="kept", segment=None)
+    with pytest.raises(ConfigError, match=r"sampling: spread.*corpus\.per_frame"):
+        list(latentcache.LatentLoader(cache, batch_size=1, view=view))

@@ -35,18 +35,21 @@ TOWERS: dict[str, tuple[str, str, list[int]]] = {
 
 @pytest.fixture(scope="module", name="folder")
 def folder_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(tmp_path_factory.mktemp("visual"), FRAMES)
+
+
+def make_cache(folder: Path, frames: int) -> Path:
     """A cache of a small random Wan VAE in float32, whose fields were added to it."""
-    folder = tmp_path_factory.mktemp("visual")
     (folder / "corpus").mkdir()
     for n in range(2):
-        write_video(folder / f"corpus/v{n}.mp4", moving_pattern(FRAMES, HEIGHT, WIDTH, seed=n))
+        write_video(folder / f"corpus/v{n}.mp4", moving_pattern(frames, HEIGHT, WIDTH, seed=n))
     save_wan(folder / "wan")
     encoder = {"kind": "diffusers_video", "model": str(folder / "wan"), "dtype": "float32"}
     config = make_config(
         folder,
         folder / "corpus",
         str(folder / "cache"),
-        clips={"frames": FRAMES, "select": "first", "size": [HEIGHT, WIDTH]},
+        clips={"frames": frames, "select": "first", "size": [HEIGHT, WIDTH]},
         encoder={**encoder, "store": "moments"},
         cache={"dtype": "float32", "shard_clips": 1},
     )
@@ -72,6 +75,10 @@ def tower_fields(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module", name="batch")
 def batch_fixture(folder: Path) -> dict[str, Any]:
+    return batch_of(folder)
+
+
+def batch_of(folder: Path) -> dict[str, Any]:
     loader = latentcache.LatentLoader(
         str(folder / "cache"),
         batch_size=2,
@@ -101,6 +108,19 @@ def pipeline_of(folder: Path) -> Any:
 def test_conditions_of_image_to_video_are_the_pipelines_own(
     folder: Path, batch: dict[str, Any], field: str
 ) -> None:
+    assert_conditions(folder, batch, field)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("frames", [9, 17])
+def test_conditions_of_other_lengths_are_the_pipelines_own_too(tmp_path: Path, frames: int) -> None:
+    folder = make_cache(tmp_path, frames)
+    for field in ("i2v", "flf2v"):
+        assert_conditions(folder, batch_of(folder), field)
+
+
+def assert_conditions(folder: Path, batch: dict[str, Any], field: str) -> None:
     pipeline, pixels = pipeline_of(folder), pixels_of(folder, batch)
     for n in range(2):
         first, last = (
@@ -113,7 +133,7 @@ def test_conditions_of_image_to_video_are_the_pipelines_own(
                 batch_size=1,
                 height=HEIGHT,
                 width=WIDTH,
-                num_frames=FRAMES,
+                num_frames=len(pixels[n]),
                 dtype=torch.float32,
                 device=torch.device("cpu"),
                 last_image=last if field == "flf2v" else None,

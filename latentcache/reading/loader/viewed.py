@@ -157,6 +157,7 @@ class ViewedBatch(ReadBatch):
             functools.partial(_value, table, row),
             tuple(self._record(cache.rows(self._name, n), row) for n, row in following),
             self._plan.run,
+            cache.manifest.config.get("clips", {}).get("sampling", "nearest"),
         )
 
     def _fields_target(self) -> Target:

@@ -152,8 +152,9 @@ def record_of(
     read_column: Callable[[str], Any],
     following: tuple[Record, ...] = (),
     run: Run | None = None,
+    sampling: str = "nearest",
 ) -> Record:
-    """Return a clip's record. shape: of its stored sample."""
+    """Return a clip's record. shape: of its stored sample; sampling: as in `clips`."""
     return Record(
         key=key,
         bucket=Bucket.parse(bucket),
@@ -163,4 +164,5 @@ def record_of(
         read_column=read_column,
         following=following,
         run=run,
+        sampling=sampling,
     )

@@ -77,6 +77,13 @@ def _values(record: Record, name: str) -> Any:
 def _of_source(record: Record, name: str, values: Any) -> Any:
     """Return a clip's part of a list that has an entry for each frame of its source."""
     start, num, fps = record.column("start"), record.bucket.frames, record.column("fps")
+    if record.sampling == "spread":
+        raise ConfigError(
+            f"per_frame: {name} of clip {record.key!r} has {len(values)} entries, but the clip has {num} "
+            "frames, which `clips.sampling: spread` spread over its source: which entry belongs to which "
+            "frame is unknown. Name the column in corpus.per_frame when the cache is made, which cuts it "
+            "to each clip's own frames."
+        )
     if fps is None and start is not None and len(values) >= start + num:
         return values[start : start + num]
     resampled = "" if fps is None else f", and clips.fps ({fps}) leaves out frames of the source"

@@ -27,6 +27,7 @@ class Record:
     number: which of the clip's samples it is, from 0. num_frames: its latent frames. read_column: gives
     the clip's value in a column of the sample table. following: the next clips of its source, of the same
     bucket, as far as a sample may reach into them. run: what contiguous parts the view takes, if any.
+    sampling: as in `clips`; it says which frames of its source a clip has.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Record:
     read_column: Callable[[str], Any]
     following: tuple[Record, ...] = ()
     run: Run | None = None
+    sampling: str = "nearest"
 
     def starts(self, span: int) -> Sequence[int]:
         """Return the latent frames of this clip at which a part of `span` may begin, ascending."""

@@ -47,6 +47,15 @@ def test_entries_of_the_sources_frames_begin_where_the_clip_does() -> None:
     assert torch.equal(clip.per_frame("actions", [0, 3]), torch.tensor([8.0, 11.0]))
 
 
+def test_frames_that_are_spread_over_a_source_are_no_part_of_a_list() -> None:
+    clip = record(BY_FRAME, 4, actions=list(range(20)))
+    spread = dataclasses.replace(clip, sampling="spread")
+    with pytest.raises(ConfigError, match=r"sampling: spread.* spread over .* corpus.per_frame"):
+        spread.per_frame("actions", [0])
+    own = dataclasses.replace(record(BY_FRAME, 4, actions=[3, 4, 5, 6]), sampling="spread")
+    assert torch.equal(own.per_frame("actions", [1]), torch.tensor([4]))
+
+
 def test_entries_are_grouped_by_latent_frames() -> None:
     clip = record(CAUSAL, 9, actions=list(range(9)))
     assert clip.per_frame("actions", [0, 2]) == [[0], [5, 6, 7, 8]]
