@@ -306,7 +306,7 @@ def test_an_outage_of_the_corpus_is_no_plan_without_sources(
     config, url = config_on(tmp_path, corpus, s3_by_proxy, max_failed_fraction=1.0)
     proxy.choose = lambda method, path: "reset" if "v1.mp4" in path and method == "GET" else None
     _, err = run_job("precompute", config, status=1)
-    assert "UnreachableError: the corpus cannot be read: cannot read" in err
+    assert "SourceError: the corpus cannot be read: cannot read" in err
     assert f"tried {retry.TRIES} times" in err
     assert "v1.mp4" in err
     proxy.choose = lambda method, path: None
