@@ -87,7 +87,7 @@ def test_a_run_that_meets_a_fault_ends_as_one_that_does_not(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_operation_may_fail_in_every_way(
