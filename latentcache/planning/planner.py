@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.storage.cache_urls import is_cache_url
+from latentcache.storage.spill import Spill
 from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
@@ -66,7 +67,8 @@ def grow_cache(
     at again. holder: of the lease that the cache's storage may need. For prune and check_content see
     `plan_growth`. dry_run: nothing is written. prober: what looks at sources, `probing_pool` if omitted.
 
-    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError.
+    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError; and
+    MachineError if the temporary folder is full.
     """
     hooks = hooks or Hooks()
     spec, identity = resolve_encoder(config)
@@ -75,6 +77,7 @@ def grow_cache(
         planned = planned.held_by(holder)
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
+    corpus = replace(corpus, table=Spill().put(corpus.table))
     hooks.on_sources(corpus)
     by_time = config.clips.goes_by_time
     saved = SavedProbes(planned.storage, config.corpus.max_pixels, by_time=by_time)
