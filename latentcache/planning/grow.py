@@ -77,9 +77,9 @@ def plan_growth(
     whose stamps are as they were. Raises CorpusError, StorageError.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
-    stamps = stamps_of(planned, corpus)
-    corpus = _as_known(corpus, known).append_column("stamp", stamps)
     spill = Spill()
+    stamps = spill.column(stamps_of(planned, corpus))
+    corpus = _as_known(corpus, known).append_column("stamp", stamps)
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
     probed = probe(chosen(corpus, mask), pool, on_probed, saved)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,6 @@ from latentcache.planning.recipe import resolve_encoder
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.storage.cache_urls import is_cache_url
-from latentcache.storage.spill import Spill
 from latentcache.storage.urls import redact_url
 
 #: Clips that an error names before it says how many more there are.
@@ -77,7 +76,7 @@ def grow_cache(
         planned = planned.held_by(holder)
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
-    corpus = replace(corpus, table=Spill().put(corpus.table))
+    pa.default_memory_pool().release_unused()
     hooks.on_sources(corpus)
     by_time = config.clips.goes_by_time
     saved = SavedProbes(planned.storage, config.corpus.max_pixels, by_time=by_time)

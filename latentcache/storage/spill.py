@@ -52,6 +52,10 @@ class Spill:
         parts = [self._put(pa.Table.from_batches([batch], table.schema)) for batch in batches]
         return pa.concat_tables(parts) if parts else table
 
+    def column(self, values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
+        """Return the same values, as `put` does rows."""
+        return self.put(pa.table({"values": values}))["values"]
+
     def _put(self, table: pa.Table) -> pa.Table:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
