@@ -22,6 +22,7 @@ from latentcache.corpus.saved_probes import (
 from latentcache.errors import ClipError, StorageError
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
+from latentcache.storage.spill import Spill
 
 Row = dict[str, Any]
 Probed = Future[dict[str, Any]] | Found
@@ -147,9 +148,10 @@ def _hold(known: Known, pool: Prober) -> bool:
 
 
 def _rows(sources: pa.Table) -> Iterator[Row]:
-    named = sources.select(SOURCE_SCHEMA.names).append_column("file", files_of(sources))
-    for batch in named.to_batches(max_chunksize=READ_ROWS):
-        yield from batch.to_pylist()
+    names = [name for name in (*SOURCE_SCHEMA.names, "stamp") if name in sources.column_names]
+    for batch in sources.select(names).to_batches(max_chunksize=READ_ROWS):
+        some = pa.Table.from_batches([batch])
+        yield from some.append_column("file", files_of(some)).to_pylist()
 
 
 def is_trusted(row: Mapping[str, Any]) -> bool:
@@ -203,8 +205,9 @@ class _Columns:
     }
 
     def __init__(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
+        self._tables: list[pa.Table] = []
         self._rows: list[Found] = []
+        self._spill = Spill()
 
     def add(self, facts: Found) -> None:
         self._rows.append(facts)
@@ -213,13 +216,13 @@ class _Columns:
 
     def _close_chunk(self) -> None:
         schema = pa.schema(self.TYPES.items())
-        self._batches.append(pa.RecordBatch.from_pylist(self._rows, schema=schema))
+        self._tables.append(self._spill.put(pa.Table.from_pylist(self._rows, schema=schema)))
         self._rows.clear()
 
     def put_into(self, sources: pa.Table) -> pa.Table:
         """Return the sources with these columns, which replace those that they have."""
         self._close_chunk()
-        facts = pa.Table.from_batches(self._batches)
+        facts = pa.concat_tables(self._tables)
         for field in facts.schema:
             index = sources.schema.get_field_index(field.name)
             if index >= 0:

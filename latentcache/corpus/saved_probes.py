@@ -30,6 +30,8 @@ FOLDER = "probed"
 FLUSH_INTERVAL_S = 30.0
 #: Older tables are skipped: files may have changed since.
 MAX_AGE_S = 7 * 86400.0
+#: Sources that wait for a write, at most: each takes 1 kB.
+MAX_WAITING = 1 << 16
 #: URLs that become Python objects at a time.
 DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
@@ -74,7 +76,8 @@ class SavedProbes:
         self._rows.append(
             {"file_digest": _digest(file), "kind": kind, "is_trusted": is_trusted, **found}
         )
-        if time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S:
+        late = time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S
+        if late or len(self._rows) >= MAX_WAITING:
             self.flush()
 
     def flush(self) -> None:

@@ -22,6 +22,7 @@ from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
 from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.storage.parts import PREFIX
+from latentcache.storage.spill import Spill
 from latentcache.storage.urls import (
     CREDENTIALS,
     QUERIES,
@@ -106,13 +107,14 @@ def to_sources(
     if not data.num_rows:
         raise CorpusError(f"{where} has no rows. Give a table with one row per video or image.")
     rows = Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names}, starts)
-    path, kind = rows.paths()
+    keep = Spill().column  # one column in memory at a time
+    path, kind = map(keep, rows.paths())
     columns = {
-        "name": number_repeated(rows.names(path, folder)),
-        "url": rows.allowed(rows.urls(path, folder), config.schemes),
+        "name": keep(number_repeated(rows.names(path, folder))),
+        "url": keep(rows.allowed(rows.urls(path, folder), config.schemes)),
         "kind": kind,
-        "caption": rows.caption(),
-        **{role: rows.number(role) for role in NUMBERS},
+        "caption": keep(rows.caption()),
+        **{role: keep(rows.number(role)) for role in NUMBERS},
     }
     paths = {roles.get("video"), roles.get("image")}
     kept = {

@@ -22,6 +22,7 @@ from latentcache.corpus.embedded import arrow_table, files_inside, parquet_rows
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError, StorageError
 from latentcache.storage.row_bytes import ARROW
+from latentcache.storage.spill import BATCH_ROWS, Spill
 from latentcache.storage.urls import is_url
 
 #: Rows of JSON lines that are held as Python objects at a time.
@@ -99,6 +100,15 @@ def _parse_csv(file: IO[bytes], columns: list[str], wanted: Wanted, use_threads:
     )
 
 
+def _read_columns(parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    """Read columns, of which no more than some rows are in memory."""
+    schema, spill = pa.schema([parquet.schema_arrow.field(name) for name in columns]), Spill()
+    batches = parquet.iter_batches(BATCH_ROWS, columns=columns)
+    parts = [spill.put(pa.Table.from_batches([each]).select(columns)) for each in batches]
+    read = pa.concat_tables(parts) if parts else schema.empty_table()
+    return read.replace_schema_metadata(None)
+
+
 def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
     """Read columns of a Parquet file, in the file's own types."""
     try:
@@ -106,7 +116,7 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
         columns = wanted.choose(parquet.schema_arrow.names)
         inside = files_inside(parquet.schema_arrow, columns, wanted)
         if not inside:
-            return parquet.read(columns=columns).select(columns).replace_schema_metadata(None)
+            return _read_columns(parquet, columns)
         rest = [name for name in columns if name not in inside]
         found = parquet.read(columns=rest) if rest else pa.table({})
         return pa.table(

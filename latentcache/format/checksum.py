@@ -6,6 +6,7 @@ without a second object that could disagree. Shard objects have theirs in their 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -36,6 +37,16 @@ def seal(data: bytes) -> bytes:
     return b"".join([view[:place], digits, view[place + len(EMPTY) :]])
 
 
+def seal_parquet(file: io.BytesIO) -> None:
+    """Do as `seal` does in a Parquet file, without copies of it: the mark is in its footer."""
+    with file.getbuffer() as data:
+        footer = bytes(data[-(int.from_bytes(data[-8:-4], "little") + 8) :])
+        place = len(data) - len(footer) + footer.rindex(_PARQUET) + len(_PARQUET)
+        digits = _crc(data, place).encode()
+    file.seek(place)
+    file.write(digits)
+
+
 def check(data: bytes) -> None:
     """Raise ValueError unless the bytes are those that were sealed."""
     place = _place(data)
@@ -56,7 +67,7 @@ def _place(data: bytes) -> int:
     return found + len(mark)
 
 
-def _crc(data: bytes, place: int) -> str:
+def _crc(data: bytes | memoryview, place: int) -> str:
     """Return the CRC32C in hexadecimal. Through numpy, because slices of bytes would be copies."""
     view = np.frombuffer(data, np.uint8)
     crc = google_crc32c.value(view[:place])

@@ -18,6 +18,7 @@ from latentcache.format.parquet_bounds import footer_bytes, measure, read_row_gr
 from latentcache.format.paths import is_planned
 from latentcache.format.schemas import check_columns
 from latentcache.storage.folder import Storage
+from latentcache.storage.spill import Spill
 
 #: A table may take this much memory, and MAX_GROWTH times the bytes of its file more. (Of plans see
 #: `objects`: hundreds of clips of one source repeat its caption, which takes no room in the file.)
@@ -48,7 +49,8 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> by
         for first in range(0, max(1, table.num_rows), GROUP_ROWS):
             writer.write_table(plain.slice(first, GROUP_ROWS).combine_chunks(), GROUP_ROWS)
         writer.add_key_value_metadata({**texts, checksum.KEY: checksum.EMPTY})
-    return checksum.seal(buffer.getvalue())
+    checksum.seal_parquet(buffer)
+    return buffer.getvalue()
 
 
 def from_parquet(
@@ -77,21 +79,22 @@ def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
     pages = measure(data, wanted)
     _check_size(pages.num_bytes + VALUE_BYTES * pages.list_values, limit)
     batch_rows = max(1, min(BATCH_ROWS, BASE_BYTES // max(1, pages.dictionary_bytes)))
-    batches: list[pa.RecordBatch] = []
-    num_bytes = 0
+    tables: list[pa.Table] = []
+    num_bytes, spill = 0, Spill()
     with pq.ParquetFile(pa.BufferReader(data)) as file:
-        for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
-            batch.validate(full=True)  # such as text that is no UTF-8
-            batches.append(batch)
-            num_bytes += batch.nbytes
-            _check_size(num_bytes, limit)
         schema = file.schema_arrow
         if len(set(schema.names)) < len(schema.names):
             raise ValueError("it has a column twice")
         names = schema.names if columns is None else [n for n in columns if n in schema.names]
-        kept = [schema.field(name) for name in names]  # in the order of the batches' columns
+        kept = pa.schema([schema.field(name) for name in names])  # in the order of the batches
+        for batch in file.iter_batches(batch_rows, columns=columns, use_threads=False):
+            batch.validate(full=True)  # such as text that is no UTF-8
+            num_bytes += batch.nbytes
+            _check_size(num_bytes, limit)
+            tables.append(spill.put(pa.Table.from_batches([batch], kept)))
         texts = {k: v for k, v in file.metadata.metadata.items() if k not in _NOT_OURS}
-    table = pa.Table.from_batches(batches, pa.schema(kept)).replace_schema_metadata(texts or None)
+    table = pa.concat_tables(tables) if tables else kept.empty_table()
+    table = table.replace_schema_metadata(texts or None)
     if table.num_rows != sum(group.num_rows for group in groups):
         raise ValueError(f"it has {table.num_rows} rows, and its footer says another number")
     return table

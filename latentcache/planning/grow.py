@@ -26,6 +26,7 @@ from latentcache.planning.plan import CHUNK_ROWS, Plan, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.relabel import relabel
 from latentcache.planning.step import Step
+from latentcache.storage.spill import Spill
 
 #: Why rows are retired.
 CHANGED, REMOVED = "source changed", "removed"
@@ -76,19 +77,20 @@ def plan_growth(
     whose stamps are as they were. Raises CorpusError, StorageError.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
-    stamps = stamps_of(planned, corpus)
+    spill = Spill()
+    stamps = spill.column(stamps_of(planned, corpus))
     corpus = _as_known(corpus, known).append_column("stamp", stamps)
     difference = Difference()
     mask = _to_probe(corpus, known, check_content)
     probed = probe(chosen(corpus, mask), pool, on_probed, saved)
     difference.num_probed = probed.num_rows
-    plan = plan_sources(planned, probed)
+    plan = plan_sources(planned, probed, spill)
     fresh = _sort_out(probed, plan.rejected["source"], known, difference)
     difference.num_same = corpus.num_rows - fresh.num_rows
     step = Step(kind="grow" if planned.manifest.generations else "plan")
     if fresh.num_rows < probed.num_rows:
         del plan  # before there is another one
-        plan = plan_sources(planned, fresh)
+        plan = plan_sources(planned, fresh, spill)
     add_plan(step, plan, fresh)
     auto = planned.config.cache.shard_clips == "auto"
     shard_clips = 0 if auto else planned.manifest.shard_clips
@@ -169,11 +171,13 @@ def _sort_out(
     return chosen(probed, taken)
 
 
-def plan_sources(planned: PlannedCache, sources: pa.Table) -> Plan:
-    """Plan the clips of probed sources."""
+def plan_sources(planned: PlannedCache, sources: pa.Table, spill: Spill | None = None) -> Plan:
+    """Plan the clips of probed sources. spill: where they go. Raises MachineError if it is full."""
     config, spec = planned.config, planned.manifest.spec
     without = sources.drop_columns(["stamp"])
-    return make_plan(without, config.clips, spec, shard_clips=planned.manifest.shard_clips)
+    keep = (spill or Spill()).put
+    shard_clips = planned.manifest.shard_clips
+    return make_plan(without, config.clips, spec, shard_clips=shard_clips, keep=keep)
 
 
 def add_plan(step: Step, plan: Plan, sources: pa.Table) -> None:

@@ -69,13 +69,15 @@ class KnownCache:
     def kept_types(self) -> dict[str, pa.DataType]:
         """Return the types of the kept columns by name; of one that has only had nulls, none."""
         parts = [(g, part.bucket) for g in self._manifest.generations for part in g.parts]
-        tables = [self._plan.plan(*part) for part in parts]
+        schemas = [self._plan.plan(*part).schema for part in parts]  # one table in memory at a time
         folders = {folder: shard for shard, folder in self._plan.standing.columns.items()}
-        tables += [read_columns(self._storage, folder, shard) for folder, shard in folders.items()]
+        schemas += [
+            read_columns(self._storage, folder, shard).schema for folder, shard in folders.items()
+        ]
         types = {
             field.name: field.type
-            for table in [*tables, self.rejected_rows()]
-            for field in table.schema
+            for schema in [*schemas, self.rejected_rows().schema]
+            for field in schema
             if not pa.types.is_null(field.type)
         }
         known = {*PLAN_SCHEMA.names, *SAMPLE_SCHEMA.names}

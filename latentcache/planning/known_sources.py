@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import STAYS, read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
+from latentcache.planning.masks import chosen, mask_of
 from latentcache.storage.folder import Storage
 
 #: Columns of what is known, beside the name.
@@ -89,6 +90,6 @@ def changed(known: pa.Table, said: pa.Table) -> pa.Table:
     moved = said.filter(pc.and_(is_moved, pc.is_valid(at))).select(["source", "url", "stamp"])
     for name in ("kind", "identity", "what"):
         moved = moved.append_column(known.schema.field(name), before[name])
-    fresh = said.filter(pc.invert(pc.or_(is_moved, is_gone)))
-    untouched = known.filter(pc.invert(pc.is_in(known["source"], value_set=said["source"])))
+    fresh = chosen(said, ~mask_of(pc.or_(is_moved, is_gone)))
+    untouched = chosen(known, ~mask_of(pc.is_in(known["source"], value_set=said["source"])))
     return pa.concat_tables([untouched, moved.select(PLANNED_SOURCE_SCHEMA.names), fresh])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,10 +76,18 @@ def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
         spec.check_size(height, width)
 
 
-def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_clips: int) -> Plan:
+def make_plan(
+    sources: pa.Table,
+    clips: ClipsConfig,
+    spec: LatentSpec,
+    *,
+    shard_clips: int,
+    keep: Callable[[pa.Table], pa.Table] = lambda table: table,
+) -> Plan:
     """Plan a probed corpus: SOURCE_SCHEMA, PROBE_SCHEMA and kept columns, one row a source.
 
     Clips keep the order of the sources; every `shard_clips` clips of a bucket are a shard.
+    keep: takes some of them and returns the same rows, from where they need no memory.
     """
     check_geometry(clips, spec)
     chooser = _Chooser(clips, spec)
@@ -110,7 +118,7 @@ def make_plan(sources: pa.Table, clips: ClipsConfig, spec: LatentSpec, *, shard_
         for bucket, of_bucket in chosen.items():
             for some in _at_a_time(of_bucket):
                 table = _clips(chunk, bucket, clips, some, num_clips[bucket], shard_clips)
-                picked.setdefault(bucket, []).append(table)
+                picked.setdefault(bucket, []).append(keep(table))
                 num_clips[bucket] += table.num_rows
         rejected.append(_rejected_table(chunk, refused, num_rejected, clips.fps))
         num_rejected += len(refused)

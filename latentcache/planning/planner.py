@@ -66,7 +66,8 @@ def grow_cache(
     at again. holder: of the lease that the cache's storage may need. For prune and check_content see
     `plan_growth`. dry_run: nothing is written. prober: what looks at sources, `probing_pool` if omitted.
 
-    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError.
+    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError; and
+    MachineError if the temporary folder is full.
     """
     hooks = hooks or Hooks()
     spec, identity = resolve_encoder(config)
@@ -75,6 +76,7 @@ def grow_cache(
         planned = planned.held_by(holder)
     check_geometry(config.clips, spec)
     corpus = read_corpus(config.corpus)
+    pa.default_memory_pool().release_unused()
     hooks.on_sources(corpus)
     by_time = config.clips.goes_by_time
     saved = SavedProbes(planned.storage, config.corpus.max_pixels, by_time=by_time)

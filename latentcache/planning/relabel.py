@@ -23,6 +23,8 @@ def relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: pa.ChunkedAr
     Kept columns that the corpus no longer has stay as they are. leave: names of sources whose clips do not
     count any more.
     """
+    if not known.sources:
+        return
     values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
     value_set = corpus["name"].combine_chunks()
     for shard, rows, at in known.looked_up(value_set):
