@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -59,7 +59,8 @@ def from_parquet(
     """Read what `to_parquet` wrote, or some of its columns, with its metadata.
 
     Raises ValueError where the bytes are not those that were written, or would take far more memory
-    than they do themselves, or more than `max_memory` if that is larger.
+    than they do themselves, or more than `max_memory` if that is larger. A table that may take so much goes
+    to a temporary file: see `Spill`.
 
     Only in this thread: pq.read_table leaves the bytes to a thread of Arrow's, which may let go of
     them while the interpreter shuts down, and then aborts the process.
@@ -67,12 +68,14 @@ def from_parquet(
     checksum.check(data)
     try:
         limit = max(BASE_BYTES + MAX_GROWTH * len(data), max_memory or 0)
-        return _decode(data, columns, limit)
+        return _decode(data, columns, limit, Spill().put if max_memory else lambda table: table)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
 
 
-def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
+def _decode(
+    data: bytes, columns: list[str] | None, limit: int, keep: Callable[[pa.Table], pa.Table]
+) -> pa.Table:
     """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
     groups = read_row_groups(data[-footer_bytes(data, len(data)) :])
     wanted = [c for g in groups for c in g.columns if columns is None or c.path[0] in columns]
@@ -80,7 +83,7 @@ def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
     _check_size(pages.num_bytes + VALUE_BYTES * pages.list_values, limit)
     batch_rows = max(1, min(BATCH_ROWS, BASE_BYTES // max(1, pages.dictionary_bytes)))
     tables: list[pa.Table] = []
-    num_bytes, spill = 0, Spill()
+    num_bytes = 0
     with pq.ParquetFile(pa.BufferReader(data)) as file:
         schema = file.schema_arrow
         if len(set(schema.names)) < len(schema.names):
@@ -91,7 +94,7 @@ def _decode(data: bytes, columns: list[str] | None, limit: int) -> pa.Table:
             batch.validate(full=True)  # such as text that is no UTF-8
             num_bytes += batch.nbytes
             _check_size(num_bytes, limit)
-            tables.append(spill.put(pa.Table.from_batches([batch], kept)))
+            tables.append(keep(pa.Table.from_batches([batch], kept)))
         texts = {k: v for k, v in file.metadata.metadata.items() if k not in _NOT_OURS}
     table = pa.concat_tables(tables) if tables else kept.empty_table()
     table = table.replace_schema_metadata(texts or None)
