@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -186,3 +188,24 @@ def test_wan_trains_on_text_states_and_goes_on(
 @pytest.mark.parametrize("name", MODELS)
 def test_a_script_is_short(name: str) -> None:
     assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_train_for_200_steps(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = make_cache(name, tmp_path)
+    script, steps = str(FOLDER / f"{name}.py"), 200
+    words = [script, "cache", str(model), "out", "--steps", str(steps), "--lr", "3e-3"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if "loss" in line]
+    assert len(losses) == steps
+    assert np.mean(losses[-50:]) < np.mean(losses[:50])
+    step, trained, *_ = torch.load("out/state.pt")
+    assert step == steps
+    assert all(value.isfinite().all() for value in trained.values())

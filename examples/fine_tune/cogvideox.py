@@ -14,12 +14,12 @@ from loop import fine_tune
 
 def build(folder: Path) -> tuple[Any, list[str], Any]:
     """Return the transformer, the fields that its config asks for, and the loss."""
-    model = df.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
-    if model.config.patch_size_t is not None:
+    transformer = df.CogVideoXTransformer3DModel.from_pretrained(folder / "transformer")
+    if transformer.config.patch_size_t is not None:
         raise SystemExit("CogVideoX 1.5 pads latents in time, which this script does not: use 1.0")
     scheduler = df.CogVideoXDPMScheduler.from_pretrained(folder / "scheduler")
     fields, vae = ["text"], None
-    if model.config.in_channels > model.config.out_channels:
+    if transformer.config.in_channels > transformer.config.out_channels:
         fields.append("frame0")
         vae = df.AutoencoderKLCogVideoX.from_pretrained(folder / "vae").requires_grad_(False)
 
@@ -31,16 +31,16 @@ def build(folder: Path) -> tuple[Any, list[str], Any]:
         if vae is not None:
             first = encoded(vae.to(latents.device), batch["frame0"], draw)
             seen = torch.cat([noisy, torch.cat([first, torch.zeros_like(latents[:, 1:])], 1)], 2)
-        part = SimpleNamespace(transformer=model, vae_scale_factor_spatial=1)
+        part = SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=1)
         positions = df.CogVideoXPipeline._prepare_rotary_positional_embeddings
         rope = positions(part, *latents.shape[-2:], latents.shape[1], latents.device)
-        rope = rope if model.config.use_rotary_positional_embeddings else None  # 5B, not 2B
+        rope = rope if transformer.config.use_rotary_positional_embeddings else None  # not 2B
         velocity = model(seen, batch["text"].to(latents), steps, image_rotary_emb=rope).sample
         predicted = scheduler.get_velocity(velocity.float(), noisy, steps)
         weights = 1 / (1 - scheduler.alphas_cumprod.to(latents)[steps])
         return (weights.view(-1, 1, 1, 1, 1) * (predicted - latents) ** 2).mean()
 
-    return model, fields, loss
+    return transformer, fields, loss
 
 
 def encoded(vae: Any, frame: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

@@ -5,6 +5,7 @@ Fields: text, which has LLaMA's states with their mask, and CLIP's pooled vector
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ GUIDANCE = 1.0  # what the distilled model is told: a sample of the data needs n
 
 def build(folder: Path) -> tuple[Any, list[str], Any]:
     """Return the transformer, the fields that it takes, and the loss."""
-    return HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer"), ["text"], loss
+    model = HunyuanVideoTransformer3DModel.from_pretrained(folder / "transformer")
+    return model, ["text"], partial(loss, model.config.guidance_embeds)
 
 
-def loss(model: Any, batch: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
-    """Return the loss of flow matching."""
+def loss(guided: bool, model: Any, batch: dict[str, Any], draw: torch.Generator) -> torch.Tensor:
+    """Return the loss of flow matching. guided: whether the model is told a guidance."""
     noisy, times, target = flow(batch["latents"], draw, SHIFT)
     guidance = None
-    if model.config.guidance_embeds:
+    if guided:
         guidance = torch.full_like(times, GUIDANCE * 1000)
     predicted = model(
         noisy,

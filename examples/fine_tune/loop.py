@@ -1,14 +1,20 @@
-"""What the scripts of this folder share: arguments, the loader, optimisation, saving and going on."""
+"""What the scripts of this folder share: arguments, the loader, optimisation, saving and going on.
+
+Under torchrun each process is a rank: `torchrun --nproc-per-node 8 wan.py ...`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from latentcache import LatentLoader
 
@@ -21,12 +27,14 @@ Build = Callable[[Path], tuple[Any, Sequence[str], Loss]]
 def fine_tune(build: Build, doc: str | None) -> None:
     """Train for --steps steps. With OUT/state.pt, which a stopped run leaves, go on from there."""
     args = arguments(doc)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world_size, device = ranks()
     model, fields, loss_of = build(args.model)
     model.to(device).train().enable_gradient_checkpointing()
     loader = LatentLoader(
         args.cache,
         args.batch_size,
+        rank=rank,
+        world_size=world_size,
         device=device,
         dtype=torch.float32,
         columns=["fps"],
@@ -35,25 +43,44 @@ def fine_tune(build: Build, doc: str | None) -> None:
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr)
     parts, first, path = (model, optimiser, loader), 0, args.out / "state.pt"
-    if path.exists():
+    if path.exists():  # in a folder that all ranks see
         first, *states = torch.load(path, map_location="cpu")
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
+    trained = DistributedDataParallel(model) if world_size > 1 else model
     args.out.mkdir(parents=True, exist_ok=True)
     batches = (batch for _ in itertools.count() for batch in loader)  # epoch after epoch
     for step in range(first, args.steps):
-        draw = torch.Generator().manual_seed(step)  # so a run that goes on draws the same
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = loss_of(model, next(batches), draw)
+        # So a run that goes on draws the same, and each rank something else.
+        draw = torch.Generator().manual_seed(step * world_size + rank)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = loss_of(trained, next(batches), draw)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if rank > 0:
+            continue  # all ranks have the same weights and the same place in the epoch
         print(f"step {step + 1}: loss {loss:.4f}")
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             whole = path.with_suffix(".tmp")  # a kill in the middle leaves the former state
             torch.save([step + 1, *(part.state_dict() for part in parts)], whole)
             whole.replace(path)
-    model.save_pretrained(args.out)
+    if rank == 0:
+        model.save_pretrained(args.out)
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def ranks() -> tuple[int, int, torch.device]:
+    """Return rank, number of ranks and device: of the processes that torchrun has started, or of one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" not in os.environ:
+        return 0, 1, device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group()
+    return dist.get_rank(), dist.get_world_size(), device
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
