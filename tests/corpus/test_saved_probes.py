@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -250,9 +251,13 @@ def test_what_does_not_hold_any_more_is_passed_over(
 
 def test_precompute_goes_on_says_so_and_clears_up(config: Config, tmp_path: Path) -> None:
     stop_growing(config, 9)
+    num_saved = sum(pq.read_metadata(path).num_rows for path in tables(config))
+    assert (
+        num_saved >= SOURCES - 3
+    )  # one of the nine cannot be opened; the tenth may have been done
     status, printed = run_inline("precompute", tmp_path / "config.yaml")
     assert status == 3
-    assert f"{SOURCES - 3} of them were probed before, by a run that was stopped" in printed
+    assert f"{num_saved} of them were probed before, by a run that was stopped" in printed
     assert not tables(config)
     storage = Storage(config.cache.url)
     saved = saved_in(config)
