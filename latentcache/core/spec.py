@@ -183,11 +183,15 @@ class LatentSpec:
         """
         self.check_frames(frames)
         self.check_size(height, width)
-        st, sh, sw = self.stride
-        grid = (-(-frames // st), height // sh, width // sw)
+        _, sh, sw = self.stride
+        grid = (self.latent_frames(frames), height // sh, width // sw)
         if self.ids is None:
             return (self.stored_channels, *grid)
         return (sum(side * side for side in self.ids.scales),) if self.ids.scales else grid
+
+    def latent_frames(self, frames: int) -> int:
+        """Return how many latent frames a clip of T frames gives, whether the encoder takes it or not."""
+        return -(-frames // self.stride[0])
 
     def check_frames(self, frames: int) -> None:
         """Raise GeometryError, naming the nearest legal numbers, if `frames` is not legal."""

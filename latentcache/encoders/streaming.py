@@ -74,7 +74,7 @@ def encode_stream(
     Raises EncoderError, also if the GPU has no memory for a group.
     """
     spec = encoder.spec
-    expected, size = spec.latent_shape(*shape), -(-shape[0] // spec.stride[0])
+    expected, size = spec.latent_shape(*shape), spec.latent_frames(shape[0])
     try:
         encoded = joined(encoder.stream(groups, shape[0]), size, _time_axis(spec))
     except torch.OutOfMemoryError as error:

@@ -120,7 +120,7 @@ class Manifest:
             shape=spec.latent_shape(bucket.frames, bucket.height, bucket.width),
             pixel_frames=tuple(
                 spec.pixel_frames(t, bucket.frames)
-                for t in range(-(-bucket.frames // spec.stride[0]))
+                for t in range(spec.latent_frames(bucket.frames))
             ),
             parts=parts,
         )

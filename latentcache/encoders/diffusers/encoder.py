@@ -169,7 +169,7 @@ class StreamingDiffusersEncoder(DiffusersEncoder):
             return
         regrouped = regroup(checked, frames, *how.sizes(frames))
         pixels = map(self._to_model_range, regrouped)
-        running = how.run(self._vae, pixels, -(-frames // self.spec.stride[0]))
+        running = how.run(self._vae, pixels, self.spec.latent_frames(frames))
         try:
             while True:
                 with exact_kernels(self._device):  # not while the caller has its turn

@@ -46,7 +46,7 @@ class Runs:
         tables: Mapping[int, pa.Table],
     ) -> None:
         self._run, self._spec, self._frames = run, cache.spec, Bucket.parse(bucket).frames
-        self._num_latents = -(-self._frames // cache.spec.stride[0])
+        self._num_latents = cache.spec.latent_frames(self._frames)
         lengths = [tables[shard].num_rows for shard in shards]
         self._firsts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         table = pa.concat_tables([tables[shard] for shard in shards], promote_options="permissive")

@@ -43,7 +43,7 @@ def legal_starts(
     frames: T. num_clips: the clip itself and those that follow. segments: [N, num_clips * T], the values
     per pixel frame; None if they do not matter, and N is 1.
     """
-    t = -(-frames // spec.stride[0])
+    t = spec.latent_frames(frames)
     starts = np.arange(t)
     inside = starts + span <= t * num_clips
     if segments is None:
