@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from latentcache.core.units import human_time
+from latentcache.core.units import human_time, plural
 from latentcache.format.manifest import Manifest
 from latentcache.inspecting.status import Status
 from latentcache.running import log_lines
@@ -14,7 +14,7 @@ def state_in_words(found: Status, url: str, manifest: Manifest) -> str:
     """Return how far a cache is, and how to go on. url: as it is given to a shell."""
     go_on = _import_command(manifest, url)
     if found.state == "running":
-        return f"running: {found.workers} workers up{_troubles(found)}"
+        return f"running: {plural(found.workers, 'worker')} up{_troubles(found)}"
     if found.state == "not started":
         if go_on:
             return f"not finished: planned, and nothing is imported. Go on with:  {go_on}"

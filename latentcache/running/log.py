@@ -41,7 +41,7 @@ class RunLog:
         self._progress: Progress | None = None
         self._pace = Pace(time.monotonic())
         self._num_clips = 0
-        self._flushed_at = 0.0
+        self._began_at = self._flushed_at = time.monotonic()
         self._has_failed = False
 
     @contextmanager
@@ -71,7 +71,8 @@ class RunLog:
             self._pace.add(time.monotonic(), event.clips_done)
             for text in event.warnings:
                 self.add(log_lines.WARNING, text=text)
-        if time.monotonic() - self._flushed_at > log_lines.FLUSH_INTERVAL_S:
+        now = time.monotonic()
+        if now - self._flushed_at > log_lines.flush_interval(now - self._began_at):
             self._add_progress()
             self._flush()
 

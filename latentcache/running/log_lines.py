@@ -20,7 +20,7 @@ from latentcache.running.events import Died, Event, GaveUp, Left, Retried, Start
 LOGS = "logs"
 #: What a segment holds before the next one begins: it is written every few seconds, and read whole.
 SEGMENT_BYTES = 1 << 20
-#: Seconds between writes while a run goes on; each one ends with a heartbeat.
+#: Seconds between writes while a run goes on, at most; each one ends with a heartbeat.
 FLUSH_INTERVAL_S = 15.0
 #: A run that has written nothing for as long is gone: several heartbeats, or what a store that does not
 #: answer may cost.
@@ -99,6 +99,11 @@ def read_line(line: bytes) -> LogEvent | None:
 def run_name(time_s: float, suffix: str) -> str:
     """Return the name of a run: when it started, and 6 hexadecimal digits. Names sort by time."""
     return f"{datetime.fromtimestamp(time_s, UTC):%Y%m%dT%H%M%SZ}-{suffix}"
+
+
+def flush_interval(age_s: float) -> float:
+    """Return the seconds between writes of a run of this age: who looks at a new run sees it soon."""
+    return min(FLUSH_INTERVAL_S, max(1.0, age_s / 4))
 
 
 def segment_path(run: str, number: int) -> str:

@@ -8,6 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from latentcache.errors import RunStoppedError, StorageError, UnreachableError
 from latentcache.inspecting.leftovers import find_leftovers
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.planning.planned import PlannedCache
+from latentcache.running import log as log_module
 from latentcache.running import log_lines
 from latentcache.running.driver import Run
 from latentcache.running.events import Died, GaveUp, Progress, Retried, Started, Task, worker_name
@@ -221,6 +223,26 @@ def test_segments_are_whole_and_of_bounded_size(
     assert max(f.stat().st_size for f in files) < 5500
     done = [f["clips_done"] for f in named(logged(Storage(str(tmp_path))), log_lines.PROGRESS)]
     assert done == [*range(100), 99]
+
+
+def test_a_new_run_shows_its_workers_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old run writes every 15 s only."""
+    now = [100.0]
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
+    written = list[float]()
+    monkeypatch.setattr(Storage, "write", lambda *_: written.append(now[0]))
+    log = RunLog(Storage(str(tmp_path)), {})
+    with log.run():
+        log.take(Started(worker=0, name="w", gpus=()))
+        for second in range(101, 400):
+            now[0] = float(second)
+            log.take(Progress(clips_done=0, workers=1))
+    begun, first, *_ = written
+    assert (begun, first) == (100.0, 102.0)
+    late = [after - before for before, after in pairwise(written) if before > 200]
+    assert set(late[:-1]) == {16.0}
 
 
 def refuse(kind: type[StorageError], writes: list[str]) -> Any:
