@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latentcache.core import device_noise
 from latentcache.core.noise import fill
 from latentcache.core.spec import Normaliser, Stored
 
@@ -43,11 +44,15 @@ def sample(mean: torch.Tensor, logvar: torch.Tensor, seeds: Sequence[int]) -> to
     """
     if len(seeds) != len(mean):
         raise ValueError(f"{len(mean)} posteriors need as many seeds, not {len(seeds)}")
-    noise = torch.empty(mean.shape, dtype=torch.float32)
-    for row, seed in zip(noise, seeds, strict=True):
-        draw_(row, seed)
-    drawn = torch.empty(mean.shape, dtype=torch.float32, device=mean.device)
-    return sample_into(drawn, mean, logvar, noise.to(mean.device))
+    noise, drawn = (
+        torch.empty(mean.shape, dtype=torch.float32, device=mean.device) for _ in range(2)
+    )
+    if mean.device.type == "cpu":
+        for row, seed in zip(noise, seeds, strict=True):
+            draw_(row, seed)
+    else:
+        device_noise.fill_(noise, seeds)
+    return sample_into(drawn, mean, logvar, noise)
 
 
 def draw_(noise: torch.Tensor, seed: int) -> torch.Tensor:

@@ -153,7 +153,7 @@ def test_noise_has_the_same_bits_on_a_gpu() -> None:
     rows = staged.rows(where)
     for row in rows:
         row.zero_()
-    staged.done(rows, where, keys, 5)
+    staged.done(rows, where, keys, [5] * len(keys))
     found = staged.finish().take()
     zeros = torch.zeros(len(keys), shape[0] // 2, *shape[1:])
     seeds = [posterior.sample_seed(3, 5, key) for key in keys]

@@ -104,8 +104,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     the mean; other caches are read as they are. normalise: apply the encoder's (z - shift) * scale.
     dtype: of the latents, such as "bfloat16"; omitted: the stored one. device: where they go; omitted: the
     CPU. For a GPU, stored bytes are copied from pinned memory and computed there, and batches that were
-    read ahead wait there. The noise of a posterior sample is drawn on the CPU, so it is the same on all
-    devices.
+    read ahead wait there. Noise of posterior samples is drawn there, too, with the same
+    bits as on the CPU.
     fields: names of the cache's fields, of which a batch gains each array under its key, such as `umt5`
     [B, L, D] and `umt5.pooled` [B, D]; `umt5_tokens` [B] of texts, and `umt5_mask` [B, L] where the model
     takes one. Only clips that have all of them come (`left_out` counts the others); missing="null" gives

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import get_worker_info
 
+from latentcache.core import device_noise
 from latentcache.errors import ConfigError
 from latentcache.reading.loader.arrange import arranged
 from latentcache.reading.loader.batch_memory import Recycler
@@ -197,11 +198,9 @@ class DeviceTarget:
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def held_bytes(self, num_samples: int, stored_shape: tuple[int, ...]) -> int:
-        """Return the bytes of what is stored and of the noise, rounded up if they are pinned."""
+        """Return the bytes of what is stored, rounded up if they are pinned."""
         stored = num_samples * math.prod(stored_shape) * self.transform.stored_dtype.itemsize
-        noise = num_samples * math.prod(self.transform.shape(stored_shape)) * 4
-        sizes = (stored, noise if self.transform.draws else 0)
-        return sum(1 << (n - 1).bit_length() if self._stream and n else n for n in sizes)
+        return 1 << (stored - 1).bit_length() if self._stream and stored else stored
 
     def stage(self, num_samples: int, stored_shape: tuple[int, ...]) -> _DeviceBatch:
         """Return the memory of a batch."""
@@ -214,14 +213,18 @@ class DeviceTarget:
         with torch.cuda.device(self.device):
             return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def send(self, stored: torch.Tensor, noise: torch.Tensor | None) -> Arriving:
-        """Copy what was read to the device, and make latents from it there."""
+    def send(self, stored: torch.Tensor, seeds: Sequence[int]) -> Arriving:
+        """Copy what was read to the device, and make latents from it there.
+
+        seeds: of the samples' noise.
+        """
         with self._on_stream():
-            there = stored.to(self.device, non_blocking=True)
-            noise_there = None if noise is None else noise.to(self.device, non_blocking=True)
+            there, noise = stored.to(self.device, non_blocking=True), None
             shape = (len(stored), *self.transform.shape(tuple(stored.shape[1:])))
             work = torch.empty(shape, dtype=torch.float32, device=self.device)
-            latents = self.transform(there, noise_there, work).to(self.transform.dtype).contiguous()
+            if self.transform.draws:
+                noise = device_noise.fill_(torch.empty_like(work), seeds)
+            latents = self.transform(there, noise, work).to(self.transform.dtype).contiguous()
             event = None if self._stream is None else self._stream.record_event()
         return Arriving(latents, event)
 
@@ -251,10 +254,7 @@ class _DeviceBatch:
     ) -> None:
         self._target, self._transform = target, target.transform
         self._stored = target.empty((num_samples, *stored_shape), self._transform.stored_dtype)
-        self._noise: torch.Tensor | None = None
-        if self._transform.draws:
-            shape = (num_samples, *self._transform.shape(stored_shape))
-            self._noise = target.empty(shape, torch.float32)
+        self._seeds = [0] * num_samples
 
     def rows(self, where: Sequence[int]) -> list[torch.Tensor]:
         return [self._stored[n] for n in where]
@@ -266,9 +266,8 @@ class _DeviceBatch:
         keys: Sequence[str],
         visits: Sequence[int],
     ) -> None:
-        if self._noise is not None:
-            for n, key, visit in zip(where, keys, visits, strict=True):
-                self._transform.draw(self._noise[n], key, visit)
+        for n, key, visit in zip(where, keys, visits, strict=True):
+            self._seeds[n] = self._transform.noise_seed(key, visit)
 
     def finish(self) -> Arriving:
-        return self._target.send(self._stored, self._noise)
+        return self._target.send(self._stored, self._seeds)

@@ -1,7 +1,7 @@
 """What is done to latents between storage and training: posterior samples, normaliser, dtype.
 
-The sums are the same, in the same order and in float32, on any device. Noise is always drawn on the
-CPU. So a sample is the same on every device, up to the last bit of the device's own `exp`.
+The sums are the same, in the same order and in float32, on any device, and so is the noise. So a sample
+is the same on every device, up to the last bit of the device's own `exp`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class Transform:
 
     def draw(self, noise: torch.Tensor, key: str, epoch: int) -> None:
         """Fill float32 noise [C, t, h, w] on the CPU; it depends only on (seed, epoch, key)."""
-        posteriors.draw_(noise, posteriors.sample_seed(self._seed, epoch, key))
+        posteriors.draw_(noise, self.noise_seed(key, epoch))
+
+    def noise_seed(self, key: str, epoch: int) -> int:
+        """Return the seed of a clip's noise in an epoch."""
+        return posteriors.sample_seed(self._seed, epoch, key)
 
     def of_frames(
         self,
@@ -82,7 +86,7 @@ class Transform:
         work, noise = torch.empty(self.shape(tuple(stored.shape)), dtype=torch.float32), None
         if self.draws:
             shape = self.shape(whole)
-            seed = posteriors.sample_seed(self._seed, epoch, key)
+            seed = self.noise_seed(key, epoch)
             if frames is None:
                 noise = posteriors.draw_(torch.empty(shape, dtype=torch.float32), seed)
             else:
