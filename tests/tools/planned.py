@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from latentcache.config.files import load_config
-from latentcache.core.records import ClipResult
+from latentcache.core.records import ClipResult, ShardId
 from latentcache.format.commit import commit_shard
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.shards import get_format
@@ -97,3 +97,17 @@ def _source(number: int) -> dict[str, Any]:
         "reason": "unreadable" if number == 9 else None,
         "score": float("nan") if number == 5 else number / 10,
     }
+
+
+def commit_rows(prepared: PlannedCache, shard: ShardId, rows: list[Any]) -> None:
+    """Commit these values as the clips of a planned shard."""
+    manifest = prepared.manifest
+    commit_shard(
+        prepared.storage,
+        get_format(manifest.format),
+        manifest.layouts()[shard.bucket],
+        prepared.plan.shard(shard),
+        rows,
+        [ClipResult()] * len(rows),
+        manifest.fingerprint,
+    )
