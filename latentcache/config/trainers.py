@@ -298,6 +298,11 @@ def _of_simpletuner(given: Plain) -> Converted:
         lost.append("crop: is taken for false; the sizes that crop_aspect would give differ")
     if (strategy := given.get("caption_strategy", "textfile")) != "textfile":
         lost.append(f"caption_strategy: {strategy}; only .txt files are read")
+    elif not given.get("disable_multiline_split"):
+        lost.append(
+            "caption_strategy: there each line of a text file is a caption; here the whole file is one. "
+            "Several captions per source come from a table"
+        )
     counted = ("num_frames",) if is_video else ()
     lost += [f"video.{key}: {_NO_EQUAL}" for key in video if key not in counted]
     why = {
@@ -308,7 +313,7 @@ def _of_simpletuner(given: Plain) -> Converted:
         "num_frames": "SimpleTuner reads video.num_frames",
     }
     used |= {*clips, "video", "type", "dataset_type", "repeats", "crop", "caption_strategy"}
-    used |= {"disabled", "disable"}
+    used |= {"disabled", "disable", "disable_multiline_split"}
     used -= {"num_frames"}
     times = given.get("repeats", 0)
     if isinstance(times, bool) or not isinstance(times, int | float):

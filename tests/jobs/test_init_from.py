@@ -346,3 +346,13 @@ def test_relative_paths_are_said_to_start_here(tmp_path: Path) -> None:
     assert "video_directory: 'videos' starts where precompute is run, not where the trainer is" in (
         found.lost
     )
+
+
+@pytest.mark.parametrize("kept_whole", [True, False])
+def test_lines_of_text_files_are_captions_for_simpletuner_only(
+    tmp_path: Path, kept_whole: bool
+) -> None:
+    dataset = {**SIMPLETUNER[0], "disable_multiline_split": kept_whole}
+    lost = converted(tmp_path, "simpletuner", [dataset]).lost
+    assert any(line.startswith("caption_strategy: there each line") for line in lost) != kept_whole
+    assert not [line for line in lost if line.startswith("disable_multiline_split")]
