@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,24 @@ from pathlib import Path
 import pytest
 
 from tests.copying.lab import CopyLab, no_waiting, options_of
-from tests.faults import Backend, Place, file_backend, memory_backend, sftp_backend
+from tests.faults import (
+    Backend,
+    Place,
+    file_backend,
+    memory_backend,
+    s3_backend,
+    sftp_backend,
+)
 from tests.tools.caches import read_files
 from tests.tools.copied import clips_of, make_fragmented
 from tests.tools.planned import make_cache
+from tests.tools.s3 import new_bucket, s3_server_fixture  # noqa: F401 fixture
 
-BACKENDS = ("memory", "file", "sftp")
+#: Storage and format of the long form. S3 is tried with one format: each operation of it takes longest.
+PRODUCT = [
+    *itertools.product(("memory", "file", "sftp"), ("zarr", "parquet")),
+    ("s3", "zarr"),
+]
 JOBS = ("compact", "merge", "copy")
 
 
@@ -51,9 +64,12 @@ def options(place: Place) -> list[str]:
     return options_of(place, "cache.storage_options")
 
 
-def backend_of(name: str, folder: Path) -> Backend:
+def backend_of(name: str, folder: Path, server: str) -> Backend:
     if name == "memory":
         return memory_backend()
+    if name == "s3":
+        bucket = new_bucket(server)
+        return s3_backend(bucket.url, bucket.options)
     return file_backend(folder) if name == "file" else sftp_backend(folder)
 
 
@@ -81,13 +97,12 @@ def test_a_job_meets_faults_of_every_kind(job: str, shard_format: str, tmp_path:
 
 @pytest.mark.long
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "shard_format"), PRODUCT)
 @pytest.mark.parametrize("job", JOBS)
 def test_every_operation_may_fail_in_every_way(
-    job: str, backend: str, shard_format: str, tmp_path: Path
+    job: str, backend: str, shard_format: str, tmp_path: Path, s3_server: str
 ) -> None:
-    lab = lab_of(job, tmp_path, backend_of(backend, tmp_path), shard_format)
+    lab = lab_of(job, tmp_path, backend_of(backend, tmp_path, s3_server), shard_format)
     for kind, count in lab.count().items():
         for at in range(count):
             lab.run(kind, at)
