@@ -17,6 +17,7 @@ from typing import Any
 
 from latentcache.config.presets import PRESETS
 from latentcache.core.json_text import OTHER_SHAPE, parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.errors import ConfigError
 from latentcache.storage.urls import is_url
 
@@ -54,7 +55,7 @@ def convert(trainer: str, path: str) -> list[Converted]:
 def _read(trainer: str, path: str) -> Any:
     is_json = trainer in JSON or path.lower().endswith(".json")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(path, "utf-8-sig")
         return parse_json(text) if is_json else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path!r}: {error}") from None

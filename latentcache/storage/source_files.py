@@ -10,12 +10,12 @@ import functools
 import io
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from latentcache.core.regular_files import kind_of_file, open_regular
 from latentcache.errors import StorageError
 from latentcache.storage import limits, retry
 from latentcache.storage.filesystems import (
@@ -126,7 +126,7 @@ def _read(
 
 
 def _read_start(path: str, max_bytes: int | None) -> bytes:
-    with Path(path).open("rb") as file:
+    with os.fdopen(open_regular(path), "rb") as file:
         return file.read() if max_bytes is None else file.read(max_bytes + 1)
 
 
@@ -163,20 +163,6 @@ def irregular(url: str, options: Mapping[str, Any] | None = None) -> str | None:
     if not is_local_filesystem(fs):
         return None
     return kind_of_file(_read(url, options, Path(path).stat).st_mode)
-
-
-def kind_of_file(mode: int) -> str | None:
-    """Return what a file of this mode is where it is no regular one."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
-
-
-_KINDS: Mapping[int, str] = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import TORCHSCRIPT, file_sha256, says_torchscript
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.storage.urls import redact
@@ -108,7 +109,7 @@ def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFile
 
 def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
     try:
-        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(read_regular(folder / CONFIG))
     except FileNotFoundError:
         raise _no_config(str(folder), subfolder) from None
     except (OSError, ValueError) as error:
@@ -140,7 +141,7 @@ def _shards_of(path: Path) -> list[str]:
     if not path.name.endswith(_INDEX_SUFFIX):
         return [path.name]
     try:
-        names = set(parse_json(path.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(read_regular(path))["weight_map"].values())
         if elsewhere := [name for name in names if Path(name).name != name or name == ".."]:
             raise ValueError(f"it names {elsewhere[0]!r}, which is in another folder")
         return sorted(names)

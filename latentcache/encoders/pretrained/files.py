@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.core.json_text import parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import file_sha256
 from latentcache.errors import ConfigError, EncoderError
 
@@ -142,7 +143,7 @@ class Checkpoint:
 
 def _json(path: Path, name: str) -> Mapping[str, Any]:
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{name}: {path.parent} holds no {path.name}. Download the whole model."
