@@ -53,6 +53,8 @@ def open_source(
     fs, path = open_filesystem(url, options)
     exact = for_parts and scheme_of(url) in _READING_AHEAD
     opening = functools.partial(fs.open, path, "rb", **({"cache_type": "none"} if exact else {}))
+    if is_local_filesystem(fs):
+        opening = functools.partial(_open_local, path)
     with _read(url, options, opening) as file:
         if is_local_filesystem(fs):
             yield file
@@ -125,8 +127,12 @@ def _read(
         return retry.call(call)
 
 
+def _open_local(path: str) -> IO[bytes]:
+    return os.fdopen(open_regular(path), "rb")
+
+
 def _read_start(path: str, max_bytes: int | None) -> bytes:
-    with os.fdopen(open_regular(path), "rb") as file:
+    with _open_local(path) as file:
         return file.read() if max_bytes is None else file.read(max_bytes + 1)
 
 

@@ -22,9 +22,16 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config
 
 pytestmark = pytest.mark.timeout(20)
+
+
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
 KINDS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
-    "socket": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "socket": lambda path: bound(path),
     "device": lambda path: path.symlink_to("/dev/zero"),
     "folder": Path.mkdir,
 }
@@ -33,6 +40,10 @@ KINDS: dict[str, Callable[[Path], object]] = {
 def of_corpus(folder: Path, source: Path) -> None:
     config = load_config(str(make_config(folder, source, str(folder / "cache"))), [])
     read_corpus(config.corpus)
+
+
+def of_pretrained(folder: Path) -> None:
+    Component(name="t", folder=folder, class_name=None).config()
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -47,7 +58,10 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "corpus yaml": ("videos.txt", lambda path: of_corpus(path.parent, path)),
     "cache.json": ("cache.json", lambda path: read_cache_json(Storage(str(path.parent)))),
     "model": ("config.json", lambda path: locate(str(path.parent), None, None)),
-    "pretrained": ("config.json", lambda path: Component(name="t", folder=path.parent).config()),
+    "pretrained": (
+        "config.json",
+        lambda path: Component(name="t", folder=path.parent, class_name=None).config(),
+    ),
 }
 
 
