@@ -14,8 +14,6 @@ import pydantic
 OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 #: That, and numbers in bytes.
 OTHER_HEADER = (*OTHER_SHAPE, struct.error)
-
-
 #: No number of fewer digits overflows a float, and no message grows long by one.
 MAX_DIGITS = 300
 
