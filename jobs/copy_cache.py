@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from latentcache.copying.selection import Selection
+from latentcache.core.regular_files import read_regular
 from latentcache.errors import ConfigError
 
 from . import parsers
@@ -40,7 +41,7 @@ def copy(args: argparse.Namespace) -> int:
 def read_keys(path: Path) -> frozenset[str]:
     """Read keys, one a line; empty lines are no keys. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path)
     except OSError as error:
         raise ConfigError(f"--keys: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

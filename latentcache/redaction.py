@@ -9,10 +9,13 @@ from typing import Any
 #: Up to the last @ before the path: a password may hold one, too.
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]*@")
 #: Of http a query may be a secret as a whole; elsewhere `?` and `#` may be part of a name, or of a glob.
-_QUERIES = re.compile(r"(?i)(https?://[^\s'\"<>?#]*[?#])[^\s'\"<>]*[^\s'\"<>.,:;)]")
-_SIGNATURES = re.compile(
-    r"(?i)([?&#;][^=&\s]*(?:signature|sig|token|key|secret|password|credential)[^=&\s]*=)[^&\s'\"]+"
-)
+#: The whole URL is taken at once, and a name up to its `=`: a text may be long, and made to be slow.
+_HTTP = re.compile(r"(?i)https?://[^\s'\"<>]+")
+_QUERY = re.compile(r"[?#]")
+_AFTER_A_URL = ".,:;)"
+_NAME, _VALUE = re.compile(r"[^=&\s]*"), re.compile(r"[^&\s'\"]+")
+_IN_A_URL = re.compile(r"[?#;]")
+_SIGNATURE = re.compile(r"(?i)signature|sig|token|key|secret|password|credential")
 _SECRET_NAME = re.compile(r"(?i)key|secret|token|passw|credential|sas|connection_string|auth")
 
 
@@ -20,8 +23,42 @@ def redact(text: str, options: Mapping[str, Any] | None = None) -> str:
     """Return `text` without users, passwords and queries of URLs, and without secret options."""
     for secret in _secrets(options or {}):
         text = text.replace(secret, "***")
-    text = _QUERIES.sub(r"\1***", _CREDENTIALS.sub("***@", text))
-    return _SIGNATURES.sub(r"\1***", text)
+    return _without_signatures(_HTTP.sub(_without_query, _CREDENTIALS.sub("***@", text)))
+
+
+def _without_query(url: re.Match[str]) -> str:
+    found, text = _QUERY.search(url[0]), url[0]
+    query = text[found.end() :].rstrip(_AFTER_A_URL) if found else ""
+    if not found or not query:
+        return text
+    return f"{text[: found.end()]}***{text[found.end() + len(query) :]}"
+
+
+def _without_signatures(text: str) -> str:
+    """Return a text without the values of `?name=value` and `&name=value` whose names are of secrets."""
+    parts: list[str] = []
+    done, at = 0, 0 if "=" in text else len(text)
+    while at < len(text):
+        found = _NAME.match(text, at)
+        assert found is not None  # it matches nothing, too
+        end = found.end()
+        value = _VALUE.match(text, end + 1) if text.startswith("=", end) else None
+        if value and _is_secret(text, at, end):
+            parts += [text[done : end + 1], "***"]
+            done = at = value.end()
+        else:
+            at = end + 1
+    return "".join([*parts, text[done:]])
+
+
+def _is_secret(text: str, start: int, end: int) -> bool:
+    """Tell whether this part of a text is a name in a URL, and one of a secret."""
+    if text[max(0, start - 1) : start] != "&":
+        found = _IN_A_URL.search(text, start, end)
+        if not found:
+            return False
+        start = found.end()
+    return _SIGNATURE.search(text, start, end) is not None
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.errors import CorruptionError, StorageError
 
 #: A kill or a damaged disk costs one, and there is the one before.
@@ -86,16 +88,9 @@ def complete(folder: Path) -> list[Path]:
 def load(path: Path) -> tuple[Facts, dict[str, Any]]:
     """Read a checkpoint; its tensors are on the CPU. Raises CorruptionError where it is damaged."""
     try:
-        facts = Facts(**json.loads((path / FACTS).read_text()))
+        facts = Facts(**parse_json(read_regular(path / FACTS)))
         return facts, torch.load(path / WEIGHTS, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (OSError, *OTHER_SHAPE, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptionError(
             f"the checkpoint {path} is damaged: {first}. Remove the folder: training goes on from the "

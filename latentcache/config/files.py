@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from latentcache.config.sections import Config, of_a_cache
 from latentcache.config.yaml import parse_yaml
+from latentcache.core.regular_files import read_regular
 from latentcache.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -122,7 +122,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 def read_mapping(path: str) -> dict[str, Any]:
     """Return what a YAML file holds. Raises ConfigError unless that is keys with values."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file {path!r}: {error}") from None
     try:

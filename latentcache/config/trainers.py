@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import posixpath
 import re
 import tomllib
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from latentcache.config.presets import PRESETS
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.errors import ConfigError
 from latentcache.storage.urls import is_url
 
@@ -38,7 +39,7 @@ def convert(trainer: str, path: str) -> list[Converted]:
     of_file: list[str] = []
     try:
         found = list(TRAINERS[trainer](data, of_file))
-    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+    except OTHER_SHAPE as error:
         why = error if isinstance(error, ConfigError) else f"{type(error).__name__} at {error}"
         raise ConfigError(
             f"{path} is no data set file of {trainer}: {why}. Give the file that the trainer itself reads."
@@ -54,8 +55,8 @@ def convert(trainer: str, path: str) -> list[Converted]:
 def _read(trainer: str, path: str) -> Any:
     is_json = trainer in JSON or path.lower().endswith(".json")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        return json.loads(text) if is_json else tomllib.loads(text)
+        text = read_regular(path, "utf-8-sig")
+        return parse_json(text) if is_json else tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path!r}: {error}") from None
     except (ValueError, RecursionError) as error:

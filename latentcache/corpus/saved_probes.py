@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import re
 import secrets
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
 from latentcache.core.machine import versions
 from latentcache.errors import CacheError, StorageError
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
@@ -35,8 +35,6 @@ MAX_WAITING = 1 << 16
 #: URLs that become Python objects at a time.
 DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
-#: What is raised where a table's facts are other JSON, or none.
-_NO_FACTS = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 _NAME = re.compile(r"[0-9a-f]{12}-\d{6,}\.parquet")
 #: One row per source, known by the digest of its URL, which may hold a secret, and its stamp. is_trusted:
 #: its shape was the corpus's to say, and only the identity was found.
@@ -110,12 +108,12 @@ class SavedProbes:
         """Read a table; None if it is damaged, old, or made under other conditions."""
         try:
             table = read_table(self._storage, path)
-            facts = json.loads(table.schema.metadata[_FACTS.encode()])
+            facts = parse_json(table.schema.metadata[_FACTS.encode()])
             age_s = time.time() - facts.pop("written_s")
             if facts != self._conditions or age_s > MAX_AGE_S:
                 return None
             return table.select(SCHEMA.names).cast(SCHEMA)
-        except (CacheError, FileNotFoundError, *_NO_FACTS) as error:
+        except (CacheError, FileNotFoundError, *OTHER_SHAPE) as error:
             log.warning("%s is skipped, and its sources are probed again: %s", path, error)
             return None
 

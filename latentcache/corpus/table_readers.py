@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from latentcache.core.json_text import parse_json
 from latentcache.corpus.embedded import arrow_table, files_inside, parquet_rows
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError, StorageError
@@ -179,8 +180,8 @@ def read_json(file: IO[bytes], wanted: Wanted) -> pa.Table:
     if not text.startswith(b"["):
         return read_jsonl(io.BytesIO(text), wanted)
     try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        items = parse_json(text)
+    except ValueError as error:
         raise CorpusError(
             f"{wanted.where} is not JSON: {error}. Write one array of objects, or one object per line."
         ) from None
@@ -202,8 +203,8 @@ def _json_row(line: bytes, where: str) -> dict[str, Any] | None:
     if not line:
         return None
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise CorpusError(
             f"{where} is not JSON: {error}. Write one JSON object per line."
         ) from None

@@ -5,7 +5,6 @@ Nothing is unpacked: a source is a range of bytes of its tar file, and a member'
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.core.json_text import parse_json
 from latentcache.core.units import human_bytes
 from latentcache.corpus.source_table import (
     IMAGES,
@@ -220,8 +220,8 @@ def _text(file: IO[bytes], where: str, member: Member, max_bytes: int = _MAX_TEX
 def _facts(file: IO[bytes], where: str, member: Member, wanted: _Wanted) -> Mapping[str, Any]:
     """Return the wanted fields of a sample's .json; none where it is no object."""
     try:
-        found = json.loads(_text(file, where, member, _MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
+        found = parse_json(_text(file, where, member, _MAX_JSON_BYTES))
+    except ValueError as error:
         raise CorpusError(
             f"{where}: {printable(member.name)} is not JSON: {error}. Correct it, or leave it out."
         ) from None

@@ -37,6 +37,14 @@ def _environment() -> dict[str, str]:
     return {**rest, **path, "OMP_NUM_THREADS": "1"}
 
 
+def _signal_name(number: int) -> str:
+    """Return the name of a signal; the real-time ones have no names of their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Child:
     """One decoding process, started on the first question and again after it was lost."""
 
@@ -103,7 +111,7 @@ class Child:
         cause = f"the decoding process {self._cause(code)}"
         if self._stopped:
             return ShardError("the decoding pool was closed")
-        if code < 0 and signal.Signals(-code) not in CRASHES:
+        if code < 0 and -code not in CRASHES:
             return ProcessTroubleError(
                 "machine",
                 f"{cause}, which no file does. If the machine is short of memory, lower "
@@ -170,7 +178,7 @@ class Child:
     def _cause(self, code: int) -> str:
         """Say how the process ended."""
         if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
+            return f"was killed by {_signal_name(-code)}"
         self._stderr.seek(0)
         last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
         return f"ended with exit status {code}" + (f": {last[0]}" if last else "")

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from latentcache.core.regular_files import kind_of_file
 from latentcache.errors import ClipError, SourceError, StorageError
 from latentcache.redaction import printable
 from latentcache.storage.filesystems import open_filesystem
 from latentcache.storage.part_files import open_whole_or_part
 from latentcache.storage.parts import file_of
-from latentcache.storage.source_files import is_absent, kind_of_file
+from latentcache.storage.source_files import is_absent
 from latentcache.storage.urls import public_name, redact_url
 
 #: Three blocks of this size, with the file's size, identify its content: a container's index (every

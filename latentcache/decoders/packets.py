@@ -316,7 +316,8 @@ def _matched(
                 raise SeekMissedError
             if at is not None:
                 if at >= row and not table.is_whole(at, packet):
-                    break  # what comes next is damaged: only what is complete comes out
+                    yield at, None  # what comes next is damaged: only what is complete comes out
+                    return
                 if at >= row:
                     table.place(at, packet)
                     yield at, packet

@@ -141,6 +141,10 @@ class DecodePool:
         by_time: bool = False,
         program: str = "latentcache.decoders.process",
     ) -> None:
+        if num_processes < 1 or num_buffers < 1:
+            raise ValueError(
+                f"a pool of {num_processes} processes and {num_buffers} buffers would never answer"
+            )
         self._timeout_s = timeout_s
         self._rules = dict(rules or {"interpolation": "bicubic"})
         self._schemes = tuple(schemes)

@@ -167,6 +167,9 @@ class Reader:
                     if is_early(frame, start.pts):
                         continue
                     index = count if self._index.counted else self._position(frame)
+                    is_cut_off = packet is None and row < len(self._index.packets)
+                    if is_cut_off and index is not None and not self._is_next(index, frame):
+                        raise ClipError("corrupt", f"frame {index} is damaged: parts are missing")
                     count += 1
                     if index is None:
                         continue
@@ -206,6 +209,10 @@ class Reader:
                 return True
         self._harmless.add(wording)
         return False
+
+    def _is_next(self, index: int, frame: Any) -> bool:
+        """Tell whether a frame from before a damaged packet is that of `index`: one between may be lost."""
+        return not self._index.is_guess and frame.pts == self._index.pts[index]
 
     def _position(self, frame: Any) -> int | None:
         """Return which frame of the index this is, or None where it is none of them."""

@@ -82,6 +82,16 @@ def _video_stream(container: Any, max_pixels: int | None) -> Any:
     return stream
 
 
+def _videos(container: Any) -> list[Any]:
+    """Return the video streams that are no pictures."""
+    return [s for s in container.streams.video if not s.disposition & _PICTURES]
+
+
+def has_one_video(container: Any) -> bool:
+    """Tell whether there is no second video stream, which another FFmpeg may take for the best one."""
+    return len(_videos(container)) == 1
+
+
 def _best_stream(container: Any) -> Any:
     """Return the stream that FFmpeg plays, and never the cover picture of something else."""
     best = container.streams.best("video")
@@ -89,7 +99,7 @@ def _best_stream(container: Any) -> Any:
         raise ClipError("no_video", "the file has no video stream")
     if not best.disposition & _PICTURES:
         return best
-    videos = [s for s in container.streams.video if not s.disposition & _PICTURES]
+    videos = _videos(container)
     if not videos:
         raise ClipError("no_video", "the file has no video stream but a cover picture")
     return max(videos, key=lambda s: (s.codec_context.width * s.codec_context.height, -s.index))

@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from latentcache.core.json_text import parse_json
 from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.clips import named
 from latentcache.reading.cache import Cache
@@ -100,9 +101,9 @@ def claim(out: Storage, mark: dict[str, Any]) -> None:
 
 def _load(out: Storage) -> dict[str, Any]:
     try:
-        found = json.loads(out.read(MARK))
+        found = parse_json(out.read(MARK))
         return found if isinstance(found, dict) else {}
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from latentcache.core.json_text import OTHER_HEADER, fault_of
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
@@ -24,7 +25,7 @@ from latentcache.exchange.clips import (
     refuse_twice,
 )
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import NO_SENSE, array_of, files_in, refuse, tensor_of
+from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.reading.cache import Cache
@@ -199,8 +200,8 @@ def _record(
         key, caption = str(row["id"]), row["caption"]
         shape = tuple(int(side) for side in row["vae_latent_shape"])
         fps = float(row["fps"] or 0.0) or None
-    except NO_SENSE as error:
-        raise refuse(storage, path, f"has a row that makes no sense: {error}") from None
+    except OTHER_HEADER as error:
+        raise refuse(storage, path, f"has a row that makes no sense: {fault_of(error)}") from None
     if not row["id"] or len(shape) != 4 or not isinstance(row["vae_latent_shape"], list):
         raise refuse(storage, path, "has a row without an id, or without latents [C, t, h, w]")
     return Record(

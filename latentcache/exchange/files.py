@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import math
 import os
 import pickle
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from latentcache.core.dtypes import as_numpy, torch_dtype
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.errors import CorpusError
 from latentcache.format.safetensors import DTYPES
 from latentcache.redaction import printable
@@ -30,11 +30,6 @@ NOTHING = "Nothing was imported. Remove the file, or have the trainer write it a
 MAX_HEADER_BYTES = 100_000_000
 #: A file of one clip that is compressed may hold so much.
 MAX_UNPACKED_BYTES = 1 << 31
-#: What is raised where facts of a file, its numbers or its JSON, make no sense.
-NO_SENSE = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(RecursionError, struct.error),
-)
 #: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
 UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
@@ -182,13 +177,13 @@ def read_header(storage: Storage, path: str) -> Header:
         (length,) = struct.unpack("<Q", storage.read_ranges(path, [(0, 8)])[0])
         if length > min(size, MAX_HEADER_BYTES):
             raise ValueError("its header is not all there")
-        raw = json.loads(storage.read_ranges(path, [(8, length)])[0])
+        raw = parse_json(storage.read_ranges(path, [(8, length)])[0])
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {str(name): _entry(of, 8 + length, size) for name, of in raw.items()}
     except FileNotFoundError:
         raise refuse(storage, path, "is not there any more") from None
-    except NO_SENSE as error:
-        what = f"is no whole safetensors file, so it may be half written: {error}"
+    except OTHER_HEADER as error:
+        what = f"is no whole safetensors file, so it may be half written: {fault_of(error)}"
         raise refuse(storage, path, what) from None
     return Header(tensors=tensors, metadata=metadata)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import NAMED, ClipRow, clip_rows, refuse_stale
 from latentcache.exchange.export import File, Options
-from latentcache.exchange.files import NO_SENSE, refuse, tensor_of
+from latentcache.exchange.files import refuse, tensor_of
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.tar import in_groups
 from latentcache.reading.cache import Cache
@@ -124,8 +125,10 @@ def record_of(
             start=int(facts.get("start") or 0),
             fps=None if facts.get("fps") is None else float(facts["fps"]),
         )
-    except NO_SENSE as error:
-        raise refuse(storage, path, f"has a clip of which it does not say all: {error!r}") from None
+    except OTHER_HEADER as error:
+        raise refuse(
+            storage, path, f"has a clip of which it does not say all: {fault_of(error)}"
+        ) from None
 
 
 def _load(
@@ -146,13 +149,15 @@ def _load(
 def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[Record]) -> Found:
     """Return what a folder holds. Raises ConfigError if it says that another model made it."""
     try:
-        said = LatentSpec.from_json(json.loads(storage.read(SPEC)))
+        said = LatentSpec.from_json(parse_json(storage.read(SPEC)))
     except FileNotFoundError:
         raise ConfigError(
             f"{layout}: there is no {SPEC}, so what the latents are is unknown. Nothing was imported."
         ) from None
-    except NO_SENSE as error:
-        raise refuse(storage, SPEC, f"does not say what the latents are: {error}") from None
+    except OTHER_HEADER as error:
+        raise refuse(
+            storage, SPEC, f"does not say what the latents are: {fault_of(error)}"
+        ) from None
     names = ("model_class", "channels", "stride", "normaliser", "weights_sha256")
     if differ := [name for name in names if getattr(said, name) != getattr(spec, name)]:
         raise ConfigError(

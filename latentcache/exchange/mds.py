@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError, CorpusError
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import NO_SENSE, array_of, names_in, refuse
+from latentcache.exchange.files import array_of, names_in, refuse
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
@@ -115,7 +116,7 @@ def _stanza(url: str) -> str:
 def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the samples of an MDS folder that `export` wrote. Raises ConfigError, CorpusError."""
     try:
-        shards = json.loads(storage.read(INDEX))["shards"]
+        shards = parse_json(storage.read(INDEX))["shards"]
         names = [str(shard["raw_data"]["basename"]) for shard in shards]
         sizes = [int(shard["raw_data"]["bytes"]) for shard in shards]
         plain = all(s["compression"] is None and s["zip_data"] is None for s in shards)
@@ -124,8 +125,8 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
             f"mds: there is no {INDEX} in {redact(storage.url)}, so which shards there are is unknown. "
             "Nothing was imported."
         ) from None
-    except NO_SENSE as error:
-        raise refuse(storage, INDEX, f"is no index of MDS: {error!r}") from None
+    except OTHER_HEADER as error:
+        raise refuse(storage, INDEX, f"is no index of MDS: {fault_of(error)}") from None
     if not plain or any("/" in name for name in names):
         raise refuse(
             storage, INDEX, "lists compressed shards, or some elsewhere, which are not read"
@@ -163,12 +164,12 @@ def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Reco
             places, at = {}, start + 4 * len(names)
             for name, size in zip(names, sizes, strict=True):
                 places[name], at = (at, size), at + size
-            facts = json.loads(read(*places["facts"]))
+            facts = parse_json(read(*places["facts"]))
             found.append(record_of(storage, path, facts, _at(read), places["latents"]))
     except CorpusError:
         raise
-    except (*NO_SENSE, FileNotFoundError) as error:
-        raise refuse(storage, path, f"is no whole shard of MDS: {error!r}") from None
+    except (*OTHER_HEADER, FileNotFoundError) as error:
+        raise refuse(storage, path, f"is no whole shard of MDS: {fault_of(error)}") from None
     return found
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from latentcache.core.dtypes import numpy_dtype
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, clip_rows
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import NO_SENSE, array_of, refuse
+from latentcache.exchange.files import array_of, refuse
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -145,14 +146,14 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 def _read_facts(storage: Storage) -> tuple[int, int, np.dtype[Any]]:
     """Return the side of the grid, the number of frames, and the type of ids."""
     try:
-        facts = json.loads(storage.read(FACTS))
+        facts = parse_json(storage.read(FACTS))
         side, num = int(facts["s"]), int(facts["num_images"])
         name = str(facts.get("token_dtype", "uint32"))
         if name not in _TYPES or min(side, num) < 1:
             raise ValueError(f"{num} frames of {side}x{side} {name}")
         dtype = np.dtype(name).newbyteorder("<")
-    except (*NO_SENSE, FileNotFoundError) as error:
-        raise refuse(storage, FACTS, f"does not say what is there: {error}") from None
+    except (*OTHER_HEADER, FileNotFoundError) as error:
+        raise refuse(storage, FACTS, f"does not say what is there: {fault_of(error)}") from None
     return side, num, dtype
 
 

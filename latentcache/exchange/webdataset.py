@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from latentcache.core.json_text import OTHER_HEADER, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import NO_SENSE, array_of, names_in, refuse, torch_bytes
+from latentcache.exchange.files import array_of, names_in, refuse, torch_bytes
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
 from latentcache.exchange.rcm import tensor_in
 from latentcache.exchange.records import Found
@@ -75,8 +76,8 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 
 def _facts(storage: Storage, members: dict[str, Member], name: str, path: str) -> Any:
     try:
-        return json.loads(members[name + FACTS].read(storage))
-    except NO_SENSE:
+        return parse_json(members[name + FACTS].read(storage))
+    except OTHER_HEADER:
         raise refuse(storage, path, f"has no facts in JSON of its sample {name}") from None
 
 

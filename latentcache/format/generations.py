@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import pydantic
 
+from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
@@ -147,18 +148,14 @@ def _read(storage: Storage, number: int) -> Generation:
     try:
         data = read_bounded(storage, path, MAX_GENERATION_BYTES)
         checksum.check(data)
-        raw = json.loads(data)
+        raw = parse_json(data)
         raw.pop(checksum.KEY, None)
         generation = _ADAPTER.validate_json(json.dumps(raw), strict=True)
         _check(generation, number)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise damaged(storage, path, f"is no generation: {place}: {first['msg']}") from None
     except CorruptionError:
         raise
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged(storage, path, f"is no generation: {error}") from None
+    except OTHER_SHAPE as error:
+        raise damaged(storage, path, f"is no generation: {fault_of(error)}") from None
     return generation
 
 

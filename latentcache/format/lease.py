@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 
 import pydantic
 
+from latentcache.core.json_text import fault_of, parse_json
 from latentcache.core.units import human_time
 from latentcache.errors import LatentCacheError, LeaseError
 from latentcache.format import checksum
@@ -121,16 +121,13 @@ def _read(storage: Storage) -> Lease | None:
     except FileNotFoundError:
         return None
     checksum.check(data)
+    raw = parse_json(data)
+    if isinstance(raw, dict):
+        raw.pop(checksum.KEY, None)
     try:
-        raw = json.loads(data)
-        if isinstance(raw, dict):
-            raw.pop(checksum.KEY, None)
         return _ADAPTER.validate_python(raw)
     except pydantic.ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(details["msg"]) from None
-    except RecursionError:
-        raise ValueError("its JSON is nested too deep") from None
+        raise ValueError(fault_of(error)) from None
 
 
 class LeasedStorage(Storage):

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from latentcache import __version__
+from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
 from latentcache.core.records import FORMAT_VERSION, Bucket, ShardFormat, ShardId
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import CacheError, CorruptionError, LatentCacheError
@@ -189,8 +190,9 @@ class Manifest:
         try:
             version = _load(data)["format_version"]
             too_new = version > FORMAT_VERSION
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CacheError(f"{where} is not the cache.json of a cache: {_short(error)}") from None
+        except OTHER_SHAPE as error:
+            why = fault_of(error)
+            raise CacheError(f"{where} is not the cache.json of a cache: {why}") from None
         if too_new:
             raise CacheError(
                 f"{where} has format version {version}; this latentcache reads up to "
@@ -206,10 +208,8 @@ class Manifest:
             ) from None
         try:
             return _checked(_ADAPTER.validate_json(data, strict=True))
-        except pydantic.ValidationError as error:
-            raise CacheError(f"{where} is damaged: {_first(error)}") from None
-        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-            raise CacheError(f"{where} is damaged: {_short(error)}") from None
+        except OTHER_SHAPE as error:
+            raise CacheError(f"{where} is damaged: {fault_of(error)}") from None
 
 
 _ADAPTER = pydantic.TypeAdapter(Manifest)
@@ -296,7 +296,7 @@ def _canonical(data: Any) -> bytes:
 
 
 def _load(data: bytes) -> Any:
-    return json.loads(data, parse_constant=_no_constant)
+    return parse_json(data, parse_constant=_no_constant)
 
 
 def _no_constant(name: str) -> None:
@@ -358,14 +358,3 @@ def _check_spec(spec: LatentSpec) -> None:
 def _positive(what: str, at_most: int, *values: Any) -> None:
     if not all(type(value) is int and 0 < value <= at_most for value in values):
         raise ValueError(f"{what}: {values} are not positive whole numbers up to {at_most}")
-
-
-def _first(error: pydantic.ValidationError) -> str:
-    """Return what is wrong first, in one line."""
-    details = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(map(str, details["loc"]))
-    return f"{place}: {details['msg']}" if place else details["msg"]
-
-
-def _short(error: Exception) -> str:
-    return f"no {error} in it" if isinstance(error, KeyError) else str(error)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from latentcache.core.dtypes import as_numpy
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 
 #: Data types by their names in a file.
 DTYPES = {
@@ -32,8 +33,6 @@ DTYPES = {
 _CODES = {name: code for code, name in DTYPES.items()}
 #: Of a file that is read here, which names a few tensors.
 MAX_HEADER_BYTES = 1 << 20
-#: What is raised where a header is other JSON, or none.
-_NO_HEADER = (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
 
 
 def safetensors_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -63,12 +62,12 @@ def read_float32(data: bytes) -> dict[str, torch.Tensor]:
         (length,) = struct.unpack_from("<Q", data)
         if length > MAX_HEADER_BYTES:
             raise ValueError(f"its header would have {length} bytes")
-        header = json.loads(data[8 : 8 + length])
+        header = parse_json(data[8 : 8 + length])
         header.pop("__metadata__", None)
         values = memoryview(data)[8 + length :]
         places = {name: _place(entry, len(values)) for name, entry in header.items()}
-    except _NO_HEADER as error:
-        raise ValueError(f"its header is not that of tensors: {error}") from None
+    except OTHER_HEADER as error:
+        raise ValueError(f"its header is not that of tensors: {fault_of(error)}") from None
     if sum(last - first for first, last, _ in places.values()) > len(values):
         raise ValueError("its tensors share bytes")
     return {

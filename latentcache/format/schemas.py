@@ -10,6 +10,8 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
+
 #: One row a source. name: unique, the path as the corpus gives it (or its `key` column). frames, fps,
 #: height and width are null where they must be probed. Columns of `corpus.keep` follow.
 SOURCE_SCHEMA = pa.schema(
@@ -250,10 +252,10 @@ def object_facts(table: pa.Table, fingerprint: str) -> Mapping[str, Any]:
     Raises ValueError if the table does not say, or is of a cache with another fingerprint.
     """
     try:
-        facts = json.loads((table.schema.metadata or {})[SHARD_FACTS.encode()])
+        facts = parse_json((table.schema.metadata or {})[SHARD_FACTS.encode()])
         recipe, stored = facts["fingerprint"], facts["object"]
         complete = {type(stored["bytes"]), type(stored["crc32c"])} == {int}
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except OTHER_SHAPE:
         complete = False
     if not complete:
         raise ValueError("it does not say what its shard object is")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError
 from latentcache.format.changes import Changes, Standing, read_changes, without_rows
@@ -237,9 +238,9 @@ def generation_of(table: pa.Table) -> int:
 
 def _facts(table: pa.Table) -> dict[str, Any]:
     try:
-        facts = json.loads((table.schema.metadata or {})[INDEX_FACTS.encode()])
+        facts = parse_json((table.schema.metadata or {})[INDEX_FACTS.encode()])
         sound = type(facts["generation"]) is int and isinstance(facts["fingerprint"], str)
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except OTHER_SHAPE:
         sound = False
     if not sound:
         raise ValueError("it does not say which generation it shows")

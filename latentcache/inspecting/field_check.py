@@ -14,7 +14,6 @@ import pyarrow as pa
 from latentcache.core.dtypes import numpy_dtype
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError, CorruptionError
-from latentcache.format import checksum
 from latentcache.format.changes import Standing
 from latentcache.format.commit import read_object
 from latentcache.format.fields.commit import (
@@ -44,7 +43,8 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.tables import from_parquet, read_bounded
+from latentcache.format.tables import from_parquet
+from latentcache.inspecting.array_metadata import metadata_problem
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -123,25 +123,10 @@ def _check_metadata(
         for bucket in sorted(buckets):
             layouts = known.layouts(manifest, version.number, bucket)
             for path, expected in get_format(manifest.format).metadata(layouts).items():
-                if what := _metadata_problem(storage, path, expected):
+                if what := metadata_problem(storage, path, expected, "field.json"):
                     url = redact(storage.url)
                     fix = f"It is written again by: latentcache resume {url} --field {known.name}"
                     found.problems.append((path, f"{what}. {fix}"))
-
-
-def _metadata_problem(storage: Storage, path: str, expected: bytes) -> str | None:
-    """Return what is wrong with an array's metadata; other versions of zarr-python may write other text."""
-    try:
-        data = read_bounded(storage, path)
-        checksum.check(data)
-        stored, wanted = json.loads(data), json.loads(expected)
-    except FileNotFoundError:
-        return "it is missing"
-    except (ValueError, RecursionError) as error:
-        return str(error)
-    names = ("node_type", "shape", "data_type")
-    same = all(stored.get(name) == wanted.get(name) for name in names)
-    return None if same else "it describes another array than field.json"
 
 
 def _check_part(

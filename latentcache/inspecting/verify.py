@@ -8,7 +8,6 @@ nothing of the latents.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +53,7 @@ from latentcache.format.snapshot import (
     summarise,
 )
 from latentcache.format.tables import read_bounded, read_table
+from latentcache.inspecting.array_metadata import metadata_problem
 from latentcache.inspecting.field_check import FieldFindings, check_fields, write_derived_fields
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
 from latentcache.planning.planned import PlanReader
@@ -198,7 +198,8 @@ def _check_planned(storage: Storage, manifest: Manifest, findings: Findings) -> 
     """Check what planning wrote: the arrays' metadata, and every generation's tables."""
     layouts = list(manifest.layouts().values())
     for path, expected in get_format(manifest.format).metadata(layouts).items():
-        _check_metadata(storage, path, expected, findings)
+        if what := metadata_problem(storage, path, expected, CACHE_JSON):
+            findings.add(path, f"{what}. {advice(redact(storage.url), path)}")
     if manifest.quantiser_sha256 is not None:
         try:
             read_quantiser_bytes(storage, manifest)
@@ -225,23 +226,6 @@ def _check_tables(storage: Storage, generation: Generation, findings: Findings) 
         path = generation_path(generation.number)
         text = "its tables are not those that it was written with (their SHA-256 differs)"
         findings.add(path, f"{text}. {advice(redact(storage.url), path)}")
-
-
-def _check_metadata(storage: Storage, path: str, expected: bytes, findings: Findings) -> None:
-    """Check a metadata object; other versions of Zarr's library may write other text."""
-    fix = advice(redact(storage.url), path)
-    try:
-        data = read_bounded(storage, path)
-        checksum.check(data)
-        stored, wanted = json.loads(data), json.loads(expected)
-    except FileNotFoundError:
-        findings.add(path, f"it is missing. {fix}")
-    except (ValueError, RecursionError) as error:
-        findings.add(path, f"{error}. {fix}")
-    else:
-        names = ("node_type", "shape", "data_type")
-        if any(stored.get(name) != wanted.get(name) for name in names):
-            findings.add(path, f"it describes another array than cache.json. {fix}")
 
 
 def _read(storage: Storage, path: str, findings: Findings) -> pa.Table | None:

@@ -7,7 +7,6 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import io
-import json
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ import numpy as np
 
 from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.fields import FieldArray
+from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.errors import ClipError
 from latentcache.format.safetensors import DTYPES
 from latentcache.storage.urls import suffix_of
@@ -37,8 +37,10 @@ def parse_array(data: bytes, name: str, tensor: str | None) -> Array:
         )
     try:
         return PARSERS[suffix](data, tensor)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
-        raise ClipError("unreadable", f"{name} is no whole .{suffix} file: {error}") from error
+    except OTHER_HEADER as error:
+        raise ClipError(
+            "unreadable", f"{name} is no whole .{suffix} file: {fault_of(error)}"
+        ) from error
 
 
 def to_field(array: Array, field: FieldArray) -> Array:
@@ -82,7 +84,7 @@ def _safetensors(data: bytes, tensor: str | None) -> Array:
     (length,) = struct.unpack("<Q", data[:8])
     if length > min(len(data) - 8, MAX_HEADER_BYTES):
         raise ValueError("its header is longer than the file")
-    header = json.loads(data[8 : 8 + length])
+    header = parse_json(data[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]
     if tensor is None and len(names) != 1:
         raise ValueError(f"it has {len(names)} tensors, so the field needs `tensor`")
@@ -100,7 +102,7 @@ def _safetensors(data: bytes, tensor: str | None) -> Array:
 
 def _json(data: bytes, tensor: str | None) -> Array:
     _no_names("json", tensor)
-    return np.array(json.loads(data, parse_constant=_refused))
+    return np.array(parse_json(data, parse_constant=_refused))
 
 
 def _refused(name: str) -> Any:

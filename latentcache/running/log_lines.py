@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
 from latentcache.core.records import ShardReport
 from latentcache.redaction import printable, redact
 from latentcache.running.events import Died, Event, GaveUp, Left, Retried, Started
@@ -88,10 +89,10 @@ def is_quiet(line: bytes) -> bool:
 def read_line(line: bytes) -> LogEvent | None:
     """Read a line; None if it is none of a log."""
     try:
-        facts = json.loads(line)
+        facts = parse_json(line)
         time_s = datetime.fromisoformat(facts.pop("time")).timestamp()
         name = facts.pop("event")
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except OTHER_SHAPE:
         return None
     return LogEvent(time_s=time_s, name=name, facts=facts) if isinstance(name, str) else None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from latentcache.core.regular_files import open_regular
 from latentcache.errors import ConfigError, StorageError
 from latentcache.storage import limits, local_files, remote_objects, retry
 from latentcache.storage.filesystems import (
@@ -207,9 +208,9 @@ class Storage:
 
     def read(self, path: str) -> bytes:
         """Read an object. Raises FileNotFoundError."""
-        found = self._do(
-            "read", path, self._open()[0].cat_file, self._full(path), more_s=self._reading_s(path)
-        )
+        fs, full = self._open()[0], self._full(path)
+        read, place = (local_files.read, Path(full)) if self.is_local else (fs.cat_file, full)
+        found = self._do("read", path, read, place, more_s=self._reading_s(path))
         return cast(bytes, found)
 
     def _reading_s(self, path: str, num_bytes: float = math.inf) -> Callable[[], float]:
@@ -246,7 +247,7 @@ class Storage:
         FileNotFoundError.
         """
         with translated("read", join(self.url, path), self._options):
-            fd = retry.call(lambda: os.open(self._full(path), os.O_RDONLY))
+            fd = retry.call(lambda: open_regular(self._full(path)))
             try:
                 for offset, buffer in wanted:
                     yield retry.call(functools.partial(local_files.read_into, fd, offset, buffer))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from latentcache.core.regular_files import open_regular
 from latentcache.errors import StorageError
 from latentcache.storage.temporary import temporary_name
 
@@ -70,9 +71,15 @@ def _new_file(path: Path, data: bytes) -> Iterator[Path]:
         os.close(folder)
 
 
+def read(path: Path) -> bytes:
+    """Read a file."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read()
+
+
 def read_ranges(path: Path, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """Read (offset, length) ranges of a file; fewer bytes of a range past its end."""
-    fd = os.open(path, os.O_RDONLY)
+    fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size  # bytes past the end take no memory, however many are requested
         return [os.pread(fd, max(0, min(n, size - start)), start) for start, n in ranges]

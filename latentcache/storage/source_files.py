@@ -10,12 +10,12 @@ import functools
 import io
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from latentcache.core.regular_files import kind_of_file, open_regular
 from latentcache.errors import StorageError
 from latentcache.storage import limits, retry
 from latentcache.storage.filesystems import (
@@ -53,6 +53,8 @@ def open_source(
     fs, path = open_filesystem(url, options)
     exact = for_parts and scheme_of(url) in _READING_AHEAD
     opening = functools.partial(fs.open, path, "rb", **({"cache_type": "none"} if exact else {}))
+    if is_local_filesystem(fs):
+        opening = functools.partial(_open_local, path)
     with _read(url, options, opening) as file:
         if is_local_filesystem(fs):
             yield file
@@ -125,8 +127,12 @@ def _read(
         return retry.call(call)
 
 
+def _open_local(path: str) -> IO[bytes]:
+    return os.fdopen(open_regular(path), "rb")
+
+
 def _read_start(path: str, max_bytes: int | None) -> bytes:
-    with Path(path).open("rb") as file:
+    with _open_local(path) as file:
         return file.read() if max_bytes is None else file.read(max_bytes + 1)
 
 
@@ -163,20 +169,6 @@ def irregular(url: str, options: Mapping[str, Any] | None = None) -> str | None:
     if not is_local_filesystem(fs):
         return None
     return kind_of_file(_read(url, options, Path(path).stat).st_mode)
-
-
-def kind_of_file(mode: int) -> str | None:
-    """Return what a file of this mode is where it is no regular one."""
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "special file")
-
-
-_KINDS: Mapping[int, str] = {
-    stat.S_IFDIR: "folder",
-    stat.S_IFIFO: "named pipe",
-    stat.S_IFSOCK: "socket",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-}
 
 
 def file_facts(url: str, options: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

@@ -8,7 +8,14 @@ import av
 import pytest
 
 from latentcache.errors import ClipError
-from tests.tools.every_format import assert_as_ffmpeg_shows, containers, encoders, shown, write
+from tests.tools.every_format import (
+    assert_as_ffmpeg_shows,
+    containers,
+    encoders,
+    is_whole,
+    shown,
+    write,
+)
 
 FRAMES = 20
 OPTIONS = {name: {"bf": "2"} for name in ("libx264", "mpeg2video", "mpeg4")}
@@ -44,7 +51,8 @@ def check(path: Path, container: str, codec: str) -> str | None:
     except (AssertionError, RuntimeError) as error:
         return f"{container} {codec}: {error}"
     except ClipError as error:
-        return None if error.reason in REFUSED else f"{container} {codec}: {error}"
+        is_true = error.reason in REFUSED or (error.reason == "corrupt" and not is_whole(path))
+        return None if is_true else f"{container} {codec}: {error}"
     return None
 
 
@@ -59,6 +67,7 @@ def test_frames_read_alone_are_those_in_sequence(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("container", containers())
 def test_frames_read_alone_are_those_in_sequence_in_all(tmp_path: Path, container: str) -> None:
     wrong = [check(tmp_path / "v.bin", container, codec) for codec in encoders()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,7 +18,7 @@ from latentcache.errors import ClipError
 from tests.tools import further_videos as kinds
 from tests.tools.bad_videos import encode
 from tests.tools.every_format import assert_as_ffmpeg_shows, shown
-from tests.tools.videos import read_with_pyav
+from tests.tools.videos import moving_pattern, read_with_pyav
 
 #: One or two of a kind, of those that were wrong once; the long run has all.
 SHORT = (
@@ -142,3 +143,52 @@ def test_deep_interlaced_pixels_are_near_ffmpegs_filter(tmp_path: Path) -> None:
         by_fields = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     distance = np.abs(frames_of(path) - expected).mean()
     assert 2 * distance < np.abs(by_fields - expected).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "ts"])
+def test_of_two_videos_in_a_file_each_decoder_takes_ffmpegs(tmp_path: Path, suffix: str) -> None:
+    """decord's FFmpeg took the other one."""
+    path = tmp_path / f"v.{suffix}"
+    frames = [moving_pattern(24, 96, 128, seed=seed) for seed in (1, 2)]
+    with av.open(str(path), "w") as out:
+        streams = [out.add_stream("libx264", rate=24) for _ in frames]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
+        for pictures in zip(*frames, strict=True):
+            for stream, picture in zip(streams, pictures, strict=True):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    assert_as_ffmpeg_shows(path)
+
+
+@pytest.mark.slow
+def test_behind_a_damaged_packet_no_frame_is_another_one(tmp_path: Path) -> None:
+    """Pictures that a decoder held back come out at the end of what is whole; one between them is lost."""
+    path = tmp_path / "v.ts"
+    parts = []
+    for number, size in enumerate([(96, 128), (64, 96)]):
+        part = tmp_path / f"{number}.ts"
+        options = {"mpegts_copyts": "1"}
+        with av.open(str(part), "w", options=options) as out:
+            stream = out.add_stream("libx264", rate=24, options={"x264-params": "keyint=8"})
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            for n, picture in enumerate(moving_pattern(20, *size)):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = 20 * number + n, Fraction(1, 24)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    expected = shown(path).frames
+    num_right = 0
+    with contextlib.closing(Source(str(path), "video")) as source:
+        reader = source.reader(without_decord=True)
+        every = range(len(reader.times_s))
+        for indices in (np.arange(len(every)), *(np.array([index]) for index in every)):
+            with contextlib.suppress(ClipError):
+                for index, frame in zip(indices, reader.frames(indices), strict=True):
+                    np.testing.assert_array_equal(frame, expected[index])
+                    num_right += 1
+    assert num_right > 20

@@ -324,3 +324,9 @@ def test_growing_clips_get_larger_buffers(pool: DecodePool, tmp_path: Path) -> N
     for frames in (2, 20, 7):
         got = pixels_of(pool.decode(make_clip(path, (frames, 64, 96))).result())
         np.testing.assert_array_equal(got, expected[:frames])
+
+
+@pytest.mark.parametrize("none", ["num_processes", "num_buffers"])
+def test_a_pool_that_could_never_answer_is_refused(none: str) -> None:
+    with pytest.raises(ValueError, match="would never answer"):
+        DecodePool(**{"num_processes": 1, "num_buffers": 1, none: 0}, timeout_s=1.0)

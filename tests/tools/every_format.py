@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ def write(path: Path, container: str, codec: str, frames: int, options: dict[str
     return False
 
 
+#: For each container, codec, size and pixel format anew they took most of the time.
+_pictures = functools.lru_cache(moving_pattern)
+
+
 def _write(
     path: Path, container: str, codec: str, frames: int, size: tuple[int, int], pix_fmt: str,
     options: dict[str, str],
@@ -107,7 +112,7 @@ def _write(
         with av.open(str(path), "w", format=container) as out:
             stream = out.add_stream(codec, rate=25, options={"g": "6", "strict": "-2", **options})
             stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
-            for values in moving_pattern(frames, *size):
+            for values in _pictures(frames, *size):
                 frame = av.VideoFrame.from_ndarray(values, format="rgb24")
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
@@ -181,6 +186,22 @@ def shown(path: Path, keep: Callable[[Frame], Any] = lambda rgb: rgb) -> Shown:
     if None not in raw and raw != sorted(raw) and not offset_s:
         corrected = [float(pts * base) for pts in sorted(raw)]
     return Shown(sorted(corrected), frames, is_damaged)
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether FFmpeg's decoder finds no error where it may conceal none.
+
+    Of some errors it marks no picture: the last packet of an ASF stream has zeros behind it.
+    """
+    try:
+        with av.open(str(path)) as container:
+            context = container.streams.best("video").codec_context
+            context.options = {**(context.options or {}), "err_detect": "explode"}
+            for packet in container.demux(video=0):
+                context.decode(packet)
+    except av.FFmpegError:
+        return False
+    return True
 
 
 def _decode(path: Path) -> Iterator[tuple[av.VideoFrame, Frame]]:

@@ -13,15 +13,16 @@ import torch
 from pydantic import Field
 
 from latentcache.config.base import Section
+from latentcache.core.json_text import OTHER_SHAPE, fault_of
 from latentcache.core.spec import LatentSpec, Normaliser, Stored
 from latentcache.encoders import kernels
 from latentcache.encoders.diffusers.encoder import DiffusersEncoder, StreamingDiffusersEncoder
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts
 from latentcache.encoders.diffusers.loading import check_installed, load_model, packages, settings
 from latentcache.encoders.diffusers.streams import STREAMS
-from latentcache.encoders.diffusers.weights import ModelFiles, locate
+from latentcache.encoders.diffusers.weights import CONFIG, ModelFiles, locate
 from latentcache.encoders.kernels import Kernels
-from latentcache.errors import ConfigError, EncoderError, did_you_mean
+from latentcache.errors import ConfigError, EncoderError, LatentCacheError, did_you_mean
 
 
 class ModelSection(Section):
@@ -96,7 +97,7 @@ def locate_model(
         )
     model_class = classes[name]
     check_installed(model_class)
-    facts = model_class.facts(settings(files, name))
+    facts = _facts(files, model_class)
     config.kernels()
     if config.store not in facts.stores:
         raise ConfigError(
@@ -109,6 +110,19 @@ def locate_model(
         facts=facts,
         pixel_range=_pixel_range(name, facts, pixel_range),
     )
+
+
+def _facts(files: ModelFiles, model_class: ModelClass) -> ModelFacts:
+    """Return what its config.json says of a model. Raises ConfigError where that makes no sense."""
+    try:
+        return model_class.facts(settings(files, model_class.name))
+    except LatentCacheError:
+        raise
+    except OTHER_SHAPE as error:
+        raise ConfigError(
+            f"encoder.model: {files.folder / CONFIG} has a value that no {model_class.name} has: "
+            f"{fault_of(error)}. Download the model again."
+        ) from None
 
 
 def describe(located: Located, config: ModelSection, kind: str, dtype: str) -> LatentSpec:

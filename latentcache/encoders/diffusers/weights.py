@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import TORCHSCRIPT, file_sha256, says_torchscript
 from latentcache.errors import ConfigError, EncoderError
 from latentcache.storage.urls import redact
@@ -28,8 +30,6 @@ _CANDIDATES = (
     "diffusion_pytorch_model.bin.index.json",
 )
 _INDEX_SUFFIX = ".index.json"
-#: What is raised where an index of weights is other JSON.
-_NO_INDEX = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +109,10 @@ def locate(model: str, subfolder: str | None, revision: str | None) -> ModelFile
 
 def _read_folder(folder: Path, subfolder: str | None) -> ModelFiles:
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json(read_regular(folder / CONFIG))
     except FileNotFoundError:
         raise _no_config(str(folder), subfolder) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"encoder.model: {folder / CONFIG} cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise ConfigError(
@@ -141,12 +141,14 @@ def _shards_of(path: Path) -> list[str]:
     if not path.name.endswith(_INDEX_SUFFIX):
         return [path.name]
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(read_regular(path))["weight_map"].values())
         if elsewhere := [name for name in names if Path(name).name != name or name == ".."]:
             raise ValueError(f"it names {elsewhere[0]!r}, which is in another folder")
         return sorted(names)
-    except (OSError, *_NO_INDEX) as error:
-        raise ConfigError(f"encoder.model: {path} is not an index of weights: {error!r}") from None
+    except (OSError, *OTHER_SHAPE) as error:
+        raise ConfigError(
+            f"encoder.model: {path} is not an index of weights: {fault_of(error)}"
+        ) from None
 
 
 def _download(model: str, subfolder: str | None, revision: str | None) -> Path:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentcache.core.json_text import parse_json
+from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import file_sha256
 from latentcache.errors import ConfigError, EncoderError
 
@@ -141,12 +143,12 @@ class Checkpoint:
 
 def _json(path: Path, name: str) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
     except FileNotFoundError:
         raise ConfigError(
             f"{name}: {path.parent} holds no {path.name}. Download the whole model."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{name}: {path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{name}: {path} is not a JSON object. Download the model again.")

@@ -7,7 +7,6 @@ takes its bytes: they encode the same inputs, which a version pins.
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
 from latentcache.core.fields import FieldArray
+from latentcache.core.json_text import OTHER_SHAPE, parse_json
 from latentcache.core.records import ChunkRef, ShardId, ShardReport
 from latentcache.errors import CorruptionError
 from latentcache.format.commit import NAMED_FAILURES, read_object
@@ -368,9 +368,9 @@ def derive_field_table(
 def other_objects(table: pa.Table) -> dict[str, Any]:
     """Return bytes and CRC32C of the objects of a shard's further arrays. Raises ValueError."""
     try:
-        found = json.loads((table.schema.metadata or {})[OTHER_OBJECTS.encode()])
+        found = parse_json((table.schema.metadata or {})[OTHER_OBJECTS.encode()])
         sound = all(type(o["bytes"]) is type(o["crc32c"]) is int for o in found.values())
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except OTHER_SHAPE:
         sound = False
     if not sound:
         raise ValueError("it does not say what the objects of its other arrays are")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pydantic
 
 from latentcache.core.fields import FieldArray, FieldKind, check_name
+from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
 from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError, did_you_mean
 from latentcache.format import checksum
@@ -159,7 +160,7 @@ def read_field(storage: Storage, name: str, manifest: Manifest) -> FieldManifest
         ) from None
     try:
         checksum.check(data)
-        raw = {key: value for key, value in json.loads(data).items() if key != checksum.KEY}
+        raw = {key: value for key, value in parse_json(data).items() if key != checksum.KEY}
         if int(raw["format_version"]) > FIELD_FORMAT_VERSION:
             raise CacheError(  # noqa: TRY301 - it leaves by the next clause, as it is
                 f"{redact(storage.url)}/{path} has format version {raw['format_version']}; this "
@@ -169,8 +170,8 @@ def read_field(storage: Storage, name: str, manifest: Manifest) -> FieldManifest
         _check(field, name, manifest)
     except CacheError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise damaged(storage, path, f"does not say what the field is: {_short(error)}") from None
+    except OTHER_SHAPE as error:
+        raise damaged(storage, path, f"does not say what the field is: {fault_of(error)}") from None
     return refresh_field(storage, field, manifest)
 
 
@@ -184,13 +185,6 @@ def _check(field: FieldManifest, name: str, manifest: Manifest) -> None:
         raise ValueError("its fingerprint is not that of its recipe")
     if not field.arrays or field.arrays[0].name or not 0 < field.choices <= MAX_CHOICES:
         raise ValueError("it has no array of its own, or a number of choices that cannot be")
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, pydantic.ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"no {error} in it" if isinstance(error, KeyError) else str(error)
 
 
 def refresh_field(storage: Storage, field: FieldManifest, manifest: Manifest) -> FieldManifest:
@@ -236,13 +230,13 @@ def _read_version(storage: Storage, field: FieldManifest, number: int) -> tuple[
         data = read_bounded(storage, path)
         table = from_parquet(data)
         check_columns(table, RETIRED_SCHEMA)
-        facts = json.loads((table.schema.metadata or {})[VERSION_FACTS.encode()])
+        facts = parse_json((table.schema.metadata or {})[VERSION_FACTS.encode()])
         _check_facts(field, facts, number)
         rows = _rows_by_shard(table)
     except CorruptionError:
         raise
-    except (ValueError, TypeError, KeyError, FileNotFoundError, ConfigError) as error:
-        raise damaged(storage, path, f"is no version of the field: {_short(error)}") from None
+    except (*OTHER_SHAPE, FileNotFoundError) as error:
+        raise damaged(storage, path, f"is no version of the field: {fault_of(error)}") from None
     version = Version(
         number=number,
         kind=facts["kind"],

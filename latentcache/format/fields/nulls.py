@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
 from latentcache.errors import CorruptionError
 from latentcache.format.damage import damaged
 from latentcache.format.fields.manifest import FieldManifest
@@ -85,8 +86,8 @@ def read_nulls(storage: Storage, field: FieldManifest) -> dict[str, Null]:
         return {}
     except CorruptionError:
         raise
-    except (ValueError, TypeError, RecursionError) as error:
-        raise damaged(storage, path, f"holds no texts of this field: {error}") from None
+    except OTHER_SHAPE as error:
+        raise damaged(storage, path, f"holds no texts of this field: {fault_of(error)}") from None
 
 
 def _null(field: FieldManifest, row: dict[str, object]) -> Null:
@@ -94,7 +95,7 @@ def _null(field: FieldManifest, row: dict[str, object]) -> Null:
     assert isinstance(shapes, list)
     assert isinstance(values, list)
     arrays = [
-        np.frombuffer(data, numpy_dtype(array.dtype)).reshape(json.loads(shape))
+        np.frombuffer(data, numpy_dtype(array.dtype)).reshape(parse_json(shape))
         for array, shape, data in zip(field.arrays, shapes, values, strict=False)
     ]
     return Null(**row, arrays=arrays)  # type: ignore[arg-type]

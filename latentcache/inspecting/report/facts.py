@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.dtypes import Array
-from latentcache.core.records import REASONS, Bucket, ShardId
+from latentcache.core.records import REASONS, Bucket
 from latentcache.core.spec import ITEM_BYTES
-from latentcache.format.changes import Standing, read_changes
-from latentcache.format.manifest import BucketInfo, Manifest
+from latentcache.format.changes import read_changes
+from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import INDEX_SCHEMA
@@ -152,12 +153,22 @@ def read_facts(
     workers = shard_workers(LogReader(storage).runs())
     standing = read_changes(storage, manifest).planned()
     retired = standing.retired_shards(manifest)
+    retired_shards = Counter(shard.bucket for shard in retired)
+    retired_rows = Counter[str]()
+    for shard, rows_of_shard in standing.retired.items():
+        retired_rows[shard.bucket] += len(rows_of_shard)
+    places = _places(facts.index["bucket"])
     for info in manifest.buckets:
-        bucket = _planned(info, ITEM_BYTES[manifest.spec.dtype], standing, retired)
+        bucket = BucketFacts(
+            bucket=Bucket.parse(info.name),
+            planned_clips=info.num_clips - retired_rows[info.name],
+            planned_shards=info.num_shards - retired_shards[info.name],
+            raw_clip_bytes=math.prod(info.shape) * ITEM_BYTES[manifest.spec.dtype],
+        )
         if not bucket.planned_clips:
             continue
         facts.buckets.append(bucket)
-        rows = facts.index.filter(pc.equal(facts.index["bucket"], info.name)).to_pylist()
+        rows = facts.index.take(places.get(info.name, np.zeros(0, np.int64))).to_pylist()
         rows = [row for row in rows if shard_of(row) not in retired]
         for row, found in _read_shards(storage, manifest, rows):
             _add(facts, bucket, found)
@@ -169,17 +180,14 @@ def read_facts(
     return facts
 
 
-def _planned(
-    info: BucketInfo, item_bytes: int, standing: Standing, retired: Collection[ShardId]
-) -> BucketFacts:
-    """Return what is planned of a bucket. retired: shards none of whose rows counts."""
-    rows = sum(len(rows) for shard, rows in standing.retired.items() if shard.bucket == info.name)
-    return BucketFacts(
-        bucket=Bucket.parse(info.name),
-        planned_clips=info.num_clips - rows,
-        planned_shards=info.num_shards - sum(shard.bucket == info.name for shard in retired),
-        raw_clip_bytes=math.prod(info.shape) * item_bytes,
-    )
+def _places(buckets: pa.ChunkedArray) -> dict[str, Array]:
+    """Return the rows of each bucket."""
+    names = buckets.combine_chunks().dictionary_encode()
+    codes = names.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    ends = np.searchsorted(codes[order], np.arange(1, len(names.dictionary)))
+    parts = np.split(order, ends) if len(names.dictionary) else []
+    return dict(zip(names.dictionary.to_pylist(), parts, strict=True))
 
 
 def _add(facts: Facts, bucket: BucketFacts, shard: ShardFacts) -> None:
@@ -258,6 +266,7 @@ def _times(ok: pa.Table) -> Times:
 
 
 def _times_by(ok: pa.Table, column: str) -> dict[str, Times]:
+    ok = ok.select([column, *STAGES])  # texts may be long, and are not looked at
     names = pc.unique(ok[column].drop_null())
     found = {
         name: _times(ok.filter(pc.equal(ok[column], name)))

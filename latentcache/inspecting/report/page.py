@@ -115,11 +115,24 @@ def _recipe(report: Report) -> list[Markup]:
 
 
 def _buckets(facts: Facts) -> list[Markup]:
-    head, rows = list(BUCKET_COLUMNS), [_bucket_row(bucket) for bucket in facts.buckets]
-    keys = [[key(bucket) for key in BUCKET_COLUMNS.values()] for bucket in facts.buckets]
-    return [h("h2", "Buckets"), sortable("buckets", head, rows, keys, text=(1,))]
+    largest = sorted(facts.buckets, key=lambda bucket: -bucket.planned_clips)[:MAX_BUCKETS]
+    kept = {bucket.bucket for bucket in largest}
+    shown = [bucket for bucket in facts.buckets if bucket.bucket in kept]
+    left_out = [bucket for bucket in facts.buckets if bucket.bucket not in kept]
+    head, rows = list(BUCKET_COLUMNS), [_bucket_row(bucket) for bucket in shown]
+    keys = [[key(bucket) for key in BUCKET_COLUMNS.values()] for bucket in shown]
+    found = [h("h2", "Buckets"), sortable("buckets", head, rows, keys, text=(1,))]
+    if left_out:
+        clips = sum(bucket.planned_clips for bucket in left_out)
+        text = (
+            f"{len(left_out):,} buckets of the fewest clips, {clips:,} in all, are left out here."
+        )
+        found.append(h("p", text, class_="dim"))
+    return found
 
 
+#: Rows of the table of buckets, at most: a cache of mixed shapes may have thousands.
+MAX_BUCKETS = 500
 #: Columns of the table of buckets, and what each is sorted by, the largest first.
 BUCKET_COLUMNS: Mapping[str, Callable[[BucketFacts], float]] = {
     "bucket": lambda bucket: bucket.bucket.frames * bucket.bucket.height * bucket.bucket.width,
@@ -211,11 +224,16 @@ def _failure_table(failures: Mapping[str, Failures], what: str) -> Markup:
                     dir="auto",
                 )
                 for key, message in found.examples
-            ],
+            ]
+            + _more(found.count - len(found.examples)),
         )
         for reason, found in sorted(failures.items(), key=lambda item: -item[1].count)
     ]
     return table_of(("reason", what, "meaning", "examples"), rows, text=(2, 3))
+
+
+def _more(num: int) -> list[Markup]:
+    return [h("div", f"and {num:,} more", class_="dim")] if num else []
 
 
 def _clips(report: Report) -> list[Markup]:

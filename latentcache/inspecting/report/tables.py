@@ -38,10 +38,9 @@ def sortable(
     keys: of each row, what each column is sorted by, the largest first. A head is a radio button. While it
     is pressed, rows take their places in that order from their own style.
     """
-    orders = [sorted(range(len(rows)), key=lambda n: -keys[n][c]) for c in range(len(head))]
+    ranks = [_ranks([key[c] for key in keys]) for c in range(len(head))]
     places = [
-        "; ".join(f"--by{c}: {order.index(n)}" for c, order in enumerate(orders))
-        for n in range(len(rows))
+        "; ".join(f"--by{c}: {rank[n]}" for c, rank in enumerate(ranks)) for n in range(len(rows))
     ]
     heads = [
         h(
@@ -66,3 +65,11 @@ def sortable(
     table = h("table", h("thead", h("tr", heads)), h("tbody", body), class_="sortable")
     columns = f".sortable {{ --columns: {len(head)} }}\n"
     return h("div", h("style", Markup(columns + rules)), table, class_="scroll")
+
+
+def _ranks(values: Sequence[float]) -> list[int]:
+    """Return the place of each value among all, the largest first; equal ones stay in order."""
+    ranks = [0] * len(values)
+    for place, n in enumerate(sorted(range(len(values)), key=lambda n: -values[n])):
+        ranks[n] = place
+    return ranks

@@ -25,6 +25,7 @@ from jobs import report as job
 from latentcache import encoders
 from latentcache.config.files import load_stored_config
 from latentcache.core.image_quality import Quality, compare
+from latentcache.core.records import REASONS, Bucket
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
@@ -34,10 +35,16 @@ from latentcache.inspecting.choose import draw_stratified, find_places
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report import figures
 from latentcache.inspecting.report.collect import Report, collect
-from latentcache.inspecting.report.facts import MAX_GROUPS, TIME_EDGES_S, read_facts, summarise
+from latentcache.inspecting.report.facts import (
+    EXAMPLES,
+    MAX_GROUPS,
+    TIME_EDGES_S,
+    read_facts,
+    summarise,
+)
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics, describe_latents
 from latentcache.inspecting.report.markup import Markup, h
-from latentcache.inspecting.report.page import MESSAGE_CHARACTERS, render
+from latentcache.inspecting.report.page import MAX_BUCKETS, MESSAGE_CHARACTERS, render
 from latentcache.inspecting.report.reconstructions import psnr_by_position, show
 from latentcache.inspecting.report.tables import sortable
 from latentcache.running.log import RunLog
@@ -339,6 +346,43 @@ def test_a_stranger_s_names_make_no_endless_page(tmp_path: Path) -> None:
     assert "\\u202exxx" in text
     assert "xxx…" in text
     assert long[:MESSAGE_CHARACTERS] not in text
+
+
+def test_a_page_of_many_failures_and_buckets_is_bounded_and_says_what_it_leaves_out(
+    tmp_path: Path,
+) -> None:
+    num, num_failed, num_buckets = 20_000, 5_000, MAX_BUCKETS + 1500
+    written = write_cache(str(tmp_path), buckets={"5x32x32": 4})
+    rows = from_parquet(written.storage.read(sample_path("5x32x32", 0)))
+    table = pa.concat_tables([rows] * (num // 4))
+    reasons = [*REASONS, *(f"reason {n}" for n in range(1000))]
+    texts = {
+        "status": ["failed" if n < num_failed else "ok" for n in range(num)],
+        "reason": [reasons[n % len(reasons)] for n in range(num)],
+        "message": [f"message {n} " + "x" * 2000 for n in range(num)],
+    }
+    for name, values in texts.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    found = summarise(table)
+    assert sum(failures.count for failures in found.failures.values()) == num_failed
+    facts = read_facts(written.storage, written.manifest)
+    (bucket,) = facts.buckets
+    buckets = [
+        replace(
+            bucket,
+            bucket=Bucket(frames=5, height=16 * n, width=16),
+            planned_clips=3 if n % 4 else 7,
+        )
+        for n in range(1, num_buckets + 1)
+    ]
+    facts = replace(facts, failures=found.failures, buckets=buckets)
+    text = render(Report(url="here", state="x", manifest=written.manifest, facts=facts), "today")
+    assert len(text) < 2_500_000
+    assert text.count("--by0: ") == MAX_BUCKETS
+    assert f"5x{16 * 4}x16" in text  # one of the largest
+    assert f"5x{16 * 5}x16" not in text
+    assert "1,500 buckets of the fewest clips, 4,500 in all, are left out here." in text
+    assert f"and {found.failures['unknown'].count - EXAMPLES:,} more" in text
 
 
 def test_a_cache_with_nothing_committed_has_a_page(tmp_path: Path) -> None:
