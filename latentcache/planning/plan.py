@@ -23,6 +23,7 @@ from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
 from latentcache.storage.cache_urls import is_cache_url
+from latentcache.storage.spill import Spill
 
 Starts = npt.NDArray[np.int64]
 #: The row of a source, the starts of its clips in a bucket, and the ordinal of the first of them.
@@ -371,11 +372,18 @@ def to_shard(
 
 def place_rows(table: pa.Table, first_shard: int, shard_clips: int) -> pa.Table:
     """Return a bucket's clips with their places: row after row, in shards from `first_shard` on."""
-    position = np.arange(table.num_rows)
+    spill = Spill()
+
+    def positions() -> Iterator[npt.NDArray[np.int64]]:
+        for start in range(0, table.num_rows, CHUNK_ROWS):
+            yield np.arange(start, min(start + CHUNK_ROWS, table.num_rows))
+
     places = {
-        "shard": pa.array(first_shard + position // shard_clips),
-        "row": pa.array((position % shard_clips).astype(np.int32)),
+        "shard": (pa.array(first_shard + some // shard_clips) for some in positions()),
+        "row": (pa.array((some % shard_clips).astype(np.int32)) for some in positions()),
     }
-    for name, values in places.items():
-        table = table.set_column(table.column_names.index(name), PLAN_SCHEMA.field(name), values)
+    for name, parts in places.items():
+        field = PLAN_SCHEMA.field(name)
+        values = spill.joined(parts, field.type)
+        table = table.set_column(table.column_names.index(name), field, values)
     return table
