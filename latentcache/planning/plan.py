@@ -30,7 +30,9 @@ Starts = npt.NDArray[np.int64]
 Picked = tuple[int, Starts, int]
 
 #: Rows that are Python's objects at a time.
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 14
+#: Rows that are hashed together, on which the digest of a plan depends.
+DIGESTED_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ class Plan:
 def _update(digest: Any, table: pa.Table) -> None:
     """Hash a table's values, whatever its chunks and buffers look like."""
     table = table.select([name for name in table.column_names if name not in ("url", "message")])
-    for start in range(0, table.num_rows, CHUNK_ROWS):
-        digest.update(repr(table.slice(start, CHUNK_ROWS).to_pydict()).encode())
+    for start in range(0, table.num_rows, DIGESTED_ROWS):
+        digest.update(repr(table.slice(start, DIGESTED_ROWS).to_pydict()).encode())
 
 
 def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
@@ -98,6 +100,7 @@ def make_plan(
     rejected: list[pa.Table] = []
     num_rejected = 0
     widths: dict[str, int] = {}
+    has_values = PER_FRAME in sources.column_names
     for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)
         chosen: dict[Bucket, list[Picked]] = {}
@@ -107,7 +110,7 @@ def make_plan(
             if isinstance(choice, str):
                 refused.append((row, *_rejection(source, choice)))
                 continue
-            if PER_FRAME in chunk.column_names and (
+            if has_values and (
                 wrong := per_frame.problem(chunk[PER_FRAME][row], source["frames"], widths)
             ):
                 refused.append((row, *wrong))
