@@ -67,7 +67,7 @@ def footer_bytes(tail: bytes, num_bytes: int) -> int:
 
     tail: the last bytes of the file; num_bytes: of the file.
     """
-    if len(tail) < TAIL_BYTES or tail[-len(MAGIC) :] != MAGIC:
+    if len(tail) < TAIL_BYTES or not tail.endswith(MAGIC):
         raise ValueError("the file does not end as a Parquet file does")
     length = int.from_bytes(tail[-TAIL_BYTES:-4], "little") + TAIL_BYTES
     if length > min(num_bytes, MAX_FOOTER_BYTES):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from latentcache.errors import CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
-from latentcache.format.parquet_bounds import footer_bytes, measure, read_row_groups
+from latentcache.format.parquet_bounds import TAIL_BYTES, footer_bytes, measure, read_row_groups
 from latentcache.format.paths import is_planned
 from latentcache.format.schemas import check_columns
 from latentcache.storage.folder import Storage
@@ -117,7 +117,7 @@ def _decode(
     keep: Callable[[pa.Table], pa.Table],
 ) -> pa.Table:
     """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
-    groups = read_row_groups(data[-footer_bytes(data, len(data)) :])
+    groups = read_row_groups(data[-footer_bytes(data[-TAIL_BYTES:], len(data)) :])
     wanted = [c for g in groups for c in g.columns if columns is None or c.path[0] in columns]
     pages = measure(data, wanted)
     _check_size(pages.num_bytes + VALUE_BYTES * pages.list_values, limit)

@@ -89,7 +89,7 @@ def grown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         cache={"url": str(folder / "cache"), "shard_clips": 8},
     )
 
-    def step(salt: str = "", **options: bool) -> None:
+    def step(salt: str = "", **options: Any) -> None:
         monkeypatch.setattr(planner, "probing_pool", lambda _: Prober(salt))
         planner.grow_cache(load_config(str(config)), **options)
 
