@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
@@ -27,3 +28,17 @@ def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
     back = np.empty(len(rows), np.int64)
     back[order] = np.arange(len(rows))
     return joined.take(pa.array(back))
+
+
+def replaced(
+    column: pa.ChunkedArray, mask: npt.NDArray[np.bool_], values: list[str]
+) -> pa.ChunkedArray:
+    """Return a column of texts with others where a mask is true, one after the other."""
+    chunks, row, taken_in = [], 0, 0
+    for chunk in column.chunks:
+        here = mask[row : row + len(chunk)]
+        some = values[taken_in : taken_in + int(here.sum())]
+        row, taken_in = row + len(chunk), taken_in + len(some)
+        texts = pa.array(some, column.type)
+        chunks.append(pc.replace_with_mask(chunk, pa.array(here), texts) if some else chunk)
+    return pa.chunked_array(chunks, column.type)

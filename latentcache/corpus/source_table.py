@@ -6,7 +6,6 @@ Columns stay in Arrow, so millions of rows do not become Python objects.
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
+from latentcache.corpus.repeats import number_repeated
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
@@ -326,7 +327,7 @@ class Rows:
         if not pc.any(dotted).as_py():
             return url
         resolved = [resolve(folder, p) for p in path.filter(dotted).to_pylist()]
-        return _replace(url, dotted, resolved)
+        return replaced(url, np.asarray(dotted.to_numpy(), bool), resolved)
 
     def allowed(self, urls: pa.ChunkedArray, named: Sequence[str]) -> pa.ChunkedArray:
         """Return the URLs. Refuses those that the configuration does not allow."""
@@ -433,29 +434,8 @@ def _null_where(mask: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArr
     return pc.if_else(mask, pa.scalar(None, column.type), column)
 
 
-def _replace(column: pa.ChunkedArray, mask: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
-    flat = pc.replace_with_mask(
-        column.combine_chunks(), mask.combine_chunks(), pa.array(values, pa.string())
-    )
-    return pa.chunked_array([flat])
-
-
 def resolve(folder: str, path: str) -> str:
     """Return the URL of a path relative to a folder's, with `.` and `..` resolved within the bucket."""
     scheme, _, rest = folder.partition("://")
     bucket, _, inner = rest.partition("/")
     return f"{scheme}://{bucket}{posixpath.normpath('/' + posixpath.join(inner, path))}"
-
-
-def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Make names unique: the second `a.mp4` becomes `a.mp4@2`, the third `a.mp4@3`."""
-    mask = pa.array(may_repeat(names))
-    taken = set(names.filter(pc.match_substring_regex(names, r"@\d+$")).to_pylist())
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names.filter(mask).to_pylist():
-        seen[name] += 1
-        while seen[name] > 1 and f"{name}@{seen[name]}" in taken:
-            seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
-    return _replace(names, pa.chunked_array([mask]), numbered)
