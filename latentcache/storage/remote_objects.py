@@ -17,19 +17,21 @@ PRECONDITION_FAILED = 412
 #: Statuses with which stores without conditional writes may answer one; S3's also mean other things.
 NO_CONDITIONS = (400, 405, 501)
 
-#: Objects that are smaller are sent with one request, by some clients: see `Storage.write`.
+#: File systems whose clients send large objects slice by slice, as bytes.
+SLICES = {"s3", "s3a"}
+#: Objects that are smaller may be sent with one request: see `Storage.write`.
 WHOLE_BYTES = 1 << 27
 
 
 def put(fs: Any, path: str, data: Data) -> None:
     """Write one object of a remote file system so that it appears whole."""
     if not SHOWS_HALVES & set(protocols(fs)):
-        fs.pipe_file(path, _whole(data))
+        fs.pipe_file(path, _whole(fs, data))
         return
     folder, name = path.rsplit("/", 1)
     temporary = f"{folder}/{temporary_name(name)}"
     fs.makedirs(folder, exist_ok=True)
-    fs.pipe_file(temporary, _whole(data))
+    fs.pipe_file(temporary, _whole(fs, data))
     fs.mv(temporary, path)
 
 
@@ -41,7 +43,7 @@ def create(fs: Any, path: str, data: Data) -> bool:
         put(fs, path, data)
         return True
     try:
-        fs.pipe_file(path, _whole(data), mode="create")
+        fs.pipe_file(path, _whole(fs, data), mode="create")
     except FileExistsError:
         return False
     except OSError as error:
@@ -51,9 +53,10 @@ def create(fs: Any, path: str, data: Data) -> bool:
     return True
 
 
-def _whole(data: Data) -> Data:
-    """Return bytes where a client may send an object as one; of larger ones it takes slices."""
-    return bytes(data) if len(data) < WHOLE_BYTES else data
+def _whole(fs: Any, data: Data) -> Data:
+    """Return bytes unless a client takes slices of the data, which are bytes then."""
+    takes_slices = len(data) >= WHOLE_BYTES and SLICES & set(protocols(fs))
+    return data if takes_slices else bytes(data)
 
 
 def bytes_or_raise(got: bytes | BaseException) -> bytes:

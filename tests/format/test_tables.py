@@ -13,7 +13,6 @@ from latentcache.errors import CorruptionError
 from latentcache.format import tables
 from latentcache.format.paths import plan_path, rejected_path, sample_path
 from latentcache.format.tables import from_parquet, read_large, to_large_parquet, to_parquet
-from latentcache.storage import remote_objects
 from latentcache.storage.folder import Storage
 
 #: Of one generation's plan of a bucket.
@@ -74,7 +73,6 @@ def test_a_large_table_is_the_same_bytes_mapped(
     monkeypatch.setattr(tables, "KEPT_BYTES", 0)
     monkeypatch.setattr(tables, "PIECE_ROWS", 1024)
     monkeypatch.setattr(tables, "PART_BYTES", len(expected) // 3)
-    monkeypatch.setattr(remote_objects, "WHOLE_BYTES", 0)
     data = to_large_parquet(table, {"about": "rows"})
     assert isinstance(data, mmap.mmap)
     assert data[:] == expected
