@@ -30,11 +30,11 @@ Probed = Future[dict[str, Any]] | Found
 #: What a table of sources must already say so that the files' headers need not be read.
 TRUSTED = {"video": ("frames", "fps", "height", "width"), "image": ("height", "width")}
 #: Rows that become Python objects together.
-READ_ROWS = 256
+READ_ROWS = 1024
 #: Files of each kind that are checked again before an earlier attempt's results are used.
 CHECKED = 64
 #: Sources whose facts become Arrow arrays together.
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 13
 
 
 def probe_sources(
@@ -63,7 +63,8 @@ def probe_sources(
             if saved and found:
                 saved.num_found += 1
             options = {"identity_only": trusted, "times": times}
-            asked.add(row, found or pool.probe(row["url"], row["kind"], **options))
+            probed = found or pool.probe(row["url"], row["kind"], **options)
+            asked.add(_Source(row, probed, trusted))
             if len(asked) > pool.window:
                 columns.add(asked.take())
                 on_probed()
@@ -84,10 +85,11 @@ def _lacks_times(row: Row, found: Found) -> bool:
 
 @dataclass(slots=True)
 class _Source:
-    """A source that was asked for. is_saved: what was found of it is with `SavedProbes`."""
+    """A source that was asked for. is_trusted: see there; is_saved: it is with `SavedProbes`."""
 
     row: Row
     found: Probed
+    is_trusted: bool
     is_saved: bool = False
 
 
@@ -101,16 +103,16 @@ class _Asked:
     def __len__(self) -> int:
         return len(self._sources)
 
-    def add(self, row: Row, found: Probed) -> None:
+    def add(self, source: _Source) -> None:
         """Ask for one more source."""
-        self._sources.append(_Source(row, found))
+        self._sources.append(source)
 
     def take(self) -> Found:
         """Wait for the first source; return its facts. Raises what `Prober.probe` does but ClipError."""
         first = self._sources[0]
-        while isinstance(first.found, Future) and not wait([first.found], FLUSH_INTERVAL_S).done:
+        while not _is_done(first.found):
             self.save()
-        facts = _facts(first.row, first.found)
+        facts = _facts(first)
         self._keep(first)
         self._sources.popleft()
         return facts
@@ -132,7 +134,14 @@ class _Asked:
             return
         if future.done() and not future.cancelled() and future.exception() is None:
             source.is_saved = True
-            self._saved.add(row["file"], row["kind"], is_trusted(row), future.result())
+            self._saved.add(row["file"], row["kind"], source.is_trusted, future.result())
+
+
+def _is_done(found: Probed) -> bool:
+    """Wait for a while; tell whether it was long enough."""
+    if not isinstance(found, Future) or found.done():  # to wait costs more than most of the rest
+        return True
+    return bool(wait([found], FLUSH_INTERVAL_S).done)
 
 
 def _hold(known: Known, pool: Prober) -> bool:
@@ -159,8 +168,9 @@ def is_trusted(row: Mapping[str, Any]) -> bool:
     return all(row[name] is not None for name in TRUSTED[row["kind"]])
 
 
-def _facts(row: Row, found: Probed) -> Found:
+def _facts(source: _Source) -> Found:
     """Return what is known about a source: what its table says, or else what was found."""
+    row, found = source.row, source.found
     if isinstance(found, Future):
         try:
             found = found.result()
@@ -170,7 +180,7 @@ def _facts(row: Row, found: Probed) -> Found:
     if row["kind"] == "image":
         facts["frames"] = 1
         facts["duration_s"] = 0.0
-    elif is_trusted(row):
+    elif source.is_trusted:
         facts["duration_s"] = row["frames"] / row["fps"]
     if row["kind"] == "video" and row["frames"] is not None and "reason" not in facts:
         facts |= implausible(facts)

@@ -30,8 +30,10 @@ FOLDER = "probed"
 FLUSH_INTERVAL_S = 30.0
 #: Older tables are skipped: files may have changed since.
 MAX_AGE_S = 7 * 86400.0
-#: Sources that wait for a write, at most: each takes 1 kB.
+#: Sources that wait for a write, at most.
 MAX_WAITING = 1 << 16
+#: Those of them that are Python's objects, each of which takes 1 kB.
+CHUNK_ROWS = 1 << 12
 #: URLs that become Python objects at a time.
 DIGESTED_ROWS = 1 << 16
 _FACTS = "latentcache.probed"
@@ -66,6 +68,7 @@ class SavedProbes:
         self.num_found = 0
         self._attempt = secrets.token_hex(6)
         self._number = 0
+        self._tables: list[pa.Table] = []
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
@@ -74,19 +77,27 @@ class SavedProbes:
         self._rows.append(
             {"file_digest": _digest(file), "kind": kind, "is_trusted": is_trusted, **found}
         )
+        if len(self._rows) >= CHUNK_ROWS:
+            self._close_chunk()
         late = time.monotonic() - self._flushed_at > FLUSH_INTERVAL_S
-        if late or len(self._rows) >= MAX_WAITING:
+        if late or len(self._tables) * CHUNK_ROWS >= MAX_WAITING:
             self.flush()
+
+    def _close_chunk(self) -> None:
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+            self._rows.clear()
 
     def flush(self) -> None:
         """Write what was found since the last write."""
-        if self._rows:
-            table = pa.Table.from_pylist(self._rows, schema=SCHEMA)
+        self._close_chunk()
+        if self._tables:
+            table = pa.concat_tables(self._tables)
             facts = {_FACTS: {**self._conditions, "written_s": time.time()}}
             path = f"{FOLDER}/{self._attempt}-{self._number:06d}.parquet"
             self._storage.write(path, to_parquet(table, facts))
             self._number += 1
-            self._rows.clear()
+            self._tables.clear()
         self._flushed_at = time.monotonic()
 
     def find(self, sources: pa.Table) -> Known | None:

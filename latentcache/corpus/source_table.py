@@ -6,17 +6,20 @@ Columns stay in Arrow, so millions of rows do not become Python objects.
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.core.columns import replaced
+from latentcache.core.names import may_repeat
+from latentcache.corpus.repeats import number_repeated
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
@@ -45,6 +48,8 @@ VIDEOS = (
     *("mp4", "mov", "qt", "mkv", "webm", "avi", "m4v", "mpg", "mpeg", "vob"),
     *("ts", "mts", "m2ts", "flv", "f4v", "wmv", "asf", "gif", "y4m", "ogv", "3gp"),
 )
+#: Rows of a table that become sources together.
+CHUNK_ROWS = 1 << 16
 NUMBERS = ("frames", "fps", "height", "width")
 #: The kept column of sources with several captions each.
 SEVERAL = "captions"
@@ -106,16 +111,9 @@ def to_sources(
     where, roles = redact_url(config.source), roles_of(config)
     if not data.num_rows:
         raise CorpusError(f"{where} has no rows. Give a table with one row per video or image.")
-    rows = Rows(where, data, {r: c for r, c in roles.items() if c in data.column_names}, starts)
-    keep = Spill().column  # one column in memory at a time
-    path, kind = map(keep, rows.paths())
-    columns = {
-        "name": keep(number_repeated(rows.names(path, folder))),
-        "url": keep(rows.allowed(rows.urls(path, folder), config.schemes)),
-        "kind": kind,
-        "caption": keep(rows.caption()),
-        **{role: keep(rows.number(role)) for role in NUMBERS},
-    }
+    roles = {role: column for role, column in roles.items() if column in data.column_names}
+    columns = _columns(where, data, roles, config, folder, starts)
+    rows = Rows(where, data, roles, starts)
     paths = {roles.get("video"), roles.get("image")}
     kept = {
         c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
@@ -126,6 +124,40 @@ def to_sources(
     if config.per_frame:
         kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
     return to_source_table(columns, kept)
+
+
+def _columns(
+    where: str,
+    data: pa.Table,
+    roles: Mapping[str, str],
+    config: CorpusConfig,
+    folder: str,
+    starts: Sequence[tuple[int, str]],
+) -> dict[str, pa.ChunkedArray]:
+    """Return the columns of the table of sources, made some rows at a time. Raises CorpusError."""
+    spill = Spill()
+    tables, given = list[pa.Table](), list[pa.Array]()
+    for first in range(0, data.num_rows, CHUNK_ROWS):
+        rows = Rows(where, data.slice(first, CHUNK_ROWS), roles, starts, first=first)
+        path, kind = rows.paths()
+        full = rows.names(path, folder)
+        columns = {
+            "name": rows.public(full, folder),
+            "url": rows.allowed(rows.urls(path, folder), config.schemes),
+            "kind": kind,
+            "caption": rows.caption(),
+            **{role: rows.number(role) for role in NUMBERS},
+        }
+        tables.append(spill.put(pa.table(columns)))
+        is_public = columns["name"] is full
+        given += (tables[-1]["name"] if is_public else spill.column(full)).chunks
+    table = pa.concat_tables(tables)
+    names, full = table["name"], pa.chunked_array(given, pa.string())
+    is_repeated = may_repeat(names)
+    if is_repeated.any():
+        Rows(where, data, roles, starts).refuse_alike(names, full, is_repeated)
+        names = spill.column(number_repeated(names))
+    return {**dict(zip(table.column_names, table.columns, strict=True)), "name": names}
 
 
 def _per_frame(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -159,7 +191,7 @@ def keepable(column: pa.ChunkedArray) -> pa.ChunkedArray:
 class Rows:
     """The rows of a table; every method returns a column of the table of sources.
 
-    starts: as of `to_sources`. row_word: what a row is in messages.
+    starts: as of `to_sources`. row_word: what a row is in messages. first: the number of the first row.
     """
 
     where: str
@@ -167,6 +199,7 @@ class Rows:
     roles: Mapping[str, str]
     starts: Sequence[tuple[int, str]] = ()
     row_word: str = "row"
+    first: int = 0
 
     @property
     def path_role(self) -> str:
@@ -223,26 +256,29 @@ class Rows:
         return path, kind
 
     def names(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
-        """Return what sources are known by: their keys, else their paths, without the secrets of URLs.
+        """Return what sources are known by, with the secrets of URLs: their keys, else their paths."""
+        if "key" in self.roles:
+            return self.text("key", required=True)
+        return self._rows_named(path, folder)
 
-        Refuses rows that are only told apart by what is left out: a number would depend on their order,
-        and a digest of a signature changes with every signing.
+    def refuse_alike(
+        self, names: pa.ChunkedArray, given: pa.ChunkedArray, among: npt.NDArray[np.bool_]
+    ) -> None:
+        """Raise CorpusError for a row that is only told apart by what its name leaves out.
+
+        A number would depend on the order of the rows, and a digest of a signature changes with every
+        signing. names: without, given: with what they leave out. among: where names may be repeated.
         """
-        role = "key" if "key" in self.roles else self.path_role
-        full = self.text("key", required=True) if role == "key" else self._rows_named(path, folder)
-        public = self.public(full, folder)
-        if public is full or pc.count_distinct(full).as_py() == pc.count_distinct(public).as_py():
-            return public
         first: dict[str, str] = {}
-        for row, (name, given) in enumerate(zip(public.to_pylist(), full.to_pylist(), strict=True)):
-            if first.setdefault(name, given) != given:
+        public, full = (column.filter(pa.array(among)).to_pylist() for column in (names, given))
+        for row, name, text in zip(np.flatnonzero(among).tolist(), public, full, strict=True):
+            if first.setdefault(name, text) != text:
                 why = (
                     "differs from an earlier row only in the query or the user of its URL, which names "
                     "leave out, since they may be secrets. Add a column of unique names to the table, "
                     "and name it as the role `key` in corpus.columns"
                 )
-                raise self.error(role, row, why)
-        return public
+                raise self.error("key" if "key" in self.roles else self.path_role, row, why)
 
     def _rows_named(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
         """Return paths, of which files in rows of tables are called `TABLE/ROW`, rows counted from 0."""
@@ -291,7 +327,7 @@ class Rows:
         if not pc.any(dotted).as_py():
             return url
         resolved = [resolve(folder, p) for p in path.filter(dotted).to_pylist()]
-        return _replace(url, dotted, resolved)
+        return replaced(url, np.asarray(dotted.to_numpy(), bool), resolved)
 
     def allowed(self, urls: pa.ChunkedArray, named: Sequence[str]) -> pa.ChunkedArray:
         """Return the URLs. Refuses those that the configuration does not allow."""
@@ -345,6 +381,7 @@ class Rows:
         """Return the CorpusError about one row's value."""
         value = self.data[self.roles[role]][row].as_py()
         shown = repr(redact_url(value) if isinstance(value, str) else value)[:200]
+        row += self.first
         start, where = max([s for s in self.starts if s[0] <= row], default=(0, self.where))
         return CorpusError(
             f"{where}: {self.row_word} {row - start + 1} (of the data, counted from 1): "
@@ -397,33 +434,8 @@ def _null_where(mask: pa.ChunkedArray, column: pa.ChunkedArray) -> pa.ChunkedArr
     return pc.if_else(mask, pa.scalar(None, column.type), column)
 
 
-def _replace(column: pa.ChunkedArray, mask: pa.ChunkedArray, values: list[str]) -> pa.ChunkedArray:
-    flat = pc.replace_with_mask(
-        column.combine_chunks(), mask.combine_chunks(), pa.array(values, pa.string())
-    )
-    return pa.chunked_array([flat])
-
-
 def resolve(folder: str, path: str) -> str:
     """Return the URL of a path relative to a folder's, with `.` and `..` resolved within the bucket."""
     scheme, _, rest = folder.partition("://")
     bucket, _, inner = rest.partition("/")
     return f"{scheme}://{bucket}{posixpath.normpath('/' + posixpath.join(inner, path))}"
-
-
-def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Make names unique: the second `a.mp4` becomes `a.mp4@2`, the third `a.mp4@3`."""
-    counts = pc.value_counts(names)
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if not len(repeated):
-        return names
-    taken = set(names.filter(pc.match_substring_regex(names, r"@\d+$")).to_pylist())
-    mask = pc.is_in(names, value_set=repeated)
-    seen: Counter[str] = Counter()
-    numbered = []
-    for name in names.filter(mask).to_pylist():
-        seen[name] += 1
-        while seen[name] > 1 and f"{name}@{seen[name]}" in taken:
-            seen[name] += 1
-        numbered.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
-    return _replace(names, mask, numbered)

@@ -153,7 +153,7 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
     """Read columns of JSON lines; a column that a line lacks is null there."""
     names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
     have: dict[str, None] = {}
-    batches: list[pa.Table] = []
+    batches, spill = list[pa.Table](), Spill()
     rows: list[tuple[int, Mapping[str, Any]]] = []
     with io.BufferedReader(cast(io.RawIOBase, file), 1 << 20) as lines:
         for number, line in enumerate(lines, 1):
@@ -161,7 +161,7 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
                 have.update(dict.fromkeys(row))
                 rows.append((number, row))
             if len(rows) == JSON_ROWS:
-                batches.append(_json_batch(rows, names, wanted))
+                batches.append(spill.put(_json_batch(rows, names, wanted)))
                 rows = []
     batches.append(_json_batch(rows, names, wanted))
     columns = wanted.choose(list(have)) if have else list(names)

@@ -6,14 +6,16 @@ without a second object that could disagree. Shard objects have theirs in their 
 
 from __future__ import annotations
 
-import io
 import json
+import mmap
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import google_crc32c
 import numpy as np
+
+from latentcache.storage.spill import Data
 
 #: Name of the JSON member, and of the key in a Parquet file's metadata.
 KEY = "latentcache.crc32c"
@@ -37,17 +39,14 @@ def seal(data: bytes) -> bytes:
     return b"".join([view[:place], digits, view[place + len(EMPTY) :]])
 
 
-def seal_parquet(file: io.BytesIO) -> None:
-    """Do as `seal` does in a Parquet file, without copies of it: the mark is in its footer."""
-    with file.getbuffer() as data:
-        footer = bytes(data[-(int.from_bytes(data[-8:-4], "little") + 8) :])
-        place = len(data) - len(footer) + footer.rindex(_PARQUET) + len(_PARQUET)
-        digits = _crc(data, place).encode()
-    file.seek(place)
-    file.write(digits)
+def seal_parquet(data: memoryview | mmap.mmap) -> None:
+    """Do as `seal` does in the bytes of a Parquet file themselves: the mark is in its footer."""
+    footer = bytes(data[-(int.from_bytes(data[-8:-4], "little") + 8) :])
+    place = len(data) - len(footer) + footer.rindex(_PARQUET) + len(_PARQUET)
+    data[place : place + len(EMPTY)] = _crc(data, place).encode()
 
 
-def check(data: bytes) -> None:
+def check(data: Data) -> None:
     """Raise ValueError unless the bytes are those that were sealed."""
     place = _place(data)
     if data[place : place + len(EMPTY)] != _crc(data, place).encode():
@@ -59,15 +58,15 @@ def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
-def _place(data: bytes) -> int:
-    mark = _PARQUET if data.startswith(b"PAR1") else _JSON
+def _place(data: Data) -> int:
+    mark = _PARQUET if data[:4] == b"PAR1" else _JSON
     found = data.rfind(mark)
     if found < 0:
         raise ValueError("it has no CRC32C of its own, so it is cut short or not of a cache")
     return found + len(mark)
 
 
-def _crc(data: bytes | memoryview, place: int) -> str:
+def _crc(data: Data | memoryview, place: int) -> str:
     """Return the CRC32C in hexadecimal. Through numpy, because slices of bytes would be copies."""
     view = np.frombuffer(data, np.uint8)
     crc = google_crc32c.value(view[:place])

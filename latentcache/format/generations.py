@@ -24,8 +24,9 @@ from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
 from latentcache.format.paths import GENERATIONS, generation_path, number_of_generation
-from latentcache.format.tables import read_bounded
+from latentcache.format.tables import read_bounded, read_large
 from latentcache.storage.folder import Storage
+from latentcache.storage.spill import Data
 from latentcache.storage.urls import redact
 
 #: plan: the first; grow: sources that are new or changed, captions; retry: failed clips; repair: damaged
@@ -116,7 +117,7 @@ def folder_name(number: int, tables_sha256: str) -> str:
     return f"{number:06d}-{tables_sha256[:DIGEST_SHOWN]}"
 
 
-def digest_of(tables: Mapping[str, bytes]) -> str:
+def digest_of(tables: Mapping[str, Data]) -> str:
     """Return the SHA-256 of tables by name, which their order does not change."""
     digest = hashlib.sha256()
     for name, data in sorted(tables.items()):
@@ -194,7 +195,7 @@ def _check_chain(storage: Storage, generations: Sequence[Generation]) -> None:
 def append(
     storage: Storage,
     generation: Generation,
-    tables: Mapping[str, bytes],
+    tables: Mapping[str, Data],
 ) -> bool:
     """Write a step's tables by path, then its JSON; returns whether it counts.
 
@@ -211,7 +212,7 @@ def append(
     return True
 
 
-def _put_back(storage: Storage, tables: Mapping[str, bytes]) -> None:
+def _put_back(storage: Storage, tables: Mapping[str, Data]) -> None:
     """Write tables that are gone: of no generation yet, they were `clean`'s if writing took hours."""
     there: dict[str, set[str]] = {}
     for path, data in tables.items():
@@ -222,11 +223,11 @@ def _put_back(storage: Storage, tables: Mapping[str, bytes]) -> None:
             _write_table(storage, path, data)
 
 
-def _write_table(storage: Storage, path: str, data: bytes) -> None:
+def _write_table(storage: Storage, path: str, data: Data) -> None:
     """Create a table whose path holds its digest: what is there is the same, or damaged."""
     if not storage.create(path, data):
         try:
-            same = read_bounded(storage, path, len(data)) == data
+            same = memoryview(read_large(storage, path, len(data))) == memoryview(data)
         except (FileNotFoundError, CorruptionError):
             same = False
         if not same:

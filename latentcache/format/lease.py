@@ -28,6 +28,7 @@ from latentcache.format import checksum
 from latentcache.format.paths import CACHE_JSON, LEASE
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
+from latentcache.storage.spill import Data
 
 log = logging.getLogger(__name__)
 
@@ -144,12 +145,12 @@ class LeasedStorage(Storage):
         _, (url, options) = super().__reduce__()
         return type(self), (url, options, self.token, self._lease_s)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Data) -> None:
         """Write one object as a whole. Raises LeaseError, StorageError."""
         self.check_lease()
         super().write(path, data)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: Data) -> bool:
         """Write one object as a whole unless one is there. Raises LeaseError, StorageError.
 
         Such a store may refuse the condition, and nobody else writes: so it looks first, and writes then.

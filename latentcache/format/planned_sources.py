@@ -28,13 +28,17 @@ def read_rejected(storage: Storage, manifest: Manifest) -> pa.Table:
     """
     tables: list[pa.Table] = []
     seen: set[str] = set()
-    for generation in reversed(manifest.generations):
+    generations = manifest.generations
+    first = next((n for n, each in enumerate(generations) if each.num_rejected), len(generations))
+    for generation in reversed(generations[first:]):
         if not generation.num_sources:
             continue
         if generation.num_rejected:
             table = read_checked(storage, rejected_path(generation.folder), SAMPLE_SCHEMA)
             fresh = [name not in seen for name in table["source"].to_pylist()]
             tables.append(table.filter(pa.array(fresh, pa.bool_())))
+        if generation is generations[first]:
+            break  # of the sources that it plans nobody asks
         sources = read_sources(storage, generation)
         others = pc.invert(pc.is_in(sources["what"], value_set=STAYS))
         seen.update(sources.filter(others)["source"].to_pylist())

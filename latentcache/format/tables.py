@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,23 +14,26 @@ import pyarrow.parquet as pq
 from latentcache.errors import CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
-from latentcache.format.parquet_bounds import footer_bytes, measure, read_row_groups
+from latentcache.format.parquet_bounds import TAIL_BYTES, footer_bytes, measure, read_row_groups
 from latentcache.format.paths import is_planned
 from latentcache.format.schemas import check_columns
 from latentcache.storage.folder import Storage
-from latentcache.storage.spill import Spill
+from latentcache.storage.spill import KEPT_BYTES, Data, Spill, gathered, written
 
 #: A table may take this much memory, and MAX_GROWTH times the bytes of its file more. (Of plans see
 #: `objects`: hundreds of clips of one source repeat its caption, which takes no room in the file.)
 BASE_BYTES = 1 << 28
 MAX_GROWTH = 64
-#: Rows decoded at a time, fewer where a repeated value is large.
+#: Rows decoded at a time, fewer where a repeated value is large, or where they go to a temporary file.
 BATCH_ROWS = 1 << 20
 #: Of one value in a list, at least.
 VALUE_BYTES = 8
 
 #: Rows that are written together.
 GROUP_ROWS = 1 << 20
+#: Rows whose texts are put together: a multiple of what Arrow's writer takes at a time, so that the bytes
+#: are those of one piece.
+PIECE_ROWS = 1 << 16
 
 #: Metadata of a file that is none of its table: Arrow's schema, and the seal.
 _NOT_OURS = (b"ARROW:schema", checksum.KEY.encode())
@@ -41,20 +44,51 @@ def to_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> by
 
     However they are cut into chunks: these are put together, one group of rows after the other.
     """
-    texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     buffer = io.BytesIO()
-    schema = table.schema.remove_metadata()
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        plain = table.replace_schema_metadata()
-        for first in range(0, max(1, table.num_rows), GROUP_ROWS):
-            writer.write_table(plain.slice(first, GROUP_ROWS).combine_chunks(), GROUP_ROWS)
-        writer.add_key_value_metadata({**texts, checksum.KEY: checksum.EMPTY})
-    checksum.seal_parquet(buffer)
+    _write(table, metadata or {}, buffer)
+    with buffer.getbuffer() as data:
+        checksum.seal_parquet(data)
     return buffer.getvalue()
 
 
+def to_large_parquet(table: pa.Table, metadata: Mapping[str, Any] | None = None) -> Data:
+    """Serialise a table as `to_parquet` does; a large one to a temporary file. Raises MachineError."""
+    if table.nbytes <= KEPT_BYTES:
+        return to_parquet(table, metadata)
+    data = written(lambda file: _write(table, metadata or {}, file))
+    checksum.seal_parquet(data)
+    return data
+
+
+def _write(table: pa.Table, metadata: Mapping[str, Any], file: IO[bytes]) -> None:
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    schema = table.schema.remove_metadata()
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        plain = table.replace_schema_metadata()
+        for first in range(0, max(1, table.num_rows), GROUP_ROWS):
+            writer.write_table(_recut(plain.slice(first, GROUP_ROWS)), GROUP_ROWS)
+        writer.add_key_value_metadata({**texts, checksum.KEY: checksum.EMPTY})
+
+
+def _recut(group: pa.Table) -> pa.Table:
+    """Return a group of rows in chunks that follow from its rows, since the bytes follow from them.
+
+    Texts, which are what is large, are in memory piece by piece.
+    """
+    spill = Spill()
+
+    def column(values: pa.ChunkedArray) -> pa.ChunkedArray:
+        if not pa.types.is_string(values.type):
+            return values.combine_chunks()
+        starts = range(0, max(1, len(values)), PIECE_ROWS)
+        pieces = (values.slice(start, PIECE_ROWS).combine_chunks() for start in starts)
+        return spill.joined(pieces, values.type)
+
+    return pa.table([column(values) for values in group.columns], schema=group.schema)
+
+
 def from_parquet(
-    data: bytes, columns: list[str] | None = None, max_memory: int | None = None
+    data: Data, columns: list[str] | None = None, max_memory: int | None = None
 ) -> pa.Table:
     """Read what `to_parquet` wrote, or some of its columns, with its metadata.
 
@@ -68,23 +102,29 @@ def from_parquet(
     checksum.check(data)
     try:
         limit = max(BASE_BYTES + MAX_GROWTH * len(data), max_memory or 0)
-        return _decode(data, columns, limit, Spill().put if max_memory else lambda table: table)
+        if max_memory:
+            return _decode(data, columns, limit, PIECE_ROWS, Spill().put)
+        return _decode(data, columns, limit, BATCH_ROWS, lambda table: table)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
 
 
 def _decode(
-    data: bytes, columns: list[str] | None, limit: int, keep: Callable[[pa.Table], pa.Table]
+    data: Data,
+    columns: list[str] | None,
+    limit: int,
+    batch_rows: int,
+    keep: Callable[[pa.Table], pa.Table],
 ) -> pa.Table:
     """Decode batch by batch: how much a batch takes follows from the pages, not from the footer."""
-    groups = read_row_groups(data[-footer_bytes(data, len(data)) :])
+    groups = read_row_groups(data[-footer_bytes(data[-TAIL_BYTES:], len(data)) :])
     wanted = [c for g in groups for c in g.columns if columns is None or c.path[0] in columns]
     pages = measure(data, wanted)
     _check_size(pages.num_bytes + VALUE_BYTES * pages.list_values, limit)
-    batch_rows = max(1, min(BATCH_ROWS, BASE_BYTES // max(1, pages.dictionary_bytes)))
+    batch_rows = max(1, min(batch_rows, BASE_BYTES // max(1, pages.dictionary_bytes)))
     tables: list[pa.Table] = []
     num_bytes = 0
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
+    with pq.ParquetFile(pa.BufferReader(pa.py_buffer(data))) as file:
         schema = file.schema_arrow
         if len(set(schema.names)) < len(schema.names):
             raise ValueError("it has a column twice")
@@ -114,6 +154,9 @@ MAX_PLAN_BYTES = 1 << 31
 
 MAX_TABLE_BYTES = 1 << 28
 
+#: Bytes of an object that are in memory at a time, if it is read part by part.
+PART_BYTES = 1 << 24
+
 #: A plan may take this part of the machine's memory, however small its file is.
 PART_FOR_A_PLAN = 4
 
@@ -124,9 +167,29 @@ def read_bounded(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -
     Raises FileNotFoundError, and CorruptionError where it is larger.
     """
     data = storage.read_ranges(path, [(0, max_bytes + 1)])[0]
+    _check_length(storage, path, data, max_bytes)
+    return data
+
+
+def read_large(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -> Data:
+    """Read an object as `read_bounded` does; of a large one, a part at a time is in memory."""
+
+    def parts() -> Iterator[bytes]:
+        for start in range(0, max_bytes + 1, PART_BYTES):
+            wanted = min(PART_BYTES, max_bytes + 1 - start)
+            part = storage.read_ranges(path, [(start, wanted)])[0]
+            yield part
+            if len(part) < wanted:
+                return
+
+    data = gathered(parts())
+    _check_length(storage, path, data, max_bytes)
+    return data
+
+
+def _check_length(storage: Storage, path: str, data: Data, max_bytes: int) -> None:
     if len(data) > max_bytes:
         raise damaged(storage, path, f"has more than {max_bytes} bytes, and no such object has")
-    return data
 
 
 def read_table(storage: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
@@ -155,10 +218,12 @@ def read_sized_table(
     storage: Storage, path: str, columns: list[str] | None = None
 ) -> tuple[pa.Table, int]:
     """Read a table as `read_table` does; returns the bytes of its file, too."""
-    most, max_memory = MAX_TABLE_BYTES, 0
     if is_planned(path):
-        most, max_memory = MAX_PLAN_BYTES, _memory_bytes() // PART_FOR_A_PLAN
-    data = read_bounded(storage, path, most)
+        max_memory = _memory_bytes() // PART_FOR_A_PLAN
+        data = read_large(storage, path)
+    else:
+        max_memory = 0
+        data = read_bounded(storage, path, MAX_TABLE_BYTES)
     try:
         return from_parquet(data, columns, max_memory), len(data)
     except ValueError as error:

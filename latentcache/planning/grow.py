@@ -6,13 +6,15 @@ is not opened again. Captions and kept columns do not determine latents, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+from latentcache.core.names import NameIndex, Rows
 from latentcache.corpus.probe import Prober, probe_sources
 from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.stamps import stamp_groups
@@ -20,9 +22,9 @@ from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
 from latentcache.format.schemas import PROBE_SCHEMA
 from latentcache.planning.known import KnownCache, as_sources, retire
-from latentcache.planning.masks import Mask, chosen, mask_of, no_names, same
+from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_names, same
 from latentcache.planning.notes import Note, notes
-from latentcache.planning.plan import CHUNK_ROWS, Plan, make_plan
+from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.relabel import relabel
 from latentcache.planning.step import Step
@@ -78,11 +80,11 @@ def plan_growth(
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     spill = Spill()
-    stamps = spill.column(stamps_of(planned, corpus))
-    corpus = _as_known(corpus, known).append_column("stamp", stamps)
+    corpus = _as_known(corpus, known).append_column("stamp", stamps_of(planned, corpus))
     difference = Difference()
-    mask = _to_probe(corpus, known, check_content)
-    probed = probe(chosen(corpus, mask), pool, on_probed, saved)
+    at = known.sources.find(corpus["name"])
+    mask = _to_probe(corpus, known, at, check_content)
+    probed = probe(chosen(corpus, mask, spill.put), pool, on_probed, saved)
     difference.num_probed = probed.num_rows
     plan = plan_sources(planned, probed, spill)
     fresh = _sort_out(probed, plan.rejected["source"], known, difference)
@@ -95,14 +97,19 @@ def plan_growth(
     auto = planned.config.cache.shard_clips == "auto"
     shard_clips = 0 if auto else planned.manifest.shard_clips
     difference.notes = notes(fresh, plan.buckets, planned.config.clips, shard_clips)
-    difference.gone = known.sources.without(corpus["name"])
+    difference.gone = known.sources.without(at)
     pruned = difference.gone if prune else no_names()
     retire_sources(step, known, difference.changed, CHANGED)
     step.add_sources(as_sources(known, pruned), "gone")
     retire_sources(step, known, pruned, REMOVED)
-    _move(step, known, corpus, fresh, difference)
-    leave = pa.chunked_array([*difference.changed.chunks, *pruned.chunks], pa.string())
-    relabel(step, known, corpus, leave)
+    if known.sources:
+        index = NameIndex(corpus["name"])
+        left = [*fresh["name"].chunks, *difference.unreadable.chunks]
+        # What cannot be used as it is now stays as it was, and is named again the next time.
+        at[index.find(pa.chunked_array(left, pa.string()))] = -1
+        _move(step, known, corpus, at, difference)
+        leave = pa.chunked_array([*difference.changed.chunks, *pruned.chunks], pa.string())
+        relabel(step, known, corpus, index, leave)
     difference.num_relabelled = step.num_relabelled
     return step, difference
 
@@ -112,7 +119,7 @@ def stamps_of(planned: PlannedCache, sources: pa.Table) -> pa.ChunkedArray:
     config = planned.config.corpus
     urls = (batch["url"].to_pylist() for batch in _batches(sources, ["url"]))
     stamps = stamp_groups(urls, config.storage_options, config.schemes)
-    return pa.chunked_array([pa.array(some, pa.string()) for some in stamps], pa.string())
+    return Spill().joined((pa.array(some, pa.string()) for some in stamps), pa.string())
 
 
 def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
@@ -121,12 +128,26 @@ def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
     return batches
 
 
-def _to_probe(corpus: pa.Table, known: KnownCache, check_content: bool) -> Mask:
-    """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing."""
-    at = known.sources.places(corpus["name"])
-    stamps, what = (known.sources.table[name].take(at) for name in ("stamp", "what"))
-    is_known = mask_of(pc.and_(pc.equal(corpus["stamp"], stamps), pc.not_equal(what, "rejected")))
-    return np.ones(len(is_known), bool) if check_content else ~is_known
+def _to_probe(corpus: pa.Table, known: KnownCache, at: Rows, check_content: bool) -> Mask:
+    """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing.
+
+    at: their rows in what is known.
+    """
+    to_probe = np.ones(len(at), bool)
+    if check_content or not known.sources:
+        return to_probe
+    for start, rows in _pieces(at):
+        stamps, what = (taken(known.sources.table[name], rows) for name in ("stamp", "what"))
+        is_same = pc.equal(corpus["stamp"].slice(start, len(rows)), stamps)
+        is_known = mask_of(pc.and_(is_same, pc.not_equal(what, "rejected")))
+        to_probe[start : start + len(rows)] = ~is_known
+    return to_probe
+
+
+def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """Cut into parts, each with where it starts."""
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield start, rows[start : start + CHUNK_ROWS]
 
 
 def probe(
@@ -149,26 +170,30 @@ def _sort_out(
     probed: pa.Table, rejected: pa.ChunkedArray, known: KnownCache, difference: Difference
 ) -> pa.Table:
     """Return the probed sources that are to be planned, and name what they are."""
-    names = probed["name"]
-    before = known.sources.table.select(["identity", "stamp", "what"])
-    before = before.take(known.sources.places(names))
-    is_known, failed = mask_of(pc.is_valid(before["what"])), mask_of(pc.is_in(names, rejected))
-    was_rejected = mask_of(pc.equal(before["what"], "rejected"))
+    names, spill = probed["name"], Spill()
+    at, failed = known.sources.find(names), NameIndex(rejected).find(names) >= 0
+    was_rejected, as_before = np.zeros(len(at), bool), np.zeros(len(at), bool)
+    for start, rows in _pieces(at):
+        here, now = slice(start, start + len(rows)), probed.slice(start, len(rows))
+        before = {n: taken(known.sources.table[n], rows) for n in ("identity", "stamp", "what")}
+        was_rejected[here] = mask_of(pc.equal(before["what"], "rejected"))
+        stamp, identity = (same(now[name], before[name]) for name in ("stamp", "identity"))
+        as_before[here] = np.where(was_rejected[here], failed[here] & stamp, identity)
+    is_known = at >= 0
+    as_before &= is_known
     was_planned = is_known & ~was_rejected
     unreadable = was_planned & failed
-    as_before = was_rejected & failed & same(probed["stamp"], before["stamp"])
-    as_before |= was_planned & same(probed["identity"], before["identity"])
-    taken = ~(as_before | unreadable)
+    taken_in = ~(as_before | unreadable)
     masks = {
         "new": ~is_known & ~failed,
-        "rejected": taken & failed,
+        "rejected": taken_in & failed,
         "repaired": was_rejected & ~failed,
-        "changed": taken & was_planned,
+        "changed": taken_in & was_planned,
         "unreadable": unreadable,
     }
     for what, mask in masks.items():
-        setattr(difference, what, names.filter(pa.array(mask)))
-    return chosen(probed, taken)
+        setattr(difference, what, chosen(names, mask, spill.column))
+    return chosen(probed, taken_in, spill.put)
 
 
 def plan_sources(planned: PlannedCache, sources: pa.Table, spill: Spill | None = None) -> Plan:
@@ -186,7 +211,7 @@ def add_plan(step: Step, plan: Plan, sources: pa.Table) -> None:
         step.clips.setdefault(bucket, []).append(table)
     if plan.rejected.num_rows:
         step.rejected = plan.rejected
-    rejected = mask_of(pc.is_in(sources["name"], value_set=plan.rejected["source"]))
+    rejected = NameIndex(plan.rejected["source"]).find(sources["name"]) >= 0
     said = sources.rename_columns(
         ["source" if name == "name" else name for name in sources.column_names]
     ).select(["source", "url", "kind", "identity", "stamp"])
@@ -203,46 +228,46 @@ def retire_sources(step: Step, known: KnownCache, names: pa.ChunkedArray, why: s
 
 
 def _move(
-    step: Step, known: KnownCache, corpus: pa.Table, fresh: pa.Table, difference: Difference
+    step: Step, known: KnownCache, corpus: pa.Table, at: Rows, difference: Difference
 ) -> None:
     """Say where known sources are now that have moved, and the stamps of those that were touched.
 
-    Of a signed URL only the place counts. Others have the same content, and are not opened again.
+    Of a signed URL only the place counts. Others have the same content, and are not opened again. at: the
+    rows of the corpus's sources in what is known, -1 for those of which nothing is to be said.
     """
-    at = known.sources.places(corpus["name"])
-    moved = _elsewhere(corpus["url"], known.sources.table["url"], at)
-    stamps = known.sources.table["stamp"].take(at)
-    touched = mask_of(pc.is_valid(corpus["stamp"])) & ~same(corpus["stamp"], stamps) & ~moved
-    # What cannot be used as it is now stays as it was, and is named again the next time.
-    left = [*fresh["name"].chunks, *difference.unreadable.chunks]
-    others = pc.is_in(corpus["name"], value_set=pa.chunked_array(left, pa.string()))
-    stays = ~mask_of(others)
-    difference.moved = _say(step, known, corpus, moved & stays, "moved")
-    difference.touched = _say(step, known, corpus, touched & stays, "touched")
+    table = known.sources.table
+    moved, touched = np.zeros(len(at), bool), np.zeros(len(at), bool)
+    for start, rows in _pieces(at):
+        here, now = slice(start, start + len(rows)), corpus.slice(start, len(rows))
+        moved[here] = _elsewhere(now["url"], taken(table["url"], rows))
+        is_stamped = mask_of(pc.is_valid(now["stamp"]))
+        touched[here] = is_stamped & ~same(now["stamp"], taken(table["stamp"], rows))
+    difference.moved = _say(step, known, corpus, at, moved & (at >= 0), "moved")
+    difference.touched = _say(step, known, corpus, at, touched & ~moved & (at >= 0), "touched")
 
 
-def _say(step: Step, known: KnownCache, corpus: pa.Table, mask: Mask, what: str) -> pa.ChunkedArray:
+def _say(
+    step: Step, known: KnownCache, corpus: pa.Table, at: Rows, mask: Mask, what: str
+) -> pa.ChunkedArray:
     """Say something of known sources that give clips; returns their names."""
-    said = corpus.select(["name", "url", "kind", "stamp"]).filter(pa.array(mask))
-    before = known.sources.table.select(["identity", "what"])
-    before = before.take(known.sources.places(said["name"]))
-    said = said.append_column("identity", before["identity"])
-    said = said.filter(pc.not_equal(before["what"], "rejected"))
+    rejected = mask_of(pc.equal(known.sources.table["what"], "rejected"))
+    mask &= ~rejected[at]
+    spill = Spill()
+    said = chosen(corpus.select(["name", "url", "kind", "stamp"]), mask, spill.put)
+    parts = (taken(known.sources.table["identity"], rows) for _, rows in _pieces(at[mask]))
+    said = said.append_column("identity", spill.joined(parts, pa.string()))
     names = ["source" if name == "name" else name for name in said.column_names]
     schema = pa.schema([(name, pa.string()) for name in names])
     step.add_sources(said.rename_columns(names).cast(schema), what)
     return said["name"]
 
 
-def _elsewhere(urls: pa.ChunkedArray, known: pa.ChunkedArray, at: pa.ChunkedArray) -> Mask:
-    """Tell which URLs are of another place than those known at `at`; null there: of no known source."""
-    before = known.cast(pa.large_string()).combine_chunks()  # of more than 2 GB, some can be taken
-    found = [np.zeros(0, bool)]
-    for start in range(0, len(urls), CHUNK_ROWS):
-        now = urls.slice(start, CHUNK_ROWS).cast(pa.large_string())
-        then = before.take(at.slice(start, CHUNK_ROWS))
-        found.append(mask_of(pc.not_equal(_places(now), _places(then))))
-    return np.concatenate(found)
+def _elsewhere(urls: pa.ChunkedArray, before: pa.Array) -> Mask:
+    """Tell which URLs are of another place than those known; null there: of no known source."""
+    differ = pc.not_equal(urls, before)
+    if not pc.any(differ).as_py():
+        return np.zeros(len(urls), bool)
+    return mask_of(pc.not_equal(_places(urls), _places(pa.chunked_array([before]))))
 
 
 def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ClipId, ShardId
 from latentcache.format.columns import read_columns
 from latentcache.format.manifest import Manifest
@@ -17,8 +20,33 @@ from latentcache.planning.planned import PlanReader
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import public_name
 
-#: Planned rows whose sources are looked up together.
-LOOKED_UP_ROWS = 1 << 18
+#: Planned rows that are looked at together.
+GROUP_ROWS = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Shards of one bucket that have the same columns.
+
+    shards: how many rows of each count; rows: all of these; at: where the source of each is in an index,
+    -1 if nowhere.
+    """
+
+    shards: Mapping[ShardId, int]
+    rows: pa.Table
+    at: Rows
+
+    @property
+    def bucket(self) -> str:
+        """The bucket of the shards."""
+        return next(iter(self.shards)).bucket
+
+    def slices(self) -> Iterator[tuple[ShardId, slice]]:
+        """Yield which rows are of which shard."""
+        start = 0
+        for shard, number in self.shards.items():
+            yield shard, slice(start, start + number)
+            start += number
 
 
 class KnownCache:
@@ -44,19 +72,10 @@ class KnownCache:
                 if rows.num_rows:
                     yield shard, rows
 
-    def looked_up(self, names: pa.Array) -> Iterator[tuple[ShardId, pa.Table, pa.Array]]:
-        """Yield `shards`, with the places of their rows' sources among `names`; null where it has none.
-
-        Many shards are looked up together: each time, all names are hashed.
-        """
-        shards = self.shards()
-        while group := list(_of_rows(shards, LOOKED_UP_ROWS)):
-            sources = [chunk for _, rows in group for chunk in rows["source"].chunks]
-            found = pc.index_in(pa.chunked_array(sources, pa.string()), value_set=names)
-            places, start = found.combine_chunks(), 0
-            for shard, rows in group:
-                yield shard, rows, places.slice(start, rows.num_rows)
-                start += rows.num_rows
+    def looked_up(self, index: NameIndex) -> Iterator[Group]:
+        """Yield the rows of `shards`, many together, with the places of their sources in an index."""
+        for shards, rows in _groups(self.shards()):
+            yield Group(shards=shards, rows=rows, at=index.find(rows["source"]))
 
     def num_rows(self, shard: ShardId) -> int:
         """Return how many rows a shard has, retired ones too."""
@@ -97,33 +116,42 @@ class KnownCache:
         for shard, rows in self.shards():
             if shard in last:
                 chosen = pc.is_in(rows["row"], value_set=pa.array(sorted(last[shard]), pa.int32()))
-                found.append(_in_bucket(shard, rows.filter(chosen)))
+                found.append(_in_bucket(shard.bucket, rows.filter(chosen)))
         return _concatenated(found)
 
     def rows_of(self, names: Collection[str]) -> pa.Table:
         """Return the rows that count of some sources: bucket, and the plan's columns."""
-        wanted = pa.array(sorted(names), pa.string())
+        index = NameIndex(pa.chunked_array([pa.array(sorted(names), pa.string())]))
         found = [
-            _in_bucket(shard, rows.filter(pc.is_valid(places)))
-            for shard, rows, places in self.looked_up(wanted)
-            if places.null_count < len(places)
+            _in_bucket(group.bucket, group.rows.filter(pa.array(group.at >= 0)))
+            for group in self.looked_up(index)
+            if (group.at >= 0).any()
         ]
         return _concatenated(found)
 
 
-def _of_rows(
-    shards: Iterator[tuple[ShardId, pa.Table]], num_rows: int
-) -> Iterator[tuple[ShardId, pa.Table]]:
-    """Yield shards until they have so many rows together, or more."""
+def _groups(
+    shards: Iterator[tuple[ShardId, pa.Table]],
+) -> Iterator[tuple[dict[ShardId, int], pa.Table]]:
+    """Yield shards of one bucket and with the same columns together, up to GROUP_ROWS rows or so."""
+    numbers: dict[ShardId, int] = {}
+    tables: list[pa.Table] = []
     for shard, rows in shards:
-        yield shard, rows
-        num_rows -= rows.num_rows
-        if num_rows <= 0:
-            return
+        if tables and (
+            sum(numbers.values()) >= GROUP_ROWS
+            or shard.bucket != next(iter(numbers)).bucket
+            or not rows.schema.equals(tables[0].schema)
+        ):
+            yield numbers, pa.concat_tables(tables)
+            numbers, tables = {}, []
+        numbers[shard] = rows.num_rows
+        tables.append(rows)
+    if tables:
+        yield numbers, pa.concat_tables(tables)
 
 
-def _in_bucket(shard: ShardId, rows: pa.Table) -> pa.Table:
-    return rows.append_column("bucket", pa.array([shard.bucket] * rows.num_rows, pa.string()))
+def _in_bucket(bucket: str, rows: pa.Table) -> pa.Table:
+    return rows.append_column("bucket", pa.array([bucket] * rows.num_rows, pa.string()))
 
 
 def _concatenated(tables: Sequence[pa.Table]) -> pa.Table:
@@ -140,7 +168,8 @@ def retire(rows: pa.Table, why: str) -> pa.Table:
 
 def as_sources(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
     """Return source, url, kind, identity and stamp of sources that are gone."""
-    rows = known.sources.places(names)
-    table = known.sources.table.take(rows).drop_columns(["what"])
+    rows = known.sources.find(names)
+    columns = known.sources.table.drop_columns(["what"])
+    table = pa.table([taken(column, rows) for column in columns.columns], schema=columns.schema)
     urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
     return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))

@@ -6,14 +6,18 @@ import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+from latentcache.core.names import NameIndex, Rows
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import STAYS, read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
-from latentcache.planning.masks import chosen, mask_of
+from latentcache.planning.masks import chosen, mask_of, pieces
 from latentcache.storage.folder import Storage
+from latentcache.storage.spill import Spill
 
 #: Columns of what is known, beside the name.
 _FACTS = ("url", "kind", "identity", "stamp")
@@ -58,14 +62,19 @@ class KnownSources(Mapping[str, KnownSource]):
         facts = {name: self.table[name][row].as_py() for name in _FACTS}
         return KnownSource(**facts, is_rejected=self.table["what"][row].as_py() == "rejected")
 
-    def places(self, names: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return the rows of some names, int32; null for those that are not known."""
-        return pc.index_in(names, value_set=self.table["source"])
+    def find(self, names: pa.ChunkedArray) -> Rows:
+        """Return the rows of some names, -1 for those that are not known."""
+        return self._index.find(names)
 
-    def without(self, names: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return the names of the sources that are not among these, sorted."""
-        others = pc.invert(pc.is_in(self.table["source"], value_set=names))
-        return self.table["source"].filter(others).sort()
+    @functools.cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(self.table["source"])
+
+    def without(self, rows: Rows) -> pa.ChunkedArray:
+        """Return the names of the sources that are not in these rows, sorted."""
+        others = np.ones(len(self), bool)
+        others[rows[rows >= 0]] = False
+        return chosen(self.table["source"], others).sort()
 
 
 def read_known(storage: Storage, manifest: Manifest) -> KnownSources:
@@ -83,13 +92,17 @@ def changed(known: pa.Table, said: pa.Table) -> pa.Table:
 
     A source that is gone is known no more. One that has moved or was touched has another URL or stamp.
     """
-    at = pc.index_in(said["source"], value_set=known["source"])
-    is_moved = pc.is_in(said["what"], value_set=STAYS)
-    is_gone = pc.equal(said["what"], "gone")
-    before = known.take(at.filter(is_moved).drop_null())
-    moved = said.filter(pc.and_(is_moved, pc.is_valid(at))).select(["source", "url", "stamp"])
+    in_said = NameIndex(said["source"]).find(known["source"])
+    at = np.full(said.num_rows, -1)
+    at[in_said[in_said >= 0]] = np.flatnonzero(in_said >= 0)
+    is_moved = mask_of(pc.is_in(said["what"], value_set=STAYS))
+    is_gone = mask_of(pc.equal(said["what"], "gone"))
+    spill = Spill()
+    moved = chosen(said.select(["source", "url", "stamp"]), is_moved & (at >= 0), spill.put)
+    rows = at[is_moved & (at >= 0)]
     for name in ("kind", "identity", "what"):
-        moved = moved.append_column(known.schema.field(name), before[name])
-    fresh = chosen(said, ~mask_of(pc.or_(is_moved, is_gone)))
-    untouched = chosen(known, ~mask_of(pc.is_in(known["source"], value_set=said["source"])))
+        parts = (taken(known[name], some) for some in pieces(rows))
+        moved = moved.append_column(known.schema.field(name), spill.joined(parts, pa.string()))
+    fresh = chosen(said, ~(is_moved | is_gone), spill.put)
+    untouched = chosen(known, in_said < 0, spill.put)
     return pa.concat_tables([untouched, moved.select(PLANNED_SOURCE_SCHEMA.names), fresh])

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.clips import ClipsConfig
+from latentcache.core.names import NameIndex
 from latentcache.core.records import Bucket
-from latentcache.planning.masks import chosen, mask_of, no_names
+from latentcache.planning.masks import CHUNK_ROWS, chosen, no_names
+from latentcache.storage.spill import Spill
 
-Lengths = npt.NDArray[np.float64]
+Lengths = npt.NDArray[np.int32]
 
 #: Batches hold clips of one bucket; smaller ones than this are rare.
 SMALL_BATCH = 8
@@ -37,11 +39,11 @@ def notes(
 ) -> list[Note]:
     """Return what is to be said of new clips. sources: probed ones; clips: their plan, by bucket."""
     heights, widths = _bucket_sizes(sources["name"], clips)
-    planned = ~np.isnan(heights)
+    planned = heights > 0
     if not planned.any():
         return []
     names = ["name", "kind", "caption", "fps", "height", "width"]
-    rows = chosen(sources.select(names), planned)
+    rows = chosen(sources.select(names), planned, Spill().put)
     return [
         _captions(rows),
         *_repeats(rows, config),
@@ -53,10 +55,11 @@ def notes(
 def _bucket_sizes(
     names: pa.ChunkedArray, clips: Mapping[Bucket, pa.Table]
 ) -> tuple[Lengths, Lengths]:
-    """Return the heights and widths of the sources' buckets, NaN where a source has no clip."""
-    heights, widths = np.full(len(names), np.nan), np.full(len(names), np.nan)
+    """Return the heights and widths of the sources' buckets, 0 where a source has no clip."""
+    heights, widths = np.zeros(len(names), np.int32), np.zeros(len(names), np.int32)
+    index = NameIndex(names)
     for bucket, table in clips.items():
-        is_there = mask_of(pc.is_in(names, value_set=table["source"]))
+        is_there = index.find(table["source"])
         heights[is_there], widths[is_there] = bucket.height, bucket.width
     return heights, widths
 
@@ -104,15 +107,19 @@ def _repeats(rows: pa.Table, config: ClipsConfig) -> Iterator[Note]:
 
 
 def _enlarged(rows: pa.Table, bucket_heights: Lengths, bucket_widths: Lengths) -> Iterator[Note]:
-    height, width = rows["height"].to_numpy(), rows["width"].to_numpy()
-    factors = enlargement(height, width, bucket_heights, bucket_widths)
-    is_enlarged = factors > 1
+    is_enlarged, most = np.zeros(rows.num_rows, bool), 1.0
+    for start in range(0, rows.num_rows, CHUNK_ROWS):
+        here, some = slice(start, start + CHUNK_ROWS), rows.slice(start, CHUNK_ROWS)
+        height, width = some["height"].to_numpy(), some["width"].to_numpy()
+        factors = enlargement(height, width, bucket_heights[here], bucket_widths[here])
+        is_enlarged[here] = factors > 1
+        most = max(most, factors.max())
     if is_enlarged.any():
         yield Note(
             what="size",
             text=f"{is_enlarged.sum()} sources are enlarged to cover their buckets, by up to "
-            f"{factors[is_enlarged].max():.2f}; clips.too_small=record leaves them out",
-            names=rows["name"].filter(pa.array(is_enlarged)),
+            f"{most:.2f}; clips.too_small=record leaves them out",
+            names=chosen(rows["name"], is_enlarged),
         )
 
 

@@ -23,13 +23,16 @@ from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
 from latentcache.storage.cache_urls import is_cache_url
+from latentcache.storage.spill import Spill
 
 Starts = npt.NDArray[np.int64]
 #: The row of a source, the starts of its clips in a bucket, and the ordinal of the first of them.
 Picked = tuple[int, Starts, int]
 
 #: Rows that are Python's objects at a time.
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = 1 << 14
+#: Rows that are hashed together, on which the digest of a plan depends.
+DIGESTED_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +67,8 @@ class Plan:
 def _update(digest: Any, table: pa.Table) -> None:
     """Hash a table's values, whatever its chunks and buffers look like."""
     table = table.select([name for name in table.column_names if name not in ("url", "message")])
-    for start in range(0, table.num_rows, CHUNK_ROWS):
-        digest.update(repr(table.slice(start, CHUNK_ROWS).to_pydict()).encode())
+    for start in range(0, table.num_rows, DIGESTED_ROWS):
+        digest.update(repr(table.slice(start, DIGESTED_ROWS).to_pydict()).encode())
 
 
 def check_geometry(clips: ClipsConfig, spec: LatentSpec) -> None:
@@ -97,6 +100,7 @@ def make_plan(
     rejected: list[pa.Table] = []
     num_rejected = 0
     widths: dict[str, int] = {}
+    has_values = PER_FRAME in sources.column_names
     for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)
         chosen: dict[Bucket, list[Picked]] = {}
@@ -106,7 +110,7 @@ def make_plan(
             if isinstance(choice, str):
                 refused.append((row, *_rejection(source, choice)))
                 continue
-            if PER_FRAME in chunk.column_names and (
+            if has_values and (
                 wrong := per_frame.problem(chunk[PER_FRAME][row], source["frames"], widths)
             ):
                 refused.append((row, *wrong))
@@ -371,11 +375,18 @@ def to_shard(
 
 def place_rows(table: pa.Table, first_shard: int, shard_clips: int) -> pa.Table:
     """Return a bucket's clips with their places: row after row, in shards from `first_shard` on."""
-    position = np.arange(table.num_rows)
+    spill = Spill()
+
+    def positions() -> Iterator[npt.NDArray[np.int64]]:
+        for start in range(0, table.num_rows, CHUNK_ROWS):
+            yield np.arange(start, min(start + CHUNK_ROWS, table.num_rows))
+
     places = {
-        "shard": pa.array(first_shard + position // shard_clips),
-        "row": pa.array((position % shard_clips).astype(np.int32)),
+        "shard": (pa.array(first_shard + some // shard_clips) for some in positions()),
+        "row": (pa.array((some % shard_clips).astype(np.int32)) for some in positions()),
     }
-    for name, values in places.items():
-        table = table.set_column(table.column_names.index(name), PLAN_SCHEMA.field(name), values)
+    for name, parts in places.items():
+        field = PLAN_SCHEMA.field(name)
+        values = spill.joined(parts, field.type)
+        table = table.set_column(table.column_names.index(name), field, values)
     return table

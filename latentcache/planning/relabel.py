@@ -8,50 +8,61 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
 from latentcache.format.per_frame import FRAME, PER_FRAME, recut
 from latentcache.planning.known import KnownCache
+from latentcache.planning.masks import Mask
 from latentcache.planning.plan import kept_names
 from latentcache.planning.step import Step
 
 
-def relabel(step: Step, known: KnownCache, corpus: pa.Table, leave: pa.ChunkedArray) -> None:
+def relabel(
+    step: Step, known: KnownCache, corpus: pa.Table, index: NameIndex, leave: pa.ChunkedArray
+) -> None:
     """Give shards the captions and kept columns that their sources have now, where they differ.
 
-    Kept columns that the corpus no longer has stay as they are. leave: names of sources whose clips do not
-    count any more.
+    Kept columns that the corpus no longer has stay as they are. index: of the corpus's names. leave: names
+    of sources whose clips do not count any more.
     """
-    if not known.sources:
-        return
-    values_of = {name: corpus[name].combine_chunks() for name in (CAPTION, *kept_names(corpus))}
-    value_set = corpus["name"].combine_chunks()
-    for shard, rows, at in known.looked_up(value_set):
-        there = pc.and_(pc.is_valid(at), pc.invert(pc.is_in(rows["source"], value_set=leave)))
+    names, left = (CAPTION, *kept_names(corpus)), NameIndex(leave)
+    for group in known.looked_up(index):
+        rows = group.rows
+        there = (group.at >= 0) & (left.find(rows["source"]) < 0)
         now = {
-            name: _merged(rows, _values_at(rows, v, at, name), name, there)
-            for name, v in values_of.items()
+            name: _merged(rows, _values_at(rows, corpus[name], group.at, name), name, there)
+            for name in names
         }
         differ = np.zeros(rows.num_rows, bool)
         for name, values in now.items():
             before = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows)
             differ |= _differ(before, values)
-        if not differ.any():
-            continue
         step.num_relabelled += int(differ.sum())
-        left_out = [name for name in kept_names(rows) if name not in now]
-        now |= {name: rows[name].combine_chunks() for name in left_out}
-        step.columns[shard] = _all_rows(known, shard, rows, now)
+        for shard, part in group.slices():
+            if differ[part].any():
+                step.columns[shard] = _columns(known, shard, rows, now, part)
 
 
-def _values_at(rows: pa.Table, values: pa.Array, at: pa.Array, name: str) -> pa.Array:
+def _columns(
+    known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.Array], part: slice
+) -> pa.Table:
+    """Return the columns of a shard, which has a part of some rows."""
+    mine = rows.slice(part.start, part.stop - part.start)
+    left_out = {n: mine[n].combine_chunks() for n in kept_names(mine) if n not in now}
+    taken_in = {name: values[part.start : part.stop] for name, values in now.items()}
+    return _all_rows(known, shard, mine, taken_in | left_out)
+
+
+def _values_at(rows: pa.Table, values: pa.ChunkedArray, at: Rows, name: str) -> pa.Array:
     """Return the corpus's values for rows; those per frame cut to each clip. Raises CorpusError."""
-    taken = values.take(at)
+    found = taken(values, at)
     if name != PER_FRAME:
-        return taken
+        return found
     try:
-        return recut(taken, _frame_numbers(rows))
+        return recut(found, _frame_numbers(rows))
     except ValueError as error:
         raise CorpusError(
             f"corpus.per_frame: {error}. Nothing was changed. Give the column one value per frame of its "
@@ -73,18 +84,20 @@ def _frame_numbers(rows: pa.Table) -> list[list[int]]:
     return [list(range(row["start"], row["start"] + row["frames"])) for row in places]
 
 
-def _merged(rows: pa.Table, values: pa.Array, name: str, there: pa.Array) -> pa.Array:
+def _merged(rows: pa.Table, values: pa.Array, name: str, there: Mask) -> pa.Array:
     """Return a column's values now: the corpus's where it has the source, else those of before."""
-    if pc.all(there).as_py():
+    if there.all():
         return values
     if name not in rows.column_names:
         before = pa.nulls(rows.num_rows, values.type)
     else:
         before = rows[name].combine_chunks()
+    if before.type == values.type:
+        return pc.if_else(pa.array(there), values, before)
     merged = [
         new if is_there else old
         for new, old, is_there in zip(
-            values.to_pylist(), before.to_pylist(), there.to_pylist(), strict=True
+            values.to_pylist(), before.to_pylist(), there.tolist(), strict=True
         )
     ]
     return pa.array(merged, values.type)

@@ -38,9 +38,11 @@ from latentcache.format.schemas import (
     RETIRED_SCHEMA,
     plan_facts,
 )
-from latentcache.format.tables import to_parquet
+from latentcache.format.tables import to_large_parquet
+from latentcache.planning.masks import repeated
 from latentcache.planning.plan import Plan, place_rows
 from latentcache.storage.folder import Storage
+from latentcache.storage.spill import Data
 
 
 @dataclass(kw_only=True)
@@ -77,7 +79,7 @@ class Step:
     def add_sources(self, table: pa.Table, what: str) -> None:
         """Say something of sources. table: columns source, url, kind, identity, stamp."""
         if table.num_rows:
-            column = pa.array([what] * table.num_rows, pa.string())
+            column = repeated(what, table.num_rows)
             table = table.append_column(PLANNED_SOURCE_SCHEMA.field("what"), column)
             self.sources.append(table.select(PLANNED_SOURCE_SCHEMA.names))
 
@@ -98,17 +100,17 @@ def write_step(storage: Storage, manifest: Manifest, step: Step) -> bool:
     return append(storage, generation, tables)
 
 
-def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[str, bytes]]:
+def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[str, Data]]:
     """Return a step as the next generation and its tables by path."""
     number = len(manifest.generations) + 1
     shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
     facts = plan_facts(manifest.fingerprint)
-    named: dict[str, bytes] = {}
+    named: dict[str, Data] = {}
     parts, origins = [], []
     for bucket, tables in sorted(step.clips.items()):
         first = shards.get(bucket.name, 0)
         placed = place_rows(_joined(tables), first, manifest.shard_clips)
-        named[f"plan {bucket.name}"] = to_parquet(placed, facts)
+        named[f"plan {bucket.name}"] = to_large_parquet(placed, facts)
         if bucket in step.origins:
             find = _imported if step.parents else _copied
             origins.append(find(bucket, step.origins[bucket], placed))
@@ -139,9 +141,9 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         ("rejected", rejected),
     ):
         if table is not None and table.num_rows:
-            named[name] = to_parquet(table, facts)
+            named[name] = to_large_parquet(table, facts)
     for shard, table in step.columns.items():
-        named[f"columns {shard.bucket} {shard.number}"] = to_parquet(table, facts)
+        named[f"columns {shard.bucket} {shard.number}"] = to_large_parquet(table, facts)
     digest = digest_of(named)
     rejections, moves = (
         pc.sum(pc.equal(sources["what"], what)).as_py() or 0 for what in ("rejected", "moved")

@@ -22,6 +22,7 @@ from latentcache.storage.filesystems import (
     protocols,
     translated,
 )
+from latentcache.storage.spill import Data
 from latentcache.storage.temporary import TEMPORARY_SUFFIX, temporary_name
 from latentcache.storage.urls import is_url, join, redact, redact_url
 
@@ -115,7 +116,7 @@ class Storage:
         with translated(what, join(self.url, path), self._options):
             return retry.call(call)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: Data) -> None:
         """Write one object as a whole: readers see the old bytes or the new ones, never a part.
 
         On an object store this is one PUT; above the file system's limit (100 MiB on S3) it is a
@@ -123,7 +124,7 @@ class Storage:
         """
         self._write(path, data, local_files.replace, remote_objects.put)
 
-    def create(self, path: str, data: bytes) -> bool:
+    def create(self, path: str, data: Data) -> bool:
         """Write one object as a whole unless one is there; returns whether it was written.
 
         If several do so at once, one succeeds on local files and on stores with conditional writes (S3,
@@ -187,9 +188,9 @@ class Storage:
     def _write(
         self,
         path: str,
-        data: bytes,
-        write_local: Callable[[Path, bytes], T],
-        write_remote: Callable[[Any, str, bytes], T],
+        data: Data,
+        write_local: Callable[[Path, Data], T],
+        write_remote: Callable[[Any, str, Data], T],
     ) -> T:
         try:
             if self.is_local:

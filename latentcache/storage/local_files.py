@@ -10,13 +10,14 @@ from pathlib import Path
 
 from latentcache.core.regular_files import open_regular
 from latentcache.errors import StorageError
+from latentcache.storage.spill import Data
 from latentcache.storage.temporary import temporary_name
 
 #: Errors of file systems that have no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: Data) -> None:
     """Write a file that appears whole and replaces any before it."""
     with _new_file(path, data) as temporary:
         temporary.replace(path)
@@ -33,7 +34,7 @@ def has_links(path: Path) -> bool:
     return True
 
 
-def create(path: Path, data: bytes) -> bool:
+def create(path: Path, data: Data) -> bool:
     """Write a file that appears whole, unless one is there; returns whether it was written."""
     with _new_file(path, data) as temporary:
         try:
@@ -52,7 +53,7 @@ def create(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path, data: bytes) -> Iterator[Path]:
+def _new_file(path: Path, data: Data) -> Iterator[Path]:
     """Write through a temporary name in the same directory, so that the final rename is atomic."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))

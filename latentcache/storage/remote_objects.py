@@ -7,6 +7,7 @@ from typing import Any
 
 from latentcache.storage import retry
 from latentcache.storage.filesystems import protocols
+from latentcache.storage.spill import Data
 from latentcache.storage.temporary import temporary_name
 
 #: File systems whose files appear while they are written, and whose rename replaces a file as a whole.
@@ -16,20 +17,25 @@ PRECONDITION_FAILED = 412
 #: Statuses with which stores without conditional writes may answer one; S3's also mean other things.
 NO_CONDITIONS = (400, 405, 501)
 
+#: File systems whose clients send large objects slice by slice, as bytes.
+SLICES = {"s3", "s3a"}
+#: Objects that are smaller may be sent with one request: see `Storage.write`.
+WHOLE_BYTES = 1 << 27
 
-def put(fs: Any, path: str, data: bytes) -> None:
+
+def put(fs: Any, path: str, data: Data) -> None:
     """Write one object of a remote file system so that it appears whole."""
     if not SHOWS_HALVES & set(protocols(fs)):
-        fs.pipe_file(path, data)
+        fs.pipe_file(path, _whole(fs, data))
         return
     folder, name = path.rsplit("/", 1)
     temporary = f"{folder}/{temporary_name(name)}"
     fs.makedirs(folder, exist_ok=True)
-    fs.pipe_file(temporary, data)
+    fs.pipe_file(temporary, _whole(fs, data))
     fs.mv(temporary, path)
 
 
-def create(fs: Any, path: str, data: bytes) -> bool:
+def create(fs: Any, path: str, data: Data) -> bool:
     """Write one object of a remote file system unless one is there; returns whether it was written."""
     if SHOWS_HALVES & set(protocols(fs)):
         if fs.exists(path):
@@ -37,7 +43,7 @@ def create(fs: Any, path: str, data: bytes) -> bool:
         put(fs, path, data)
         return True
     try:
-        fs.pipe_file(path, data, mode="create")
+        fs.pipe_file(path, _whole(fs, data), mode="create")
     except FileExistsError:
         return False
     except OSError as error:
@@ -45,6 +51,12 @@ def create(fs: Any, path: str, data: bytes) -> bool:
             raise
         return False
     return True
+
+
+def _whole(fs: Any, data: Data) -> Data:
+    """Return bytes unless a client takes slices of the data, which are bytes then."""
+    takes_slices = len(data) >= WHOLE_BYTES and SLICES & set(protocols(fs))
+    return data if takes_slices else bytes(data)
 
 
 def bytes_or_raise(got: bytes | BaseException) -> bytes:

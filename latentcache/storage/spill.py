@@ -1,4 +1,4 @@
-"""Tables that are larger than memory should hold: written to a temporary file, and mapped from there.
+"""Tables and objects that are larger than memory should hold: in a temporary file that is mapped.
 
 Mapped pages are the system's to drop, since the file has them. The file has no name: nothing is left of it,
 however the process ends.
@@ -6,10 +6,13 @@ however the process ends.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import mmap
 import os
 import tempfile
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import pyarrow as pa
@@ -24,6 +27,9 @@ BATCH_ROWS = 1 << 16
 MAPPED_BYTES = 1 << 28
 #: Arrow's buffers begin at multiples of it.
 ALIGNMENT = 64
+
+#: The bytes of an object: a large one's are mapped.
+Data = bytes | mmap.mmap
 
 
 class Spill:
@@ -56,17 +62,20 @@ class Spill:
         """Return the same values, as `put` does rows."""
         return self.put(pa.table({"values": values}))["values"]
 
+    def joined(self, parts: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+        """Return parts of a column as one, of which no more than one was in memory."""
+        kept = [chunk for part in parts for chunk in self.column(part).chunks]
+        return pa.chunked_array(kept, kind)
+
     def _put(self, table: pa.Table) -> pa.Table:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        written = sink.getvalue()
-        start = self._room(written.size)
-        try:
-            self._write(written, self._segment_start + start)
-        except OSError as error:
-            raise _no_room(error) from error
-        return pa.ipc.open_stream(self._segment.slice(start, written.size)).read_all()
+        stream = sink.getvalue()
+        start = self._room(stream.size)
+        with _refused():
+            self._write(stream, self._segment_start + start)
+        return pa.ipc.open_stream(self._segment.slice(start, stream.size)).read_all()
 
     def _room(self, num_bytes: int) -> int:
         """Return where in the mapped segment so many bytes go; maps the next one if this one is full."""
@@ -79,17 +88,15 @@ class Spill:
 
     def _map(self, num_bytes: int) -> None:
         num_bytes = -(-num_bytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        try:
+        with _refused():
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="latentcache-")  # noqa: SIM115 - kept
+                self._file = _nameless()
                 weakref.finalize(self, self._file.close)  # what is mapped stays
             begin = self._segment_start + self._segment.size
             self._file.truncate(begin + num_bytes)
             mapped = mmap.mmap(
                 self._file.fileno(), num_bytes, access=mmap.ACCESS_READ, offset=begin
             )
-        except OSError as error:
-            raise _no_room(error) from error
         self._segment, self._segment_start = pa.py_buffer(mapped), begin
 
     def _write(self, data: pa.Buffer, start: int) -> None:
@@ -98,6 +105,46 @@ class Spill:
         while view:
             done = os.pwrite(self._file.fileno(), view, start)
             view, start = view[done:], start + done
+
+
+def written(write: Callable[[IO[bytes]], object]) -> mmap.mmap:
+    """Return what is written to a temporary file, which is not nothing. Raises MachineError."""
+    with _refused(), _nameless() as file:
+        write(file)
+        return _mapped(file)
+
+
+def gathered(pieces: Iterator[bytes]) -> Data:
+    """Return pieces as one; several are mapped. Raises MachineError, and what the pieces raise."""
+    first, second = next(pieces, b""), next(pieces, b"")
+    if not second:
+        return first
+    with _refused():
+        file = _nameless()
+    with file:
+        for piece in itertools.chain([first, second], pieces):
+            with _refused():
+                file.write(piece)
+        with _refused():
+            return _mapped(file)
+
+
+def _mapped(file: IO[bytes]) -> mmap.mmap:
+    """Map a file, which may be closed then."""
+    file.flush()
+    return mmap.mmap(file.fileno(), 0)
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _no_room(error) from error
+
+
+def _nameless() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="latentcache-")
 
 
 def _no_room(error: OSError) -> MachineError:

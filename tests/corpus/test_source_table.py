@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latentcache.corpus.source_table import number_repeated, resolve
+from latentcache.corpus.repeats import number_repeated
+from latentcache.corpus.source_table import resolve
 from latentcache.corpus.sources import RESERVED
 from latentcache.errors import ConfigError, CorpusError
 from latentcache.format.schemas import SOURCE_SCHEMA

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from latentcache.errors import CorruptionError
 from latentcache.format import tables
 from latentcache.format.paths import plan_path, rejected_path, sample_path
-from latentcache.format.tables import from_parquet, to_parquet
+from latentcache.format.tables import from_parquet, read_large, to_large_parquet, to_parquet
 from latentcache.storage.folder import Storage
 
 #: Of one generation's plan of a bucket.
@@ -59,6 +62,35 @@ def test_the_same_rows_give_the_same_bytes_however_they_are_cut(
     groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     assert groups == [100, 100, 50]
     assert from_parquet(to_parquet(whole.slice(0, 0))).num_rows == 0
+
+
+def test_a_large_table_is_the_same_bytes_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = pa.array(range(5000))
+    table = pa.table({"number": numbers, "text": numbers.cast(pa.string())})
+    expected = to_parquet(table, {"about": "rows"})
+    monkeypatch.setattr(tables, "KEPT_BYTES", 0)
+    monkeypatch.setattr(tables, "PIECE_ROWS", 1024)
+    monkeypatch.setattr(tables, "PART_BYTES", len(expected) // 3)
+    data = to_large_parquet(table, {"about": "rows"})
+    assert isinstance(data, mmap.mmap)
+    assert data[:] == expected
+    for url in (str(tmp_path), "memory://mapped"):
+        storage = Storage(url)
+        assert storage.create(PLAN, data)
+        assert not storage.create(PLAN, data)
+        assert storage.read(PLAN) == expected
+        assert isinstance(read_large(storage, PLAN), mmap.mmap)
+        assert read_large(storage, PLAN, len(expected))[:] == expected
+        with pytest.raises(CorruptionError, match=f"more than {len(expected) - 1} bytes"):
+            read_large(storage, PLAN, len(expected) - 1)
+        assert tables.read_table(storage, PLAN).equals(table)
+        storage.write(PLAN, expected[:-2000])
+        with pytest.raises(CorruptionError):
+            tables.read_table(storage, PLAN)
+        with pytest.raises(FileNotFoundError):
+            read_large(storage, "plan/nothing.parquet")
 
 
 def test_a_table_with_a_column_twice_is_damaged() -> None:

@@ -63,11 +63,11 @@ def test_many_names_are_looked_up_at_once() -> None:
     nothing = KnownSources(PLANNED_SOURCE_SCHEMA.empty_table())
     known = after(nothing, *(said("planned", source=name, identity=name) for name in "abcd"))
     names = pa.chunked_array([["d", "x"], ["a"]])
-    places = known.places(names).to_pylist()
-    found = [None if place is None else known.at(place).identity for place in places]
+    rows = known.find(names)
+    found = [None if row < 0 else known.at(row).identity for row in rows.tolist()]
     assert found == ["d", None, "a"]
-    assert known.without(names).to_pylist() == ["b", "c"]
-    assert nothing.places(names).null_count == len(names)
+    assert known.without(rows).to_pylist() == ["b", "c"]
+    assert nothing.find(names).tolist() == [-1, -1, -1]
 
 
 def test_rejected_sources_are_known_and_have_no_rows(planned: PlannedCache) -> None:

@@ -11,11 +11,15 @@ import pytest
 from botocore.exceptions import ClientError
 
 from latentcache.errors import StorageError
-from latentcache.storage import retry
+from latentcache.storage import remote_objects, retry
 from latentcache.storage.folder import Storage
+from latentcache.storage.spill import written
 from tests.tools.s3 import S3, SECRET
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
+
+#: Objects that s3fs sends in parts.
+MULTIPART_BYTES = 100 << 20
 
 
 def test_an_object_store_is_asked_for_each_prefix(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,3 +196,18 @@ def test_the_message_says_how_often_it_was_tried(s3: S3, monkeypatch: pytest.Mon
         f"cannot write {s3.url}/a: ConnectionResetError: reset (tried {retry.TRIES} times over 0 s). "
         "Check the network and the endpoint, then run the same command again."
     )
+
+
+@pytest.mark.slow
+def test_a_large_object_that_is_mapped_reaches_s3_in_slices(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_objects, "WHOLE_BYTES", MULTIPART_BYTES)
+    num_bytes = MULTIPART_BYTES + 1000
+    data = written(lambda file: file.write(bytes(range(250)) * (num_bytes // 250)))
+    storage = Storage(s3.url, s3.options)
+    storage.write("large", data)
+    assert s3.filesystem.info(f"{s3.url}/large")["ETag"].endswith('-3"')  # of three parts
+    assert storage.read("large") == data[:]
+    storage.write("small", written(lambda file: file.write(b"small")))
+    assert storage.read("small") == b"small"

@@ -1,0 +1,44 @@
+"""Columns in chunks: what Arrow does by putting all chunks together first, done chunk by chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
+    """Return the values of some rows, null for -1."""
+    ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)
+    is_ordered = bool((rows[1:] >= rows[:-1]).all())
+    order = np.arange(0) if is_ordered else np.argsort(rows, kind="stable")
+    ordered = rows if is_ordered else rows[order]
+    cuts = np.searchsorted(ordered, [0, *ends.tolist()])
+    parts = [pa.nulls(int(cuts[0]), column.type)]
+    for number in np.flatnonzero(np.diff(cuts)).tolist():
+        chunk = column.chunk(number)
+        first = int(ends[number]) - len(chunk)
+        parts.append(chunk.take(pa.array(ordered[cuts[number] : cuts[number + 1]] - first)))
+    joined = pa.concat_arrays(parts)
+    if is_ordered:
+        return joined
+    back = np.empty(len(rows), np.int64)
+    back[order] = np.arange(len(rows))
+    return joined.take(pa.array(back))
+
+
+def replaced(
+    column: pa.ChunkedArray, mask: npt.NDArray[np.bool_], values: list[str]
+) -> pa.ChunkedArray:
+    """Return a column of texts with others where a mask is true, one after the other."""
+    chunks, row, taken_in = [], 0, 0
+    for chunk in column.chunks:
+        here = mask[row : row + len(chunk)]
+        some = values[taken_in : taken_in + int(here.sum())]
+        row, taken_in = row + len(chunk), taken_in + len(some)
+        texts = pa.array(some, column.type)
+        chunks.append(pc.replace_with_mask(chunk, pa.array(here), texts) if some else chunk)
+    return pa.chunked_array(chunks, column.type)

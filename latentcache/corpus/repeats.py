@@ -1,0 +1,25 @@
+"""Sources with the same name in a table, which are told apart by numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.core.columns import replaced
+from latentcache.core.names import may_repeat
+
+
+def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Make names unique: the second `a.mp4` becomes `a.mp4@2`, the third `a.mp4@3`."""
+    is_repeated = may_repeat(names)
+    taken = set(names.filter(pc.match_substring_regex(names, r"@\d+$")).to_pylist())
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names.filter(pa.array(is_repeated)).to_pylist():
+        seen[name] += 1
+        while seen[name] > 1 and f"{name}@{seen[name]}" in taken:
+            seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
+    return replaced(names, is_repeated, numbered)
