@@ -1,6 +1,6 @@
 """Latents, an image tower and an image-to-video condition from one decode, beside the encoders' own times.
 
-`python benchmarks/fields.py [--videos FOLDER] [--base-dim 96] [--rounds 5]`
+`python benchmarks/fields.py [--videos FOLDER] [--clips 5] [--base-dim 96] [--rounds 5]`
 
 Prints the wall time of the pipeline, from files to a cache with two fields, as a ratio to the encoders' own
 times on pixels that are decoded already; and to the time of making the latents and each field in turn. The
@@ -151,13 +151,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", help="folder of .mp4 files of 49 frames or more, 480x720")
+    parser.add_argument("--clips", type=int, default=5, help="how many; without --videos")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn")
     parser.add_argument("--base-dim", type=int, default=96, help="of the Wan VAE; 96 is its own")
     args = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(prefix="latentcache-") as name:
         folder = Path(name)
-        videos = some_videos(folder / "videos", args.videos)
+        videos = some_videos(folder / "videos", args.videos, args.clips)
         vae = save_wan(folder / "wan", base_dim=args.base_dim, num_res_blocks=2, z_dim=16)
         encoder = {"kind": "diffusers_video", "model": str(vae), "dtype": "float32"}
         clips = {"frames": FRAMES, "size": [HEIGHT, WIDTH]}

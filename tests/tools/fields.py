@@ -54,14 +54,20 @@ def cache_of(
     *,
     texts: Sequence[Sequence[str | None] | None] | None = None,
     filled: bool = True,
+    clip: tuple[int, int, int] = (5, 64, 96),
     **cache: Any,
 ) -> PlannedCache:
-    """A cache of one clip per caption, undecoded; texts: of each, a kept column of lists."""
-    config = load_config(str(make_config(folder, folder, str(folder / "cache"), cache=cache)), [])
+    """A cache of one clip per caption, undecoded; texts: of each, a kept column of lists.
+
+    clip: frames, height and width.
+    """
+    clips = {"frames": clip[0], "size": list(clip[1:])}
+    path = make_config(folder, folder, str(folder / "cache"), cache=cache, clips=clips)
+    config = load_config(str(path), [])
     spec, identity = resolve_encoder(config)
     planned = open_or_new(config, spec, identity)
     step = Step(kind="plan")
-    _add(step, planned, sources_of(captions, texts), config)
+    _add(step, planned, sources_of(captions, texts, clip=clip), config)
     taken = take_step(planned, step)
     assert taken is not None
     if filled:
@@ -70,7 +76,11 @@ def cache_of(
 
 
 def sources_of(
-    captions: Sequence[str | None], texts: Any = None, first: int = 0, name: str = "v"
+    captions: Sequence[str | None],
+    texts: Any = None,
+    first: int = 0,
+    name: str = "v",
+    clip: tuple[int, int, int] = (5, 64, 96),
 ) -> pa.Table:
     """Probed sources, one per caption, and a kept column `texts`."""
     rows = [
@@ -79,11 +89,11 @@ def sources_of(
             "url": f"/nowhere/{name}{n}.mp4",
             "kind": "video",
             "caption": caption,
-            "frames": 5,
-            "duration_s": 0.2,
+            "frames": clip[0],
+            "duration_s": clip[0] / 25,
             "fps": 25.0,
-            "height": 64,
-            "width": 96,
+            "height": clip[1],
+            "width": clip[2],
             "identity": f"{name}{n}",
             "texts": texts[n - first] if texts else None,
         }

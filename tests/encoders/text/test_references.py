@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from latentcache.core.fields import FieldArray
 from latentcache.encoders.text import FAMILIES, build_text_encoder
 from latentcache.encoders.text.protocol import EncodedText, TextArray, TextEncoder
 from tests.tools.texts import checkpoints
@@ -56,7 +57,7 @@ def padded(values: torch.Tensor, array: TextArray) -> Padded:
     return Padded(torch.cat([values, zeros][order]), mask)
 
 
-def assert_same(ours: Padded, theirs: Padded, array: TextArray) -> None:
+def assert_same(ours: Padded, theirs: Padded, array: TextArray | FieldArray) -> None:
     assert ours.values.dtype == theirs.values.dtype
     assert (ours.mask is None) == (theirs.mask is None)
     if ours.mask is None or theirs.mask is None:
