@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.copying.lab import CopyLab, no_waiting, options_of
-from tests.faults import Backend, Place, file_backend, memory_backend, sftp_backend
 from tests.tools.caches import read_files
 from tests.tools.copied import clips_of, make_fragmented
+from tests.tools.places import Backend, Place, file_backend, memory_backend, sftp_backend
 from tests.tools.planned import make_cache
 
 BACKENDS = ("memory", "file", "sftp")
