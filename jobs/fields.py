@@ -11,7 +11,13 @@ from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.core.units import human_bytes
-from latentcache.errors import ConfigError, LatentCacheError, did_you_mean
+from latentcache.errors import (
+    ConfigError,
+    LatentCacheError,
+    LeaseError,
+    UnreachableError,
+    did_you_mean,
+)
 from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
@@ -33,6 +39,9 @@ from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
 from .progress import Bar, print_failures
+
+#: After these no field of the cache can be made: each would wait as long for the storage.
+OF_THE_CACHE = (UnreachableError, LeaseError)
 
 
 def check_fields(
@@ -146,12 +155,14 @@ def resume_fields(
 def _each(names: Iterable[str], work: Callable[[str], int], done: str) -> int:
     """Work on fields, one after the other; returns the worst exit status.
 
-    One that cannot be `done` leaves the others alone; an interrupt ends it.
+    One that cannot be `done` leaves the others alone; an interrupt ends it. Raises what is OF_THE_CACHE.
     """
     status = OK
     for name in names:
         try:
             found = work(name)
+        except OF_THE_CACHE:
+            raise
         except LatentCacheError as error:
             print_error(error)
             print(f"field    {name} is not {done}; everything else stays", file=sys.stderr)
@@ -239,7 +250,7 @@ def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
 def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
     """Encode what is missing of a field; print a summary, return the exit status.
 
-    made: what has been made of it along with the latents.
+    made: what has been made of it along with the latents. Raises what is OF_THE_CACHE.
     """
     name, url = planned.field.name, shlex.quote(redact(planned.storage.url))
     missing = planned.missing
@@ -258,8 +269,12 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
         )
         return INTERRUPTED
     except LatentCacheError as error:
+        stopped = f"Stopped. {run.summary.shards} shards of {name} are safe. {go_on}"
+        if isinstance(error, OF_THE_CACHE):
+            print(stopped, file=sys.stderr)
+            raise
         print_error(error)
-        print(f"Stopped. {run.summary.shards} shards of {name} are safe. {go_on}", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return error.exit_status
     samples = f"{field_folder(name)}/samples"
     print_failures(run.summary, f"the sample tables in {samples}, where status is 'failed'")

@@ -158,7 +158,9 @@ def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
         rows = {shard: frozenset(rows) for shard, rows in of_field.damaged.items()}
         if rows and of_field.manifest is not None:
             num = repair_field(storage, of_field.manifest, rows)
-            print(f"repaired {num} clips of the field {of_field.name} are planned again")
+            before = sum(map(len, rows.values())) - num
+            more = f"; {before} were before" if before else ""
+            print(f"repaired {num} clips of the field {of_field.name} are planned again{more}")
     rest = sum(not problem.is_repairable for problem in findings.problems)
     if rest:
         print(f"         {rest} problems are not of shards: each says above what repairs it")

@@ -18,9 +18,7 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from latentcache.corpus.saved_probes import is_saved_probe
-from latentcache.format.paths import INDEX, generation_path
-from latentcache.running.log_lines import is_log
+from latentcache.format.paths import generation_path
 from tests.tools.caches import (
     assert_same_cache,
     committed,
@@ -28,6 +26,7 @@ from tests.tools.caches import (
     make_corpus,
     run_job,
     start_job,
+    written_once,
 )
 
 #: How a victim's command line is known. Ray names an actor's process after its class.
@@ -80,19 +79,6 @@ def family_of(process: subprocess.Popen[str], *names: str) -> list[psutil.Proces
                 found.append(child)
         except psutil.Error:  # gone, or a zombie
             continue
-    return found
-
-
-def written_once(cache: Path) -> dict[str, tuple[int, int]]:
-    """All that a cache never replaces, each with inode and time of its last change."""
-    found = {}
-    for path in cache.rglob("*"):
-        name = str(path.relative_to(cache))
-        is_pointer = name == INDEX or path.name == "zarr.json"
-        passing = is_log(name) or is_saved_probe(name) or path.suffix == ".tmp" or is_pointer
-        if path.is_file() and not passing:
-            stat = path.stat()
-            found[name] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 

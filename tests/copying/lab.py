@@ -15,9 +15,10 @@ from latentcache.format.snapshot import build_index
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.storage import retry
 from latentcache.storage.folder import Storage
-from tests.faults import Backend, Place, check_growth
 from tests.tools.caches import assert_same_files, run_inline
+from tests.tools.fault_lab import check_growth
 from tests.tools.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
+from tests.tools.places import Backend, Place
 
 OK = 0
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.copying.lab import CopyLab, no_waiting, options_of
-from tests.faults import (
+from tests.tools.caches import read_files
+from tests.tools.copied import clips_of, make_fragmented
+from tests.tools.places import (
     Backend,
     Place,
     file_backend,
@@ -18,8 +20,6 @@ from tests.faults import (
     s3_backend,
     sftp_backend,
 )
-from tests.tools.caches import read_files
-from tests.tools.copied import clips_of, make_fragmented
 from tests.tools.planned import make_cache
 from tests.tools.s3 import new_bucket, s3_server_fixture  # noqa: F401 fixture
 

@@ -23,7 +23,6 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.storage.folder import Storage
 from tests.copying.lab import CopyLab, no_waiting, options_of
-from tests.faults import Place, memory_backend
 from tests.tools.caches import read_files, run_inline
 from tests.tools.copied import clips_of, reopened
 from tests.tools.encoders.hashed_text import COUNTED
@@ -37,6 +36,7 @@ from tests.tools.fields import (
     sources_of,
     text_field,
 )
+from tests.tools.places import Place, memory_backend
 from tests.tools.planned import fill_cache
 
 pytestmark = pytest.mark.usefixtures("kept_pools")

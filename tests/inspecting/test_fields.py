@@ -93,6 +93,29 @@ def test_damaged_samples_are_encoded_again(tmp_path: Path, shard_format: str, lo
 
 
 @pytest.mark.slow
+def test_samples_that_are_planned_again_are_not_planned_twice(tmp_path: Path) -> None:
+    cache = with_field(tmp_path)
+    folder = Path(cache.storage.url)
+    (damaged, *_) = folder.glob("fields/umt5/000001/5x64x96/c/*/*/*")
+    damaged.write_bytes(flipped(damaged.read_bytes()))
+    assert "planned again; " not in run_inline("verify", folder, "--repair")[1]
+    status, printed = run_inline("verify", folder, "--repair")
+    assert (status, "repaired 0 clips of the field umt5 are planned again; " in printed) == (
+        3,
+        True,
+    )
+    versions = sorted(path.name for path in folder.glob("fields/umt5/versions/*"))
+    assert versions == ["000002.parquet", "000003.parquet"]
+    assert run_inline("resume", folder, "run.runner=local")[0] == 3  # for the text that fails
+    assert run_inline("verify", folder)[0] == 0
+    # Damaged once more, in the newest version, it is planned once more.
+    (damaged, *_) = folder.glob("fields/umt5/000003/5x64x96/c/*/*/*")
+    damaged.write_bytes(flipped(damaged.read_bytes()))
+    assert "planned again; " not in run_inline("verify", folder, "--repair")[1]
+    assert (folder / "fields/umt5/versions/000004.parquet").exists()
+
+
+@pytest.mark.slow
 def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     folder = Path(cache.storage.url)

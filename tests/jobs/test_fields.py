@@ -18,11 +18,11 @@ import latentcache
 from jobs import fields
 from latentcache.config.fields import parse_fields
 from latentcache.core.dtypes import as_numpy
-from latentcache.errors import CacheError
+from latentcache.errors import CacheError, UnreachableError
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
 from latentcache.format.rounds import ROUNDS
-from latentcache.planning.fields.planned import plan_field
+from latentcache.planning.fields.planned import plan_field, reopen_field
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files, run_inline
@@ -228,6 +228,49 @@ def test_failed_texts_are_tried_again_without_those_that_lack(
     encoded(counted)
     status, _ = run_inline("resume", cache.storage.url, "--retry-failed", "--field", "umt5")
     assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
+
+
+@pytest.mark.slow
+def test_a_retry_that_was_stopped_is_not_planned_twice(tmp_path: Path, counted: Path) -> None:
+    cache = cache_of(tmp_path, ["fine", "NAN", "CLIP"], shard_clips=2)
+    add(cache, status=3, umt5=text_field())
+    encoded(counted)
+    planned = reopen_field(cache, "umt5")
+    assert planned.with_version("retry", planned.failed_rows())
+    status, printed = run_inline("resume", cache.storage.url, "--retry-failed", "--field", "umt5")
+    assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
+    assert "retry    0 clips" in printed
+    assert list(cache.storage.list("fields/umt5/versions")) == ["000002.parquet"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_was_writing_keeps_no_field_from_being_made(
+    cache: PlannedCache,
+) -> None:
+    folder = Path(cache.storage.url) / "fields/umt5"
+    folder.mkdir(parents=True)
+    (folder / f".field.json.{'0' * 32}.tmp").write_bytes(b"{")
+    add(cache, umt5=text_field())
+    assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
+
+
+@pytest.mark.slow
+def test_storage_that_is_gone_ends_all_fields(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS)
+    create = Storage.create
+
+    def failing(storage: Storage, path: str, data: bytes) -> bool:
+        if path.startswith("fields/one/samples/"):
+            raise UnreachableError("cannot write it (tried 6 times). Check the network.")
+        return create(storage, path, data)
+
+    fields = {name: text_field() for name in ("one", "two", "three")}
+    with mock.patch.object(Storage, "create", failing):
+        printed = add(cache, status=1, **fields)
+    assert printed.count("Error: ") == printed.count("Stopped.") == 1, printed
+    assert field_names(cache.storage) == ["one"]
+    add(cache, **fields)
+    assert field_names(cache.storage) == ["one", "three", "two"]
 
 
 @pytest.mark.slow

@@ -13,9 +13,9 @@ import pytest
 import latentcache
 from latentcache.format.shards import get_format
 from latentcache.storage.folder import Storage
-from tests.faults import KeptPool, quick_runs
 from tests.tools.caches import make_config, make_corpus, run_inline, run_job
 from tests.tools.copied import clips_of
+from tests.tools.fault_lab import KeptPool, quick_runs
 from tests.tools.faulty import FAULTS, Faults
 from tests.tools.videos import moving_pattern, write_video
 

@@ -30,9 +30,9 @@ from latentcache.errors import SourceError
 from latentcache.running.driver import Run
 from latentcache.running.events import Event
 from latentcache.storage import retry
-from tests.faults import KeptPool
 from tests.tools.caches import make_config, read_files, run_inline, tables_of
 from tests.tools.corpora import write_csv
+from tests.tools.fault_lab import KeptPool
 from tests.tools.http_files import CUT_SHORT, RESET, Server, serve
 from tests.tools.mounts import disk
 from tests.tools.planned import planned_from

@@ -32,20 +32,12 @@ from latentcache.errors import (
     UnreachableError,
 )
 from latentcache.storage import retry
-from tests.faults import (
-    JOBS,
-    Backend,
-    FaultLab,
-    file_backend,
-    memory_backend,
-    quick_runs,
-    s3_backend,
-    sftp_backend,
-)
+from tests.faults import JOBS, FaultLab
+from tests.tools.fault_lab import quick_runs
 from tests.tools.faulty import FAULTS, KINDS, SECRET, Faults
+from tests.tools.places import BACKENDS, Backend, backends_of, memory_backend
 from tests.tools.s3 import new_bucket, s3_server_fixture  # noqa: F401 fixture
 
-BACKENDS = ("memory", "file", "sftp", "s3")
 #: What the short form runs; the long form runs every job on every backend.
 SHORT = [
     ("memory", "grow"),
@@ -67,13 +59,7 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, FaultLa
 
 @pytest.fixture(scope="module")
 def backends(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> dict[str, Backend]:
-    folder, s3 = tmp_path_factory.mktemp("backends"), new_bucket(s3_server)
-    return {
-        "memory": memory_backend(),
-        "file": file_backend(folder),
-        "sftp": sftp_backend(folder),
-        "s3": s3_backend(s3.url, s3.options),
-    }
+    return backends_of(tmp_path_factory.mktemp("backends"), new_bucket(s3_server))
 
 
 @pytest.mark.parametrize(("backend", "job"), SHORT)

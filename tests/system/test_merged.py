@@ -17,9 +17,9 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage
-from tests.faults import quick_runs
 from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.copied import clips_of
+from tests.tools.fault_lab import quick_runs
 from tests.tools.faulty import FAULTS, Faults
 from tests.tools.s3 import S3, new_bucket, s3_server_fixture  # noqa: F401 fixture
 from tests.tools.videos import moving_pattern, write_video

@@ -12,8 +12,8 @@ from PIL import Image
 import latentcache
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage
-from tests.faults import make_small_corpus
 from tests.tools.caches import make_config, run_inline
+from tests.tools.fault_lab import make_small_corpus
 from tests.tools.proxy import Proxy, serve_proxy
 from tests.tools.s3 import S3, new_bucket, s3_server_fixture  # noqa: F401 fixture
 from tests.tools.videos import moving_pattern

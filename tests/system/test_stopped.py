@@ -15,8 +15,8 @@ import latentcache
 from latentcache.format.generations import generation_path
 from latentcache.inspecting.verify import verify
 from latentcache.storage.folder import Storage
-from tests.faults import make_small_corpus
 from tests.tools.caches import ROOT, make_config, read_files, run_inline, samples_of
+from tests.tools.fault_lab import make_small_corpus
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,10 @@ import yaml
 from PIL import Image
 
 import latentcache
+from latentcache.corpus.saved_probes import is_saved_probe
 from latentcache.format import checksum
+from latentcache.format.fields.paths import FIELDS
+from latentcache.format.paths import INDEX, LEASE
 from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.shards.protocol import TABLE_MARK
 from latentcache.format.tables import from_parquet
@@ -263,6 +266,8 @@ def assert_same_files(got: Mapping[str, bytes], expected: Mapping[str, bytes]) -
     """As `assert_same_cache`, of caches anywhere: path in the cache -> bytes."""
     got, expected = without_logs(got), without_logs(expected)
     assert got.keys() == expected.keys()
+    other = [name for name, data in expected.items() if got[name] != data]
+    got, expected = ({name: files[name] for name in other} for files in (got, expected))
     got_objects, expected_objects = objects_of(got), objects_of(expected)
     different = [name for name, data in expected_objects.items() if got_objects[name] != data]
     assert not different, different
@@ -283,6 +288,23 @@ def committed(cache: Path) -> dict[str, tuple[int, int]]:
     for path in cache.glob("samples/*/*.parquet"):
         stat = path.stat()
         found[str(path.relative_to(cache))] = (stat.st_ino, stat.st_mtime_ns)
+    return found
+
+
+def is_pointer(name: str) -> bool:
+    """Tell whether an object is one that a cache replaces, or of planning that has not ended."""
+    pointer = name in (INDEX, LEASE) or name.endswith("zarr.json") or is_saved_probe(name)
+    return pointer or (name.startswith(f"{FIELDS}/") and name.endswith(f"/{INDEX}"))
+
+
+def written_once(cache: Path) -> dict[str, tuple[int, int]]:
+    """All that a cache never replaces, each with inode and time of its last change."""
+    found = {}
+    for path in cache.rglob("*"):
+        name = str(path.relative_to(cache))
+        if path.is_file() and path.suffix != ".tmp" and not (is_log(name) or is_pointer(name)):
+            stat = path.stat()
+            found[name] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 

@@ -89,6 +89,26 @@ def committed_parts(storage: Storage, field: FieldManifest, manifest: Manifest) 
         return [part for parts in pool.map(look, places) for part in parts]
 
 
+def without_planned(
+    storage: Storage,
+    field: FieldManifest,
+    manifest: Manifest,
+    rows: Mapping[ShardId, frozenset[int]],
+) -> dict[ShardId, frozenset[int]]:
+    """Return rows without those that are planned again already: a newer version lists them, uncommitted."""
+    there = set(committed_parts(storage, field, manifest))
+    found = {}
+    for shard, wanted in rows.items():
+        waiting: set[int] = set()
+        for version in field.versions:
+            listed = (version.rows or {}).get(shard, frozenset())
+            is_there = Part(version.number, shard) in there
+            waiting = waiting - listed if is_there else waiting | listed
+        if left := wanted - waiting:
+            found[shard] = left
+    return found
+
+
 def build_field_index(
     storage: Storage, field: FieldManifest, manifest: Manifest, known: Iterable[Row] = ()
 ) -> pa.Table:

@@ -36,6 +36,7 @@ from latentcache.format.fields.snapshot import (
     part_of,
     publish_field,
     rows_of,
+    without_planned,
 )
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.per_frame import names_in
@@ -46,6 +47,7 @@ from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
+from latentcache.storage.temporary import TEMPORARY_SUFFIX
 from latentcache.storage.urls import folder_of, is_url
 
 #: Settings of this package's own encoders that name files. Those of plug-ins may all do.
@@ -170,7 +172,10 @@ class PlannedField:
         return texts[: self.inputs.num_paths + self.field.choices]
 
     def failed_rows(self) -> dict[ShardId, frozenset[int]]:
-        """Return the rows whose newest version failed in a way that need not come again."""
+        """Return the rows whose newest version failed in a way that need not come again.
+
+        Those that an earlier retry has planned, and not encoded, are left out.
+        """
         index = publish_field(self.storage, self.field, self.cache.manifest)
         counted = set(self.cache.planned_shards())
         found: dict[ShardId, frozenset[int]] = {}
@@ -184,7 +189,7 @@ class PlannedField:
                 seen.update(rows_of(self.field, self.cache.manifest, part_of(row)))
             if failed:
                 found[shard] = frozenset(failed)
-        return found
+        return without_planned(self.storage, self.field, self.cache.manifest, found)
 
     def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
         """Write a version of some rows; False: another run has written one first."""
@@ -285,7 +290,9 @@ def create_manifest(storage: Storage, manifest: Manifest, field: FieldManifest) 
     """Write field.json and the arrays' metadata, or take those that are there; as `create_field` does."""
     name = field.name
     path = field_json_path(name)
-    left = storage.files(field_folder(name))  # first, as another run may write field.json now
+    # First, as another run may write field.json now. What a killed run was writing is no field's.
+    files = storage.files(field_folder(name))
+    left = [file for file in files if not file.path.endswith(TEMPORARY_SUFFIX)]
     if left and not storage.exists(path):
         raise ConfigError(
             f"{redact(storage.url)}: there is no field {name}, and yet {left[0].path}, of one that was not "
@@ -342,14 +349,18 @@ def _metadata(field: FieldManifest, manifest: Manifest) -> Mapping[str, bytes]:
 def repair_field(
     storage: Storage, field: FieldManifest, rows: Mapping[ShardId, frozenset[int]]
 ) -> int:
-    """Plan damaged rows of a field again, as a version; returns how many. Raises CacheError."""
+    """Plan damaged rows of a field again, as a version, unless they are; returns how many.
+
+    Raises CacheError.
+    """
     rounds = Rounds("the repair of the field")
     while True:
         rounds.next()
         manifest = read_manifest(storage)
         field = refresh_field(storage, field, manifest)
-        if create_version(storage, field, "repair", len(manifest.generations), rows):
-            return sum(map(len, rows.values()))
+        left = without_planned(storage, field, manifest, rows)
+        if not left or create_version(storage, field, "repair", len(manifest.generations), left):
+            return sum(map(len, left.values()))
 
 
 def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) -> PlannedField:
