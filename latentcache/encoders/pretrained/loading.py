@@ -107,8 +107,8 @@ def number_of(component: Component, config: Any, key: str) -> int:
 def class_of(component: Component, known: tuple[str, ...]) -> str:
     """Return the model class of a component: one of `known`. Raises ConfigError."""
     names = component.config().get("architectures")
-    is_one = isinstance(names, list) and len(names) == 1
-    found = component.class_name or (str(names[0]) if is_one else None)
+    named = str(names[0]) if isinstance(names, list) and len(names) == 1 else None
+    found = component.class_name or named
     found = next((part for part in known if found in _WHOLE.get(part, ())), found)
     if found not in known:
         raise ConfigError(
