@@ -19,7 +19,7 @@ from latentcache.decoders.packets import PacketTable, read_packets, read_places
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
-from latentcache.decoders.streams import has_one_video, open_blindly, open_video
+from latentcache.decoders.streams import is_plainly_best, open_blindly, open_video
 from latentcache.errors import ClipError
 
 #: decord equals PyAV bit for bit on these, but for odd sizes. It gets 10-bit video wrong and does not tell.
@@ -303,7 +303,7 @@ def _decord_knows(path: str, container: Any, stream: Any) -> bool:
         and not _confuses_decord(context.width)
         and not _confuses_decord(context.height)  # it may be turned
         and container.format.name in DECORD_FORMATS
-        and has_one_video(container)
+        and is_plainly_best(container, stream)
         and not is_mirrored_or_projected(path)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import av
@@ -87,9 +88,16 @@ def _videos(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & _PICTURES]
 
 
-def has_one_video(container: Any) -> bool:
-    """Tell whether there is no second video stream, which another FFmpeg may take for the best one."""
-    return len(_videos(container)) == 1
+def is_plainly_best(container: Any, stream: Any) -> bool:
+    """Tell whether every FFmpeg takes this video stream: versions rank their marks differently.
+
+    The one of the highest bit rate is the best for all, if it has no fewer frames.
+    """
+    others = [other for other in _videos(container) if other.index != stream.index]
+    return all(
+        (stream.bit_rate or 0) > (other.bit_rate or math.inf) and stream.frames >= other.frames
+        for other in others
+    )
 
 
 def _best_stream(container: Any) -> Any:

@@ -48,7 +48,7 @@ def test_redacts_secret_options_however_deep() -> None:
 )
 def test_a_long_text_takes_time_by_its_length(part: str, shown: str) -> None:
     """A text that is made to be slow would stop a report for hours: 18 s for 80 kB, by the square."""
-    num = 1_000_000 // len(part)
+    num = 200_000 // len(part)
     got = redact(part * num)
     assert got[:1000] == (shown if part.startswith("?key=") else shown * num)[:1000]
 

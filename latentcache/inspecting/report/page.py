@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from latentcache.core.image_quality import psnr_in_words
@@ -13,12 +13,13 @@ from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
 from latentcache.inspecting.field_counts import CountedField
 from latentcache.inspecting.report import figures
+from latentcache.inspecting.report.buckets import buckets
 from latentcache.inspecting.report.collect import Report
-from latentcache.inspecting.report.facts import TIME_EDGES_S, BucketFacts, Facts, Failures, Times
+from latentcache.inspecting.report.facts import TIME_EDGES_S, Facts, Failures, Times
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics
 from latentcache.inspecting.report.markup import Markup, h
 from latentcache.inspecting.report.reconstructions import Shown, psnr_by_position
-from latentcache.inspecting.report.tables import sortable, table_of
+from latentcache.inspecting.report.tables import table_of
 from latentcache.inspecting.report.words import recipe_in_words
 from latentcache.redaction import printable
 
@@ -46,7 +47,7 @@ def render(report: Report, made_at: str) -> str:
     sections = (
         _header(report, made_at),
         _recipe(report),
-        _buckets(report.facts),
+        buckets(report.facts),
         _fields(report.facts),
         _failures(report.facts),
         _clips(report),
@@ -112,68 +113,6 @@ def _recipe(report: Report) -> list[Markup]:
         h("dl", words, class_="words"),
         h("details", h("summary", "The exact recipe"), h("pre", exact)),
     ]
-
-
-def _buckets(facts: Facts) -> list[Markup]:
-    largest = sorted(facts.buckets, key=lambda bucket: -bucket.planned_clips)[:MAX_BUCKETS]
-    kept = {bucket.bucket for bucket in largest}
-    shown = [bucket for bucket in facts.buckets if bucket.bucket in kept]
-    left_out = [bucket for bucket in facts.buckets if bucket.bucket not in kept]
-    head, rows = list(BUCKET_COLUMNS), [_bucket_row(bucket) for bucket in shown]
-    keys = [[key(bucket) for key in BUCKET_COLUMNS.values()] for bucket in shown]
-    found = [h("h2", "Buckets"), sortable("buckets", head, rows, keys, text=(1,))]
-    if left_out:
-        clips = sum(bucket.planned_clips for bucket in left_out)
-        text = (
-            f"{len(left_out):,} buckets of the fewest clips, {clips:,} in all, are left out here."
-        )
-        found.append(h("p", text, class_="dim"))
-    return found
-
-
-#: Rows of the table of buckets, at most: a cache of mixed shapes may have thousands.
-MAX_BUCKETS = 500
-#: Columns of the table of buckets, and what each is sorted by, the largest first.
-BUCKET_COLUMNS: Mapping[str, Callable[[BucketFacts], float]] = {
-    "bucket": lambda bucket: bucket.bucket.frames * bucket.bucket.height * bucket.bucket.width,
-    "committed": lambda bucket: (bucket.num_ok + bucket.num_failed) / bucket.planned_clips,
-    "ok": lambda bucket: bucket.num_ok,
-    "failed": lambda bucket: bucket.num_failed,
-    "frames": lambda bucket: bucket.num_frames,
-    "video": lambda bucket: bucket.duration_s,
-    "raw": lambda bucket: bucket.raw_bytes,
-    "stored": lambda bucket: bucket.stored_bytes,
-    "of raw": lambda bucket: bucket.stored_bytes / max(1, bucket.raw_bytes),
-    "of pixels": lambda bucket: bucket.stored_bytes / max(1, bucket.pixel_bytes),
-}
-
-
-def _bucket_row(bucket: BucketFacts) -> Sequence[object]:
-    clips = bucket.num_ok + bucket.num_failed
-    committed = (
-        f"{clips:,} of {bucket.planned_clips:,} clips, "
-        f"{bucket.committed_shards:,} of {bucket.planned_shards:,} shards"
-    )
-    return (
-        bucket.bucket.name,
-        [committed, _bar(clips / bucket.planned_clips)],
-        f"{bucket.num_ok:,}",
-        f"{bucket.num_failed:,}",
-        f"{bucket.num_frames:,}",
-        human_time(bucket.duration_s) if bucket.duration_s else "-",
-        human_bytes(bucket.raw_bytes),
-        human_bytes(bucket.stored_bytes),
-        _ratio(bucket.stored_bytes, bucket.raw_bytes),
-        _ratio(bucket.stored_bytes, bucket.pixel_bytes),
-    )
-
-
-def _bar(share: float) -> Markup:
-    return h("div", h("i", style=f"width: {100 * share:.1f}%"), class_="bar")
-
-
-def _ratio(part: float, whole: float) -> str:
-    return f"{part / whole:.3f}" if whole else "-"
 
 
 def _fields(facts: Facts) -> list[Markup]:

@@ -34,6 +34,7 @@ from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.choose import draw_stratified, find_places
 from latentcache.inspecting.clip_reader import PairReader
 from latentcache.inspecting.report import figures
+from latentcache.inspecting.report.buckets import MAX_BUCKETS
 from latentcache.inspecting.report.collect import Report, collect
 from latentcache.inspecting.report.facts import (
     EXAMPLES,
@@ -44,7 +45,7 @@ from latentcache.inspecting.report.facts import (
 )
 from latentcache.inspecting.report.latents import ChannelStatistics, IdStatistics, describe_latents
 from latentcache.inspecting.report.markup import Markup, h
-from latentcache.inspecting.report.page import MAX_BUCKETS, MESSAGE_CHARACTERS, render
+from latentcache.inspecting.report.page import MESSAGE_CHARACTERS, render
 from latentcache.inspecting.report.reconstructions import psnr_by_position, show
 from latentcache.inspecting.report.tables import sortable
 from latentcache.running.log import RunLog
@@ -348,6 +349,7 @@ def test_a_stranger_s_names_make_no_endless_page(tmp_path: Path) -> None:
     assert long[:MESSAGE_CHARACTERS] not in text
 
 
+@pytest.mark.slow
 def test_a_page_of_many_failures_and_buckets_is_bounded_and_says_what_it_leaves_out(
     tmp_path: Path,
 ) -> None:
