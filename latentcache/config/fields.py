@@ -10,10 +10,21 @@ from pydantic import Field, model_validator
 
 from latentcache.config.base import Positive, Section
 from latentcache.config.caption_fields import Dtype, JointField, TextField
-from latentcache.config.files import read_mapping, validate
+from latentcache.config.files import read_yaml, validate
 from latentcache.config.sections import Config
 from latentcache.core.fields import check_name
 from latentcache.errors import ConfigError, did_you_mean
+
+
+def in_encoder(raw: Any, what: str, family: str) -> Any:
+    """Refuse settings of an encoder that stand beside the field's own, as those of texts do."""
+    beside = [key for key in ("family", "model") if isinstance(raw, Mapping) and key in raw]
+    if beside:
+        raise ValueError(
+            f"{' and '.join(beside)}: settings of {what} stand in `encoder`, such as encoder: {{family: "
+            f"{family}, model: FOLDER}}"
+        )
+    return raw
 
 
 class FramesField(Section):
@@ -84,6 +95,11 @@ class VisualField(FramesField):
         description="What batches get before the latents' channels: nothing; or Wan's mask of 4 channels, "
         "1 at the frames that are given.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tower_apart(cls, raw: Any) -> Any:
+        return in_encoder(raw, "an image tower", "wan_clip")
 
     @model_validator(mode="after")
     def _masked(self) -> Self:
@@ -197,6 +213,11 @@ class AudioField(Section):
         description="The dtype of what is stored; omitted: float32 of a waveform, else what the encoder "
         "computes in. Ids have their own.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_apart(cls, raw: Any) -> Any:
+        return in_encoder(raw, "an encoder of sound", "wav2vec2")
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -313,6 +334,7 @@ MODELS: Mapping[str, type[FieldConfig]] = {
     "array": ArrayField,
     "view": ViewField,
 }
+EXAMPLE = "NAME: {kind: text, family: wan, model: FOLDER}"
 #: What a visual field with masks is of: a model of its own.
 MASKED = ("masked", "vace")
 
@@ -320,7 +342,9 @@ MASKED = ("masked", "vace")
 def parse_field(name: str, raw: Any, where: str = "fields") -> FieldConfig:
     """Return a field's validated configuration. Raises ConfigError."""
     check_name(name)
-    kind = raw.get("kind") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}.{name} is {raw!r}, and no field. Write  {EXAMPLE}")
+    kind = raw.get("kind")
     if not isinstance(kind, str) or kind not in MODELS:
         raise ConfigError(
             f"{where}.{name}.kind: {'required' if kind is None else f'unknown kind {kind!r}'}."
@@ -345,10 +369,10 @@ def parse_fields(raw: Mapping[str, Any], where: str = "fields") -> dict[str, Fie
 
 def load_fields(path: str) -> dict[str, FieldConfig]:
     """Read a YAML file of fields by name, with or without `fields:` around them. Raises ConfigError."""
-    data = read_mapping(path)
-    fields = data.get("fields", data)
+    data = read_yaml(path)
+    fields = data.get("fields", data) if isinstance(data, dict) else None
     if not isinstance(fields, dict) or not fields:
-        raise ConfigError(f"{path} holds no field; write  NAME: {{kind: text, family: wan}}")
+        raise ConfigError(f"{path} holds no field; write  {EXAMPLE}")
     if "fields" in data and (others := [key for key in data if key not in Config.model_fields]):
         raise ConfigError(
             f"{path} has {', '.join(map(repr, others))} beside `fields`, which would be ignored. Move what "

@@ -45,8 +45,7 @@ def _path_in(data: Any, loc: Sequence[str | int], is_missing: bool) -> tuple[str
 
 
 def _line(model: type[BaseModel], path: Sequence[str], problems: Sequence[Any]) -> str:
-    key = ".".join(path) or "config"
-    first = problems[0]
+    key, first = ".".join(path), problems[0]
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])
         near = did_you_mean(path[-1], known)
@@ -60,7 +59,7 @@ def _line(model: type[BaseModel], path: Sequence[str], problems: Sequence[Any]) 
     got = "" if quiet else f"; got {repr(first['input'])[:100]}"
     if first["type"] == "string_type" and isinstance(first["input"], bool | int | float):
         got += ". Write it in quotes"
-    return f"  {key}: {text}{got}"
+    return f"  {key}: {text}{got}" if key else f"  {text}{got}"  # of the section as a whole
 
 
 def _message(message: str) -> str:
@@ -120,18 +119,23 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_mapping(path: str) -> dict[str, Any]:
-    """Return what a YAML file holds. Raises ConfigError unless that is keys with values."""
+    """Return what a configuration file holds. Raises ConfigError unless that is keys with values."""
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
+    return data
+
+
+def read_yaml(path: str) -> Any:
+    """Return what a YAML file holds. Raises ConfigError."""
     try:
         text = read_regular(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the config file {path!r}: {error}") from None
     try:
-        data = parse_yaml(text)
+        return parse_yaml(text)
     except ConfigError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no configuration; see configs/demo.yaml for an example")
-    return data
 
 
 def load_stored_config(

@@ -74,7 +74,7 @@ def open_cache(
     whole_number("disk_cache_bytes", disk_cache_bytes, 1)
     storage = Storage(str(url), options)
     manifest, index = read_snapshot(storage)
-    fields = expect.pop(FIELDS, {})
+    fields = expected_fields(expect.pop(FIELDS, None))
     check_provenance(redact(storage.url), manifest.provenance, expect)
     check_expectations(redact(storage.url), manifest.spec, expect)
     disk = None
@@ -84,6 +84,13 @@ def open_cache(
     for name, wanted in fields.items():
         expect_field(redact(storage.url), cache.field(name).field, wanted)
     return cache
+
+
+def expected_fields(expect: Any) -> dict[str, dict[str, Any]]:
+    """Return what is expected of fields, by their names. Raises ConfigError."""
+    fields = by_name("expect['fields']", expect, {"umt5": {"length": 512}})
+    example = {"length": 512}
+    return {n: by_name(f"expect['fields'][{n!r}]", v, example) for n, v in fields.items()}
 
 
 def read_snapshot(storage: Storage, manifest: Manifest | None = None) -> tuple[Manifest, pa.Table]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
+
+import torch
 
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, did_you_mean
@@ -20,13 +22,13 @@ def check_expectations(url: str, spec: LatentSpec, expect: Mapping[str, Any]) ->
                 f"expect: a latent spec has no {name!r}.{did_you_mean(name, actual)} "
                 f"It has: {', '.join(actual)}"
             )
-    wrong = [name for name in expect if _plain(expect[name]) != _plain(actual[name])]
+    wrong = [name for name in expect if as_json(expect[name]) != as_json(actual[name])]
     if wrong:
-        wanted = ", ".join(f"{name} {_plain(expect[name])}" for name in expect)
+        wanted = ", ".join(f"{name} {as_json(expect[name])}" for name in expect)
         raise CacheError(
             f"{url} does not hold the expected latents; what differs: {', '.join(wrong)}.\n"
             f"  expected: {wanted}\n"
-            f"  in the cache: {', '.join(f'{name} {_plain(actual[name])}' for name in expect)} "
+            f"  in the cache: {', '.join(f'{name} {as_json(actual[name])}' for name in expect)} "
             f"({describe(spec)})\n"
             "A model that expects other latents would fail at its first layer or, worse, train on "
             "them. The classic case is pixels with 3 channels reaching a model that expects 16. Open "
@@ -63,5 +65,15 @@ def describe(spec: LatentSpec) -> str:
     )
 
 
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=list)
+def as_json(value: Any) -> str:
+    """Return a value as JSON, to compare what is expected with what cache.json or field.json says."""
+    return json.dumps(value, sort_keys=True, default=_json_value)
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value that JSON lacks as one that it has: numbers of numpy, data types, tuples and sets."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return list(value) if isinstance(value, Iterable) else str(value)

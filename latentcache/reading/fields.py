@@ -28,6 +28,7 @@ from latentcache.format.fields.snapshot import newest_versions, read_field_index
 from latentcache.format.manifest import Manifest
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.reading.expectations import as_json
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -313,18 +314,13 @@ def expect_field(url: str, field: FieldManifest, wanted: Mapping[str, Any]) -> N
                 f"expect: the field {field.name} has no {name!r}.{did_you_mean(name, actual)} "
                 f"It has: {', '.join(actual)}"
             )
-    wrong = [name for name in wanted if _plain(wanted[name]) != _plain(actual[name])]
+    said = {name: (as_json(wanted[name]), as_json(actual[name])) for name in wanted}
+    wrong = {name: (ours, theirs) for name, (ours, theirs) in said.items() if ours != theirs}
     if wrong:
-        lines = [
-            f"  {name}: {wanted[name]} expected, {actual[name]} in the cache" for name in wrong
-        ]
+        lines = [f"  {name}: {a} expected, {b} in the cache" for name, (a, b) in wrong.items()]
         raise CacheError(
             f"{url}: the field {field.name} is not what is expected:\n"
             + "\n".join(lines)
             + "\nA model that was trained with other states, or with other padding, takes these without a "
             "word and gets worse. Add a field as the model was trained, or change `expect`."
         )
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=list)
