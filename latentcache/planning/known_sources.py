@@ -15,7 +15,7 @@ from latentcache.core.names import NameIndex, Rows
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import STAYS, read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
-from latentcache.planning.masks import chosen, mask_of, pieces
+from latentcache.planning.masks import chosen, mask_of, no_names, pieces
 from latentcache.storage.folder import Storage
 from latentcache.storage.spill import Spill
 
@@ -92,7 +92,8 @@ def changed(known: pa.Table, said: pa.Table) -> pa.Table:
 
     A source that is gone is known no more. One that has moved or was touched has another URL or stamp.
     """
-    in_said = NameIndex(said["source"]).find(known["source"])
+    # The first plan says all, and there is nothing to look up.
+    in_said = NameIndex(said["source"] if known.num_rows else no_names()).find(known["source"])
     at = np.full(said.num_rows, -1)
     at[in_said[in_said >= 0]] = np.flatnonzero(in_said >= 0)
     is_moved = mask_of(pc.is_in(said["what"], value_set=STAYS))

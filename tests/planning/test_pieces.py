@@ -26,6 +26,16 @@ from tests.tools.caches import make_config, read_files
 CHUNKED = (names, probe, saved_probes, source_table, grow, masks, notes, plan)
 ROLES = ("video", "key", "frames", "fps", "height", "width", "caption")
 
+#: Of each step the sources that are probed, new, changed, moved and gone.
+FOUND = [
+    (300, 216, 0, 0, 0),
+    (104, 14, 0, 0, 0),
+    (90, 0, 0, 153, 0),
+    (320, 0, 0, 0, 0),
+    (320, 0, 230, 0, 0),
+    (86, 0, 0, 146, 14),
+]
+
 
 class Prober:
     """Finds in each file what its name and a salt say, and nothing in those that are broken."""
@@ -46,7 +56,8 @@ class Prober:
         if "broken" in url:
             found.set_exception(ClipError("unreadable", f"{kind}: it is none"))
         else:
-            identity = hashlib.sha256((Path(url).name + self._salt).encode()).hexdigest()[:16]
+            text = Path(url).name.replace(" copy", "") + self._salt
+            identity = hashlib.sha256(text.encode()).hexdigest()[:16]
             facts = {"frames": 40, "fps": 24.0, "height": 64, "width": 96, "duration_s": 40 / 24}
             found.set_result({**facts, "identity": identity})
         return found
@@ -55,7 +66,7 @@ class Prober:
 def write_corpus(folder: Path, num: int, caption: str, videos: list[str], left_out: int) -> None:
     rows = [
         {
-            "video": videos[number * number % len(videos)],
+            "video": videos[number % len(videos)],
             "key": f"clip {number // 2 if number % 31 == 0 else number}",
             "frames": None if number % 7 == 0 else 4 if number % 19 == 0 else 30 + number % 30,
             "fps": 24.0,
@@ -70,15 +81,16 @@ def write_corpus(folder: Path, num: int, caption: str, videos: list[str], left_o
     pq.write_table(pa.Table.from_pylist(rows), folder / "corpus.parquet", row_group_size=70)
 
 
-def grown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Return the objects of a cache, by path, after several steps."""
+def grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, bytes], list[tuple[int, ...]]]:
+    """Return the objects of a cache, by path, after several steps, and what each step has found."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    videos = [
-        str(folder / name) for name in ("a.mp4", "b.mp4", "c.mp4", "broken.mp4", "b copy.mp4")
-    ]
+    names = ("a.mp4", "b.mp4", "c.mp4", "broken.mp4", "a copy.mp4", "b copy.mp4")
+    videos = [str(folder / name) for name in names]
     for path in videos:
-        Path(path).write_bytes(b"0" * 1000)
+        Path(path).write_bytes(b"0" * (1000 + ord(Path(path).name[0])))
         os.utime(path, (1e9, 1e9))
     config = make_config(
         folder,
@@ -89,28 +101,36 @@ def grown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         cache={"url": str(folder / "cache"), "shard_clips": 8},
     )
 
+    found = list[grow.Difference]()
+
     def step(salt: str = "", **options: Any) -> None:
         monkeypatch.setattr(planner, "probing_pool", lambda _: Prober(salt))
-        planner.grow_cache(load_config(str(config)), **options)
+        hooks = planner.Hooks(on_step=lambda _planned, _step, difference: found.append(difference))
+        planner.grow_cache(load_config(str(config)), hooks=hooks, **options)
 
     write_corpus(folder, 300, "a", videos[:4], -1)
     step()
     write_corpus(folder, 320, "another", videos[:4], -1)
     step()
-    write_corpus(folder, 320, "another", [videos[0], videos[4], *videos[2:4]], -1)
+    write_corpus(folder, 320, "another", [*videos[4:], *videos[2:4]], -1)
     step()
+    step(check_content=True)
     step("changed", check_content=True)
     write_corpus(folder, 320, "a", videos[:4], 5)
     step(prune=True)
     files = read_files(folder / "cache")
-    return {path: data for path, data in files.items() if not path.startswith("generations/")}
+    objects = {path: data for path, data in files.items() if not path.startswith("generations/")}
+    return objects, [
+        (each.num_probed, *map(len, (each.new, each.changed, each.moved, each.gone)))
+        for each in found
+    ]
 
 
 @pytest.mark.slow
 def test_pieces_of_any_size_give_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = grown(tmp_path / "corpus", monkeypatch)
+    whole, found = grown(tmp_path / "corpus", monkeypatch)
     for module in CHUNKED:
         monkeypatch.setattr(module, "CHUNK_ROWS", 17)
     monkeypatch.setattr(known, "GROUP_ROWS", 20)
@@ -119,7 +139,8 @@ def test_pieces_of_any_size_give_the_same_tables(
     monkeypatch.setattr(tables, "KEPT_BYTES", 0)
     monkeypatch.setattr(spill.Spill.__init__, "__defaults__", (0,))
     monkeypatch.setattr(spill, "BATCH_ROWS", 11)
-    pieces = grown(tmp_path / "corpus", monkeypatch)
+    pieces, again = grown(tmp_path / "corpus", monkeypatch)
+    assert again == found == FOUND
     assert {path.split("/")[0] for path in whole} >= {"plan", "retired", "columns"}
     assert sorted(pieces) == sorted(whole)
     assert [path for path in whole if pieces[path] != whole[path]] == []
