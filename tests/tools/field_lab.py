@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from latentcache.format.fields.paths import FIELDS, field_json_path
+from latentcache.format.paths import LEASE
 from tests.tools.caches import run_inline, without_logs
 from tests.tools.fault_lab import SOME_FAILED, KeptPool, Lab, check_growth
 from tests.tools.faulty import FAULTS, Faults
@@ -110,5 +111,6 @@ class FieldLab(Lab):
 
 
 def outside(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """What of a cache is of no field, and no log."""
-    return {n: d for n, d in without_logs(files).items() if not n.startswith(f"{FIELDS}/")}
+    """What of a cache is of no field, no log, and no run's lease."""
+    kept = without_logs(files)
+    return {n: d for n, d in kept.items() if n != LEASE and not n.startswith(f"{FIELDS}/")}
