@@ -25,7 +25,7 @@ from latentcache.corpus.saved_probes import FOLDER, SavedProbes
 from latentcache.corpus.saved_probes import SCHEMA as PROBED
 from latentcache.encoders import resolve
 from latentcache.encoders.diffusers.weights import locate
-from latentcache.errors import ClipError, CorruptionError, LatentCacheError
+from latentcache.errors import ClipError, ConfigError, CorruptionError, LatentCacheError
 from latentcache.exchange import export
 from latentcache.exchange.layouts import get_layout
 from latentcache.format import checksum
@@ -303,6 +303,18 @@ def test_config_json_of_a_model(tmp_path: Path) -> None:
         module.describe(config, dtype="float32")
 
     survives(read, of(document, EVERY))
+
+
+@pytest.mark.slow
+def test_a_power_of_a_huge_number_is_not_worked_out(tmp_path: Path) -> None:
+    model = save("wan", tmp_path / "model")
+    document = json.loads((model / "config.json").read_bytes())
+    document["temperal_downsample"][0] = 10**10
+    (model / "config.json").write_text(json.dumps(document))
+    section = {"kind": "diffusers_video", "model": str(model), "dtype": "float32", "store": "mean"}
+    module, config = resolve(section)
+    with pytest.raises(ConfigError, match="a number beyond 1048576"):
+        module.describe(config, dtype="float32")
 
 
 def test_an_index_of_weights(tmp_path: Path) -> None:

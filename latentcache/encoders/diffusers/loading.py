@@ -17,6 +17,9 @@ from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Setting
 from latentcache.encoders.diffusers.weights import ModelFiles
 from latentcache.errors import ConfigError, EncoderError
 
+#: Sizes, strides and channels of models are far below it.
+MAX_NUMBER = 1 << 20
+
 
 def packages() -> Mapping[str, str]:
     """Return the versions that the latents depend on."""
@@ -43,13 +46,22 @@ def settings(files: ModelFiles, class_name: str) -> Settings:
 
     def setting(key: str) -> Any:
         if key in files.config:
-            return files.config[key]
+            return _checked(files.config[key])
         try:
             return _class_defaults(class_name)[key]
         except KeyError:
             raise _unknown(class_name, f"has no setting {key}") from None
 
     return Settings(setting=setting, tensor=files.tensor)
+
+
+def _checked(value: Any) -> Any:
+    """Return a value of a config. Raises ValueError for numbers with which no power could be worked out."""
+    if isinstance(value, list):
+        return [_checked(one) for one in value]
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise ValueError(f"a number beyond {MAX_NUMBER}")
+    return value
 
 
 def load_model(
