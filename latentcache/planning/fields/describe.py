@@ -167,7 +167,8 @@ def _check_size(array: FieldArray, bucket: Bucket, spec: LatentSpec) -> None:
 def _check_no_ids(spec: LatentSpec) -> None:
     if spec.ids is not None:
         raise ConfigError(
-            f"encoder: latents: {spec.model_class} gives ids, which are no condition of a model"
+            f"{spec.model_class} gives ids, which are no condition of a model. Use kind: raw, for pixels, "
+            "or kind: visual with an image tower in `encoder`."
         )
 
 
@@ -207,7 +208,8 @@ def tower_arrays(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> tuple[Fie
 
 
 def _describe_view(config: ViewField, spec: LatentSpec) -> Description:
-    if spec.exactness != "prefix_exact" or spec.ids is not None:
+    _check_no_ids(spec)
+    if spec.exactness != "prefix_exact":
         raise ConfigError(
             f"kind: view: the first latent of {spec.model_class} is not that of the first frame "
             f"({spec.exactness}). Use kind: visual, of: first."
