@@ -32,6 +32,8 @@ from latentcache.storage.folder import Storage, redact
 
 #: Bytes of plans that are kept in memory; the one that is read stays, however large it is.
 KEPT_BYTES = 1 << 29
+#: Rows of a plan that shards are cut from.
+WINDOW_ROWS = 1 << 16
 
 
 class PlanReader:
@@ -47,6 +49,7 @@ class PlanReader:
         self._manifest = manifest
         self._plans: dict[tuple[str, str], pa.Table] = {}
         self._num_bytes = 0
+        self._window = (("", "", 0), PLAN_SCHEMA.empty_table())
         self._imports: dict[int, Imports] = {}
 
     @functools.cached_property
@@ -62,10 +65,17 @@ class PlanReader:
     def table(self, shard: ShardId) -> pa.Table:
         """Return the plan's rows of a shard, with the URLs that their sources have now."""
         generation, part = self._buckets[shard.bucket].part_of(shard.number)
-        rows = self._manifest.shard_clips
-        plan = self.plan(generation, shard.bucket)
-        first = (shard.number - part.first_shard) * rows
-        return self._moved(plan.slice(first, rows), generation.number)
+        first = (shard.number - part.first_shard) * self._manifest.shard_clips
+        return self._moved(self._slice(generation, shard.bucket, first), generation.number)
+
+    def _slice(self, generation: Generation, bucket: str, first: int) -> pa.Table:
+        """Return a shard's rows of a plan. Shards come in order, so a slice of a slice passes by few."""
+        num_rows = self._manifest.shard_clips
+        key = (generation.folder, bucket, first // WINDOW_ROWS * WINDOW_ROWS)
+        if self._window[0] != key:
+            plan = self.plan(generation, bucket)
+            self._window = (key, plan.slice(key[2], WINDOW_ROWS + num_rows))
+        return self._window[1].slice(first - key[2], num_rows)
 
     def rows(self, shard: ShardId, standing: Standing | None = None) -> pa.Table:
         """Return the rows of a shard that count, with captions and kept columns as they are now.

@@ -18,7 +18,7 @@ from latentcache.core import names
 from latentcache.corpus import probe, saved_probes, source_table
 from latentcache.errors import ClipError
 from latentcache.format import tables
-from latentcache.planning import grow, known, masks, notes, plan, planner
+from latentcache.planning import grow, known, masks, notes, plan, planned, planner
 from latentcache.storage import spill
 from tests.tools.caches import make_config, read_files
 
@@ -134,6 +134,7 @@ def test_pieces_of_any_size_give_the_same_tables(
     for module in CHUNKED:
         monkeypatch.setattr(module, "CHUNK_ROWS", 17)
     monkeypatch.setattr(known, "GROUP_ROWS", 20)
+    monkeypatch.setattr(planned, "WINDOW_ROWS", 29)
     monkeypatch.setattr(tables, "PIECE_ROWS", 1024)
     monkeypatch.setattr(tables, "PART_BYTES", 500)
     monkeypatch.setattr(tables, "KEPT_BYTES", 0)
