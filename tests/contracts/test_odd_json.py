@@ -138,7 +138,8 @@ def with_facts(table: pa.Table, facts: dict[str, bytes]) -> bytes:
     with pq.ParquetWriter(buffer, table.schema.remove_metadata()) as writer:
         writer.write_table(table.replace_schema_metadata())
         writer.add_key_value_metadata({**facts, checksum.KEY: checksum.EMPTY.encode()})
-    checksum.seal_parquet(buffer)
+    with buffer.getbuffer() as data:
+        checksum.seal_parquet(data)
     return buffer.getvalue()
 
 

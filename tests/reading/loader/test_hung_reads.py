@@ -75,9 +75,15 @@ def test_letting_go_waits_for_no_read_that_hangs(monkeypatch: pytest.MonkeyPatch
     hung.gate.set()
 
 
-#: Reads a cache whose third shard is a pipe that nobody writes to: to open it takes for ever.
+#: Reads a cache whose third shard is on a disk that does not answer: to open it takes for ever.
 READER = """
-import sys
+import os, sys, threading
+opened = os.open
+def open_or_hang(path, *args, **kwargs):
+    if str(path) == sys.argv[3]:
+        threading.Event().wait()
+    return opened(path, *args, **kwargs)
+os.open = open_or_hang
 from latentcache.reading.loader import prefetch
 from latentcache.reading.loader.loader import LatentLoader
 prefetch.SLOW_S = 0.2
@@ -96,10 +102,8 @@ def test_one_interrupt_ends_a_trainer_whose_read_hangs(tmp_path: Path, num_worke
     written = write_cache(str(tmp_path / "cache"), buckets={"5x32x32": 12}, shard_clips=4)
     found = (tmp_path / "cache" / "latents").glob("*/c/2/**/*")
     (path,) = (each for each in found if each.is_file())
-    path.unlink()
-    os.mkfifo(path)
     process = subprocess.Popen(
-        [sys.executable, "-c", READER, written.url, str(num_workers)],
+        [sys.executable, "-c", READER, written.url, str(num_workers), str(path)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
