@@ -194,6 +194,11 @@ def _finetrainers(data: Any, of_file: list[str]) -> Iterator[Converted]:
             sizes = ["x".join(map(str, _parts(b))) for b in given[buckets]]
         used = {"reshape_mode", "data_root", "dataset_type", buckets}
         clips["video_resolution_buckets"] = sizes
+        if given.get("reshape_mode") == "center_crop":
+            clips["reshape_mode"] = "resize_crop"
+            lost.append(
+                "reshape_mode: center_crop, which does not resize, is taken for resize_crop"
+            )
         other = "video" if kind == "image" else "image"
         why = {
             f"{other}_resolution_buckets": f"the data set is of {kind}s",
@@ -215,6 +220,10 @@ def _two(bucket: Any) -> tuple[Any, Any]:
 
 
 def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
+    if isinstance(data, dict) and isinstance(data.get("dataset"), str):
+        raise ConfigError(
+            f"it is the file of a training run, whose data set file is {data['dataset']!r}; give that one"
+        )
     sections = _sections(data, "directory", of_file, *data)
     general = {key: value for key, value in data.items() if key != "directory"}
     for directory in sections:
@@ -225,6 +234,9 @@ def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
         for key in ("framerate", "pixels_round_to_multiple"):
             if key not in given:
                 lost.append(f"{key}: is that of Wan, 16; set your model's")
+        if "resolutions" not in given:
+            why = "; size_buckets have no preset" if "size_buckets" in given else ""
+            raise ConfigError(f"it has no 'resolutions'{why}. Write clips.buckets.sizes yourself")
         resolutions = list(given["resolutions"])
         lost += [
             f"resolutions: {resolution} needs a cache of its own, as each clip is encoded again"

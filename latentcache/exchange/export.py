@@ -13,6 +13,7 @@ from typing import Any
 from latentcache.core.json_text import parse_json
 from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.clips import named
+from latentcache.exchange.files import is_hidden
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import public_name
@@ -113,16 +114,23 @@ def _short(value: Any) -> str:
 
 
 def _check_names(files: Sequence[File]) -> None:
-    """Raise ConfigError for names that no disk holds, before some files are there and others are not."""
+    """Raise ConfigError for names that no disk holds or no import reads, before any file is written."""
     long = [
         name
         for file in files
-        if len(os.fsencode(name := file.path.rpartition("/")[2])) > MAX_NAME_BYTES
+        for name in file.path.split("/")
+        if len(os.fsencode(name)) > MAX_NAME_BYTES
     ]
     if long:
         raise ConfigError(
             f"{len(long)} files would have names of more than {MAX_NAME_BYTES} bytes, which no disk holds: "
             f"{named(long)}. Nothing was written. Give their sources shorter names."
+        )
+    if hidden := [file.path for file in files if is_hidden(file.path)]:
+        raise ConfigError(
+            f"{len(hidden)} files would be hidden, or in hidden folders, which begin with a dot: "
+            f"{named(hidden)}. An import leaves such files out, and some trainers do, too. Nothing was "
+            "written. Give their sources names without a dot at the beginning."
         )
 
 

@@ -47,7 +47,7 @@ def names_in(storage: Storage, folder: str, suffix: str) -> list[str]:
     start = f"{folder}/" if folder else ""
     paths = _linked(storage, folder, deep=False) if storage.is_local else storage.list(folder)
     names = (path.removeprefix(start) for path in paths)
-    return sorted(name for name in names if name.endswith(suffix) and not _is_hidden(name))
+    return sorted(name for name in names if name.endswith(suffix) and not is_hidden(name))
 
 
 def files_in(storage: Storage, folder: str, suffix: str) -> list[str]:
@@ -61,10 +61,11 @@ def files_in(storage: Storage, folder: str, suffix: str) -> list[str]:
         paths: Iterable[str] = _linked(storage, folder, deep=True)
     else:
         paths = (file.path for file in storage.files(folder))
-    return sorted(path for path in paths if path.endswith(suffix) and not _is_hidden(path))
+    return sorted(path for path in paths if path.endswith(suffix) and not is_hidden(path))
 
 
-def _is_hidden(path: str) -> bool:
+def is_hidden(path: str) -> bool:
+    """Tell whether a file, or a folder above it, has a name that begins with a dot."""
     return any(part.startswith(".") for part in path.split("/"))
 
 

@@ -87,6 +87,22 @@ def test_names_that_no_disk_holds_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("layout", "name", "said"),
+    [
+        ("simpletuner", "d" * 300 + "/n.mp4", "1 files would have names of more than 255 bytes"),
+        ("simpletuner", ".dir/x.mp4", "1 files would be hidden"),
+        ("musubi", ".hidden.mp4", "1 files would be hidden"),
+    ],
+)
+def test_names_that_would_be_lost_on_the_way_are_refused_first(
+    layout: str, name: str, said: str, tmp_path: Path
+) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4", name))
+    assert said in export(cache, tmp_path / "out", layout, status=2)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("stem", ["l" * 215, "動" * 70])
 def test_the_longest_names_are_written(stem: str, tmp_path: Path) -> None:
     """Temporary names, under which files are written, are longer than their own."""

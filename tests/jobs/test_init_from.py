@@ -356,3 +356,36 @@ def test_lines_of_text_files_are_captions_for_simpletuner_only(
     lost = converted(tmp_path, "simpletuner", [dataset]).lost
     assert any(line.startswith("caption_strategy: there each line") for line in lost) != kept_whole
     assert not [line for line in lost if line.startswith("disable_multiline_split")]
+
+
+def test_finetrainers_center_crop_is_taken_for_resize_crop_and_said(tmp_path: Path) -> None:
+    file = tmp_path / "training.json"
+    one = {
+        "data_root": "/data/set",
+        "dataset_type": "image",
+        "image_resolution_buckets": [[512, 512]],
+    }
+    file.write_text(json.dumps({"datasets": [{**one, "reshape_mode": "center_crop"}]}))
+    (found,) = convert("finetrainers", str(file))
+    assert found.clips["reshape_mode"] == "resize_crop"
+    assert any(line.startswith("reshape_mode: center_crop") for line in found.lost)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "dataset = 'examples/dataset.toml'\nepochs = 3\n",
+            "whose data set file is 'examples/dataset.toml'",
+        ),
+        (
+            "size_buckets = [[960, 960, 1]]\n[[directory]]\npath = '/d'\n",
+            "size_buckets have no preset",
+        ),
+    ],
+)
+def test_other_files_of_diffusion_pipe_are_told_apart(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "file.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        convert("diffusion-pipe", str(file))
