@@ -267,8 +267,11 @@ class DecodePool:
     def close(self) -> None:
         """Stop the processes at once; requests that have not been served fail or are cancelled.
 
-        So are those that come later: a shard's thread may be reading storage while its run stops.
+        So are those that come later: a shard's thread may be reading storage while its run stops. To close
+        it again does nothing.
         """
+        if self._closing.is_set():  # its descriptors may be those of other files by now
+            return
         self._closing.set()
         for process in self._processes:
             process.stop()

@@ -308,6 +308,17 @@ def test_closing_stops_the_processes_and_cancels_what_waits(tmp_path: Path) -> N
     assert {p.pid for p in psutil.Process().children(recursive=True)} <= before
 
 
+@pytest.mark.slow
+def test_a_pool_that_is_closed_again_closes_no_file_of_others(tmp_path: Path) -> None:
+    pool = DecodePool(num_processes=1, num_buffers=2, timeout_s=30)
+    pool.close()
+    files = [(tmp_path / f"{number}").open("w") for number in range(8)]
+    pool.close()
+    for file in files:
+        file.write("still open")
+        file.close()
+
+
 def test_what_is_asked_of_a_closed_pool_is_cancelled(tmp_path: Path) -> None:
     """A shard's thread that comes too late would wait for ever, and the run that stops with it."""
     path = write(tmp_path, "fine.mp4")
