@@ -75,7 +75,7 @@ def _read(name: str, parent: OpenCache) -> FieldManifest:
 def take_fields(planned: PlannedCache, parents: Parents) -> FieldChoice:
     """Create the fields that a merged or copied cache takes, unless they are there.
 
-    Nothing, if the cache is no such one or a parent is gone. Raises StorageError.
+    Nothing, if the cache is no such one or a parent is gone. Raises StorageError, CorruptionError.
     """
     first = planned.manifest.generations[0]
     if first.kind not in DERIVED:
@@ -89,6 +89,8 @@ def take_fields(planned: PlannedCache, parents: Parents) -> FieldChoice:
     for wanted in choice.taken:
         try:
             _create(planned, wanted, opened)
+        except CorruptionError:  # of what was written just now: a reader is not to miss the field for that
+            raise
         except (CacheError, ConfigError) as error:
             left_out[wanted.name] = str(error)
     return replace(choice, left_out=left_out)
@@ -104,7 +106,10 @@ def _create(planned: PlannedCache, wanted: FieldManifest, opened: Sequence[OpenC
     if wanted.kind != "text" or has_nulls(planned.storage, there):
         return
     for parent in opened:
-        nulls = read_nulls(parent.storage, _read(wanted.name, parent))
+        try:
+            nulls = read_nulls(parent.storage, _read(wanted.name, parent))
+        except CorruptionError as error:
+            raise CacheError(f"it is damaged in {redact(parent.storage.url)}: {error}") from None
         if nulls:
             create_nulls(planned.storage, there, list(nulls.values()))
             return
