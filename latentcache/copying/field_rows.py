@@ -16,6 +16,7 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
 from latentcache.core.records import ChunkRef, ShardId
 from latentcache.errors import ConfigError, CorruptionError
+from latentcache.format.damage import read_twice
 from latentcache.format.fields.commit import Sample, chunk_refs, read_field_table
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.format.fields.snapshot import Part, committed_parts, rows_of
@@ -90,7 +91,8 @@ class FieldSource:
 
     def table(self, version: int, shard: ShardId) -> pa.Table:
         """Return a sample table. Raises CorruptionError."""
-        return read_field_table(self.cache.storage, self.field, version, shard)[0]
+        storage, field = self.cache.storage, self.field
+        return read_twice(lambda: read_field_table(storage, field, version, shard)[0])
 
     def is_current(self, shard: ShardId, row: int, version: int, texts: Texts | None) -> bool:
         """Tell whether a version is the newest of a row, and encodes these texts. None: any."""
@@ -137,6 +139,11 @@ class FieldSource:
         decompress: their arrays are as `commit_field_shard` takes them, else stored chunks. Their rows are
         those of `shard`.
         """
+        return read_twice(lambda: self._take(shard, version, positions, decompress=decompress))
+
+    def _take(
+        self, shard: ShardId, version: int, positions: Sequence[int], *, decompress: bool
+    ) -> list[Sample]:
         table = self.table(version, shard)
         rows = table.take(pa.array(positions, pa.int64())).to_pylist()
         ok = [n for n, row in enumerate(rows) if row["status"] == "ok"]

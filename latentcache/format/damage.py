@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from latentcache.errors import CorruptionError
 from latentcache.format.paths import CACHE_JSON, INDEX, QUANTISER, is_planned
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import join, redact
+
+T = TypeVar("T")
 
 #: What else an object that is gone can mean to a reader, who may hold an earlier snapshot.
 CLEANED = (
@@ -58,3 +63,14 @@ def advice(url: str, path: str) -> str:
         f"Plan its clips again: `latentcache verify {url} --repair`, then encode them: `latentcache "
         f"resume {url}`."
     )
+
+
+def read_twice(read: Callable[[], T]) -> T:
+    """Return what `read` does; what is damaged is read once more, for the connection may have been cut.
+
+    Raises CorruptionError where it is damaged again.
+    """
+    try:
+        return read()
+    except CorruptionError:
+        return read()

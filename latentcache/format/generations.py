@@ -24,7 +24,7 @@ from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
 from latentcache.format.paths import GENERATIONS, generation_path, number_of_generation
-from latentcache.format.tables import read_bounded, read_large
+from latentcache.format.tables import read_bounded, read_large, read_sealed
 from latentcache.storage.folder import Storage
 from latentcache.storage.spill import Data
 from latentcache.storage.urls import redact
@@ -147,7 +147,7 @@ def read_generations(storage: Storage, known: Sequence[Generation] = ()) -> tupl
 def _read(storage: Storage, number: int) -> Generation:
     path = generation_path(number)
     try:
-        data = read_bounded(storage, path, MAX_GENERATION_BYTES)
+        data = read_sealed(storage, path, MAX_GENERATION_BYTES)
         checksum.check(data)
         raw = parse_json(data)
         raw.pop(checksum.KEY, None)

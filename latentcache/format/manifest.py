@@ -23,7 +23,7 @@ from latentcache.format import checksum
 from latentcache.format.generations import Generation, Part, read_generations, require
 from latentcache.format.paths import CACHE_JSON, generation_path
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.tables import read_bounded
+from latentcache.format.tables import read_sealed
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -251,7 +251,7 @@ def read_cache_json(storage: Storage) -> Manifest:
     """Read cache.json. Raises CacheError if there is no cache, or not one to use."""
     url = redact(storage.url)
     try:
-        data = read_bounded(storage, CACHE_JSON, MAX_MANIFEST_BYTES)
+        data = read_sealed(storage, CACHE_JSON, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise CacheError(
             f"{url}: there is no cache here (no {CACHE_JSON}). Check the URL, or make the cache: "

@@ -12,7 +12,7 @@ from latentcache.format.damage import damaged
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import QUANTISER
 from latentcache.format.safetensors import read_float32, safetensors_bytes
-from latentcache.format.tables import read_bounded
+from latentcache.format.tables import read_sealed
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -44,7 +44,7 @@ def read_quantiser_bytes(storage: Storage, manifest: Manifest) -> bytes:
             "the cache was imported. Build the encoder, and use its own."
         )
     try:
-        data = read_bounded(storage, QUANTISER, MAX_QUANTISER_BYTES)
+        data = read_sealed(storage, QUANTISER, MAX_QUANTISER_BYTES)
     except FileNotFoundError:
         raise damaged(storage, QUANTISER, "is missing") from None
     if sha256(data) != manifest.quantiser_sha256:

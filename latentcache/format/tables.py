@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,8 @@ from latentcache.format.paths import is_planned
 from latentcache.format.schemas import check_columns
 from latentcache.storage.folder import Storage
 from latentcache.storage.spill import KEPT_BYTES, Data, Spill, gathered, written
+
+Bytes = TypeVar("Bytes", bytes, Data)
 
 #: A table may take this much memory, and MAX_GROWTH times the bytes of its file more. (Of plans see
 #: `objects`: hundreds of clips of one source repeat its caption, which takes no room in the file.)
@@ -171,6 +173,24 @@ def read_bounded(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -
     return data
 
 
+def read_sealed(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -> bytes:
+    """Read an object as `read_bounded` does; one whose CRC32C does not fit is read once more.
+
+    A connection that was cut gives fewer bytes, and no error. What is damaged on storage stays so, and is
+    for the caller to refuse.
+    """
+    return _read_again(lambda: read_bounded(storage, path, max_bytes))
+
+
+def _read_again(read: Callable[[], Bytes]) -> Bytes:
+    data = read()
+    try:
+        checksum.check(data)
+    except ValueError:
+        return read()
+    return data
+
+
 def read_large(storage: Storage, path: str, max_bytes: int = MAX_PLAN_BYTES) -> Data:
     """Read an object as `read_bounded` does; of a large one, a part at a time is in memory."""
 
@@ -220,10 +240,10 @@ def read_sized_table(
     """Read a table as `read_table` does; returns the bytes of its file, too."""
     if is_planned(path):
         max_memory = _memory_bytes() // PART_FOR_A_PLAN
-        data = read_large(storage, path)
+        data = _read_again(lambda: read_large(storage, path))
     else:
         max_memory = 0
-        data = read_bounded(storage, path, MAX_TABLE_BYTES)
+        data = read_sealed(storage, path, MAX_TABLE_BYTES)
     try:
         return from_parquet(data, columns, max_memory), len(data)
     except ValueError as error:

@@ -382,3 +382,12 @@ def test_a_clip_whose_second_file_is_another_now_is_not_current(tmp_path: Path) 
     assert now is not None
     version = field.all_versions[0].number
     assert [source.is_current(shard, n, version, now[n]) for n in (0, 1)] == [True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_a_connection_that_was_cut_loses_no_field_and_no_value(tmp_path: Path, kind: str) -> None:
+    """What fails its CRC32C is read once more before anything is taken for damaged."""
+    with no_waiting():
+        lab = lab_of("merge", tmp_path)
+        assert all(lab.run(kind, at) for at in range(41, lab.count()[kind], 14))

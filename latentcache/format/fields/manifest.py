@@ -34,7 +34,7 @@ from latentcache.format.fields.paths import (
 from latentcache.format.manifest import CREATED_BY, Manifest
 from latentcache.format.schemas import RETIRED_SCHEMA, check_columns
 from latentcache.format.shards.protocol import ArrayLayout
-from latentcache.format.tables import from_parquet, read_bounded, to_parquet
+from latentcache.format.tables import from_parquet, read_bounded, read_sealed, to_parquet
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -150,7 +150,7 @@ def read_field(storage: Storage, name: str, manifest: Manifest) -> FieldManifest
     check_name(name)
     path = field_json_path(name)
     try:
-        data = read_bounded(storage, path, MAX_FIELD_BYTES)
+        data = read_sealed(storage, path, MAX_FIELD_BYTES)
     except FileNotFoundError:
         known = field_names(storage)
         there = f"It has: {', '.join(known)}." if known else "It has none."
@@ -227,7 +227,7 @@ def _read_version(storage: Storage, field: FieldManifest, number: int) -> tuple[
     """Read a version; returns it and the digest of the one before that it repeats."""
     path = version_path(field.name, number)
     try:
-        data = read_bounded(storage, path)
+        data = read_sealed(storage, path)
         table = from_parquet(data)
         check_columns(table, RETIRED_SCHEMA)
         facts = parse_json((table.schema.metadata or {})[VERSION_FACTS.encode()])
