@@ -25,7 +25,6 @@ from latentcache.decoders.identity import identify_url
 from latentcache.decoders.pool import DecodePool
 from latentcache.decoders.source import Source
 from latentcache.errors import (
-    CacheError,
     LatentCacheError,
     SourceError,
     StorageError,
@@ -108,8 +107,8 @@ def test_a_stream_through_faults_gives_right_samples_or_none(
         "delay": (),
         "outage": (UnreachableError,),
         "refused": (StorageError,),
-        "truncated": (CacheError,),
-        "flipped": (CacheError,),
+        "truncated": (),  # what fails its CRC32C is read once more
+        "flipped": (),
     }
     for kind, expected in allowed.items():
         assert num_places[kind] > 5
