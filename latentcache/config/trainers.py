@@ -235,8 +235,8 @@ def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
             if key not in given:
                 lost.append(f"{key}: is that of Wan, 16; set your model's")
         if "resolutions" not in given:
-            why = "; size_buckets have no preset" if "size_buckets" in given else ""
-            raise ConfigError(f"it has no 'resolutions'{why}. Write clips.buckets.sizes yourself")
+            hint = "; size_buckets have no preset" if "size_buckets" in given else ""
+            raise ConfigError(f"it has no 'resolutions'{hint}. Write clips.buckets.sizes yourself")
         resolutions = list(given["resolutions"])
         lost += [
             f"resolutions: {resolution} needs a cache of its own, as each clip is encoded again"
