@@ -91,8 +91,7 @@ class FieldSource:
 
     def table(self, version: int, shard: ShardId) -> pa.Table:
         """Return a sample table. Raises CorruptionError."""
-        storage, field = self.cache.storage, self.field
-        return read_twice(lambda: read_field_table(storage, field, version, shard)[0])
+        return read_field_table(self.cache.storage, self.field, version, shard)[0]
 
     def is_current(self, shard: ShardId, row: int, version: int, texts: Texts | None) -> bool:
         """Tell whether a version is the newest of a row, and encodes these texts. None: any."""

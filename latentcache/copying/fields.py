@@ -19,7 +19,6 @@ from latentcache.copying.parents import Parents
 from latentcache.copying.shards import MEMORY_BYTES, NUM_THREADS, TIMES_IN_MEMORY
 from latentcache.core.records import RETIRED, ClipId, Shard, ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError
-from latentcache.format.damage import read_twice
 from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
 from latentcache.format.fields.manifest import (
     FieldManifest,
@@ -86,15 +85,11 @@ def copy_fields(planned: PlannedCache, parents: Parents | None) -> Iterator[Fiel
     shards = copied_shards(planned)
     for name in field_names(planned.storage) if shards else ():
         try:
-            found = _read_field(planned, name)
+            found = read_field(planned.storage, name, planned.manifest)
             if found.kind != "view":
                 yield from _FieldCopier(planned, found, parents).copy(shards)
         except CacheError as error:
             yield FieldCopied(name=name, warnings=[f"the field {name} is not copied: {error}"])
-
-
-def _read_field(planned: PlannedCache, name: str) -> FieldManifest:
-    return read_twice(lambda: read_field(planned.storage, name, planned.manifest))
 
 
 class _FieldCopier:
@@ -174,9 +169,8 @@ class _FieldCopier:
         try:
             storage = self._parents.open(parent).storage
             # As it is now, for the field's versions may be of later generations.
-            manifest = read_twice(lambda: read_manifest(storage))
-            cache = replace(self._planned, storage=storage, manifest=manifest)
-            found = read_twice(lambda: read_field(storage, self._field.name, manifest))
+            cache = replace(self._planned, storage=storage, manifest=read_manifest(storage))
+            found = read_field(storage, self._field.name, cache.manifest)
         except (CacheError, ConfigError):  # no such field there, or no such cache
             return None
         same = found.fingerprint == self._field.fingerprint
