@@ -30,7 +30,7 @@ from latentcache.exchange.files import (
     read_tensor,
     refuse,
 )
-from latentcache.exchange.records import Found, Record
+from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -39,6 +39,8 @@ VERSION = "1.0.1"
 #: Sizes of its buckets are multiples of this.
 STEP = 16
 _NAME = re.compile(r"(.+)_(\d{5,})-(\d{3,})_(\d{4,})x(\d{4,})_([a-z0-9]+)\.safetensors", re.DOTALL)
+#: Of an image data set: the size is that of the picture, before it was resized.
+_IMAGE = re.compile(r"(.+)_\d{4,}x\d{4,}_([a-z0-9]+)\.safetensors", re.DOTALL)
 _KEY = re.compile(r"latents_(\d+x\d+x\d+)_(bfloat16|float16|float32)")
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -238,19 +240,23 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         if name.endswith(f"_{of.short}_te.safetensors"):
             stem = name.removesuffix(f"_{of.short}_te.safetensors")
             captions[stem] = read_header(storage, name).metadata.get("caption1", "")
-        elif match := _NAME.fullmatch(name):
-            stem, start, frames, width, height, short = match.groups()
+        elif match := _NAME.fullmatch(name) or _IMAGE.fullmatch(name):
+            stem, *place, short = match.groups()
             if short != of.short:
                 raise refuse(storage, name, f"is of {short}, and the encoder is {spec.model_class}")
-            bucket = Bucket(frames=int(frames), height=int(height), width=int(width))
             entry, dtype = _latent_entry(storage, name)
+            if place:
+                start, frames, width, height = map(int, place)
+                bucket = Bucket(frames=frames, height=height, width=width)
+            else:
+                start, bucket = 0, bucket_from(storage, name, spec, entry.shape)
             records.append(
                 Record(
-                    key=f"{stem}#{int(start)}",
+                    key=f"{stem}#{start}",
                     source=stem,
                     path=name,
                     bucket=bucket,
-                    start=int(start),
+                    start=start,
                     shape=entry.shape,
                     dtype=dtype,
                     load=partial(read_tensor, storage, name, entry),

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from latentcache.core.records import Bucket
 from latentcache.core.spec import Normaliser
 from latentcache.errors import ConfigError
-from latentcache.exchange.musubi import bucket_of, bucket_sizes, choose_resolution
+from latentcache.exchange.musubi import bucket_of, bucket_sizes, choose_resolution, find
 from latentcache.format.manifest import read_manifest
+from latentcache.storage.folder import Storage
 from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in
 
 
@@ -132,3 +135,13 @@ def test_sizes_that_share_a_bucket_are_named() -> None:
 def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, spec_of("AutoencoderKLMochi"))
     assert "those of AutoencoderKLMochi" in export(cache, tmp_path / "out", "musubi", status=2)
+
+
+def test_files_of_an_image_data_set_are_clips_of_one_frame(tmp_path: Path) -> None:
+    """Their names say the picture's own size, and no place in time."""
+    spec = spec_of("AutoencoderKLWan")
+    latents = torch.zeros(spec.channels, 1, 4, 6, dtype=torch.bfloat16)
+    save_file({"latents_1x4x6_bfloat16": latents}, tmp_path / "photo_0640x0480_wan.safetensors")
+    (record,) = find(Storage(str(tmp_path)), spec).records
+    assert (record.key, record.source, record.start) == ("photo#0", "photo", 0)
+    assert record.bucket == Bucket(frames=1, height=32, width=48)
