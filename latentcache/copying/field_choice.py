@@ -89,10 +89,8 @@ def take_fields(planned: PlannedCache, parents: Parents) -> FieldChoice:
     for wanted in choice.taken:
         try:
             _create(planned, wanted, opened)
-        except (
-            CorruptionError
-        ):  # of what was written just now: a reader is not to miss the field for that
-            raise
+        except CorruptionError:
+            raise  # of what was written just now: a reader is not to miss the field for that
         except (CacheError, ConfigError) as error:
             left_out[wanted.name] = str(error)
     return replace(choice, left_out=left_out)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from latentcache.core.noise import BLOCK_WORDS, GROUP, LEVELS, MAX_SEED, SCALE
+from latentcache.core.noise import BLOCK_WORDS, GROUP, LEVELS, MAX_SEED, SCALE, check_seed
 
 #: Philox's multipliers of the words 0 and 2 of a block, and what is added to its two keys each round.
 MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
@@ -28,9 +28,8 @@ def fill_(noise: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
     It is what `core.noise.fill` gives with the same seed. noise is contiguous. Raises ValueError for a
     seed that is not at least 0 and below 2**64.
     """
-    wrong = [seed for seed in seeds if not 0 <= seed < MAX_SEED]
-    if wrong:
-        raise ValueError(f"a seed of noise is at least 0 and below 2**64, not {wrong[0]}")
+    for seed in seeds:
+        check_seed(seed)
     rows = noise.view(len(noise), -1)
     num_values = rows.shape[1]
     at_once = max(1, CHUNK_VALUES // max(1, num_values))

@@ -47,8 +47,7 @@ def fill(out: Float32, seed: int, start: int = 0) -> None:
     choose, negative where r & s has an odd number of ones. Of 16 levels the last 8 are the negatives of
     the first. Raises ValueError where the seed is not at least 0 and below 2**64.
     """
-    if not 0 <= seed < MAX_SEED:
-        raise ValueError(f"a seed of noise is at least 0 and below 2**64, not {seed}")
+    check_seed(seed)
     before = start % (GROUP * BLOCK_WORDS)
     if before:  # a block makes several words, and a word several values
         drawn = np.empty(before + len(out), np.float32)
@@ -64,6 +63,12 @@ def fill(out: Float32, seed: int, start: int = 0) -> None:
         last = np.empty((1, GROUP), np.float32)
         _mix(_levels(philox, 1), last)
         out[whole:] = last[0, : len(out) - whole]
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError where a seed is not at least 0 and below 2**64."""
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"a seed of noise is at least 0 and below 2**64, not {seed}")
 
 
 def _levels(philox: np.random.Philox, num: int) -> Float32:

@@ -99,7 +99,7 @@ def write(path: Path, container: str, codec: str, frames: int, options: dict[str
     return False
 
 
-#: For each container, codec, size and pixel format anew they took most of the time.
+#: Making them again for each container, codec, size and pixel format took most of the time.
 _pictures = functools.lru_cache(moving_pattern)
 
 
