@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from latentcache.errors import CacheError
+from latentcache.format import lease
 from latentcache.format.manifest import read_manifest
 from latentcache.format.snapshot import build_index
 from latentcache.reading.cache import Cache, open_cache
@@ -25,9 +26,13 @@ OK = 0
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """Faults befall local files, too, and nothing waits before it tries again."""
+    """Faults befall local files, too; nothing waits before it tries again, nor after it took a lease."""
     FAULTS["default"] = Faults()
-    with faulty_local_files(), mock.patch.object(retry, "FIRST_WAIT_S", 0.0):
+    with (
+        faulty_local_files(),
+        mock.patch.object(retry, "FIRST_WAIT_S", 0.0),
+        mock.patch.object(lease, "SETTLE_S", 0.0),
+    ):
         yield
 
 
