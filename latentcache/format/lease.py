@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 RENEWALS = 4
 #: Of two runs that take it at once, the later write stays; each looks after this time whose that is.
 SETTLE_S = 1.0
+#: The end of a job waits so long for a sign of life that is being written.
+CLOSE_S = 30.0
 MAX_LEASE_BYTES = 1 << 16
 #: Tokens of the leases that this process holds: a lease of this process that is none of them was lost.
 _HELD: set[str] = set()
@@ -258,10 +260,11 @@ def _held(storage: Storage, lease_s: float, take: bool) -> Iterator[LeasedStorag
         yield held
     finally:
         ended.set()
-        thread.join()
+        thread.join(CLOSE_S)
         _HELD.discard(held.token)
-        with contextlib.suppress(LatentCacheError):  # it ends by itself
-            held.release()
+        if not thread.is_alive():  # else the storage hangs, and the lease ends by itself
+            with contextlib.suppress(LatentCacheError):
+                held.release()
 
 
 def _take(storage: Storage, lease_s: float, take: bool) -> LeasedStorage:
