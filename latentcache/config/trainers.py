@@ -23,6 +23,8 @@ from latentcache.storage.urls import is_url
 
 Plain = Mapping[str, Any]
 
+_GIVE = "Give the file that the trainer itself reads"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
@@ -39,10 +41,11 @@ def convert(trainer: str, path: str) -> list[Converted]:
     of_file: list[str] = []
     try:
         found = list(TRAINERS[trainer](data, of_file))
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be taken over: {error}.") from None
     except OTHER_SHAPE as error:
-        why = error if isinstance(error, ConfigError) else f"{type(error).__name__} at {error}"
         raise ConfigError(
-            f"{path} is no data set file of {trainer}: {why}. Give the file that the trainer itself reads."
+            f"{path} is no data set file of {trainer}: {type(error).__name__} at {error}. {_GIVE}."
         ) from None
     if not found:
         why = "".join(f" Left out: {line}." for line in of_file)
@@ -67,7 +70,7 @@ def _sections(data: Any, name: str, of_file: list[str], *known: str) -> list[Pla
     """Return the data sets of a file, its list `name`; what else it holds is lost. Raises ConfigError."""
     found: Any = data.get(name) if isinstance(data, dict) else None
     if not _is_list_of_sections(found):
-        raise ConfigError(f"it has no list {name!r} of sections")
+        raise ConfigError(f"it has no list {name!r} of sections. {_GIVE}")
     of_file += [f"{key}: {_NO_EQUAL}" for key in data if key not in (name, *known)]
     return list(found)
 
@@ -236,7 +239,10 @@ def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
                 lost.append(f"{key}: is that of Wan, 16; set your model's")
         if "resolutions" not in given:
             hint = "; size_buckets have no preset" if "size_buckets" in given else ""
-            raise ConfigError(f"it has no 'resolutions'{hint}. Write clips.buckets.sizes yourself")
+            raise ConfigError(
+                f"it has no 'resolutions'{hint}. Add resolutions to a copy of it, or begin with "
+                "`latentcache init` and write clips.buckets.sizes yourself"
+            )
         resolutions = list(given["resolutions"])
         lost += [
             f"resolutions: {resolution} needs a cache of its own, as each clip is encoded again"
@@ -268,7 +274,7 @@ def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
 
 def _simpletuner(data: Any, of_file: list[str]) -> Iterator[Converted]:
     if data and not _is_list_of_sections(data):
-        raise ConfigError("it is no list of sections")
+        raise ConfigError(f"it is no list of sections. {_GIVE}")
     for number, given in enumerate(data, 1):
         if why_not := _left_out(given):
             of_file.append(f"data set {number}, {given.get('id')!r}: {why_not}")

@@ -192,11 +192,15 @@ def test_what_a_trainer_s_file_calls_its_keys_stays_a_comment(
         ("diffusion-pipe", DIFFUSION_PIPE.replace("max_ar = 2.0", "max_ar = inf"), "max_ar"),
         ("simpletuner", json.dumps([{**SIMPLETUNER[0], "resolution": 1e309}]), "resolution"),
         ("musubi", "x = ", "is not TOML"),
-        ("musubi", "x = 1", "is no data set file of musubi"),
-        ("musubi", "datasets = 3", "is no data set file of musubi"),
+        (
+            "musubi",
+            "x = 1",
+            "cannot be taken over: it has no list 'datasets' of sections. Give the file",
+        ),
+        ("musubi", "datasets = 3", "it has no list 'datasets' of sections. Give the file"),
         ("musubi", "[[datasets]]\nvideo_directory = 'a'\nresolution = [8, 8]", "no buckets below"),
         ("simpletuner", "{}", "has no data set"),
-        ("simpletuner", '["a"]', "is no data set file of simpletuner"),
+        ("simpletuner", '["a"]', "it is no list of sections. Give the file"),
         ("musubbi", "x = 1", "Did you mean 'musubi'?"),
     ],
 )
