@@ -343,7 +343,7 @@ def _add_sources(
             wanted = pa.array(sorted(refused), pa.string())
             rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
     if rejected:
-        step.rejected = pa.concat_tables(rejected, promote_options="permissive").combine_chunks()
+        step.rejected = pa.concat_tables(rejected, promote_options="permissive")
 
 
 def _sources_of(member: Member, names: Sequence[str]) -> pa.Table:

@@ -15,7 +15,7 @@ def joined_rows(tables: Sequence[pa.Table]) -> pa.Table:
     Raises CacheError where types of kept columns do not go together.
     """
     try:
-        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise CacheError(
             f"kept columns have types that do not go together ({error}), so their clips cannot be in one "

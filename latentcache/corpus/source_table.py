@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
+from latentcache.corpus.kept import keepable
 from latentcache.corpus.repeats import number_repeated
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
@@ -119,7 +120,7 @@ def to_sources(
         c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
         for c in config.keep
     }
-    kept = {c: keepable(column) for c, column in kept.items()}
+    kept = {c: keepable(c, column) for c, column in kept.items()}
     kept = {**rows.captions(), **kept}
     if config.per_frame:
         kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
@@ -180,11 +181,6 @@ def to_source_table(
     extra = dict(kept or {})
     schema = pa.schema([*SOURCE_SCHEMA, *(pa.field(n, c.type) for n, c in extra.items())])
     return pa.table([*made, *extra.values()], schema=schema)
-
-
-def keepable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column in a type that every reader of Parquet knows."""
-    return column.cast(pa.string()) if pa.types.is_null(column.type) else column
 
 
 @dataclass(frozen=True)
@@ -296,6 +292,8 @@ class Rows:
         """Return URLs, and paths relative to `folder`, without query and credentials."""
         if not is_text(column.type):
             return column
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         relative = RELATIVE_QUERIES if is_http(folder) else ()
         for pattern, kept in (*QUERIES, *USERS, *relative):
             if pc.any(pc.match_substring_regex(column, pattern)).as_py():

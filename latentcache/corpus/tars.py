@@ -17,12 +17,12 @@ import pyarrow as pa
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.json_text import parse_json
 from latentcache.core.units import human_bytes
+from latentcache.corpus.kept import keepable
 from latentcache.corpus.source_table import (
     IMAGES,
     NUMBERS,
     VIDEOS,
     Rows,
-    keepable,
     to_source_table,
     without_tokens,
 )
@@ -299,7 +299,7 @@ def _joined(tables: Sequence[pa.Table], urls: Sequence[str], config: CorpusConfi
                 f"corpus.keep: no .json of the tar files has {name!r}. Correct the name, or remove it."
             )
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, keepable(column))
+        table = table.set_column(index, name, keepable(name, column))
     return cast(pa.Table, table)
 
 

@@ -68,17 +68,16 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def struct_of(columns: Mapping[str, pa.ChunkedArray]) -> pa.ChunkedArray:
     """Return columns of sources as one column of structs, of `stored_type`."""
-    count = len(next(iter(columns.values())))
-    own = {name: pa.nulls(count, kind) for name, kind in OWN.items()}
-    arrays = [*own.values(), *(_whole(column) for column in columns.values())]
-    return pa.chunked_array([pa.StructArray.from_arrays(arrays, [*own, *columns])])
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    kind = stored_type(column.type)
-    assert kind is not None, "types were checked"
-    found = column.cast(kind).combine_chunks()
-    return found if isinstance(found, pa.Array) else pa.concat_arrays(found.chunks)
+    types = {name: stored_type(column.type) for name, column in columns.items()}
+    assert None not in types.values(), "types were checked"
+    table = pa.table({name: column.cast(types[name]) for name, column in columns.items()})
+    chunks = []
+    for batch in table.to_batches():
+        own = {name: pa.nulls(batch.num_rows, kind) for name, kind in OWN.items()}
+        arrays = [*own.values(), *batch.columns]
+        chunks.append(pa.StructArray.from_arrays(arrays, [*own, *columns]))
+    fields = [*OWN.items(), *types.items()]
+    return pa.chunked_array(chunks, pa.struct(fields))
 
 
 def problem(values: pa.Scalar, frames: int, widths: dict[str, int]) -> tuple[str, str] | None:

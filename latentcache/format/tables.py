@@ -33,8 +33,8 @@ VALUE_BYTES = 8
 
 #: Rows that are written together.
 GROUP_ROWS = 1 << 20
-#: Rows whose texts are put together: a multiple of what Arrow's writer takes at a time, so that the bytes
-#: are those of one piece.
+#: Rows whose texts and lists are put together: a multiple of what Arrow's writer takes at a time, so that
+#: the bytes of texts are those of one piece.
 PIECE_ROWS = 1 << 16
 
 #: Metadata of a file that is none of its table: Arrow's schema, and the seal.
@@ -75,18 +75,29 @@ def _write(table: pa.Table, metadata: Mapping[str, Any], file: IO[bytes]) -> Non
 def _recut(group: pa.Table) -> pa.Table:
     """Return a group of rows in chunks that follow from its rows, since the bytes follow from them.
 
-    Texts, which are what is large, are in memory piece by piece.
+    Texts and lists, which are what is large, are in memory piece by piece: Arrow puts no more than 2 GiB of
+    them together.
     """
     spill = Spill()
 
     def column(values: pa.ChunkedArray) -> pa.ChunkedArray:
-        if not pa.types.is_string(values.type):
+        if not _has_any_length(values.type):
             return values.combine_chunks()
         starts = range(0, max(1, len(values)), PIECE_ROWS)
         pieces = (values.slice(start, PIECE_ROWS).combine_chunks() for start in starts)
         return spill.joined(pieces, values.type)
 
     return pa.table([column(values) for values in group.columns], schema=group.schema)
+
+
+def _has_any_length(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_nested(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
 
 
 def from_parquet(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ClipId, ShardId
 from latentcache.format.columns import read_columns
@@ -16,6 +15,7 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
 from latentcache.planning.known_sources import read_known
+from latentcache.planning.masks import looked_up
 from latentcache.planning.planned import PlanReader
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import public_name
@@ -170,6 +170,6 @@ def as_sources(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
     """Return source, url, kind, identity and stamp of sources that are gone."""
     rows = known.sources.find(names)
     columns = known.sources.table.drop_columns(["what"])
-    table = pa.table([taken(column, rows) for column in columns.columns], schema=columns.schema)
+    table = pa.table([looked_up(column, rows) for column in columns.columns], schema=columns.schema)
     urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
     return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))

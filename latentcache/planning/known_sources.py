@@ -15,7 +15,7 @@ from latentcache.core.names import NameIndex, Rows
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import STAYS, read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
-from latentcache.planning.masks import chosen, mask_of, no_names, pieces
+from latentcache.planning.masks import chosen, looked_up, mask_of, no_names, pieces
 from latentcache.storage.folder import Storage
 from latentcache.storage.spill import Spill
 
@@ -74,7 +74,8 @@ class KnownSources(Mapping[str, KnownSource]):
         """Return the names of the sources that are not in these rows, sorted."""
         others = np.ones(len(self), bool)
         others[rows[rows >= 0]] = False
-        return chosen(self.table["source"], others).sort()
+        names = chosen(self.table["source"], others)
+        return looked_up(names, pc.sort_indices(names).to_numpy())
 
 
 def read_known(storage: Storage, manifest: Manifest) -> KnownSources:

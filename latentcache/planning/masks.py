@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+
 Mask = npt.NDArray[np.bool_]
 Rows = TypeVar("Rows", pa.Table, pa.ChunkedArray)
 
@@ -48,6 +50,11 @@ def pieces(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """Cut an array into parts of CHUNK_ROWS values."""
     for start in range(0, len(values), CHUNK_ROWS):
         yield values[start : start + CHUNK_ROWS]
+
+
+def looked_up(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.ChunkedArray:
+    """Return the values of some rows, null for -1, in chunks: texts of one chunk have 2 GiB at most."""
+    return pa.chunked_array([taken(column, some) for some in pieces(rows)], column.type)
 
 
 def repeated(value: str, number: int) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,8 @@ def _merged(rows: pa.Table, values: pa.Array, name: str, there: Mask) -> pa.Arra
     else:
         before = rows[name].combine_chunks()
     if before.type == values.type:
-        return pc.if_else(pa.array(there), values, before)
+        with contextlib.suppress(pa.ArrowNotImplementedError):
+            return pc.if_else(pa.array(there), values, before)
     merged = [
         new if is_there else old
         for new, old, is_there in zip(
@@ -117,12 +119,17 @@ def _all_rows(
 def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
     """Tell which values differ. NaN is itself here, and types matter only through their values."""
     if before.type == now.type and not pa.types.is_nested(now.type):
-        unequal = pc.fill_null(pc.not_equal(before, now), False)
-        one_null = pc.xor(pc.is_null(before), pc.is_null(now))
-        found = pc.or_(unequal, one_null)
-        if pa.types.is_floating(now.type):
-            both = pc.and_(pc.is_nan(before), pc.is_nan(now))
-            found = pc.and_(found, pc.invert(pc.fill_null(both, False)))
-        return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+        with contextlib.suppress(pa.ArrowNotImplementedError):
+            return _compared(before, now)
     pairs = zip(before.to_pylist(), now.to_pylist(), strict=True)
     return np.array([repr(a) != repr(b) for a, b in pairs], bool)
+
+
+def _compared(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
+    unequal = pc.fill_null(pc.not_equal(before, now), False)
+    one_null = pc.xor(pc.is_null(before), pc.is_null(now))
+    found = pc.or_(unequal, one_null)
+    if pa.types.is_floating(now.type):
+        both = pc.and_(pc.is_nan(before), pc.is_nan(now))
+        found = pc.and_(found, pc.invert(pc.fill_null(both, False)))
+    return np.asarray(found.to_numpy(zero_copy_only=False), bool)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import Bucket, ShardId
+from latentcache.errors import CorpusError
 from latentcache.format.generations import (
     Generation,
     Kind,
@@ -38,7 +39,7 @@ from latentcache.format.schemas import (
     RETIRED_SCHEMA,
     plan_facts,
 )
-from latentcache.format.tables import to_large_parquet
+from latentcache.format.tables import MAX_PLAN_BYTES, to_large_parquet
 from latentcache.planning.masks import repeated
 from latentcache.planning.plan import Plan, place_rows
 from latentcache.storage.folder import Storage
@@ -100,6 +101,17 @@ def write_step(storage: Storage, manifest: Manifest, step: Step) -> bool:
     return append(storage, generation, tables)
 
 
+def _refuse_unreadable(named: Mapping[str, Data]) -> None:
+    """Refuse what no reader would take, before anything is written. Raises CorpusError."""
+    for name, data in named.items():
+        if len(data) > MAX_PLAN_BYTES:
+            raise CorpusError(
+                f"the table {name!r} of this step has {len(data)} bytes, and none may have more than "
+                f"{MAX_PLAN_BYTES}. Nothing was written. Keep fewer or shorter columns (corpus.keep), or "
+                "give parts of the corpus caches of their own: `LatentLoader` takes several"
+            )
+
+
 def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[str, Data]]:
     """Return a step as the next generation and its tables by path."""
     number = len(manifest.generations) + 1
@@ -144,6 +156,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
             named[name] = to_large_parquet(table, facts)
     for shard, table in step.columns.items():
         named[f"columns {shard.bucket} {shard.number}"] = to_large_parquet(table, facts)
+    _refuse_unreadable(named)
     digest = digest_of(named)
     rejections, moves = (
         pc.sum(pc.equal(sources["what"], what)).as_py() or 0 for what in ("rejected", "moved")

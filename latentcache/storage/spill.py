@@ -148,8 +148,9 @@ def _nameless() -> IO[bytes]:
 
 
 def _no_room(error: OSError) -> MachineError:
+    folder = tempfile.tempdir or os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - only said
     return MachineError(
-        f"the temporary folder {tempfile.gettempdir()} cannot hold the tables of so many clips ({error}). "
+        f"the temporary folder {folder} cannot hold the tables of so many clips ({error}). "
         "Nothing was changed. Free space there (a million clips take about 0.5 GB), or set TMPDIR to a "
         "folder on a larger disk, and run the same command again"
     )

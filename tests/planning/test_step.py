@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from latentcache.core.records import Bucket, ShardId
+from latentcache.errors import CorpusError
 from latentcache.format.generations import digest_of, read_generations
 from latentcache.format.manifest import refresh
 from latentcache.format.paths import generation_path
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.format.tables import from_parquet
+from latentcache.planning import step as steps
 from latentcache.planning.known import KnownCache, retire
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step, tables_of, to_generation, write_step
@@ -153,3 +155,15 @@ def test_an_empty_step_is_nothing_to_do(planned: PlannedCache) -> None:
     assert not step
     step.retired.append(RETIRED_SCHEMA.empty_table())
     assert step
+
+
+def test_a_table_that_no_reader_would_take_is_refused_before_anything_is_written(
+    planned: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(planned.storage.list(""))
+    monkeypatch.setattr(steps, "MAX_PLAN_BYTES", 1000)
+    with pytest.raises(
+        CorpusError, match=r"the table 'plan 5x64x96' .* none may have more than 1000"
+    ):
+        write_step(planned.storage, planned.manifest, step_of(planned))
+    assert sorted(planned.storage.list("")) == before

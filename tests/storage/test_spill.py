@@ -11,7 +11,7 @@ import pytest
 
 from latentcache.errors import MachineError
 from latentcache.storage import spill as spilling
-from latentcache.storage.spill import Spill
+from latentcache.storage.spill import Spill, written
 
 
 def varied(first: int, num: int) -> pa.Table:
@@ -73,3 +73,19 @@ def test_a_temporary_folder_that_cannot_be_used_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(MachineError, match=r"temporary folder /nowhere cannot hold .* set TMPDIR"):
         Spill(kept_bytes=0).put(varied(0, 10))
+
+
+def test_no_temporary_folder_at_all_is_trouble_of_the_machine_and_not_a_file_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    for use in (
+        lambda: Spill(kept_bytes=0).put(varied(0, 10)),
+        lambda: written(lambda file: file.write(b"x")),
+    ):
+        with pytest.raises(
+            MachineError, match=r"temporary folder /nowhere cannot hold .* set TMPDIR"
+        ):
+            use()
