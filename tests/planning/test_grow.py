@@ -16,10 +16,12 @@ import pytest
 
 from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import ShardId
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, CorpusError
+from latentcache.format.per_frame import PER_FRAME, struct_of
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.create import take_step
 from latentcache.planning.grow import Difference, _sort_out, plan_growth
+from latentcache.planning.kept_types import as_known
 from latentcache.planning.known import KnownCache
 from latentcache.planning.known_sources import KnownSources
 from latentcache.planning.notes import notes
@@ -294,6 +296,49 @@ def test_kept_columns_that_a_corpus_lacks_stay_where_captions_change(
     table = step.columns[ShardId(BUCKET, 0)]
     assert table["caption"].to_pylist() == ["caption 0", "another", "caption 2"]
     assert table["score"].to_pylist() == [0.0, 0.1, 0.2]
+
+
+META = {
+    "renamed": ({"score": 1}, {"quality": 1}, "its fields were score, and are quality"),
+    "added": ({"score": 1}, {"score": 1, "hue": 2}, "its fields were score, and are hue, score"),
+    "left out": ({"a": 1, "b": 2}, {"a": 1}, "its fields were a, b, and are a"),
+    "in lists": ([{"a": {"b": 1}}], [{"a": {"c": 1}}], "its fields were b, and are c"),
+    "truth": (True, 2, "int64 and bool are not the same values"),
+    "numbers": ({"n": [1.5]}, {"n": [True]}, "bool and double are not the same values"),
+}
+
+
+@pytest.mark.parametrize("name", META)
+def test_kept_values_that_a_cast_would_lose_are_refused(name: str) -> None:
+    before, now, why = META[name]
+    corpus = pa.table({"meta": [now, None]})
+    with pytest.raises(CorpusError, match=rf"corpus.keep: meta .*do not fit \({why}\)"):
+        as_known(corpus, {"meta": pa.array([before]).type})
+
+
+def test_kept_values_that_a_cast_keeps_are_taken_in_the_type_of_before() -> None:
+    columns = {
+        "none": (pa.nulls(2), pa.list_(pa.bool_())),
+        "wider": (pa.array([1, 2], pa.int32()), pa.float64()),
+        "inner": (
+            pa.array([{"a": 1, "b": None}] * 2),
+            pa.struct({"a": pa.int8(), "b": pa.bool_()}),
+        ),
+        "coded": (pa.array(["x", "y"]).dictionary_encode(), pa.string()),
+    }
+    corpus = pa.table({name: values for name, (values, _) in columns.items()})
+    found = as_known(corpus, {name: kind for name, (_, kind) in columns.items()})
+    assert found.schema.types == [kind for _, kind in columns.values()]
+    assert found.to_pylist() == corpus.to_pylist()
+
+
+def test_columns_per_frame_may_come_and_go_and_numbers_are_no_truth_values() -> None:
+    kind = struct_of({"a": pa.chunked_array([[[1, 2]]]), "b": pa.chunked_array([[[1]]])}).type
+    fewer = pa.table({PER_FRAME: struct_of({"a": pa.chunked_array([[[3, 4]]])})})
+    assert as_known(fewer, {PER_FRAME: kind}).to_pylist() == fewer.to_pylist()
+    truth = pa.table({PER_FRAME: struct_of({"a": pa.chunked_array([[[True, False]]])})})
+    with pytest.raises(CorpusError, match="bool and int64 are not the same values"):
+        as_known(truth, {PER_FRAME: kind})
 
 
 def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path: Path) -> None:
