@@ -41,6 +41,7 @@ class Difference:
 
     unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
     touched: those of another stamp and the same content.
+    without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
@@ -54,6 +55,7 @@ class Difference:
     touched: pa.ChunkedArray = field(default_factory=no_names)
     retried: pa.ChunkedArray = field(default_factory=no_names)
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
+    without_values: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0

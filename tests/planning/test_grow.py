@@ -12,9 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from latentcache.config.clips import ClipsConfig
+from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
 from latentcache.errors import ClipError, CorpusError
 from latentcache.format.per_frame import PER_FRAME, struct_of
@@ -27,10 +29,12 @@ from latentcache.planning.known_sources import KnownSources
 from latentcache.planning.notes import notes
 from latentcache.planning.plan import make_plan
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.planner import grow_cache
 from latentcache.planning.relabel import _differ
 from latentcache.planning.retry import failed_rows, plan_repair, plan_retry
 from tests.planning.test_plan import SPEC, source
 from tests.planning.test_plan import table as table_of
+from tests.tools.caches import make_config
 from tests.tools.planned import fill_cache, plan_cache
 
 BUCKET = "5x64x96"
@@ -350,3 +354,45 @@ def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path:
     assert rows.select(["source", "caption", "score"]).to_pylist() == [
         {"source": "v9", "caption": "caption 9", "score": 0.9}
     ]
+
+
+def test_a_changed_file_is_left_where_only_the_corpus_has_its_values_per_frame(
+    tmp_path: Path,
+) -> None:
+    """Those in the cache are of the clip's frames, whether or not the new file has as many."""
+    names = [f"v{number}.mp4" for number in range(3)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"0")
+    values = [[float(t) for t in range(9)]] * 3
+    pq.write_table(pa.table({"video": names, "act": values}), tmp_path / "corpus.parquet")
+    corpus = {"columns": {"video": "video"}, "per_frame": ["act"]}
+    clips = {"frames": 5, "size": [64, 96], "select": "middle"}
+    path = make_config(
+        tmp_path, tmp_path / "corpus.parquet", f"{tmp_path}/cache", corpus=corpus, clips=clips
+    )
+    planned = grow_cache(load_config(str(path)), prober=lambda _: Lengths(v0=9, v1=9, v2=9))
+    failed = [{"bucket": BUCKET, "shard": 0, "row": row, "why": ""} for row in range(3)]
+    table = pa.Table.from_pylist(failed, schema=RETIRED_SCHEMA)
+    step, difference = plan_retry(planned, table, lambda: Lengths(v0=9, v1=5, v2=12))
+    assert difference.without_values.to_pylist() == names[1:]
+    assert (difference.retried.to_pylist(), difference.changed.to_pylist()) == (names[:1], [])
+    ((rows,),) = step.clips.values()
+    assert rows[PER_FRAME].to_pylist() == [
+        {"frame": [2, 3, 4, 5, 6], "of": 9, "act": values[0][2:7]}
+    ]
+
+
+class Lengths(Files):
+    """What looks at videos of so many frames, by which their contents are told apart."""
+
+    def __init__(self, **frames: int) -> None:
+        super().__init__()
+        self._frames = frames
+
+    def probe(self, url: str, kind: str, **_: bool) -> Future[dict[str, Any]]:
+        frames = self._frames[Path(url).stem]
+        facts = super().probe(url, kind).result()
+        found: Future[dict[str, Any]] = Future()
+        own = {"frames": frames, "duration_s": frames / 25, "identity": f"of {frames}"}
+        found.set_result(facts | own | {"times_s": [n / 25 for n in range(frames)]})
+        return found
