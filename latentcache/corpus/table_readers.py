@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import IO, Any, NoReturn, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -163,7 +164,9 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
             if len(rows) == JSON_ROWS:
                 batches.append(spill.put(_json_batch(rows, names, wanted)))
                 rows = []
-    batches.append(_json_batch(rows, names, wanted))
+    if rows or not batches:
+        batches.append(_json_batch(rows, names, wanted))
+    batches = _texts_alike(batches, wanted, spill)
     columns = wanted.choose(list(have)) if have else list(names)
     try:
         return pa.concat_tables(batches, promote_options="permissive").select(columns)
@@ -238,6 +241,26 @@ def _json_texts(values: Sequence[Any], name: str, wanted: Wanted) -> pa.Array:
     lists = [value if isinstance(value, list) or value is None else [value] for value in values]
     texts = [None if some is None else [_json_text(text) for text in some] for some in lists]
     return pa.array(texts, pa.list_(pa.string()))
+
+
+def _texts_alike(batches: list[pa.Table], wanted: Wanted, spill: Spill) -> list[pa.Table]:
+    """Return batches of which all hold lists of texts in the column that may, if one of them does."""
+    name = wanted.texts
+    if name is None or name not in batches[0].column_names:
+        return batches
+    lists = [batch for batch in batches if pa.types.is_list(batch[name].type)]
+    if len(lists) in (0, len(batches)):
+        return batches
+    return [b if pa.types.is_list(b[name].type) else spill.put(_of_one(b, name)) for b in batches]
+
+
+def _of_one(batch: pa.Table, name: str) -> pa.Table:
+    """Return a batch whose texts are lists of one; null stays null."""
+    texts = batch[name].combine_chunks()
+    ends = pc.cumulative_sum(texts.is_valid().cast(pa.int32()))
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    lists = pa.ListArray.from_arrays(offsets, texts.drop_null(), mask=texts.is_null())
+    return batch.set_column(batch.column_names.index(name), name, lists)
 
 
 def _json_text(value: Any) -> str | None:
