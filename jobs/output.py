@@ -6,10 +6,15 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from latentcache.redaction import printable, redact
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: Names that are printed before it is said how many more there are.
+NAMED = 5
 #: How a progress bar draws, whose words are its own: over its line, or up some lines.
 _DRAWN = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*\r?|(?:\n|\x1b\[A)+")
 #: To the start of the line that is so many lines up, and clear what is below.
@@ -52,3 +57,9 @@ def safe_output() -> Iterator[None]:
     out, err = Output(sys.stdout), Output(sys.stderr, draws=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield
+
+
+def some_names(names: pa.ChunkedArray) -> str:
+    """Return the first of some names in one line, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(printable, names[:NAMED].to_pylist())) + more

@@ -26,7 +26,7 @@ from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest
 from latentcache.planning.grow import Difference
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.planner import NAMED, Hooks, grow_cache
+from latentcache.planning.planner import Hooks, grow_cache
 from latentcache.planning.step import Step
 from latentcache.redaction import printable
 from latentcache.running.driver import check_device
@@ -37,6 +37,7 @@ from latentcache.storage.folder import redact
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
 from .fields import check_fields, make_fields, share_fields, worse
+from .output import some_names
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
 
@@ -174,15 +175,10 @@ def _print_difference(difference: Difference, prune: bool) -> None:
     ]
     for word, names, what in kinds:
         if len(names):
-            print(f"{word:<9}{len(names)} sources{what}: {_some(names)}")
+            print(f"{word:<9}{len(names)} sources{what}: {some_names(names)}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
-
-
-def _some(names: pa.ChunkedArray) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(printable, names[:NAMED].to_pylist())) + more
 
 
 def _print_buckets(manifest: Manifest, step: Step) -> None:
@@ -201,7 +197,7 @@ def _print_buckets(manifest: Manifest, step: Step) -> None:
 
 def _print_notes(difference: Difference) -> None:
     for note in difference.notes:
-        names = f": {_some(note.names)}" if len(note.names) else ""
+        names = f": {some_names(note.names)}" if len(note.names) else ""
         print(f"{note.what:<9}{note.text}{names}")
 
 

@@ -14,6 +14,7 @@ from latentcache.format.manifest import refresh
 from latentcache.format.rounds import Rounds
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
+from latentcache.planning.grow import Difference
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.planning.retry import failed_rows, plan_retry
 from latentcache.running.driver import check_device
@@ -25,6 +26,7 @@ from latentcache.storage.folder import redact
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job, storage_options
 from .fields import resume_fields, share_known_fields, worse
+from .output import some_names
 from .progress import copy_missing, encode
 
 
@@ -95,11 +97,21 @@ def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
             f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "
             f"looked at; {step.num_clips} clips are planned again"
         )
+        _print_without_values(difference)
         taken = take_step(planned, step, holder)
         if taken is not None:
             return taken
         manifest = refresh(planned.storage, planned.manifest)
         planned = PlannedCache(config=planned.config, manifest=manifest, storage=planned.storage)
+
+
+def _print_without_values(difference: Difference) -> None:
+    if num := len(difference.without_values):
+        print(
+            f"kept     {num} sources whose files have changed, and whose values per frame only the corpus "
+            f"has; their clips stay: {some_names(difference.without_values)}. To take them in, run "
+            "`latentcache precompute CONFIG.yaml`"
+        )
 
 
 if __name__ == "__main__":

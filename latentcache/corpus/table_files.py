@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
@@ -22,19 +23,31 @@ from latentcache.corpus.source_table import (
 from latentcache.corpus.table_readers import READERS
 from latentcache.errors import CorpusError
 from latentcache.storage.source_files import irregular, open_source
+from latentcache.storage.spill import KEPT_BYTES, Spill
 from latentcache.storage.urls import redact_url, suffix_of
 
 #: Files that are read at a time.
 NUM_THREADS = 8
 
 
+class _Spills(threading.local):
+    """Where the rows of tables go: one place per reading thread, however many tables there are."""
+
+    def __init__(self) -> None:
+        self.spill = Spill(KEPT_BYTES // NUM_THREADS)
+
+
 def read_tables(config: CorpusConfig, base: str, files: Sequence[tuple[str, str]]) -> pa.Table:
-    """Return the rows of several files as sources. Raises CorpusError, FileNotFoundError, StorageError.
+    """Return the rows of several files as sources.
 
     files: name, relative to `base`, and URL of each. Relative paths start at their own file's folder.
+    Raises CorpusError, FileNotFoundError, StorageError; and MachineError if the temporary folder is full.
     """
+    names, urls, spills = [name for name, _ in files], [url for _, url in files], _Spills()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        tables = list(pool.map(lambda file: _read(config, *file), files))
+        tables = list(
+            pool.map(lambda name, url: _read(config, name, url, spills.spill), names, urls)
+        )
     shown = [redact_url(url) for _, url in files]
     data = _joined(tables, shown)
     starts, row = [], 0
@@ -65,16 +78,17 @@ def open_table(url: str, config: CorpusConfig) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _read(config: CorpusConfig, name: str, url: str) -> pa.Table:
+def _read(config: CorpusConfig, name: str, url: str, spill: Spill) -> pa.Table:
     refuse_irregular(url, config)
     with open_table(url, config) as file:
-        table = READERS[suffix_of(url)](file, wanted_of(config, url, redact_url(url)))
+        table = READERS[suffix_of(url)](file, wanted_of(config, url, redact_url(url)), spill)
     folder = posixpath.dirname(name)
     roles = roles_of(config)
     for column in dict.fromkeys(roles[r] for r in ("video", "image") if r in roles):
         if folder and is_text(table[column].type):
             index = table.schema.get_field_index(column)
-            table = table.set_column(index, column, _below(folder, table[column]))
+            paths = spill.column(_below(folder, table[column]))
+            table = table.set_column(index, column, paths)
     return table
 
 

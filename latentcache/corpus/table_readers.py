@@ -10,11 +10,12 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn, Protocol, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -32,20 +33,29 @@ JSON_ROWS = 1 << 16
 CSV_BLOCK_BYTES = 16 << 20
 
 
-def read_csv(file: IO[bytes], wanted: Wanted) -> pa.Table:
+class Reader(Protocol):
+    """Reads the wanted columns of a table. spill: where its rows go, if not to one of its own."""
+
+    def __call__(self, file: IO[bytes], wanted: Wanted, spill: Spill | None = None) -> pa.Table:
+        """Return the columns. Raises CorpusError, StorageError; MachineError if the disk is full."""
+        ...
+
+
+def read_csv(file: IO[bytes], wanted: Wanted, spill: Spill | None = None) -> pa.Table:
     """Read columns of a CSV file with a header: RFC 4180 quotes, UTF-8 with or without a BOM."""
     columns = wanted.choose(_csv_header(file, wanted.where))
     _check_quotes(file, wanted.where)
     try:
         try:
-            return _parse_csv(file, columns, wanted, use_threads=True)
+            found = _parse_csv(file, columns, wanted, use_threads=True)
         except pa.ArrowInvalid:  # the serial reader is slower, but names the row
-            return _parse_csv(file, columns, wanted, use_threads=False)
+            found = _parse_csv(file, columns, wanted, use_threads=False)
     except pa.ArrowInvalid as error:
         raise CorpusError(
             f"{wanted.where} is not a readable CSV file in UTF-8: {error}. Correct that "
             "row; values with commas, quotes or line breaks belong in double quotes."
         ) from None
+    return (spill or Spill()).put(found)
 
 
 def _csv_header(file: IO[bytes], where: str) -> list[str]:
@@ -101,31 +111,28 @@ def _parse_csv(file: IO[bytes], columns: list[str], wanted: Wanted, use_threads:
     )
 
 
-def _read_columns(parquet: pq.ParquetFile, columns: list[str]) -> pa.Table:
+def _read_columns(parquet: pq.ParquetFile, columns: list[str], spill: Spill) -> pa.Table:
     """Read columns, of which no more than some rows are in memory."""
-    schema, spill = pa.schema([parquet.schema_arrow.field(name) for name in columns]), Spill()
+    schema = pa.schema([parquet.schema_arrow.field(name) for name in columns])
     batches = parquet.iter_batches(BATCH_ROWS, columns=columns)
     parts = [spill.put(pa.Table.from_batches([each]).select(columns)) for each in batches]
     read = pa.concat_tables(parts) if parts else schema.empty_table()
     return read.replace_schema_metadata(None)
 
 
-def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
+def read_parquet(file: IO[bytes], wanted: Wanted, spill: Spill | None = None) -> pa.Table:
     """Read columns of a Parquet file, in the file's own types."""
+    spill = spill or Spill()
     try:
         parquet = pq.ParquetFile(file)
         columns = wanted.choose(parquet.schema_arrow.names)
         inside = files_inside(parquet.schema_arrow, columns, wanted)
         if not inside:
-            return _read_columns(parquet, columns)
+            return _read_columns(parquet, columns, spill)
         rest = [name for name in columns if name not in inside]
         found = parquet.read(columns=rest) if rest else pa.table({})
-        return pa.table(
-            {
-                name: parquet_rows(parquet, name, wanted.url) if name in inside else found[name]
-                for name in columns
-            }
-        )
+        media = {name: parquet_rows(parquet, name, wanted.url) for name in inside}
+        return spill.put(pa.table({n: media[n] if n in media else found[n] for n in columns}))
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -134,7 +141,11 @@ def read_parquet(file: IO[bytes], wanted: Wanted) -> pa.Table:
         ) from None
 
 
-def read_arrow(file: IO[bytes], wanted: Wanted) -> pa.Table:  # noqa: ARG001 - it is mapped, not read
+def read_arrow(
+    file: IO[bytes],  # noqa: ARG001 - it is mapped, not read
+    wanted: Wanted,
+    spill: Spill | None = None,  # noqa: ARG001 - it is mapped
+) -> pa.Table:
     """Read columns of a file that `datasets.save_to_disk` wrote, or another Arrow file, on this machine."""
     if is_url(wanted.url):
         raise CorpusError(
@@ -149,11 +160,11 @@ def read_arrow(file: IO[bytes], wanted: Wanted) -> pa.Table:  # noqa: ARG001 - i
         ) from None
 
 
-def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
+def read_jsonl(file: IO[bytes], wanted: Wanted, spill: Spill | None = None) -> pa.Table:
     """Read columns of JSON lines; a column that a line lacks is null there."""
     names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
     have: dict[str, None] = {}
-    batches, spill = list[pa.Table](), Spill()
+    batches, spill = list[pa.Table](), spill or Spill()
     rows: list[tuple[int, Mapping[str, Any]]] = []
     with io.BufferedReader(cast(io.RawIOBase, file), 1 << 20) as lines:
         for number, line in enumerate(lines, 1):
@@ -163,7 +174,9 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
             if len(rows) == JSON_ROWS:
                 batches.append(spill.put(_json_batch(rows, names, wanted)))
                 rows = []
-    batches.append(_json_batch(rows, names, wanted))
+    if rows or not batches:
+        batches.append(spill.put(_json_batch(rows, names, wanted)))
+    batches = _texts_alike(batches, wanted, spill)
     columns = wanted.choose(list(have)) if have else list(names)
     try:
         return pa.concat_tables(batches, promote_options="permissive").select(columns)
@@ -174,11 +187,12 @@ def read_jsonl(file: IO[bytes], wanted: Wanted) -> pa.Table:
         ) from None
 
 
-def read_json(file: IO[bytes], wanted: Wanted) -> pa.Table:
+def read_json(file: IO[bytes], wanted: Wanted, spill: Spill | None = None) -> pa.Table:
     """Read columns of a JSON array of objects; or of JSON lines that are called so."""
+    spill = spill or Spill()
     text = file.read().removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text.startswith(b"["):
-        return read_jsonl(io.BytesIO(text), wanted)
+        return read_jsonl(io.BytesIO(text), wanted, spill)
     try:
         items = parse_json(text)
     except ValueError as error:
@@ -195,7 +209,8 @@ def read_json(file: IO[bytes], wanted: Wanted) -> pa.Table:
     names = list(dict.fromkeys([*wanted.required, *wanted.optional]))
     have = list(dict.fromkeys(key for item in items for key in item))
     columns = wanted.choose(have) if have else names
-    return _json_batch(list(enumerate(items, 1)), names, wanted).select(columns)
+    found = _json_batch(list(enumerate(items, 1)), names, wanted).select(columns)
+    return spill.put(found)
 
 
 def _json_row(line: bytes, where: str) -> dict[str, Any] | None:
@@ -240,6 +255,26 @@ def _json_texts(values: Sequence[Any], name: str, wanted: Wanted) -> pa.Array:
     return pa.array(texts, pa.list_(pa.string()))
 
 
+def _texts_alike(batches: list[pa.Table], wanted: Wanted, spill: Spill) -> list[pa.Table]:
+    """Return batches of which all hold lists of texts in the column that may, if one of them does."""
+    name = wanted.texts
+    if name is None or name not in batches[0].column_names:
+        return batches
+    lists = [batch for batch in batches if pa.types.is_list(batch[name].type)]
+    if len(lists) in (0, len(batches)):
+        return batches
+    return [b if pa.types.is_list(b[name].type) else spill.put(_of_one(b, name)) for b in batches]
+
+
+def _of_one(batch: pa.Table, name: str) -> pa.Table:
+    """Return a batch whose texts are lists of one; null stays null."""
+    texts = batch[name].combine_chunks()
+    ends = pc.cumulative_sum(texts.is_valid().cast(pa.int32()))
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), ends])
+    lists = pa.ListArray.from_arrays(offsets, texts.drop_null(), mask=texts.is_null())
+    return batch.set_column(batch.column_names.index(name), name, lists)
+
+
 def _json_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
@@ -282,7 +317,7 @@ def _fail_json(
     raise CorpusError(f"{wanted.where}: the values of column {name!r} are of several types.")
 
 
-READERS: Mapping[str, Callable[[IO[bytes], Wanted], pa.Table]] = {
+READERS: Mapping[str, Reader] = {
     "csv": read_csv,
     "jsonl": read_jsonl,
     "json": read_json,

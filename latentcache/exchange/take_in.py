@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from latentcache.copying.shards import num_threads
 from latentcache.core.dtypes import Array, as_numpy, torch_dtype
 from latentcache.core.posterior import shift_and_scale
-from latentcache.core.records import ClipResult, Shard, ShardFormat, ShardId, ShardReport
+from latentcache.core.records import Clip, ClipResult, Shard, ShardFormat, ShardId, ShardReport
 from latentcache.core.spec import ITEM_BYTES, LatentSpec, Normaliser
 from latentcache.errors import CacheError, ConfigError, CorpusError, GeometryError
 from latentcache.exchange.clips import named
@@ -201,7 +201,7 @@ def _planned(record: Record, source: Storage, layout: str) -> dict[str, object]:
         "source": record.source,
         "url": public_name(join(source.absolute_url, record.path)),
         "kind": "image" if record.bucket.frames == 1 else "video",
-        "identity": f"import:{layout}:{record.path}",
+        "identity": _identity(record, layout),
         "start": record.start,
         "frames": record.bucket.frames,
         "fps": record.fps,
@@ -212,11 +212,32 @@ def _planned(record: Record, source: Storage, layout: str) -> dict[str, object]:
     }
 
 
+class _Records:
+    """Finds the record of a planned clip: by its key, else by its file, if that holds nothing else.
+
+    Keys of a layout may depend on its other files, and some of these may have come since.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self._by_key = {record.key: record for record in found.records}
+        num_in = Counter(record.path for record in found.records)
+        alone = [record for record in found.records if num_in[record.path] == 1]
+        self._by_identity = {_identity(record, found.layout): record for record in alone}
+
+    def get(self, clip: Clip) -> Record | None:
+        """Return the record of a clip; None if it is gone."""
+        return self._by_key.get(clip.key) or self._by_identity.get(clip.identity)
+
+
+def _identity(record: Record, layout: str) -> str:
+    return f"import:{layout}:{record.path}"
+
+
 def import_shards(
     planned: PlannedCache, found: Found, missing: Sequence[ShardId]
 ) -> Iterator[ShardReport]:
     """Commit missing shards of an imported cache, in parallel. Raises CacheError, CorpusError."""
-    records = {record.key: record for record in found.records}
+    records = _Records(found)
     normaliser = planned.manifest.spec.normaliser if found.normalised else Normaliser()
     if not missing:
         return
@@ -230,22 +251,24 @@ def import_shards(
 
 
 def _import_shard(
-    planned: PlannedCache, records: Mapping[str, Record], normaliser: Normaliser, shard: Shard
+    planned: PlannedCache, records: _Records, normaliser: Normaliser, shard: Shard
 ) -> ShardReport:
     storage, manifest = planned.storage, planned.manifest
     shard_format, layout = get_format(manifest.format), manifest.layouts()[shard.bucket.name]
     adopted = adopt_shard(storage, shard_format, layout, shard, manifest.fingerprint)
     if adopted is not None:
         return adopted
-    gone = [clip.key for clip in shard.clips if clip.key not in records]
-    if gone:
+    wanted = [records.get(clip) for clip in shard.clips]
+    there = [record for record in wanted if record is not None]
+    if len(there) < len(wanted):
+        gone = [c.key for c, record in zip(shard.clips, wanted, strict=True) if record is None]
         raise CacheError(
             f"{redact(storage.url)}: shard {shard.name} needs clips that are not there any more: "
             f"{named(gone)}. What was imported stays. Put their files back, and run this again."
         )
     arrays, results = [], []
-    for clip in shard.clips:
-        array, result = _load(records[clip.key], normaliser, manifest.spec, layout.shape)
+    for record in there:
+        array, result = _load(record, normaliser, manifest.spec, layout.shape)
         arrays.append(array)
         results.append(result)
     where = (storage, shard_format, layout, shard)

@@ -18,9 +18,8 @@ from latentcache.core.names import NameIndex, Rows
 from latentcache.corpus.probe import Prober, probe_sources
 from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.stamps import stamp_groups
-from latentcache.errors import CorpusError
-from latentcache.format.per_frame import PER_FRAME, with_types_of
 from latentcache.format.schemas import PROBE_SCHEMA
+from latentcache.planning.kept_types import as_known
 from latentcache.planning.known import KnownCache, as_sources, retire
 from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_names, same
 from latentcache.planning.notes import Note, notes
@@ -42,6 +41,7 @@ class Difference:
 
     unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
     touched: those of another stamp and the same content.
+    without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
@@ -55,6 +55,7 @@ class Difference:
     touched: pa.ChunkedArray = field(default_factory=no_names)
     retried: pa.ChunkedArray = field(default_factory=no_names)
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
+    without_values: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0
@@ -80,7 +81,7 @@ def plan_growth(
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     spill = Spill()
-    corpus = _as_known(corpus, known).append_column("stamp", stamps_of(planned, corpus))
+    corpus = as_known(corpus, known.kept_types()).append_column("stamp", stamps_of(planned, corpus))
     difference = Difference()
     at = known.sources.find(corpus["name"])
     mask = _to_probe(corpus, known, at, check_content)
@@ -274,21 +275,3 @@ def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return URLs without their queries."""
     parts = [pc.split_pattern(chunk, "?", max_splits=1) for chunk in urls.chunks]
     return pa.chunked_array([pc.list_element(each, 0) for each in parts], urls.type)
-
-
-def _as_known(corpus: pa.Table, known: KnownCache) -> pa.Table:
-    """Return a corpus whose kept columns have their types of the cache. Raises CorpusError."""
-    for name, kind in known.kept_types().items():
-        if name in corpus.column_names and corpus[name].type != kind:
-            try:
-                is_struct = name == PER_FRAME
-                column = corpus[name]
-                values = with_types_of(column, kind) if is_struct else column.cast(kind)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise CorpusError(
-                    f"corpus.keep: {name} is {kind} in the cache, {corpus[name].type} now, and its values "
-                    f"do not fit ({error}). Nothing was changed. Give the column its type of before, or "
-                    "keep it under another name."
-                ) from None
-            corpus = corpus.set_column(corpus.column_names.index(name), name, values)
-    return corpus

@@ -12,6 +12,7 @@ from latentcache.core.records import Bucket, ShardId
 from latentcache.corpus.probe import Prober
 from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import Manifest
+from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.snapshot import current_index
@@ -42,7 +43,8 @@ def plan_retry(
     """Plan failed clips and rejected sources again. failed: bucket, shard and row of clips.
 
     A clip whose file is as it was becomes a row of a new shard. A file that has changed counts as a new
-    source, and all clips of the old one are retired. What still cannot be read stays as it is.
+    source, and all clips of the old one are retired. What still cannot be read stays as it is; so does a
+    file that has changed in a cache with values per frame, of which only the corpus has all.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     difference, step = Difference(), Step(kind="retry")
@@ -54,9 +56,9 @@ def plan_retry(
     probed = probe(sources, pool, on_probed, None)
     difference.num_probed = probed.num_rows
     difference.num_rejected = len(known.rejected)
-    rejected = set(plan_sources(planned, probed).rejected["source"].to_pylist())
+    rejected = _reasons(plan_sources(planned, probed).rejected)
     taken, again = list[bool](), set[str]()
-    changed, repaired = list[str](), list[str]()
+    changed, repaired, without_values = list[str](), list[str](), list[str]()
     for row in probed.select(["name", "identity"]).to_pylist():
         before = known.sources[row["name"]]
         is_same = row["identity"] == before.identity and not before.is_rejected
@@ -65,12 +67,14 @@ def plan_retry(
             again.add(row["name"])
         elif usable:
             (repaired if before.is_rejected else changed).append(row["name"])
+        elif rejected[row["name"]] == "missing_input" and not before.is_rejected:
+            without_values.append(row["name"])
         taken.append(usable and not is_same)
     fresh = probed.filter(pa.array(taken, pa.bool_()))
     add_plan(step, plan_sources(planned, fresh), fresh)
-    difference.changed, difference.repaired, difference.retried = (
+    difference.changed, difference.repaired, difference.retried, difference.without_values = (
         pa.chunked_array([pa.array(names, pa.string())])
-        for names in (changed, repaired, sorted(again))
+        for names in (changed, repaired, sorted(again), without_values)
     )
     retire_sources(step, known, difference.changed, CHANGED)
     _plan_again(step, rows.filter(_is_in(rows["source"], again)), RETRIED)
@@ -115,16 +119,25 @@ def _rows_at(known: KnownCache, places: pa.Table) -> pa.Table:
     return known.rows_at(wanted)
 
 
+def _reasons(rejected: pa.Table) -> dict[str, str]:
+    """Return why sources give no clip, by their names."""
+    return dict(zip(rejected["source"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
+
+
 def _is_in(column: pa.ChunkedArray, names: set[str]) -> pa.ChunkedArray:
     return pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
 
 
 def _as_corpus(known: KnownCache, names: Sequence[str], rows: pa.Table) -> pa.Table:
-    """Return known sources as a corpus has them, to be probed: captions and kept columns of their rows."""
+    """Return known sources as a corpus has them, to be probed: captions and kept columns of their rows.
+
+    Values per frame of a clip are those of its own frames, and never stand for its source's.
+    """
     types = {name: rows.schema.field(name).type for name in kept_names(rows)} | known.kept_types()
     kept = [pa.field(name, kind) for name, kind in types.items()]
     labels: dict[str, dict[str, Any]] = {}
     for row in rows.select(["source", CAPTION, *kept_names(rows)]).to_pylist():
+        row.pop(PER_FRAME, None)
         labels.setdefault(row.pop("source"), row)
     for row in known.rejected_rows().to_pylist():
         labels.setdefault(

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 
 #: After these an end is not logged: it would wait as long once more, or write to another run's cache.
 NOT_WRITABLE = (UnreachableError, LeaseError)
+#: Segments that are kept for a store that refuses them; the oldest are lost first.
+MAX_UNWRITTEN = 16
 
 
 class RunLog:
-    """One run's log, in numbered segments. A write that fails is said once, and fails nothing.
+    """One run's log, in numbered segments. A write that fails is said once, tried again, and fails nothing.
 
     But where the lease is lost, LeaseError is raised: the run has to stop.
 
@@ -38,6 +40,8 @@ class RunLog:
         self._options = options
         self._number = 0
         self._segment = bytearray()
+        #: Segments by number, in their order, whose last write failed or is still to come.
+        self._unwritten: dict[int, bytes] = {}
         self._progress: Progress | None = None
         self._pace = Pace(time.monotonic())
         self._num_clips = 0
@@ -95,9 +99,11 @@ class RunLog:
         self.add(log_lines.PROGRESS, **facts)
 
     def _flush(self) -> None:
-        path = log_lines.segment_path(self.name, self._number)
+        """Write what is not written yet; what a store refuses is tried again at the next write."""
+        self._unwritten[self._number] = bytes(self._segment)
         try:
-            self._storage.write(path, bytes(self._segment))
+            for number in list(self._unwritten):
+                self._write(number)
         except LeaseError:
             raise
         except StorageError as error:
@@ -105,7 +111,14 @@ class RunLog:
         if len(self._segment) > log_lines.SEGMENT_BYTES:
             self._number += 1
             self._segment.clear()
+        if len(self._unwritten) > MAX_UNWRITTEN:
+            del self._unwritten[min(self._unwritten)]
         self._flushed_at = time.monotonic()
+
+    def _write(self, number: int) -> None:
+        path = log_lines.segment_path(self.name, number)
+        self._storage.write(path, self._unwritten[number])
+        del self._unwritten[number]
 
     def _warn(self, error: StorageError) -> None:
         if not self._has_failed:

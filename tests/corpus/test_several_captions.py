@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from latentcache.corpus import table_readers
 from latentcache.errors import CorpusError
 from tests.tools.corpora import column, make, read, write_jsonl, write_parquet
 from tests.tools.tars import write_tar
@@ -42,6 +43,29 @@ def test_a_single_text_among_lists_is_a_list_of_one(tmp_path: Path) -> None:
     corpus = read(write_jsonl(tmp_path / "c.jsonl", rows(["one", ["a", "b"]])), columns=COLUMNS)
     assert column(corpus, "caption") == ["one", "a"]
     assert column(corpus, "captions") == [["one"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["a", None, "b", ["c", "d"]],
+        [["c", "d"], "a", None, "b"],
+        [None, None, ["c"]],
+        [["a", "b"], ["c"]],
+        ["a", "b", ["c"], [None], None, None],
+    ],
+)
+def test_texts_and_lists_agree_however_many_lines_are_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[Any]
+) -> None:
+    make(tmp_path, *(f"{n}.png" for n in range(len(said))))
+    path = write_jsonl(tmp_path / "c.jsonl", rows(said))
+    whole = read(path, columns=COLUMNS).table
+    for lines in (1, 2, 3):
+        monkeypatch.setattr(table_readers, "JSON_ROWS", lines)
+        assert read(path, columns=COLUMNS).table.to_pylist() == whole.to_pylist()
+    expected = [each if each is None or isinstance(each, list) else [each] for each in said]
+    assert whole["captions"].to_pylist() == expected
 
 
 def test_texts_alone_make_no_lists_and_a_kept_column_of_that_name_stays(tmp_path: Path) -> None:

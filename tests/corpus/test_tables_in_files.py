@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from latentcache.config.sections import CorpusConfig
+from latentcache.corpus import table_files
+from latentcache.corpus.table_files import read_tables
 from latentcache.errors import CorpusError
 from tests.tools.corpora import WRITERS, column, make, read, write_csv, write_parquet
 
@@ -59,6 +63,23 @@ def test_what_is_wrong_names_the_odd_file(tmp_path: Path) -> None:
     odd.write_bytes(b"PAR1")
     with pytest.raises(CorpusError, match=rf"^{odd} is not a readable Parquet file"):
         read(tmp_path, columns=columns)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_many_tables_take_few_descriptors_and_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(table_files, "KEPT_BYTES", 1 << 16)
+    monkeypatch.setattr(table_files, "to_sources", lambda data, *_: data)
+    rows = [{"video": f"{n}.mp4", "caption": "a caption " * 50} for n in range(200)]
+    files = [(f"{n}.{suffix}", f"{tmp_path}/{n}.{suffix}") for n in range(40)]
+    for _, path in files:
+        WRITERS[suffix](Path(path), rows)
+    descriptors, allocated = len([*Path("/dev/fd").iterdir()]), pa.total_allocated_bytes()
+    table = read_tables(CorpusConfig(source=str(tmp_path)), str(tmp_path), files)
+    assert len([*Path("/dev/fd").iterdir()]) - descriptors <= 2 * table_files.NUM_THREADS
+    assert pa.total_allocated_bytes() - allocated < table.nbytes // 8
+    assert table.to_pylist() == rows * len(files)
 
 
 def test_tables_of_several_kinds_are_no_corpus(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latentcache.core.records import Bucket
-from latentcache.core.spec import Normaliser
+from latentcache.core.spec import LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.exchange.musubi import bucket_of, bucket_sizes, choose_resolution, find
 from latentcache.format.manifest import read_manifest
@@ -76,6 +78,54 @@ def test_a_round_trip_gives_what_was_stored(tmp_path: Path, dtype: str) -> None:
         stored = again.stored(f"{Path(source).stem}#0")
         assert torch.equal(stored, cache.stored(f"{source}#0"))
     assert read_manifest(again.storage).generations[0].kind == "import"
+
+
+def test_clips_of_several_lengths_come_back_each(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, spec_of(stored="mean"), clips=2, frames=(5, 9))
+    export(cache, tmp_path / "out", "musubi", "--dtype", "float32")
+    again = take_in("musubi", tmp_path / "out", tmp_path / "again", cache, "--dtype", "float32")
+    rows = cache.table().to_pylist()
+    starts = Counter((row["source"], row["start"]) for row in rows)
+    assert {*starts.values()} == {1, 2}
+    assert len(again) == len(rows)
+    for row in rows:
+        frames = f"-{row['frames']}" if starts[row["source"], row["start"]] > 1 else ""
+        stored = again.stored(f"{Path(row['source']).stem}#{row['start']}{frames}")
+        expected = cache.stored(row["key"]).float()
+        torch.testing.assert_close(stored, expected, rtol=0, atol=1e-6)
+
+
+def put(folder: Path, name: str, spec: LatentSpec, latent_frames: int = 1) -> None:
+    """Write a file of the data set's, of 32 x 48 pixels."""
+    folder.mkdir(exist_ok=True)
+    latents = torch.zeros(spec.channels, latent_frames, 4, 6, dtype=torch.bfloat16)
+    save_file({f"latents_{latent_frames}x4x6_bfloat16": latents}, folder / name)
+
+
+def test_clips_that_nothing_but_their_files_tells_apart_are_called_by_these(
+    tmp_path: Path,
+) -> None:
+    spec = spec_of()
+    names = ("a_00000-001_0048x0032", "a_0640x0480", "a_0800x0600", "a_00004-001_0048x0032")
+    for name in names:
+        put(tmp_path, f"{name}_wan.safetensors", spec)
+    put(tmp_path, "a_00000-005_0048x0032_wan.safetensors", spec, 2)
+    found = find(Storage(str(tmp_path)), spec)
+    assert {record.key for record in found.records} == {
+        *(f"{name}_wan" for name in names[:3]), "a#0-5", "a#4",
+    }  # fmt: skip
+
+
+def test_a_stopped_import_goes_on_where_a_key_has_become_longer(tmp_path: Path) -> None:
+    cache, folder = make_cache(tmp_path), tmp_path / "theirs"
+    put(folder, "a_00000-005_0048x0032_wan.safetensors", cache.spec, 2)
+    before = take_in("musubi", folder, tmp_path / "again", cache).stored("a#0")
+    for written in ("samples", "latents"):
+        shutil.rmtree(tmp_path / "again" / written)
+    put(folder, "a_00000-001_0048x0032_wan.safetensors", cache.spec)
+    again = take_in("musubi", folder, tmp_path / "again", cache)
+    assert again.table()["key"].to_pylist() == ["a#0"]
+    assert torch.equal(again.stored("a#0"), before)
 
 
 def test_normalisation_is_undone(tmp_path: Path) -> None:

@@ -12,23 +12,29 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from latentcache.config.clips import ClipsConfig
+from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, CorpusError
+from latentcache.format.per_frame import PER_FRAME, struct_of
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA, RETIRED_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.create import take_step
 from latentcache.planning.grow import Difference, _sort_out, plan_growth
+from latentcache.planning.kept_types import as_known
 from latentcache.planning.known import KnownCache
 from latentcache.planning.known_sources import KnownSources
 from latentcache.planning.notes import notes
 from latentcache.planning.plan import make_plan
 from latentcache.planning.planned import PlannedCache
+from latentcache.planning.planner import grow_cache
 from latentcache.planning.relabel import _differ
 from latentcache.planning.retry import failed_rows, plan_repair, plan_retry
 from tests.planning.test_plan import SPEC, source
 from tests.planning.test_plan import table as table_of
+from tests.tools.caches import make_config
 from tests.tools.planned import fill_cache, plan_cache
 
 BUCKET = "5x64x96"
@@ -296,6 +302,49 @@ def test_kept_columns_that_a_corpus_lacks_stay_where_captions_change(
     assert table["score"].to_pylist() == [0.0, 0.1, 0.2]
 
 
+META = {
+    "renamed": ({"score": 1}, {"quality": 1}, "its fields were score, and are quality"),
+    "added": ({"score": 1}, {"score": 1, "hue": 2}, "its fields were score, and are hue, score"),
+    "left out": ({"a": 1, "b": 2}, {"a": 1}, "its fields were a, b, and are a"),
+    "in lists": ([{"a": {"b": 1}}], [{"a": {"c": 1}}], "its fields were b, and are c"),
+    "truth": (True, 2, "int64 and bool are not the same values"),
+    "numbers": ({"n": [1.5]}, {"n": [True]}, "bool and double are not the same values"),
+}
+
+
+@pytest.mark.parametrize("name", META)
+def test_kept_values_that_a_cast_would_lose_are_refused(name: str) -> None:
+    before, now, why = META[name]
+    corpus = pa.table({"meta": [now, None]})
+    with pytest.raises(CorpusError, match=rf"corpus.keep: meta .*do not fit \({why}\)"):
+        as_known(corpus, {"meta": pa.array([before]).type})
+
+
+def test_kept_values_that_a_cast_keeps_are_taken_in_the_type_of_before() -> None:
+    columns = {
+        "none": (pa.nulls(2), pa.list_(pa.bool_())),
+        "wider": (pa.array([1, 2], pa.int32()), pa.float64()),
+        "inner": (
+            pa.array([{"a": 1, "b": None}] * 2),
+            pa.struct({"a": pa.int8(), "b": pa.bool_()}),
+        ),
+        "coded": (pa.array(["x", "y"]).dictionary_encode(), pa.string()),
+    }
+    corpus = pa.table({name: values for name, (values, _) in columns.items()})
+    found = as_known(corpus, {name: kind for name, (_, kind) in columns.items()})
+    assert found.schema.types == [kind for _, kind in columns.values()]
+    assert found.to_pylist() == corpus.to_pylist()
+
+
+def test_columns_per_frame_may_come_and_go_and_numbers_are_no_truth_values() -> None:
+    kind = struct_of({"a": pa.chunked_array([[[1, 2]]]), "b": pa.chunked_array([[[1]]])}).type
+    fewer = pa.table({PER_FRAME: struct_of({"a": pa.chunked_array([[[3, 4]]])})})
+    assert as_known(fewer, {PER_FRAME: kind}).to_pylist() == fewer.to_pylist()
+    truth = pa.table({PER_FRAME: struct_of({"a": pa.chunked_array([[[True, False]]])})})
+    with pytest.raises(CorpusError, match="bool and int64 are not the same values"):
+        as_known(truth, {PER_FRAME: kind})
+
+
 def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path: Path) -> None:
     """Where no clip has failed, too, of which the columns could be known."""
     planned = plan_cache(tmp_path, str(tmp_path / "cache"))
@@ -305,3 +354,45 @@ def test_a_rejected_source_that_is_tried_again_brings_its_kept_columns(tmp_path:
     assert rows.select(["source", "caption", "score"]).to_pylist() == [
         {"source": "v9", "caption": "caption 9", "score": 0.9}
     ]
+
+
+def test_a_changed_file_is_left_where_only_the_corpus_has_its_values_per_frame(
+    tmp_path: Path,
+) -> None:
+    """Those in the cache are of the clip's frames, whether or not the new file has as many."""
+    names = [f"v{number}.mp4" for number in range(3)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"0")
+    values = [[float(t) for t in range(9)]] * 3
+    pq.write_table(pa.table({"video": names, "act": values}), tmp_path / "corpus.parquet")
+    corpus = {"columns": {"video": "video"}, "per_frame": ["act"]}
+    clips = {"frames": 5, "size": [64, 96], "select": "middle"}
+    path = make_config(
+        tmp_path, tmp_path / "corpus.parquet", f"{tmp_path}/cache", corpus=corpus, clips=clips
+    )
+    planned = grow_cache(load_config(str(path)), prober=lambda _: Lengths(v0=9, v1=9, v2=9))
+    failed = [{"bucket": BUCKET, "shard": 0, "row": row, "why": ""} for row in range(3)]
+    table = pa.Table.from_pylist(failed, schema=RETIRED_SCHEMA)
+    step, difference = plan_retry(planned, table, lambda: Lengths(v0=9, v1=5, v2=12))
+    assert difference.without_values.to_pylist() == names[1:]
+    assert (difference.retried.to_pylist(), difference.changed.to_pylist()) == (names[:1], [])
+    ((rows,),) = step.clips.values()
+    assert rows[PER_FRAME].to_pylist() == [
+        {"frame": [2, 3, 4, 5, 6], "of": 9, "act": values[0][2:7]}
+    ]
+
+
+class Lengths(Files):
+    """What looks at videos of so many frames, by which their contents are told apart."""
+
+    def __init__(self, **frames: int) -> None:
+        super().__init__()
+        self._frames = frames
+
+    def probe(self, url: str, kind: str, **_: bool) -> Future[dict[str, Any]]:
+        frames = self._frames[Path(url).stem]
+        facts = super().probe(url, kind).result()
+        found: Future[dict[str, Any]] = Future()
+        own = {"frames": frames, "duration_s": frames / 25, "identity": f"of {frames}"}
+        found.set_result(facts | own | {"times_s": [n / 25 for n in range(frames)]})
+        return found

@@ -278,6 +278,41 @@ def test_a_log_that_cannot_be_written_fails_nothing_and_is_said_once(
     assert not (tmp_path / "cache/logs").exists()
 
 
+def test_lines_that_a_store_has_refused_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
+    monkeypatch.setattr(log_lines, "SEGMENT_BYTES", 1000)
+    storage = Storage(str(tmp_path))
+    log = RunLog(storage, {})
+    with log.run():
+        for done in range(40):
+            with monkeypatch.context() as patch:
+                if 10 <= done < 30:
+                    patch.setattr(Storage, "write", refuse(StorageError, []))
+                log.take(Progress(clips_done=done, workers=1))
+    assert len([*(tmp_path / "logs").iterdir()]) > 5  # several were full while the store refused
+    done = [facts["clips_done"] for facts in named(logged(storage), log_lines.PROGRESS)]
+    assert done == [*range(40), 39]
+
+
+def test_of_lines_that_a_store_refuses_for_long_the_oldest_are_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_lines, "FLUSH_INTERVAL_S", -1.0)
+    monkeypatch.setattr(log_lines, "SEGMENT_BYTES", 0)
+    monkeypatch.setattr(log_module, "MAX_UNWRITTEN", 3)
+    storage = Storage(str(tmp_path))
+    log = RunLog(storage, {})
+    with log.run(), monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", refuse(StorageError, []))
+        for done in range(9):
+            log.take(Progress(clips_done=done, workers=1))
+        patch.undo()
+    done = [facts["clips_done"] for facts in named(logged(storage), log_lines.PROGRESS)]
+    assert done == [6, 7, 8, 8]
+
+
 def test_a_run_that_ends_as_its_storage_is_gone_does_not_wait_for_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 import latentcache
 from jobs.cli import SOME_FAILED
 from latentcache.errors import ConfigError, CorpusError
+from tests.system.test_changing_corpus import write_and_break
 from tests.tools.caches import make_config, run_inline
 from tests.tools.corpora import read
 from tests.tools.videos import moving_pattern, write_video
@@ -209,3 +210,23 @@ def test_clips_that_are_spread_have_the_values_of_their_own_frames(tmp_path: Pat
     view = latentcache.Window(frames=2, per_frame="kept", segment=None)
     with pytest.raises(ConfigError, match=r"sampling: spread.*corpus\.per_frame"):
         list(latentcache.LatentLoader(cache, batch_size=1, view=view))
+
+
+@pytest.mark.slow
+def test_a_replaced_file_is_named_by_resume_and_taken_in_by_precompute(tmp_path: Path) -> None:
+    table = write_corpus(tmp_path / "corpus", {"a.mp4": None, "b.mp4": None})
+    broken = tmp_path / "corpus/b.mp4"
+    whole = write_and_break(broken)
+    data = pq.read_table(table).to_pylist()
+    data[1] |= {"actions": [[float(t), 0.0] for t in range(33)], "segment": [*range(33)]}
+    pq.write_table(pa.Table.from_pylist(data), table)
+    clips = {"frames": 5, "select": "all"}
+    cache = encode(tmp_path, table, status=SOME_FAILED, clips=clips)
+    assert len(cache.dataset()) < cache.table().num_rows
+    broken.write_bytes(whole)
+    status, printed = run_inline("resume", cache.storage.url, "--retry-failed", "--skip-changed")
+    assert status == SOME_FAILED
+    assert "kept     1 sources whose files have changed" in printed
+    assert "their clips stay: b.mp4. To take them in, run `latentcache precompute" in printed
+    rows = encode(tmp_path, table, clips=clips).table().to_pylist()
+    assert {row["source"]: row["status"] for row in rows} == {"a.mp4": "ok", "b.mp4": "ok"}

@@ -56,14 +56,17 @@ def make_cache(
     clips: int = 1,
     captions: Sequence[str | None] | None = None,
     sizes: Sequence[tuple[int, int]] = ((32, 48),),
-    frames: int = 5,
+    frames: int | Sequence[int] = 5,
 ) -> latentcache.Cache:
     """A cache of `clips` clips of each source; sizes (height, width), of one area, are given to sources
-    in turn."""
+    in turn. Of several frames every source gives clips of each, as many as fit into `clips` of the most."""
     folder.mkdir(exist_ok=True)
+    lengths = [frames] if isinstance(frames, int) else list(frames)
+    num_frames = max(lengths) * clips
     area, ratios = sizes[0][0] * sizes[0][1], [width / height for height, width in sizes]
     clips_section = {
-        "frames": frames,
+        "frames": lengths,
+        **({"lengths": "each"} if len(lengths) > 1 else {}),
         "select": "all",
         "size": None,
         "buckets": {"area": area, "multiple": 16, "aspect_ratios": ratios},
@@ -79,8 +82,8 @@ def make_cache(
             "url": f"/nowhere/{source}",
             "kind": "video",
             "caption": captions[n] if captions else f"caption {n}",
-            "frames": frames * clips,
-            "duration_s": frames * clips / 25,
+            "frames": num_frames,
+            "duration_s": num_frames / 25,
             "fps": 25.0,
             "height": sizes[n % len(sizes)][0],
             "width": sizes[n % len(sizes)][1],
