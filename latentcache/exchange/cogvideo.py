@@ -23,7 +23,7 @@ from latentcache.exchange.clips import (
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
-from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -105,7 +105,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     if spec.model_class not in _CLASSES:
         raise ConfigError(f"CogVideo has no files of {spec.model_class}; nothing was imported")
     paths = files_in(storage, LATENTS, ".safetensors")
-    records = [_record(storage, spec, path) for path in paths]
+    records = told_apart([_record(storage, spec, path) for path in paths])
     return Found(layout="cogvideo", stored="sample", normalised=True, records=records)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from latentcache.core.dtypes import torch_dtype
@@ -31,7 +30,7 @@ from latentcache.exchange.files import (
     read_tensor,
     refuse,
 )
-from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -268,28 +267,14 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         stored="mean" if of.posterior == "mean" else "sample",
         normalised=of.normalised,
         records=[
-            record.with_caption(captions.get(record.source)) for record in _with_own_keys(records)
+            record.with_caption(captions.get(record.source))
+            for record in told_apart(records, _key_with_frames)
         ],
     )
 
 
-def _with_own_keys(records: Sequence[Record]) -> Sequence[Record]:
-    """Return clips of which no two have one key: those that share it are told apart by their frames.
-
-    If that is not enough, as with two sizes of a picture, by the names of their files.
-    """
-    for longer in (_key_with_frames, _file_name):
-        counts = Counter(record.key for record in records)
-        records = [r if counts[r.key] == 1 else replace(r, key=longer(r)) for r in records]
-    return records
-
-
 def _key_with_frames(record: Record) -> str:
     return f"{record.source}#{record.start}-{record.bucket.frames}"
-
-
-def _file_name(record: Record) -> str:
-    return record.path.removesuffix(".safetensors")
 
 
 def _latent_entry(storage: Storage, name: str) -> tuple[Entry, str]:

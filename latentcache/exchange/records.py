@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -48,6 +49,20 @@ class Found:
     normalised: bool
     records: Sequence[Record]
     origin: Literal["import", "sampler"] = "import"
+
+
+def told_apart(records: Sequence[Record], *longer: Callable[[Record], str]) -> Sequence[Record]:
+    """Return clips of which no two have one key, as far as that goes; those that share one get longer ones.
+
+    longer: other keys, tried one after the other; the last is the path of a clip's file without its suffix.
+    """
+    for key_of in (*longer, lambda record: record.path.rpartition(".")[0]):
+        counts = Counter(record.key for record in records)
+        records = [
+            record if counts[record.key] == 1 else dataclasses.replace(record, key=key_of(record))
+            for record in records
+        ]
+    return records
 
 
 def bucket_from(storage: Storage, path: str, spec: LatentSpec, shape: Sequence[int]) -> Bucket:

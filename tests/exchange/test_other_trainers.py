@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -47,6 +48,22 @@ def test_cogvideo_gets_scaled_samples_and_prompts(tmp_path: Path) -> None:
     for source in NAMES:
         drawn = cache.dataset(posterior="sample", normalise=False)[f"{source}#0"]["latents"]
         assert torch.equal(again.stored(f"{Path(source).stem}#0"), drawn)
+
+
+@pytest.mark.slow
+def test_cogvideo_may_have_a_video_in_several_sizes(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, dataclasses.replace(spec_of(COGVIDEOX), normaliser=SCALE))
+    out = tmp_path / "out"
+    export(cache, out, "cogvideo")
+    (folder,) = (path for path in out.rglob("*x*x*") if path.is_dir())
+    (folder.parent / "another").mkdir()
+    first = sorted(folder.iterdir())[0]
+    shutil.copy(first, folder.parent / "another")
+    again = take_in("cogvideo", out, tmp_path / "again", cache)
+    paths = [file.relative_to(out).with_suffix("") for file in sorted(out.rglob(first.name))]
+    others = [f"{file.stem}#0" for file in folder.iterdir() if file != first]
+    assert sorted(again.keys()) == sorted([*map(str, paths), *others])
+    assert len(paths) == 2
 
 
 @pytest.mark.slow
