@@ -56,13 +56,17 @@ def told_apart(records: Sequence[Record], *longer: Callable[[Record], str]) -> S
 
     longer: other keys, tried one after the other; the last is the path of a clip's file without its suffix.
     """
-    for key_of in (*longer, lambda record: record.path.rpartition(".")[0]):
+    for key_of in (*longer, _path):
         counts = Counter(record.key for record in records)
         records = [
             record if counts[record.key] == 1 else dataclasses.replace(record, key=key_of(record))
             for record in records
         ]
     return records
+
+
+def _path(record: Record) -> str:
+    return record.path.rpartition(".")[0]
 
 
 def bucket_from(storage: Storage, path: str, spec: LatentSpec, shape: Sequence[int]) -> Bucket:
