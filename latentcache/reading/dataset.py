@@ -200,7 +200,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self._dataset, self._order = dataset, order
         self._rank, self._world_size = rank, world_size
         self._epoch = self._num_taken = 0
-        check_length(order.num_batches(dataset.map.shards), len(self), world_size)
+        check_length(order, order.num_batches(dataset.map.shards), len(self), world_size)
 
     def set_epoch(self, epoch: int, num_taken: int = 0) -> None:
         """Choose the epoch, also of the dataset.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -51,6 +51,21 @@ class Damage:
                 if _is_sound(cache, bucket, shard, rows[n], out[n], picks[n])
             ]
         return list(range(len(rows)))
+
+    def tables(self, cache: Cache, bucket: str, shards: Iterable[int]) -> bool:
+        """Tell whether the sample tables of shards can be read.
+
+        Raises CorruptionError for a damaged one, unless its clips are skipped.
+        """
+        try:
+            for shard in shards:
+                cache.rows(bucket, shard)
+        except CorruptionError as error:
+            if not self.skips:
+                raise
+            log.warning("skipped the clips of a damaged table: %s", error)
+            return False
+        return True
 
 
 def _is_sound(

@@ -172,6 +172,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
                 whole_number(name, number, 1)
         yes_or_no("check", check)
         yes_or_no("follow", follow)
+        # States are JSON, which has no numbers of numpy.
+        seed, rank = whole_number("seed", seed, 0), whole_number("rank", rank, 0)
+        world_size = whole_number("world_size", world_size, 1)
+        if epoch_batches is not None:
+            epoch_batches = whole_number("epoch_batches", epoch_batches, 1)
         options = FieldOptions(
             names=(fields,) if isinstance(fields, str) else tuple(list_of_names("fields", fields)),
             seed=seed,
@@ -270,7 +275,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             check_layout(self._layout, cache.spec)
         for source in self._sources:
             check_batches(self.order, source.map)
-        check_length(len(self._plan(self.epoch)), len(self), self.world_size)
+        check_length(self.order, len(self._plan(self.epoch)), len(self), self.world_size)
 
     @property
     def cache(self) -> Cache:
@@ -374,7 +379,8 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
             self.stats.num_bytes += read.num_bytes
             if self._at.loaded:  # by a worker, which tells the epoch to all others this way
                 self._epoch.fill_(epoch)
-            self._at = Position(epoch, self._at.start, self._at.taken + 1)
+            if self._at.epoch == epoch:  # else set_epoch has chosen what comes next
+                self._at = Position(epoch, self._at.start, self._at.taken + 1)
             yield batch
         if self.epoch == epoch and not is_worker:
             self.set_epoch(epoch + 1)
@@ -382,9 +388,10 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     def state_dict(self, num_batches: int | None = None) -> dict[str, Any]:
         """Return where the iteration is, as JSON values that fit any rank and world size.
 
-        num_batches: how many this rank has taken in this iteration. It is needed if the workers of a
-        DataLoader iterate, because their copies of this loader do not report back. A worker's own state,
-        which a StatefulDataLoader takes, fits only that worker; `load_state_dict` takes the whole one's.
+        num_batches: how many this rank has taken since the iteration began; one that continues a state
+        counts from 0 again. It is needed if the workers of a DataLoader iterate, because their copies of
+        this loader do not report back. A worker's own state, which a StatefulDataLoader takes, fits only
+        that worker; `load_state_dict` takes the whole one's.
         """
         worker, at = get_worker_info(), self._at
         state = {**self._identity(), "epoch": at.epoch if worker else self.epoch}
@@ -408,6 +415,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         at = loader_state.position(own)
         self._restore(own)
         if worker is None:
+            at = self._share.align(at)  # as each worker does for itself
             self._epoch.fill_(at.epoch)
         elif {**worker, "taken": 0} != {**here, "taken": 0}:
             raise CacheError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from latentcache.core.arguments import positive_number, whole_number
+from latentcache.core.arguments import positive_number
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.loader.filters import nothing_fits
@@ -38,8 +38,7 @@ def numbers_above_0(name: str, values: Any) -> list[float]:
 
 def check_ranks(order: Order, rank: int, world_size: int) -> None:
     """Raise ConfigError if there is no such rank, or if the ranks of a step would not share a bucket."""
-    whole_number("world_size", world_size, 1)
-    if whole_number("rank", rank, 0) >= world_size:
+    if rank >= world_size:
         raise ConfigError(f"rank {rank} of world_size {world_size}: ranks are 0..world_size-1")
     if order.bucket_run > 1 and order.bucket_run % world_size:
         raise ConfigError(
@@ -56,8 +55,6 @@ def check_mixture(
         raise ConfigError(
             f"weights {list(weights)} for {num_caches} caches: give one positive number for each"
         )
-    if epoch_batches is not None:
-        whole_number("epoch_batches", epoch_batches, 1)
     if order.uneven == "exact" and (num_caches > 1 or epoch_batches is not None):
         raise ConfigError(
             'uneven="exact" takes each sample once, but an epoch of a mixture of caches, or of a '
@@ -126,9 +123,9 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
             )
 
 
-def check_length(num_batches: int, num_steps: int, world_size: int) -> None:
-    """Raise ConfigError if an epoch has no batch for every rank."""
-    if num_steps == 0:
+def check_length(order: Order, num_batches: int, num_steps: int, world_size: int) -> None:
+    """Raise ConfigError if an epoch has no batch for every rank; "exact" gives some of them none."""
+    if num_steps == 0 and not (order.uneven == "exact" and num_batches):
         raise ConfigError(
             f"an epoch of {num_batches} batches has too few for {world_size} ranks. Use a smaller "
             'batch_size, fewer ranks, or uneven="pad".'

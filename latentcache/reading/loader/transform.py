@@ -15,6 +15,7 @@ from latentcache.core import posterior as posteriors
 from latentcache.core.arguments import one_of, yes_or_no
 from latentcache.core.dtypes import AnyDtype, resolve_dtype, torch_dtype
 from latentcache.core.spec import LatentSpec
+from latentcache.errors import ConfigError
 
 Posterior = Literal["sample", "mode"]
 
@@ -45,6 +46,12 @@ class Transform:
         self.dtype = self.stored_dtype if spec.ids is None else torch.int64
         if dtype is not None:
             self.dtype = resolve_dtype(dtype, integers=spec.ids is not None)
+        if spec.ids is not None and torch.iinfo(self.dtype).max < spec.ids.codebook_size - 1:
+            name = str(self.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"dtype {name!r} holds ids up to {torch.iinfo(self.dtype).max}, and the codebook has "
+                f"{spec.ids.codebook_size}: others would come out as wrong ids. Use int32 or int64."
+            )
         #: Whether noise is wanted.
         self.draws = self._has_moments and posterior == "sample"
         #: Whether samples have the stored shape and dtype, so that they can be read into their final place.

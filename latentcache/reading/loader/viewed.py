@@ -77,6 +77,9 @@ class ViewedBatch(ReadBatch):
 
     def read(self, shard: int, found: Rows) -> None:
         """Read what the view picks of rows of one shard, and make the samples of it."""
+        found = self._readable(shard, found)
+        if not found.rows:
+            return
         table = self._plan.cache.rows(self._name, shard)
         records = self._records(table, found)
         picks = [
@@ -100,6 +103,22 @@ class ViewedBatch(ReadBatch):
         if read:
             places = [found.rows[n] for n in read], [found.where[n] for n in read]
             self._found.append((table, *places))
+
+    def _readable(self, shard: int, found: Rows) -> Rows:
+        """Return the rows whose own sample table, and those of the clips that follow, can be read."""
+        shards = [(shard, *(place.shard for place in following)) for following in found.following]
+        sound = {
+            some: self._damage.tables(self._plan.cache, self._name, some)
+            for some in dict.fromkeys(tuple(dict.fromkeys(each)) for each in shards)
+        }
+        keep = [n for n, each in enumerate(shards) if sound[tuple(dict.fromkeys(each))]]
+        return Rows(
+            rows=[found.rows[n] for n in keep],
+            where=[found.where[n] for n in keep],
+            numbers=[found.numbers[n] for n in keep],
+            visits=[found.visits[n] for n in keep],
+            following=[found.following[n] for n in keep],
+        )
 
     def _latents(self, samples: Sequence[Sequence[_Part]]) -> dict[int, torch.Tensor]:
         """Return the latents of samples, by their number, whose parts could all be read."""
@@ -215,11 +234,15 @@ class ViewedBatch(ReadBatch):
     def _cut_columns(self, columns: Mapping[str, Any], made: Sequence[_Made]) -> dict[str, Any]:
         """Return the values per frame at the pixel frames of what was picked, which make one tensor."""
         names = {name for table, _, _ in self._found for name in table.per_frame} & columns.keys()
-        return {
+        values = {
             name: stack_per_frame(
                 [picked_values(sample.record, name, sample.pick) for sample in made]
             )
             for name in names
+        }
+        return {
+            name: self._target.send_plain(value) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
         }
 
     def _cut_fields(self, picks: Sequence[Pick]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -209,10 +210,44 @@ def test_ids_are_given_as_integers_only(tmp_path: Path) -> None:
         LatentLoader(str(tmp_path), dtype="float32")
 
 
+def test_an_integer_type_that_is_too_small_for_the_ids_is_refused(tmp_path: Path) -> None:
+    write_cache(str(tmp_path), stored="ids", dtype="uint16")
+    size = open_cache(str(tmp_path)).spec.ids.codebook_size
+    with pytest.raises(ConfigError, match=f"dtype 'uint8' holds ids up to 255, .* has {size}"):
+        LatentLoader(str(tmp_path), dtype="uint8")
+
+
 def test_numbers_of_numpy_are_numbers(cache: Cache) -> None:
-    loader = LatentLoader(cache, batch_size=np.int64(2), seed=np.uint8(3))  # type: ignore[arg-type]
+    """Also in a state, which is JSON, and for what is drawn."""
+    options = {"batch_size": 2, "seed": 3, "rank": 1, "world_size": 2, "epoch_batches": 4}
+    loader = LatentLoader(cache, **{name: np.int64(value) for name, value in options.items()})
     loader.set_epoch(np.int64(1))  # type: ignore[arg-type]
-    assert loader.state_dict() == {**LatentLoader(cache, 2, seed=3).state_dict(), "epoch": 1}
+    plain = LatentLoader(cache, **options)  # type: ignore[arg-type]
+    plain.set_epoch(1)
+    next(iter(loader)), next(iter(plain))
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert state == loader.state_dict() == plain.state_dict()
+    assert state["batches"] == 2
+    loader.load_state_dict(state)
+
+
+def test_ranks_without_a_batch_are_exact_too(cache: Cache) -> None:
+    clips = LatentLoader(cache, batch_size=1, uneven="exact")
+    numbers = [
+        len(list(LatentLoader(cache, 1, uneven="exact", rank=rank, world_size=len(clips) + 1)))
+        for rank in range(len(clips) + 1)
+    ]
+    assert numbers == [1] * len(clips) + [0]
+
+
+def test_an_epoch_that_is_chosen_in_the_middle_of_another_begins_at_its_start(cache: Cache) -> None:
+    loader = LatentLoader(cache, batch_size=1)
+    batches = iter(loader)
+    next(batches)
+    loader.set_epoch(3)
+    next(batches)
+    state = loader.state_dict()
+    assert (state["epoch"], state["batches"]) == (3, 0)
 
 
 @pytest.mark.slow

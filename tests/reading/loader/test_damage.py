@@ -171,3 +171,17 @@ def test_a_view_leaves_out_damaged_clips_too(folder: Path) -> None:
     assert [key for b in found for key in b["key"]] == expected
     assert loader.stats.num_skipped == 2  # both windows
     assert loader.stats.num_samples == len(expected) + 6
+
+
+@pytest.mark.slow
+def test_a_view_leaves_out_the_clips_of_a_lost_table_too(folder: Path) -> None:
+    view = Window(1, middle=True)
+    whole = [key for b in LatentLoader(str(folder), view=view) for key in b["key"]]
+    (folder / sample_path("5x32x32", 1)).unlink()
+    with pytest.raises(CorruptionError):
+        list(LatentLoader(str(folder), view=view))
+    loader = LatentLoader(str(folder), view=view, on_damaged="skip")
+    found = [key for batch in loader for key in batch["key"]]
+    lost = {f"5x32x32-{n:04d}" for n in range(4, 8)}
+    assert sorted(found) == sorted(set(whole) - lost)
+    assert loader.stats.num_skipped == len(lost)

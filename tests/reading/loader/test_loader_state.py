@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,3 +205,18 @@ def test_a_damaged_set_of_shards_is_refused(cache: Cache) -> None:
         damaged = {**saved, "shards": text, "snapshot": "0" * 64}
         with pytest.raises(CacheError, match="set of shards is"):
             loader.load_state_dict({**state, "caches": [damaged]})
+
+
+def test_a_state_of_fewer_ranks_counts_from_the_same_step_with_and_without_workers(
+    tmp_path: Path,
+) -> None:
+    url = write_cache(str(tmp_path), buckets={"5x32x32": 64}).url
+    options: dict[str, Any] = {"batch_size": 1, "bucket_run": 8}
+    few = LatentLoader(url, world_size=2, **options)
+    next(iter(few))
+    many = [LatentLoader(url, world_size=8, **options) for _ in range(2)]
+    for loader in many:
+        loader.load_state_dict(few.state_dict())
+    next(iter(many[0]))
+    assert many[0].state_dict()["batches"] == 16
+    assert many[1].state_dict(num_batches=1) == many[0].state_dict()

@@ -20,6 +20,7 @@ from latentcache.reading.loader.batch_memory import Recycler
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.loader.targets import CpuTarget, DeviceTarget
 from latentcache.reading.loader.transform import Transform
+from latentcache.reading.views.window import Window
 from tests.tools.synthetic import Synthetic, make_spec, write_cache
 
 CPU = torch.device("cpu")
@@ -117,6 +118,14 @@ def test_the_loader_takes_another_device(written: Synthetic) -> None:
         assert batch["latents"].device.type == "meta"
         assert batch["latents"].shape == expected["latents"].shape
         assert batch["latents"].dtype == expected["latents"].dtype
+
+
+@pytest.mark.slow
+def test_values_per_frame_of_a_view_go_to_the_device_too(tmp_path: Path) -> None:
+    write_cache(str(tmp_path), by_frame=True, segment=lambda _, __: 0)
+    for view in (None, Window(1)):
+        batch = next(iter(LatentLoader(str(tmp_path), batch_size=2, device="meta", view=view)))
+        assert batch["segment"].device.type == batch["latents"].device.type == "meta"
 
 
 @pytest.mark.slow
