@@ -34,6 +34,8 @@ COMMON = [
 ]
 #: Reasons for which a file that FFmpeg reads may be refused, each true of some of these.
 REFUSED = frozenset({"no_timestamps"})
+#: WTV does not keep the quantiser of these: FFmpeg says so, and shows pictures of one that it guesses.
+GUESSED = {("wtv", "asv1"), ("wtv", "asv2")}
 
 
 def check(path: Path, container: str, codec: str) -> str | None:
@@ -51,7 +53,8 @@ def check(path: Path, container: str, codec: str) -> str | None:
     except (AssertionError, RuntimeError) as error:
         return f"{container} {codec}: {error}"
     except ClipError as error:
-        is_true = error.reason in REFUSED or (error.reason == "corrupt" and not is_whole(path))
+        is_whole_file = (container, codec) not in GUESSED and is_whole(path)
+        is_true = error.reason in REFUSED or (error.reason == "corrupt" and not is_whole_file)
         return None if is_true else f"{container} {codec}: {error}"
     return None
 
