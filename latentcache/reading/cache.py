@@ -317,7 +317,7 @@ class Cache(Snapshot):
     def _of_shards(
         self, places: Sequence[int], positions: Sequence[Sequence[int]]
     ) -> Iterable[list[dict[str, Any]]]:
-        if len(places) == 1 or self.storage.is_local:
+        if len(places) <= 1 or self.storage.is_local:
             return list(map(self._samples, places, positions))
         with ThreadPoolExecutor(min(NUM_THREADS, len(places))) as pool:
             return list(pool.map(self._samples, places, positions))

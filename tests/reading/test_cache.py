@@ -258,6 +258,7 @@ def test_a_url_without_a_package_or_access_is_one_error(tmp_path: Path) -> None:
 
 def test_it_opens_from_memory_with_options_and_pickles(tmp_path: Path) -> None:
     written = write_cache(f"memory://{tmp_path.name}-{id(tmp_path)}")
+    assert open_cache(written.url)[:0] == []
     cache = open_cache(written.url)
     again = pickle.loads(pickle.dumps(cache))
     assert isinstance(again, Cache)
