@@ -327,7 +327,7 @@ class Cache(Snapshot):
         latents = [self.empty(bucket, 1)[0] for _ in positions]
         self.read(bucket, shard, positions, latents)
         rows = self.rows(bucket, shard)
-        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *rows.kept]
+        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *self.kept_by([rows])]
         columns = [latents, *(rows.column(name, positions) for name in names)]
         return [
             Sample(

@@ -177,6 +177,31 @@ def test_samples_of_several_buckets_are_no_batch(moments: Cache) -> None:
         next(iter(data))
 
 
+@pytest.mark.parametrize("bare", [1, 2])
+def test_clips_of_before_and_after_a_kept_column_make_a_batch(bare: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"segment": lambda *_: 0, "first_shards": 1, "bare": bare}
+    cache = open_cache(write_cache(str(tmp_path), buckets={"9x32x32": 8}, **options).url)
+    dataset = cache.dataset(frames=5, numpy=True)
+    old, new = dataset[0], dataset[7]
+    with_values = new if bare == 1 else old
+    assert isinstance(with_values["at"], np.ndarray)
+    assert with_values["at"].tolist() == [0, 1, 2, 3, 4]
+    for samples in ([old, new], [new, old]):
+        batch = latentcache.collate(samples)
+        assert batch.keys() == with_values.keys()
+        known = [sample is with_values for sample in samples]
+        score = 7.0 if bare == 1 else 0.0
+        assert batch["score"] == [score if has else None for has in known]
+        assert [value is not None for value in batch["at"]] == known
+
+
+def test_what_only_some_samples_have_is_none_in_a_batch(moments: Cache) -> None:
+    samples = moments[:2]
+    samples[1]["mine"] = 1
+    assert latentcache.collate(samples)["mine"] == [None, 1]
+    assert latentcache.collate(samples[::-1])["mine"] == [1, None]
+
+
 def test_arguments_that_make_no_sense_are_refused(moments: Cache) -> None:
     for options, said in [
         ({"posterior": "mean"}, "posterior 'mean' is not one of sample, mode"),
