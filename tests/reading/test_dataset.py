@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import latentcache
 from latentcache.core.dtypes import as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.sample import Sample
 from tests.tools.synthetic import write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
@@ -200,6 +202,20 @@ def test_what_only_some_samples_have_is_none_in_a_batch(moments: Cache) -> None:
     samples[1]["mine"] = 1
     assert latentcache.collate(samples)["mine"] == [None, 1]
     assert latentcache.collate(samples[::-1])["mine"] == [1, None]
+
+
+def test_a_field_that_one_sample_has_read_is_read_of_the_others() -> None:
+    def read(number: int) -> Mapping[str, Any]:
+        if number == 2:
+            raise KeyError("umt5")
+        return {"umt5": torch.full((3,), number)}
+
+    values = {"latents": torch.zeros(1), "bucket": "1x8x8"}
+    samples = [Sample(values, lambda _, n=n: read(n)) for n in range(3)]
+    assert samples[1]["umt5"].tolist() == [1, 1, 1]
+    assert latentcache.collate(samples[:2])["umt5"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert latentcache.collate(samples)["umt5"][2] is None
+    assert "umt5" not in latentcache.collate([Sample(values, lambda _: read(0))])
 
 
 def test_arguments_that_make_no_sense_are_refused(moments: Cache) -> None:
