@@ -317,7 +317,7 @@ class Cache(Snapshot):
     def _of_shards(
         self, places: Sequence[int], positions: Sequence[Sequence[int]]
     ) -> Iterable[list[dict[str, Any]]]:
-        if len(places) == 1 or self.storage.is_local:
+        if len(places) <= 1 or self.storage.is_local:
             return list(map(self._samples, places, positions))
         with ThreadPoolExecutor(min(NUM_THREADS, len(places))) as pool:
             return list(pool.map(self._samples, places, positions))
@@ -327,7 +327,7 @@ class Cache(Snapshot):
         latents = [self.empty(bucket, 1)[0] for _ in positions]
         self.read(bucket, shard, positions, latents)
         rows = self.rows(bucket, shard)
-        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *rows.kept]
+        names = ["key", "caption", "source", "bucket", "start_s", "end_s", *self.kept_by([rows])]
         columns = [latents, *(rows.column(name, positions) for name in names)]
         return [
             Sample(

@@ -237,8 +237,8 @@ class BucketBatchSampler(Sampler[list[int]]):
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a batch of samples as a loader gives it: latents [B, ...], lists, and one bucket.
 
-    For `collate_fn`: unlike torch's own it takes captions that are null. Raises ConfigError for samples of
-    several buckets.
+    For `collate_fn`: unlike torch's own it takes captions that are null, and gives None for what only some
+    samples have. Raises ConfigError for samples of several buckets.
     """
     buckets = sorted({sample["bucket"] for sample in samples})
     if len(buckets) != 1:
@@ -246,7 +246,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             f"samples of the buckets {', '.join(buckets)} make no batch, since their shapes differ: give "
             "DataLoader batch_sampler=dataset.batch_sampler(batch_size) in place of a batch_size"
         )
-    batch: dict[str, Any] = {name: [sample[name] for sample in samples] for name in samples[0]}
+    names = dict.fromkeys(name for sample in samples for name in sample)
+    batch: dict[str, Any] = {n: [_value(sample, n) for sample in samples] for n in names}
     latents = batch["latents"]
     stacked = np.stack(latents) if isinstance(latents[0], np.ndarray) else torch.stack(latents)
     per_frame: dict[str, Any] = {
@@ -257,6 +258,14 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if isinstance(stacked, np.ndarray):
         per_frame = {n: v.numpy() if torch.is_tensor(v) else v for n, v in per_frame.items()}
     return {**batch, **per_frame, "latents": stacked, "bucket": buckets[0]}
+
+
+def _value(sample: Mapping[str, Any], name: str) -> Any:
+    """Return a value of a sample, which reads its fields now; None if it lacks the name."""
+    try:
+        return sample[name]
+    except KeyError:
+        return None
 
 
 def to_numpy(latents: torch.Tensor) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.picks import Picks
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
+from latentcache.reading.shared_schema import one_of_each, united, with_kept
 from latentcache.reading.time_ids import TIME_IDS
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -39,8 +39,6 @@ from latentcache.storage.urls import join, redact
 
 #: Sample tables kept in memory. One of 64 clips with captions takes about 50 kB.
 MAX_TABLES = 1024
-#: Generations of which a table is looked at for a column that the first table lacks.
-LOOKED_AT = 8
 #: Sample tables read concurrently when all are wanted.
 NUM_THREADS = 16
 #: Sample tables that a scan requests at a time; it frees each after its turn.
@@ -174,45 +172,38 @@ class Snapshot:
 
     @functools.cached_property
     def sample_schema(self) -> pa.Schema:
-        """Columns of the sample tables: those of every cache, and those kept from the corpus."""
-        places = self._all_places()
-        return self._read_table(*places[0]).schema if places else SAMPLE_SCHEMA
+        """Columns of the sample tables: those of every cache, and those that clips have kept of the corpus.
+
+        The first use reads about one table per generation: shards of one have the same, or nearly.
+        """
+        folders = self._index["columns"].to_pylist()
+        places = one_of_each(self.manifest.generations, self._all_places(), folders)
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            schemas = list(pool.map(lambda place: self._read_table(*place).schema, places))
+        return united([SAMPLE_SCHEMA, *schemas])
 
     @property
     def column_names(self) -> list[str]:
-        """Names of the sample tables' columns."""
+        """Names of the sample tables' columns; tables of clips that were planned without one lack it."""
         return list(self.sample_schema.names)
 
-    def has_column(self, name: str) -> bool:
-        """Tell whether sample tables have a column: some lack those that were kept later or earlier.
+    @functools.cached_property
+    def kept_names(self) -> list[str]:
+        """Names of the columns kept from the corpus; columns per frame by their own names."""
+        per_frame = self.per_frame_names
+        known = {*SAMPLE_SCHEMA.names, *([PER_FRAME] if per_frame else [])}
+        return [*(name for name in self.column_names if name not in known), *per_frame]
 
-        The shards of one generation have the same columns, so one table of each is looked at, of the newest
-        ones, and one whose columns were changed later.
-        """
-        if name in self.column_names:
-            return True
-        changed = pc.indices_nonzero(pc.is_valid(self._index["columns"])).to_pylist()[:1]
-        places = [self._all_places()[n] for n in changed]
-        places += itertools.islice(self._one_per_generation(), LOOKED_AT)
-        others = set(places) - set(self._all_places()[:1])
-        return any(name in table.schema.names for table in self._read_tables(sorted(others)))
-
-    def _one_per_generation(self) -> Iterator[tuple[str, int]]:
-        """Yield a committed shard of each generation that has one, the newest first."""
-        for generation in reversed(self.manifest.generations):
-            shards = (
-                (part.bucket, shard)
-                for part in generation.parts
-                for shard in range(part.first_shard, part.first_shard + part.num_shards)
-            )
-            if (place := next((s for s in shards if s in self._numbers), None)) is not None:
-                yield place
+    def kept_by(self, tables: Iterable[ShardRows]) -> list[str]:
+        """Return the kept columns of clips: those of the snapshot, and any other that their tables have."""
+        ordered = sorted(tables, key=lambda rows: (rows.bucket, rows.shard))
+        own = (name for rows in ordered for name in rows.kept)
+        return list(dict.fromkeys([*self.kept_names, *own]))
 
     @property
     def batch_columns(self) -> list[str]:
         """Names of what batches can have of the tables: columns per frame by their own names; time_ids."""
-        names = [name for name in self.column_names if name != PER_FRAME]
-        return [*names, *self.per_frame_names, TIME_IDS]
+        return [*SAMPLE_SCHEMA.names, *self.kept_names, TIME_IDS]
 
     @property
     def per_frame_names(self) -> list[str]:
@@ -220,13 +211,18 @@ class Snapshot:
         return names_in(self.sample_schema)
 
     def scan(self, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
-        """Yield ((bucket, shard), table) of every committed shard, with some of its columns."""
+        """Yield ((bucket, shard), table) of every committed shard, with some of its columns.
+
+        A kept column has one type in all tables, and is null in those of clips planned without it.
+        """
         places = self._all_places()
+        schema = SAMPLE_SCHEMA if {*columns} <= {*SAMPLE_SCHEMA.names} else self.sample_schema
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             for start in range(0, len(places), NUM_QUEUED):
                 some = places[start : start + NUM_QUEUED]
                 tables = pool.map(lambda at: self._read_table(at[0], at[1], columns), some)
-                yield from zip(some, tables, strict=True)
+                for place, table in zip(some, tables, strict=True):
+                    yield place, with_kept(table, columns, schema)
 
     def rows(self, bucket: str, shard: int) -> ShardRows:
         """Return the ok rows of a shard, from memory if they were read recently."""

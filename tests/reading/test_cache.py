@@ -157,6 +157,25 @@ def test_kept_columns_may_change_their_type_while_a_cache_grows(
         assert cache.table().schema.field("score").type == expected
 
 
+@pytest.mark.parametrize("bare", [1, 2])
+def test_columns_are_those_that_any_step_has_kept(
+    bare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = {"1x32x48": 40, "5x32x32": 40}
+    options: dict[str, Any] = {"segment": lambda *_: 0, "first_shards": 4, "bare": bare}
+    cache = open_cache(write_cache(str(tmp_path), buckets=buckets, **options).url)
+    read, looked_at = cache._read_table, []
+    monkeypatch.setattr(cache, "_read_table", lambda *at: (looked_at.append(at), read(*at))[1])
+    assert cache.column_names == [*SAMPLE_SCHEMA.names, "score", "per_frame"]
+    assert cache.batch_columns == [*SAMPLE_SCHEMA.names, "score", "segment", "at", "time_ids"]
+    assert looked_at == [("1x32x48", 0), ("1x32x48", 4)]
+    old, new = cache["5x32x32-0003"], cache["5x32x32-0016"]
+    assert old.keys() == new.keys()
+    with_values, without = (new, old) if bare == 1 else (old, new)
+    assert [without[name] for name in ("score", "segment", "at")] == [None] * 3
+    assert with_values["at"].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_latents_that_a_model_cannot_take_are_refused_with_both_specs(tmp_path: Path) -> None:
     write_cache(str(tmp_path), channels=16)
     assert len(open_cache(str(tmp_path), expect={"channels": 16, "stride": (4, 8, 8)})) == 16
@@ -258,6 +277,7 @@ def test_a_url_without_a_package_or_access_is_one_error(tmp_path: Path) -> None:
 
 def test_it_opens_from_memory_with_options_and_pickles(tmp_path: Path) -> None:
     written = write_cache(f"memory://{tmp_path.name}-{id(tmp_path)}")
+    assert open_cache(written.url)[:0] == []
     cache = open_cache(written.url)
     again = pickle.loads(pickle.dumps(cache))
     assert isinstance(again, Cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import latentcache
 from latentcache.core.dtypes import as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache, open_cache
+from latentcache.reading.sample import Sample
 from tests.tools.synthetic import write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
@@ -175,6 +177,45 @@ def test_samples_of_several_buckets_are_no_batch(moments: Cache) -> None:
         ConfigError, match=r"1x32x48, 5x32x32 .* batch_sampler=dataset.batch_sampler"
     ):
         next(iter(data))
+
+
+@pytest.mark.parametrize("bare", [1, 2])
+def test_clips_of_before_and_after_a_kept_column_make_a_batch(bare: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"segment": lambda *_: 0, "first_shards": 1, "bare": bare}
+    cache = open_cache(write_cache(str(tmp_path), buckets={"9x32x32": 8}, **options).url)
+    dataset = cache.dataset(frames=5, numpy=True)
+    old, new = dataset[0], dataset[7]
+    with_values = new if bare == 1 else old
+    assert isinstance(with_values["at"], np.ndarray)
+    assert with_values["at"].tolist() == [0, 1, 2, 3, 4]
+    for samples in ([old, new], [new, old]):
+        batch = latentcache.collate(samples)
+        assert batch.keys() == with_values.keys()
+        known = [sample is with_values for sample in samples]
+        score = 7.0 if bare == 1 else 0.0
+        assert batch["score"] == [score if has else None for has in known]
+        assert [value is not None for value in batch["at"]] == known
+
+
+def test_what_only_some_samples_have_is_none_in_a_batch(moments: Cache) -> None:
+    samples = moments[:2]
+    samples[1]["mine"] = 1
+    assert latentcache.collate(samples)["mine"] == [None, 1]
+    assert latentcache.collate(samples[::-1])["mine"] == [1, None]
+
+
+def test_a_field_that_one_sample_has_read_is_read_of_the_others() -> None:
+    def read(number: int) -> Mapping[str, Any]:
+        if number == 2:
+            raise KeyError("umt5")
+        return {"umt5": torch.full((3,), number)}
+
+    values = {"latents": torch.zeros(1), "bucket": "1x8x8"}
+    samples = [Sample(values, lambda _, n=n: read(n)) for n in range(3)]
+    assert samples[1]["umt5"].tolist() == [1, 1, 1]
+    assert latentcache.collate(samples[:2])["umt5"].tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert latentcache.collate(samples)["umt5"][2] is None
+    assert "umt5" not in latentcache.collate([Sample(values, lambda _: read(0))])
 
 
 def test_arguments_that_make_no_sense_are_refused(moments: Cache) -> None:

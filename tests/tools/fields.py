@@ -110,11 +110,17 @@ def _add(step: Step, planned: PlannedCache, sources: pa.Table, config: Config) -
     add_plan(step, plan, sources.append_column("stamp", stamps))
 
 
-def grow(planned: PlannedCache, captions: Sequence[str | None]) -> PlannedCache:
-    """Take new clips into a cache, as precompute does, and commit their latents."""
+def grow(
+    planned: PlannedCache, captions: Sequence[str | None], lost: Sequence[str] = ()
+) -> PlannedCache:
+    """Take new clips into a cache, as precompute does, and commit their latents.
+
+    lost: kept columns that the corpus no longer has.
+    """
     step = Step(kind="grow")
     name = f"g{len(planned.manifest.generations)}_"
-    _add(step, planned, sources_of(captions, name=name), planned.config)
+    sources = sources_of(captions, name=name).drop_columns(list(lost))
+    _add(step, planned, sources, planned.config)
     taken = take_step(planned, step)
     assert taken is not None
     fill_cache(taken, seed=len(taken.manifest.generations))

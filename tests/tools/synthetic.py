@@ -105,6 +105,7 @@ def make_manifest(
     shard_clips: int = 4,
     num_rejected: int = 0,
     chunk_frames: int | None = None,
+    first_shards: int | None = None,
 ) -> Manifest:
     recipe = {"encoder": {"kind": "synthetic", "dtype": spec.dtype}, "stored": spec.stored}
     manifest = Manifest(
@@ -117,22 +118,35 @@ def make_manifest(
         chunk_frames=chunk_frames,
         config={},
     )
-    parts = tuple(
-        Part(bucket=name, first_shard=0, num_shards=-(-num // shard_clips), num_clips=num)
-        for name, num in buckets.items()
-    )
-    generation = Generation(
-        number=1,
-        kind="plan",
-        fingerprint=manifest.fingerprint,
-        parent_sha256=None,
-        tables_sha256="0" * 64,
-        created_s=0.0,
-        parts=parts,
-        num_sources=num_rejected,
-        num_rejected=num_rejected,
-    )
-    return replace(manifest, generations=(generation,))
+    last = max(buckets.values()) if first_shards is None else first_shards * shard_clips
+    steps: list[Generation] = []
+    for first, stop in [(0, last), (last, max(buckets.values()))]:
+        nums = {name: min(num, stop) - first for name, num in buckets.items()}
+        parts = tuple(
+            Part(
+                bucket=name,
+                first_shard=first // shard_clips,
+                num_shards=-(-num // shard_clips),
+                num_clips=num,
+            )
+            for name, num in nums.items()
+            if num > 0
+        )
+        if steps and not parts:
+            break
+        generation = Generation(
+            number=len(steps) + 1,
+            kind="grow" if steps else "plan",
+            fingerprint=manifest.fingerprint,
+            parent_sha256=steps[0].sha256 if steps else None,
+            tables_sha256="0" * 64,
+            created_s=0.0,
+            parts=parts,
+            num_sources=0 if steps else num_rejected,
+            num_rejected=0 if steps else num_rejected,
+        )
+        steps.append(generation)
+    return replace(manifest, generations=tuple(steps))
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
@@ -165,6 +179,9 @@ def write_cache(
     chunk_frames: int | None = None,
     per_source: int = 1,
     segment: Callable[[int, int], int] | None = None,
+    first_shards: int | None = None,
+    bare: int = 0,
+    score: Mapping[int, pa.DataType] | None = None,
 ) -> Synthetic:
     """Write a cache. failed: (bucket, position in it) of clips that are recorded as failed.
 
@@ -172,6 +189,8 @@ def write_cache(
     single frames. spec: in place of one that is made. actions: keep a column of a list with
     an entry per frame, its number. per_source: clips of each source, one after the other. segment: of a
     source, by its number in the bucket, and a frame of it: a column per frame, beside `at`, the frame.
+    first_shards: of each bucket that the first step plans; a second one plans the others. bare: the step
+    whose clips keep no column. score: the type that it has in each step, if not float64.
     """
     make = make or (lambda layout, rng, _: random_sample(layout, rng))
     storage = Storage(str(url), options)
@@ -186,6 +205,7 @@ def write_cache(
         shard_clips=shard_clips,
         num_rejected=rejected,
         chunk_frames=chunk_frames,
+        first_shards=first_shards,
     )
     write_manifest(storage, manifest)
     layouts = manifest.layouts()
@@ -199,6 +219,8 @@ def write_cache(
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
             rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
+            step = 1 if first_shards is None or shard < first_shards else 2
+            kind = (score or {}).get(step)
             write_shard(
                 storage,
                 format,
@@ -208,7 +230,8 @@ def write_cache(
                 manifest.fingerprint,
                 actions=actions,
                 per_source=per_source,
-                segment=segment,
+                segment=None if step == bare else segment,
+                keep=[] if step == bare else [pa.field("score", kind)] if kind else KEEP,
             )
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
@@ -261,6 +284,7 @@ def write_shard(
     actions: bool = False,
     per_source: int = 1,
     segment: Callable[[int, int], int] | None = None,
+    keep: Sequence[pa.Field] = KEEP,
 ) -> None:
     """Commit one shard as the pipeline does: the object, then its sample table."""
     shard_format = get_format(format)
@@ -292,7 +316,7 @@ def write_shard(
             "crc32c": chunk.crc32c if chunk else None,
             "decode_s": 0.0,
             "encode_s": 0.0,
-            "score": float(first + row),
+            "score": _score(first + row, keep),
             "actions": list(range(bucket.frames)),
         }
         for row, chunk in enumerate(encoded.chunks)
@@ -302,12 +326,17 @@ def write_shard(
         lists.append(PER_FRAME)
         for n, values in enumerate(table, first):
             values["per_frame"] = _per_frame(segment, n, per_source, bucket.frames)
-    schema = pa.schema([*SAMPLE_SCHEMA, *KEEP, *lists])
+    schema = pa.schema([*SAMPLE_SCHEMA, *keep, *lists])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
     storage.write(encoded.path, data)
     derived = derive_table(shard_format, layout, data, recipe)
     storage.write(sample_path(bucket.name, shard), derived)
+
+
+def _score(position: int, keep: Sequence[pa.Field]) -> Any:
+    nested = any(pa.types.is_nested(field.type) for field in keep)
+    return [float(position)] if nested else float(position)
 
 
 def _per_frame(

@@ -141,7 +141,8 @@ class ReadBatch:
         """Return the batch's columns; null for clips that could not be read."""
         names = self._plan.columns
         if names is None:
-            names = ["key", "caption", *self._kept()]
+            tables = [table for table, _, _ in self._found]
+            names = ["key", "caption", *self._plan.cache.kept_by(tables)]
         columns: dict[str, list[Any]] = {name: [None] * num for name in names}
         for table, rows, where in self._found:
             for name in names:
@@ -159,11 +160,6 @@ class ReadBatch:
     def _sizes(self, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
         """Return `time_ids` [B, 6], if they are asked for."""
         return {n: self._target.send_plain(v) for n, v in stacked(columns).items()}
-
-    def _kept(self) -> list[str]:
-        """Return the kept columns of the batch's shards, whichever was read first."""
-        tables = sorted((table for table, _, _ in self._found), key=lambda table: table.shard)
-        return list(dict.fromkeys(name for table in tables for name in table.kept))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class ClipWeights:
         Reads the column from every sample table. A null counts as 1. Raises ConfigError for a column that
         is not there, or is not of numbers from 0 to MAX_WEIGHT.
         """
-        if not cache.has_column(self.column):
+        if self.column not in cache.column_names:
             if self.column == WEIGHT:
                 return {}
             raise ConfigError(
@@ -52,8 +52,6 @@ class ClipWeights:
         return {name: BucketRepeats(shards) for name, shards in found.items()}
 
     def _of_shard(self, ok: pa.Table) -> tuple[Float64, UInt32]:
-        if self.column not in ok.column_names:  # of clips that were planned without weights
-            return np.ones(ok.num_rows), np.zeros(ok.num_rows, np.uint32)
         weights = self._numbers(ok[self.column])
         wrong = ~((weights >= 0) & (weights <= MAX_WEIGHT))
         if wrong.any():

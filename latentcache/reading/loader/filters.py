@@ -69,22 +69,22 @@ def nothing_fits(cache: Cache, where: Where) -> str:
     expression = to_expression(cache, where)
     named = [name for name in _columns(cache, expression) if name != "status"]
     tables = [
-        table.filter(pc.equal(table["status"], "ok")).select(
-            [name for name in named if name in table.column_names]
-        )
-        for _, table in cache.scan([*named, "status"])
+        table.filter(pc.equal(table["status"], "ok")) for _, table in cache.scan([*named, "status"])
     ]
     num_ok = sum(table.num_rows for table in tables)
     if not num_ok:
         return f"{cache!r} has no ok clip yet, so `where` has nothing to choose from."
-    table = pa.concat_tables(tables, promote_options="default")
-    said = "; ".join(_values_in_words(name, table[name]) for name in table.column_names)
+    said = "; ".join(_values_in_words(name, [t.select([name]) for t in tables]) for name in named)
     condition = where if isinstance(where, str) else str(expression)
     return f"none of the {num_ok:,} ok clips fits the condition {condition}. There, {said}."
 
 
-def _values_in_words(name: str, column: pa.ChunkedArray) -> str:
-    known = column.drop_null()
+def _values_in_words(name: str, tables: Sequence[pa.Table]) -> str:
+    try:
+        known = pa.concat_tables(tables, promote_options="permissive")[name].drop_null()
+    except pa.ArrowException:  # types that do not go together
+        kinds = sorted({str(table.schema.field(name).type) for table in tables})
+        return f"{name} holds {' and '.join(kinds)}"
     if not len(known):
         return f"{name} is null everywhere"
     if pa.types.is_integer(known.type) or pa.types.is_floating(known.type):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
@@ -20,6 +21,7 @@ from latentcache.core.records import Bucket
 from latentcache.errors import CacheError, ConfigError
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
+from tests.tools.fields import cache_of, grow
 from tests.tools.synthetic import Synthetic, write_cache
 
 FAILED = [("5x32x32", 1), ("1x32x48", 4)]
@@ -54,6 +56,56 @@ def flat(batches: Any) -> list[str]:
 
 def names(batches: Any) -> list[tuple[int, tuple[str, ...]]]:
     return [(batch["cache"], tuple(batch["key"])) for batch in batches]
+
+
+# columns that only some steps have kept
+
+
+@pytest.mark.parametrize("bare", [1, 2])
+def test_a_column_that_only_some_clips_have_is_null_elsewhere(bare: int, tmp_path: Path) -> None:
+    written = write_cache(str(tmp_path), buckets={"5x32x32": 8}, first_shards=1, bare=bare)
+    scores = {f"5x32x32-{n:04d}": None if (n < 4) == (bare == 1) else n for n in range(8)}
+    for options in ({}, {"columns": ["key", "score"]}):
+        found: dict[str, Any] = {}
+        for batch in LatentLoader(written.url, 4, shuffle=False, **options):
+            found.update(zip(batch["key"], batch["score"], strict=True))
+        assert found == scores
+    for where, holds in (
+        ("score is null", lambda score: score is None),
+        ("score is not null", lambda score: score is not None),
+        ("score >= 2", lambda score: score is not None and score >= 2),
+        (pc.field("score") < 6, lambda score: score is not None and score < 6),
+    ):
+        chosen = flat(LatentLoader(written.url, 1, shuffle=False, where=where))
+        assert chosen == [key for key, score in scores.items() if holds(score)]
+
+
+def test_a_column_that_the_corpus_has_lost_chooses_clips(tmp_path: Path) -> None:
+    planned = cache_of(tmp_path, [f"caption {n}" for n in range(3)], texts=[["a"]] * 3)
+    url = grow(planned, ["new"] * 2, lost=["texts"]).storage.url
+    known = flat(LatentLoader(url, 1, where="texts is not null"))
+    assert {key[0] for key in known} == {"v"}
+    new = list(LatentLoader(url, 1, where="texts is null"))
+    assert {key[0] for key in flat(new)} == {"g"}
+    assert [batch["texts"] for batch in new] == [[None]] * len(new)
+
+
+def test_a_column_of_whole_numbers_and_floats_is_one_of_floats(tmp_path: Path) -> None:
+    score = {1: pa.int64(), 2: pa.float64()}
+    buckets = {"5x32x32": 8}
+    written = write_cache(str(tmp_path), buckets=buckets, first_shards=1, score=score)
+    chosen = flat(LatentLoader(written.url, 1, shuffle=False, where="score in (1, 2.5, 6)"))
+    assert chosen == ["5x32x32-0001", "5x32x32-0006"]
+    with pytest.raises(ConfigError, match=r"none of the 8 ok clips.*score is from 0 to 7"):
+        LatentLoader(written.url, where="score > 1000")
+
+
+def test_a_condition_that_nothing_fits_names_types_that_do_not_go_together(tmp_path: Path) -> None:
+    score = {1: pa.float64(), 2: pa.list_(pa.float64())}
+    make: Any = {"buckets": {"5x32x32": 8}, "first_shards": 1, "score": score}
+    written = write_cache(str(tmp_path), **make)
+    with pytest.raises(ConfigError, match=r"score holds double and list<"):
+        LatentLoader(written.url, where="score is null and frames > 9")
 
 
 # where

@@ -204,6 +204,18 @@ def test_what_ends_segments_must_be_a_number_per_frame(tmp_path: Path, plain: Sy
         Window(4, run_on="yes")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bare", [1, 2])
+def test_clips_planned_without_segments_are_refused_or_left_out(bare: int, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"segment": lambda _, frame: frame // 4, "first_shards": 1}
+    cache = write(tmp_path, bare=bare, **options)
+    view = Window(4, start="all", run_on=False)
+    with pytest.raises(ConfigError, match=r"segment: \d+ clips have no values.*where="):
+        LatentLoader(cache.url, view=view)
+    found = windows(cache, view, where="per_frame is not null")
+    assert found
+    assert all(frames[0] // 4 == frames[-1] // 4 for _, frames in found)
+
+
 def test_segments_that_leave_no_window_are_said(tmp_path: Path) -> None:
     cache = write(tmp_path, segment=lambda _, frame: frame // 2)
     with pytest.raises(ConfigError, match=r"3 latent frames.*in one segment"):
