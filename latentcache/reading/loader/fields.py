@@ -60,6 +60,11 @@ class FieldOptions:
         if self.caption_dropout and not self.names:
             raise ConfigError("caption_dropout drops the texts of fields: name them in `fields`")
 
+    @property
+    def missing_text(self) -> str:
+        """The name of what stands for a text that a clip lacks."""
+        return ZEROS if self.dropped == ZEROS else NULL
+
     def drops(self, epoch: int, key: str) -> bool:
         """Tell whether a clip's texts are dropped, all together."""
         if not self.caption_dropout:
@@ -116,16 +121,23 @@ class LoaderFields:
                 "takes as an empty prompt, add a second joint field of empty texts, and choose between the "
                 "two yourself, without caption_dropout: docs/fields.md, Texts with images."
             )
+        self._check_text(reader, name, f"dropped {name!r}", "Use another one, or dropped='zeros'.")
+        if self.options.missing == "null":
+            self._check_text(
+                reader, NULL, "missing 'null'", "Use missing='leave_out', or dropped='zeros'."
+            )
+
+    def _check_text(self, reader: FieldReader, name: str, option: str, instead: str) -> None:
         if name not in reader.nulls:
             known = [*reader.nulls, ZEROS]
             raise ConfigError(
-                f"dropped {name!r}: the field {reader.name} has no such text.{did_you_mean(name, known)} "
+                f"{option}: the field {reader.name} has no such text.{did_you_mean(name, known)} "
                 f"It has: {', '.join(known)}"
             )
         if reader.nulls[name].message is not None:
             raise CacheError(
-                f"dropped {name!r}: the field {reader.name} could not encode it: "
-                f"{reader.nulls[name].message}. Use another one, or 'zeros'."
+                f"{option}: the field {reader.name} could not encode it: "
+                f"{reader.nulls[name].message}. {instead}"
             )
 
     def identity(self) -> dict[str, Any]:
@@ -280,13 +292,13 @@ class FieldsOfBatch:
             known, drops = reader.rows(self._bucket, shard), reader.is_text
             wanted = []
             for row, n, number in zip(rows, where, numbers, strict=True):
+                self._lacking[reader.name][n] = row not in known
                 if drops and n in dropped:
-                    self._fill(reader, n)
+                    self._fill(reader, n, self._options.dropped)
                 elif row in known:
                     wanted.append((n, known[row].pick(number)))
                 else:
-                    self._lacking[reader.name][n] = True
-                    self._fill(reader, n)
+                    self._fill(reader, n, self._options.missing_text)
             self._read(reader, shard, wanted, check=check)
         for n in dropped:
             self._dropped[n] = True
@@ -301,9 +313,9 @@ class FieldsOfBatch:
                 self._tokens[key][n] = tokens or 0
             self._choices[reader.name][n] = entry.choice
 
-    def _fill(self, reader: FieldReader, n: int) -> None:
-        """Put there what stands for a dropped or missing text; zeros in what is no text."""
-        null = reader.nulls.get(self._options.dropped) if reader.is_text else None
+    def _fill(self, reader: FieldReader, n: int, name: str) -> None:
+        """Put there the text that stands for a dropped or missing one; zeros in what is no text."""
+        null = reader.nulls.get(name) if reader.is_text else None
         for a, (key, array) in enumerate(reader.arrays.items()):
             out = self._tensors[key][n]
             out.zero_()
