@@ -26,6 +26,7 @@ from latentcache.format.fields.nulls import NULL
 from latentcache.format.manifest import recipe_difference
 from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
+from latentcache.reading.loader import field_parts
 from latentcache.reading.loader.filters import Chosen
 from latentcache.reading.loader.targets import Arriving, Target
 
@@ -140,34 +141,38 @@ class LoaderFields:
                 f"{reader.nulls[name].message}. {instead}"
             )
 
-    def identity(self) -> dict[str, Any]:
-        """Return which fields these are, as JSON values; nothing if there are none."""
-        return {
-            reader.name: {
-                "fingerprint": reader.field.fingerprint,
-                "versions": len(reader.field.all_versions),
-            }
-            for reader in self.readers
-        }
+    def identity(self, shards: Sequence[ShardId]) -> dict[str, Any]:
+        """Return which fields these are, and what is there of them, as JSON values.
+
+        shards: those of the cache's snapshot, in order.
+        """
+        return {reader.name: field_parts.identity_of(reader, shards) for reader in self.readers}
 
     @property
-    def versions(self) -> list[int]:
-        """How many versions each field has here."""
-        return [len(reader.field.all_versions) for reader in self.readers]
+    def num_parts(self) -> int:
+        """How many parts all fields have together."""
+        return sum(len(reader.parts) for reader in self.readers)
 
-    def at(self, versions: Sequence[int]) -> LoaderFields:
-        """Return the fields without later versions. Raises CacheError."""
-        readers = [reader.at(num) for reader, num in zip(self.readers, versions, strict=True)]
+    def kept(self, saved: Mapping[str, Any], shards: Sequence[ShardId]) -> field_parts.Mask:
+        """Return which parts there were, field by field, as `identity` said; all of a field not named.
+
+        Raises CacheError.
+        """
+        masks = [np.ones(0, np.bool_)]
+        for reader in self.readers:
+            of_field = saved.get(reader.name)
+            if isinstance(of_field, Mapping):
+                masks.append(field_parts.kept(reader, of_field, shards))
+            else:
+                masks.append(np.ones(len(reader.parts), np.bool_))
+        return np.concatenate(masks)
+
+    def only(self, kept: field_parts.Mask) -> LoaderFields:
+        """Return the fields with some of their parts, as `kept` returns them."""
+        ends = np.cumsum([len(reader.parts) for reader in self.readers])
+        masks = np.split(kept, ends[:-1])
+        readers = [reader.only(mask) for reader, mask in zip(self.readers, masks, strict=True)]
         return LoaderFields(readers, self.options)
-
-    def versions_of(self, saved: Mapping[str, Any]) -> list[int]:
-        """Return how many versions each field had, as `identity` said; all that there are if it did not."""
-        found = []
-        for reader, now in zip(self.readers, self.versions, strict=True):
-            known = saved.get(reader.name)
-            then = known.get("versions") if isinstance(known, Mapping) else None
-            found.append(then if type(then) is int and then > 0 else now)
-        return found
 
     def choose(
         self, cache: Cache, chosen: Mapping[str, Chosen] | None
