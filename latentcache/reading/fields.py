@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -24,7 +26,7 @@ from latentcache.format.fields.commit import chunk_refs, read_field_table
 from latentcache.format.fields.manifest import FieldManifest, read_field
 from latentcache.format.fields.nulls import Null, read_nulls
 from latentcache.format.fields.paths import field_sample_path
-from latentcache.format.fields.snapshot import newest_versions, read_field_index
+from latentcache.format.fields.snapshot import Part, newest_versions, parts_of, read_field_index
 from latentcache.format.manifest import Manifest
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
@@ -79,7 +81,7 @@ class FieldReader:
         self.storage, self.field, self._index = storage, field, index
         self._manifest, self._disk = manifest, disk
         self._format = get_format(manifest.format)
-        self._parts = newest_versions(field, index)
+        self._newest = newest_versions(field, index)
         self._rows: Lru[ShardId, Mapping[int, FieldRow]] = Lru(MAX_TABLES)
         self._layouts: dict[tuple[int, str], list[ArrayLayout]] = {}
 
@@ -90,6 +92,11 @@ class FieldReader:
     def name(self) -> str:
         """The field's name."""
         return self.field.name
+
+    @functools.cached_property
+    def parts(self) -> list[Part]:
+        """What is committed of it here, in the order of the snapshot's rows."""
+        return parts_of(self._index)
 
     @functools.cached_property
     def snapshot(self) -> str:
@@ -127,22 +134,17 @@ class FieldReader:
         """What stands for a dropped text, by name."""
         return read_nulls(self.storage, self.field)
 
-    def at(self, num_versions: int) -> FieldReader:
-        """Return the field without later versions."""
-        if num_versions > len(self.field.all_versions):
-            raise CacheError(
-                f"{redact(self.storage.url)}: the field {self.name} has {len(self.field.all_versions)} "
-                f"versions, and the state is of version {num_versions}: it is of another cache."
-            )
-        field = self.field.at(num_versions)
-        return FieldReader(self.storage, self._manifest, field, self._index, self._disk)
+    def only(self, kept: npt.NDArray[np.bool_]) -> FieldReader:
+        """Return the field with some of its `parts`. kept: a bool for each."""
+        index = self._index.filter(pa.array(kept))
+        return FieldReader(self.storage, self._manifest, self.field, index, self._disk)
 
     def lacks(self, bucket: str, shard: int, num_rows: int) -> frozenset[int]:
         """Return the rows of a shard that the field does not have, by its snapshot alone."""
         if self.is_view:
             return frozenset()
         place, seen, lacking = ShardId(bucket, shard), set[int](), set[int]()
-        for row in self._parts.get(place, ()):
+        for row in self._newest.get(place, ()):
             listed = self.field.all_versions[row["version"] - 1].rows
             rows = set(range(num_rows)) if listed is None else set(listed[place])
             lacking |= rows.intersection(row["failed"]) - seen
@@ -157,7 +159,7 @@ class FieldReader:
     def _read_rows(self, shard: ShardId) -> Mapping[int, FieldRow]:
         found: dict[int, FieldRow] = {}
         seen: set[int] = set()
-        for row in self._parts.get(shard, ()):
+        for row in self._newest.get(shard, ()):
             merged = self._read_version(row["version"], shard)
             found.update({n: r for n, r in merged.items() if n not in seen and r.entries})
             seen |= merged.keys()

@@ -42,15 +42,19 @@ def to_text(bits: Bits) -> str:
     return base64.b64encode(zlib.compress(bits.tobytes())).decode()
 
 
-def from_text(text: str) -> Bits:
-    """Read what `to_text` wrote. Raises CacheError."""
+def from_text(text: str, most: int = MAX_SHARDS) -> Bits:
+    """Read what `to_text` wrote. Raises CacheError.
+
+    most: how many bits there may be, where that is more than a cache may have shards.
+    """
+    most_bytes = (max(most, MAX_SHARDS) + 7) // 8
     try:
         packed = base64.b64decode(text, validate=True)
         stream = zlib.decompressobj()
-        data = stream.decompress(packed, MAX_SHARDS // 8 + 1)
+        data = stream.decompress(packed, most_bytes + 1)
     except (binascii.Error, ValueError, TypeError, zlib.error) as error:
         raise CacheError(f"the state's set of shards is damaged: {error}") from None
-    if len(data) > MAX_SHARDS // 8 or not stream.eof:
+    if len(data) > most_bytes or not stream.eof:
         raise CacheError("the state's set of shards is damaged: it is cut short, or far too long")
     return np.frombuffer(data, np.uint8).copy()
 

@@ -91,10 +91,6 @@ class FieldManifest:
         """Every version, the first included."""
         return (Version(number=1, kind="plan", generation=self.generation), *self.versions)
 
-    def at(self, num_versions: int) -> FieldManifest:
-        """Return the field as it was up to a version."""
-        return dataclasses.replace(self, versions=self.versions[: num_versions - 1])
-
     def key(self, array: FieldArray) -> str:
         """Return an array's key in batches and samples."""
         return f"{self.name}.{array.name}" if array.name else self.name

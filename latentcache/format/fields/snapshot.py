@@ -70,6 +70,13 @@ def part_of(row: Row) -> Part:
     return Part(row["version"], ShardId(row["bucket"], row["shard"]))
 
 
+def parts_of(index: pa.Table) -> list[Part]:
+    """Return the parts of a snapshot, in the order of its rows."""
+    versions, shards = (index[name].to_numpy().tolist() for name in ("version", "shard"))
+    buckets = index["bucket"].to_numpy().tolist()
+    return [Part(v, ShardId(*place)) for v, *place in zip(versions, buckets, shards, strict=True)]
+
+
 def committed_parts(storage: Storage, field: FieldManifest, manifest: Manifest) -> list[Part]:
     """Return what is committed of a field, in order."""
     places = [(v, bucket) for v in field.all_versions for bucket in manifest.buckets]

@@ -26,6 +26,7 @@ from latentcache.format.fields.nulls import NULL
 from latentcache.format.manifest import recipe_difference
 from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
+from latentcache.reading.loader import field_parts
 from latentcache.reading.loader.filters import Chosen
 from latentcache.reading.loader.targets import Arriving, Target
 
@@ -59,6 +60,11 @@ class FieldOptions:
             raise ConfigError(f"fields: one is named twice: {', '.join(self.names)}")
         if self.caption_dropout and not self.names:
             raise ConfigError("caption_dropout drops the texts of fields: name them in `fields`")
+
+    @property
+    def missing_text(self) -> str:
+        """The name of what stands for a text that a clip lacks."""
+        return ZEROS if self.dropped == ZEROS else NULL
 
     def drops(self, epoch: int, key: str) -> bool:
         """Tell whether a clip's texts are dropped, all together."""
@@ -116,46 +122,57 @@ class LoaderFields:
                 "takes as an empty prompt, add a second joint field of empty texts, and choose between the "
                 "two yourself, without caption_dropout: docs/fields.md, Texts with images."
             )
+        self._check_text(reader, name, f"dropped {name!r}", "Use another one, or dropped='zeros'.")
+        if self.options.missing == "null":
+            self._check_text(
+                reader, NULL, "missing 'null'", "Use missing='leave_out', or dropped='zeros'."
+            )
+
+    def _check_text(self, reader: FieldReader, name: str, option: str, instead: str) -> None:
         if name not in reader.nulls:
             known = [*reader.nulls, ZEROS]
             raise ConfigError(
-                f"dropped {name!r}: the field {reader.name} has no such text.{did_you_mean(name, known)} "
+                f"{option}: the field {reader.name} has no such text.{did_you_mean(name, known)} "
                 f"It has: {', '.join(known)}"
             )
         if reader.nulls[name].message is not None:
             raise CacheError(
-                f"dropped {name!r}: the field {reader.name} could not encode it: "
-                f"{reader.nulls[name].message}. Use another one, or 'zeros'."
+                f"{option}: the field {reader.name} could not encode it: "
+                f"{reader.nulls[name].message}. {instead}"
             )
 
-    def identity(self) -> dict[str, Any]:
-        """Return which fields these are, as JSON values; nothing if there are none."""
-        return {
-            reader.name: {
-                "fingerprint": reader.field.fingerprint,
-                "versions": len(reader.field.all_versions),
-            }
-            for reader in self.readers
-        }
+    def identity(self, shards: Sequence[ShardId]) -> dict[str, Any]:
+        """Return which fields these are, and what is there of them, as JSON values.
+
+        shards: those of the cache's snapshot, in order.
+        """
+        return {reader.name: field_parts.identity_of(reader, shards) for reader in self.readers}
 
     @property
-    def versions(self) -> list[int]:
-        """How many versions each field has here."""
-        return [len(reader.field.all_versions) for reader in self.readers]
+    def num_parts(self) -> int:
+        """How many parts all fields have together."""
+        return sum(len(reader.parts) for reader in self.readers)
 
-    def at(self, versions: Sequence[int]) -> LoaderFields:
-        """Return the fields without later versions. Raises CacheError."""
-        readers = [reader.at(num) for reader, num in zip(self.readers, versions, strict=True)]
+    def kept(self, saved: Mapping[str, Any], shards: Sequence[ShardId]) -> field_parts.Mask:
+        """Return which parts there were, field by field, as `identity` said; all of a field not named.
+
+        Raises CacheError.
+        """
+        masks = [np.ones(0, np.bool_)]
+        for reader in self.readers:
+            of_field = saved.get(reader.name)
+            if isinstance(of_field, Mapping):
+                masks.append(field_parts.kept(reader, of_field, shards))
+            else:
+                masks.append(np.ones(len(reader.parts), np.bool_))
+        return np.concatenate(masks)
+
+    def only(self, kept: field_parts.Mask) -> LoaderFields:
+        """Return the fields with some of their parts, as `kept` returns them."""
+        ends = np.cumsum([len(reader.parts) for reader in self.readers])
+        masks = np.split(kept, ends[:-1])
+        readers = [reader.only(mask) for reader, mask in zip(self.readers, masks, strict=True)]
         return LoaderFields(readers, self.options)
-
-    def versions_of(self, saved: Mapping[str, Any]) -> list[int]:
-        """Return how many versions each field had, as `identity` said; all that there are if it did not."""
-        found = []
-        for reader, now in zip(self.readers, self.versions, strict=True):
-            known = saved.get(reader.name)
-            then = known.get("versions") if isinstance(known, Mapping) else None
-            found.append(then if type(then) is int and then > 0 else now)
-        return found
 
     def choose(
         self, cache: Cache, chosen: Mapping[str, Chosen] | None
@@ -280,13 +297,13 @@ class FieldsOfBatch:
             known, drops = reader.rows(self._bucket, shard), reader.is_text
             wanted = []
             for row, n, number in zip(rows, where, numbers, strict=True):
+                self._lacking[reader.name][n] = row not in known
                 if drops and n in dropped:
-                    self._fill(reader, n)
+                    self._fill(reader, n, self._options.dropped)
                 elif row in known:
                     wanted.append((n, known[row].pick(number)))
                 else:
-                    self._lacking[reader.name][n] = True
-                    self._fill(reader, n)
+                    self._fill(reader, n, self._options.missing_text)
             self._read(reader, shard, wanted, check=check)
         for n in dropped:
             self._dropped[n] = True
@@ -301,9 +318,9 @@ class FieldsOfBatch:
                 self._tokens[key][n] = tokens or 0
             self._choices[reader.name][n] = entry.choice
 
-    def _fill(self, reader: FieldReader, n: int) -> None:
-        """Put there what stands for a dropped or missing text; zeros in what is no text."""
-        null = reader.nulls.get(self._options.dropped) if reader.is_text else None
+    def _fill(self, reader: FieldReader, n: int, name: str) -> None:
+        """Put there the text that stands for a dropped or missing one; zeros in what is no text."""
+        null = reader.nulls.get(name) if reader.is_text else None
         for a, (key, array) in enumerate(reader.arrays.items()):
             out = self._tensors[key][n]
             out.zero_()

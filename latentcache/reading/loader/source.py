@@ -48,8 +48,10 @@ class Source:
         self._weights = weights
         self._where, self._columns = where, columns
         self._fields = self._all_fields = fields
-        self._versions = torch.tensor(fields.versions if fields else [], dtype=torch.int64)
-        self._versions.share_memory_()  # type: ignore[no-untyped-call]
+        #: Which parts of the fields were chosen last, by any process; and those that are taken here.
+        self._parts = torch.ones(fields.num_parts if fields else 0, dtype=torch.bool)
+        self._parts.share_memory_()  # type: ignore[no-untyped-call]
+        self._taken = self._parts.numpy().copy()
         self._open(cache)
         self._shared = torch.zeros(SHARED_BYTES, dtype=torch.uint8)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
@@ -65,22 +67,30 @@ class Source:
             self._view,
             self._weights,
         )
-        fields = {"fields": self._fields.identity()} if self._fields else {}
+        shards = sorted(cache.committed) if self._fields else []
+        fields = {"fields": self._fields.identity(shards)} if self._fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 
     @property
     def map(self) -> ShardMap:
         """The samples of the snapshot that was chosen last, by any process."""
-        shared, versions = self._shared.numpy(), self._versions.tolist()
+        shared, cache = self._shared.numpy(), self._map.cache
         digest = shared[:DIGEST_BYTES].tobytes().hex()
-        if self._fields and self._all_fields and self._fields.versions != versions:
-            self._fields = self._all_fields.at(versions)
-            self._open(self._map.cache)
-        if digest != self._map.cache.snapshot:
+        if digest != cache.snapshot:
             generation = int(shared[DIGEST_BYTES:_BITS].view("<i8")[0])
-            bits = shared[_BITS:]
-            self._open(self._map.cache.at(generation, bits, digest))
+            cache = cache.at(generation, shared[_BITS:], digest)
+        if self._take_parts() or cache is not self._map.cache:
+            self._open(cache)
         return self._map
+
+    def _take_parts(self) -> bool:
+        """Take the parts of fields that were chosen last; returns whether they are others than before."""
+        chosen = self._parts.numpy()
+        if self._all_fields is None or np.array_equal(chosen, self._taken):
+            return False
+        self._taken = chosen.copy()
+        self._fields = self._all_fields.only(self._taken)
+        return True
 
     def choose(self, snapshot: Mapping[str, Any]) -> None:
         """Take a snapshot, as `snapshot_of` describes it, from the next epoch on.
@@ -93,12 +103,19 @@ class Source:
                 f"fingerprint: {snapshot.get('fingerprint', 'absent')} was expected, but "
                 f"{cache!r} has {cache.manifest.fingerprint}"
             )
-        if self._all_fields and isinstance(snapshot.get("fields"), Mapping):
-            versions = self._all_fields.versions_of(snapshot["fields"])
-            self._all_fields.at(versions)  # raises if there are not so many
-            self._versions[:] = torch.tensor(versions)
+        chosen = self._cache_of(snapshot)
+        fields = snapshot.get("fields")
+        if self._all_fields and isinstance(fields, Mapping):
+            kept = self._all_fields.kept(fields, sorted(chosen.committed))
+            self._parts[:] = torch.from_numpy(kept)
+        if self._take_parts() or chosen is not cache:
+            self._open(chosen)
+            self._share(chosen)
+
+    def _cache_of(self, snapshot: Mapping[str, Any]) -> Cache:
+        cache = self._map.cache
         if snapshot.get("snapshot") == cache.snapshot:
-            return
+            return cache
         generation, bits = (
             snapshot.get("generation"),
             shard_set.from_text(str(snapshot.get("shards"))),
@@ -107,9 +124,7 @@ class Source:
             raise CacheError(
                 f"generation: {generation!r} is no number. Load what state_dict returned."
             )
-        chosen = cache.at(generation, bits, str(snapshot.get("snapshot")))
-        self._open(chosen)
-        self._share(chosen)
+        return cache.at(generation, bits, str(snapshot.get("snapshot")))
 
     def _share(self, cache: Cache) -> None:
         """Show the other processes which snapshot was chosen; its digest comes last."""

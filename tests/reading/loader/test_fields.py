@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -188,6 +189,38 @@ def test_clips_that_a_field_lacks_are_left_out_or_have_the_null(tmp_path: Path) 
     for caption, states, lacks in rows.values():
         assert bool(lacks) == (caption in ("NAN", None))
         np.testing.assert_array_equal(as_numpy(states), padded("" if lacks else caption))
+
+
+@pytest.mark.parametrize("dropped", ["null", "negative", "zeros"])
+@pytest.mark.parametrize("rate", [0.0, 1e-9, 1.0])
+def test_clips_that_a_field_lacks_have_the_null_whatever_is_dropped(
+    tmp_path: Path, dropped: str, rate: float
+) -> None:
+    cache = cache_of(tmp_path, ["a", None, "c"])
+    add(cache, status=3, umt5=text_field(nulls={"negative": "bad"}))
+    options: Mapping[str, Any] = {"caption_dropout": rate, "dropped": dropped, "missing": "null"}
+    rows = by_key(
+        batches(cache.storage.url, fields=["umt5"], **options), "caption", "umt5", "umt5_missing"
+    )
+    texts = {"null": padded(""), "negative": padded("bad"), "zeros": padded("") * 0}
+    lacking = texts["zeros" if dropped == "zeros" else "null"]
+    for caption, states, lacks in rows.values():
+        assert bool(lacks) == (caption is None)
+        given = lacking if caption is None else padded(caption)
+        wanted = texts[dropped] if rate == 1 else given
+        np.testing.assert_array_equal(as_numpy(states), wanted)
+
+
+def test_a_null_that_could_not_be_encoded_is_said_where_clips_may_lack_the_text(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nulls = dict(latentcache.open_cache(url).field("umt5").nulls)
+    nulls["null"] = dataclasses.replace(nulls["null"], message="NaN")
+    monkeypatch.setattr("latentcache.reading.fields.read_nulls", lambda *_: nulls)
+    options: Mapping[str, Any] = {"fields": ["umt5"], "caption_dropout": 0.1, "missing": "null"}
+    with pytest.raises(latentcache.CacheError, match=r"missing 'null': .*NaN.*'leave_out'"):
+        LatentLoader(url, dropped="negative", **options)
+    LatentLoader(url, dropped="zeros", **options)
 
 
 @pytest.mark.slow
