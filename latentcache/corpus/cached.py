@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.lru import Lru
 from latentcache.core.records import Bucket, ShardId
+from latentcache.corpus.kept import keepable
 from latentcache.corpus.source_table import to_source_table
 from latentcache.errors import CacheError, ClipError, CorpusError, CorruptionError, LatentCacheError
 from latentcache.format.columns import WEIGHT
@@ -69,6 +70,9 @@ def read_clips(config: CorpusConfig) -> tuple[pa.Table, tuple[str, ...], Parent]
             f"{redact(storage.url)}: kept columns have types that do not go together ({error}). Name "
             "those to carry over in corpus.keep"
         ) from None
+    for name in set(keep).intersection(table.column_names):
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, keepable(name, table[name]))
     parent = Parent(
         url=public_name(storage.absolute_url),
         fingerprint=manifest.fingerprint,

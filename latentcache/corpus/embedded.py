@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentcache.corpus.column_types import is_text
 from latentcache.corpus.wanted import Wanted
 from latentcache.storage.parts import TableRow
 from latentcache.storage.row_bytes import arrow_batches, bytes_in, holds_bytes, leaf_of
@@ -27,11 +28,14 @@ def files_inside(schema: pa.Schema, columns: Sequence[str], wanted: Wanted) -> l
 def parquet_rows(parquet: pq.ParquetFile, column: str, url: str) -> pa.Array:
     """Return the URLs of the rows of a Parquet file's column; of a row without bytes its path, or null."""
     kind = parquet.schema_arrow.field(column).type
-    paths: list[str | None] = [None] * parquet.metadata.num_rows
-    if _has_paths(kind):
-        paths = _paths(parquet.read(columns=[f"{column}.path"])[column].combine_chunks())
-    leaf = leaf_of(parquet.schema_arrow, column)
     groups = range(parquet.metadata.num_row_groups)
+    paths: list[str | None] = [None] * parquet.metadata.num_rows
+    if _has_paths(kind):  # of dictionaries in structs Arrow reads no two row groups together
+        few = (
+            parquet.read_row_group(group, columns=[f"{column}.path"])[column] for group in groups
+        )
+        paths = [path for found in few for path in _paths(found.combine_chunks())]
+    leaf = leaf_of(parquet.schema_arrow, column)
     has_bytes = [flag for group in groups for flag in _has_bytes(parquet, group, leaf)]
     return _urls(url, column, has_bytes, paths)
 
@@ -73,7 +77,7 @@ def _batch_urls(column: pa.Array, url: str, name: str, first: int) -> pa.Array:
 def _has_paths(kind: pa.DataType) -> bool:
     if not pa.types.is_struct(kind):
         return False
-    return bool(kind.get_field_index("path") >= 0 and pa.types.is_string(kind.field("path").type))
+    return kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
 
 
 def _paths(column: pa.Array) -> list[str | None]:

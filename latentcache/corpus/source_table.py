@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
+from latentcache.corpus.column_types import is_list_of_text, is_text
 from latentcache.corpus.kept import keepable
 from latentcache.corpus.repeats import number_repeated
 from latentcache.corpus.wanted import Wanted
@@ -32,7 +33,6 @@ from latentcache.storage.urls import (
     QUERIES,
     RELATIVE_QUERIES,
     SOURCE_SCHEMES,
-    TOKENS,
     USERS,
     folder_of,
     is_http,
@@ -116,11 +116,8 @@ def to_sources(
     columns = _columns(where, data, roles, config, folder, starts)
     rows = Rows(where, data, roles, starts)
     paths = {roles.get("video"), roles.get("image")}
-    kept = {
-        c: rows.public(data[c], folder) if c in paths else without_tokens(data[c])
-        for c in config.keep
-    }
-    kept = {c: keepable(c, column) for c, column in kept.items()}
+    kept = {c: keepable(c, data[c]) for c in config.keep}
+    kept |= {c: rows.public(kept[c], folder) for c in config.keep if c in paths}
     kept = {**rows.captions(), **kept}
     if config.per_frame:
         kept[PER_FRAME] = struct_of({c: _per_frame(where, c, data[c]) for c in config.per_frame})
@@ -292,8 +289,8 @@ class Rows:
         """Return URLs, and paths relative to `folder`, without query and credentials."""
         if not is_text(column.type):
             return column
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
+        if pa.types.is_dictionary(column.type) or pa.types.is_string_view(column.type):
+            column = column.cast(pa.string())
         relative = RELATIVE_QUERIES if is_http(folder) else ()
         for pattern, kept in (*QUERIES, *USERS, *relative):
             if pc.any(pc.match_substring_regex(column, pattern)).as_py():
@@ -385,36 +382,6 @@ class Rows:
             f"{where}: {self.row_word} {row - start + 1} (of the data, counted from 1): "
             f"{self.roles[role]} = {shown} {why}."
         )
-
-
-def without_tokens(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column whose URLs have lost users, passwords, signatures and tokens; the rest is kept.
-
-    Only values that are URLs as a whole are looked at, and what else they ask for stays.
-    """
-    if not is_text(column.type):
-        return column
-    plain = column.cast(pa.large_string() if pa.types.is_dictionary(column.type) else column.type)
-    is_url = pc.match_substring_regex(plain, r"^[A-Za-z][A-Za-z0-9+.-]*://\S+$")
-    for pattern, shown in TOKENS:
-        told = pc.and_(is_url, pc.match_substring_regex(plain, pattern))
-        if pc.any(told).as_py():
-            plain = pc.if_else(told, pc.replace_substring_regex(plain, pattern, shown), plain)
-            column = plain
-    return column
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a column's values are strings."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def is_list_of_text(kind: pa.DataType) -> bool:
-    """Tell whether a column's values are lists of strings."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists) and is_text(kind.value_type)
 
 
 def _cast(values: Any, kind: pa.DataType) -> Any:

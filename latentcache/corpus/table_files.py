@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.sections import CorpusConfig
+from latentcache.corpus.column_types import is_text
 from latentcache.corpus.source_table import (
     ABSOLUTE,
-    is_text,
     roles_of,
     to_sources,
     wanted_of,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
+from latentcache.core.units import human_bytes
 from latentcache.errors import CorpusError, StorageError
 from latentcache.redaction import printable
 
 _BLOCK_BYTES = tarfile.BLOCKSIZE
 #: Zeros after the end: of so many blocks together, where its writer was asked for no more.
 _PADDING_BYTES = 64 << 10
+#: What a member's headers may take together, with its long name: tarfile reads as much as they claim.
+_MAX_HEADER_BYTES = 1 << 20
 #: What compressed files begin with, and what expands them.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
@@ -43,8 +46,9 @@ def read_members(file: IO[bytes], where: str) -> Iterator[Member]:
     _refuse_compressed(head, where)
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-            yield from _members(tar, where, size)
+        headers = _Headers(file)
+        with tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:", encoding="utf-8") as tar:
+            yield from _members(tar, headers, where, size)
             end = tar.offset
     except StorageError:
         raise
@@ -57,9 +61,28 @@ def read_members(file: IO[bytes], where: str) -> Iterator[Member]:
 _HOSTILE = (OverflowError, MemoryError, RecursionError)
 
 
-def _members(tar: tarfile.TarFile, where: str, size: int) -> Iterator[Member]:
+class _Headers:
+    """A tar file of which only so much is read for each member: what it claims may not be there."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.left_bytes = _MAX_HEADER_BYTES
+
+    def read(self, num_bytes: int) -> bytes:
+        """Read. Raises ReadError at the limit, and for a number below 0, with which the rest is meant."""
+        self.left_bytes -= num_bytes
+        if num_bytes < 0 or self.left_bytes < 0:
+            raise tarfile.ReadError(
+                f"the headers of a member claim more than {human_bytes(_MAX_HEADER_BYTES)}"
+            )
+        return self._file.read(num_bytes)
+
+
+def _members(tar: tarfile.TarFile, headers: _Headers, where: str, size: int) -> Iterator[Member]:
     before = -1
     while (info := tar.next()) is not None:
+        headers.left_bytes = _MAX_HEADER_BYTES
         tar.members = []  # type: ignore[attr-defined] # it would keep all of them
         if info.offset_data <= before or info.size < 0:
             raise tarfile.ReadError("a header leads backwards")

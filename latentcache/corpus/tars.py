@@ -24,7 +24,6 @@ from latentcache.corpus.source_table import (
     VIDEOS,
     Rows,
     to_source_table,
-    without_tokens,
 )
 from latentcache.corpus.table_files import refuse_irregular
 from latentcache.corpus.tar_members import Member, read_members
@@ -269,10 +268,7 @@ def _table(
         "caption": rows.caption(),
         **{role: rows.number(role) for role in NUMBERS},
     }
-    kept = {
-        name: without_tokens(pa.chunked_array([_column(where, name, facts[name])]))
-        for name in wanted.keep
-    }
+    kept = {name: pa.chunked_array([_column(where, name, facts[name])]) for name in wanted.keep}
     return to_source_table(columns, {**rows.captions(), **kept})
 
 

@@ -24,6 +24,7 @@ from latentcache.storage.filesystems import (
     open_filesystem,
     translated,
 )
+from latentcache.storage.http_reads import http_reader, is_http_filesystem
 from latentcache.storage.urls import LOCAL_SCHEMES, has_magic, is_http, redact_url, scheme_of
 
 T = TypeVar("T")
@@ -295,12 +296,14 @@ def read_heads(
     paths = [open_filesystem(url, options)[1] for url in urls]
     if is_local_filesystem(fs):
         return [_head(path, num_bytes) for path in paths]
-    zeros, ends = [0] * len(paths), [num_bytes] * len(paths)
     more_s = functools.partial(limits.time_of, num_bytes * len(paths))
-    found = _read(
-        urls[0], options, fs.cat_ranges, paths, zeros, ends, on_error="return", more_s=more_s
-    )
-    return [bytes(data) if isinstance(data, bytes | bytearray) else b"" for data in found]
+    more: dict[str, Any] = {"on_error": "return", "more_s": more_s}
+    if is_http_filesystem(fs):
+        found = _read(urls[0], options, http_reader(fs), paths, num_bytes, 0, **more)
+    else:
+        zeros, ends = [0] * len(paths), [num_bytes] * len(paths)
+        found = _read(urls[0], options, fs.cat_ranges, paths, zeros, ends, **more)
+    return [bytes(d[:num_bytes]) if isinstance(d, bytes | bytearray) else b"" for d in found]
 
 
 def _head(path: str, num_bytes: int) -> bytes:
@@ -315,7 +318,7 @@ def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None
     fs, path = open_filesystem(url, options)
 
     def read() -> bytes:
-        data = cast(bytes, fs.cat_file(path, start=start, end=end))
+        data = _range_of(fs, path, start, end)
         if len(data) > end - start:
             raise RangesIgnoredError(
                 f"cannot read {redact_url(url, options or {})}: it gives the whole file where a range of "
@@ -328,13 +331,19 @@ def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None
     return _read(url, options, read, more_s=functools.partial(limits.time_of, end - start))
 
 
+def _range_of(fs: Any, path: str, start: int, end: int) -> bytes:
+    if is_http_filesystem(fs):
+        return cast(bytes, http_reader(fs)([path], end - start, start)[0])
+    return cast(bytes, fs.cat_file(path, start=start, end=end))
+
+
 def read_many(
     urls: Sequence[str], options: Mapping[str, Any] | None = None, max_bytes: int | None = None
 ) -> list[bytes]:
     """Read small files of one file system, concurrently if it can. Raises FileNotFoundError.
 
-    max_bytes: of a larger local file so much is read, and a byte more. The sizes of remote ones are known
-    from their listing: see `find_sizes`.
+    max_bytes: of a larger file, on this machine or on http, so much is read, and a byte more. The sizes of
+    other remote ones are known from their listing: see `find_sizes`.
     """
     if not urls:
         return []
@@ -342,16 +351,14 @@ def read_many(
     paths = [open_filesystem(url, options)[1] for url in urls]
     if is_local_filesystem(fs):
         return _read(urls[0], options, lambda: [_read_start(path, max_bytes) for path in paths])
-    nones = [None] * len(paths)  # whole files; `cat` would take `[` in a name for a pattern
     most_bytes = (max_bytes or limits.STRETCH_BYTES) * len(paths)
-    found = _read(
-        urls[0],
-        options,
-        fs.cat_ranges,
-        paths,
-        nones,
-        nones,
-        on_error="raise",
-        more_s=lambda: min(limits.LISTING_S, limits.time_of(most_bytes)),
-    )
+    more: dict[str, Any] = {
+        "on_error": "raise",
+        "more_s": lambda: min(limits.LISTING_S, limits.time_of(most_bytes)),
+    }
+    if max_bytes is not None and is_http_filesystem(fs):
+        found = _read(urls[0], options, http_reader(fs), paths, max_bytes + 1, **more)
+    else:
+        nones = [None] * len(paths)  # whole files; `cat` would take `[` in a name for a pattern
+        found = _read(urls[0], options, fs.cat_ranges, paths, nones, nones, **more)
     return cast("list[bytes]", found)

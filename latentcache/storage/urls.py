@@ -36,15 +36,45 @@ QUERIES = (
     (r"(?s)^([A-Za-z][A-Za-z0-9+.-]*(?:://|::).*?)[?#][A-Za-z0-9_.%~-]+=.*$", r"\1"),
 )
 USERS = ((r"(?i)((?:https?|s?ftps?|ssh|smb|web?davs?)://)[^/]*@", r"\1"),)
-#: What is secret of a URL that is kept for what else it says, as (pattern, what stays).
-TOKENS = (
-    (r"://[^/@?#\s]*@", "://"),
-    (
-        r"(?i)([?&#;](?:[^=&\s]*(?:signature|token|secret|passw|credential|auth|jwt|session)[^=&\s]*"
-        r"|(?:[^=&\s]*[-_])?(?:sig|key|policy|hmac)|(?:api|access|awsaccess)key(?:id)?|hdnts|hdnea)=)[^&#\s]+",
-        r"\1***",
-    ),
+#: What stands between a scheme and a host; JSON may escape its slashes.
+SLASHES = r":\\?/\\?/"
+#: A text that is a URL as a whole, so that spaces in it are its own.
+WHOLE_URL = rf"^\s*[A-Za-z][A-Za-z0-9+.:-]*{SLASHES}[^\"<>\\\r\n]*$"
+#: Names of parameters that are secret, or stand for who was given one: what holds one of these words, ...
+_PRIVATE_WORDS = (
+    "signature|token|secret|passw|passphrase|passcode|credential|auth|jwt|sess(?:ion|id|key)"
+    "|access[-_]?(?:key|id)"
 )
+#: ... and what is one of these names, as a whole or after - or _.
+_PRIVATE_NAMES = (
+    "(?:sig|sign|key)(?:[-_]?pair)?(?:[-_]?id)?|policy|hmac|pass|pwd|psw|pw|otp|creds?|sas|bearer|ticket"
+    "|(?:api|app|rl|v|ws|resource|license)key|upsig|[ls]sig|ak|sk|tk|md5|hm|hdnts|hdnea|hdntl"
+)
+#: What begins a parameter and what follows its name: also escaped, in JSON or in a URL within a URL.
+_BEGINS = r"(?:[?&#;]|\\u0026|%3F|%26)"
+_IS = r"(?:=|\\u003d|%3D)"
+
+
+def _secrets_of(ends: str) -> tuple[tuple[str, str], ...]:
+    """Return what is secret of URLs, as (pattern, what stays). ends: characters at which they end, too."""
+    name = r"[^=&?#;%\s\"'<>\\]*"
+    return (
+        (  # of Azure the part before @ is no user but a container
+            rf"(?i)((?:abfss?|wasbs?){SLASHES}[^/@:?#{ends}]*@)"
+            rf"|([a-z][a-z0-9+.-]*{SLASHES})(?:[^/@:{ends}]*:[^/{ends}]*@|[^/?#{ends}]*@)",
+            r"\1\2",
+        ),
+        (
+            rf"(?i)({_BEGINS}(?:{name}(?:{_PRIVATE_WORDS}){name}|(?:{name}[-_])?(?:{_PRIVATE_NAMES})){_IS})"
+            rf"[^&#{ends}]+",
+            r"\1***",
+        ),
+    )
+
+
+#: What is secret of a URL that is kept for what else it says: where it is a text as a whole, and in a text.
+TOKENS = _secrets_of(r"\r\n")
+TOKENS_IN_TEXT = _secrets_of(r"\s\"'<>\\")
 #: Of a path relative to a folder on http.
 RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 

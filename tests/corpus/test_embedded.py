@@ -77,6 +77,28 @@ def test_rows_without_bytes_are_paths_and_empty_rows_are_refused(
             read(table, columns=IMAGES)
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
+    ids=["large_string", "string_view", "dictionary"],
+)
+def test_paths_may_be_any_kind_of_text(tmp_path: Path, kind: pa.DataType) -> None:
+    files = pa.struct([("path", kind), ("bytes", pa.binary())])
+    rows = [inside(b"0", "a.jpg"), {"bytes": None, "path": "b.mp4"}, inside(b"1", "c.mp4")]
+    with pq.ParquetWriter(tmp_path / "t.parquet", table_of(rows[0], kind=files).schema) as writer:
+        for some in (rows[:2], rows[2:]):
+            writer.write_table(table_of(*some, kind=files))
+    found = [read(tmp_path / "t.parquet", columns=IMAGES)]
+    found.append(
+        read(save_to_disk(tmp_path / "saved", table_of(*rows, kind=files)), columns=IMAGES)
+    )
+    for corpus in found:
+        assert column(corpus, "kind") == ["image", "video", "video"]
+        assert column(corpus, "name")[1] == "b.mp4"
+        first, _, last = (u.partition("::")[0] for u in column(corpus, "url"))
+        assert (first, last) == ("row://image/0.jpg", "row://image/2.mp4")
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_a_column_of_bytes_will_do(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(table_of(b"0", b"1", kind=kind), tmp_path / "t.parquet")

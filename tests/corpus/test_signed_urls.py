@@ -13,7 +13,6 @@ import yaml
 
 import latentcache
 from latentcache.config.sections import CorpusConfig
-from latentcache.corpus.source_table import without_tokens
 from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CorpusError
 from tests.tools.caches import make_config, run_inline, run_job
@@ -113,30 +112,6 @@ def read(tmp_path: Path, rows: list[str], **config: Any) -> pa.Table:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"video": rows, "id": [f"n{i}" for i in range(len(rows))]}), path)
     return read_corpus(CorpusConfig(source=str(path), **config)).table
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ("https://h/watch?v=abc&t=7", "https://h/watch?v=abc&t=7"),
-        ("https://h/a?v=1&Signature=x/y%2B&b=2", "https://h/a?v=1&Signature=***&b=2"),
-        ("https://h/a?Policy=x&Key-Pair-Id=1&sv=2#access_token=t", None),
-        ("https://me:pw@h/a", "https://h/a"),
-        ("s3://b/what?.mp4", "s3://b/what?.mp4"),
-        ("see https://h/a?sig=x", "see https://h/a?sig=x"),
-        ("https://h/keyword?monkey=1", "https://h/keyword?monkey=1"),
-        (None, None),
-    ],
-)
-def test_a_kept_url_keeps_what_it_asks_for(given: str | None, kept: str | None) -> None:
-    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
-        column = pa.chunked_array([pa.array(["other", given], pa.string()).cast(kind)])
-        (other, found) = without_tokens(column).to_pylist()
-        assert other == "other"
-        if given is None or kept is not None:
-            assert found == kept
-        else:
-            assert found == "https://h/a?Policy=***&Key-Pair-Id=1&sv=2#access_token=***"
 
 
 def test_rows_that_only_a_secret_tells_apart_need_a_key(tmp_path: Path) -> None:

@@ -202,6 +202,30 @@ def test_hostile_headers_end_in_a_sentence(tmp_path: Path, data: bytes) -> None:
         read(tar)
 
 
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+@pytest.mark.parametrize("sizes", [[300 << 20], [700 << 10, 700 << 10], [-512]])
+def test_headers_are_not_read_beyond_a_limit(tmp_path: Path, kind: bytes, sizes: list[int]) -> None:
+    """The file is sparse, so it takes no room. A size below 0 would mean all the rest."""
+    tar = tmp_path / "0.tar"
+    with tar.open("wb") as file:
+        for size in sizes:
+            as_text = b"%011o" % size if size > 0 else (size).to_bytes(12, "big", signed=True)
+            file.write(_header(b"x", as_text, kind))
+            file.seek(max(0, size), 1)
+        file.write(_header(b"a.mp4", b"0") + bytes(1024))
+    with pytest.raises(CorpusError, match=r"0\.tar is no whole tar file: .* more than 1\.0 MiB"):
+        read(tar)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_are_read(tmp_path: Path, form: int) -> None:
+    stem = "a/" * 50_000 + "b"
+    with tarfile.open(tmp_path / "0.tar", "w", format=form) as tar:
+        for number in range(15):  # together more than the limit of one
+            tar.addfile(tarfile.TarInfo(f"{stem}{number}.mp4"))
+    assert column(read(tmp_path / "0.tar"), "name")[14] == f"0.tar/{stem}14"
+
+
 def test_a_changed_member_is_a_changed_source_and_a_moved_one_is_not(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "0.tar", [("a.mp4", b"A" * 600), ("b.mp4", b"B" * 600)])
     before = column(read(tar), "url")

@@ -16,7 +16,9 @@ import yaml
 
 import latentcache
 from latentcache import encoders
+from latentcache.config.sections import CorpusConfig
 from latentcache.core.drift import drift
+from latentcache.corpus.sources import read_corpus
 from latentcache.errors import CacheError, ConfigError
 from tests.encoders.test_tiny import TAEF2, needs_taef2
 from tests.tools.caches import make_config, make_corpus, run_inline
@@ -85,6 +87,22 @@ def test_captions_kept_columns_and_times_are_carried_over(parent: Path, child: P
     assert old.drop_columns(["start_s", "end_s"]).equals(new.drop_columns(["start_s", "end_s"]))
     for name in ("start_s", "end_s"):
         assert new[name].to_pylist() == pytest.approx(old[name].to_pylist())
+
+
+def test_kept_urls_of_a_parent_lose_secrets_that_it_has_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_corpus(tmp_path / "corpus", 1, frames=10)
+    table = {"video": ["corpus/v0.mp4"], "of": [{"url": "https://u:PASS@h/a?id=7&sig=SIG"}]}
+    pq.write_table(pa.Table.from_pydict(table), tmp_path / "table.parquet")
+    corpus = {"source": str(tmp_path / "table.parquet"), "keep": ["of"]}
+    config = make_config(tmp_path, tmp_path, str(tmp_path / "cache"), corpus=corpus, cache=EXACT)
+    with monkeypatch.context() as patch:
+        patch.setattr("latentcache.corpus.source_table.keepable", lambda _, column: column)
+        assert run_inline("precompute", config)[0] == 0
+    assert "PASS" in str(latentcache.open_cache(str(tmp_path / "cache")).table().to_pylist())
+    found = read_corpus(CorpusConfig(source=f"cache://{tmp_path / 'cache'}"))
+    assert found.table["of"][0].as_py() == {"url": "https://h/a?id=7&sig=***"}
 
 
 def test_the_cache_says_how_its_latents_came_to_be(parent: Path, child: Path) -> None:

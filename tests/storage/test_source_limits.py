@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from latentcache.errors import UnreachableError
+from latentcache.errors import StorageError, UnreachableError
 from latentcache.storage import limits, retry
 from latentcache.storage.source_files import (
     file_facts,
@@ -28,7 +28,8 @@ DATA = bytes(range(250)) * 8
 class Handler(BaseHTTPRequestHandler):
     """Serves DATA. Of a path with `trickle` it sends a byte now and then, of one with `hang` nothing.
 
-    It answers ranges, unless the path says `stream`: then it says nothing of ranges, nor of a length.
+    It answers ranges, unless the path says `stream`: then it says nothing of ranges, nor of a length. A
+    path with `endless` has a length by HEAD, and then comes without an end.
     """
 
     def __init__(self, *args: Any, ended: threading.Event, **kwargs: Any) -> None:
@@ -49,12 +50,13 @@ class Handler(BaseHTTPRequestHandler):
             self._ended.wait(60)
             return
         part = DATA
-        wanted = None if "stream" in self.path else self.headers.get("Range")
+        is_stream = "stream" in self.path or (self.command == "GET" and "endless" in self.path)
+        wanted = None if is_stream else self.headers.get("Range")
         if wanted:
             first, last = (int(n or len(DATA) - 1) for n in wanted[len("bytes=") :].split("-"))
             part = DATA[first : last + 1]
         self.send_response(206 if wanted else 200)
-        if "stream" not in self.path:
+        if not is_stream:
             self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(len(part)))
         if wanted:
@@ -67,6 +69,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, part: bytes) -> None:
         if "trickle" not in self.path:
             self.wfile.write(part)
+            while "endless" in self.path and not self._ended.is_set():
+                self.wfile.write(part)
             return
         for n in range(len(part)):
             if self._ended.wait(0.05):
@@ -123,6 +127,7 @@ def opened(url: str) -> None:
         file_facts,
         find_sizes,
         lambda url: read_many([url]),
+        lambda url: read_many([url], {}, 10),
         lambda url: read_heads([url], 10),
         lambda url: read_range(url, 0, 10),
     ],
@@ -160,3 +165,25 @@ def test_many_small_reads_have_the_time_of_one_large_one(monkeypatch: pytest.Mon
     pace.add(5, 0.6 * allowed_s)
     with pytest.raises(TimeoutError, match="only 10 bytes came within"):
         pace.add(5, 0.6 * allowed_s)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", ["endless.txt", "endless-stream.txt"])
+def test_no_more_is_read_than_is_wanted(server: str, name: str) -> None:
+    """A server may say that a file is short, or not how long it is, and ignore what range is asked for."""
+    url, num_bytes = f"{server}/{name}", len(DATA)
+    assert read_many([url], {}, num_bytes - 1) == [DATA]
+    assert read_many([url, url], {}, 9) == [DATA[:10]] * 2
+    assert read_heads([url], 10) == [DATA[:10]]
+    with pytest.raises(StorageError, match="gives the whole file where a range of bytes is asked"):
+        read_range(url, 5, 15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(30)
+def test_what_is_shorter_than_the_limit_comes_whole(server: str) -> None:
+    urls = [f"{server}/good-stream.txt", f"{server}/good.txt"]
+    assert read_many(urls, {}, len(DATA)) == [DATA, DATA]
+    assert read_heads(urls, len(DATA) + 1) == [DATA, DATA]
+    assert read_range(urls[1], 5, 15) == DATA[5:15]
