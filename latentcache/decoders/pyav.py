@@ -95,7 +95,7 @@ class Reader:
         self._max_pixels = max_pixels
         self._harmless: set[str] = set()
         self.times_s, self.end_s = index.times_s, index.end_s
-        self.facts = index.facts
+        self.facts, self.packets = index.facts, index.packets
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, turned as shown.
