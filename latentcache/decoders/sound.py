@@ -24,8 +24,6 @@ from latentcache.errors import ClipError
 Samples = npt.NDArray[np.float32]
 #: Times of packets are rounded. A frame that is further off than this stands after a gap, or an overlap.
 MAX_DRIFT_S = 0.1
-#: Silence is made in pieces of so many samples: a header may claim a gap of hours.
-_PIECE = 1 << 16
 
 
 class SoundReader:
@@ -48,8 +46,9 @@ class SoundReader:
         self.close()
         self._pieces = self._read()
         self._t0 = 0.0
-        self._kept: list[Samples] = []
-        #: Numbers of the first sample that is kept, and of the one after the last.
+        #: Pieces with the numbers of their first samples. Between them is silence, of hours maybe.
+        self._kept: list[tuple[int, Samples]] = []
+        #: Numbers of the first sample that is known, and of the one after the last.
         self._first = self._end = 0
         self._ended = False
 
@@ -83,34 +82,30 @@ class SoundReader:
         return out, count - wanted
 
     def _fill(self, out: Samples, first: int) -> bool:
-        """Put what is kept where it belongs; returns whether there was any."""
-        at, is_any = self._first, False
-        for piece in self._kept:
-            low, high = max(at, first), min(at + len(piece), first + len(out))
+        """Put what is kept where it belongs; returns whether the sound reaches there."""
+        last = first + len(out)
+        for start, piece in self._kept:
+            low, high = max(start, first), min(start + len(piece), last)
             if low < high:
-                out[low - first : high - first] = piece[low - at : high - at]
-                is_any = True
-            at += len(piece)
-        return is_any
+                out[low - first : high - first] = piece[low - start : high - start]
+        return max(first, self._first) < min(last, self._end)
 
     def _forget(self, first: int) -> None:
         """Drop pieces that end before a sample."""
-        while len(self._kept) > 1 and self._first + len(self._kept[0]) <= first:
-            self._first += len(self._kept.pop(0))
+        while len(self._kept) > 1 and (end := _end_of(self._kept[0])) <= first:
+            self._first = end
+            del self._kept[0]
 
     def _pull(self) -> bool:
         """Read one piece more; False at the end."""
         start, piece = next(self._pieces, (0, None))
         if piece is None:
             return False
-        for gap in range(self._end, start, _PIECE):  # silence
-            self._append(np.zeros((min(_PIECE, start - gap), self.channels), np.float32))
-        self._append(piece[max(0, self._end - start) :])
+        piece = piece[max(0, self._end - start) :]
+        if len(piece):
+            self._kept.append((max(start, self._end), piece))
+            self._end = _end_of(self._kept[-1])
         return True
-
-    def _append(self, piece: Samples) -> None:
-        self._kept.append(piece)
-        self._end += len(piece)
 
     def _read(self) -> Iterator[tuple[int, Samples]]:
         """Yield pieces with the number of their first sample, in order; they may overlap."""
@@ -151,6 +146,11 @@ class SoundReader:
         """Return the number of the sample at a time; it may be infinite."""
         limit = 1 << 62
         return round(min(max((time_s - self._t0) * self.rate, -limit), limit))
+
+
+def _end_of(kept: tuple[int, Samples]) -> int:
+    start, piece = kept
+    return start + len(piece)
 
 
 class _Run:
