@@ -14,6 +14,8 @@ from latentcache.decoders.crops import inside
 #: frames can refer to what came before, and after a seek decord counts those that it cannot decode.
 _H264_IDR = frozenset({5})
 _HEVC_IRAP = frozenset(range(16, 21))
+#: NAL unit types with messages of supplemental information, and the message about how to show a picture.
+_H264_SEI, _HEVC_SEI, _ORIENTATION = 6, 39, 47
 _MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
 #: The master element, its length, and the first of its children.
 _MATROSKA_PROJECTION = re.compile(rb"\x76\x70(?:[\x80-\xff]|\x01.{7})\x76[\x71-\x75]", re.DOTALL)
@@ -25,11 +27,20 @@ _IDENTITY: _Matrix = (1 << 16, 0, 0, 1 << 16)
 
 
 def starts_afresh(codec: str, packet: bytes) -> bool:
-    """Tell whether a key frame's packet is one from which decord can start, from its first bytes."""
+    """Tell whether a key frame's packet is one from which decord can start, from its first bytes.
+
+    It is not where the packet says how its picture is turned: FFmpeg's later versions turn that one.
+    """
     if codec == "h264":
-        return any(unit & 31 in _H264_IDR for unit in _nal_units(packet))
+        units = list(_nal_units(packet))
+        starts = any(unit[0] & 31 in _H264_IDR for unit in units)
+        return starts and not any(unit[0] & 31 == _H264_SEI and _turns(unit[1:]) for unit in units)
     if codec == "hevc":
-        return any(unit >> 1 & 63 in _HEVC_IRAP for unit in _nal_units(packet))
+        units = list(_nal_units(packet))
+        starts = any(unit[0] >> 1 & 63 in _HEVC_IRAP for unit in units)
+        return starts and not any(
+            unit[0] >> 1 & 63 == _HEVC_SEI and _turns(unit[2:]) for unit in units
+        )
     if codec == "vp8":
         return packet[0] & 1 == 0
     if codec == "vp9":
@@ -37,12 +48,33 @@ def starts_afresh(codec: str, packet: bytes) -> bool:
     return False
 
 
-def _nal_units(packet: bytes) -> Iterator[int]:
-    """Yield the first byte of every NAL unit of a packet with lengths of four bytes."""
-    at = 0
+def _nal_units(packet: bytes) -> Iterator[memoryview]:
+    """Yield the NAL units, none empty, of a packet with lengths of four bytes."""
+    at, view = 0, memoryview(packet)
     while at + 4 < len(packet):
-        yield packet[at + 4]
-        at += 4 + int.from_bytes(packet[at : at + 4])
+        end = at + 4 + int.from_bytes(packet[at : at + 4])
+        yield view[at + 4 : max(end, at + 5)]
+        at = end
+
+
+def _turns(messages: memoryview) -> bool:
+    """Tell whether one of supplemental messages, without their NAL unit's header, is of orientation."""
+    data, at = bytes(messages).replace(b"\0\0\3", b"\0\0"), 0
+    while at + 2 < len(data):
+        kind, at = _extended(data, at)
+        size, at = _extended(data, at)
+        if kind == _ORIENTATION:
+            return True
+        at += size
+    return False
+
+
+def _extended(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number that goes on after each byte of 255, and where it ends."""
+    end = at
+    while data[end : end + 1] == b"\xff":
+        end += 1
+    return 255 * (end - at) + int.from_bytes(data[end : end + 1]), end + 1
 
 
 def is_oddly_shown(path: str) -> bool:

@@ -38,7 +38,7 @@ class PacketTable:
     pts, dts: in the stream's time base; where times restart, they go on from the part before. ends: a
     checksum, None of packets that were not read. shows: what headers tell. ends_within: the last packet
     is cut. joins: rows at which times restarted, and by how much they are shifted from there on.
-    has_false_keys: some key frames are none that decord can start at.
+    has_false_keys: some key frames are none that decord can start at, or shows as they say.
     """
 
     pts: list[int | None]
