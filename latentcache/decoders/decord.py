@@ -46,7 +46,7 @@ class Reader:
             self.close()
             raise
         self.times_s, self.end_s = index.times_s, index.end_s
-        self.facts = index.facts
+        self.facts, self.packets = index.facts, index.packets
         self._next = 0
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from latentcache.core.machine import install_command
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.frames import Frame
 from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content
+from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
 from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
@@ -72,6 +73,7 @@ class Reader:
     name = NAME
     end_s = 0.0
     facts = VideoFacts()
+    packets: PacketTable | None = None
 
     def __init__(self, path: str, max_pixels: int | None = None) -> None:
         self.times_s = np.zeros(1)

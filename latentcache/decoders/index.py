@@ -14,7 +14,7 @@ from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
 from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
-from latentcache.decoders.keyframes import is_mirrored_or_projected
+from latentcache.decoders.keyframes import is_oddly_shown
 from latentcache.decoders.packets import PacketTable, read_packets, read_places
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
@@ -304,7 +304,7 @@ def _decord_knows(path: str, container: Any, stream: Any) -> bool:
         and not _confuses_decord(context.height)  # it may be turned
         and container.format.name in DECORD_FORMATS
         and is_plainly_best(container, stream)
-        and not is_mirrored_or_projected(path)
+        and not is_oddly_shown(path)
     )
 
 

@@ -1,10 +1,10 @@
-"""What decord gets wrong, found without decoding: false key frames, and mirrored pictures."""
+"""What decord gets wrong, found without decoding: false key frames, and odd display matrices."""
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -14,19 +14,33 @@ from latentcache.decoders.crops import inside
 #: frames can refer to what came before, and after a seek decord counts those that it cannot decode.
 _H264_IDR = frozenset({5})
 _HEVC_IRAP = frozenset(range(16, 21))
+#: NAL unit types with messages of supplemental information, and the message about how to show a picture.
+_H264_SEI, _HEVC_SEI, _ORIENTATION = 6, 39, 47
 _MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
 #: The master element, its length, and the first of its children.
 _MATROSKA_PROJECTION = re.compile(rb"\x76\x70(?:[\x80-\xff]|\x01.{7})\x76[\x71-\x75]", re.DOTALL)
 _MATROSKA_HEAD_BYTES = 1 << 16
 _MATROSKA = b"\x1a\x45\xdf\xa3"
+#: a, b, c and d of a display matrix, in 1/65536: the pixel at (x, y) is shown at (a x + c y, b x + d y).
+_Matrix = tuple[int, int, int, int]
+_IDENTITY: _Matrix = (1 << 16, 0, 0, 1 << 16)
 
 
 def starts_afresh(codec: str, packet: bytes) -> bool:
-    """Tell whether a key frame's packet is one from which decord can start, from its first bytes."""
+    """Tell whether a key frame's packet is one from which decord can start, from its first bytes.
+
+    It is not where the packet says how its picture is turned: FFmpeg's later versions turn that one.
+    """
     if codec == "h264":
-        return any(unit & 31 in _H264_IDR for unit in _nal_units(packet))
+        units = list(_nal_units(packet))
+        starts = any(unit[0] & 31 in _H264_IDR for unit in units)
+        return starts and not any(unit[0] & 31 == _H264_SEI and _turns(unit[1:]) for unit in units)
     if codec == "hevc":
-        return any(unit >> 1 & 63 in _HEVC_IRAP for unit in _nal_units(packet))
+        units = list(_nal_units(packet))
+        starts = any(unit[0] >> 1 & 63 in _HEVC_IRAP for unit in units)
+        return starts and not any(
+            unit[0] >> 1 & 63 == _HEVC_SEI and _turns(unit[2:]) for unit in units
+        )
     if codec == "vp8":
         return packet[0] & 1 == 0
     if codec == "vp9":
@@ -34,35 +48,72 @@ def starts_afresh(codec: str, packet: bytes) -> bool:
     return False
 
 
-def _nal_units(packet: bytes) -> Iterator[int]:
-    """Yield the first byte of every NAL unit of a packet with lengths of four bytes."""
-    at = 0
+def _nal_units(packet: bytes) -> Iterator[memoryview]:
+    """Yield the NAL units, none empty, of a packet with lengths of four bytes."""
+    at, view = 0, memoryview(packet)
     while at + 4 < len(packet):
-        yield packet[at + 4]
-        at += 4 + int.from_bytes(packet[at : at + 4])
+        end = at + 4 + int.from_bytes(packet[at : at + 4])
+        yield view[at + 4 : max(end, at + 5)]
+        at = end
 
 
-def is_mirrored_or_projected(path: str) -> bool:
-    """Tell whether an MP4 shows a track mirrored, or a Matroska file has a projection."""
+def _turns(messages: memoryview) -> bool:
+    """Tell whether one of supplemental messages, without their NAL unit's header, is of orientation."""
+    data, at = bytes(messages).replace(b"\0\0\3", b"\0\0"), 0
+    while at + 2 < len(data):
+        kind, at = _extended(data, at)
+        size, at = _extended(data, at)
+        if kind == _ORIENTATION:
+            return True
+        at += size
+    return False
+
+
+def _extended(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number that goes on after each byte of 255, and where it ends."""
+    end = at
+    while data[end : end + 1] == b"\xff":
+        end += 1
+    return 255 * (end - at) + int.from_bytes(data[end : end + 1]), end + 1
+
+
+def is_oddly_shown(path: str) -> bool:
+    """Tell whether an MP4 mirrors a track, or turns it by odd degrees, or a Matroska file projects one."""
     with Path(path).open("rb") as file:
         if file.read(4) == _MATROSKA:
             head = file.read(_MATROSKA_HEAD_BYTES).partition(_MATROSKA_CLUSTER)[0]
             return _MATROSKA_PROJECTION.search(head) is not None
-        end = file.seek(0, 2)
-        return any(_mirrors(tkhd) for tkhd in _track_headers(file, end))
+        movies = _matrices(file, (b"moov", b"mvhd"), 36) or [_IDENTITY]
+        tracks = _matrices(file, (b"moov", b"trak", b"tkhd"), 40)
+        return any(_is_odd(track, movie) for track in tracks for movie in movies)
 
 
-def _track_headers(file: IO[bytes], end: int) -> Iterator[bytes]:
-    """Yield the bodies of the `tkhd` boxes of an MP4."""
-    for start, stop in inside(file, 0, end, (b"moov", b"trak", b"tkhd")):
+def _matrices(file: IO[bytes], path: Sequence[bytes], offset: int) -> list[_Matrix]:
+    """Return the matrices of an MP4's headers at a path, which have them at an offset, or 12 bytes on."""
+    found = []
+    for start, stop in inside(file, 0, file.seek(0, 2), path):
         file.seek(start)
-        yield file.read(min(stop - start, 128))
+        header = file.read(min(stop - start, 128))
+        at = offset + 12 if header[:1] == b"\x01" else offset  # times of 8 bytes instead of 4
+        if len(header) >= at + 20:
+            a, b, _, c, d = struct.unpack_from(">5i", header, at)
+            found.append((a, b, c, d))
+    return found
 
 
-def _mirrors(tkhd: bytes) -> bool:
-    """Tell whether the matrix of a track header has a negative determinant."""
-    offset = 52 if tkhd[:1] == b"\x01" else 40
-    if len(tkhd) < offset + 20:
-        return False
-    a, b, _, c, d = struct.unpack_from(">5i", tkhd, offset)
-    return bool(a * d - b * c < 0)
+def _is_odd(track: _Matrix, movie: _Matrix) -> bool:
+    """Tell whether a matrix mirrors, or both, which FFmpeg multiplies, are no quarter turns."""
+    if _determinant(track) < 0 or _determinant(movie) < 0:
+        return True
+    a, b, c, d = (
+        (track[i] * movie[j] >> 16) + (track[i + 1] * movie[j + 2] >> 16)
+        for i in (0, 2)
+        for j in (0, 1)
+    )
+    is_quarter = b == c == 0 or a == d == 0
+    return any((a, b, c, d)) and not (is_quarter and _determinant((a, b, c, d)) > 0)
+
+
+def _determinant(matrix: _Matrix) -> int:
+    a, b, c, d = matrix
+    return a * d - b * c

@@ -6,6 +6,7 @@ once, and what comes out is the index: slow, and right.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.index import PacketIndex, build_index
 from latentcache.decoders.packets import packets_at
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath
-from latentcache.decoders.rgb import to_rgb, turned
+from latentcache.decoders.rgb import Turn, to_rgb, turn_of
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.errors import ClipError
 
@@ -35,7 +36,7 @@ _FAST = {"skip_loop_filter": "all", "skip_idct": "all"}
 class Look:
     """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
 
-    shape: height and width as shown of the first picture. is_swapped: whether it is turned by 90 degrees.
+    shapes: height and width as shown of the first picture of each turn. turns: how many are turned how.
     is_interlaced: whether a picture says that it is. ended: by the file's end, without damage. crop: what
     is cut off.
     """
@@ -43,8 +44,8 @@ class Look:
     pts: list[int | None] = field(default_factory=list)
     corrected: list[int | None] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
-    shape: tuple[int, int] | None = None
-    is_swapped: bool = False
+    shapes: dict[Turn, tuple[int, int]] = field(default_factory=dict)
+    turns: Counter[Turn] = field(default_factory=Counter)
     is_interlaced: bool = False
     ended: bool = False
     crop: Crop = NO_CROP
@@ -52,10 +53,11 @@ class Look:
 
     def add(self, frame: Any) -> None:
         """Note a frame, the next in the order of showing."""
-        if self.shape is None:
-            self.is_swapped = turned(np.empty((1, 2, 1)), frame).shape[:2] == (2, 1)
+        turn = turn_of(frame)
+        self.turns[turn] += 1
+        if turn not in self.shapes:
             height, width = to_rgb(frame, self.crop).shape[:2]
-            self.shape = (height, width)
+            self.shapes[turn] = (height, width)
         self.is_interlaced = self.is_interlaced or bool(frame.interlaced_frame)
         self.pts.append(frame.pts)
         duration = frame.duration or 0
@@ -88,18 +90,23 @@ class Clock:
 def checked(
     path: str, index: PacketIndex, max_pixels: int | None
 ) -> tuple[PacketIndex, tuple[int, int]]:
-    """Return an index that agrees with the decoder, and height and width of the first picture as shown.
+    """Return an index that agrees with the decoder, and height and width of most pictures as shown.
 
     Raises ClipError where no picture can be decoded.
     """
     suits_decord = index.suits_decord and not isinstance(path, RangedPath)  # nobody knows of those
     count = NUM_PICTURES_FOR_DECORD if suits_decord else NUM_PICTURES
     look = look_at(path, index, max_pixels, count)
-    if look.shape is None:
+    if not look.turns:
         raise ClipError("no_video", "the video stream has no frame that can be decoded")
+    if len(look.turns) > 1 and index.suits_decord:  # decord turns all alike
+        if isinstance(path, RangedPath):
+            raise NeedsWholeError
+        index = replace(index, suits_decord=False)
     found = _reconciled(path, index, look, max_pixels)
-    facts = replace(found.facts, is_swapped=look.is_swapped, interlaced=look.is_interlaced)
-    return replace(found, facts=facts), look.shape
+    turn = look.turns.most_common(1)[0][0]
+    facts = replace(found.facts, is_swapped=turn.is_swapped, interlaced=look.is_interlaced)
+    return replace(found, facts=facts), look.shapes[turn]
 
 
 def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:

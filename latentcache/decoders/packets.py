@@ -28,7 +28,7 @@ _END_BYTES = 64
 #: Times that jump ahead by more may be damaged ones, and those behind them return.
 _JUMP_S = 1
 #: Times that go back by less do not restart: they follow the order of decoding.
-_RESTART_S = 0.25
+RESTART_S = 0.25
 
 
 @dataclass(kw_only=True)
@@ -37,8 +37,8 @@ class PacketTable:
 
     pts, dts: in the stream's time base; where times restart, they go on from the part before. ends: a
     checksum, None of packets that were not read. shows: what headers tell. ends_within: the last packet
-    is cut. joins: rows at which times restarted. has_false_keys: some key frames are none that decord can
-    start at.
+    is cut. joins: rows at which times restarted, and by how much they are shifted from there on.
+    has_false_keys: some key frames are none that decord can start at, or shows as they say.
     """
 
     pts: list[int | None]
@@ -52,7 +52,7 @@ class PacketTable:
     duration: list[int]
     num_empty: int = 0
     ends_within: bool = False
-    joins: set[int] = field(default_factory=set)
+    joins: dict[int, int] = field(default_factory=dict)
     has_false_keys: bool = False
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class PacketTable:
 
     def is_whole(self, row: int, packet: Any) -> bool:
         """Tell whether nothing of a packet is lost: near a join FFmpeg's flag means no more than that."""
-        return not packet.is_corrupt or not self.joins.isdisjoint(range(row, row + 3))
+        return not packet.is_corrupt or not self.joins.keys().isdisjoint(range(row, row + 3))
 
     def place(self, row: int, packet: Any) -> None:
         """Give a packet the times of its row: after a seek FFmpeg can guess others."""
@@ -221,7 +221,7 @@ class _Adder:
         self._can_restart = container.format.name in JOINED_FORMATS
         self._guesses_dts = container.format.name == MATROSKA  # it has no decoding times
         base = float(stream.time_base) if self._can_restart else 1.0
-        self._jump, self._restart = round(_JUMP_S / base), round(_RESTART_S / base)
+        self._jump, self._restart = round(_JUMP_S / base), round(RESTART_S / base)
         self._offset = 0
         self._next_dts: int | None = None
         self._end_pts = -(1 << 62)
@@ -266,7 +266,7 @@ class _Adder:
         if self._guesses_dts and packet.pts is not None:
             shift = max(shift, self._end_pts - packet.pts - self._offset)
         self._offset += shift
-        self._table.joins.add(len(self._table))
+        self._table.joins[len(self._table)] = self._offset
         return shift
 
 

@@ -27,7 +27,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.ranged import NeedsWholeError
 from latentcache.decoders.sound import SoundReader
-from latentcache.decoders.source import Source
+from latentcache.decoders.source import Reader, Source
 from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
 from latentcache.redaction import printable
@@ -334,7 +334,7 @@ class Worker:
         try:
             reader = source.reader(span_s=wanted_s(request))
             start_s, end_s = span_of(reader, indices_of(reader, request))
-            samples, lost = self._sound_of(source, request).span(
+            samples, lost = self._sound_of(source, reader, request).span(
                 start_s, end_s, request["max_samples"]
             )
         except BaseException:
@@ -348,12 +348,12 @@ class Worker:
             out[:] = samples.view(np.uint8).reshape(-1)
         return {"num_samples": len(samples), "lost": lost, "start_s": start_s, "end_s": end_s}
 
-    def _sound_of(self, source: Source, request: Mapping[str, Any]) -> SoundReader:
+    def _sound_of(self, source: Source, reader: Reader, request: Mapping[str, Any]) -> SoundReader:
         """Return the sound of the source that is open: as it was, if it is the same sound."""
         rate, channels, sound = request["rate"], request["channels"], self._sound
         if sound is None or (sound.rate, sound.channels) != (rate, channels):
             self._close_sound()
-            sound = self._sound = SoundReader(source.path, rate, channels)
+            sound = self._sound = SoundReader(source.path, rate, channels, reader.packets)
         return sound
 
     def _close_sound(self) -> None:

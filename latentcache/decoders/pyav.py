@@ -18,7 +18,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.index import PacketIndex, Start, read_index
 from latentcache.decoders.packets import SeekMissedError, packets_at
 from latentcache.decoders.ranged import RangedPath
-from latentcache.decoders.rgb import to_rgb
+from latentcache.decoders.rgb import Turn, to_rgb, turn_of
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.decoders.windows import Windows
 from latentcache.errors import ClipError
@@ -95,21 +95,26 @@ class Reader:
         self._max_pixels = max_pixels
         self._harmless: set[str] = set()
         self.times_s, self.end_s = index.times_s, index.end_s
-        self.facts = index.facts
+        self.facts, self.packets = index.facts, index.packets
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, turned as shown.
 
-        Raises ClipError("corrupt") at the first frame that is damaged, or refers to one that is.
+        Raises ClipError("corrupt") at the first frame that is damaged, or refers to one that is, and
+        ClipError("size_changed") at one that is turned otherwise than those before.
         """
         wanted: list[int] = np.unique(indices).tolist()
         self._refuse_holes(wanted)
         self.fetch(indices)
         starts = self._index.starts_for(wanted[0])
+        first: Turn | None = None
         for start in starts:
             count = len(wanted)
             try:
-                for frame in self._from(start, wanted):
+                for frame, turn in self._from(start, wanted):
+                    first = first or turn
+                    if turn != first:
+                        raise _turn_changed(wanted[0])
                     wanted = wanted[1:]
                     yield frame
             except ClipError:
@@ -133,7 +138,7 @@ class Reader:
                 "corrupt", f"frames are lost between {times_s[0]:.3f} s and {times_s[1]:.3f} s"
             )
 
-    def _from(self, start: Start, wanted: list[int]) -> Iterator[Frame]:
+    def _from(self, start: Start, wanted: list[int]) -> Iterator[tuple[Frame, Turn]]:
         """Yield the wanted frames, decoding from `start`, found by seeking where that leads there."""
         for seek_to in self._index.seeks_for(start):
             try:
@@ -144,13 +149,15 @@ class Reader:
                 continue
             return
 
-    def _decode(self, start: Start, wanted: list[int], seek_to: int | None) -> Iterator[Frame]:
+    def _decode(
+        self, start: Start, wanted: list[int], seek_to: int | None
+    ) -> Iterator[tuple[Frame, Turn]]:
         position = 0
         for index, frame in self._shown(start, seek_to):
             if index > wanted[position]:
                 raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
             if index == wanted[position]:
-                yield to_rgb(frame, self.facts.crop)
+                yield to_rgb(frame, self.facts.crop), turn_of(frame)
                 position += 1
                 if position == len(wanted):
                     return
@@ -221,6 +228,13 @@ class Reader:
         index = int(np.searchsorted(self._index.pts, frame.pts))
         known = index < len(self._index.pts) and self._index.pts[index] == frame.pts
         return index if known else None
+
+
+def _turn_changed(index: int) -> ClipError:
+    return ClipError(
+        "size_changed",
+        f"frame {index} is not turned and mirrored as the clip's frames before it",
+    )
 
 
 def _stands_alone(frame: Any) -> bool:

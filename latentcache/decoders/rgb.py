@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,17 +64,37 @@ def _as_shown(frame: Any, crop: Crop) -> Any:
     return graph.pull()
 
 
-def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
-    """Return `pixels` of a frame turned and mirrored as its display matrix says, to multiples of 90."""
+class Turn(NamedTuple):
+    """How a picture is shown: with rows for columns first, then from its bottom up, from right to left."""
+
+    is_swapped: bool = False
+    is_upside_down: bool = False
+    is_mirrored: bool = False
+
+
+#: By quarter turns against the clock.
+_QUARTERS = (Turn(), Turn(True, True, False), Turn(False, True, True), Turn(True, False, True))
+
+
+def turn_of(frame: Any) -> Turn:
+    """Return how a frame is turned and mirrored by its display matrix, to multiples of 90 degrees."""
     try:
         # `frame.side_data` would keep this object in the frame: a cycle, and no frame would be freed
         side_data = SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:  # a kind that PyAV has no name for, such as the view of spatial video
-        return np.rot90(pixels, round(frame.rotation / 90) % 4)
+        return _QUARTERS[round(frame.rotation / 90) % 4]
     if side_data is None:
-        return pixels
+        return Turn()
     # [a b u, c d v, x y w]: the pixel at (x, y) is shown at (a x + c y, b x + d y).
     a, b, _, c, d = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    is_swapped = abs(b) > abs(a)
+    if is_swapped:
+        a, d = c, b
+    return Turn(is_swapped, d < 0, a < 0)
+
+
+def turned(pixels: npt.NDArray[Any], frame: Any) -> npt.NDArray[Any]:
+    """Return `pixels` of a frame turned and mirrored as it is shown."""
+    is_swapped, is_upside_down, is_mirrored = turn_of(frame)
+    pixels = pixels.swapaxes(0, 1) if is_swapped else pixels
+    return pixels[:: -1 if is_upside_down else 1, :: -1 if is_mirrored else 1]

@@ -2,37 +2,42 @@
 
 The rule: the stream that FFmpeg plays is decoded from its start and resampled once, as a whole; a clip's
 samples are a slice of that. So neighbouring clips fit together, and no bit depends on where reading began.
+Of joined recordings each is decoded by itself, and heard while its own pictures are shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
-from latentcache.decoders.streams import DEMUX_ERRORS, failure, open_any
+from latentcache.decoders.packets import PacketTable
+from latentcache.decoders.sound_parts import Follower, Part, parts_of
+from latentcache.decoders.streams import DEMUX_ERRORS, best_video, failure, open_any
 from latentcache.errors import ClipError
 
 Samples = npt.NDArray[np.float32]
 #: Times of packets are rounded. A frame that is further off than this stands after a gap, or an overlap.
 MAX_DRIFT_S = 0.1
-#: Silence is made in pieces of so many samples: a header may claim a gap of hours.
-_PIECE = 1 << 16
 
 
 class SoundReader:
     """The sound of one file as samples [n, channels] at one rate.
 
     It is read forward, and once more from the start if a span lies before what it holds. Raises
-    ClipError("no_sound") if there is none, and others as decoders of pictures do.
+    ClipError("no_sound") if there is none, and others as decoders of pictures do. packets: of the file's
+    video, whose times the sound's are; None: there is no video.
     """
 
-    def __init__(self, path: str, rate: int, channels: int) -> None:
-        self._path, self.rate, self.channels = path, rate, channels
+    def __init__(
+        self, path: str, rate: int, channels: int, packets: PacketTable | None = None
+    ) -> None:
+        self._path, self.rate, self.channels, self._packets = path, rate, channels, packets
         self._pieces: Iterator[tuple[int, Samples]] = iter(())
         self._closing = contextlib.ExitStack()
         self._rewind()
@@ -41,8 +46,9 @@ class SoundReader:
         self.close()
         self._pieces = self._read()
         self._t0 = 0.0
-        self._kept: list[Samples] = []
-        #: Numbers of the first sample that is kept, and of the one after the last.
+        #: Pieces with the numbers of their first samples. Between them is silence, of hours maybe.
+        self._kept: list[tuple[int, Samples]] = []
+        #: Numbers of the first sample that is known, and of the one after the last.
         self._first = self._end = 0
         self._ended = False
 
@@ -76,80 +82,101 @@ class SoundReader:
         return out, count - wanted
 
     def _fill(self, out: Samples, first: int) -> bool:
-        """Put what is kept where it belongs; returns whether there was any."""
-        at, is_any = self._first, False
-        for piece in self._kept:
-            low, high = max(at, first), min(at + len(piece), first + len(out))
+        """Put what is kept where it belongs; returns whether the sound reaches there."""
+        last = first + len(out)
+        for start, piece in self._kept:
+            low, high = max(start, first), min(start + len(piece), last)
             if low < high:
-                out[low - first : high - first] = piece[low - at : high - at]
-                is_any = True
-            at += len(piece)
-        return is_any
+                out[low - first : high - first] = piece[low - start : high - start]
+        return max(first, self._first) < min(last, self._end)
 
     def _forget(self, first: int) -> None:
         """Drop pieces that end before a sample."""
-        while len(self._kept) > 1 and self._first + len(self._kept[0]) <= first:
-            self._first += len(self._kept.pop(0))
+        while len(self._kept) > 1 and (end := _end_of(self._kept[0])) <= first:
+            self._first = end
+            del self._kept[0]
 
     def _pull(self) -> bool:
         """Read one piece more; False at the end."""
         start, piece = next(self._pieces, (0, None))
         if piece is None:
             return False
-        for gap in range(self._end, start, _PIECE):  # silence
-            self._append(np.zeros((min(_PIECE, start - gap), self.channels), np.float32))
-        self._append(piece[max(0, self._end - start) :])
+        piece = piece[max(0, self._end - start) :]
+        if len(piece):
+            self._kept.append((max(start, self._end), piece))
+            self._end = _end_of(self._kept[-1])
         return True
-
-    def _append(self, piece: Samples) -> None:
-        self._kept.append(piece)
-        self._end += len(piece)
 
     def _read(self) -> Iterator[tuple[int, Samples]]:
         """Yield pieces with the number of their first sample, in order; they may overlap."""
+        run, t0 = _Run(self.rate), None
+        for part, frame in self._frames():
+            if t0 is None:
+                t0 = self._t0 = _time_of(frame, 0.0)
+            if not run.fits(part, frame):
+                yield from self._mixed(run, run.finish())
+                run = _Run(self.rate, round((_time_of(frame, run.next_s) - t0) * self.rate))
+            yield from self._mixed(run, run.add(part, frame))
+        yield from self._mixed(run, run.finish())
+
+    def _frames(self) -> Iterator[tuple[Part, Any]]:
+        """Yield the frames of the sound, each with the recording that it belongs to."""
         container = self._closing.enter_context(open_any(self._path))
         stream = container.streams.best("audio")
         if stream is None:
             raise ClipError("no_sound", "the file has no sound")
         if stream.codec_context is None:
             raise ClipError("unreadable", "FFmpeg has no decoder for the sound")
-        run = _Run(self.rate)
-        t0: float | None = None
-        for frame in _decoded(container, stream):
-            if t0 is None:
-                t0 = self._t0 = _time_of(frame, 0.0)
-            if not run.fits(frame):
-                yield from self._mixed(run, run.finish())
-                run = _Run(self.rate, round((_time_of(frame, run.next_s) - t0) * self.rate))
-            yield from self._mixed(run, run.add(frame))
-        yield from self._mixed(run, run.finish())
+        try:
+            yield from _decoded(container, stream, self._packets)
+        except DEMUX_ERRORS as error:
+            raise failure("corrupt", "the sound is damaged", error) from error
 
     def _mixed(self, run: _Run, frames: list[Any]) -> Iterator[tuple[int, Samples]]:
+        """Yield what is heard of a run's frames while pictures of its recording are shown."""
         for frame in frames:
             samples = _mix(frame.to_ndarray(), self.channels)
-            yield run.place(len(samples)), samples
+            start = run.place(len(samples))
+            low, high = (self._number_at(s) - start for s in (run.part.start_s, run.part.end_s))
+            low = max(0, low)
+            if low < min(high, len(samples)):
+                yield start + low, samples[low:high]
+
+    def _number_at(self, time_s: float) -> int:
+        """Return the number of the sample at a time; it may be infinite."""
+        limit = 1 << 62
+        return round(min(max((time_s - self._t0) * self.rate, -limit), limit))
+
+
+def _end_of(kept: tuple[int, Samples]) -> int:
+    start, piece = kept
+    return start + len(piece)
 
 
 class _Run:
-    """Frames without a gap, which are resampled as one. start: the number of their first sample."""
+    """Frames of one recording without a gap, which are resampled as one.
+
+    start: the number of their first sample.
+    """
 
     def __init__(self, rate: int, start: int = 0) -> None:
         self._rate, self._number = rate, start
         self._resampler: Any = None
         self._kind: tuple[str, str, int] | None = None
         self.next_s = 0.0
+        self.part = Part()
 
-    def fits(self, frame: Any) -> bool:
+    def fits(self, part: Part, frame: Any) -> bool:
         """Tell whether a frame goes on where the last one ended, in the same form."""
         if self._kind is None:
             return True
         is_next = abs(_time_of(frame, self.next_s) - self.next_s) <= MAX_DRIFT_S
-        return is_next and self._kind == _kind_of(frame)
+        return is_next and part == self.part and self._kind == _kind_of(frame)
 
-    def add(self, frame: Any) -> list[Any]:
+    def add(self, part: Part, frame: Any) -> list[Any]:
         """Return what comes out of the resampler for a frame."""
         if self._resampler is None:
-            self._kind = _kind_of(frame)
+            self._kind, self.part = _kind_of(frame), part
             layout = frame.layout.name if frame.layout.nb_channels <= 2 else "stereo"
             self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=self._rate)
             self.next_s = _time_of(frame, self.next_s)
@@ -172,14 +199,25 @@ class _Run:
         return self._number - num_samples
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+def _decoded(
+    container: Any, stream: Any, packets: PacketTable | None
+) -> Iterator[tuple[Part, Any]]:
     stream.thread_type = "NONE"  # decoding processes are the parallelism
-    stream.codec_context.thread_count = 1
-    try:
-        for packet in container.demux(stream):
-            yield from stream.codec_context.decode(packet if packet.size else None)
-    except DEMUX_ERRORS as error:
-        raise failure("corrupt", "the sound is damaged", error) from error
+    context = stream.codec_context
+    context.thread_count = 1
+    video = best_video(container) if packets is not None and packets.joins else None
+    parts = parts_of(packets, Fraction(1) if video is None else video.time_base)
+    follower, last = Follower(parts), parts[0]
+    for packet in container.demux(*([stream] if video is None else [video, stream])):
+        if packet.stream.index != stream.index:
+            follower.see(packet)
+            continue
+        part = follower.place(packet) if packet.size else last
+        if part is not last:  # nothing of one recording decodes the next
+            yield from ((last, frame) for frame in context.decode(None))
+            context.flush_buffers()
+            last = part
+        yield from ((part, frame) for frame in context.decode(packet if packet.size else None))
 
 
 def _kind_of(frame: Any) -> tuple[str, str, int]:

@@ -17,6 +17,7 @@ from latentcache.decoders import decord, image, look, pyav
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, identify_url, local_path
 from latentcache.decoders.index import PacketIndex, read_index
+from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video
 from latentcache.decoders.temporary_copies import new_copy
 from latentcache.decoders.trouble import machine_trouble, read_through
@@ -46,6 +47,11 @@ class Reader(Protocol):
     times_s: npt.NDArray[np.float64]
     end_s: float
     facts: VideoFacts
+
+    @property
+    def packets(self) -> PacketTable | None:
+        """The packets of a video."""
+        ...
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Any:
         """Yield the frames [h, w, 3] uint8 at ascending indices, each distinct one once."""

@@ -69,7 +69,7 @@ def _video_stream(container: Any, max_pixels: int | None) -> Any:
         raise ClipError(
             "unreadable", f"the file is a playlist ({container.format.name}) of others, not a video"
         )
-    stream = _best_stream(container)
+    stream = best_video(container)
     context = stream.codec_context
     if context is None:
         raise ClipError("unreadable", "FFmpeg has no decoder for the video stream")
@@ -100,7 +100,7 @@ def is_plainly_best(container: Any, stream: Any) -> bool:
     )
 
 
-def _best_stream(container: Any) -> Any:
+def best_video(container: Any) -> Any:
     """Return the stream that FFmpeg plays, and never the cover picture of something else."""
     best = container.streams.best("video")
     if best is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -104,6 +105,29 @@ def test_a_gap_in_the_sound_is_silence_of_its_length(tmp_path: Path) -> None:
     quiet = np.flatnonzero(~found.any(axis=1))
     assert abs(len(quiet) - (high - low)) <= 2 * 1024  # packets are not cut
     assert np.array_equal(found[:low], sound[:low])
+
+
+def test_a_gap_of_hours_costs_no_memory(tmp_path: Path) -> None:
+    hours_s = 3 * 3600.0
+    path = write_sound(
+        tmp_path / "gap.mkv", stereo(), rate=44_100, codec="pcm_f32le", gap=(1.0, hours_s)
+    )
+    tracemalloc.start()
+    try:
+        reader = SoundReader(str(path), 44_100, 2)
+        after, _ = reader.span(hours_s + 1.25, hours_s + 1.75, 10**9)
+        within, _ = reader.span(hours_s / 2, hours_s / 2 + 0.5, 10**9)
+        before, _ = reader.span(0.25, 0.75, 10**9)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1 << 24
+    assert not within.any()
+    sound = stereo().T
+    np.testing.assert_array_equal(before, sound[11_025:33_075])
+    np.testing.assert_allclose(
+        np.abs(after).max(axis=0), np.abs(sound[55_125:77_175]).max(axis=0), 0.01
+    )
 
 
 def test_files_without_sound_say_so(tmp_path: Path) -> None:
