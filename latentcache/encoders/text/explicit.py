@@ -96,7 +96,9 @@ class Encoder(Family[Settings]):
         """Encode as the settings say."""
         asked = self.settings
         whole = self.text.tokens(
-            asked.template.format(text), length=asked.length + asked.cut, padded=asked.pad_input
+            asked.template.replace(_PLACE, text),
+            length=asked.length + asked.cut,
+            padded=asked.pad_input,
         )
         output = self.text.run(
             whole,

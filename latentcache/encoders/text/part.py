@@ -157,7 +157,7 @@ class TextPart:
     def check_cut(self, template: str, cut: int) -> None:
         """Raise ConfigError unless the template's part before the text is `cut` tokens long."""
         self.check_common(
-            [self.tokenizer(template.format(probe))["input_ids"] for probe in _PROBES], cut
+            [self.tokenizer(template.replace("{}", probe))["input_ids"] for probe in _PROBES], cut
         )
 
     def check_chat_cut(self, system: str, cut: int) -> None:

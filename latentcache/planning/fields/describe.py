@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -19,9 +21,9 @@ from latentcache.config.fields import (
     ViewField,
     VisualField,
 )
-from latentcache.core.fields import FieldArray, to_arrays
+from latentcache.core.fields import MAX_SAMPLE_BYTES, FieldArray, to_arrays
 from latentcache.core.records import Bucket
-from latentcache.core.spec import LatentSpec
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.encoders.sounds import describe_sound_encoder
 from latentcache.encoders.sounds.protocol import SoundArray
 from latentcache.encoders.text import describe_joint_encoder, resolve
@@ -46,6 +48,26 @@ class Description:
 
 def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
     """Return what a field of a cache is. Raises ConfigError, EncoderError."""
+    found = _described_by_kind(config, manifest)
+    if not isinstance(config, ViewField):  # which stores nothing
+        _check_bytes(found.arrays, manifest)
+    return found
+
+
+def _check_bytes(arrays: Sequence[FieldArray], manifest: Manifest) -> None:
+    """Raise ConfigError where a clip's sample would be larger than any that can be stored."""
+    for bucket, array in itertools.product(manifest.buckets, arrays):
+        shape = array.shape_in(Bucket.parse(bucket.name), manifest.spec)
+        num_bytes = math.prod(shape) * ITEM_BYTES[array.dtype]
+        if num_bytes > MAX_SAMPLE_BYTES:
+            raise ConfigError(
+                f"of a clip of {bucket.name} it would store {list(shape)} of {array.dtype}, "
+                f"{num_bytes / 1e9:.1f} GB, and a sample may have {MAX_SAMPLE_BYTES / 1e9:.1f} GB. Take "
+                "fewer frames (of: first), or shorter or smaller clips."
+            )
+
+
+def _described_by_kind(config: FieldConfig, manifest: Manifest) -> Description:
     match config:
         case TextField():
             return _describe_text(config)

@@ -61,6 +61,15 @@ def test_a_family_said_explicitly_is_that_family(
         assert (found.tokens, found.lost_tokens) == (expected.tokens, expected.lost_tokens)
 
 
+def test_a_template_may_hold_braces(made: Callable[[str], Path]) -> None:
+    """Such as JSON, of which nothing but the place of the text is filled in."""
+    model = made("wan")
+    ours = build(model, **{**AS_WAN, "template": '{"role": "user"} {}'})
+    plain = build(model, **AS_WAN)
+    found, expected = ours.encode("a {red} fox"), plain.encode('{"role": "user"} a {red} fox')
+    assert torch.equal(found.arrays["states"], expected.arrays["states"])
+
+
 def test_a_pooled_vector_is_the_models(made: Callable[[str], Path]) -> None:
     model = made("hunyuan_video")
     ours = build(model, "_2", **AS_HUNYUANS_CLIP)

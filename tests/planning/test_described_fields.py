@@ -1,4 +1,4 @@
-"""A cache of ids has no latents that are a condition: what is asked of its encoder is refused alike."""
+"""What a field would hold is refused before anything is planned where it cannot be."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def test_conditions_of_an_encoder_of_ids_are_refused_with_what_there_is(
     manifest = make_manifest(spec=spec, buckets={"5x32x32": 2})
     with pytest.raises(ConfigError, match=r"gives ids.*Use kind: raw.*image tower in `encoder`"):
         describe_field(parse_field("first", field), manifest)
+
+
+def test_samples_that_no_shard_holds_are_refused_with_their_size() -> None:
+    manifest = make_manifest(spec=make_spec(), buckets={"1x1088x1920": 1, "401x1088x1920": 1})
+    with pytest.raises(
+        ConfigError,
+        match=r"of a clip of 401x1088x1920 it would store \[401, 1088, 1920, 3\] of uint8, 2.5 GB",
+    ):
+        describe_field(parse_field("frames", {"kind": "raw", "of": "clip"}), manifest)
+    first = describe_field(parse_field("frames", {"kind": "raw", "of": "first"}), manifest)
+    assert first.arrays[0].shape == (1,)
