@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
@@ -24,13 +27,22 @@ from latentcache.storage.folder import Storage
 
 #: What the latents are: a LatentSpec in JSON, beside the data.
 SPEC = "latent_spec.json"
+#: What the arrays of fields are, and on which side they are padded, beside the data.
+FIELDS = "fields.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSample:
+    """A clip's array of a field, padding included. tokens: its rows that are not padding, or None."""
+
+    array: torch.Tensor
+    tokens: int | None = None
 
 
 class Clips:
     """Stored samples of a cache in groups for files, with the fields that were asked for."""
 
-    def __init__(self, cache: Cache, options: Options, columns: Collection[str] = ()) -> None:
-        """columns: that the form has beside those of fields, which are `NAME` and `NAME.shape`."""
+    def __init__(self, cache: Cache, options: Options) -> None:
         if options.dtype is not None:
             raise ConfigError(
                 "--dtype: this form holds what is stored, in its own type. Leave it out."
@@ -39,7 +51,6 @@ class Clips:
         self.rows = clip_rows(cache, options.bucket)
         names = [*([options.text] if options.text else []), *options.fields]
         self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
-        self._check_columns(columns)
         for field in self.fields.values():
             refuse_stale(cache, field, self.rows)
         largest = max(math.prod(bucket.shape) for bucket in cache.buckets.values())
@@ -49,14 +60,10 @@ class Clips:
         )
         self.file_bytes = self.row_bytes * len(self.groups[0])
 
-    def _check_columns(self, columns: Collection[str]) -> None:
-        keys = [key for field in self.fields.values() for key in field.arrays]
-        taken = {*columns, *(f"{key}.shape" for key in keys)} if columns else set()
-        if twice := sorted(taken.intersection(keys)):
-            raise ConfigError(
-                f"a field's array and something else would both be the column {', '.join(twice)}. Nothing "
-                "was written. Leave the field out, or export to webdataset."
-            )
+    @property
+    def arrays(self) -> dict[str, FieldArray]:
+        """The arrays of all fields by their keys."""
+        return {key: a for field in self.fields.values() for key, a in field.arrays.items()}
 
     def _field_bytes(self) -> int:
         return sum(
@@ -70,21 +77,49 @@ class Clips:
         samples = self.cache.stored_samples([row.number for _, row in group])
         return [(n, row, s["latents"]) for (n, row), s in zip(group, samples, strict=True)]
 
-    def arrays(self, row: ClipRow, stored: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return a clip's fields by key; none of a field that has nothing of it."""
-        found: dict[str, torch.Tensor] = {}
+    def samples(self, row: ClipRow, stored: torch.Tensor) -> dict[str, FieldSample]:
+        """Return a clip's arrays of fields by key; none of a field that has nothing of it."""
+        found: dict[str, FieldSample] = {}
         for name, field in self.fields.items():
             if field.is_view:
-                found[name] = field.view(stored).contiguous()
+                found[name] = FieldSample(array=field.view(stored).contiguous())
             elif field.rows(row.bucket, row.shard).get(row.row) is not None:
                 sample = field.sample(row.bucket, row.shard, row.row)
-                found |= {key: sample[key] for key in field.arrays}
+                for key in field.arrays:
+                    tokens = sample.get(tokens_key(key))
+                    found[key] = FieldSample(array=sample[key], tokens=tokens)
         return found
 
-    def spec_file(self) -> File:
-        """Return the file that says what the latents are."""
-        data = json.dumps(self.cache.spec.to_json(), indent=1, sort_keys=True).encode()
-        return File(SPEC, lambda: data)
+    def about(self) -> list[File]:
+        """Return the files that say what the latents are, and what the arrays of fields are."""
+        files = [_json_file(SPEC, self.cache.spec.to_json())]
+        if self.fields:
+            files.append(_json_file(FIELDS, {key: _about(a) for key, a in self.arrays.items()}))
+        return files
+
+
+def _json_file(name: str, value: Mapping[str, Any]) -> File:
+    data = json.dumps(value, indent=1, sort_keys=True).encode()
+    return File(name, lambda: data)
+
+
+def _about(array: FieldArray) -> dict[str, Any]:
+    side = array.side if array.padding else None
+    return {"dtype": array.dtype, "padding": array.padding, "side": side}
+
+
+def tokens_key(key: str) -> str:
+    """Return the name of the number of an array's rows that are not padding."""
+    return f"{key}_tokens"
+
+
+def expect_apart(columns: Iterable[str]) -> None:
+    """Raise ConfigError if a column of a field has the name of another one."""
+    if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
+        raise ConfigError(
+            f"a field's array and something else would both be the column {', '.join(twice)}. Nothing "
+            "was written. Leave the field out, or export to webdataset."
+        )
 
 
 def facts_of(row: ClipRow, stored: torch.Tensor) -> dict[str, Any]:

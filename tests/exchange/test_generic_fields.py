@@ -1,0 +1,120 @@
+"""Fields in WebDataset, MDS and Parquet: all that a reader needs of them, and files of a bounded size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import latentcache
+from latentcache.core.fields import FieldArray
+from latentcache.exchange.write_field import write_field
+from tests.tools.exchange import export, make_cache, take_in
+from tests.tools.fields import add, text_field
+from tests.tools.forms import Sample, hf_samples, mds_samples, tensor, webdataset_samples
+
+LENGTH = 24
+CAPTIONS = ("a cat", "two dogs that run", None)
+TEXTS = ("right", "left")
+
+
+@pytest.fixture(scope="module", name="masked")
+def masked_fixture(tmp_path_factory: pytest.TempPathFactory) -> latentcache.Cache:
+    """Texts of which a model gets a mask, padded on either side; the last clip has none."""
+    cache = make_cache(tmp_path_factory.mktemp("masked"), captions=CAPTIONS)
+    for side in TEXTS:
+        field = text_field(length=LENGTH, padding="mask", side=side, pooled=True)
+        add(cache, **{side: field}, status=3)
+    return latentcache.open_cache(cache.storage.url)
+
+
+def of_webdataset(sample: Sample, name: str) -> tuple[str, Any, Any]:
+    facts = sample["json"]
+    return facts["key"], sample.get(f"{name}.pth"), facts.get(f"{name}_tokens")
+
+
+def of_mds(sample: Sample, name: str) -> tuple[str, Any, Any]:
+    *shape, dtype = sample[f"{name}.shape"] or [0, "uint8"]
+    array = tensor(sample[name], shape, dtype) if sample[name] else None
+    return sample["key"], array, sample.get(f"{name}_tokens")
+
+
+def of_hf(sample: Sample, name: str) -> tuple[str, Any, Any]:
+    shape, dtype = sample[f"{name}.shape"], sample[f"{name}.dtype"]
+    array = tensor(sample[name], shape, dtype) if sample[name] else None
+    return sample["key"], array, sample.get(f"{name}_tokens")
+
+
+READERS: dict[str, tuple[Callable[[Path], list[Sample]], Any]] = {
+    "webdataset": (webdataset_samples, of_webdataset),
+    "mds": (mds_samples, of_mds),
+    "hf": (hf_samples, of_hf),
+}
+
+
+def field_args(*names: str) -> list[str]:
+    return [arg for name in names for arg in ("--field", name)]
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_a_mask_can_be_made_of_what_is_written(
+    masked: latentcache.Cache, tmp_path: Path, layout: str
+) -> None:
+    out = tmp_path / "out"
+    export(masked, out, layout, *field_args(*TEXTS))
+    about = json.loads((out / "fields.json").read_text())
+    read, of = READERS[layout]
+    samples = read(out)
+    assert len(samples) == len(masked)
+    for sample in samples:
+        for name in TEXTS:
+            key, states, tokens = of(sample, name)
+            clip = masked[key]
+            if clip["caption"] is None:
+                assert (states, tokens) == (None, None)
+                continue
+            assert tokens == clip[f"{name}_tokens"]
+            assert torch.equal(states, clip[name])
+            own = states[:tokens] if about[name]["side"] == "right" else states[LENGTH - tokens :]
+            assert tokens == len(clip["caption"]) + 1
+            assert own.any(dim=1).all()
+            _, pooled, none = of(sample, f"{name}.pooled")
+            assert torch.equal(pooled, clip[f"{name}.pooled"])
+            assert none is None
+    if layout == "hf":
+        card = (out / "README.md").read_text()
+        assert "`left`: bfloat16, padded on the left: the last `left_tokens` rows" in card
+        assert "`left.pooled`: bfloat16\n" in card
+    assert about["left"] == {"dtype": "bfloat16", "padding": "mask", "side": "left"}
+    assert about["left.pooled"] == {"dtype": "bfloat16", "padding": None, "side": None}
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_an_import_does_not_mind_fields(
+    masked: latentcache.Cache, tmp_path: Path, layout: str
+) -> None:
+    export(masked, tmp_path / "out", layout, *field_args(*TEXTS))
+    again = take_in(layout, tmp_path / "out", tmp_path / "again", masked)
+    assert set(again.keys()) == set(masked.keys())
+    for key in masked.keys():  # noqa: SIM118 - a cache is no dict
+        assert torch.equal(again.stored(key), masked.stored(key))
+
+
+@pytest.mark.parametrize("layout", ["mds", "hf"])
+@pytest.mark.parametrize("name", ["shape", "a_tokens", "dtype"])
+def test_an_array_with_the_name_of_another_s_column_is_refused(
+    tmp_path: Path, layout: str, name: str
+) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4",))
+    own = FieldArray(shape=(2,), dtype="float32")
+    padded = FieldArray(shape=(4, 2), dtype="float32", padding="mask")
+    arrays = {"given": own, "a": padded, name: own}
+    values = {key: torch.ones(array.shape) for key, array in arrays.items()}
+    write_field(cache.storage.url, "given", lambda _: values, arrays=arrays)
+    status = 0 if layout == "mds" and name == "dtype" else 2
+    printed = export(cache, tmp_path / "out", layout, "--field", "given", status=status)
+    assert status == 0 or f"would both be the column given.{name}" in printed
