@@ -29,6 +29,10 @@ from latentcache.storage.folder import Storage
 SPEC = "latent_spec.json"
 #: What the arrays of fields are, and on which side they are padded, beside the data.
 FIELDS = "fields.json"
+#: What stands around an array at most: its names, and the headers of torch.save and of tar.
+ARRAY_BYTES = 4096
+#: What a character of a text takes at most: in UTF-8, and escaped in JSON.
+CHARACTER_BYTES = 4 + 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +57,26 @@ class Clips:
         self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
         for field in self.fields.values():
             refuse_stale(cache, field, self.rows)
-        largest = max(math.prod(bucket.shape) for bucket in cache.buckets.values())
-        self.row_bytes = largest * ITEM_BYTES[cache.spec.dtype] + self._field_bytes()
-        self.groups: list[Sequence[tuple[int, ClipRow]]] = in_groups(
-            list(enumerate(self.rows)), self.row_bytes
-        )
-        self.file_bytes = self.row_bytes * len(self.groups[0])
+        in_bucket = {name: self._bytes_in(name) for name in {row.bucket for row in self.rows}}
+        #: What each row takes in a file at most.
+        self.row_bytes = [in_bucket[row.bucket] + _text_bytes(row) for row in self.rows]
+        self.groups = in_groups(list(enumerate(self.rows)), self.row_bytes)
+        self.file_bytes = max(sum(self.row_bytes[n] for n, _ in group) for group in self.groups)
 
     @property
     def arrays(self) -> dict[str, FieldArray]:
         """The arrays of all fields by their keys."""
         return {key: a for field in self.fields.values() for key, a in field.arrays.items()}
 
-    def _field_bytes(self) -> int:
-        return sum(
-            math.prod(field.shape(array, self.rows[0].bucket)) * ITEM_BYTES[array.dtype]
+    def _bytes_in(self, bucket: str) -> int:
+        """Return what latents and fields of a clip of a bucket take in a file at most."""
+        latents = math.prod(self.cache.buckets[bucket].shape) * ITEM_BYTES[self.cache.spec.dtype]
+        arrays = [
+            math.prod(field.shape(array, bucket)) * ITEM_BYTES[array.dtype]
             for field in self.fields.values()
             for array in field.arrays.values()
-        )
+        ]
+        return latents + sum(arrays) + ARRAY_BYTES * (1 + len(arrays))
 
     def of(self, group: Sequence[tuple[int, ClipRow]]) -> list[tuple[int, ClipRow, torch.Tensor]]:
         """Return the stored samples of a group."""
@@ -96,6 +102,10 @@ class Clips:
         if self.fields:
             files.append(_json_file(FIELDS, {key: _about(a) for key, a in self.arrays.items()}))
         return files
+
+
+def _text_bytes(row: ClipRow) -> int:
+    return CHARACTER_BYTES * sum(map(len, (row.key, row.source, row.caption or "")))
 
 
 def _json_file(name: str, value: Mapping[str, Any]) -> File:

@@ -14,7 +14,7 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.exchange.clips import ClipRow
+from latentcache.exchange.clips import ClipRow, named
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
 from latentcache.exchange.generic import (
@@ -30,6 +30,8 @@ from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 
 INDEX = "index.json"
+#: Offsets in a shard are uint32.
+MAX_BYTES = (1 << 32) - 1
 #: Columns, and how each is written. Those of fields follow, in bytes and JSON.
 _COLUMNS = {"caption": "str", "facts": "json", "key": "str", "latents": "bytes"}
 
@@ -42,6 +44,7 @@ def export(cache: Cache, options: Options) -> Export:
         found += _columns_of(key, array)
     expect_apart(name for name, _ in found)
     columns = dict(sorted(found))
+    _check_sizes(clips)
     names = [f"shard.{number:05d}.mds" for number in range(len(clips.groups))]
     makers = [partial(_shard, clips, columns, group) for group in clips.groups]
     files = [File(name, make) for name, make in zip(names, makers, strict=True)]
@@ -52,6 +55,16 @@ def export(cache: Cache, options: Options) -> Export:
         stanza=_stanza,
         file_bytes=clips.file_bytes,
     )
+
+
+def _check_sizes(clips: Clips) -> None:
+    """Raise ConfigError for clips that no shard holds. Files of several clips are far smaller."""
+    large = [r.key for r, size in zip(clips.rows, clips.row_bytes, strict=True) if size > MAX_BYTES]
+    if large:
+        raise ConfigError(
+            f"{len(large)} clips are too large for a shard of MDS, whose offsets reach to 4 GiB: "
+            f"{named(large)}. Nothing was written. Leave a field out, or export to webdataset."
+        )
 
 
 def _columns_of(key: str, array: FieldArray) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from latentcache.exchange.files import refuse
 from latentcache.storage.folder import Storage
 
-#: A file is about as large.
+#: No file is larger, unless a row by itself is.
 FILE_BYTES = 64 << 20
 #: A tar file is made of such, and ends with some of zeros.
 BLOCK_BYTES = 512
@@ -69,7 +69,14 @@ def read_members(storage: Storage, path: str) -> list[Member]:
     return found
 
 
-def in_groups(rows: Sequence[T], row_bytes: int) -> list[Sequence[T]]:
-    """Return rows in groups, each for one file."""
-    per_file = max(1, FILE_BYTES // max(1, row_bytes))
-    return [rows[first : first + per_file] for first in range(0, len(rows), per_file)]
+def in_groups(rows: Sequence[T], row_bytes: Sequence[int]) -> list[list[T]]:
+    """Return rows in groups, each for one file. row_bytes: what each takes in a file."""
+    groups: list[list[T]] = []
+    left = 0
+    for row, num_bytes in zip(rows, row_bytes, strict=True):
+        if not groups or num_bytes > left:
+            groups.append([])
+            left = FILE_BYTES
+        groups[-1].append(row)
+        left -= num_bytes
+    return groups

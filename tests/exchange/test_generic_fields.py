@@ -12,6 +12,9 @@ import torch
 
 import latentcache
 from latentcache.core.fields import FieldArray
+from latentcache.exchange import mds, tar
+from latentcache.exchange.export import Options
+from latentcache.exchange.layouts import get_layout
 from latentcache.exchange.write_field import write_field
 from tests.tools.exchange import export, make_cache, take_in
 from tests.tools.fields import add, text_field
@@ -118,3 +121,57 @@ def test_an_array_with_the_name_of_another_s_column_is_refused(
     status = 0 if layout == "mds" and name == "dtype" else 2
     printed = export(cache, tmp_path / "out", layout, "--field", "given", status=status)
     assert status == 0 or f"would both be the column given.{name}" in printed
+
+
+@pytest.fixture(scope="module", name="mixed")
+def mixed_fixture(tmp_path_factory: pytest.TempPathFactory) -> latentcache.Cache:
+    """Pictures come first, and then videos whose samples of a field are five times as large."""
+    cache = make_cache(tmp_path_factory.mktemp("mixed"), frames=(1, 5), clips=4)
+    assert min(cache.buckets) == "1x32x48"
+    array = FieldArray(shape=(0,), dtype="uint8", rule="pixels")
+
+    def make(key: str) -> dict[str, Any]:
+        frames, height, width = map(int, cache[key]["bucket"].split("x"))
+        return {"pixels": torch.full((frames, height, width, 3), len(key) % 256)}
+
+    write_field(cache.storage.url, "pixels", make, arrays=array)
+    return latentcache.open_cache(cache.storage.url)
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_files_are_sized_by_the_bucket_of_each_of_their_clips(
+    mixed: latentcache.Cache, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    limit = 200_000
+    monkeypatch.setattr(tar, "FILE_BYTES", limit)
+    what = get_layout(layout).export(mixed, Options(fields=("pixels",)))
+    sizes = [len(file.make()) for file in what.files]
+    assert max(sizes) <= what.file_bytes <= limit
+    assert 4 < len(sizes) < len(mixed) / 4
+    monkeypatch.setattr(tar, "FILE_BYTES", 1)
+    what = get_layout(layout).export(mixed, Options(fields=("pixels",)))
+    assert len(what.files) == len(mixed)
+    assert what.file_bytes > 5 * 32 * 48 * 3
+
+
+def test_mixed_buckets_come_back_from_several_files(
+    mixed: latentcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tar, "FILE_BYTES", 200_000)
+    export(mixed, tmp_path / "out", "mds", "--field", "pixels")
+    assert len(list((tmp_path / "out").glob("*.mds"))) > 4
+    for sample in mds_samples(tmp_path / "out"):
+        key, frames, _ = of_mds(sample, "pixels")
+        assert torch.equal(frames, mixed[key]["pixels"])
+    again = take_in("mds", tmp_path / "out", tmp_path / "again", mixed)
+    assert set(again.keys()) == set(mixed.keys())
+
+
+def test_a_clip_that_offsets_of_mds_do_not_reach_is_refused(
+    mixed: latentcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mds.MAX_BYTES == 2**32 - 1
+    monkeypatch.setattr(mds, "MAX_BYTES", 5 * 32 * 48 * 3)
+    printed = export(mixed, tmp_path / "out", "mds", "--field", "pixels", status=2)
+    assert "12 clips are too large for a shard of MDS" in printed
+    assert not (tmp_path / "out").exists()
