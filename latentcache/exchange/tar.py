@@ -36,9 +36,12 @@ class Member:
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return a tar file of members by name; the same members give the same bytes."""
+    """Return a tar file of members by name; the same members give the same bytes.
+
+    Names of up to 100 bytes are written as USTAR has them; longer ones get a header of PAX.
+    """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)

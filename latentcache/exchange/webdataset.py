@@ -71,10 +71,16 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     for path in names_in(storage, "", ".tar"):
         members = {member.name: member for member in read_members(storage, path)}
         for name, member in members.items():
-            if name.endswith(LATENTS):
+            if _is_sample(name):
                 facts = _facts(storage, members, name.removesuffix(LATENTS), path)
                 records.append(record_of(storage, path, facts, partial(_bytes, storage), member))
     return found_in(storage, spec, "webdataset", records)
+
+
+def _is_sample(name: str) -> bool:
+    """Tell whether a member is a sample's latents. A field's array may be called so: NAME.latents.pth."""
+    _, dot, kind = name.rpartition("/")[2].partition(".")
+    return dot + kind == LATENTS
 
 
 def _facts(storage: Storage, members: dict[str, Member], name: str, path: str) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,39 @@ def test_a_clip_that_offsets_of_mds_do_not_reach_is_refused(
     printed = export(mixed, tmp_path / "out", "mds", "--field", "pixels", status=2)
     assert "12 clips are too large for a shard of MDS" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_arrays_of_any_name_come_out_and_the_latents_back(tmp_path: Path, layout: str) -> None:
+    """One is called as the sample's latents are, and one makes a longer name than USTAR has."""
+    cache = make_cache(tmp_path)
+    field, longest = "f" * 64, "a" * 64
+    array = FieldArray(shape=(3,), dtype="float32")
+    arrays = dict.fromkeys((field, longest, "latents"), array)
+    values = {name: torch.full((3,), float(n)) for n, name in enumerate(arrays)}
+    write_field(cache.storage.url, field, lambda _: values, arrays=arrays)
+    out = tmp_path / "out"
+    export(cache, out, layout, "--field", field)
+    read, of = READERS[layout]
+    samples = read(out)
+    assert len(samples) == len(cache)
+    for sample in samples:
+        for name, value in values.items():
+            _, found, _ = of(sample, field if name == field else f"{field}.{name}")
+            assert torch.equal(found, value)
+    again = take_in(layout, out, tmp_path / "again", cache)
+    assert set(again.keys()) == set(cache.keys())
+    for key in cache.keys():  # noqa: SIM118 - a cache is no dict
+        assert torch.equal(again.stored(key), cache.stored(key))
+
+
+def test_only_long_names_in_a_tar_file_need_more_than_ustar() -> None:
+    data = tar.tar_bytes([("0.latents.pth", b"x"), ("a" * 100, b"y")])
+    ustar = io.BytesIO()
+    with tarfile.open(fileobj=ustar, mode="w", format=tarfile.USTAR_FORMAT) as file:
+        for name in ("0.latents.pth", "a" * 100):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            file.addfile(info, io.BytesIO(b"x" if name[0] == "0" else b"y"))
+    assert data == ustar.getvalue()
+    assert tar.tar_bytes([("a" * 101, b"")]) == tar.tar_bytes([("a" * 101, b"")])
