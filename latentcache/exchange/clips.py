@@ -198,14 +198,15 @@ class Texts:
                 "captions to the corpus, run precompute, then latentcache add-field --update."
             )
         refuse_stale(cache, self._field, rows)
-        long = [] if at_most is None else [r.key for r in rows if self._tokens(r) > at_most]
+        long = [] if at_most is None else [r.key for r in rows if self.num_tokens(r) > at_most]
         if long:
             raise ConfigError(
                 f"--text {name}: {len(long)} clips have texts of more than the {at_most} tokens that the "
                 f"trainer takes: {named(long)}. Nothing was written. Add a field with length: {at_most}."
             )
 
-    def _tokens(self, row: ClipRow) -> int:
+    def num_tokens(self, row: ClipRow) -> int:
+        """Return the number of the text's own tokens, without reading its states."""
         tokens = self._field.rows(row.bucket, row.shard)[row.row].pick(0).tokens[0]
         return self.array.shape[0] if tokens is None else tokens
 

@@ -13,7 +13,7 @@ import torch
 
 from latentcache.core.json_text import OTHER_HEADER, fault_of
 from latentcache.core.lru import Lru
-from latentcache.core.spec import LatentSpec
+from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
@@ -28,6 +28,7 @@ from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.tar import in_groups
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -52,8 +53,10 @@ SCHEMA = pa.schema(
 )
 #: Bytes are read as this, whatever the column of types says.
 DTYPE = "float32"
-#: A file is about as large; one of its row groups is read for each row.
-FILE_BYTES, GROUP_ROWS = 64 << 20, 1
+#: A row group is read for each of its rows.
+GROUP_ROWS = 1
+#: What a row group of one row takes beside latents and texts at most, and a character in UTF-8.
+FACTS_BYTES, CHARACTER_BYTES = 8192, 4
 #: Whole files that an import has in memory.
 MAX_OPEN = 4
 _READ = ("id", "vae_latent_shape", "caption", "file_name", "fps", "media_type")
@@ -77,26 +80,31 @@ def export(cache: Cache, options: Options) -> Export:
             "latentcache add-field, and name it: --text"
         )
     rows = clip_rows(cache, options.bucket)
-    bucket = one_bucket(
-        rows, "FastVideo stacks the rows of a data path, so they must be of one shape"
-    )
+    one_bucket(rows, "FastVideo stacks the rows of a data path, so they must be of one shape")
     refuse_twice(rows, [row.key for row in rows], "FastVideo tells rows apart by their id.")
     texts = Texts(cache, options.text, rows)
     latents = Latents(cache, posterior="mode", normalise=False, dtype=DTYPE)
-    size = 4 * math.prod(cache.buckets[bucket.name].shape)
-    per_file = max(1, FILE_BYTES // size)
-    groups = [rows[first : first + per_file] for first in range(0, len(rows), per_file)]
+    shape = latents(rows[0]).shape
+    row_bytes = [_row_bytes(shape, texts, row) for row in rows]
+    groups = in_groups(list(enumerate(rows)), row_bytes)
     files = [
-        File(f"data-{number:06d}.parquet", partial(_file, latents, texts, group))
+        File(
+            f"data-{number:06d}.parquet", partial(_file, latents, texts, [row for _, row in group])
+        )
         for number, group in enumerate(groups)
     ]
-    t = latents(rows[0]).shape[1]
     return Export(
         files=files,
-        stanza=partial(_stanza, t),
-        file_bytes=size * min(per_file, len(rows)),
+        stanza=partial(_stanza, shape[1]),
+        file_bytes=max(sum(row_bytes[n] for n, _ in group) for group in groups),
         notes=["where FastVideo has read this folder before, remove its map_style_cache/"],
     )
+
+
+def _row_bytes(shape: Sequence[int], texts: Texts, row: ClipRow) -> int:
+    """Return what a row takes in a file: latents of a shape [C, t, h, w], text states, and facts."""
+    values = math.prod(shape) + texts.num_tokens(row) * texts.array.shape[1]
+    return values * ITEM_BYTES[DTYPE] + CHARACTER_BYTES * len(row.caption or "") + FACTS_BYTES
 
 
 def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
@@ -24,13 +27,26 @@ from latentcache.storage.folder import Storage
 
 #: What the latents are: a LatentSpec in JSON, beside the data.
 SPEC = "latent_spec.json"
+#: What the arrays of fields are, and on which side they are padded, beside the data.
+FIELDS = "fields.json"
+#: What stands around an array at most: its names, and the headers of torch.save and of tar.
+ARRAY_BYTES = 4096
+#: What a character of a text takes at most: in UTF-8, and escaped in JSON.
+CHARACTER_BYTES = 4 + 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSample:
+    """A clip's array of a field, padding included. tokens: its rows that are not padding, or None."""
+
+    array: torch.Tensor
+    tokens: int | None = None
 
 
 class Clips:
     """Stored samples of a cache in groups for files, with the fields that were asked for."""
 
-    def __init__(self, cache: Cache, options: Options, columns: Collection[str] = ()) -> None:
-        """columns: that the form has beside those of fields, which are `NAME` and `NAME.shape`."""
+    def __init__(self, cache: Cache, options: Options) -> None:
         if options.dtype is not None:
             raise ConfigError(
                 "--dtype: this form holds what is stored, in its own type. Leave it out."
@@ -39,52 +55,81 @@ class Clips:
         self.rows = clip_rows(cache, options.bucket)
         names = [*([options.text] if options.text else []), *options.fields]
         self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
-        self._check_columns(columns)
         for field in self.fields.values():
             refuse_stale(cache, field, self.rows)
-        largest = max(math.prod(bucket.shape) for bucket in cache.buckets.values())
-        self.row_bytes = largest * ITEM_BYTES[cache.spec.dtype] + self._field_bytes()
-        self.groups: list[Sequence[tuple[int, ClipRow]]] = in_groups(
-            list(enumerate(self.rows)), self.row_bytes
-        )
-        self.file_bytes = self.row_bytes * len(self.groups[0])
+        in_bucket = {name: self._bytes_in(name) for name in {row.bucket for row in self.rows}}
+        #: What each row takes in a file at most.
+        self.row_bytes = [in_bucket[row.bucket] + _text_bytes(row) for row in self.rows]
+        self.groups = in_groups(list(enumerate(self.rows)), self.row_bytes)
+        self.file_bytes = max(sum(self.row_bytes[n] for n, _ in group) for group in self.groups)
 
-    def _check_columns(self, columns: Collection[str]) -> None:
-        keys = [key for field in self.fields.values() for key in field.arrays]
-        taken = {*columns, *(f"{key}.shape" for key in keys)} if columns else set()
-        if twice := sorted(taken.intersection(keys)):
-            raise ConfigError(
-                f"a field's array and something else would both be the column {', '.join(twice)}. Nothing "
-                "was written. Leave the field out, or export to webdataset."
-            )
+    @property
+    def arrays(self) -> dict[str, FieldArray]:
+        """The arrays of all fields by their keys."""
+        return {key: a for field in self.fields.values() for key, a in field.arrays.items()}
 
-    def _field_bytes(self) -> int:
-        return sum(
-            math.prod(field.shape(array, self.rows[0].bucket)) * ITEM_BYTES[array.dtype]
+    def _bytes_in(self, bucket: str) -> int:
+        """Return what latents and fields of a clip of a bucket take in a file at most."""
+        latents = math.prod(self.cache.buckets[bucket].shape) * ITEM_BYTES[self.cache.spec.dtype]
+        arrays = [
+            math.prod(field.shape(array, bucket)) * ITEM_BYTES[array.dtype]
             for field in self.fields.values()
             for array in field.arrays.values()
-        )
+        ]
+        return latents + sum(arrays) + ARRAY_BYTES * (1 + len(arrays))
 
     def of(self, group: Sequence[tuple[int, ClipRow]]) -> list[tuple[int, ClipRow, torch.Tensor]]:
         """Return the stored samples of a group."""
         samples = self.cache.stored_samples([row.number for _, row in group])
         return [(n, row, s["latents"]) for (n, row), s in zip(group, samples, strict=True)]
 
-    def arrays(self, row: ClipRow, stored: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return a clip's fields by key; none of a field that has nothing of it."""
-        found: dict[str, torch.Tensor] = {}
+    def samples(self, row: ClipRow, stored: torch.Tensor) -> dict[str, FieldSample]:
+        """Return a clip's arrays of fields by key; none of a field that has nothing of it."""
+        found: dict[str, FieldSample] = {}
         for name, field in self.fields.items():
             if field.is_view:
-                found[name] = field.view(stored).contiguous()
+                found[name] = FieldSample(array=field.view(stored).contiguous())
             elif field.rows(row.bucket, row.shard).get(row.row) is not None:
                 sample = field.sample(row.bucket, row.shard, row.row)
-                found |= {key: sample[key] for key in field.arrays}
+                for key in field.arrays:
+                    tokens = sample.get(tokens_key(key))
+                    found[key] = FieldSample(array=sample[key], tokens=tokens)
         return found
 
-    def spec_file(self) -> File:
-        """Return the file that says what the latents are."""
-        data = json.dumps(self.cache.spec.to_json(), indent=1, sort_keys=True).encode()
-        return File(SPEC, lambda: data)
+    def about(self) -> list[File]:
+        """Return the files that say what the latents are, and what the arrays of fields are."""
+        files = [_json_file(SPEC, self.cache.spec.to_json())]
+        if self.fields:
+            files.append(_json_file(FIELDS, {key: _about(a) for key, a in self.arrays.items()}))
+        return files
+
+
+def _text_bytes(row: ClipRow) -> int:
+    return CHARACTER_BYTES * sum(map(len, (row.key, row.source, row.caption or "")))
+
+
+def _json_file(name: str, value: Mapping[str, Any]) -> File:
+    data = json.dumps(value, indent=1, sort_keys=True).encode()
+    return File(name, lambda: data)
+
+
+def _about(array: FieldArray) -> dict[str, Any]:
+    side = array.side if array.padding else None
+    return {"dtype": array.dtype, "padding": array.padding, "side": side}
+
+
+def tokens_key(key: str) -> str:
+    """Return the name of the number of an array's rows that are not padding."""
+    return f"{key}_tokens"
+
+
+def expect_apart(columns: Iterable[str]) -> None:
+    """Raise ConfigError if a column of a field has the name of another one."""
+    if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
+        raise ConfigError(
+            f"a field's array and something else would both be the column {', '.join(twice)}. Nothing "
+            "was written. Leave the field out, or export to webdataset."
+        )
 
 
 def facts_of(row: ClipRow, stored: torch.Tensor) -> dict[str, Any]:

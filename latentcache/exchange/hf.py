@@ -9,12 +9,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, names_in, refuse
-from latentcache.exchange.generic import SPEC, Clips, facts_of, found_in, record_of
+from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
+from latentcache.exchange.generic import (
+    FIELDS,
+    SPEC,
+    Clips,
+    expect_apart,
+    facts_of,
+    found_in,
+    record_of,
+    tokens_key,
+)
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
@@ -44,10 +54,10 @@ MAX_OPEN = 4
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as a data set. Raises ConfigError for fields that are not there."""
-    clips = Clips(cache, options, SCHEMA.names)
-    fields = [pa.field(key, pa.binary()) for f in clips.fields.values() for key in f.arrays]
-    shapes = [pa.field(f"{field.name}.shape", pa.list_(pa.int64())) for field in fields]
-    schema = pa.schema([*SCHEMA, *fields, *shapes])
+    clips = Clips(cache, options)
+    fields = [field for key, array in clips.arrays.items() for field in _columns_of(key, array)]
+    schema = pa.schema([*SCHEMA, *fields])
+    expect_apart(schema.names)
     num = len(clips.groups)
     files = [
         File(f"data/train-{n:05d}-of-{num:05d}.parquet", partial(_file, clips, schema, group))
@@ -56,18 +66,33 @@ def export(cache: Cache, options: Options) -> Export:
     card = _card(cache, clips).encode()
     return Export(
         files=files,
-        last=[clips.spec_file(), File(CARD, lambda: card)],
+        last=[*clips.about(), File(CARD, lambda: card)],
         stanza=_stanza,
         file_bytes=clips.file_bytes,
     )
+
+
+def _columns_of(key: str, array: FieldArray) -> list[pa.Field]:
+    tokens = [pa.field(tokens_key(key), pa.int64())] if array.padding else []
+    return [
+        pa.field(key, pa.binary()),
+        pa.field(f"{key}.shape", pa.list_(pa.int64())),
+        pa.field(f"{key}.dtype", pa.string()),
+        *tokens,
+    ]
 
 
 def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]]) -> bytes:
     rows = []
     for _, row, stored in clips.of(group):
         values: dict[str, Any] = {**facts_of(row, stored), "latents": array_of(stored).tobytes()}
-        for key, tensor in clips.arrays(row, stored).items():
-            values |= {key: array_of(tensor).tobytes(), f"{key}.shape": list(tensor.shape)}
+        for key, sample in clips.samples(row, stored).items():
+            values |= {
+                key: array_of(sample.array).tobytes(),
+                f"{key}.shape": list(sample.array.shape),
+                f"{key}.dtype": dtype_name(sample.array),
+                tokens_key(key): sample.tokens,
+            }
         rows.append(values)
     return parquet_bytes(pa.Table.from_pylist(rows, schema=schema), GROUP_ROWS)
 
@@ -89,6 +114,27 @@ def _card(cache: Cache, clips: Clips) -> str:
         f"normalised. `{SPEC}` says what they are, the normaliser too. `latentcache import hf` "
         f"makes a cache of "
         "them again.\n"
+        f"{_fields_text(clips)}"
+    )
+
+
+def _fields_text(clips: Clips) -> str:
+    if not clips.fields:
+        return ""
+    lines = "".join(f"- {_about_array(key, array)}\n" for key, array in clips.arrays.items())
+    return (
+        "\nFields, null for clips that have none; `NAME` are bytes in C order, of `NAME.shape` and "
+        f"`NAME.dtype`:\n\n{lines}\n`{FIELDS}` says the same of them.\n"
+    )
+
+
+def _about_array(key: str, array: FieldArray) -> str:
+    if array.padding is None:
+        return f"`{key}`: {array.dtype}"
+    which = "last" if array.side == "left" else "first"
+    return (
+        f"`{key}`: {array.dtype}, padded on the {array.side}: the {which} `{tokens_key(key)}` rows are not "
+        "padding"
     )
 
 

@@ -10,43 +10,66 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError, CorpusError
-from latentcache.exchange.clips import ClipRow
+from latentcache.exchange.clips import ClipRow, named
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, names_in, refuse
-from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
+from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
+from latentcache.exchange.generic import (
+    Clips,
+    expect_apart,
+    facts_of,
+    found_in,
+    record_of,
+    tokens_key,
+)
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 
 INDEX = "index.json"
+#: Offsets in a shard are uint32.
+MAX_BYTES = (1 << 32) - 1
 #: Columns, and how each is written. Those of fields follow, in bytes and JSON.
 _COLUMNS = {"caption": "str", "facts": "json", "key": "str", "latents": "bytes"}
 
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as an MDS folder. Raises ConfigError for fields that are not there."""
-    clips = Clips(cache, options, _COLUMNS)
-    columns = dict(_COLUMNS)
-    for field in clips.fields.values():
-        columns |= {name: kind for key in field.arrays for name, kind in _of_array(key).items()}
-    columns = dict(sorted(columns.items()))
+    clips = Clips(cache, options)
+    found = [*_COLUMNS.items()]
+    for key, array in clips.arrays.items():
+        found += _columns_of(key, array)
+    expect_apart(name for name, _ in found)
+    columns = dict(sorted(found))
+    _check_sizes(clips)
     names = [f"shard.{number:05d}.mds" for number in range(len(clips.groups))]
     makers = [partial(_shard, clips, columns, group) for group in clips.groups]
     files = [File(name, make) for name, make in zip(names, makers, strict=True)]
     return Export(
         files=files,
-        last=[clips.spec_file()],
+        last=clips.about(),
         finish=partial(_index, columns, names, [len(group) for group in clips.groups]),
         stanza=_stanza,
         file_bytes=clips.file_bytes,
     )
 
 
-def _of_array(key: str) -> dict[str, str]:
-    return {key: "bytes", f"{key}.shape": "json"}
+def _check_sizes(clips: Clips) -> None:
+    """Raise ConfigError for clips that no shard holds. Files of several clips are far smaller."""
+    large = [r.key for r, size in zip(clips.rows, clips.row_bytes, strict=True) if size > MAX_BYTES]
+    if large:
+        raise ConfigError(
+            f"{len(large)} clips are too large for a shard of MDS, whose offsets reach to 4 GiB: "
+            f"{named(large)}. Nothing was written. Leave a field out, or export to webdataset."
+        )
+
+
+def _columns_of(key: str, array: FieldArray) -> list[tuple[str, str]]:
+    tokens = [(tokens_key(key), "json")] if array.padding else []
+    return [(key, "bytes"), (f"{key}.shape", "json"), *tokens]
 
 
 def config_of(columns: Mapping[str, str]) -> dict[str, Any]:
@@ -80,9 +103,13 @@ def _sample(clips: Clips, columns: Mapping[str, str], row: ClipRow, stored: Any)
         "key": row.key.encode(),
         "latents": array_of(stored).tobytes(),
     }
-    for key, tensor in clips.arrays(row, stored).items():
-        shape = [*tensor.shape, str(tensor.dtype).removeprefix("torch.")]
-        values |= {key: array_of(tensor).tobytes(), f"{key}.shape": json.dumps(shape).encode()}
+    for key, sample in clips.samples(row, stored).items():
+        shape = [*sample.array.shape, dtype_name(sample.array)]
+        values |= {
+            key: array_of(sample.array).tobytes(),
+            f"{key}.shape": json.dumps(shape).encode(),
+            tokens_key(key): json.dumps(sample.tokens).encode(),
+        }
     parts = [values.get(name, b"null" if kind == "json" else b"") for name, kind in columns.items()]
     return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
 

@@ -46,7 +46,7 @@ def export(cache: Cache, options: Options) -> Export:
     texts = Texts(cache, options.text, rows, at_most=TOKENS)
     latents = Latents(cache, posterior="mode", normalise=True, dtype=DTYPE)
     row_bytes = 2 * math.prod(cache.buckets[bucket.name].shape) + 2 * TOKENS * texts.array.shape[1]
-    groups = in_groups(list(enumerate(rows)), row_bytes)
+    groups = in_groups(list(enumerate(rows)), [row_bytes] * len(rows))
     files = [
         File(f"shard_{number:06d}.tar", partial(_file, latents, texts, group))
         for number, group in enumerate(groups)

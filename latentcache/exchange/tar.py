@@ -11,7 +11,7 @@ from typing import TypeVar
 from latentcache.exchange.files import refuse
 from latentcache.storage.folder import Storage
 
-#: A file is about as large.
+#: No file is larger, unless a row by itself is.
 FILE_BYTES = 64 << 20
 #: A tar file is made of such, and ends with some of zeros.
 BLOCK_BYTES = 512
@@ -36,9 +36,12 @@ class Member:
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return a tar file of members by name; the same members give the same bytes."""
+    """Return a tar file of members by name; the same members give the same bytes.
+
+    Names of up to 100 bytes are written as USTAR has them; longer ones get a header of PAX.
+    """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -69,7 +72,14 @@ def read_members(storage: Storage, path: str) -> list[Member]:
     return found
 
 
-def in_groups(rows: Sequence[T], row_bytes: int) -> list[Sequence[T]]:
-    """Return rows in groups, each for one file."""
-    per_file = max(1, FILE_BYTES // max(1, row_bytes))
-    return [rows[first : first + per_file] for first in range(0, len(rows), per_file)]
+def in_groups(rows: Sequence[T], row_bytes: Sequence[int]) -> list[list[T]]:
+    """Return rows in groups, each for one file. row_bytes: what each takes in a file."""
+    groups: list[list[T]] = []
+    left = 0
+    for row, num_bytes in zip(rows, row_bytes, strict=True):
+        if not groups or num_bytes > left:
+            groups.append([])
+            left = FILE_BYTES
+        groups[-1].append(row)
+        left -= num_bytes
+    return groups

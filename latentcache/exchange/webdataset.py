@@ -12,7 +12,7 @@ from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, names_in, refuse, torch_bytes
-from latentcache.exchange.generic import Clips, facts_of, found_in, record_of
+from latentcache.exchange.generic import Clips, facts_of, found_in, record_of, tokens_key
 from latentcache.exchange.rcm import tensor_in
 from latentcache.exchange.records import Found
 from latentcache.exchange.tar import Member, read_members, tar_bytes
@@ -34,7 +34,7 @@ def export(cache: Cache, options: Options) -> Export:
     )
     return Export(
         files=files,
-        last=[clips.spec_file()],
+        last=clips.about(),
         stanza=partial(_stanza, pattern),
         file_bytes=clips.file_bytes,
     )
@@ -48,9 +48,12 @@ def _members(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> Iterator[tup
     for number, row, stored in clips.of(group):
         name = f"{number:09d}"
         yield name + LATENTS, torch_bytes(stored)
-        for key, tensor in clips.arrays(row, stored).items():
-            yield f"{name}.{key}.pth", torch_bytes(tensor)
-        yield name + FACTS, json.dumps(facts_of(row, stored)).encode()
+        facts = facts_of(row, stored)
+        for key, sample in clips.samples(row, stored).items():
+            yield f"{name}.{key}.pth", torch_bytes(sample.array)
+            if sample.tokens is not None:
+                facts[tokens_key(key)] = sample.tokens
+        yield name + FACTS, json.dumps(facts).encode()
         yield name + CAPTION, (row.caption or "").encode()
 
 
@@ -68,10 +71,16 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     for path in names_in(storage, "", ".tar"):
         members = {member.name: member for member in read_members(storage, path)}
         for name, member in members.items():
-            if name.endswith(LATENTS):
+            if _is_sample(name):
                 facts = _facts(storage, members, name.removesuffix(LATENTS), path)
                 records.append(record_of(storage, path, facts, partial(_bytes, storage), member))
     return found_in(storage, spec, "webdataset", records)
+
+
+def _is_sample(name: str) -> bool:
+    """Tell whether a member is a sample's latents. A field's array may be called so: NAME.latents.pth."""
+    _, dot, kind = name.rpartition("/")[2].partition(".")
+    return dot + kind == LATENTS
 
 
 def _facts(storage: Storage, members: dict[str, Member], name: str, path: str) -> Any:

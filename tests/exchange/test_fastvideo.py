@@ -12,8 +12,12 @@ import pytest
 import torch
 
 import latentcache
+from latentcache.exchange import tar
+from latentcache.exchange.export import Options
+from latentcache.exchange.layouts import get_layout
 from tests.tools.encoders.hashed_text import states
 from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+from tests.tools.fields import add, text_field
 
 
 def read(root: Path) -> dict[str, dict[str, Any]]:
@@ -115,6 +119,24 @@ def test_a_file_of_another_schema_and_a_half_one_are_refused(
     printed = run("import", "fastvideo", source, tmp_path / "n", "--like", like, status=2)
     assert "is no whole Parquet file" in printed
     assert printed.count("\n") == 1
+
+
+def test_files_are_sized_by_latents_and_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of one to 2001 tokens, of which the longest takes more than the latents of all."""
+    names = tuple(f"{n}.mp4" for n in range(6))
+    captions = [*("a" * 2000, "b" * 2000, "c" * 2000), None, "e", "f"]
+    cache = make_cache(tmp_path, names=names, captions=captions)
+    add(cache, long=text_field(length=4096, missing="empty"))
+    cache = latentcache.open_cache(cache.storage.url)
+    monkeypatch.setattr(tar, "FILE_BYTES", 150_000)
+    what = get_layout("fastvideo").export(cache, Options(text="long"))
+    tables = [pq.read_table(pa.BufferReader(file.make())) for file in what.files]
+    assert [table.num_rows for table in tables] == [1, 1, 4]
+    assert max(table.nbytes for table in tables) <= what.file_bytes <= 150_000
+    found = [key for table in tables for key in table["id"].to_pylist()]
+    assert sorted(found) == sorted(cache.keys())
 
 
 def test_ids_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
-import struct
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -24,32 +19,11 @@ from latentcache.format.manifest import read_manifest
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, run_inline
 from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+from tests.tools.forms import Sample, hf_samples, mds_samples, tensor, webdataset_samples
 from tests.tools.videos import moving_pattern, write_video
-
-Sample = dict[str, Any]
-
-
-def tensor(data: bytes, shape: list[int], dtype: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).view(shape)
 
 
 def read_webdataset(root: Path) -> list[Sample]:
-    """A sample is the files of one name up to its first dot."""
-    found: dict[str, Sample] = {}
-    for path in sorted(root.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for member in tar:
-                name, _, kind = member.name.partition(".")
-                file = tar.extractfile(member)
-                assert file is not None
-                data = file.read()
-                found.setdefault(name, {})[kind] = (
-                    torch.load(io.BytesIO(data), weights_only=True)
-                    if kind.endswith("pth")
-                    else json.loads(data)
-                    if kind == "json"
-                    else data.decode()
-                )
     return [
         {
             "key": s["json"]["key"],
@@ -57,44 +31,27 @@ def read_webdataset(root: Path) -> list[Sample]:
             "umt5": s["umt5.pth"],
             "caption": s["txt"],
         }
-        for s in found.values()
+        for s in webdataset_samples(root)
     ]
 
 
 def read_mds(root: Path) -> list[Sample]:
-    """A shard: uint32 count, count + 1 offsets, JSON; a sample: a uint32 size per column, the columns."""
     found = []
-    for shard in json.loads((root / "index.json").read_text())["shards"]:
-        data = (root / shard["raw_data"]["basename"]).read_bytes()
-        assert len(data) == shard["raw_data"]["bytes"]
-        (count,) = struct.unpack_from("<I", data)
-        assert count == shard["samples"]
-        offsets = np.frombuffer(data, "<u4", count + 1, 4).tolist()
-        assert offsets[-1] == len(data)
-        for start in offsets[:-1]:
-            sizes = np.frombuffer(data, "<u4", len(shard["column_names"]), start)
-            ends = start + sizes.nbytes + np.cumsum(sizes)
-            values = {
-                name: data[end - size : end]
-                for name, end, size in zip(shard["column_names"], ends, sizes, strict=True)
+    for values in mds_samples(root):
+        facts = values["facts"]
+        *shape, dtype = values["umt5.shape"]
+        found.append(
+            {
+                "key": values["key"],
+                "latents": tensor(values["latents"], facts["shape"], facts["dtype"]),
+                "umt5": tensor(values["umt5"], shape, dtype),
+                "caption": values["caption"],
             }
-            facts = json.loads(values["facts"])
-            *shape, dtype = json.loads(values["umt5.shape"])
-            found.append(
-                {
-                    "key": values["key"].decode(),
-                    "latents": tensor(values["latents"], facts["shape"], facts["dtype"]),
-                    "umt5": tensor(values["umt5"], shape, dtype),
-                    "caption": values["caption"].decode(),
-                }
-            )
+        )
     return found
 
 
 def read_hf(root: Path) -> list[Sample]:
-    rows = [
-        row for path in sorted(root.glob("data/train-*")) for row in pq.read_table(path).to_pylist()
-    ]
     return [
         {
             "key": row["key"],
@@ -102,7 +59,7 @@ def read_hf(root: Path) -> list[Sample]:
             "umt5": tensor(row["umt5"], row["umt5.shape"], "bfloat16"),
             "caption": row["caption"] or "",
         }
-        for row in rows
+        for row in hf_samples(root)
     ]
 
 
