@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ def redraw(num_lines: int) -> None:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Print through `Output` inside."""
+    """Print through `Output` inside; what a stream's encoding does not have is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     out, err = Output(sys.stdout), Output(sys.stderr, draws=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield

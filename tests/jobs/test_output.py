@@ -55,6 +55,18 @@ def test_a_jobs_prints_and_logs_go_through_it(
     assert "hush" not in err
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_an_encoding_does_not_have_is_shown_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, stream: str
+) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(data, encoding, write_through=True))
+    with safe_output():
+        print("動画.mp4 █", file=getattr(sys, stream))
+    assert data.getvalue() == rb"\u52d5\u753b.mp4 \u2588" + b"\n"
+
+
 def test_bars_and_screens_are_drawn() -> None:
     err = io.StringIO()
     stream = Output(err, draws=True)
