@@ -74,10 +74,13 @@ def print_error(error: LatentCacheError) -> None:
     print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
-def storage_options(overrides: Sequence[str], *, others: bool = False) -> dict[str, Any]:
+def storage_options(
+    overrides: Sequence[str], *, others: bool = False, fields: bool = False
+) -> dict[str, Any]:
     """Return the options of the cache's storage among overrides.
 
-    others: whether the job has a use for the other ones. Raises ConfigError.
+    others: whether the job has a use for the other ones, and fields: for those of fields, too. Raises
+    ConfigError.
     """
     for override in overrides:
         key = override.partition("=")[0]
@@ -88,6 +91,8 @@ def storage_options(overrides: Sequence[str], *, others: bool = False) -> dict[s
                 f"{key}: this job only reads what is stored, so nothing but {OPTIONS} can differ here. "
                 "Leave it out."
             )
+        if not fields and key.partition(".")[0] == "fields":
+            raise ConfigError(f"{key}: this job takes no settings of fields. Leave it out.")
     found = apply_overrides({}, overrides).get("cache", {}).get("storage_options", {})
     if not isinstance(found, dict):
         raise ConfigError(f"{OPTIONS}: should be a section with keys")

@@ -43,15 +43,20 @@ _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return URLs, and overrides of storage options. Raises ConfigError for other overrides."""
-    names = tuple(f"{name}{end}" for name in (_TARGET, _SOURCE) for end in (".", "="))
     overrides = [word for word in words if is_override(word)]
-    for override in overrides:
-        if not override.startswith(names):
+    check_overrides(overrides)
+    return [word for word in words if word not in overrides], overrides
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is no override of storage options."""
+    names = tuple(f"{name}{end}" for name in (_TARGET, _SOURCE) for end in (".", "="))
+    for word in words:
+        if not word.startswith(names):
             raise ConfigError(
-                f"{override.partition('=')[0]}: this job copies what is stored, so nothing but "
+                f"{word.partition('=')[0]}: this job copies what is stored, so nothing but "
                 f"{_TARGET} and {_SOURCE} can differ here. Leave it out."
             )
-    return [word for word in words if word not in overrides], overrides
 
 
 def derive(

@@ -81,6 +81,27 @@ def test_what_a_job_has_no_use_for_is_refused(job: str, tmp_path: Path) -> None:
     assert "run.workers: this job only reads what is stored" in printed
 
 
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("add_field", ["fields.yaml"]),
+        ("preview", []),
+        ("report", []),
+        ("verify", ["--sample", "1"]),
+    ],
+)
+def test_settings_of_fields_are_refused_where_no_field_is_made_of_them(
+    job: str, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "fields.yaml").write_text("{a: {kind: view}}")
+    words = [str(tmp_path / word) if word.endswith("yaml") else word for word in words]
+    status, printed = run_inline(job, tmp_path, *words, "fields.a.text.length=5")
+    assert (status, "fields.a.text.length: this job takes no settings of fields" in printed) == (
+        2,
+        True,
+    ), printed
+
+
 def test_storage_options_are_told_from_other_overrides() -> None:
     overrides = ["cache.storage_options.a.b=1", "run.workers=2", "cache.storage_options.c=no-x"]
     assert cli.storage_options(overrides, others=True) == {"a": {"b": 1}, "c": "no-x"}
