@@ -82,10 +82,11 @@ def storage_options(
     others: whether the job has a use for the other ones, and fields: for those of fields, too. Raises
     ConfigError.
     """
+    section = _section(apply_overrides({}, overrides).get("cache", {}), "cache")
+    if "url" in section:
+        raise ConfigError("cache.url: the cache is the first argument; give its URL there.")
     for override in overrides:
         key = override.partition("=")[0]
-        if key == "cache.url":
-            raise ConfigError("cache.url: the cache is the first argument; give its URL there.")
         if not others and key != OPTIONS and not key.startswith(f"{OPTIONS}."):
             raise ConfigError(
                 f"{key}: this job only reads what is stored, so nothing but {OPTIONS} can differ here. "
@@ -93,10 +94,19 @@ def storage_options(
             )
         if not fields and key.partition(".")[0] == "fields":
             raise ConfigError(f"{key}: this job takes no settings of fields. Leave it out.")
-    found = apply_overrides({}, overrides).get("cache", {}).get("storage_options", {})
-    if not isinstance(found, dict):
-        raise ConfigError(f"{OPTIONS}: should be a section with keys")
-    return found
+    return options_in(overrides, "cache", {})
+
+
+def options_in(overrides: Sequence[str], name: str, default: dict[str, Any]) -> dict[str, Any]:
+    """Return the storage options among overrides of a section, or `default`. Raises ConfigError."""
+    section = _section(apply_overrides({}, overrides).get(name, {}), name)
+    return _section(section.get("storage_options", default), f"{name}.storage_options")
+
+
+def _section(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: should be a section with keys")
+    return value
 
 
 def stored_config(

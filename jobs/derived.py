@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latentcache.config.files import apply_overrides
 from latentcache.copying.field_choice import FieldChoice, choose_fields
 from latentcache.copying.gather import (
     Gathered,
@@ -34,7 +33,7 @@ from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
 
-from .cli import OK, copying_config, is_override
+from .cli import OK, copying_config, is_override, options_in
 from .progress import copy_missing, print_left_out
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
@@ -134,10 +133,9 @@ def _place(url: str) -> str:
 
 
 def options_of(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the storage options of the new cache, and of those to copy from."""
-    found = apply_overrides({}, overrides)
-    target = found.get("cache", {}).get("storage_options", {})
-    return target, found.get("corpus", {}).get("storage_options", target)
+    """Return the storage options of the new cache, and of those to copy from. Raises ConfigError."""
+    target = options_in(overrides, "cache", {})
+    return target, options_in(overrides, "corpus", target)
 
 
 def _open(url: str, options: Mapping[str, Any], overrides: Sequence[str]) -> PlannedCache:

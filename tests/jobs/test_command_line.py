@@ -109,6 +109,41 @@ def test_storage_options_are_told_from_other_overrides() -> None:
         cli.storage_options(["cache.storage_options=hunter22"])
 
 
+@pytest.mark.parametrize("value", ["5", "", "[a]"])
+@pytest.mark.parametrize("section", ["cache", "corpus"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["copy", "a", "b"],
+        ["merge", "a", "b", "-o", "c"],
+        ["export", "a", "b", "--to", "hf"],
+        ["import", "hf", "a", "b", "--like", "c"],
+    ],
+)
+def test_storage_options_that_are_no_section_are_refused_by_jobs_that_copy(
+    command: list[str], section: str, value: str
+) -> None:
+    override = f"{section}.storage_options={value}"
+    job, *words = command
+    words = [*words[:2], override, *words[2:]] if job == "merge" else [*words, override]
+    status, printed = run_inline(job, *words)
+    says = f"ConfigError: {section}.storage_options: should be a section with keys\n"
+    assert (status, printed) == (2, says)
+
+
+@pytest.mark.parametrize("job", [*READERS, "preview", "report", "resume"])
+def test_null_is_no_storage_options_in_any_job(job: str, tmp_path: Path) -> None:
+    status, printed = run_inline(job, tmp_path, "cache.storage_options=")
+    assert (status, "cache.storage_options: should be a section" in printed) == (2, True), printed
+
+
+def test_a_section_given_as_a_whole_is_one() -> None:
+    with pytest.raises(ConfigError, match=r"^cache: should be a section with keys$"):
+        cli.storage_options(["cache=5"], others=True)
+    with pytest.raises(ConfigError, match=r"^cache\.url: the cache is the first argument"):
+        cli.storage_options(["cache={url: elsewhere}"], others=True)
+
+
 @pytest.mark.parametrize(
     ("word", "override"),
     [("encoder.model=x", True), ("a.mp4#0", False), ("a=b.mp4#0", False), ("data.x=1.mp4", False)],
