@@ -102,6 +102,21 @@ def test_settings_of_fields_are_refused_where_no_field_is_made_of_them(
     ), printed
 
 
+@pytest.mark.parametrize(
+    ("job", "words", "says"),
+    [
+        ("report", ["-o", ""], "-o '' is a folder"),
+        ("report", ["-o", "."], "-o '.' is a folder"),
+        ("verify", ["--sample", "1", "--seed", "-1"], "--seed is at least 0, not -1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_cache_is_looked_at(
+    job: str, words: list[str], says: str
+) -> None:
+    status, printed = run_inline(job, "nowhere", *words)
+    assert (status, says in printed) == (2, True), printed
+
+
 def test_storage_options_are_told_from_other_overrides() -> None:
     overrides = ["cache.storage_options.a.b=1", "run.workers=2", "cache.storage_options.c=no-x"]
     assert cli.storage_options(overrides, others=True) == {"a": {"b": 1}, "c": "no-x"}
