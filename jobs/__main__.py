@@ -10,6 +10,7 @@ from latentcache import __version__
 from latentcache.errors import did_you_mean
 
 from .interrupts import INTERRUPTED
+from .output import open_streams
 from .parsers import PARSERS
 from .waiting import Waiting
 
@@ -56,6 +57,7 @@ def main_of(job: str) -> Callable[[], int]:
 
 def main() -> int:
     """Run the job that the first argument names; returns its exit status."""
+    open_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in JOBS:
         sys.argv = [f"latentcache {name}", *sys.argv[2:]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from latentcache.redaction import printable
 
 from .interrupts import INTERRUPTED as INTERRUPTED
 from .interrupts import watch_interrupts
-from .output import safe_output
+from .output import OutputError, drop_unwritten, open_streams, safe_output
 from .parsers import DEVICES as DEVICES
 from .parsers import OPTIONS, Parser
 from .parsers import WRONG_INPUT as WRONG_INPUT
@@ -29,8 +31,11 @@ OK, OTHER, SOME_FAILED = 0, 1, 3
 
 def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     """Run a job; what it raises becomes one message and an exit status."""
+    open_streams()
     with safe_output():
-        return _run_job(job, parser)
+        status = _run_job(job, parser)
+        drop_unwritten()
+        return status
 
 
 def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
@@ -41,11 +46,16 @@ def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
         _log_to_stderr()
     try:
         status = job(args)
+        sys.stdout.flush()
         return OK if status == SOME_FAILED and getattr(args, "allow_failures", False) else status
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
+        return OTHER
+    except OutputError as error:
+        with contextlib.suppress(OSError):
+            print(f"The output cannot be written: {error.strerror}.", file=sys.stderr)
         return OTHER
     except LatentCacheError as error:
         print_error(error)
@@ -74,24 +84,39 @@ def print_error(error: LatentCacheError) -> None:
     print("\n".join(map(printable, lines)), file=sys.stderr)
 
 
-def storage_options(overrides: Sequence[str], *, others: bool = False) -> dict[str, Any]:
+def storage_options(
+    overrides: Sequence[str], *, others: bool = False, fields: bool = False
+) -> dict[str, Any]:
     """Return the options of the cache's storage among overrides.
 
-    others: whether the job has a use for the other ones. Raises ConfigError.
+    others: whether the job has a use for the other ones, and fields: for those of fields, too. Raises
+    ConfigError.
     """
+    section = _section(apply_overrides({}, overrides).get("cache", {}), "cache")
+    if "url" in section:
+        raise ConfigError("cache.url: the cache is the first argument; give its URL there.")
     for override in overrides:
         key = override.partition("=")[0]
-        if key == "cache.url":
-            raise ConfigError("cache.url: the cache is the first argument; give its URL there.")
         if not others and key != OPTIONS and not key.startswith(f"{OPTIONS}."):
             raise ConfigError(
                 f"{key}: this job only reads what is stored, so nothing but {OPTIONS} can differ here. "
                 "Leave it out."
             )
-    found = apply_overrides({}, overrides).get("cache", {}).get("storage_options", {})
-    if not isinstance(found, dict):
-        raise ConfigError(f"{OPTIONS}: should be a section with keys")
-    return found
+        if not fields and key.partition(".")[0] == "fields":
+            raise ConfigError(f"{key}: this job takes no settings of fields. Leave it out.")
+    return options_in(overrides, "cache", {})
+
+
+def options_in(overrides: Sequence[str], name: str, default: dict[str, Any]) -> dict[str, Any]:
+    """Return the storage options among overrides of a section, or `default`. Raises ConfigError."""
+    section = _section(apply_overrides({}, overrides).get(name, {}), name)
+    return _section(section.get("storage_options", default), f"{name}.storage_options")
+
+
+def _section(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: should be a section with keys")
+    return value
 
 
 def stored_config(
@@ -127,6 +152,14 @@ def made_folder(folder: Path, advice: str) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot make the folder {folder}: {error.strerror}. {advice}") from None
     return folder
+
+
+def output_file(name: str) -> Path:
+    """Return the path of a file of the user's that is to be written. Raises ConfigError for a folder's."""
+    path = Path(name)
+    if path.name in ("", "..") or os.path.isdir(path):  # noqa: PTH112 - is_dir raises for long names
+        raise ConfigError(f"-o {name!r} is a folder. Give the name of a file.")
+    return path
 
 
 def write_file(path: Path, data: bytes) -> None:

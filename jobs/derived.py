@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from latentcache.config.files import apply_overrides
 from latentcache.copying.field_choice import FieldChoice, choose_fields
 from latentcache.copying.gather import (
     Gathered,
@@ -34,7 +33,7 @@ from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
 
-from .cli import OK, copying_config, is_override
+from .cli import OK, copying_config, is_override, options_in
 from .progress import copy_missing, print_left_out
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
@@ -43,15 +42,20 @@ _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return URLs, and overrides of storage options. Raises ConfigError for other overrides."""
-    names = tuple(f"{name}{end}" for name in (_TARGET, _SOURCE) for end in (".", "="))
     overrides = [word for word in words if is_override(word)]
-    for override in overrides:
-        if not override.startswith(names):
+    check_overrides(overrides)
+    return [word for word in words if word not in overrides], overrides
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is no override of storage options."""
+    names = tuple(f"{name}{end}" for name in (_TARGET, _SOURCE) for end in (".", "="))
+    for word in words:
+        if not word.startswith(names):
             raise ConfigError(
-                f"{override.partition('=')[0]}: this job copies what is stored, so nothing but "
+                f"{word.partition('=')[0]}: this job copies what is stored, so nothing but "
                 f"{_TARGET} and {_SOURCE} can differ here. Leave it out."
             )
-    return [word for word in words if word not in overrides], overrides
 
 
 def derive(
@@ -129,10 +133,9 @@ def _place(url: str) -> str:
 
 
 def options_of(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the storage options of the new cache, and of those to copy from."""
-    found = apply_overrides({}, overrides)
-    target = found.get("cache", {}).get("storage_options", {})
-    return target, found.get("corpus", {}).get("storage_options", target)
+    """Return the storage options of the new cache, and of those to copy from. Raises ConfigError."""
+    target = options_in(overrides, "cache", {})
+    return target, options_in(overrides, "corpus", target)
 
 
 def _open(url: str, options: Mapping[str, Any], overrides: Sequence[str]) -> PlannedCache:

@@ -20,7 +20,7 @@ from latentcache.storage.folder import Storage, redact
 
 from . import parsers
 from .cli import OK, run_job
-from .derived import check_places, options_of, split_words
+from .derived import check_overrides, check_places, options_of
 
 
 def main() -> int:
@@ -30,8 +30,8 @@ def main() -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write what is missing of an export; returns the exit status."""
-    _, overrides = split_words(args.overrides)
-    options, out_options = options_of(overrides)
+    check_overrides(args.overrides)
+    options, out_options = options_of(args.overrides)
     check_places([args.cache], args.output)
     cache = open_cache(args.cache, options)
     wanted = Options(

@@ -31,7 +31,7 @@ from latentcache.storage.folder import Storage, redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, copying_config, run_job
-from .derived import check_places, options_of, planned_before, split_words
+from .derived import check_overrides, check_places, options_of, planned_before
 
 
 def main() -> int:
@@ -41,7 +41,8 @@ def main() -> int:
 
 def import_cache(args: argparse.Namespace) -> int:
     """Plan a layout's clips, unless that was done before, and commit them; returns the exit status."""
-    _, overrides = split_words(args.overrides)
+    overrides = args.overrides
+    check_overrides(overrides)
     target_options, source_options = options_of(overrides)
     check_places([args.source], args.cache)
     like = _like(args.like, source_options)

@@ -19,7 +19,7 @@ from latentcache.errors import ConfigError, did_you_mean
 from latentcache.redaction import printable
 
 from . import parsers
-from .cli import OK, run_job, write_file
+from .cli import OK, output_file, run_job, write_file
 
 #: The examples: beside the jobs in a checkout, and in the installed package.
 EXAMPLES = Path(__file__).parents[1] / "configs"
@@ -46,7 +46,7 @@ def init(args: argparse.Namespace) -> int:
     if args.output == "-":
         print(text, end="")
         return OK
-    output = Path(args.output)
+    output = output_file(args.output)
     if output.exists():
         raise ConfigError(f"{output} exists, and is left as it is. Give another path with -o.")
     write_file(output, text.encode())
@@ -104,7 +104,7 @@ def _numbered(output: str, count: int) -> list[Path | None]:
     """Return the paths of so many files: config.yaml, or config-1.yaml and so on. None: to print it."""
     if output == "-":
         return [None] * count
-    path = Path(output)
+    path = output_file(output)
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, count + 1)]

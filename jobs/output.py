@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from latentcache.redaction import printable, redact
@@ -19,6 +22,10 @@ NAMED = 5
 _DRAWN = re.compile(r"\r[^\x00-\x1f\x7f-\x9f]*\r?|(?:\n|\x1b\[A)+")
 #: To the start of the line that is so many lines up, and clear what is below.
 _REDRAW = "\x1b[{}F\x1b[J"
+
+
+class OutputError(OSError):
+    """What a job prints cannot be written, such as to a full disk."""
 
 
 class Output:
@@ -38,11 +45,46 @@ class Output:
         """Write a text; lines stay lines."""
         if not (self._draws and _DRAWN.fullmatch(text)):
             text = "\n".join(printable(redact(line)) for line in text.split("\n"))
-        return self._stream.write(text)
+        return self.obeyed(text)
 
     def obeyed(self, text: str) -> int:
         """Write what the terminal is to obey."""
-        return self._stream.write(text)
+        with _told():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Write what is still held back."""
+        with _told():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Make OutputError of what the system says about a stream. A reader that has gone is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from None
+
+
+def open_streams() -> None:
+    """Let what is printed go nowhere where this process was started without a stream for it (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for good
+            setattr(sys, name, nowhere)
+
+
+def drop_unwritten() -> None:
+    """Drop what cannot be written, or Python tries again at its end, and complains."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def redraw(num_lines: int) -> None:
@@ -53,7 +95,10 @@ def redraw(num_lines: int) -> None:
 
 @contextlib.contextmanager
 def safe_output() -> Iterator[None]:
-    """Print through `Output` inside."""
+    """Print through `Output` inside; what a stream's encoding does not have is shown escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     out, err = Output(sys.stdout), Output(sys.stderr, draws=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         yield

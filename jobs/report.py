@@ -7,7 +7,6 @@ import importlib.util
 import statistics
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from latentcache.core.devices import resolve_device
@@ -19,7 +18,7 @@ from latentcache.inspecting.report.collect import Report, collect
 from latentcache.storage.folder import Storage
 
 from . import parsers
-from .cli import OK, run_job, storage_options, stored_config, write_file
+from .cli import OK, output_file, run_job, storage_options, stored_config, write_file
 
 
 def main() -> int:
@@ -31,6 +30,7 @@ def report(args: argparse.Namespace) -> int:
     """Gather, render and write; returns the exit status."""
     if args.clips < 0 or args.seed < 0:
         raise ConfigError("--clips and --seed are at least 0")
+    output = output_file(args.output)
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError(
             "the report's plots need the package 'matplotlib', which is not installed. Run: "
@@ -52,7 +52,7 @@ def report(args: argparse.Namespace) -> int:
     from latentcache.inspecting.report.page import render  # matplotlib
 
     page = render(found, made_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-    write_file(Path(args.output), page.encode("utf-8", "backslashreplace"))
+    write_file(output, page.encode("utf-8", "backslashreplace"))
     _print_summary(found, args.output, len(page))
     return OK
 

@@ -37,7 +37,7 @@ def main() -> int:
 
 def resume(args: argparse.Namespace) -> int:
     """Check that everything still matches, and encode what is left; returns the exit status."""
-    options = storage_options(args.overrides, others=True)
+    options = storage_options(args.overrides, others=True, fields=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
     with Leaseholder(lease_s=planned.config.run.lease_s, take=args.take_lease) as holder:
         planned = planned.held_by(holder)

@@ -43,6 +43,8 @@ def check(args: argparse.Namespace) -> int:
     """Verify, sample and repair; returns the exit status."""
     if args.sample < 0:
         raise ConfigError(f"--sample is a number of clips, not {args.sample}")
+    if args.seed < 0:
+        raise ConfigError(f"--seed is at least 0, not {args.seed}")
     device = resolve_device(args.device, "--device")
     options = storage_options(args.overrides, others=args.sample > 0)
     storage, url = Storage(args.cache, options), redact(args.cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -57,6 +58,10 @@ class Waiting:
                 self._write(CLEAR)
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError):  # of writing, which the job's own thread meets, too
+            self._count()
+
+    def _count(self) -> None:
         interval_s = REDRAW_INTERVAL_S if self._is_terminal else LINE_INTERVAL_S
         while not self._ended.wait(interval_s):
             with self._lock:

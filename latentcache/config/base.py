@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -10,6 +11,8 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
 )
 
@@ -48,10 +51,40 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Yield the types of which a field's values may be, or consist."""
+    if get_origin(annotation) is Annotated:
+        yield from _types_in(annotation.__origin__)
+    elif get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif inner := get_args(annotation):
+        for each in inner:
+            yield from _types_in(each)
+    else:
+        yield annotation
+
+
+def _refuse_booleans(value: Any) -> None:
+    if isinstance(value, bool):
+        raise ValueError(f"should be a number, not {str(value).lower()}")  # noqa: TRY004 - for pydantic
+    inner = value.values() if isinstance(value, dict) else value
+    for each in inner if isinstance(value, dict | list | tuple) else ():
+        _refuse_booleans(each)
+
+
 class Section(BaseModel):
     """Base of every part of the configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `frames: true`, which Python, and so pydantic, takes for 1."""
+        types = set(_types_in(cls.model_fields[str(info.field_name)].annotation))
+        if {int, float} & types and not {bool, Any} & types:
+            _refuse_booleans(value)
+        return value
 
 
 class GrownSection(Section):

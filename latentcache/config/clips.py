@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from latentcache.config.base import GrownSection, Positive, PositiveFloat
-from latentcache.config.geometry import BucketsConfig, ResizeConfig
+from latentcache.config.geometry import BucketsConfig, ResizeConfig, Side
 from latentcache.config.presets import expanded
 
 #: Other programs' names of `clips.select`.
@@ -59,7 +59,7 @@ class ClipsConfig(GrownSection):
         description="For select: all or slide. Sampled frames between the starts of two clips; "
         "omitted: clips follow each other without overlap.",
     )
-    size: tuple[Positive, Positive] | None = Field(
+    size: tuple[Side, Side] | None = Field(
         default=None, description="[height, width] of every clip. Give this or `buckets`."
     )
     buckets: BucketsConfig | None = Field(

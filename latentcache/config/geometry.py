@@ -9,8 +9,14 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentcache.config.base import GrownSection, Positive, Section
+from latentcache.config.base import GrownSection, Section
 
+#: Of pictures, in pixels. Presets list all sizes of an area, so a number without end would be no error but
+#: a list without end; and numbers beyond any float have no ratio.
+MAX_SIDE = 1 << 16
+#: Of width over height.
+MIN_RATIO, MAX_RATIO = 1e-3, 1e3
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 Size = tuple[int, int]
 Decimals = Annotated[int, Field(ge=1, le=6)]
 
@@ -115,20 +121,20 @@ class BucketsConfig(GrownSection):
 
     LATER: ClassVar = frozenset({"sizes", "nearest", "ratio_of", "ratio_decimals"})
 
-    area: Positive | None = Field(
+    area: Annotated[int, Field(gt=0, le=MAX_SIDE**2)] | None = Field(
         default=None,
         description="About how many pixels a frame has, such as 345600 for 480x720. Give this, "
         "`multiple` and `aspect_ratios`; or `sizes`.",
     )
-    multiple: Positive | None = Field(
+    multiple: Side | None = Field(
         default=None, description="Heights and widths are multiples of this."
     )
     aspect_ratios: Annotated[list[float | str], Field(min_length=1)] | None = Field(
         default=None,
-        description="Width over height: numbers, or text such as '16:9'. Omitted with `ratio_decimals`: "
-        "each source's own.",
+        description="Width over height, 0.001 to 1000: numbers, or text such as '16:9'. Omitted with "
+        "`ratio_decimals`: each source's own.",
     )
-    sizes: Annotated[list[tuple[Positive, Positive]], Field(min_length=1)] | None = Field(
+    sizes: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = Field(
         default=None, description="[height, width] of every bucket."
     )
     nearest: Literal["log", "difference"] = Field(
@@ -225,7 +231,7 @@ def nearest_size(
 
 
 def aspect_ratio(ratio: float | str) -> float:
-    """Return width over height of `1.78` or `16:9`; raises ValueError."""
+    """Return width over height of `1.78` or `16:9`, MIN_RATIO to MAX_RATIO; raises ValueError."""
     parts = str(ratio).split(":")
     try:
         width, height = (float(parts[0]), float(parts[1]) if len(parts) == 2 else 1.0)
@@ -233,4 +239,7 @@ def aspect_ratio(ratio: float | str) -> float:
         width = height = 0.0
     if len(parts) > 2 or not (0 < width < math.inf and 0 < height < math.inf):
         raise ValueError(f"{ratio!r} is not an aspect ratio; write 1.78 or '16:9'")
+    # Compared as products: the quotient of two floats may be no float.
+    if not MIN_RATIO * height <= width <= MAX_RATIO * height:
+        raise ValueError(f"{ratio!r} is no aspect ratio of {MIN_RATIO:g} to {MAX_RATIO:g}")
     return width / height

@@ -13,13 +13,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from latentcache.config.base import Positive, Section
+from latentcache.config.geometry import MAX_RATIO, MAX_SIDE, MIN_RATIO, Side
 from latentcache.errors import did_you_mean
 
 Plain = dict[str, Any]
-#: Of pictures, in pixels. Presets list all sizes of an area, so a number without end would be no error but
-#: a list without end.
-Side = Annotated[int, Field(gt=0, le=1 << 16)]
-Ratio = Annotated[float, Field(ge=1e-3, le=1e3)]
+Ratio = Annotated[float, Field(ge=MIN_RATIO, le=MAX_RATIO)]
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -145,9 +143,9 @@ class FastVideo(_Preset):
 class SimpleTuner(_Preset):
     """A data backend of videos of SimpleTuner, with crop_style center."""
 
-    resolution: Annotated[float, Field(gt=0, le=1 << 16)]
+    resolution: Annotated[float, Field(gt=0, le=MAX_SIDE)]
     resolution_type: Literal["area", "pixel_area"] = "pixel_area"
-    aspect_bucket_alignment: Positive = 64
+    aspect_bucket_alignment: Side = 64
     num_frames: Positive
 
     def plain(self) -> Plain:
@@ -178,7 +176,7 @@ class DiffusionPipe(_Preset):
     frame_buckets: list[Positive] = Field(min_length=1)
     video_clip_mode: Literal["single_beginning", "single_middle"] = "single_beginning"
     framerate: Rate = 16.0
-    pixels_round_to_multiple: Positive = 16
+    pixels_round_to_multiple: Side = 16
 
     @model_validator(mode="after")
     def _has_ratios(self) -> Self:

@@ -76,6 +76,22 @@ def test_wrong_places_are_a_sentence_each(wan: latentcache.Cache, tmp_path: Path
     assert "no clip of the layout musubi" in printed
 
 
+@pytest.mark.parametrize(
+    "word", ["stray", "cach.storage_options.profile=x", "cache.storage_options", "run.workers=2"]
+)
+def test_a_word_without_a_use_is_refused_before_anything_is_written(
+    wan: latentcache.Cache, tmp_path: Path, word: str
+) -> None:
+    says = f"{word.partition('=')[0]}: this job copies what is stored"
+    assert says in export(wan, tmp_path / "out", "hf", word, status=2)
+    assert not (tmp_path / "out").exists()
+    export(wan, tmp_path / "out", "hf")
+    new = tmp_path / "new"
+    like = ("--like", wan.storage.url)
+    assert says in run("import", "hf", tmp_path / "out", new, *like, word, status=2)
+    assert not new.exists()
+
+
 @pytest.mark.parametrize("stem", ["l" * 230, "動" * 76])
 def test_names_that_no_disk_holds_are_refused_before_anything_is_written(
     stem: str, tmp_path: Path

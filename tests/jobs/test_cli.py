@@ -108,3 +108,21 @@ def test_a_folder_is_made_or_one_message_says_why_not(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"cannot make the folder .*file/c: .*\. Use --out\.$"):
         cli.made_folder(tmp_path / "file" / "c", "Use --out.")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "gone/..", "/", "folder", "folder/"])
+def test_a_folder_is_no_file_to_write(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"^-o '{name}' is a folder\. Give the name of a file\.$"
+    ):
+        cli.output_file(name)
+
+
+def test_a_new_file_and_an_old_one_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("x")
+    for name in ("old", "new", "new/deep", "n" * 300):
+        assert cli.output_file(str(tmp_path / name)) == tmp_path / name

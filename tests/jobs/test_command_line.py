@@ -81,11 +81,82 @@ def test_what_a_job_has_no_use_for_is_refused(job: str, tmp_path: Path) -> None:
     assert "run.workers: this job only reads what is stored" in printed
 
 
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ("add_field", ["fields.yaml"]),
+        ("preview", []),
+        ("report", []),
+        ("verify", ["--sample", "1"]),
+    ],
+)
+def test_settings_of_fields_are_refused_where_no_field_is_made_of_them(
+    job: str, words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "fields.yaml").write_text("{a: {kind: view}}")
+    words = [str(tmp_path / word) if word.endswith("yaml") else word for word in words]
+    status, printed = run_inline(job, tmp_path, *words, "fields.a.text.length=5")
+    assert (status, "fields.a.text.length: this job takes no settings of fields" in printed) == (
+        2,
+        True,
+    ), printed
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "says"),
+    [
+        ("report", ["-o", ""], "-o '' is a folder"),
+        ("report", ["-o", "."], "-o '.' is a folder"),
+        ("verify", ["--sample", "1", "--seed", "-1"], "--seed is at least 0, not -1"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_the_cache_is_looked_at(
+    job: str, words: list[str], says: str
+) -> None:
+    status, printed = run_inline(job, "nowhere", *words)
+    assert (status, says in printed) == (2, True), printed
+
+
 def test_storage_options_are_told_from_other_overrides() -> None:
     overrides = ["cache.storage_options.a.b=1", "run.workers=2", "cache.storage_options.c=no-x"]
     assert cli.storage_options(overrides, others=True) == {"a": {"b": 1}, "c": "no-x"}
     with pytest.raises(ConfigError, match=r"cache\.storage_options: should be a section"):
         cli.storage_options(["cache.storage_options=hunter22"])
+
+
+@pytest.mark.parametrize("value", ["5", "", "[a]"])
+@pytest.mark.parametrize("section", ["cache", "corpus"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["copy", "a", "b"],
+        ["merge", "a", "b", "-o", "c"],
+        ["export", "a", "b", "--to", "hf"],
+        ["import", "hf", "a", "b", "--like", "c"],
+    ],
+)
+def test_storage_options_that_are_no_section_are_refused_by_jobs_that_copy(
+    command: list[str], section: str, value: str
+) -> None:
+    override = f"{section}.storage_options={value}"
+    job, *words = command
+    words = [*words[:2], override, *words[2:]] if job == "merge" else [*words, override]
+    status, printed = run_inline(job, *words)
+    says = f"ConfigError: {section}.storage_options: should be a section with keys\n"
+    assert (status, printed) == (2, says)
+
+
+@pytest.mark.parametrize("job", [*READERS, "preview", "report", "resume"])
+def test_null_is_no_storage_options_in_any_job(job: str, tmp_path: Path) -> None:
+    status, printed = run_inline(job, tmp_path, "cache.storage_options=")
+    assert (status, "cache.storage_options: should be a section" in printed) == (2, True), printed
+
+
+def test_a_section_given_as_a_whole_is_one() -> None:
+    with pytest.raises(ConfigError, match=r"^cache: should be a section with keys$"):
+        cli.storage_options(["cache=5"], others=True)
+    with pytest.raises(ConfigError, match=r"^cache\.url: the cache is the first argument"):
+        cli.storage_options(["cache={url: elsewhere}"], others=True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tqdm import tqdm
 from jobs.cli import Parser, run_job
 from jobs.output import Output, redraw, safe_output
 from tests.tools.caches import make_config, run_inline
+from tests.tools.doc_blocks import ROOT
 from tests.tools.videos import moving_pattern, write_video
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202eb\udce9"
@@ -53,6 +56,80 @@ def test_a_jobs_prints_and_logs_go_through_it(
     assert out == f"{SHOWN}\n"
     assert SHOWN in err
     assert "hush" not in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_an_encoding_does_not_have_is_shown_escaped(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, stream: str
+) -> None:
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, stream, io.TextIOWrapper(data, encoding, write_through=True))
+    with safe_output():
+        print("動画.mp4 █", file=getattr(sys, stream))
+    assert data.getvalue() == rb"\u52d5\u753b.mp4 \u2588" + b"\n"
+
+
+class Full(io.StringIO):
+    """A stream on a disk that is full: nothing is kept, at once or at the end."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        super().__init__()
+        self._at_once = at_once
+
+    def write(self, text: str) -> int:
+        if self._at_once:
+            raise OSError(28, "No space left on device")
+        return len(text)
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_output_that_cannot_be_written_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_once: bool
+) -> None:
+    def job(_: argparse.Namespace) -> int:
+        print("done")
+        return 0
+
+    monkeypatch.setattr(sys, "argv", ["latentcache job"])
+    monkeypatch.setattr(sys, "stdout", Full(at_once=at_once))
+    assert run_job(job, Parser(prog="latentcache job")) == 1
+    says = "The output cannot be written: No space left on device.\n"
+    assert capsys.readouterr().err == says
+    monkeypatch.setattr(sys, "stderr", Full(at_once=at_once))
+    assert run_job(job, Parser(prog="latentcache job")) == 1
+
+
+def test_other_errors_of_the_system_are_not_taken_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    def job(_: argparse.Namespace) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["latentcache job"])
+    with pytest.raises(OSError, match="No space left"):
+        run_job(job, Parser(prog="latentcache job"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "status", "says"),
+    [
+        (">/dev/full", 1, "The output cannot be written: No space left on device.\n"),
+        (">/dev/full 2>&1", 1, ""),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        ("| exec true", 1, ""),
+    ],
+)
+def test_a_job_ends_in_order_wherever_its_output_goes(where: str, status: int, says: str) -> None:
+    job = f"{shlex.quote(sys.executable)} -m jobs completion bash"
+    script = f"{{ sleep 0.1; {job}; }} {where}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, says)
 
 
 def test_bars_and_screens_are_drawn() -> None:

@@ -153,7 +153,7 @@ def type_words(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
 
 def _list_words(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     if "prefixItems" in schema:
-        return f"[{', '.join(type_words(item, defs) for item in schema['prefixItems'])}]"
+        return f"[{'; '.join(type_words(item, defs) for item in schema['prefixItems'])}]"
     return f"list of: {type_words(schema['items'], defs)}"
 
 
