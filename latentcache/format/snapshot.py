@@ -183,12 +183,21 @@ def current_index(storage: Storage, manifest: Manifest) -> pa.Table:
 
 
 def known_index(storage: Storage, manifest: Manifest) -> pa.Table:
-    """Return the published snapshot; no row if there is none yet, or it is damaged."""
+    """Return the published snapshot; no row where `usable_index` has none: more may be committed."""
+    table = usable_index(storage, manifest)
+    return INDEX_SCHEMA.empty_table() if table is None else table
+
+
+def usable_index(storage: Storage, manifest: Manifest) -> pa.Table | None:
+    """Return the published snapshot; None if it says nothing of what is committed.
+
+    So it is if it is not there, damaged, or of a generation that is newer than the manifest.
+    """
     try:
         table = read_index(storage)
         check_index(table, manifest)
     except (CacheError, ValueError):
-        return INDEX_SCHEMA.empty_table()
+        return None
     return table
 
 
