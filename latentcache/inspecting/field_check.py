@@ -280,13 +280,13 @@ def _take(found: FieldFindings, check: _PartCheck, spent: set[int]) -> None:
     found.num_samples += check.num_samples
     found.num_bytes += check.num_bytes
     rows = check.rows - spent
-    if check.rows and not rows:
+    if check.is_derived:  # also where samples are damaged, for the others' rows are read from it
+        found.derived.append(check.part)
+    elif check.rows and not rows:
         return  # only what no longer counts is damaged
     found.problems += check.problems
     if rows:
         found.damaged.setdefault(check.part.shard, set()).update(rows)
-    elif check.is_derived:
-        found.derived.append(check.part)
 
 
 def _check_index(
@@ -319,7 +319,7 @@ def _check_index(
 
 
 def write_derived_fields(storage: Storage, manifest: Manifest, found: FieldFindings) -> None:
-    """Write damaged sample tables again from their objects, which are sound."""
+    """Write damaged sample tables again from their objects, whose copies of them are sound."""
     known, shard_format = found.manifest, get_format(manifest.format)
     for part in found.derived if known is not None else ():
         assert known is not None

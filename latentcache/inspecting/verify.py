@@ -137,7 +137,10 @@ def verify(
 
 
 def write_derived(storage: Storage, findings: Findings) -> None:
-    """Write damaged sample tables again from their objects, which are sound."""
+    """Write damaged sample tables again from their objects, whose copies of them are sound.
+
+    To be done before damaged clips are planned again: the snapshot after that is made of the tables.
+    """
     manifest = read_manifest(storage)
     shard_format = get_format(manifest.format)
     for shard in findings.derived:
@@ -290,7 +293,7 @@ def _take(findings: Findings, check: ShardCheck, standing: Standing) -> None:
         findings.add(path, what, is_repairable=True)
     if damaged := check.rows - set(standing.rows(check.shard)):
         findings.damaged[check.shard] = damaged
-    if check.is_derived and not check.rows:
+    if check.is_derived:  # also where clips are damaged, for the others' rows are read from it
         findings.derived.append(check.shard)
     findings.num_clips += check.num_clips
     findings.num_bytes += check.num_bytes

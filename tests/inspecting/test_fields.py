@@ -128,6 +128,26 @@ def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_sample_table_and_one_of_its_samples_are_repaired_at_once(tmp_path: Path) -> None:
+    folder = Path(with_field(tmp_path).storage.url)
+    (table,) = folder.glob("fields/umt5/samples/000001/*/000000.parquet")
+    damaged, *_ = folder.glob("fields/umt5/000001/5x64x96/c/0/*/*")
+    for path in (table, damaged):
+        path.write_bytes(flipped(path.read_bytes()))
+    status, printed = run_inline("verify", folder, "--repair")
+    assert (status, "repaired 1 clips of the field umt5 are planned again\n" in printed) == (
+        3,
+        True,
+    )
+    (folder / "fields/umt5/index.parquet").unlink()  # which is made of the sample tables again
+    assert run_inline("resume", folder, "run.runner=local")[0] == 3  # for the text that fails
+    assert run_inline("verify", folder)[0] == 0
+    opened = latentcache.open_cache(str(folder))
+    for sample in (opened[n] for n in range(len(opened)) if opened[n]["caption"] != "NAN"):
+        np.testing.assert_array_equal(as_numpy(sample["umt5"]), padded(sample["caption"], 64))
+
+
+@pytest.mark.slow
 def test_cleaning_keeps_a_field_and_removes_what_a_dropped_one_left(tmp_path: Path) -> None:
     cache = with_field(tmp_path)
     folder = Path(cache.storage.url)

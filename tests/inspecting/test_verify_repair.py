@@ -26,6 +26,7 @@ from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, make_corpus, read_files, run_job, samples_of
+from tests.tools.copied import reopened
 from tests.tools.damage import flip, run_verify, shard_file, shard_objects
 from tests.tools.planned import commit_rows, fill_cache, make_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
@@ -81,6 +82,20 @@ def test_a_damaged_sample_table_is_written_again_from_its_object(
     assert (findings.damaged, findings.derived) == ({}, [ShardId(BUCKET, 1)])
     write_derived(cache.storage, findings)
     assert read_files(tmp_path / "cache") == before
+
+
+def test_a_sample_table_and_one_of_its_clips_are_repaired_at_once(cache: PlannedCache) -> None:
+    url, shard = Path(cache.storage.url), ShardId(BUCKET, 1)
+    num_clips = len(latentcache.open_cache(str(url)))
+    flip(url / sample_path(*shard), 70)
+    flip(shard_file(cache, shard), 10)
+    out, _ = run_verify(url, "--repair", status=3)
+    assert "repaired 1 clips are planned again, and 1 sample tables were written again" in out
+    assert len(latentcache.open_cache(str(url))) == num_clips - 1
+    assert "1 of 5 shards are still to be encoded" in run_verify(url)[0]
+    fill_cache(reopened(cache))
+    assert len(latentcache.open_cache(str(url))) == num_clips
+    assert "0 problems" in run_verify(url)[0]
 
 
 @pytest.fixture(name="run", scope="module")
