@@ -96,7 +96,7 @@ def index_of(
     rest |= dict.fromkeys(unknown)
     rest |= {shard_of(row): row for row in find(unknown)}
     plain = rows.filter(pa.array(is_plain)).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-    table = pa.concat_tables([plain, _make_index(storage, manifest, standing, rest)])
+    table = pa.concat_tables([plain, index_rows(storage, manifest, standing, rest)])
     return _marked(table.sort_by([("bucket", "ascending"), ("shard", "ascending")]), manifest)
 
 
@@ -136,12 +136,13 @@ def make_index(
     Shards none of whose rows counts are left out: their files may be cleaned away. Rows that are copied
     count until the copy's shard is one of these.
     """
-    return _make_index(storage, manifest, changes.among(rows), rows)
+    return index_rows(storage, manifest, changes.among(rows), rows)
 
 
-def _make_index(
+def index_rows(
     storage: Storage, manifest: Manifest, standing: Standing, rows: Mapping[ShardId, Row | None]
 ) -> pa.Table:
+    """Do as `make_index`. standing: which rows count, whatever shards beside these are committed."""
     retired = standing.retired_shards(manifest)
     rows = {shard: row for shard, row in rows.items() if shard not in retired}
 

@@ -6,19 +6,24 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
+from latentcache.format.fields.snapshot import read_field_index
 from latentcache.format.manifest import read_manifest
+from latentcache.inspecting import field_check
 from latentcache.inspecting.report.collect import Report
 from latentcache.inspecting.report.facts import read_facts
 from latentcache.inspecting.report.page import render
+from latentcache.inspecting.verify import verify
 from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import read_files, run_inline
-from tests.tools.fields import add, cache_of, padded, relabel, text_field
+from tests.tools.copied import reopened
+from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
 
@@ -60,6 +65,26 @@ def test_a_flipped_byte_of_a_field_is_found(tmp_path: Path) -> None:
             missed.append(name)
         path.write_bytes(data)
     assert not missed
+
+
+@pytest.mark.slow
+def test_clips_that_another_run_adds_meanwhile_are_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither are those that it adds while the latents are checked, nor while a field's samples are."""
+    cache = with_field(tmp_path)
+
+    def add_clips() -> None:
+        grow(reopened(cache), CAPTIONS)
+        add(cache, "--update", status=3, umt5=text_field(pooled=True, length=64))
+
+    def and_then_read(*args: Any) -> Any:
+        add_clips()
+        return read_field_index(*args)
+
+    monkeypatch.setattr(field_check, "read_field_index", and_then_read)
+    findings = verify(cache.storage, on_start=lambda _: add_clips())
+    assert findings.problems == []
 
 
 def flipped(data: bytes) -> bytes:
