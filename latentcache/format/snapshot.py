@@ -208,12 +208,14 @@ def publish(storage: Storage, table: pa.Table) -> None:
     storage.write(INDEX, to_parquet(table, {INDEX_FACTS: facts}))
 
 
-def publish_current(storage: Storage, manifest: Manifest) -> None:
+def publish_current(storage: Storage, manifest: Manifest, *, is_anew: bool = False) -> None:
     """Publish what is committed, and look once more: who publishes last must have seen what all did.
 
-    Raises CacheError where other runs go on without end.
+    is_anew: the published snapshot may be wrong, so that every sample table is read. Raises CacheError
+    where other runs go on without end.
     """
-    rounds, now = Rounds("publishing the snapshot"), current_index(storage, manifest)
+    rounds = Rounds("publishing the snapshot")
+    now = build_index(storage, manifest) if is_anew else current_index(storage, manifest)
     while True:
         rounds.next()
         table = now

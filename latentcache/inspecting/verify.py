@@ -323,7 +323,7 @@ def _check_snapshot(
     try:
         table = read_index(storage)
     except CorruptionError as error:
-        findings.add(INDEX, str(error))
+        findings.add(INDEX, str(error), is_repairable=True)
         return
     except CacheError as error:
         findings.notes.append(str(error))
@@ -332,7 +332,8 @@ def _check_snapshot(
     try:
         check_index(table, manifest)
     except ValueError as error:
-        findings.add(INDEX, f"{error}. {advice(redact(storage.url), INDEX)}")
+        fix = advice(redact(storage.url), INDEX)
+        findings.add(INDEX, f"{error}. {fix}", is_repairable=True)
         return
     every = {shard_of(row): row for row in table.to_pylist()}
     # Retired ones, too: readers would look for them.
@@ -351,7 +352,8 @@ def _check_snapshot(
     ):
         if shards:
             text = f"it lists {len(shards)} shards {what}, such as {shards[0].name}"
-            findings.add(INDEX, f"{text}. {advice(redact(storage.url), INDEX)}")
+            fix = f"Write it again: `latentcache verify {redact(storage.url)} --repair`."
+            findings.add(INDEX, f"{text}. {fix}", is_repairable=True)
     if unlisted:
         findings.notes.append(f"{len(unlisted)} committed shards are not in the snapshot yet")
 
