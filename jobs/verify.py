@@ -20,7 +20,7 @@ from latentcache.core.devices import resolve_device
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest
-from latentcache.format.paths import CACHE_JSON, GENERATIONS
+from latentcache.format.paths import CACHE_JSON, COPIED, GENERATIONS, INDEX, RETIRED
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
 from latentcache.planning.fields.planned import repair_field
@@ -143,7 +143,7 @@ def _print_problems(findings: Findings) -> None:
 
 
 def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
-    fixed = (CACHE_JSON, f"{GENERATIONS}/")
+    fixed = (CACHE_JSON, f"{GENERATIONS}/", f"{RETIRED}/", f"{COPIED}/")
     if broken := [p.path for p in findings.problems if p.path.startswith(fixed)]:
         raise CacheError(
             f"{redact(storage.url)} cannot be repaired while its {broken[0]} is damaged: what the shards "
@@ -151,11 +151,14 @@ def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
         )
     storage = holder.over(storage, exclusive=read_manifest(storage).exclusive)
     write_derived(storage, findings)
-    planned = repair_cache(storage, findings.damaged)
+    is_index_wrong = any(problem.path == INDEX for problem in findings.problems)
+    planned = repair_cache(storage, findings.damaged, is_index_wrong=is_index_wrong)
     print(
         f"repaired {planned} clips are planned again, and {len(findings.derived)} sample tables were "
         "written again from their objects"
     )
+    if is_index_wrong:
+        print(f"repaired {INDEX} was written again from the sample tables")
     for of_field in findings.fields:
         rows = {shard: frozenset(rows) for shard, rows in of_field.damaged.items()}
         if rows and of_field.manifest is not None:

@@ -42,7 +42,7 @@ def advice(url: str, path: str) -> str:
     if path == INDEX:
         return (
             "It holds nothing that the sample tables do not: run `latentcache resume "
-            f"{url}` to write it again."
+            f"{url}` or `latentcache verify {url} --repair` to write it again."
         )
     if path == QUANTISER:
         return (

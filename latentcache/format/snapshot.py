@@ -96,7 +96,7 @@ def index_of(
     rest |= dict.fromkeys(unknown)
     rest |= {shard_of(row): row for row in find(unknown)}
     plain = rows.filter(pa.array(is_plain)).select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-    table = pa.concat_tables([plain, _make_index(storage, manifest, standing, rest)])
+    table = pa.concat_tables([plain, index_rows(storage, manifest, standing, rest)])
     return _marked(table.sort_by([("bucket", "ascending"), ("shard", "ascending")]), manifest)
 
 
@@ -136,12 +136,13 @@ def make_index(
     Shards none of whose rows counts are left out: their files may be cleaned away. Rows that are copied
     count until the copy's shard is one of these.
     """
-    return _make_index(storage, manifest, changes.among(rows), rows)
+    return index_rows(storage, manifest, changes.among(rows), rows)
 
 
-def _make_index(
+def index_rows(
     storage: Storage, manifest: Manifest, standing: Standing, rows: Mapping[ShardId, Row | None]
 ) -> pa.Table:
+    """Do as `make_index`. standing: which rows count, whatever shards beside these are committed."""
     retired = standing.retired_shards(manifest)
     rows = {shard: row for shard, row in rows.items() if shard not in retired}
 
@@ -183,12 +184,21 @@ def current_index(storage: Storage, manifest: Manifest) -> pa.Table:
 
 
 def known_index(storage: Storage, manifest: Manifest) -> pa.Table:
-    """Return the published snapshot; no row if there is none yet, or it is damaged."""
+    """Return the published snapshot; no row where `usable_index` has none: more may be committed."""
+    table = usable_index(storage, manifest)
+    return INDEX_SCHEMA.empty_table() if table is None else table
+
+
+def usable_index(storage: Storage, manifest: Manifest) -> pa.Table | None:
+    """Return the published snapshot; None if it says nothing of what is committed.
+
+    So it is if it is not there, damaged, or of a generation that is newer than the manifest.
+    """
     try:
         table = read_index(storage)
         check_index(table, manifest)
     except (CacheError, ValueError):
-        return INDEX_SCHEMA.empty_table()
+        return None
     return table
 
 
@@ -198,12 +208,14 @@ def publish(storage: Storage, table: pa.Table) -> None:
     storage.write(INDEX, to_parquet(table, {INDEX_FACTS: facts}))
 
 
-def publish_current(storage: Storage, manifest: Manifest) -> None:
+def publish_current(storage: Storage, manifest: Manifest, *, is_anew: bool = False) -> None:
     """Publish what is committed, and look once more: who publishes last must have seen what all did.
 
-    Raises CacheError where other runs go on without end.
+    is_anew: the published snapshot may be wrong, so that every sample table is read. Raises CacheError
+    where other runs go on without end.
     """
-    rounds, now = Rounds("publishing the snapshot"), current_index(storage, manifest)
+    rounds = Rounds("publishing the snapshot")
+    now = build_index(storage, manifest) if is_anew else current_index(storage, manifest)
     while True:
         rounds.next()
         table = now

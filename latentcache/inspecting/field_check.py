@@ -23,7 +23,12 @@ from latentcache.format.fields.commit import (
     other_objects,
     read_field_table,
 )
-from latentcache.format.fields.manifest import FieldManifest, field_names, read_field
+from latentcache.format.fields.manifest import (
+    FieldManifest,
+    field_names,
+    read_field,
+    refresh_field,
+)
 from latentcache.format.fields.nulls import read_nulls
 from latentcache.format.fields.paths import (
     field_index_path,
@@ -39,7 +44,7 @@ from latentcache.format.fields.snapshot import (
     read_field_index,
     rows_of,
 )
-from latentcache.format.manifest import Manifest
+from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.schemas import object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
@@ -83,6 +88,7 @@ def check_fields(
 ) -> Iterator[FieldFindings]:
     """Check every field of a cache, one after the other."""
     for name in field_names(storage):
+        manifest = refresh(storage, manifest)  # for arrays may have grown meanwhile
         yield check_field(storage, manifest, standing, name)
 
 
@@ -280,13 +286,13 @@ def _take(found: FieldFindings, check: _PartCheck, spent: set[int]) -> None:
     found.num_samples += check.num_samples
     found.num_bytes += check.num_bytes
     rows = check.rows - spent
-    if check.rows and not rows:
+    if check.is_derived:  # also where samples are damaged, for the others' rows are read from it
+        found.derived.append(check.part)
+    elif check.rows and not rows:
         return  # only what no longer counts is damaged
     found.problems += check.problems
     if rows:
         found.damaged.setdefault(check.part.shard, set()).update(rows)
-    elif check.is_derived:
-        found.derived.append(check.part)
 
 
 def _check_index(
@@ -296,6 +302,10 @@ def _check_index(
     standing: Standing,
     found: FieldFindings,
 ) -> None:
+    """Compare the field's snapshot with its sample tables.
+
+    Another run may publish meanwhile, so it is read before what it is compared with.
+    """
     path = field_index_path(known.name)
     fix = f"Run: latentcache resume {redact(storage.url)} --field {known.name}"
     try:
@@ -305,6 +315,8 @@ def _check_index(
         return
     if found.problems:  # what it should say cannot be read
         return
+    manifest = refresh(storage, manifest)
+    known = refresh_field(storage, known, manifest)
     now = build_field_index(storage, known, manifest)
     rows = {json.dumps(row) for row in now.to_pylist()}
     if any(json.dumps(row) not in rows for row in index.to_pylist()):
@@ -319,7 +331,7 @@ def _check_index(
 
 
 def write_derived_fields(storage: Storage, manifest: Manifest, found: FieldFindings) -> None:
-    """Write damaged sample tables again from their objects, which are sound."""
+    """Write damaged sample tables again from their objects, whose copies of them are sound."""
     known, shard_format = found.manifest, get_format(manifest.format)
     for part in found.derived if known is not None else ():
         assert known is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -47,9 +47,10 @@ from latentcache.format.snapshot import (
     check_index,
     committed_places,
     generation_of,
-    make_index,
+    index_rows,
     read_index,
     shard_of,
+    standing_of,
     summarise,
 )
 from latentcache.format.tables import read_bounded, read_table
@@ -125,7 +126,7 @@ def verify(
             _take(findings, check, standing)
             rows[check.shard] = _row_of(check, standing)
             on_shard()
-    _check_snapshot(storage, manifest, standing, findings, rows, set(there))
+    _check_snapshot(storage, manifest, findings, rows)
     _note_missing(manifest, standing, findings, found)
     for of_field in check_fields(storage, manifest, changes.planned()):
         findings.fields.append(of_field)
@@ -137,7 +138,10 @@ def verify(
 
 
 def write_derived(storage: Storage, findings: Findings) -> None:
-    """Write damaged sample tables again from their objects, which are sound."""
+    """Write damaged sample tables again from their objects, whose copies of them are sound.
+
+    To be done before damaged clips are planned again: the snapshot after that is made of the tables.
+    """
     manifest = read_manifest(storage)
     shard_format = get_format(manifest.format)
     for shard in findings.derived:
@@ -290,7 +294,7 @@ def _take(findings: Findings, check: ShardCheck, standing: Standing) -> None:
         findings.add(path, what, is_repairable=True)
     if damaged := check.rows - set(standing.rows(check.shard)):
         findings.damaged[check.shard] = damaged
-    if check.is_derived and not check.rows:
+    if check.is_derived:  # also where clips are damaged, for the others' rows are read from it
         findings.derived.append(check.shard)
     findings.num_clips += check.num_clips
     findings.num_bytes += check.num_bytes
@@ -308,46 +312,50 @@ def _row_of(check: ShardCheck, standing: Standing) -> Row | None:
 def _check_snapshot(
     storage: Storage,
     manifest: Manifest,
-    standing: Standing,
     findings: Findings,
     rows: Mapping[ShardId, Row | None],
-    committed: Collection[ShardId],
 ) -> None:
-    """Compare the snapshot with the committed shards.
+    """Compare the snapshot with the committed shards. rows: what it should say of those that count.
 
-    rows: what it should say of those that count; committed: all that there are.
+    Other runs may plan, commit and publish all the while. So the snapshot is read first, and compared
+    with the generations and shards that are there after it: what it lists was there before it.
     """
     try:
         table = read_index(storage)
-        check_index(table, manifest)
     except CorruptionError as error:
-        findings.add(INDEX, str(error))
+        findings.add(INDEX, str(error), is_repairable=True)
         return
     except CacheError as error:
         findings.notes.append(str(error))
         return
+    manifest = refresh(storage, manifest)
+    try:
+        check_index(table, manifest)
     except ValueError as error:
-        findings.add(INDEX, f"{error}. {advice(redact(storage.url), INDEX)}")
+        fix = advice(redact(storage.url), INDEX)
+        findings.add(INDEX, f"{error}. {fix}", is_repairable=True)
         return
-    retired = standing.retired_shards(manifest)
     every = {shard_of(row): row for row in table.to_pylist()}
-    gone = sorted(every.keys() - committed)  # retired ones too: readers would look for them
-    listed = {shard: row for shard, row in every.items() if shard not in retired}
-    wrong = []
+    # Retired ones, too: readers would look for them.
+    gone = sorted(every.keys() - set(committed_places(storage, manifest)))
+    unlisted, wrong = rows.keys() - every.keys(), []
     if not findings.problems:  # else what the rows should say cannot be read
         at = manifest.at(generation_of(table))
-        sound = {shard: rows[shard] for shard in listed.keys() & rows.keys()}
-        expected = make_index(storage, at, read_changes(storage, at), sound)
-        wrong = sorted(s for row in expected.to_pylist() if listed[s := shard_of(row)] != row)
+        standing = standing_of(read_changes(storage, at), table)
+        sound = {shard: rows[shard] for shard in every.keys() & rows.keys()}
+        expected = index_rows(storage, at, standing, sound)
+        wrong = sorted(s for row in expected.to_pylist() if every[s := shard_of(row)] != row)
+        unlisted -= standing.retired_shards(at)
     for shards, what in (
         (gone, "without a sample table"),
         (wrong, "whose counts differ from their sample tables"),
     ):
         if shards:
             text = f"it lists {len(shards)} shards {what}, such as {shards[0].name}"
-            findings.add(INDEX, f"{text}. {advice(redact(storage.url), INDEX)}")
-    if unlisted := len(rows.keys() - listed.keys()):
-        findings.notes.append(f"{unlisted} committed shards are not in the snapshot yet")
+            fix = f"Write it again: `latentcache verify {redact(storage.url)} --repair`."
+            findings.add(INDEX, f"{text}. {fix}", is_repairable=True)
+    if unlisted:
+        findings.notes.append(f"{len(unlisted)} committed shards are not in the snapshot yet")
 
 
 def _note_missing(

@@ -112,29 +112,36 @@ def take_step(
     return PlannedCache(config=planned.config, manifest=manifest, storage=storage)
 
 
-def repair_cache(storage: Storage, damaged: Mapping[ShardId, Iterable[int]]) -> int:
-    """Retire damaged rows and plan their clips again; returns how many. Raises CacheError, StorageError."""
+def repair_cache(
+    storage: Storage, damaged: Mapping[ShardId, Iterable[int]], *, is_index_wrong: bool = False
+) -> int:
+    """Retire damaged rows, plan their clips again, and publish the snapshot; returns how many.
+
+    is_index_wrong: nothing is taken over from the published snapshot. Raises CacheError, StorageError.
+    """
     rows = [
         {"bucket": shard.bucket, "shard": shard.number, "row": row, "why": ""}
         for shard, numbers in damaged.items()
         for row in numbers
     ]
-    if not rows:
-        return 0
-    table = pa.Table.from_pylist(rows, schema=RETIRED_SCHEMA)
+    num_clips = _plan_repair(storage, pa.Table.from_pylist(rows, schema=RETIRED_SCHEMA))
+    publish_current(storage, read_manifest(storage), is_anew=is_index_wrong)
+    return num_clips
+
+
+def _plan_repair(storage: Storage, table: pa.Table) -> int:
+    """Take the step that plans damaged rows again, if there are any; returns how many."""
     rounds = Rounds("the repair")
-    while True:
+    while table.num_rows:
         rounds.next()
         manifest = read_manifest(storage)
         step = plan_repair(storage, manifest, table)
         if not step:
-            return 0
-        if write_step(storage, manifest, step):
             break
-    manifest = refresh(storage, manifest)
-    write_metadata(storage, manifest)
-    publish_current(storage, manifest)
-    return step.num_clips
+        if write_step(storage, manifest, step):
+            write_metadata(storage, refresh(storage, manifest))
+            return step.num_clips
+    return 0
 
 
 def _check_leftovers(storage: Storage, shard_clips: int, step: Step) -> None:

@@ -24,6 +24,7 @@ from latentcache.format.snapshot import (
     publish,
     read_index,
     shard_of,
+    usable_index,
 )
 from latentcache.storage.folder import Storage
 
@@ -80,9 +81,7 @@ class RunSnapshot:
         self._pending[shard_of(row)] = row
         if time.monotonic() - self._published_at > self._interval_s:
             self._refresh()
-            changes, known = read_changes(self._storage, self._manifest), self._merged()
-            there = numbers_in(known)
-            self._publish(index_of(self._storage, self._manifest, changes, there, known))
+            self._publish(self._extended())
 
     def close(self) -> pa.Table:
         """Publish everything that is committed, by this run or by another, and return it.
@@ -104,6 +103,19 @@ class RunSnapshot:
             table = now
         return table
 
+    def _extended(self) -> pa.Table:
+        """Return what is published now, with the rows of this run; does not list what is committed.
+
+        It does where what is published cannot be extended, because it is not there, damaged, or of a
+        step that another run has taken just now.
+        """
+        changes = read_changes(self._storage, self._manifest)
+        published = usable_index(self._storage, self._manifest)
+        if published is None:
+            return self._look(self._pending_rows())
+        known = pa.concat_tables([self._pending_rows(), published])
+        return index_of(self._storage, self._manifest, changes, numbers_in(known), known)
+
     def _look(self, table: pa.Table) -> pa.Table:
         """Return the index of what is committed now. table: of what is known."""
         self._refresh()
@@ -115,8 +127,12 @@ class RunSnapshot:
 
     def _merged(self) -> pa.Table:
         """Return the rows of this run that are not published, and those that are published now."""
-        pending = pa.Table.from_pylist([*self._pending.values()], schema=INDEX_SCHEMA)
-        return pa.concat_tables([pending, known_index(self._storage, self._manifest)])
+        published = known_index(self._storage, self._manifest)
+        return pa.concat_tables([self._pending_rows(), published])
+
+    def _pending_rows(self) -> pa.Table:
+        """Return the rows of this run that are not published."""
+        return pa.Table.from_pylist([*self._pending.values()], schema=INDEX_SCHEMA)
 
     def _publish(self, table: pa.Table) -> None:
         if not table.equals(self._known(), check_metadata=True):

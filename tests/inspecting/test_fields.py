@@ -6,19 +6,24 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
+from latentcache.format.fields.snapshot import read_field_index
 from latentcache.format.manifest import read_manifest
+from latentcache.inspecting import field_check
 from latentcache.inspecting.report.collect import Report
 from latentcache.inspecting.report.facts import read_facts
 from latentcache.inspecting.report.page import render
+from latentcache.inspecting.verify import verify
 from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import read_files, run_inline
-from tests.tools.fields import add, cache_of, padded, relabel, text_field
+from tests.tools.copied import reopened
+from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
 
@@ -60,6 +65,26 @@ def test_a_flipped_byte_of_a_field_is_found(tmp_path: Path) -> None:
             missed.append(name)
         path.write_bytes(data)
     assert not missed
+
+
+@pytest.mark.slow
+def test_clips_that_another_run_adds_meanwhile_are_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither are those that it adds while the latents are checked, nor while a field's samples are."""
+    cache = with_field(tmp_path)
+
+    def add_clips() -> None:
+        grow(reopened(cache), CAPTIONS)
+        add(cache, "--update", status=3, umt5=text_field(pooled=True, length=64))
+
+    def and_then_read(*args: Any) -> Any:
+        add_clips()
+        return read_field_index(*args)
+
+    monkeypatch.setattr(field_check, "read_field_index", and_then_read)
+    findings = verify(cache.storage, on_start=lambda _: add_clips())
+    assert findings.problems == []
 
 
 def flipped(data: bytes) -> bytes:
@@ -125,6 +150,26 @@ def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
     assert run_inline("verify", folder)[0] == 3
     run_inline("verify", folder, "--repair")
     assert read_files(folder) == before
+
+
+@pytest.mark.slow
+def test_a_sample_table_and_one_of_its_samples_are_repaired_at_once(tmp_path: Path) -> None:
+    folder = Path(with_field(tmp_path).storage.url)
+    (table,) = folder.glob("fields/umt5/samples/000001/*/000000.parquet")
+    damaged, *_ = folder.glob("fields/umt5/000001/5x64x96/c/0/*/*")
+    for path in (table, damaged):
+        path.write_bytes(flipped(path.read_bytes()))
+    status, printed = run_inline("verify", folder, "--repair")
+    assert (status, "repaired 1 clips of the field umt5 are planned again\n" in printed) == (
+        3,
+        True,
+    )
+    (folder / "fields/umt5/index.parquet").unlink()  # which is made of the sample tables again
+    assert run_inline("resume", folder, "run.runner=local")[0] == 3  # for the text that fails
+    assert run_inline("verify", folder)[0] == 0
+    opened = latentcache.open_cache(str(folder))
+    for sample in (opened[n] for n in range(len(opened)) if opened[n]["caption"] != "NAN"):
+        np.testing.assert_array_equal(as_numpy(sample["umt5"]), padded(sample["caption"], 64))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,15 @@ from latentcache.format.paths import (
 )
 from latentcache.format.schemas import plan_facts, shard_facts
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import publish, read_index, to_index
+from latentcache.format.snapshot import current_index, publish, read_index, shard_of, to_index
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.inspecting.shard_check import check_shard
 from latentcache.inspecting.verify import Findings, verify
+from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
-from tests.tools.caches import read_files
+from tests.tools.caches import read_files, run_inline
+from tests.tools.copied import make_fragmented, reopened
 from tests.tools.damage import flip, shard_objects
 from tests.tools.planned import commit_rows, fill_cache, make_cache, plan_cache
 from tests.tools.synthetic import facts_of
@@ -263,6 +266,44 @@ def test_shards_that_are_missing_failed_or_unpublished_are_no_problem(tmp_path: 
     assert findings.problems == []
     assert "no snapshot yet" in findings.notes[0]
     assert findings.notes[1:] == ["1 of 4 shards are still to be encoded"]
+
+
+def last_shard(cache: PlannedCache) -> ShardId:
+    return shard_of(read_index(cache.storage).to_pylist()[-1])
+
+
+def commit_a_shard(cache: PlannedCache) -> None:
+    fill_cache(reopened(cache))
+
+
+def retire_a_clip(cache: PlannedCache) -> None:
+    assert repair_cache(cache.storage, {last_shard(cache): [0]}) == 1
+    fill_cache(reopened(cache))
+
+
+def compact(cache: PlannedCache) -> None:
+    assert run_inline("compact", cache.storage.url, "--below", 1)[0] == 0
+
+
+@pytest.mark.parametrize("happens", [commit_a_shard, retire_a_clip, compact])
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_what_another_run_does_meanwhile_is_no_problem(
+    tmp_path: Path, happens: Callable[[PlannedCache], None], num_before: int
+) -> None:
+    """num_before: how often the cache was compacted before."""
+    cache = make_fragmented(tmp_path)
+    for _ in range(num_before):
+        compact(cache)
+        shards = map(shard_of, read_index(cache.storage).to_pylist())
+        assert repair_cache(cache.storage, {s: [0] for s in shards if s.bucket == BUCKET}) >= 3
+        fill_cache(reopened(cache))
+    if happens is commit_a_shard:
+        cache.storage.delete(sample_path(*last_shard(cache)))
+        publish(cache.storage, current_index(cache.storage, reopened(cache).manifest))
+    before = read_index(cache.storage)
+    findings = verify(cache.storage, on_start=lambda _: happens(cache))
+    assert not read_index(cache.storage).equals(before, check_metadata=True)
+    assert findings.problems == []
 
 
 def test_a_cache_of_a_newer_version_is_not_damaged(cache: PlannedCache) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from latentcache.format.paths import (
     sample_path,
     sources_path,
 )
-from latentcache.format.snapshot import build_index, publish
+from latentcache.format.snapshot import build_index, publish, read_index, to_index
 from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify, write_derived
 from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache, reopen_cache
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, make_corpus, read_files, run_job, samples_of
+from tests.tools.copied import reopened
 from tests.tools.damage import flip, run_verify, shard_file, shard_objects
 from tests.tools.planned import commit_rows, fill_cache, make_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
@@ -81,6 +83,61 @@ def test_a_damaged_sample_table_is_written_again_from_its_object(
     assert (findings.damaged, findings.derived) == ({}, [ShardId(BUCKET, 1)])
     write_derived(cache.storage, findings)
     assert read_files(tmp_path / "cache") == before
+
+
+def test_a_sample_table_and_one_of_its_clips_are_repaired_at_once(cache: PlannedCache) -> None:
+    url, shard = Path(cache.storage.url), ShardId(BUCKET, 1)
+    num_clips = len(latentcache.open_cache(str(url)))
+    flip(url / sample_path(*shard), 70)
+    flip(shard_file(cache, shard), 10)
+    out, _ = run_verify(url, "--repair", status=3)
+    assert "repaired 1 clips are planned again, and 1 sample tables were written again" in out
+    assert len(latentcache.open_cache(str(url))) == num_clips - 1
+    assert "1 of 5 shards are still to be encoded" in run_verify(url)[0]
+    fill_cache(reopened(cache))
+    assert len(latentcache.open_cache(str(url))) == num_clips
+    assert "0 problems" in run_verify(url)[0]
+
+
+def damage_index(cache: PlannedCache) -> None:
+    flip(Path(cache.storage.url) / INDEX, 60)
+
+
+def miscount(cache: PlannedCache) -> None:
+    rows = read_index(cache.storage).to_pylist()
+    rows[2]["num_ok"] -= 1
+    publish(cache.storage, to_index(rows, cache.manifest))
+
+
+def lose_a_shard(cache: PlannedCache) -> None:
+    cache.storage.delete(sample_path(BUCKET, 1))
+
+
+@pytest.mark.parametrize("happens", [damage_index, miscount, lose_a_shard])
+def test_a_wrong_snapshot_is_written_again(
+    cache: PlannedCache, happens: Callable[[PlannedCache], None]
+) -> None:
+    url = Path(cache.storage.url)
+    happens(cache)
+    assert f"problem  {INDEX}: " in run_verify(url, status=3)[0]
+    out, _ = run_verify(url, "--repair", status=3)
+    assert f"repaired {INDEX} was written again from the sample tables" in out
+    assert "each says above what repairs it" not in out
+    assert "0 problems" in run_verify(url)[0]
+    built = build_index(cache.storage, cache.manifest)
+    assert read_index(cache.storage).equals(built, check_metadata=True)
+
+
+def test_nothing_is_repaired_while_what_was_retired_is_unknown(cache: PlannedCache) -> None:
+    url = Path(cache.storage.url)
+    repair_cache(cache.storage, {ShardId(BUCKET, 1): [0]})
+    (table,) = (url / "retired").iterdir()
+    flip(table, 60)
+    flip(url / INDEX, 60)
+    before = read_files(url)
+    _, err = run_verify(url, "--repair", status=2)
+    assert f"cannot be repaired while its retired/{table.name} is damaged" in err
+    assert read_files(url) == before
 
 
 @pytest.fixture(name="run", scope="module")
