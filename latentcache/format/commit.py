@@ -23,6 +23,12 @@ from latentcache.errors import CorruptionError, RunStoppedError
 from latentcache.format.changes import Standing
 from latentcache.format.damage import advice, damaged
 from latentcache.format.paths import sample_path
+from latentcache.format.planned_rows import (
+    clips_facts,
+    difference,
+    facts_of_clips,
+    planned_rows,
+)
 from latentcache.format.schemas import (
     SAMPLE_SCHEMA,
     check_facts,
@@ -95,7 +101,8 @@ def _commit(
     started: float,
 ) -> ShardReport:
     table = sample_table(shard, results, encoded.chunks)
-    data = encoded.with_table(to_parquet(table, plan_facts(fingerprint)))
+    facts = {**plan_facts(fingerprint), **clips_facts(planned_rows(shard))}
+    data = encoded.with_table(to_parquet(table, facts))
     if not storage.create(encoded.path, data):
         adopted = adopt_shard(storage, shard_format, layout, shard, fingerprint)
         if adopted is None:
@@ -128,7 +135,8 @@ def adopt_shard(
 ) -> ShardReport | None:
     """Report a shard that is committed, writing its sample table if only its object is there.
 
-    None: it is not committed. Raises CorruptionError; RunStoppedError if it holds other clips.
+    None: it is not committed. Raises CorruptionError; RunStoppedError if it is of other clips, files or
+    captions than are planned.
     """
     path = sample_path(*shard.id)
     try:
@@ -149,16 +157,19 @@ def adopt_shard(
 
 def _check_clips(storage: Storage, path: str, shard: Shard, table: pa.Table) -> None:
     """Stop a run that meets another plan's shard under the same recipe, which says nothing of clips."""
-    found, planned = table["key"].to_pylist(), [clip.key for clip in shard.clips]
-    if found != planned:
+    planned = planned_rows(shard)
+    what = difference(table, planned)
+    if what is not None:
         raise RunStoppedError(
-            f"{redact(join(storage.url, path))} is of other clips ({_few(found)}) than were planned "
-            f"({_few(planned)}). A cache that was here has been removed and made again while a run still "
-            f"worked on it. Stop that run. {advice(redact(storage.url), path)}"
+            f"{redact(join(storage.url, path))} {what} than was planned (it has {_few(table)}, and planned "
+            f"is {_few(planned)}). A cache that was here has been removed and made again while a run still "
+            "worked on it, or was removed only in part. Stop that run if there is one. "
+            f"{advice(redact(storage.url), path)}"
         )
 
 
-def _few(keys: Sequence[str]) -> str:
+def _few(rows: pa.Table) -> str:
+    keys = rows["key"].to_pylist() if "key" in rows.column_names else []
     return f"{keys[0]!r} and {len(keys) - 1} more" if keys else "none"
 
 
@@ -180,7 +191,7 @@ def derive_table(shard_format: Format, layout: ArrayLayout, data: bytes, fingerp
     table = from_parquet(embedded_table(data, shard_format.tail_bytes(layout, data)))
     check_facts(table, plan_facts(fingerprint))
     check_samples(table)
-    return to_parquet(table, shard_facts(fingerprint, data))
+    return to_parquet(table, {**shard_facts(fingerprint, data), **facts_of_clips(table)})
 
 
 def _standing(shard: Shard) -> Standing:

@@ -116,6 +116,9 @@ RUN_COLUMNS = ("decoder", "decode_s", "encode_s", "table_bytes")
 #: Key of the file's metadata where a sample table says of which cache and which shard object it is.
 SHARD_FACTS = "latentcache.shard"
 
+#: Key of the file's metadata where a shard's tables say of which clips they are, see `planned_rows`.
+CLIPS_FACTS = "latentcache.clips"
+
 #: Key of the file's metadata where a plan says of which cache it is.
 PLAN_FACTS = "latentcache.plan"
 

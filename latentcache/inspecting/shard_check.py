@@ -18,7 +18,8 @@ from latentcache.errors import CorruptionError
 from latentcache.format.commit import derive_table, read_object
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import sample_path
-from latentcache.format.schemas import PLAN_SCHEMA, check_samples, object_facts
+from latentcache.format.planned_rows import REPEATED, clips_facts, facts_of_clips, kept_columns
+from latentcache.format.schemas import check_samples, object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout, Format
 from latentcache.format.shards.ranges import longest_chunk
@@ -26,7 +27,7 @@ from latentcache.format.tables import from_parquet, read_sized_table
 from latentcache.storage.folder import Storage
 
 #: Columns of a plan that its sample tables repeat; those kept from the corpus join them.
-SHARED = ("key", "source", "start", "frames", "fps", "caption", "shard", "row")
+SHARED = (*REPEATED, "shard", "row")
 
 
 @dataclass(kw_only=True)
@@ -170,8 +171,10 @@ def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterat
     if table.num_rows != plan.num_rows:
         yield f"it has {table.num_rows} rows, but the plan has {plan.num_rows}"
         return
-    kept = [name for name in plan.column_names if name not in PLAN_SCHEMA.names]
-    for name in (*SHARED, *kept):
+    said = facts_of_clips(table)
+    if said and said != clips_facts(plan):
+        yield "its clips are of other files, or of other frames, than the plan's"
+    for name in (*SHARED, *kept_columns(plan)):
         # Compared as text, because NaN differs from itself but is the same value here.
         if name not in table.column_names or repr(table[name].to_pylist()) != repr(
             plan[name].to_pylist()

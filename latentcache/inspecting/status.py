@@ -75,7 +75,8 @@ class Status:
     """How far a cache is. reasons: of the failed clips, except those that `num_unexplained` counts.
 
     shards_committed: those that were encoded, even if each of their clips failed. shards_given_up: those
-    that failed as a whole too often; of them there is only a table of failed clips.
+    that failed as a whole too often, or whose clips are all copied from such ones; of them there is only a
+    table of failed clips.
     speeds: clips/s in equal parts of the time from since_s to until_s, of the last run or of all active
     ones. clips_per_s: over the last minutes. left_s: at that speed; None if it is not known. silent_s:
     since a run last wrote anything; None if none ever has.
@@ -144,7 +145,7 @@ def assess(
     ]
     timed = going_on or runs[-1:]
     clips, ok = (pc.sum(index[name]).as_py() or 0 for name in ("num_clips", "num_ok"))
-    num_given_up = sum("shard_failed" in found for found in reasons.values())
+    num_given_up = len(_given_up(index, reasons))
     known: Counter[str] = Counter()
     for found in reasons.values():
         known.update(found)
@@ -170,6 +171,13 @@ def assess(
         silent_s=max(0.0, now_s - max(run.heard_s for run in runs)) if runs else None,
         runs=tuple(runs),
     )
+
+
+def _given_up(index: pa.Table, reasons: Mapping[ShardId, Mapping[str, int]]) -> list[ShardId]:
+    """Return the shards that failed as a whole; others may hold copies of such shards' clips."""
+    empty = index.filter(pc.equal(index["num_ok"], 0)).select(["bucket", "shard"]).to_pylist()
+    shards = [ShardId(row["bucket"], row["shard"]) for row in empty]
+    return [shard for shard in shards if {*reasons.get(shard, ())} == {"shard_failed"}]
 
 
 def _state(is_complete: bool, is_begun: bool, is_going_on: bool) -> State:

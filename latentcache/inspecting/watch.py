@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from latentcache.core.records import REASONS, ShardId
 from latentcache.corpus.saved_probes import FLUSH_INTERVAL_S, saved_tables
 from latentcache.errors import CacheError
-from latentcache.format.changes import read_changes
+from latentcache.format.changes import read_changes, without_rows
 from latentcache.format.manifest import Manifest, read_cache_json, read_manifest, refresh
 from latentcache.format.paths import CACHE_JSON, GENERATIONS, sample_path
 from latentcache.format.planned_sources import read_rejected
@@ -138,7 +138,7 @@ class Watch:
             raise
         self._logs = LogReader(storage)
         self._index = INDEX_SCHEMA.empty_table()
-        self._tables: dict[tuple[ShardId, int], dict[str, int]] = {}
+        self._tables: dict[tuple[ShardId, frozenset[int]], dict[str, int]] = {}
         self._take(manifest)
 
     def _take(self, manifest: Manifest) -> None:
@@ -204,17 +204,18 @@ class Watch:
             if sum(logged.values()) == failed:
                 found[shard] = logged
             else:
-                unexplained.append((row["num_ok"] > 0, shard, failed))
-        unexplained.sort()  # shards without a good clip first: they may have been given up
-        found.update(self._read_reasons([(shard, failed) for _, shard, failed in unexplained]))
+                unexplained.append((row["num_ok"] > 0, shard, frozenset(row["retired"] or ())))
+        # Shards without a good clip come first: they may have been given up.
+        unexplained.sort(key=lambda entry: entry[:2])
+        found.update(self._read_reasons([(shard, retired) for _, shard, retired in unexplained]))
         return found
 
     def _read_reasons(
-        self, wanted: list[tuple[ShardId, int]]
+        self, wanted: list[tuple[ShardId, frozenset[int]]]
     ) -> Iterator[tuple[ShardId, Mapping[str, int]]]:
         fresh = [key for key in wanted if key not in self._tables][:EXPLAINED_SHARDS]
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            read = pool.map(lambda key: _count_reasons(self._storage, key[0]), fresh)
+            read = pool.map(lambda key: _count_reasons(self._storage, *key), fresh)
             self._tables.update(zip(fresh, read, strict=True))
         return ((key[0], self._tables[key]) for key in wanted if key in self._tables)
 
@@ -250,11 +251,11 @@ def _logged_reasons(facts: Mapping[str, Any]) -> dict[str, int]:
     return {name: log_lines.count(reasons, name) for name in reasons if name in REASONS}
 
 
-def _count_reasons(storage: Storage, shard: ShardId) -> dict[str, int]:
-    """Count the failures of one sample table; none if another run is just replacing it."""
+def _count_reasons(storage: Storage, shard: ShardId, retired: frozenset[int]) -> dict[str, int]:
+    """Count the failures of a sample table's rows that count; none if the table is not there."""
     try:
-        table = read_table(storage, sample_path(*shard), ["reason"])
+        table = read_table(storage, sample_path(*shard), ["row", "reason"])
     except FileNotFoundError:
         return {}
-    counts = table["reason"].drop_null().value_counts()
+    counts = without_rows(table, retired)["reason"].drop_null().value_counts()
     return {row["values"]: row["counts"] for row in counts.to_pylist()}

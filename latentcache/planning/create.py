@@ -13,6 +13,7 @@ from latentcache.config.sections import Config
 from latentcache.core.records import ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, ConfigError, CorruptionError, RecipeMismatchError
+from latentcache.format.generations import read_generations
 from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.manifest import (
     Manifest,
@@ -30,9 +31,10 @@ from latentcache.format.paths import (
     samples_folder,
     shard_of_sample_file,
 )
+from latentcache.format.planned_rows import difference
 from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
-from latentcache.format.schemas import RETIRED_SCHEMA
+from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import publish_current
 from latentcache.format.tables import read_bounded, read_table
@@ -40,7 +42,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.planning.quantiser import quantiser_of
 from latentcache.planning.recipe import make_manifest
 from latentcache.planning.retry import plan_repair
-from latentcache.planning.step import Step, write_step
+from latentcache.planning.step import Step, joined, write_step
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import is_url
 
@@ -98,7 +100,7 @@ def take_step(
     """
     storage, manifest = planned.storage, planned.manifest
     if not manifest.generations:
-        _check_leftovers(storage, manifest.shard_clips, step)
+        _check_leftovers(storage, manifest, step)
         storage, manifest = _create(planned, holder)
         if manifest.generations:  # planned by another run, so this step may hold the same clips
             return None
@@ -144,35 +146,39 @@ def _plan_repair(storage: Storage, table: pa.Table) -> int:
     return 0
 
 
-def _check_leftovers(storage: Storage, shard_clips: int, step: Step) -> None:
-    """Refuse to make a cache where one was whose shards are there still, and are of other clips.
+def _check_leftovers(storage: Storage, manifest: Manifest, step: Step) -> None:
+    """Refuse to make a cache where one was whose shards are there still, and are not what is planned.
 
-    They would be taken for committed: a recipe says nothing of clips. Those of the same clips are, which
-    is how a cache whose description was lost is put right.
+    They would be taken for committed: a recipe says nothing of clips. Those of the same clips of the same
+    files, with the same captions and kept columns, are, which is how a cache whose description was lost
+    is put right. Where its generations are there, its plan is, with which the corpus is then compared.
     """
-    if storage.exists(CACHE_JSON):
+    if storage.exists(CACHE_JSON) or _has_generations(storage, manifest.fingerprint):
         return
     planned = {bucket.name: tables for bucket, tables in step.clips.items()}
     for bucket in storage.folders(SAMPLES):
-        keys = _keys(planned.get(bucket, []))
+        rows = joined(planned.get(bucket, []), PLAN_SCHEMA)
         for name in storage.names(samples_folder(bucket)):
             number = shard_of_sample_file(name)
             if number is None:
                 continue
             path = sample_path(bucket, number)
-            wanted = keys.slice(number * shard_clips, shard_clips)
-            found = read_table(storage, path, ["key"])["key"]
-            if found.to_pylist() != wanted.to_pylist() and not storage.exists(CACHE_JSON):
+            what = difference(
+                read_table(storage, path),
+                rows.slice(number * manifest.shard_clips, manifest.shard_clips),
+            )
+            if what is not None and not storage.exists(CACHE_JSON):
                 raise CacheError(
                     f"{redact(storage.url)} is no cache, but holds shards of one whose cache.json is gone, "
-                    f"and {path} is of other clips than this corpus has there. Nothing was written. "
+                    f"and {path} {what} than this corpus has there. Nothing was written. "
                     "Remove the whole folder once no run works on it, or give cache.url another one."
                 )
 
 
-def _keys(tables: Sequence[pa.Table]) -> pa.ChunkedArray:
-    keys = [table["key"].cast(pa.string()) for table in tables]
-    return pa.chunked_array([chunk for key in keys for chunk in key.chunks], pa.string())
+def _has_generations(storage: Storage, fingerprint: str) -> bool:
+    """Tell whether generations of this recipe are there. Raises CorruptionError."""
+    generations = read_generations(storage)
+    return bool(generations) and generations[0].fingerprint == fingerprint
 
 
 def _create(planned: PlannedCache, holder: Leaseholder) -> tuple[Storage, Manifest]:

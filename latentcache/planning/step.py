@@ -121,7 +121,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     parts, origins = [], []
     for bucket, tables in sorted(step.clips.items()):
         first = shards.get(bucket.name, 0)
-        placed = place_rows(_joined(tables), first, manifest.shard_clips)
+        placed = place_rows(joined(tables), first, manifest.shard_clips)
         named[f"plan {bucket.name}"] = to_large_parquet(placed, facts)
         if bucket in step.origins:
             find = _imported if step.parents else _copied
@@ -135,10 +135,10 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
                 num_clips=placed.num_rows,
             )
         )
-    sources = _joined(step.sources, PLANNED_SOURCE_SCHEMA)
-    retired = _joined(step.retired, RETIRED_SCHEMA)
-    copies = _joined([] if step.parents else origins, COPIED_SCHEMA)
-    imports = _joined(origins if step.parents else [], IMPORTED_SCHEMA)
+    sources = joined(step.sources, PLANNED_SOURCE_SCHEMA)
+    retired = joined(step.retired, RETIRED_SCHEMA)
+    copies = joined([] if step.parents else origins, COPIED_SCHEMA)
+    imports = joined(origins if step.parents else [], IMPORTED_SCHEMA)
     rejected = step.rejected if step.rejected is not None and step.rejected.num_rows else None
     changed = pa.Table.from_pylist(
         [{"bucket": shard.bucket, "shard": shard.number} for shard in sorted(step.columns)],
@@ -241,7 +241,8 @@ def _imported(bucket: Bucket, origins: pa.Table, placed: pa.Table) -> pa.Table:
     return pa.table(columns, schema=IMPORTED_SCHEMA)
 
 
-def _joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.Table:
+def joined(tables: Sequence[pa.Table], schema: pa.Schema | None = None) -> pa.Table:
+    """Return tables one after the other, with all of their columns. schema: of none."""
     if not tables:
         assert schema is not None
         return schema.empty_table()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from latentcache.core.dtypes import numpy_dtype
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import ShardId
 from latentcache.errors import CacheError, ConfigError, CorruptionError
+from latentcache.format.changes import Standing
 from latentcache.format.fields.commit import (
     Sample,
     adopt_field_shard,
@@ -22,12 +25,18 @@ from latentcache.format.fields.commit import (
 )
 from latentcache.format.fields.manifest import (
     FieldManifest,
+    Version,
     create_version,
     field_fingerprint,
     read_field,
 )
 from latentcache.format.fields.paths import field_json_path, version_path
-from latentcache.format.fields.snapshot import publish_field, read_field_index
+from latentcache.format.fields.snapshot import (
+    FIELD_INDEX_SCHEMA,
+    count_field,
+    publish_field,
+    read_field_index,
+)
 from latentcache.planning.fields.planned import write_metadata
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.fields import FieldReader
@@ -259,3 +268,33 @@ def test_a_version_whose_answer_was_lost_counts(cache: PlannedCache) -> None:
     with mock.patch.object(Storage, "create", lose):
         assert create_version(cache.storage, field, "repair", 1, rows)
         assert not create_version(cache.storage, field, "repair", 1, {SHARD: frozenset({1})})
+
+
+@pytest.mark.parametrize(
+    ("newer", "retired", "num_lost"),
+    [
+        (None, (), 2),
+        ({0, 1, 2}, (), 3),  # the new version has all rows
+        ({1}, (), 3),  # and here only the one that had failed
+        (None, (0, 1, 2), 0),
+        ({0, 1, 2}, (0, 1, 2), 0),
+    ],
+)
+def test_lost_tokens_of_rows_that_no_longer_count_are_not_counted(
+    tmp_path: Path, newer: set[int] | None, retired: tuple[int, ...], num_lost: int
+) -> None:
+    cache = cache_of(tmp_path, ["a", "b", "c"], filled=False)
+    field = field_of(cache)
+    rows = [_indexed(version=1, num_lost=2, failed=[1])]
+    if newer is not None:
+        version = Version(number=2, kind="update", generation=1, rows={SHARD: frozenset(newer)})
+        field = replace(field, versions=(version,))
+        rows.append(_indexed(version=2, num_lost=len(newer), failed=[]))
+    index = pa.Table.from_pylist(rows, schema=FIELD_INDEX_SCHEMA)
+    standing = Standing(retired={SHARD: frozenset(retired)})
+    assert count_field(field, cache.manifest, index, standing).num_lost == num_lost
+
+
+def _indexed(**facts: Any) -> dict[str, Any]:
+    sizes = dict.fromkeys(("num_clips", "num_ok", "stored_bytes", "table_bytes"), 3)
+    return {"bucket": SHARD.bucket, "shard": SHARD.number, **sizes, "lasting": [], **facts}

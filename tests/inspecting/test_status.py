@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentcache.core.records import ShardId
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.inspecting.status import Planned, RunFacts, assess, read_run, speeds
 from latentcache.running import log_lines
@@ -61,6 +62,20 @@ def test_states_are_told_apart() -> None:
     assert state(whole, going_on) == "finished"  # it only has to say so, or was killed
     assert state(whole, run_facts(10, num_retried=1)) == "running"
     assert assess(PLANNED, some, [going_on], {}, later).silent_s == log_lines.SILENT_S + 1
+
+
+def test_a_shard_is_given_up_only_if_nothing_else_is_in_it() -> None:
+    """A compaction copies the clips of shards that were given up into others, beside good ones."""
+    reasons = [{"shard_failed": 2}, {"shard_failed": 1}, {"shard_failed": 1, "corrupt": 1}, {}]
+    found = assess(
+        PLANNED,
+        index_of((2, 0), (2, 1), (2, 0), (2, 0)),
+        [],
+        {ShardId("b", n): counts for n, counts in enumerate(reasons)},
+        START_S,
+    )
+    assert (found.shards_committed, found.shards_given_up) == (3, 1)
+    assert found.reasons == {"shard_failed": 4, "corrupt": 1}
 
 
 def test_speed_and_what_is_left_follow_from_heartbeats() -> None:

@@ -217,7 +217,7 @@ def test_a_plan_that_is_none_or_of_another_recipe_is_found(cache: PlannedCache) 
 
 @pytest.mark.slow
 def test_a_plan_of_another_cache_is_found(cache: PlannedCache) -> None:
-    rewrite(cache, plan_of(cache), "identity", "another")
+    rewrite(cache, plan_of(cache), "url", "another")
     text = "its tables are not those that it was written with (their SHA-256 differs)"
     assert text in only_problem(cache.storage, generation_path(1))
 

@@ -183,6 +183,21 @@ def test_without_logs_failures_are_looked_up_as_far_as_that_is_cheap(
     assert "1 x not looked up" in printed
 
 
+def test_failures_of_rows_that_no_longer_count_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.tools.planned.FAILED", {0, 1, 2, 3})
+    prepared = plan_cache(tmp_path, str(tmp_path / "cache"))
+    fill_cache(prepared)
+    watch = Watch(prepared.storage)
+    assert watch.look(time.time()).reasons == {"corrupt": 4}
+    monkeypatch.setattr("tests.tools.planned.FAILED", set())
+    repair_cache(prepared.storage, {ShardId("5x64x96", 0): [1]})
+    fill_cache(replace(prepared, manifest=read_manifest(prepared.storage)))
+    for found in (watch.look(time.time()), look(prepared.storage)):
+        assert (found.clips_failed, found.reasons, found.num_unexplained) == (3, {"corrupt": 3}, 0)
+
+
 @pytest.mark.slow
 def test_a_shard_that_is_retired_is_neither_planned_nor_committed(tmp_path: Path) -> None:
     prepared = plan_cache(tmp_path, str(tmp_path / "cache"))

@@ -220,7 +220,8 @@ def _within(table: pa.Table, field: FieldManifest, manifest: Manifest) -> pa.Tab
 class FieldCounts:
     """How far a field is. num_shards: of the versions that it has, with rows that count; clips that count.
 
-    num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off.
+    num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off; at
+    most so many, where a shard has some rows that a newer version has too, or that no longer count.
     stored_bytes: of all versions.
     """
 
@@ -240,14 +241,17 @@ def count_field(
     if field.kind == "view":
         names = (field.name for field in dataclasses.fields(FieldCounts))
         return FieldCounts(**dict.fromkeys(names, 0))
-    ok = failed = lasting = 0
+    ok = failed = lasting = lost = 0
     for shard, versions in newest_versions(field, index).items():
         seen = set(standing.rows(shard))
         for row in versions:
             rows = set(rows_of(field, manifest, part_of(row))) - seen
             bad = len(rows.intersection(row["failed"]))
-            ok, failed = ok + len(rows) - bad, failed + bad
+            good = len(rows) - bad
+            ok, failed = ok + good, failed + bad
             lasting += len(rows.intersection(row["lasting"]))
+            # The snapshot does not say which rows lost tokens; none that failed did.
+            lost += min(row["num_lost"], good)
             seen |= rows
     gone = standing.retired_shards(manifest)
     listed = {
@@ -262,7 +266,7 @@ def count_field(
         num_ok=ok,
         num_failed=failed,
         num_lasting=lasting,
-        num_lost=pc.sum(index["num_lost"]).as_py() or 0,
+        num_lost=lost,
         stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
     )
 
