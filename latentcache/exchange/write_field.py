@@ -59,8 +59,9 @@ def write_field(
 
     arrays: the field's own, or that under its name and further ones: {"ddim": .., "timesteps": ..}; `make`
     gives tensors or NumPy arrays by the same names, and batches have them as `ddim` and `ddim.timesteps`.
-    It may raise ClipError for a clip that it has nothing of. recipe: JSON values that say how the arrays
-    were made; another recipe is another field, and is refused.
+    With `padding`, the first axis may be shorter than the array's shape: give what is no padding. `make`
+    may raise ClipError for a clip that it has nothing of. recipe: JSON values that say how the arrays were
+    made; another recipe is another field, and is refused.
 
     Shard by shard: what is committed stays, so a program that was stopped goes on when it is run again, and
     loses at most one shard. Run it again, too, when the cache has grown. Two programs may write one field
@@ -167,9 +168,9 @@ class _Writer:
             given = self._make(clip["key"])
             if given is None:
                 return sample.failed("missing_input", "the program gave nothing")
-            return Sample(
-                key=clip["key"], row=row, choice=0, arrays=self._arrays(shard, clip["key"], given)
-            )
+            arrays = self._arrays(shard, clip["key"], given)
+            tokens = len(arrays[0]) if self._field.arrays[0].padding else None
+            return Sample(key=clip["key"], row=row, choice=0, arrays=arrays, tokens=tokens)
         except ClipError as error:
             return sample.failed(error.reason, str(error))
 
@@ -192,8 +193,11 @@ def _to_stored(where: str, value: Any, array: FieldArray, shape: tuple[int, ...]
         tensor = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where} is no array: {error}") from None
-    if tuple(tensor.shape) != shape:
-        raise ConfigError(f"{where} is {list(tensor.shape)}, and the field has {list(shape)}")
+    is_whole = tuple(tensor.shape) == shape
+    is_part = array.ragged and tuple(tensor.shape[1:]) == shape[1:] and 0 < len(tensor) < shape[0]
+    if not is_whole and not is_part:
+        most = "up to " if array.ragged else ""
+        raise ConfigError(f"{where} is {list(tensor.shape)}, and the field has {most}{list(shape)}")
     kept = tensor.to(torch_dtype(array.dtype)).contiguous()
     if array.dtype.startswith("uint"):
         if not torch.equal(kept.to(torch.float64), tensor.to(torch.float64)):

@@ -262,3 +262,24 @@ def test_resume_says_what_a_program_has_left_to_do(
     write_field(cache.storage.url, "x", lambda _: {"x": [1, 2]}, arrays=array)
     assert resume_fields(cache, []) == 0
     assert "missing" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_arrays_may_be_shorter_and_have_their_mask(cache: Synthetic, side: Any) -> None:
+    lengths = {key: 1 + n % 4 for n, key in enumerate(sorted(cache.arrays))}
+    array = FieldArray(shape=(4, 3), dtype="float32", padding="mask", side=side)
+
+    def make(key: str) -> Mapping[str, Any]:
+        return {"ddim": torch.full((lengths[key], 3), float(lengths[key]))}
+
+    make_field(cache, make, arrays={"ddim": array})
+    for batch in LatentLoader(cache.url, batch_size=2, fields=["ddim"]):
+        for n, key in enumerate(batch["key"]):
+            own = slice(4 - lengths[key], 4) if side == "left" else slice(lengths[key])
+            expected = torch.zeros(4, 3)
+            expected[own] = lengths[key]
+            assert torch.equal(batch["ddim"][n], expected)
+            assert torch.equal(batch["ddim_mask"][n], expected[:, 0] > 0)
+    with pytest.raises(ConfigError, match=r"is \[5, 3\], and the field has up to \[4, 3\]"):
+        write_field(cache.url, "more", lambda _: {"more": torch.ones(5, 3)}, arrays=array)

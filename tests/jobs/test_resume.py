@@ -134,7 +134,7 @@ def test_a_corpus_that_has_moved_is_planned_again_and_nothing_is_lost(tmp_path: 
     kept = committed(cache)
     moved = corpus.rename(tmp_path / "moved")
     err = printed_by("resume", cache, status=1)
-    assert "If the corpus has changed or moved, run precompute with it as it is now" in err
+    assert "with the new corpus.source" in err
     printed_by("precompute", config, f"corpus.source={moved}", status=3)
     assert {name: facts for name, facts in committed(cache).items() if name in kept} == kept
     assert objects_of(read_files(cache)).items() >= objects_of(before).items()
