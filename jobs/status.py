@@ -34,6 +34,8 @@ from .output import redraw
 LOOKING = 0.1
 BAR_WIDTH = 30
 BLOCKS = "▁▂▃▄▅▆▇█"
+#: For output that has no such characters.
+PLAIN_BLOCKS = ".:-=+*#@"
 
 
 def main() -> int:
@@ -152,10 +154,20 @@ def _bar(share: float) -> str:
 def _speed(found: Status) -> str:
     assert found.since_s is not None
     peak = max(found.speeds)
-    blocks = "".join(BLOCKS[round(s / peak * (len(BLOCKS) - 1))] for s in found.speeds)
+    known = _blocks(getattr(sys.stdout, "encoding", None) or "ascii")
+    blocks = "".join(known[round(s / peak * (len(known) - 1))] for s in found.speeds)
     now = f"{found.clips_per_s:.2f} clips/s now, " if found.state == "running" else ""
     since = f"{datetime.fromtimestamp(found.since_s, UTC):%Y-%m-%d %H:%M} UTC"
     return f"{now}{peak:.2f} clips/s at most since {since}  {blocks}"
+
+
+def _blocks(encoding: str) -> str:
+    """Return the characters of growing height that an encoding has."""
+    try:
+        BLOCKS.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return PLAIN_BLOCKS
+    return BLOCKS
 
 
 def _failures(found: Status) -> list[str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jobs.cli import Parser, run_job
 from jobs.output import Output, redraw, safe_output
+from jobs.status import PLAIN_BLOCKS, _blocks
 from tests.tools.caches import make_config, run_inline
 from tests.tools.doc_blocks import ROOT
 from tests.tools.videos import moving_pattern, write_video
@@ -84,6 +85,15 @@ class Full(io.StringIO):
 
     def flush(self) -> None:
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "is_plain"), [("utf-8", False), ("ascii", True), ("latin-1", True)]
+)
+def test_speeds_are_drawn_with_what_the_encoding_has(encoding: str, is_plain: bool) -> None:
+    blocks = _blocks(encoding)
+    assert (blocks == PLAIN_BLOCKS) == is_plain
+    assert len(blocks.encode(encoding).decode(encoding)) == len(set(blocks)) == 8
 
 
 @pytest.mark.parametrize("at_once", [True, False])
