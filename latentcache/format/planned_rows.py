@@ -52,7 +52,7 @@ def facts_of_clips(table: pa.Table) -> Mapping[str, Any]:
 
 def difference(found: pa.Table, planned: pa.Table) -> str | None:
     """Say what a whole sample table has other than is planned, to be followed by "than"; None: nothing."""
-    if _differs(found, planned, "key"):
+    if differs(found, planned, "key"):
         return "is of other clips"
     if facts_of_clips(found) != clips_facts(planned):
         return "is of files with other content, or of other frames of them,"
@@ -60,7 +60,7 @@ def difference(found: pa.Table, planned: pa.Table) -> str | None:
     if {*found.column_names} - {*SAMPLE_SCHEMA.names} != {*kept}:
         return "keeps other columns"
     for name in (*REPEATED, *kept):
-        if _differs(found, planned, name):
+        if differs(found, planned, name):
             return f"has other values in its column {name}"
     return None
 
@@ -70,7 +70,7 @@ def kept_columns(planned: pa.Table) -> list[str]:
     return [name for name in planned.column_names if name not in PLAN_SCHEMA.names]
 
 
-def _differs(found: pa.Table, planned: pa.Table, name: str) -> bool:
+def differs(found: pa.Table, planned: pa.Table, name: str) -> bool:
     """Tell whether a column differs, as text, because NaN differs from itself and is the same here."""
     return name not in found.column_names or repr(found[name].to_pylist()) != repr(
         planned[name].to_pylist()

@@ -18,7 +18,13 @@ from latentcache.errors import CorruptionError
 from latentcache.format.commit import derive_table, read_object
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import sample_path
-from latentcache.format.planned_rows import REPEATED, clips_facts, facts_of_clips, kept_columns
+from latentcache.format.planned_rows import (
+    REPEATED,
+    clips_facts,
+    differs,
+    facts_of_clips,
+    kept_columns,
+)
 from latentcache.format.schemas import check_samples, object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout, Format
@@ -175,10 +181,7 @@ def _differences(table: pa.Table, plan: pa.Table, layout: ArrayLayout) -> Iterat
     if said and said != clips_facts(plan):
         yield "its clips are of other files, or of other frames, than the plan's"
     for name in (*SHARED, *kept_columns(plan)):
-        # Compared as text, because NaN differs from itself but is the same value here.
-        if name not in table.column_names or repr(table[name].to_pylist()) != repr(
-            plan[name].to_pylist()
-        ):
+        if differs(table, plan, name):
             yield f"its column {name} is not the plan's"
     sizes = {*zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True)}
     if sizes != {(layout.bucket.height, layout.bucket.width)}:

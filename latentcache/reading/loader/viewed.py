@@ -106,12 +106,15 @@ class ViewedBatch(ReadBatch):
 
     def _readable(self, shard: int, found: Rows) -> Rows:
         """Return the rows whose own sample table, and those of the clips that follow, can be read."""
-        shards = [(shard, *(place.shard for place in following)) for following in found.following]
+        shards = [
+            frozenset((shard, *(place.shard for place in following)))
+            for following in found.following
+        ]
         sound = {
-            some: self._damage.tables(self._plan.cache, self._name, some)
-            for some in dict.fromkeys(tuple(dict.fromkeys(each)) for each in shards)
+            some: self._damage.tables(self._plan.cache, self._name, sorted(some))
+            for some in set(shards)
         }
-        keep = [n for n, each in enumerate(shards) if sound[tuple(dict.fromkeys(each))]]
+        keep = [n for n, each in enumerate(shards) if sound[each]]
         return Rows(
             rows=[found.rows[n] for n in keep],
             where=[found.where[n] for n in keep],
