@@ -10,6 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+def is_list(kind: pa.DataType) -> bool:
+    """Tell whether a column's values are lists, of one length or of several."""
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in kinds)
+
+
 def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
     """Return the values of some rows, null for -1."""
     ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)

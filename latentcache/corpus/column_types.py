@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from latentcache.core.columns import is_list
+
 
 def is_text(kind: pa.DataType) -> bool:
     """Tell whether a column's values are strings."""
@@ -15,5 +17,4 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_list_of_text(kind: pa.DataType) -> bool:
     """Tell whether a column's values are lists of strings."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(is_list(kind) for is_list in lists) and is_text(kind.value_type)
+    return is_list(kind) and is_text(kind.value_type)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core import records
+from latentcache.core.columns import is_list
 
 #: The kept column.
 PER_FRAME = records.PER_FRAME
@@ -24,7 +25,6 @@ FRAME, OF = "frame", "of"
 OWN = {FRAME: pa.list_(pa.int32()), OF: pa.int32()}
 
 Numbers = npt.NDArray[np.int64]
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def value_names(kind: pa.DataType | None) -> list[str]:
@@ -44,21 +44,17 @@ def stored_type(kind: pa.DataType) -> pa.DataType | None:
     """Return the type in which a column is kept: lists of numbers, or of vectors. None if it is neither."""
     if pa.types.is_null(kind):
         return pa.list_(pa.float64())
-    if not _is_list(kind):
+    if not is_list(kind):
         return None
     value = kind.value_type
     if pa.types.is_null(value):
         return pa.list_(pa.float64())
     if _is_number(value):
         return pa.list_(value)
-    if _is_list(value) and (_is_number(value.value_type) or pa.types.is_null(value.value_type)):
+    if is_list(value) and (_is_number(value.value_type) or pa.types.is_null(value.value_type)):
         inner = pa.float64() if pa.types.is_null(value.value_type) else value.value_type
         return pa.list_(pa.list_(inner))
     return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return any(is_list(kind) for is_list in _LISTS)
 
 
 def _is_number(kind: pa.DataType) -> bool:

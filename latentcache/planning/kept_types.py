@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
+from latentcache.core.columns import is_list
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
-
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -52,7 +51,7 @@ def cast_loss(now: pa.DataType, before: pa.DataType) -> str | None:
     if pa.types.is_map(now) and pa.types.is_map(before):
         keys = cast_loss(now.key_type, before.key_type)
         return keys or cast_loss(now.item_type, before.item_type)
-    if _is_list(now) and _is_list(before):
+    if is_list(now) and is_list(before):
         return cast_loss(now.value_type, before.value_type)
     return None
 
@@ -79,7 +78,3 @@ def _field_loss(now: pa.StructType, before: pa.StructType) -> str | None:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return any(is_list(kind) for is_list in _LISTS)

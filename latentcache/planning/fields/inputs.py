@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from latentcache.config.caption_fields import CaptionField
 from latentcache.config.fields import FieldConfig, path_columns
+from latentcache.core.columns import is_list
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import Changes, read_changes
@@ -21,7 +22,6 @@ from latentcache.planning.planned import PlannedCache
 #: What a field reads of one clip: a path of each column of paths, then its texts: none, one, or several of
 #: which a batch has one.
 Texts = tuple[str, ...]
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 
 
@@ -78,6 +78,6 @@ def _as_lists(table: pa.Table, name: str) -> list[list[str | None]]:
     kind, values = table.schema.field(name).type, table[name].to_pylist()
     if any(is_text(kind) for is_text in _TEXTS):
         return [[value] for value in values]
-    if any(is_list(kind) for is_list in _LISTS) and any(t(kind.value_type) for t in _TEXTS):
+    if is_list(kind) and any(t(kind.value_type) for t in _TEXTS):
         return [value or [] for value in values]
     raise ConfigError(f"column {name!r} is {kind}, and a text field reads texts, or lists of them")
