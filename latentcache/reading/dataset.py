@@ -18,6 +18,7 @@ from latentcache.core.dtypes import AnyDtype, Array, as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
+from latentcache.reading.inherited import leave_inherited
 from latentcache.reading.loader.fields import FieldOptions, condition, hiding
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import check_batches, check_length, check_ranks
@@ -98,11 +99,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if isinstance(index, slice):
             return self.__getitems__(range(len(self))[index])
         if isinstance(index, str):
+            leave_inherited()
             return self._finished(self.cache.stored_samples([self._number(index)]))[0]
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return several samples by number, in as few requests per shard as their places allow."""
+        leave_inherited()
         numbers = [sample_number(index, len(self)) for index in indices]
         if self._numbers is not None:
             numbers = self._numbers[numbers].tolist()

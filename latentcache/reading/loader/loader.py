@@ -23,6 +23,7 @@ from latentcache.format.columns import WEIGHT
 from latentcache.format.fields.nulls import NULL
 from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
+from latentcache.reading.inherited import leave_inherited
 from latentcache.reading.loader import sources
 from latentcache.reading.loader import state as loader_state
 from latentcache.reading.loader.arrange import check_layout, check_names, renamed
@@ -332,6 +333,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        leave_inherited()
         check_not_collated(sys._getframe(1))
         is_worker = get_worker_info() is not None
         at, self._resume = self._resume, None
