@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from latentcache.encoders import inference
 from latentcache.encoders.difference import difference
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.kernels import PLAIN, Kernels, choose
@@ -129,12 +133,107 @@ def num_compiled() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def test_tf32_is_allowed_inside_alone_and_only_where_it_is_asked_for() -> None:
-    def allowed() -> tuple[bool, bool]:
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+#: How a process may have set how float32 is computed, by torch's newer and older settings.
+SETTINGS = [
+    ("backends.cudnn.allow_tf32", True),  # as torch begins
+    ("backends.fp32_precision", "tf32"),
+    ("backends.fp32_precision", "ieee"),
+    ("backends.fp32_precision", "bf16"),
+    ("backends.cudnn.fp32_precision", "tf32"),
+    ("backends.cuda.matmul.fp32_precision", "tf32"),
+    ("backends.cuda.matmul.fp32_precision", "ieee"),
+    ("backends.cudnn.conv.fp32_precision", "ieee"),
+    ("backends.cudnn.rnn.fp32_precision", "ieee"),
+    ("backends.mkldnn.matmul.fp32_precision", "bf16"),
+    ("backends.cuda.matmul.allow_tf32", True),
+    ("backends.cudnn.allow_tf32", False),
+    ("set_float32_matmul_precision", "high"),
+    ("set_float32_matmul_precision", "medium"),
+]
+has_newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
-    before = allowed()
-    for tf32 in (True, False):
+
+def float32_settings() -> list[object]:
+    """Return all settings, in torch's order; of an older one that contradicts a newer one only that."""
+    older = [
+        inference._readable(torch.get_float32_matmul_precision),
+        inference._readable(lambda: torch.backends.cuda.matmul.allow_tf32),
+        inference._readable(lambda: torch.backends.cudnn.allow_tf32),
+    ]
+    return [*older, *(setting.fp32_precision for setting, _ in inference._newer())]
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda setting: f"{setting[0]}={setting[1]}")
+def _as_set(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set how float32 is computed as a process may have done; afterwards all is as torch begins."""
+    name, value = request.param
+    if name.endswith("fp32_precision") and not has_newer:
+        pytest.skip("this torch has only the older settings")
+    before = float32_settings()
+    if name == "set_float32_matmul_precision":
+        torch.set_float32_matmul_precision(value)
+    else:
+        owner, _, attribute = name.rpartition(".")
+        setattr(attrgetter(owner)(torch), attribute, value)
+    yield
+    backends: Any = torch.backends
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    if has_newer:
+        backends.fp32_precision = backends.cudnn.fp32_precision = "none"
+        backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+    assert float32_settings() == before
+
+
+@pytest.mark.usefixtures("_as_set")
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_is_used_inside_alone_and_only_where_it_is_asked_for(tf32: bool) -> None:
+    before = float32_settings()
+    with exact_kernels(torch.device("cuda"), tf32=tf32):
+        newer = [setting.fp32_precision for setting, _ in inference._newer()[:-1]]
+        assert set(newer) <= {"tf32" if tf32 else "ieee"}
+        if before[0] is not None:  # else torch.compile has the same trouble without us
+            assert torch.backends.cuda.matmul.allow_tf32 == tf32
+        if before[2] is not None:
+            assert torch.backends.cudnn.allow_tf32 == tf32
+    assert float32_settings() == before
+
+
+@pytest.mark.skipif(not has_newer, reason="this torch has only the older settings")
+def test_what_inherits_how_float32_is_computed_goes_on_inheriting_it() -> None:
+    backends: Any = torch.backends
+    backends.fp32_precision = "tf32"
+    try:
+        with exact_kernels(torch.device("cuda")):
+            pass
+        backends.fp32_precision = "ieee"
+        assert backends.cuda.matmul.fp32_precision == backends.cudnn.conv.fp32_precision == "ieee"
+    finally:
+        backends.fp32_precision, backends.cudnn.allow_tf32 = "none", True
+
+
+@pytest.mark.parametrize("name", ["highest", "high", "medium"])
+@pytest.mark.parametrize("tf32", [True, False])
+def test_a_torch_with_only_the_older_settings_is_asked_for_no_newer_ones(
+    name: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends: Any = torch.backends
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "_newer", list)
+        torch.set_float32_matmul_precision(name)
         with exact_kernels(torch.device("cuda"), tf32=tf32):
-            assert allowed() == (tf32, tf32)
-        assert allowed() == before
+            assert backends.cuda.matmul.allow_tf32 == backends.cudnn.allow_tf32 == tf32
+        assert torch.get_float32_matmul_precision() == name
+        assert backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    if has_newer:
+        backends.cuda.matmul.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_convolutions_are_deterministic_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    monkeypatch.setattr(cudnn, "enabled", False)
+    with exact_kernels(torch.device("cuda")):
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic) == (True, False, True)
+    assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic) == (False, True, False)

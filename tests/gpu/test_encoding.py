@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -88,6 +89,19 @@ def test_latents_of_a_gpu_are_those_of_the_cpu_and_the_same_each_time(wan: Path)
     found = encoder.encode(clip)
     assert torch.equal(found, encoder.encode(clip.to(CUDA)))
     assert_near(encoder, found, built(wan, "wan").encode(clip))
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
+)
+def test_latents_do_not_depend_on_how_the_process_computes_float32(wan: Path) -> None:
+    encoder, clip, backends = on_gpu(wan), pixels(5, size=SIZE), cast("Any", torch.backends)
+    expected = encoder.encode(clip)
+    backends.fp32_precision = "tf32"
+    try:
+        assert torch.equal(encoder.encode(clip), expected)
+    finally:
+        backends.fp32_precision = "none"
 
 
 def test_a_batch_has_the_latents_of_its_clips(wan: Path) -> None:
