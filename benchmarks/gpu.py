@@ -253,8 +253,8 @@ def pipeline(
             why = str(error).partition(".")[0] or "a worker failed"
             return [model.name, f"{size[0]}x{size[1]}", str(num_workers), why, ""]
     wall_s = max(each.wall_s for each in done)
-    frames, waited_s = sum(each.num_frames for each in done), sum(each.wait_s for each in done)
-    busy = f"{1 - min(1.0, waited_s / num_workers / wall_s):.0%}"
+    frames, encode_s = sum(each.num_frames for each in done), sum(each.encode_s for each in done)
+    busy = f"{min(1.0, encode_s / num_workers / wall_s):.0%}"
     return [model.name, f"{size[0]}x{size[1]}", str(num_workers), f"{frames / wall_s:,.1f}", busy]
 
 
@@ -286,11 +286,11 @@ def _planned(
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What one worker did, and how long it took and waited for pixels."""
+    """What one worker did, how long it took, and how much of that it encoded."""
 
     wall_s: float
     num_frames: int
-    wait_s: float
+    encode_s: float
 
 
 def _work(spec: WorkerSpec, shards: Sequence[Shard], device: torch.device, ready: Any) -> Done:
@@ -305,8 +305,10 @@ def _work(spec: WorkerSpec, shards: Sequence[Shard], device: torch.device, ready
         wall_s = time.perf_counter() - started
     finally:
         worker.close()
-    frames, waited_s = (sum(getattr(r, name) for r in reports) for name in ("num_frames", "wait_s"))
-    return Done(wall_s=wall_s, num_frames=frames, wait_s=waited_s)
+    frames, encode_s = (
+        sum(getattr(r, name) for r in reports) for name in ("num_frames", "encode_s")
+    )
+    return Done(wall_s=wall_s, num_frames=frames, encode_s=encode_s)
 
 
 def _work_beside(

@@ -231,8 +231,8 @@ class ShardReport:
     """What a finished shard reports to its driver; it becomes a row of the snapshot.
 
     Times are seconds: decode_s is the sum over decoding processes, and so is fetch_s, for which they waited
-    for remote sources; encode_s, wait_s and compare_s are those
-    of the encoder's thread (busy, waiting for pixels, and decoding and comparing a sample); write_s is
+    for remote sources; encode_s is the device's; wait_s and compare_s are those in which the encoder's
+    thread waited for pixels, and decoded and compared a sample, while nothing was encoded; write_s is
     compression and upload. tiling_errors and psnrs_db: of the clips that have one. kernel_errors: of clips
     that were also encoded by themselves with plain kernels. committed_before: another run was faster, and
     nothing was written. fields: what became of the shard in fields that were made along with the latents,

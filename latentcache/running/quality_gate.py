@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,8 +118,9 @@ def _explain(clip: Comparison) -> str:
 
 
 class Gate:
-    """One worker's. busy_s: what comparing took; num_compared: the clips for which it was tried.
+    """One worker's. num_compared: the clips for which it was tried; busy_s: what that took.
 
+    The caller adds to busy_s, because only it knows how much of it a GPU was still encoding.
     A clip that cannot be decoded is only not compared: there is a warning, once a cause.
     """
 
@@ -148,10 +148,8 @@ class Gate:
         is_first = self._can_decode and self.num_compared < self._config.judged_clips
         if not is_recorded and not is_first:
             return None
-        started = time.perf_counter()
         comparison = self._compare(row, pixels_THWC, key)
         self.num_compared += 1
-        self.busy_s += time.perf_counter() - started
         if comparison is None:
             return None
         self._latest.append(comparison)

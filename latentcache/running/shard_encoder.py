@@ -29,7 +29,8 @@ from latentcache.errors import ClipError
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.frame_check import check_frame_numbers
 from latentcache.running.quality_gate import Gate
-from latentcache.running.transfer import Staging, Transfer
+from latentcache.running.shard_times import RowTimes, ShardTimes
+from latentcache.running.transfer import Clock, Mark, Staging, Transfer
 
 Futures = list[Future[DecodedClip] | None]
 #: Is shown decoded pixels of a clip before they are encoded, as (row, number of the first frame,
@@ -39,7 +40,7 @@ OnPixels = Callable[[int, int, Array], object]
 
 @dataclass(kw_only=True)
 class Encoded:
-    """What became of a shard. Seconds of the encoder's thread: waiting for pixels, and comparing."""
+    """What became of a shard. Seconds in which nothing was encoded: waiting for pixels, and comparing."""
 
     rows: list[Array | None] = field(default_factory=list)
     results: list[ClipResult] = field(default_factory=list)
@@ -53,7 +54,7 @@ class _Batch:
     """Rows that are encoded at once. Their clips by their place in the batch, pixels on the CPU.
 
     failed: why a clip has no latent. encoded: the encoder's output by place; stored: waits for what is
-    stored. busy_s: of the thread, so far. held: decoded clips whose buffer is in use.
+    stored. marks: where its encoding begins and ends. held: decoded clips whose buffer is in use.
     """
 
     rows: range
@@ -63,7 +64,7 @@ class _Batch:
     held: list[DecodedClip]
     encoded: dict[int, torch.Tensor] = field(default_factory=dict)
     stored: dict[int, Callable[[], torch.Tensor]] = field(default_factory=dict)
-    busy_s: float = 0.0
+    marks: list[tuple[Mark, Mark]] = field(default_factory=list)
 
     def release(self) -> None:
         """Give buffers back."""
@@ -94,29 +95,39 @@ class ShardEncoder:
 
     def encode(self, shard: Shard, futures: Futures, on_pixels: OnPixels | None = None) -> Encoded:
         """Encode a shard's clips; of those taken, `futures` then has None. A bad clip costs its row."""
-        found, under_way = Encoded(), deque[_Batch]()
+        found, times, under_way = Encoded(), ShardTimes(), deque[_Batch]()
+        clock = self._transfer.clock()
         try:
             at_once = self._batching.clips_at_once(shard.bucket)
             for rows in batches(len(shard.clips), at_once):
-                under_way.append(self._gather(shard, rows, futures, found, on_pixels))
-                self._launch(shard, under_way[-1])
+                under_way.append(self._gather(shard, rows, futures, times, on_pixels))
+                self._launch(shard, under_way[-1], clock)
                 while len(under_way) > self._transfer.depth:
-                    self._finish(shard, under_way[0], found)
+                    self._finish(shard, under_way[0], found, times)
                     under_way.popleft()
             while under_way:
-                self._finish(shard, under_way[0], found)
+                self._finish(shard, under_way[0], found, times)
                 under_way.popleft()
         finally:
             for batch in under_way:
                 batch.release()
+        self._book(found, times)
         return found
+
+    def _book(self, found: Encoded, times: ShardTimes) -> None:
+        """Note what the time of a shard went to, once it is known when its last batch was encoded."""
+        spent = times.seconds()
+        found.wait_s, found.compare_s = spent.wait_s, spent.compare_s
+        self._gate.busy_s += spent.gate_s
+        for row, encode_s in spent.encode_s.items():
+            found.results[row] = replace(found.results[row], encode_s=encode_s)
 
     def _gather(
         self,
         shard: Shard,
         rows: range,
         futures: Futures,
-        found: Encoded,
+        times: ShardTimes,
         on_pixels: OnPixels | None,
     ) -> _Batch:
         """Wait for the pixels of a batch. On a CPU a single clip stays where it was decoded."""
@@ -133,7 +144,7 @@ class ShardEncoder:
                 batch.failed[place] = ClipResult(reason=error.reason, message=str(error))
                 clip = None
             else:
-                found.wait_s += time.perf_counter() - started
+                times.waits.append((started, time.perf_counter()))
             if clip is None:
                 batch.failed.setdefault(place, RETIRED)
                 if not in_place:
@@ -152,60 +163,72 @@ class ShardEncoder:
                     clip.release()
         return batch
 
-    def _launch(self, shard: Shard, batch: _Batch) -> None:
+    def _launch(self, shard: Shard, batch: _Batch, clock: Clock) -> None:
         """Begin to encode a batch, unless there is nothing in it."""
         if not batch.decoded:
             return
-        started = time.perf_counter()
         try:
-            self._encode(shard, batch, list(batch.decoded), batch.pixels)
+            self._encode(shard, batch, list(batch.decoded), batch.pixels, clock)
         except OF_CLIP as error:
             if len(batch.rows) == 1:
                 batch.failed[0] = _failed(error, batch.decoded[0])
             else:
-                self._encode_each(shard, batch)
-        batch.busy_s += time.perf_counter() - started
+                self._encode_each(shard, batch, clock)
 
-    def _encode_each(self, shard: Shard, batch: _Batch) -> None:
+    def _encode_each(self, shard: Shard, batch: _Batch, clock: Clock) -> None:
         """Find the clips that an encoder refuses: each is encoded in a batch that is black otherwise."""
         for place in batch.decoded:
             pixels = torch.zeros_like(batch.pixels)
             pixels[place] = batch.pixels[place]
             try:
-                self._encode(shard, batch, [place], pixels)
+                self._encode(shard, batch, [place], pixels, clock)
             except OF_CLIP as error:
                 batch.failed[place] = _failed(error, batch.decoded[place])
 
     def _encode(
-        self, shard: Shard, batch: _Batch, places: Sequence[int], pixels: torch.Tensor
+        self,
+        shard: Shard,
+        batch: _Batch,
+        places: Sequence[int],
+        pixels: torch.Tensor,
+        clock: Clock,
     ) -> None:
         """Begin to encode; of what comes out, `places` are kept."""
         keys = [shard.clips[row].key for row in batch.rows]
-        encoded = out_of_memory.encode(self._encoder, self._transfer.to_encoder(pixels))
-        wait = functools.cache(self._transfer.to_host(reduced(encoded, keys, self._encoder.spec)))
+        pixels = self._transfer.to_encoder(pixels)
+        begins = clock.mark()
+        try:
+            encoded = out_of_memory.encode(self._encoder, pixels)
+            stored = reduced(encoded, keys, self._encoder.spec)
+        finally:
+            batch.marks.append((begins, clock.mark()))
+        wait = functools.cache(self._transfer.to_host(stored))
         for place in places:
             batch.encoded[place] = encoded[place : place + 1]
             batch.stored[place] = lambda place=place: wait()[place]  # type: ignore[misc]
 
-    def _finish(self, shard: Shard, batch: _Batch, found: Encoded) -> None:
+    def _finish(self, shard: Shard, batch: _Batch, found: Encoded, times: ShardTimes) -> None:
         """Wait for a batch's latents; check, compare and note them row by row."""
-        share_s = batch.busy_s / max(1, len(batch.decoded))
-        for place in range(len(batch.rows)):
-            started, compared_s = time.perf_counter(), found.compare_s
+        encodings = [(begins(), ends()) for begins, ends in batch.marks]
+        times.encodings += encodings
+        share_s = sum(end - begin for begin, end in encodings) / max(1, len(batch.decoded))
+        for place, row in enumerate(batch.rows):
             latent: Array | None = None
             result = batch.failed.get(place)
-            if result is None:
-                latent, result = self._row(shard, batch, place, found)
-            busy_s = time.perf_counter() - started - (found.compare_s - compared_s) + share_s
             if place in batch.decoded:
-                result = replace(result, encode_s=busy_s)
+                spent = RowTimes(encoding_s=share_s, begins_s=time.perf_counter())
+                if result is None:
+                    latent, result = self._row(shard, batch, place, found, spent)
+                spent.ends_s = time.perf_counter()
+                times.rows[row] = spent
+            assert result is not None
             found.rows.append(latent)
             found.results.append(result)
             self._on_clip()
         batch.release()
 
     def _row(
-        self, shard: Shard, batch: _Batch, place: int, found: Encoded
+        self, shard: Shard, batch: _Batch, place: int, found: Encoded, spent: RowTimes
     ) -> tuple[Array | None, ClipResult]:
         """Return a clip's latent as it is stored, and what is known of it."""
         row, clip = batch.rows[place], batch.decoded[place]
@@ -217,13 +240,12 @@ class ShardEncoder:
             check_frame_numbers(shard.clips[row], clip.frame_numbers)
             latent = checked(batch.stored[place](), spec)
             error = tiling_error(self._encoder, pixels, encoded, shard=shard.index, row=row)
-            started = time.perf_counter()
+            spent.compares_s = time.perf_counter()
             number = shard.index * self._shard_clips + row
-            psnr = self._gate.look(latent, pixels[0], key=key, number=number)
+            psnr = self._look(latent, pixels[0], key, number, spent)
             changed = kernel_error(
                 self._encoder, pixels, encoded, batch=len(batch.rows), shard=shard.index, row=row
             )
-            found.compare_s += time.perf_counter() - started
             found.kernel_errors += [] if changed is None else [changed]
         except OF_CLIP as clip_error:
             failure = clip_error
@@ -234,6 +256,16 @@ class ShardEncoder:
             tiling_error=error,
             psnr=psnr,
         )
+
+    def _look(
+        self, latent: Array, pixels_THWC: torch.Tensor, key: str, number: int, spent: RowTimes
+    ) -> float | None:
+        """Let the quality gate look at a clip; returns what it gives."""
+        started, before = time.perf_counter(), self._gate.num_compared
+        psnr = self._gate.look(latent, pixels_THWC, key=key, number=number)
+        if self._gate.num_compared > before:
+            spent.gate = started, time.perf_counter()
+        return psnr
 
 
 def _facts(clip: DecodedClip) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How pixels reach the encoder and latents leave it, so that a GPU waits for neither.
+"""How pixels reach the encoder and latents leave it, so that a GPU waits for neither; and when it encodes.
 
 On a GPU, pixels lie in pinned memory and are copied by a stream of their own, and latents are copied back
 while the next batch is encoded. On a CPU nothing is copied that need not be.
@@ -7,12 +7,56 @@ while the next batch is encoded. On a CPU nothing is copied that need not be.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 import torch
 
 from latentcache.encoders.protocol import Encoder
 from latentcache.encoders.tiled import TiledEncoder
+
+#: Says when the device got to a place in what it was given, in `time.perf_counter`'s seconds; waits for it.
+Mark = Callable[[], float]
+
+
+class HostClock:
+    """Of a device that has done what it was given when the call returns."""
+
+    def mark(self) -> Mark:
+        """Return when the device gets to here."""
+        now_s = time.perf_counter()
+        return lambda: now_s
+
+
+class CudaClock:
+    """Of a GPU's current stream: it runs behind the thread that gives it work.
+
+    Its own times count from an event that the thread waited for, so they can be compared with the thread's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._base = self._recorded()
+        self._base.synchronize()
+        self._base_s = time.perf_counter()
+
+    def mark(self) -> Mark:
+        """Return when the stream gets to here."""
+        event = self._recorded()
+
+        def reached_s() -> float:
+            event.synchronize()
+            return self._base_s + float(self._base.elapsed_time(event)) / 1e3
+
+        return reached_s
+
+    def _recorded(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+Clock = HostClock | CudaClock
 
 
 class Staging:
@@ -44,6 +88,10 @@ class HostTransfer:
     depth = 0
     pinned = False
 
+    def clock(self) -> Clock:
+        """Return what says when the encoder's device begins and ends."""
+        return HostClock()
+
     def to_encoder(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return the pixels where the encoder takes them."""
         return pixels_BTHWC
@@ -63,6 +111,10 @@ class CudaTransfer:
         self._device = device
         self._takes_device_pixels = takes_device_pixels
         self._upload = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def clock(self) -> Clock:
+        """Return what says when the GPU begins and ends; waits for what it was given before."""
+        return CudaClock(self._device)
 
     def to_encoder(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return the pixels on the GPU, where which waits for them, and the caller does not."""
