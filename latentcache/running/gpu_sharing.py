@@ -1,6 +1,6 @@
 """How many workers share a GPU with `run.workers_per_gpu: auto`: as many as have memory and CPUs there.
 
-What a worker takes of the memory is measured, before any of them starts, by encoding noise.
+What a worker takes of the memory is measured, before any of them starts, by doing its work with noise.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from latentcache import encoders
 from latentcache.config.sections import RunConfig
-from latentcache.core.records import Bucket
-from latentcache.encoders import out_of_memory
-from latentcache.encoders.batching import batching_of
+from latentcache.running.rehearsal import rehearse
 from latentcache.running.runners.elastic import Node
 from latentcache.running.worker import WorkerSpec
 
@@ -61,18 +58,17 @@ def cpus_per_gpu(nodes: Sequence[Node]) -> float:
 
 
 def measure(spec: WorkerSpec) -> GpuNeed:
-    """Encode noise of the largest bucket on this process's GPU. Raises what building an encoder raises."""
+    """Do with noise, on this process's GPU, what a worker does, and return what that took.
+
+    Its comparisons count too: torch keeps the memory that decoding a clip, or encoding it untiled or with
+    plain kernels, has taken. Raises what building the encoder raises, and EncoderError where there is no
+    memory for a batch.
+    """
     if (
         not torch.cuda.is_available() or type(spec) is not WorkerSpec
     ):  # others load more than an encoder
         return GpuNeed(free_bytes=0, worker_bytes=None)
     free_bytes = torch.cuda.mem_get_info()[0]
-    module, config = encoders.resolve(spec.config.encoder)
-    encoder = module.build(config, spec=spec.manifest.spec, device=torch.device("cuda"))
-    buckets = [Bucket.parse(name) for name in spec.manifest.layouts()]
-    largest = max(buckets, key=lambda bucket: bucket.frames * bucket.height * bucket.width)
-    clips = batching_of(spec.config.encoder).clips_at_once(largest)
-    shape = (clips, largest.frames, largest.height, largest.width, 3)
-    fits = out_of_memory.try_encode(encoder, torch.zeros(shape, dtype=torch.uint8)) is not None
+    rehearse(spec, torch.device("cuda"))
     taken = torch.cuda.max_memory_reserved() + CONTEXT_BYTES
-    return GpuNeed(free_bytes=free_bytes, worker_bytes=taken if fits else None)
+    return GpuNeed(free_bytes=free_bytes, worker_bytes=taken)

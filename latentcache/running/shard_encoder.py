@@ -247,6 +247,8 @@ class ShardEncoder:
                 self._encoder, pixels, encoded, batch=len(batch.rows), shard=shard.index, row=row
             )
             found.kernel_errors += [] if changed is None else [changed]
+            if error or spent.gate or changed is not None:
+                self._transfer.give_back()
         except OF_CLIP as clip_error:
             failure = clip_error
         return latent, ClipResult(

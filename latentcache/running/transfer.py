@@ -79,6 +79,11 @@ class Staging:
         return self._flat[slot][:count].view(shape)
 
 
+#: What CUDA and its libraries take for this process at most, beside torch's own. What else is taken of a
+#: GPU is a neighbour's.
+OWN_BYTES = 3 << 29
+
+
 class HostTransfer:
     """Of an encoder on the CPU: pixels and latents are where they are needed.
 
@@ -91,6 +96,9 @@ class HostTransfer:
     def clock(self) -> Clock:
         """Return what says when the encoder's device begins and ends."""
         return HostClock()
+
+    def give_back(self) -> None:
+        """Nothing was kept that others could use."""
 
     def to_encoder(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return the pixels where the encoder takes them."""
@@ -115,6 +123,15 @@ class CudaTransfer:
     def clock(self) -> Clock:
         """Return what says when the GPU begins and ends; waits for what it was given before."""
         return CudaClock(self._device)
+
+    def give_back(self) -> None:
+        """Let other processes on this GPU have what a comparison took, which torch keeps for the next one.
+
+        By itself a worker keeps it: to take it again takes time.
+        """
+        free, total = torch.cuda.mem_get_info(self._device)
+        if total - free - torch.cuda.memory_reserved(self._device) > OWN_BYTES:
+            torch.cuda.empty_cache()
 
     def to_encoder(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         """Return the pixels on the GPU, where which waits for them, and the caller does not."""

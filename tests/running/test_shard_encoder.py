@@ -18,7 +18,7 @@ from latentcache.encoders.batching import AUTO_CLIPS, AUTO_PIXELS, Batching, bat
 from latentcache.errors import ClipError
 from latentcache.running.quality_gate import Gate
 from latentcache.running.shard_encoder import Encoded, ShardEncoder
-from latentcache.running.transfer import HostTransfer, Staging
+from latentcache.running.transfer import CudaTransfer, HostTransfer, Staging
 from tests.tools.synthetic import make_spec
 
 BUCKET = Bucket(frames=1, height=8, width=8)
@@ -231,6 +231,55 @@ def test_how_far_a_batch_is_from_single_clips_is_measured_for_the_first_rows() -
     first = Shard(bucket=BUCKET, index=0, clips=shard_of(3).clips)
     shards.encode(first, [pool.decoded(row) for row in range(3)])
     assert encoder.sizes == [2, 1, 1, 1]  # both of the batch by themselves, then the last one
+
+
+class Uneven(Means):
+    """Gives latents of more than one value, so that they can be compared."""
+
+    def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
+        return super().encode(pixels_BTHWC) + torch.arange(2)
+
+
+class Counting(HostTransfer):
+    """Counts how often memory is given back."""
+
+    given = 0
+
+    def give_back(self) -> None:
+        self.given += 1
+
+
+@pytest.mark.parametrize(("index", "batch", "expected"), [(1, 1, 0), (0, 1, 0), (0, 2, 3)])
+@pytest.mark.parametrize("every", [0, 4])
+def test_memory_is_given_back_after_comparisons_alone(
+    index: int, batch: int, expected: int, every: int
+) -> None:
+    encoder, transfer, pool = Uneven(), Counting(), Pool()
+    gate = Gate(encoder, QualityConfig(every=every))
+    shards = ShardEncoder(
+        encoder, Batching(batch=batch), gate, transfer, shard_clips=12, on_clip=lambda: None
+    )
+    shard = Shard(bucket=BUCKET, index=index, clips=shard_of(12).clips)
+    shards.encode(shard, [pool.decoded(row) for row in range(12)])
+    assert gate.num_compared == min(every, 1)  # then it is known that this encoder cannot decode
+    assert transfer.given == max(expected, gate.num_compared)
+
+
+def a_cuda_transfer(monkeypatch: pytest.MonkeyPatch, free: int, reserved: int) -> list[str]:
+    """Give back on a GPU of 80 bytes; returns what was called."""
+    calls: list[str] = []
+    monkeypatch.setattr("latentcache.running.transfer.OWN_BYTES", 2)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("emptied"))
+    CudaTransfer(torch.device("cuda"), takes_device_pixels=True).give_back()
+    return calls
+
+
+def test_a_gpu_s_memory_is_given_back_to_a_neighbour_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert a_cuda_transfer(monkeypatch, free=30, reserved=48) == []
+    assert a_cuda_transfer(monkeypatch, free=10, reserved=48) == ["emptied"]
 
 
 def test_auto_takes_many_small_images_and_one_video() -> None:
