@@ -136,7 +136,7 @@ def _print_buckets(found: Estimate) -> None:
             f"{human_time(bucket.total_s):>12}{human_bytes(bucket.total_bytes):>12}  {bucket.limit}"
         )
     print(
-        "Means of a clip: fetch and decode in one process, encode on the encoder's thread, write in one\n"
+        "Means of a clip: fetch and decode in one process, encode on the device, write in one\n"
         "thread; "
         "`a clip` is what the pipeline of all of them takes."
     )
