@@ -275,6 +275,12 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
             raise
         print_error(error)
         print(stopped, file=sys.stderr)
+        if isinstance(error, ConfigError):  # another folder can be put right, settings cannot
+            again = f"latentcache drop-field {url} {name} --yes"
+            print(
+                f"If a setting of {name} is wrong, drop it and add it again:  {again}",
+                file=sys.stderr,
+            )
         return error.exit_status
     samples = f"{field_folder(name)}/samples"
     print_failures(run.summary, f"the sample tables in {samples}, where status is 'failed'")

@@ -97,6 +97,15 @@ class TextPart:
         """Return a number of the text model's config. Raises ConfigError if it has none."""
         return number_of(self._files, self._config, key)
 
+    def number(self, key: str) -> int | None:
+        """Return a number of the text model's config, None if it has none."""
+        value = getattr(self._config, key, None)
+        return value if isinstance(value, int) else None
+
+    def tensors_named(self, ends: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
+        """Read the tensors whose names end in one of `ends`. Raises EncoderError."""
+        return self._files.tensors_named(ends)
+
     @property
     def width(self) -> int:
         """Return the width of the states."""
