@@ -287,6 +287,13 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
     return _print_state(planned, run, url)
 
 
+def _lengths(arrays: Sequence[FieldArray]) -> str:
+    """Return how many tokens there is room for, also in further arrays that have their own length."""
+    first, *others = arrays
+    own = [a for a in others if a.ragged and a.shape[0] != first.shape[0]]
+    return " or ".join([str(first.shape[0]), *(f"{a.shape[0]} ({a.name})" for a in own)])
+
+
 def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     """Say how a field stands; returns the exit status."""
     name = planned.field.name
@@ -305,7 +312,7 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     stored = human_bytes(found.stored_bytes)
     print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")
     if found.num_lost:
-        room = f"text than the {planned.field.arrays[0].shape[0]} tokens that the model sees"
+        room = f"text than the {_lengths(planned.field.arrays)} tokens that the model sees"
         if field.kind == "audio":
             room = f"sound than the {field.recipe['seconds']:g} s that there is room for"
         print(

@@ -141,7 +141,9 @@ def test_a_length_that_the_chats_template_fills_is_refused(
     assert build(made(family), family, length=taken + 1).encode("a fox").tokens == taken + 1
 
 
-@pytest.mark.parametrize(("family", "key"), [("wan", "length"), ("flux", "length")])
+@pytest.mark.parametrize(
+    ("family", "key"), [("wan", "length"), ("flux", "length"), ("hunyuan_video15", "glyph_length")]
+)
 def test_a_length_that_cuts_off_what_tells_texts_apart_is_no_damage(
     made: Callable[[str], Path], family: str, key: str
 ) -> None:
