@@ -9,8 +9,8 @@ from contextlib import closing, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
-from latentcache.core.records import ShardId
-from latentcache.core.units import human_bytes
+from latentcache.core.records import Bucket, ShardId
+from latentcache.core.units import human_bytes, plural
 from latentcache.errors import (
     ConfigError,
     LatentCacheError,
@@ -34,6 +34,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
+from latentcache.running.shards_in_hand import most_in_hand
 from latentcache.running.shared_fields import SharedFields, can_share
 from latentcache.running.summary import Summary
 
@@ -42,6 +43,9 @@ from .progress import Bar, print_failures
 
 #: After these no field of the cache can be made: each would wait as long for the storage.
 OF_THE_CACHE = (UnreachableError, LeaseError)
+
+#: Shards in hand of fewer bytes are not worth a line.
+MUCH_BYTES = 1 << 30
 
 
 def check_fields(
@@ -237,6 +241,19 @@ def _print_plan(planned: PlannedField) -> None:
     print_arrays(field.name, field.arrays)
     if field.choices > 1:
         print(f"         {field.choices} texts per clip at most")
+    manifest = planned.cache.manifest
+    clips = {Bucket.parse(bucket.name): bucket.num_clips for bucket in manifest.buckets}
+    if field.kind != "view":
+        print_memory(*most_in_hand(field.arrays, manifest, clips, field.choices))
+
+
+def print_memory(num_shards: int, shard_bytes: int) -> None:
+    """Say what the arrays of shards in hand take, if it is much."""
+    if num_shards * shard_bytes >= MUCH_BYTES:
+        print(
+            f"         memory of a worker: {plural(num_shards, 'shard')} of {human_bytes(shard_bytes)} "
+            "at once at most, and twice as much again while they are written (cache.shard_clips)"
+        )
 
 
 def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
