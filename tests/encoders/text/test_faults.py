@@ -272,6 +272,26 @@ def test_a_checkpoint_with_parts_missing_is_told(
         describe_text_encoder(settings(wan))
 
 
+def test_mochis_empty_caption_does_not_depend_on_how_its_folder_is_named(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Without model_index.json nothing says what the empty caption is."""
+    model = Path(shutil.copytree(made("mochi_zeros"), tmp_path / "mochi"))
+    folders = {name: str(model / name) for name in ("text_encoder", "tokenizer")}
+    apart = {"family": "mochi", "folders": folders, "dtype": "float32"}
+    with pytest.raises(
+        ConfigError, match="force_zeros_for_empty_prompt: required where `model` has"
+    ):
+        describe_text_encoder(apart)
+    expected = build(model, "mochi").encode("")
+    said = build_text_encoder({**apart, "force_zeros_for_empty_prompt": True}, CPU)
+    assert said.encode("").tokens == expected.tokens == 0
+    assert said.recipe() == build(model, "mochi").recipe()
+    (model / "model_index.json").unlink()
+    with pytest.raises(ConfigError, match="force_zeros_for_empty_prompt: required"):
+        describe_text_encoder(settings(model, "mochi"))
+
+
 @pytest.mark.parametrize("size", [0, 7, 2000])
 def test_weights_that_are_cut_short_are_told(wan: Path, size: int) -> None:
     path = wan / "text_encoder/model.safetensors"
