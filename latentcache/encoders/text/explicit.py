@@ -128,7 +128,8 @@ class Encoder(Family[Settings]):
         """Also raise ConfigError if the model cannot run as the settings say, up to their length."""
         num = min(self.settings.length + self.settings.cut, _MOST_TRIED)
         try:
-            with contextlib.suppress(ClipError):  # of this text only
+            # What is wrong with this text only, or too much for the memory, need not be so with captions.
+            with contextlib.suppress(ClipError, torch.OutOfMemoryError):
                 self.encode("a " * num)
             super().check_reads_input()
         except (LatentCacheError, torch.OutOfMemoryError):

@@ -161,6 +161,22 @@ def test_a_length_that_positions_do_not_reach_is_refused_when_the_model_is_loade
     assert build_text_encoder({**raw, "length": most}, CPU).encode("dogs " * 99).tokens == most
 
 
+def test_a_length_that_memory_does_not_reach_is_left_to_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may all be shorter."""
+    save_bert(tmp_path)
+    encode = explicit.Encoder.states
+
+    def small(self: explicit.Encoder, text: str) -> Any:
+        if len(text) > 100:
+            raise torch.OutOfMemoryError
+        return encode(self, text)
+
+    monkeypatch.setattr(explicit.Encoder, "states", small)
+    assert build_text_encoder(of_bert(tmp_path, length=500), CPU).encode("two dogs").tokens > 0
+
+
 def test_a_vector_that_the_model_does_not_give_is_refused_when_it_is_loaded(
     made: Callable[[str], Path],
 ) -> None:
