@@ -6,8 +6,12 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from latentcache.config.caption_fields import TextField
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from latentcache.config.caption_fields import CaptionField, TextField
 from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
@@ -24,10 +28,12 @@ from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
 from latentcache.running.estimate import BucketEstimate, Estimate, measure
 from latentcache.running.gpu_sharing import CONTEXT_BYTES, GpuNeed, workers_per_gpu
+from latentcache.running.shards_in_hand import most_in_hand
 from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job
+from .fields import print_memory
 from .waiting import Waiting
 
 #: What to do about the stage that the others wait for.
@@ -62,7 +68,8 @@ def estimate(args: argparse.Namespace) -> int:
         )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
-    _print_fields(config, plan, make_manifest(config, spec, identity), scale)
+    manifest = replace(make_manifest(config, spec, identity), shard_clips=found.shard_clips)
+    _print_fields(config, plan, manifest, scale)
     _print_limits(config, found)
     with Waiting() as waiting:
         waiting.say("encoding with other batches")
@@ -182,10 +189,11 @@ def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) 
     """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
     for name, field in parse_fields(config.fields).items():
         found, raw_bytes = describe_field(field, manifest), 0
+        choices = _num_choices(plan, field) if isinstance(field, CaptionField) else 1
         for bucket, table in plan.buckets.items():
             for array in found.arrays if field.kind != "view" else ():
                 shape = array.shape_in(bucket, manifest.spec)
-                raw_bytes += table.num_rows * math.prod(shape) * ITEM_BYTES[array.dtype]
+                raw_bytes += table.num_rows * choices * math.prod(shape) * ITEM_BYTES[array.dtype]
         texts = ""
         if isinstance(field, TextField) and (num := _num_texts(plan, field)) is not None:
             texts = f", {num * scale:,.0f} different texts"
@@ -193,6 +201,23 @@ def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) 
             f"field    {name}: {human_bytes(raw_bytes * scale)} at most, before compression and with all "
             f"padding{texts} (not timed)"
         )
+        if field.kind != "view":
+            clips = {
+                bucket: round(table.num_rows * scale) for bucket, table in plan.buckets.items()
+            }
+            print_memory(*most_in_hand(found.arrays, manifest, clips, choices))
+
+
+def _num_choices(plan: Plan, field: CaptionField) -> int:
+    """Return how many texts a clip has at most: a column of lists has several."""
+    most = 0
+    for name in field.text_columns:
+        columns = [t[name] for t in plan.buckets.values() if name in t.column_names]
+        lists = [column for column in columns if pa.types.is_list(column.type)]
+        most += max(
+            (pc.max(pc.list_value_length(column)).as_py() or 1 for column in lists), default=1
+        )
+    return field.max_choices or most
 
 
 def _num_texts(plan: Plan, field: TextField) -> int | None:

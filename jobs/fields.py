@@ -9,8 +9,8 @@ from contextlib import closing, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
-from latentcache.core.records import ShardId
-from latentcache.core.units import human_bytes
+from latentcache.core.records import Bucket, ShardId
+from latentcache.core.units import human_bytes, plural
 from latentcache.errors import (
     ConfigError,
     LatentCacheError,
@@ -34,6 +34,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
+from latentcache.running.shards_in_hand import most_in_hand
 from latentcache.running.shared_fields import SharedFields, can_share
 from latentcache.running.summary import Summary
 
@@ -42,6 +43,9 @@ from .progress import Bar, print_failures
 
 #: After these no field of the cache can be made: each would wait as long for the storage.
 OF_THE_CACHE = (UnreachableError, LeaseError)
+
+#: Shards in hand of fewer bytes are not worth a line.
+MUCH_BYTES = 1 << 30
 
 
 def check_fields(
@@ -237,6 +241,19 @@ def _print_plan(planned: PlannedField) -> None:
     print_arrays(field.name, field.arrays)
     if field.choices > 1:
         print(f"         {field.choices} texts per clip at most")
+    manifest = planned.cache.manifest
+    clips = {Bucket.parse(bucket.name): bucket.num_clips for bucket in manifest.buckets}
+    if field.kind != "view":
+        print_memory(*most_in_hand(field.arrays, manifest, clips, field.choices))
+
+
+def print_memory(num_shards: int, shard_bytes: int) -> None:
+    """Say what the arrays of shards in hand take, if it is much."""
+    if num_shards * shard_bytes >= MUCH_BYTES:
+        print(
+            f"         memory of a worker: {plural(num_shards, 'shard')} of {human_bytes(shard_bytes)} "
+            "at once at most, and twice as much again while they are written (cache.shard_clips)"
+        )
 
 
 def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
@@ -275,10 +292,23 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
             raise
         print_error(error)
         print(stopped, file=sys.stderr)
+        if isinstance(error, ConfigError):  # another folder can be put right, settings cannot
+            again = f"latentcache drop-field {url} {name} --yes"
+            print(
+                f"If a setting of {name} is wrong, drop it and add it again:  {again}",
+                file=sys.stderr,
+            )
         return error.exit_status
     samples = f"{field_folder(name)}/samples"
     print_failures(run.summary, f"the sample tables in {samples}, where status is 'failed'")
     return _print_state(planned, run, url)
+
+
+def _lengths(arrays: Sequence[FieldArray]) -> str:
+    """Return how many tokens there is room for, also in further arrays that have their own length."""
+    first, *others = arrays
+    own = [a for a in others if a.ragged and a.shape[0] != first.shape[0]]
+    return " or ".join([str(first.shape[0]), *(f"{a.shape[0]} ({a.name})" for a in own)])
 
 
 def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
@@ -299,7 +329,7 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
     stored = human_bytes(found.stored_bytes)
     print(f"field    {field.name}: {found.num_ok} clips ok, {found.num_failed} failed, {stored}")
     if found.num_lost:
-        room = f"text than the {planned.field.arrays[0].shape[0]} tokens that the model sees"
+        room = f"text than the {_lengths(planned.field.arrays)} tokens that the model sees"
         if field.kind == "audio":
             room = f"sound than the {field.recipe['seconds']:g} s that there is room for"
         print(

@@ -5,6 +5,7 @@ Decoding processes import this, so it imports nothing that is slow to import.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -116,3 +117,10 @@ def _read(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def trim_memory() -> None:
+    """Give free memory back to the system, where the C library can: glibc keeps some for each thread."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

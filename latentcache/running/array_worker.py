@@ -17,6 +17,7 @@ from latentcache.running.array_files import parse_array, to_field
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_report import joined
 from latentcache.running.other_files import url_of
+from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
 from latentcache.running.worker import WorkerSpec
 from latentcache.storage.source_files import irregular, is_absent, open_source
 from latentcache.storage.urls import redact_url, refused_scheme
@@ -35,6 +36,7 @@ class ArrayWorker:
         self._spec, self._field, self._settings = spec, field, settings
         self._folder = settings.folder or str(field.settings["folder"])
         self._reading = DaemonPool(NUM_READERS, name="read")
+        self._in_hand = ShardsInHand()
         self.clips_done = 0
 
     def encode_shard(self, shard: FieldShard) -> ShardReport:
@@ -47,6 +49,11 @@ class ArrayWorker:
         if adopted is not None:
             self.clips_done += len(part.rows)
             return adopted
+        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
+            return self._make_part(shard, part)
+
+    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
+        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
         reading = [
             self._reading.submit(self._sample, shard, row, texts)
             for row, texts in zip(part.rows, part.texts, strict=True)

@@ -28,6 +28,7 @@ from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_report import joined
+from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
 from latentcache.running.worker import WorkerSpec
 
 INPUT_SHA_DIGITS = 32
@@ -66,6 +67,7 @@ class ClipWorker(abc.ABC):
     def __init__(self, spec: WorkerSpec, field: FieldManifest, pool: DecodePool) -> None:
         self._spec, self._field, self._pool = spec, field, pool
         self._submitting = threading.Lock()
+        self._in_hand = ShardsInHand()
         self._encoding = DaemonPool(1, name="encode")
         self.clips_done = 0
 
@@ -93,6 +95,11 @@ class ClipWorker(abc.ABC):
         if adopted is not None:
             self.clips_done += len(part.rows)
             return adopted
+        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
+            return self._make_part(shard, part)
+
+    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
+        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
         with self._submitting:
             asked = self._ask(shard, part)
             encoding = self._encoding.submit(self._samples, shard, part, asked)

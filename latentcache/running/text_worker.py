@@ -36,6 +36,7 @@ from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
 from latentcache.running.field_report import joined
+from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
 from latentcache.running.worker import WorkerSpec
 
 #: Encodings that a worker keeps: equal texts are encoded once. Neighbours are often clips of one source.
@@ -64,6 +65,7 @@ class TextWorker:
         arrays = text_arrays(self._encoder.arrays, self._field.arrays[0].dtype)
         check_encoder(field, arrays, self._encoder.recipe())
         self._encoding = threading.Lock()
+        self._in_hand = ShardsInHand()
         sample_bytes = sum(
             math.prod(array.shape) * ITEM_BYTES[array.dtype] for array in self._field.arrays
         )
@@ -103,6 +105,11 @@ class TextWorker:
         if adopted is not None:
             self.clips_done += len(part.rows)
             return adopted
+        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
+            return self._make_part(shard, part)
+
+    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
+        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
         samples: list[Sample] = []
         with self._encoding:
             started = time.perf_counter()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+import threading
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -40,3 +43,25 @@ def test_in_a_checkout_that_is_not_installed_it_is_the_checkouts_extra(
 
     monkeypatch.setattr(machine, "requires", refuse)
     assert machine.install_command("s3") == "pip install -e '.[s3]'"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_a_thread_has_freed_is_given_back() -> None:
+    """glibc keeps it for the thread: the last block, which is in use, is above all others."""
+    kept: list[object] = []
+
+    def work() -> None:
+        blocks = [b"1" * (100_000 + n) for n in range(1000)]
+        kept.append(blocks[-1])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    before = resident_bytes()
+    machine.trim_memory()
+    assert resident_bytes() < before - 50_000_000
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

@@ -364,6 +364,14 @@ def test_an_encoder_that_is_broken_leaves_other_fields_alone(
 
 
 @pytest.mark.slow
+def test_a_field_whose_settings_turn_out_wrong_can_be_dropped(tmp_path: Path) -> None:
+    """Only its model knew: to go on with the same settings would fail again."""
+    cache = cache_of(tmp_path, CAPTIONS[:2])
+    printed = add(cache, status=2, umt5=text_field(broken="settings"))
+    assert "ConfigError: length: the model has no such positions" in printed
+    assert f"drop-field {cache.storage.url} umt5 --yes" in printed
+
+
 def test_a_field_of_another_recipe_is_refused(tmp_path: Path) -> None:
     cache = cache_of(tmp_path, CAPTIONS)
     add(cache, umt5=text_field())

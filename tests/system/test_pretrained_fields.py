@@ -59,6 +59,15 @@ def states_of(cache: PlannedCache) -> dict[str, torch.Tensor]:
     return {opened[n]["key"]: opened[n]["umt5"] for n in range(len(opened))}
 
 
+def test_clips_whose_quoted_words_are_cut_are_told(tmp_path: Path) -> None:
+    model, _ = saved("hunyuan_video15", tmp_path / "model")
+    cache = cache_of(tmp_path, ["a fox", f'A sign says "{"open " * 20}"'])
+    field = {"kind": "text", "family": "hunyuan_video15", "model": str(model), "glyph_length": 50}
+    printed = add(cache, hunyuan=field)
+    assert "1 clips have more text than the 1000 or 50 (glyphs) tokens" in printed
+    assert "1 with lost tokens" in run_inline("status", cache.storage.url)[1]
+
+
 def test_states_in_samples_and_batches_are_those_of_diffusers_bit_for_bit(
     tmp_path: Path, model: Path
 ) -> None:

@@ -34,6 +34,7 @@ class Encoder(Family[Settings]):
         super().__init__(settings)
         self.qwen = qwen_part(settings.checkpoint())
         self.parts = (self.qwen,)
+        self.qwen.check_chat_room(_messages, settings.length)
         width = self.qwen.setting("num_hidden_layers") * self.qwen.width
         self.arrays = {
             "states": TextArray(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Literal, Self
 
 import torch
@@ -13,11 +14,22 @@ from latentcache.encoders.text.family import Family
 from latentcache.encoders.text.part import TextPart, Tokens, own_rows, without_first
 from latentcache.encoders.text.protocol import EncodedText, Padding, TextArray
 from latentcache.encoders.text.settings import TextSettings
-from latentcache.errors import ConfigError
+from latentcache.errors import ClipError, ConfigError, LatentCacheError
 
 Special = Literal["bos", "eos", "pad"]
 _SPECIAL: tuple[Special, ...] = ("bos", "eos", "pad")
 _PLACE = "{}"
+#: How names of tables of positions end, of which a longer text has no more.
+_POSITIONS = (
+    "position_embeddings.weight",
+    "position_embedding.weight",
+    "embed_positions.weight",
+    "wpe.weight",
+)
+#: Rows that such tables have beside those of `max_position_embeddings`: of BART's kind, two.
+_SPARE_POSITIONS = (0, 2)
+#: Tokens of the longest text that is tried when the model is loaded.
+_MOST_TRIED = 8192
 
 
 class Settings(TextSettings):
@@ -78,6 +90,7 @@ class Encoder(Family[Settings]):
             side=None,
             padded=False,
         )
+        self._check_fits_model()
         if settings.cut:
             self.text.check_cut(settings.template, settings.cut)
             self._check_side()
@@ -108,8 +121,61 @@ class Encoder(Family[Settings]):
         tokens = without_first(whole, asked.cut)
         arrays = {"states": self._kept(output, tokens)}
         if asked.pooled is not None:
-            arrays["pooled"] = output[asked.pooled][0]
+            arrays["pooled"] = self._given(output, asked.pooled, "pooled")[0]
         return EncodedText(arrays, tokens.num_own, tokens.lost)
+
+    def check_reads_input(self) -> None:
+        """Also raise ConfigError if the model cannot run as the settings say, up to their length."""
+        num = min(self.settings.length + self.settings.cut, _MOST_TRIED)
+        try:
+            # What is wrong with this text only, or too much for the memory, need not be so with captions.
+            with contextlib.suppress(ClipError, torch.OutOfMemoryError):
+                self.encode("a " * num)
+            super().check_reads_input()
+        except (LatentCacheError, torch.OutOfMemoryError):
+            raise
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise ConfigError(
+                f"length or model_class: {self.text.class_name} cannot encode a text of {num} tokens: "
+                f"{type(error).__name__}: {reason}. Set a length that its positions reach, and a class "
+                "that takes nothing but token ids and a mask, such as an encoder's."
+            ) from error
+
+    def _check_fits_model(self) -> None:
+        """Raise ConfigError for settings that the model's config or its tokenizer rules out."""
+        asked, name = self.settings, self.text.class_name
+        layers = self.text.number("num_hidden_layers")
+        if layers is not None and isinstance(asked.layer, int):
+            self._check_layer(asked.layer, layers)
+        if asked.pad_input and self.text.tokenizer.pad_token is None:
+            raise ConfigError(
+                "pad_input: true: the tokenizer has no padding token. Set pad_input: false, or give the "
+                "tokenizer the one that the trained model knows."
+            )
+        num, most = asked.length + asked.cut, self._num_positions()
+        if most is not None and num > most:
+            raise ConfigError(
+                f"length: {asked.length}{f' and cut: {asked.cut}' if asked.cut else ''}: {name} has "
+                f"positions for {most} tokens here, so longer texts would fail. Set a length of at most "
+                f"{most - asked.cut}."
+            )
+
+    def _check_layer(self, layer: int, num_layers: int) -> None:
+        """Raise ConfigError unless there are such states: one more than layers, those of the embedding."""
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ConfigError(
+                f"layer: {layer}: {self.text.class_name} has {num_layers} layers here, so its "
+                f"hidden_states have the indices {-num_layers - 1} to {num_layers}"
+            )
+
+    def _num_positions(self) -> int | None:
+        """Return how many tokens the model's table of positions reaches, None where it has none."""
+        most = self.text.number("max_position_embeddings")
+        rows = {len(table) for table in self.text.tensors_named(_POSITIONS).values()}
+        if most is None or not rows & {most + spare for spare in _SPARE_POSITIONS}:
+            return None
+        return most
 
     def _check_side(self) -> None:
         if self.settings.pad_input and self.text.tokenizer.padding_side == "left":
@@ -120,7 +186,21 @@ class Encoder(Family[Settings]):
 
     def _kept(self, output: Any, tokens: Tokens) -> torch.Tensor:
         asked = self.settings
-        named = asked.layer == "last_hidden_state"
-        states = output.last_hidden_state if named else output.hidden_states[asked.layer]
+        if asked.layer == "last_hidden_state":
+            states = self._given(output, asked.layer, "layer")
+        else:
+            layers = self._given(output, "hidden_states", "layer")
+            self._check_layer(asked.layer, len(layers) - 1)
+            states = layers[asked.layer]
         states = states[:, asked.cut :]
         return states[0] if asked.padding == "attended" else own_rows(states, tokens)
+
+    def _given(self, output: Any, name: str, setting: str) -> Any:
+        """Return a part of the model's output. Raises ConfigError if it has none of that name."""
+        found = getattr(output, name, None)
+        if found is not None:
+            return found
+        raise ConfigError(
+            f"{setting}: {self.text.class_name} gives no {name}, but {', '.join(output.keys())}. Set "
+            f"another {setting}, or a model_class that gives it."
+        )

@@ -14,7 +14,7 @@ from latentcache.encoders.text.cleaning import CLEANINGS, Cleaning, cleaning_fac
 from latentcache.encoders.text.part import TextPart
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
-from latentcache.errors import ClipError, EncoderError
+from latentcache.errors import ClipError, ConfigError, EncoderError
 
 SettingsT = TypeVar("SettingsT", bound=TextSettings)
 #: Texts that a working encoder tells apart, in every array: HunyuanVideo 1.5 encodes quoted words, too.
@@ -34,6 +34,8 @@ class BaseFamily(abc.ABC, Generic[SettingsT]):
     cleaning: Cleaning = "none"
     source: ClassVar[str]
     """The code that the family follows."""
+    length_keys: ClassVar[Mapping[str, str]] = {}
+    """The settings that say the lengths of arrays, where it is not `length`."""
 
     def __init__(self, settings: SettingsT) -> None:
         self.settings = settings
@@ -98,16 +100,31 @@ class BaseFamily(abc.ABC, Generic[SettingsT]):
                 raise ClipError("non_finite", f"{name} of the text has NaN or infinity")
 
     def check_differ(self, first: EncodedText, second: EncodedText, what: str) -> None:
-        """Raise EncoderError if two inputs, `what` they are, gave the same array."""
-        for name in self.arrays:
+        """Raise EncoderError if two inputs, `what` they are, gave the same array.
+
+        Raises ConfigError if that is because too short a length cut off what tells them apart.
+        """
+        for name, array in self.arrays.items():
             one, other = first.arrays[name], second.arrays[name]
             rows = min(len(one), len(other))
             if rows and torch.equal(one[-rows:], other[-rows:]):
+                if array.padding is not None and rows == array.shape[0]:
+                    self._check_room(name, min(first, second, key=lambda text: text.lost_tokens))
                 raise EncoderError(
                     f"{self.settings.family}: two different {what} give the same {name}, so the model in "
                     "use does not read its input. Its weights are damaged, or this version of "
                     f"transformers ({versions()['transformers']}) loads them wrongly: install another."
                 )
+
+    def _check_room(self, name: str, encoded: EncodedText) -> None:
+        """Raise ConfigError if a probe lost tokens: the length may have cut off what was to differ."""
+        if encoded.lost_tokens:
+            key = self.length_keys.get(name, "length")
+            raise ConfigError(
+                f"{key}: {getattr(self.settings, key)} leaves no room for the text: a short one is cut "
+                f"before it differs from another, and lost {encoded.lost_tokens} tokens. Set a larger "
+                f"{key}, or leave it out; if that does not help, the weights are damaged."
+            )
 
 
 class Family(BaseFamily[SettingsT]):

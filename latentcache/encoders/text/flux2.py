@@ -48,6 +48,7 @@ class Encoder(Family[Settings]):
         self.parts = (self.mistral,)
         self._check_depth()
         self._check_beginning()
+        self.mistral.check_chat_room(_messages, settings.length)
         width = len(LAYERS) * self.mistral.width
         self.arrays = {
             "states": TextArray(

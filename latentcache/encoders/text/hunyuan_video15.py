@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +41,7 @@ class Encoder(Family[Settings]):
     """States [n, 3584] of the text, and `glyphs` [m, 1472] of what is quoted in it, often none."""
 
     source = "diffusers HunyuanVideo15Pipeline"
+    length_keys: ClassVar[Mapping[str, str]] = {"glyphs": "glyph_length"}
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -69,22 +71,25 @@ class Encoder(Family[Settings]):
         }
 
     def states(self, text: str) -> EncodedText:
-        """Encode the text in its chat, and what is quoted in it. Tokens are Qwen's."""
+        """Encode the text in its chat, and what is quoted in it. Tokens are Qwen's; both may lose some."""
         whole = self.qwen.chat_tokens(
             conversation(SYSTEM, text or " "), length=self.settings.length + CUT, continued=True
         )
         states = self.qwen.run(whole, mask=whole.mask, layers=True).hidden_states[LAYER]
         tokens = without_first(whole, CUT)
-        arrays = {"states": own_rows(states[:, CUT:], tokens), "glyphs": self._glyphs(text)}
-        return EncodedText(arrays, tokens.num_own, tokens.lost)
+        glyphs, num_lost = self._glyphs(text)
+        arrays = {"states": own_rows(states[:, CUT:], tokens), "glyphs": glyphs}
+        return EncodedText(arrays, tokens.num_own, tokens.lost + num_lost)
 
-    def _glyphs(self, text: str) -> torch.Tensor:
+    def _glyphs(self, text: str) -> tuple[torch.Tensor, int]:
+        """Return the states of what is quoted, and how many of its tokens are cut off."""
         quoted = glyph_text(text)
         if quoted is None:
             width = self.arrays["glyphs"].shape[1]
-            return torch.zeros(0, width, dtype=self.dtype, device=self.device)
+            return torch.zeros(0, width, dtype=self.dtype, device=self.device), 0
         tokens = self.byt5.tokens(quoted, length=self.settings.glyph_length)
-        return own_rows(self.byt5.run(tokens, mask=tokens.mask.float()).last_hidden_state, tokens)
+        states = self.byt5.run(tokens, mask=tokens.mask.float()).last_hidden_state
+        return own_rows(states, tokens), tokens.lost
 
 
 def glyph_text(text: str) -> str | None:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from latentcache.config.base import Positive
 from latentcache.encoders.pretrained.loading import load_config, number_of
 from latentcache.encoders.text.clip import ClipPart
 from latentcache.encoders.text.hunyuan_video import LAYER
@@ -42,7 +41,9 @@ class Settings(TextSettings):
     """`length` is counted after the template, with the answer's header."""
 
     family: Literal["hunyuan_video_i2v"]
-    length: Positive = Field(default=256, description="Tokens of text, without the template's.")
+    length: int = Field(
+        default=256, gt=HEADER, description="Tokens of text, without the template's; at least 5."
+    )
     interleave: Literal[2, 4] = Field(
         description="Every 2nd of the image's tokens is kept, as HunyuanVideo-I2V-33ch takes them "
         "(latent_concat), or every 4th, as HunyuanVideo-I2V does (token_replace)."

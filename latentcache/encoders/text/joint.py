@@ -78,6 +78,9 @@ class JointFamily(BaseFamily[SettingsT]):
             takes = "1 or more" if self.max_images is None else str(self.max_images)
             raise ConfigError(f"images: {self.settings.family} takes {takes}, and {num} are given")
 
+    def check_room(self, num_images: int) -> None:
+        """Raise ConfigError if the length is too short for so many images and a text."""
+
     def recipe(self) -> dict[str, object]:
         """Return all that determines the values."""
         packages = versions("tokenizers", "pillow", self.processor.backend)

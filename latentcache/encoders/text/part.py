@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,10 @@ _WITH_LOGITS = frozenset(
     }
 )
 Side = Literal["left", "right"]
+#: A conversation, as chat templates take it.
+Messages = Sequence[Mapping[str, Any]]
+#: Tokens, more than a chat about one of `_PROBES` has.
+_LONGER_THAN_CHATS = 1024
 #: Texts whose tokens differ from the first on: what they have in common is the template's.
 _PROBES = ("a", "7", "天", "(")
 
@@ -97,6 +101,15 @@ class TextPart:
         """Return a number of the text model's config. Raises ConfigError if it has none."""
         return number_of(self._files, self._config, key)
 
+    def number(self, key: str) -> int | None:
+        """Return a number of the text model's config, None if it has none."""
+        value = getattr(self._config, key, None)
+        return value if isinstance(value, int) else None
+
+    def tensors_named(self, ends: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
+        """Read the tensors whose names end in one of `ends`. Raises EncoderError."""
+        return self._files.tensors_named(ends)
+
     @property
     def width(self) -> int:
         """Return the width of the states."""
@@ -130,9 +143,7 @@ class TextPart:
         whole = len(self.tokenizer(text, verbose=False)["input_ids"])
         return counted(cut["input_ids"], cut["attention_mask"], whole)
 
-    def chat_tokens(
-        self, messages: Sequence[Mapping[str, Any]], *, length: int, continued: bool
-    ) -> Tokens:
+    def chat_tokens(self, messages: Messages, *, length: int, continued: bool) -> Tokens:
         """Cut a conversation into tokens by the tokenizer's chat template, padded to `length`.
 
         continued: whether the template ends with the beginning of an answer. Raises ConfigError if the
@@ -168,10 +179,18 @@ class TextPart:
         ]
         self.check_common([tokens.ids[0].tolist() for tokens in found], cut)
 
+    def check_chat_room(self, chat: Callable[[str], Messages], length: int) -> None:
+        """Raise ConfigError unless a chat of `length` tokens reaches past what stands before the text."""
+        found = [
+            self.chat_tokens(chat(probe), length=_LONGER_THAN_CHATS, continued=False)
+            for probe in _PROBES
+        ]
+        num = num_common([tokens.ids[0][tokens.mask[0].bool()].tolist() for tokens in found])
+        check_room(length, num, "of the chat's template")
+
     def check_common(self, rows: Sequence[Sequence[int]], cut: int) -> None:
         """Raise ConfigError unless rows of ids have just `cut` first ids in common."""
-        columns = zip(*rows, strict=False)
-        found = next((i for i, ids in enumerate(columns) if len(set(ids)) > 1), len(rows[0]))
+        found = num_common(rows)
         if found != cut:
             raise ConfigError(
                 f"{self.name}: with the tokenizer in {self._tokenizer_files.folder}, the template before "
@@ -199,6 +218,21 @@ class TextPart:
         if self.class_name in _WITH_LOGITS:
             asked["logits_to_keep"] = 1
         return self._model(input_ids=tokens.ids.to(self._model.device), **asked)
+
+
+def num_common(rows: Sequence[Sequence[int]]) -> int:
+    """Return how many first ids rows have in common."""
+    columns = zip(*rows, strict=False)
+    return next((i for i, ids in enumerate(columns) if len(set(ids)) > 1), len(rows[0]))
+
+
+def check_room(length: int, num: int, what: str) -> None:
+    """Raise ConfigError unless `length` is more than the `num` tokens that stand before a text."""
+    if length <= num:
+        raise ConfigError(
+            f"length: {length} leaves no room for the text: {num} tokens {what} stand before it. Set a "
+            "larger length, or leave it out."
+        )
 
 
 def counted(ids: torch.Tensor, mask: torch.Tensor, whole: int) -> Tokens:

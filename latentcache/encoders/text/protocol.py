@@ -40,9 +40,9 @@ class EncodedText:
 
     ``tokens`` is the number of tokens that are not padding, after a template's cut: the rows of a
     ragged first array. Another ragged array has its own number of rows, and may have none.
-    ``lost_tokens`` is the number that the reference's length cut off. Both count special tokens and
-    the template's end, as the model sees them; with several tokenizers, they are of the first array's,
-    or of the one that sees most of the text.
+    ``lost_tokens`` is the number that the reference's lengths cut off, in all ragged arrays that have
+    lengths of their own. Both count special tokens and the template's end, as the model sees them; with
+    several tokenizers of one array, they are of the one that sees most of the text.
     """
 
     arrays: Mapping[str, torch.Tensor]

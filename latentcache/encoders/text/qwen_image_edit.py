@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import Field
 
 from latentcache.config.base import Positive
+from latentcache.core.units import plural
 from latentcache.encoders.text.joint import JointFamily
-from latentcache.encoders.text.part import qwen_part, template_facts
+from latentcache.encoders.text.part import check_room, qwen_part, template_facts
 from latentcache.encoders.text.protocol import EncodedText, TextArray
 from latentcache.encoders.text.settings import TextSettings
 
@@ -67,19 +68,31 @@ class Encoder(JointFamily[Settings]):
         """Return what stands before the text."""
         return IMAGE
 
+    def check_room(self, num_images: int) -> None:
+        """Raise ConfigError if so many square images take all of the length."""
+        square = Image.new("RGB", (MULTIPLE, MULTIPLE))
+        start = TEMPLATE.split("{}")[0] + self.before(num_images)
+        before, _ = self._with_images(start, [square] * num_images)
+        num = len(self.qwen.tokenizer(before, verbose=False)["input_ids"]) - CUT
+        check_room(self.settings.length, num, f"of {plural(num_images, 'image')}")
+
     def states(self, text: str, images: Sequence[Image.Image]) -> EncodedText:
         """Encode images and text in the template; rows of the template's beginning are dropped."""
-        inputs = self.processor([resized(image, self.area) for image in images])
-        full = TEMPLATE.format(self.before(len(images)) + text)
-        per_token = self.processor.processor.merge_size**2
-        first, *rest = full.split(PAD)
-        for grid, after in zip(inputs["image_grid_thw"], rest, strict=True):
-            first += PAD * (int(grid.prod()) // per_token) + after
-        tokens = self.qwen.tokens(first, length=NO_LENGTH, padded=False)
+        full, inputs = self._with_images(TEMPLATE.format(self.before(len(images)) + text), images)
+        tokens = self.qwen.tokens(full, length=NO_LENGTH, padded=False)
         output = self.qwen.run(tokens, mask=tokens.mask, layers=True, **inputs)
         states = output.hidden_states[-1][0, CUT:]
         kept = states[: self.settings.length]
         return EncodedText({"states": kept}, len(kept), len(states) - len(kept))
+
+    def _with_images(self, full: str, images: Sequence[Image.Image]) -> tuple[str, Any]:
+        """Return a text with a mark for each token of its images, and what the model gets of these."""
+        inputs = self.processor([resized(image, self.area) for image in images])
+        per_token = self.processor.processor.merge_size**2
+        first, *rest = full.split(PAD)
+        for grid, after in zip(inputs["image_grid_thw"], rest, strict=True):
+            first += PAD * (int(grid.prod()) // per_token) + after
+        return first, inputs
 
 
 class PlusEncoder(Encoder):

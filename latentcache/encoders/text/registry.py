@@ -92,6 +92,7 @@ def describe_joint_encoder(settings: Mapping[str, Any], num_images: int) -> Text
     """Describe an encoder of texts with images, as `describe_text_encoder` does."""
     encoder = _unloaded_joint(settings)
     encoder.check_images(num_images)
+    encoder.check_room(num_images)
     return TextDescription(encoder.arrays, encoder.recipe())
 
 

@@ -10,7 +10,12 @@ import pytest
 import torch
 import transformers as hf
 
-from latentcache.encoders.text import build_text_encoder, describe_text_encoder, hunyuan_video
+from latentcache.encoders.text import (
+    build_text_encoder,
+    describe_text_encoder,
+    explicit,
+    hunyuan_video,
+)
 from latentcache.errors import ConfigError
 from tests.tools.texts import checkpoints, tokenizers
 from tests.tools.texts.captions import KINDS
@@ -80,27 +85,103 @@ def test_a_pooled_vector_is_the_models(made: Callable[[str], Path]) -> None:
     assert torch.equal(found, expected)
 
 
-def test_a_bert_without_padding_is_the_models_own(tmp_path: Path) -> None:
-    """One folder with model and tokenizer, as models are published that no pipeline holds."""
+def save_bert(folder: Path, kind: str = "Bert", positions: int = 512) -> tuple[Any, Any]:
+    """Save a model and its tokenizer into one folder, as models are published that no pipeline holds."""
     tokenizer = tokenizers.byte_level(["<s>", "</s>", "<pad>"], bos="<s>", eos="</s>", pad="<pad>")
-    config = hf.BertConfig(
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in explicit._SPECIAL}
+    config = getattr(hf, f"{kind}Config")(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, pad_token_id=tokenizer.pad_token_id,
+        intermediate_size=32, max_position_embeddings=positions, **ids,
     )  # fmt: skip
-    bert = checkpoints.seeded(lambda: hf.BertModel(config))
-    bert.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    ours = build_text_encoder(
-        {
-            "family": "transformers", "dtype": "float32", "model_class": "BertModel", "length": 64,
-            "folders": {"text_encoder": str(tmp_path), "tokenizer": str(tmp_path)},
-            "cleaning": "strip", "pad_input": False, "mask_input": True, "layer": -1, "padding": "mask",
-        },
-        CPU,
-    )  # fmt: skip
+    model = checkpoints.seeded(lambda: getattr(hf, f"{kind}Model")(config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def of_bert(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "family": "transformers", "dtype": "float32", "model_class": "BertModel", "length": 64,
+        "folders": {"text_encoder": str(folder), "tokenizer": str(folder)},
+        "cleaning": "strip", "pad_input": False, "mask_input": True, "layer": -1, "padding": "mask",
+        **changes,
+    }  # fmt: skip
+
+
+def test_a_bert_without_padding_is_the_models_own(tmp_path: Path) -> None:
+    bert, tokenizer = save_bert(tmp_path)
+    ours = build_text_encoder(of_bert(tmp_path), CPU)
     with torch.inference_mode():
         expected = bert(**tokenizer("two dogs", return_tensors="pt")).last_hidden_state[0]
     assert torch.equal(ours.encode("  two dogs ").arrays["states"], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": 3}, "layer: 3: BertModel has 2 layers here, .* the indices -3 to 2"),
+        ({"layer": -4}, "layer: -4: .* the indices -3 to 2"),
+        ({"length": 65}, "positions for 64 tokens here, .* length of at most 64"),
+        ({"length": 64, "template": "a {}", "cut": 1}, "length: 64 and cut: 1: .* at most 63"),
+    ],
+)
+def test_settings_that_the_model_cannot_follow_are_refused_before_its_weights_are_loaded(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    save_bert(tmp_path, positions=64)
+    with pytest.raises(ConfigError, match=message):
+        describe_text_encoder(of_bert(tmp_path, **changes))
+
+
+def test_padding_without_a_padding_token_is_refused(tmp_path: Path) -> None:
+    _, tokenizer = save_bert(tmp_path)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="pad_input: true: the tokenizer has no padding token"):
+        describe_text_encoder(of_bert(tmp_path, pad_input=True))
+    assert build_text_encoder(of_bert(tmp_path), CPU).encode("two dogs").tokens > 0
+
+
+def test_all_layers_and_positions_can_be_used(tmp_path: Path) -> None:
+    save_bert(tmp_path, positions=64)
+    for layer in (-3, 2):
+        ours = build_text_encoder(of_bert(tmp_path, layer=layer), CPU)
+        assert ours.encode("dogs " * 99).arrays["states"].shape == (64, 32)
+
+
+def test_a_length_that_positions_do_not_reach_is_refused_when_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    """RoBERTa counts positions from the one after padding's id, so its table is longer than its texts."""
+    _, tokenizer = save_bert(tmp_path, "Roberta", positions=64)
+    most = 64 - tokenizer.pad_token_id - 1
+    raw = of_bert(tmp_path, model_class="RobertaModel", length=most + 1)
+    with pytest.raises(ConfigError, match=rf"a text of {most + 1} tokens: \w+: .* Set a length"):
+        build_text_encoder(raw, CPU)
+    assert build_text_encoder({**raw, "length": most}, CPU).encode("dogs " * 99).tokens == most
+
+
+def test_a_length_that_memory_does_not_reach_is_left_to_captions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may all be shorter."""
+    save_bert(tmp_path)
+    encode = explicit.Encoder.states
+
+    def small(self: explicit.Encoder, text: str) -> Any:
+        if len(text) > 100:
+            raise torch.OutOfMemoryError
+        return encode(self, text)
+
+    monkeypatch.setattr(explicit.Encoder, "states", small)
+    assert build_text_encoder(of_bert(tmp_path, length=500), CPU).encode("two dogs").tokens > 0
+
+
+def test_a_vector_that_the_model_does_not_give_is_refused_when_it_is_loaded(
+    made: Callable[[str], Path],
+) -> None:
+    with pytest.raises(ConfigError, match="LlamaModel gives no pooler_output, but last_hidden_st"):
+        build(made("hunyuan_video"), **{**AS_HUNYUAN, "pooled": "pooler_output"})
 
 
 @pytest.mark.parametrize(

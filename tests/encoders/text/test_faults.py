@@ -129,6 +129,29 @@ def test_a_chat_that_does_not_begin_with_the_beginning_of_text_is_refused(
         describe_text_encoder(settings(model, "flux2"))
 
 
+@pytest.mark.parametrize("family", ["cosmos25", "flux2"])
+def test_a_length_that_the_chats_template_fills_is_refused(
+    made: Callable[[str], Path], family: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"length: 9 leaves no room .* of the chat's template"
+    ) as e:
+        describe_text_encoder(settings(made(family), family, length=9))
+    taken = int(str(e.value).split(": ")[2].split()[0])
+    assert build(made(family), family, length=taken + 1).encode("a fox").tokens == taken + 1
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [("wan", "length"), ("flux", "length"), ("hunyuan_video15", "glyph_length")]
+)
+def test_a_length_that_cuts_off_what_tells_texts_apart_is_no_damage(
+    made: Callable[[str], Path], family: str, key: str
+) -> None:
+    """T5 ends each text with the same token, which is the one that is left."""
+    with pytest.raises(ConfigError, match=f"^{key}: 1 leaves no room .* Set a larger {key}"):
+        build(made(family), family, **{key: 1})
+
+
 def test_a_model_with_too_few_layers_is_refused(tmp_path: Path) -> None:
     parts = dict(checkpoints.flux2_parts())
     parts["text_encoder"].config.text_config.num_hidden_layers = 29
@@ -247,6 +270,26 @@ def test_a_checkpoint_with_parts_missing_is_told(
     damage(wan)
     with pytest.raises(ConfigError, match=message):
         describe_text_encoder(settings(wan))
+
+
+def test_mochis_empty_caption_does_not_depend_on_how_its_folder_is_named(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Without model_index.json nothing says what the empty caption is."""
+    model = Path(shutil.copytree(made("mochi_zeros"), tmp_path / "mochi"))
+    folders = {name: str(model / name) for name in ("text_encoder", "tokenizer")}
+    apart = {"family": "mochi", "folders": folders, "dtype": "float32"}
+    with pytest.raises(
+        ConfigError, match="force_zeros_for_empty_prompt: required where `model` has"
+    ):
+        describe_text_encoder(apart)
+    expected = build(model, "mochi").encode("")
+    said = build_text_encoder({**apart, "force_zeros_for_empty_prompt": True}, CPU)
+    assert said.encode("").tokens == expected.tokens == 0
+    assert said.recipe() == build(model, "mochi").recipe()
+    (model / "model_index.json").unlink()
+    with pytest.raises(ConfigError, match="force_zeros_for_empty_prompt: required"):
+        describe_text_encoder(settings(model, "mochi"))
 
 
 @pytest.mark.parametrize("size", [0, 7, 2000])

@@ -158,6 +158,32 @@ def test_a_model_that_does_not_read_its_image_is_refused(tmp_path: Path) -> None
         build_joint_encoder(raw, CPU)
 
 
+@pytest.mark.parametrize(
+    ("family", "num", "length"), [("qwen_image_edit", 1, 1024), ("qwen_image_edit_plus", 3, 500)]
+)
+def test_a_length_that_images_fill_is_refused(
+    saved_joint: Saved, family: str, num: int, length: int
+) -> None:
+    """The default of `encode_prompt`, 1024, is one: it counts no images."""
+    raw = settings(saved_joint, family, length=length)
+    taken = r"\d+ tokens of 1 image" if num == 1 else r"\d+ tokens of 3 images"
+    with pytest.raises(ConfigError, match=f"length: {length} leaves no room for the text: {taken}"):
+        describe_joint_encoder(raw, num)
+
+
+def test_a_length_that_the_image_fills_is_no_damage(saved_joint: Saved) -> None:
+    with pytest.raises(ConfigError, match="length: 1024 leaves no room"):
+        build_joint_encoder(settings(saved_joint, "qwen_image_edit", length=1024), CPU)
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_length_without_room_for_the_answers_header_is_refused(
+    saved_joint: Saved, length: int
+) -> None:
+    with pytest.raises(ConfigError, match="length: should be greater than 4"):
+        describe_joint_encoder(settings(saved_joint, "hunyuan_video_i2v", length=length), 1)
+
+
 def test_families_of_the_other_kind_are_told(saved_joint: Saved) -> None:
     with pytest.raises(ConfigError, match="use kind: joint"):
         describe_text_encoder(settings(saved_joint, "qwen_image_edit"))

@@ -104,6 +104,20 @@ def test_arrays_are_the_references_for_200_captions(pair: Pair) -> None:
         pair.compare(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("A sign says “" + "天" * 100 + "”.", 300), ('A sign says "' + "a" * 240 + '".', 240)],
+)
+def test_quoted_words_that_are_cut_are_counted(
+    saved_case: Callable[[str], tuple[Path, Parts]], text: str, num_bytes: int
+) -> None:
+    pair = Pair("hunyuan_video15", *saved_case("hunyuan_video15"), "float32")
+    encoded = pair.compare(text)
+    quoted = num_bytes + len('Text "". ') + 1  # bytes, and the end of text
+    assert encoded.lost_tokens == max(0, quoted - 256)
+    assert len(encoded.arrays["glyphs"]) == min(quoted, 256)
+
+
 def test_kandinsky_takes_characters_off_a_text_that_is_too_long(tmp_path: Path) -> None:
     """Where tokens are long, that takes more than the length would, and splits a word."""
     word = "a" * 14

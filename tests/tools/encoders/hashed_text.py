@@ -104,4 +104,6 @@ def describe(settings: Mapping[str, Any]) -> tuple[dict[str, TextArray], dict[st
 def build(settings: Mapping[str, Any], device: torch.device) -> HashedText:
     if settings.get("broken") == "build":
         raise EncoderError("the weights are cut short")
+    if settings.get("broken") == "settings":
+        raise ConfigError("length: the model has no such positions")
     return HashedText(settings)
