@@ -13,10 +13,11 @@ import torch
 from latentcache.core.devices import resolve_device
 from latentcache.core.records import ShardReport
 from latentcache.core.threads import DaemonPool
-from latentcache.errors import EncoderError, RunStoppedError
+from latentcache.errors import EncoderError, MachineError, RunStoppedError
 from latentcache.running import stall
 from latentcache.running.attempt import Failed, attempt
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
+from latentcache.running.failure_policy import unfit
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.start import Start
@@ -30,8 +31,9 @@ MAX_STALLED = 8
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work`, yielding events as they come.
 
-    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built, and
-    RunStoppedError where one worker after the other stands still.
+    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built,
+    MachineError where the GPU or this process fails, and RunStoppedError where one worker after the other
+    stands still.
     """
     device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
@@ -97,10 +99,16 @@ class _Runner:
             done, _ = wait(self._running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._num_settled += 1
-                yield self._work.settle(self._running.pop(future), future.result(), self._name)
+                yield self._settle(self._running.pop(future), future.result())
             if self._stands_still():
                 yield from self._replace(log)
             yield self._progress(log)
+
+    def _settle(self, task: Task, outcome: ShardReport | Failed) -> Event:
+        """Return what became of a task. Raises MachineError where this process can do no more."""
+        if isinstance(outcome, Failed) and outcome.is_unfit:
+            raise MachineError(unfit(outcome.error))
+        return self._work.settle(task, outcome, self._name)
 
     def stop(self) -> None:
         """Stop; a shard whose clips are not decoded fails at once, and one that is written is finished."""
@@ -122,7 +130,7 @@ class _Runner:
         self._clips_before += self._up.clips_done
         yield Died(name=self._name, error=why)
         for task in lost:
-            yield self._work.failed(task, why)
+            yield self._work.lost(task, why)
         closing = threading.Thread(target=self._up.close, name="closing", daemon=True)
         self._worker = None
         closing.start()
