@@ -42,8 +42,8 @@ SICK = re.compile(
     r"|(CUBLAS|CUDNN)_STATUS_EXECUTION_FAILED"
 )
 
-#: While nothing is committed, every worker may fail this many times what it can have in hand: it may
-#: die once with all of it, and a shard that kills it may come first when each is tried alone.
+#: While nothing is committed, every worker may fail or lose this many times what it can have in hand: it
+#: may die once with all of it, and a shard that kills it may come first when each is tried alone.
 ROUNDS = 2
 #: The clips that are judged are the latest ones: so many times `judged_clips`. A shorter memory would take
 #: one long damaged video for the end of the corpus; a longer one would go on for hours on what is lost.
@@ -150,8 +150,11 @@ class Judge:
 
     def nothing_can_be_encoded(self, num_in_hand: int) -> bool:
         """Tell whether every attempt failed; num_in_hand: shards that all workers can have at once."""
-        enough = self.errors.total() > ROUNDS * num_in_hand
-        return enough and not self.num_encoded_shards and self.config.max_failed_fraction < 1
+        return self.errors.total() > ROUNDS * num_in_hand and not self.may_blame_shards()
+
+    def may_blame_shards(self) -> bool:
+        """Tell whether a shard that is given up is to be recorded: others work, or that is not asked."""
+        return self.num_encoded_shards > 0 or self.config.max_failed_fraction == 1
 
 
 def describe_clips(rows: Sequence[Row]) -> list[str]:

@@ -78,7 +78,7 @@ def test_a_local_worker_that_hangs_is_replaced_and_wakes_beside_its_replacement(
         corpus,
         str(tmp_path / "cache"),
         encoder={"kind": "tests.tools.encoders.hanging"},
-        run={"stall_s": STALL_S},
+        run={"stall_s": STALL_S, "max_retries": 0},
         quality={"every": 0},
     )
     planned = planned_from(config)
