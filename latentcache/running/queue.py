@@ -25,6 +25,9 @@ LoadShard = Callable[[ShardId], Any]
 MAX_LOST = 5
 #: A worker is unfit once others have done so many shards that it had failed, while it has done none.
 DISPROVED = 3
+#: While so many tasks wait to be tried again, no fresh one is taken: a sick worker would fail the whole
+#: queue before others have done enough of it to tell.
+MAX_WAITING = DISPROVED
 
 
 class WorkQueue:
@@ -50,12 +53,16 @@ class WorkQueue:
         A shard that kills its worker takes the worker's other shards with it: alone, it harms none. It
         goes to a worker that has not tried it, while such a one is up: a sick worker fails at once, so
         that it is always the idle one, and would use up the retries of whatever it gets.
+
+        None: there is none for this worker, for now.
         """
         task = self._next_tried(worker, up) if alone else None
         if task is not None:
             self._tried.remove(task)
             return task
-        return self._fresh.popleft() if self._fresh else None
+        if not self._fresh or len(self._tried) >= MAX_WAITING:
+            return None
+        return self._fresh.popleft()
 
     def _next_tried(self, worker: int, up: Collection[int]) -> Task | None:
         for task in self._tried:

@@ -8,7 +8,7 @@ from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import MachineError
 from latentcache.running.attempt import Failed
 from latentcache.running.events import GaveUp, Retried, Task
-from latentcache.running.queue import DISPROVED, MAX_LOST, WorkQueue
+from latentcache.running.queue import DISPROVED, MAX_LOST, MAX_WAITING, WorkQueue
 
 
 def tasks(count: int) -> list[Task]:
@@ -59,13 +59,20 @@ def test_a_task_comes_back_to_its_worker_only_if_all_that_are_up_have_tried_it()
     assert work.take(alone=True, worker=0, up={0}) is task
 
 
-def test_a_sick_worker_uses_up_no_retries() -> None:
+def test_a_sick_worker_uses_up_neither_retries_nor_the_queue() -> None:
     """It fails at once, so it is always the idle one."""
     work = WorkQueue(tasks(10), max_retries=3)
     events = []
     while (task := work.take(alone=True, worker=0, up={0, 1})) is not None:
         events.append(type(work.settle(task, Failed(error="ill"), "w0", 0)))
-    assert events == [Retried] * 10
+    assert events == [Retried] * MAX_WAITING
+    assert work.take(alone=False, worker=1, up={0, 1}) is None
+    other = work.take(alone=True, worker=1, up={0, 1})
+    assert other is not None
+    assert other.attempts == 1
+    fresh = work.take(alone=False, worker=2, up={0, 1})
+    assert fresh is not None
+    assert fresh.attempts == 0
 
 
 def test_what_is_lost_with_its_worker_has_not_failed_and_is_tried_alone() -> None:
@@ -100,9 +107,8 @@ def report(number: int, **facts: bool) -> ShardReport:
 
 def test_a_worker_that_fails_what_others_do_is_unfit_and_no_shard_is_to_blame() -> None:
     work = WorkQueue(tasks(DISPROVED + 3), max_retries=DISPROVED)
-    for _ in range(DISPROVED + 2):
-        task = work.take(alone=True, worker=0, up={0, 1})
-        assert task is not None
+    in_hand = [work.take(alone=True, worker=0, up={0, 1}) for _ in range(DISPROVED + 2)]
+    for task in filter(None, in_hand):
         work.failed(task, "odd", 0)
     for number in range(DISPROVED):
         assert work.why_unfit(0) is None
