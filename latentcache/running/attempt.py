@@ -23,10 +23,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """An attempt that failed. error: its class and first line. stop: what ends the run, if it must end."""
+    """An attempt that failed. error: its class and first line. stop: what ends the run, if it must end.
+
+    is_unfit: the process that tried can do no shard any more, and only another one can.
+    """
 
     error: str
     stop: LatentCacheError | None = None
+    is_unfit: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,8 @@ def attempt(work: Callable[[], T], *, starting: bool = False) -> T | Failed:
             raise
         log.info("an attempt failed", exc_info=True)
         cost = classify(error, starting=starting)
-        return Failed(error=in_one_line(error), stop=plain_error(error) if cost == "stop" else None)
+        stop = plain_error(error) if cost == "stop" else None
+        return Failed(error=in_one_line(error), stop=stop, is_unfit=cost == "worker")
 
 
 def in_one_line(error: BaseException) -> str:

@@ -62,6 +62,7 @@ class Run:
         self._num_clips = self._count_clips(missing)
         self._judge = Judge(config)
         self._judged: deque[ShardReport] = deque(maxlen=EXPLAINED_SHARDS)
+        self._given_up: deque[GaveUp] = deque()
         self._log = RunLog(planned.storage, _options(planned))
         self._snapshot = self._open_snapshot()
 
@@ -137,8 +138,31 @@ class Run:
             for event in events:
                 self._log.take(event)
                 scalars.take(event)
-                yield self._count(event)
+                if isinstance(event, GaveUp):
+                    self._give_up(event)
+                else:
+                    yield self._count(event)
                 self._check()
+                if self._judge.may_blame_shards():
+                    yield from self._record_given_up()
+            yield from self._record_given_up()
+
+    def _give_up(self, event: GaveUp) -> None:
+        """Count a shard's last failure; it is recorded when it is known that not just everything fails."""
+        self._shared.take(event)
+        self._judge.add_error(event.task.error)
+        self._given_up.append(event)
+
+    def _record_given_up(self) -> Iterator[Event]:
+        while self._given_up:
+            yield self._record(self._given_up.popleft())
+            self._check()
+
+    def _record(self, event: GaveUp) -> Event:
+        task = event.task
+        report = self._record_failed(task)
+        self.summary.add_given_up(task.shard.name, task.error, report)
+        return report or event
 
     def _load_shard(self, shard: ShardId) -> Any:
         return self._shared.with_parts(self._planned.plan.shard(shard))
@@ -156,8 +180,9 @@ class Run:
 
     def _count(self, event: Event) -> Event:
         self._shared.take(event)
-        if isinstance(event, Retried | GaveUp):
-            event = self._count_failed(event)
+        if isinstance(event, Retried):
+            self._judge.add_error(event.task.error)
+            self.summary.retries += 1
         elif isinstance(event, ShardReport):
             self._count_finished(event)
         elif isinstance(event, Started) and not self.summary.workers:
@@ -175,16 +200,6 @@ class Run:
         else:
             self._judge.add_shard(report)
             self._judged.append(report)
-
-    def _count_failed(self, event: Retried | GaveUp) -> Event:
-        task = event.task
-        self._judge.add_error(task.error)
-        if isinstance(event, Retried):
-            self.summary.retries += 1
-            return event
-        report = self._record_failed(task)
-        self.summary.add_given_up(task.shard.name, task.error, report)
-        return report or event
 
     def _record_failed(self, task: Task) -> ShardReport | None:
         """Commit the shard as failed; one that is committed, before or by another run, stays as it is."""

@@ -10,11 +10,26 @@ from latentcache.core.records import ShardId, ShardReport
 
 @dataclass(kw_only=True)
 class Task:
-    """One shard to encode. attempts: how often it has failed; error: how it failed last."""
+    """One shard to encode. error: why it was not done last time.
+
+    failed_on: numbers of the workers on which it failed, one for each time. lost_on: of those that were
+    lost while they had it, which says nothing of the shard.
+    """
 
     shard: ShardId
-    attempts: int = 0
     error: str = ""
+    failed_on: tuple[int, ...] = ()
+    lost_on: tuple[int, ...] = ()
+
+    @property
+    def attempts(self) -> int:
+        """How often it was tried and not done."""
+        return len(self.failed_on) + len(self.lost_on)
+
+    @property
+    def tried_on(self) -> set[int]:
+        """Workers that had it and did not finish it."""
+        return {*self.failed_on, *self.lost_on}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +41,7 @@ class GaveUp:
 
 @dataclass(frozen=True, kw_only=True)
 class Retried:
-    """A shard that failed, and will be tried again."""
+    """A shard that failed, or whose worker was lost, and that will be tried again."""
 
     task: Task
 

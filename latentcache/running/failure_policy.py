@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -20,8 +21,9 @@ from latentcache.errors import (
 )
 
 Row = Mapping[str, Any]
-#: What an error costs: `clip`, one row of its shard; `shard`, an attempt at the shard; `stop`, the run.
-Cost = Literal["clip", "shard", "stop"]
+#: What an error costs: `clip`, one row of its shard; `shard`, an attempt at the shard; `worker`, the
+#: process that met it; `stop`, the run.
+Cost = Literal["clip", "shard", "worker", "stop"]
 
 #: Errors of one clip, whose reason its row records.
 OF_CLIP = (ClipError,)
@@ -30,8 +32,18 @@ OF_CLIP = (ClipError,)
 #: a file's bytes say); and the quality gate's verdict.
 OF_RUN = (StorageError, MachineError, RunStoppedError)
 
-#: While nothing is committed, every worker may fail this many times what it can have in hand: it may
-#: die once with all of it, and a shard that kills it may come first when each is tried alone.
+#: What CUDA, its libraries and ROCm say once a process can compute no more: after an illegal access, a
+#: failed launch or a GPU that is gone, every later call of that process fails, whatever it is given. Memory
+#: that is short, and calls that were refused for their arguments, leave the process as it was.
+SICK = re.compile(
+    r"((CUDA|HIP)( driver)? error|Triton Error \[(CUDA|HIP)\]): "
+    r"(?!out of memory|invalid argument|invalid configuration argument|no kernel image"
+    r"|CUBLAS_STATUS_(?!EXECUTION_FAILED|INTERNAL_ERROR))"
+    r"|(CUBLAS|CUDNN)_STATUS_EXECUTION_FAILED"
+)
+
+#: While nothing is committed, every worker may fail or lose this many times what it can have in hand: it
+#: may die once with all of it, and a shard that kills it may come first when each is tried alone.
 ROUNDS = 2
 #: The clips that are judged are the latest ones: so many times `judged_clips`. A shorter memory would take
 #: one long damaged video for the end of the corpus; a longer one would go on for hours on what is lost.
@@ -61,7 +73,8 @@ def classify(error: BaseException, *, starting: bool = False) -> Cost:
     and may raise anything, SystemExit included. A shard is tried again, and so is a worker's start, but
     for a wrong configuration, which the next start would find as wrong.
 
-    An import that fails is the installation's fault, whoever imports: every clip would fail of it.
+    An import that fails is the installation's fault, whoever imports: every clip would fail of it. A GPU
+    that fails is the machine's, and says nothing of the shard.
 
     starting: raised while the worker was built.
     """
@@ -69,7 +82,30 @@ def classify(error: BaseException, *, starting: bool = False) -> Cost:
         return "stop"
     if isinstance(error, OF_RUN) or (starting and isinstance(error, ConfigError)):
         return "stop"
+    if _is_sick(error):
+        return "worker"
     return "clip" if isinstance(error, OF_CLIP) and not starting else "shard"
+
+
+def _is_sick(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that led to it, says that its process can compute no more."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        with suppress(Exception):  # an encoder's error may not be able to say what it is
+            if SICK.search(str(error)):
+                return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def unfit(error: str) -> str:
+    """Return the message of a run that a sick process or GPU ends."""
+    return (
+        f"the GPU, or the process that computes on it, is of no use any more: {error}. So the run was "
+        "stopped, and no shard is recorded as failed for it; what is committed stays. See the kernel's log "
+        "(dmesg) for an Xid, and nvidia-smi -q. Then run the same command again: a new process may be well."
+    )
 
 
 @dataclass
@@ -114,8 +150,11 @@ class Judge:
 
     def nothing_can_be_encoded(self, num_in_hand: int) -> bool:
         """Tell whether every attempt failed; num_in_hand: shards that all workers can have at once."""
-        enough = self.errors.total() > ROUNDS * num_in_hand
-        return enough and not self.num_encoded_shards and self.config.max_failed_fraction < 1
+        return self.errors.total() > ROUNDS * num_in_hand and not self.may_blame_shards()
+
+    def may_blame_shards(self) -> bool:
+        """Tell whether a shard that is given up is to be recorded: others work, or that is not asked."""
+        return self.num_encoded_shards > 0 or self.config.max_failed_fraction == 1
 
 
 def describe_clips(rows: Sequence[Row]) -> list[str]:

@@ -13,7 +13,13 @@ import ray
 from PIL import Image
 
 from latentcache.core.records import ShardReport
-from latentcache.errors import ConfigError, EncoderError, LatentCacheError, RunStoppedError
+from latentcache.errors import (
+    ConfigError,
+    EncoderError,
+    LatentCacheError,
+    MachineError,
+    RunStoppedError,
+)
 from latentcache.format.paths import samples_folder
 from latentcache.format.schemas import RUN_COLUMNS
 from latentcache.format.tables import read_table
@@ -22,7 +28,15 @@ from latentcache.running.events import GaveUp, Retried, Started
 from latentcache.running.runners.ray_cluster import connect
 from latentcache.running.summary import Summary
 from tests.tools.caches import make_config
-from tests.tools.encoders.raising import KINDS, OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, grey
+from tests.tools.encoders.raising import (
+    KINDS,
+    OF_CLIP,
+    OF_IMPORT,
+    OF_RUN,
+    OF_SHARD,
+    OF_WORKER,
+    grey,
+)
 from tests.tools.planned import planned_from
 
 pytestmark = [
@@ -208,6 +222,21 @@ def test_storage_and_the_gate_stop_the_run(
     assert isinstance(outcome.error, LatentCacheError)
     assert str(outcome.error) == str(expected)
     assert (outcome.events, outcome.rows) == ({}, {})
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_gpu_that_fails_stops_the_run_and_no_shard_is_recorded(
+    cluster: None, tmp_path: Path, runner: str
+) -> None:
+    (kind,) = OF_WORKER
+    outcome = run(runner, tmp_path / runner, {"bad": kind})
+    assert type(outcome.error) is MachineError
+    assert "RuntimeError: CUDA error: an illegal memory access was encountered." in str(
+        outcome.error
+    )
+    assert outcome.rows == {}
+    # Another process may be well; the local runner has none.
+    assert outcome.num_started == (1 + MAX_RETRIES if runner == "ray" else 1)
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.long)])

@@ -9,10 +9,23 @@ import pytest
 from latentcache import errors
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardReport
-from latentcache.errors import ClipError, LatentCacheError, RunStoppedError, StorageError
+from latentcache.errors import (
+    ClipError,
+    EncoderError,
+    LatentCacheError,
+    RunStoppedError,
+    StorageError,
+)
 from latentcache.running.attempt import Failed, attempt
 from latentcache.running.failure_policy import WINDOW, Judge, classify
-from tests.tools.encoders.raising import OF_CLIP, OF_IMPORT, OF_RUN, OF_SHARD, OwnStorageError
+from tests.tools.encoders.raising import (
+    OF_CLIP,
+    OF_IMPORT,
+    OF_RUN,
+    OF_SHARD,
+    OF_WORKER,
+    OwnStorageError,
+)
 
 
 def raising(error: BaseException) -> None:
@@ -25,11 +38,55 @@ def raising(error: BaseException) -> None:
         ("clip", OF_CLIP),
         ("stop", {**OF_RUN, **OF_IMPORT}),
         ("shard", set(OF_SHARD) - {"unknown reason"}),
+        ("worker", OF_WORKER),
     ],
 )
 def test_each_error_costs_a_clip_a_shard_or_the_run(cost: str, kinds: set[str]) -> None:
-    every = {**OF_CLIP, **OF_RUN, **OF_IMPORT, **OF_SHARD}
+    every = {**OF_CLIP, **OF_RUN, **OF_IMPORT, **OF_SHARD, **OF_WORKER}
     assert {kind: classify(every[kind]()) for kind in kinds} == dict.fromkeys(kinds, cost)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: unspecified launch failure",
+        "CUDA error: device-side assert triggered",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: unknown error",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa)`",
+        "CUDA driver error: unspecified launch failure",
+        "HIP error: an illegal memory access was encountered",
+        "Triton Error [CUDA]: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_what_says_that_a_process_computes_no_more_costs_its_worker(text: str) -> None:
+    assert classify(RuntimeError(text)) == "worker"
+    wrapped = EncoderError("the model failed")
+    wrapped.__cause__ = ValueError("a layer failed")
+    wrapped.__cause__.__context__ = RuntimeError(f"{text}\nmore about it")
+    assert classify(wrapped) == "worker"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: invalid configuration argument",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul`",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+    ],
+)
+def test_what_a_process_survives_costs_the_shard(text: str) -> None:
+    assert classify(RuntimeError(text)) == "shard"
+
+
+def test_errors_that_lead_to_each_other_end() -> None:
+    first, second = ValueError("1"), ValueError("2")
+    first.__context__, second.__context__ = second, first
+    assert classify(first) == "shard"
 
 
 def test_every_class_of_error_has_a_cost() -> None:

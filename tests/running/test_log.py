@@ -140,7 +140,7 @@ def test_failed_clips_are_logged_with_their_reasons(tmp_path: Path) -> None:
 
 
 def test_every_event_of_a_runner_is_logged() -> None:
-    task = Task(shard=ShardId("5x8x8", 7), attempts=2, error="it broke")
+    task = Task(shard=ShardId("5x8x8", 7), failed_on=(0, 1), error="it broke")
     committed = ShardReport(
         bucket="5x8x8",
         shard=7,

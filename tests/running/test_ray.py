@@ -17,7 +17,7 @@ from latentcache.errors import ConfigError, EncoderError, RunStoppedError, Stora
 from latentcache.inspecting.watch import LogReader
 from latentcache.planning.planned import PlannedCache
 from latentcache.running.driver import Run
-from latentcache.running.events import Event, Progress, Retried, Started
+from latentcache.running.events import Died, Event, Progress, Retried, Started
 from latentcache.running.log_lines import SHARD_GIVEN_UP, SHARD_RETRIED, WORKER_DIED, WORKER_STARTED
 from tests.tools.caches import assert_same_cache, make_config, run_inline
 from tests.tools.clusters import end_cluster, start_cluster
@@ -111,6 +111,42 @@ def test_a_shard_that_kills_its_worker_costs_that_shard_only(
     assert "white is too much" in messages["white.mp4"]
     ok = [name for name, reason in reasons.items() if reason is None]
     assert len(ok) == 12 - 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("says", "died"),
+    [
+        (
+            "CUDA error: an illegal memory access was encountered",
+            "RuntimeError: CUDA error: an illegal memory access was encountered",
+        ),
+        pytest.param(
+            "the accelerator is confused",
+            "it failed one shard after the other that others could do",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_a_gpu_that_falls_ill_costs_its_process_and_no_clip(
+    cluster: str, corpus: Path, tmp_path: Path, says: str, died: str
+) -> None:
+    config = make_config(
+        tmp_path,
+        corpus,
+        str(tmp_path / "cache"),
+        encoder={
+            "kind": "tests.tools.encoders.ill_gpu",
+            "folder": str(tmp_path),
+            "says": says,
+        },
+        cache={"shard_clips": 1},
+        run={"runner": "ray", "ray_address": cluster, "max_retries": 1},
+    )
+    result, events = run(planned_from(config))
+    assert [event.error for event in events if isinstance(event, Died)] == [died]
+    assert result.summary.clips_failed == 0
+    table = latentcache.open_cache(str(tmp_path / "cache")).table().to_pylist()
+    assert [row["status"] for row in table] == ["ok"] * 12
 
 
 @pytest.mark.long

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -17,10 +19,13 @@ import torch
 import latentcache
 from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardReport
+from latentcache.errors import EncoderError, StorageError
 from latentcache.inspecting.verify import verify
-from latentcache.running import stall
+from latentcache.planning.planned import PlannedCache
+from latentcache.running import stall, worker
 from latentcache.running.driver import Run
 from latentcache.running.events import Died, Retried
+from latentcache.running.runners import local
 from latentcache.running.runners.ray_actor import started
 from tests.tools.caches import make_config, make_corpus
 from tests.tools.encoders import hanging, slow
@@ -73,7 +78,7 @@ def test_a_local_worker_that_hangs_is_replaced_and_wakes_beside_its_replacement(
         corpus,
         str(tmp_path / "cache"),
         encoder={"kind": "tests.tools.encoders.hanging"},
-        run={"stall_s": STALL_S},
+        run={"stall_s": STALL_S, "max_retries": 0},
         quality={"every": 0},
     )
     planned = planned_from(config)
@@ -87,6 +92,60 @@ def test_a_local_worker_that_hangs_is_replaced_and_wakes_beside_its_replacement(
     assert all(f"made no progress for {STALL_S:.0f} s (run.stall_s)" in error for error in retried)
     assert run.summary.shards_failed == 0
     check(str(tmp_path / "cache"), planned.manifest.num_clips)
+
+
+@pytest.fixture
+def hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PlannedCache]:
+    """A cache whose second clip hangs the encoder, until the test is over or waits for too long."""
+    monkeypatch.setenv(hanging.FOLDER, str(tmp_path))
+    config = make_config(
+        tmp_path,
+        make_corpus(tmp_path / "corpus", 2),
+        str(tmp_path / "cache"),
+        encoder={"kind": "tests.tools.encoders.hanging"},
+        cache={"shard_clips": 1},
+        run={"stall_s": 6},
+        quality={"every": 0},
+    )
+    wake = threading.Timer(PATIENCE_S, (tmp_path / "wake").touch)
+    wake.start()
+    yield planned_from(config)
+    wake.cancel()
+    (tmp_path / "wake").touch()
+
+
+@pytest.mark.slow
+def test_a_run_ends_where_the_replacement_of_a_worker_that_hangs_cannot_start(
+    tmp_path: Path, hang: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, num_built = hanging.build, []
+
+    def build_once(*args: Any, **kwargs: Any) -> Any:
+        num_built.append(1)
+        if len(num_built) > 1:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(hanging, "build", build_once)
+    with pytest.raises(EncoderError, match=r"the worker could not start: .* launch failure"):
+        list(Run(hang, hang.missing_shards()).events())
+    assert not (tmp_path / "wake").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_while_its_encoder_hangs_leaves_it_behind(
+    tmp_path: Path, hang: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        while not (tmp_path / "hangs").exists():
+            time.sleep(0.01)
+        raise StorageError("no room left")
+
+    monkeypatch.setattr(worker, "commit_shard", refuse)
+    monkeypatch.setattr(local, "STOP_S", 1.0)
+    with pytest.raises(StorageError, match="no room left"):
+        list(Run(hang, hang.missing_shards()).events())
+    assert not (tmp_path / "wake").exists()
 
 
 @pytest.fixture

@@ -319,7 +319,8 @@ def test_a_few_bad_files_in_a_small_corpus_do_not_stop_it(
     assert "cache    2 clips ok, 4 failed" in printed
 
 
-def test_a_run_that_can_encode_no_shard_at_all_stops(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_retries", [0, 1, 3])
+def test_a_run_that_can_encode_no_shard_at_all_stops(tmp_path: Path, max_retries: int) -> None:
     corpus, cache = tmp_path / "corpus", tmp_path / "cache"
     corpus.mkdir()
     for index in range(12):
@@ -331,6 +332,7 @@ def test_a_run_that_can_encode_no_shard_at_all_stops(tmp_path: Path) -> None:
         str(cache),
         encoder={"kind": "tests.tools.encoders.deadly"},
         cache={"url": str(cache), "shard_clips": 1},
+        run={"max_retries": max_retries},
     )
     status, printed = run_inline("precompute", config)
     assert status == STOPPED, printed

@@ -167,13 +167,13 @@ def test_a_shard_that_fails_here_and_not_elsewhere_stays_as_it_is(
     list(Run(prepared, prepared.missing_shards()).events())
     before = read_files(tmp_path / "cache")
     late = Run(prepared, [])
-    late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
+    late._record(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", failed_on=(0,) * 4)))
     assert late.summary.shards_failed == 1
     assert late.summary.clips_failed == 0
     assert read_files(tmp_path / "cache") == before
     # Neither does it where the other run has come only as far as the object.
     (tmp_path / "cache" / sample_path("5x64x96", 0)).unlink()
-    late._count(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", attempts=4)))
+    late._record(GaveUp(task=Task(shard=ShardId("5x64x96", 0), error="boom", failed_on=(0,) * 4)))
     assert read_files(tmp_path / "cache") == before
 
 

@@ -13,10 +13,11 @@ import torch
 from latentcache.core.devices import resolve_device
 from latentcache.core.records import ShardReport
 from latentcache.core.threads import DaemonPool
-from latentcache.errors import EncoderError, RunStoppedError
+from latentcache.errors import EncoderError, MachineError, RunStoppedError
 from latentcache.running import stall
 from latentcache.running.attempt import Failed, attempt
 from latentcache.running.events import Died, Event, Progress, Started, Task, worker_name
+from latentcache.running.failure_policy import unfit
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.start import Start
@@ -25,13 +26,16 @@ from latentcache.running.worker import SHARDS_IN_HAND, Worker, WorkerSpec
 PROGRESS_INTERVAL_S = 1.0
 #: Workers that stand still keep their threads and their memory, so a process has room for few of them.
 MAX_STALLED = 8
+#: A worker that is stopped may finish what it is writing in this time: it is that of a request to storage.
+STOP_S = 60.0
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work`, yielding events as they come.
 
-    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built, and
-    RunStoppedError where one worker after the other stands still.
+    Raises ConfigError where there is no such device, EncoderError where the encoder cannot be built,
+    MachineError where the GPU or this process fails, and RunStoppedError where one worker after the other
+    stands still.
     """
     device = resolve_device(spec.config.run.device, "run.device")
     with WarningLog() as log:
@@ -73,7 +77,6 @@ class _Runner:
         finally:
             if self._worker is None:  # the run stops: a worker that comes up later has processes
                 start.leave(lambda late: late.close())
-        self._pool = DaemonPool(SHARDS_IN_HAND, name="shard")
         self._watch = self._fresh_watch()
         yield Started(worker=0, name=self._name, gpus=())
 
@@ -97,16 +100,24 @@ class _Runner:
             done, _ = wait(self._running, timeout=PROGRESS_INTERVAL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 self._num_settled += 1
-                yield self._work.settle(self._running.pop(future), future.result(), self._name)
+                yield self._settle(self._running.pop(future), future.result())
             if self._stands_still():
                 yield from self._replace(log)
             yield self._progress(log)
 
+    def _settle(self, task: Task, outcome: ShardReport | Failed) -> Event:
+        """Return what became of a task. Raises MachineError where this process can do no more."""
+        if isinstance(outcome, Failed) and outcome.is_unfit:
+            raise MachineError(unfit(outcome.error))
+        return self._work.settle(task, outcome, self._name)
+
     def stop(self) -> None:
-        """Stop; a shard whose clips are not decoded fails at once, and one that is written is finished."""
+        """Stop; a shard whose clips are not decoded fails at once, and one that is written is finished.
+
+        A worker that hangs is left behind.
+        """
         if self._worker is not None:
-            self._worker.close()
-        self._pool.close(None)
+            self._leave(self._worker).join(STOP_S)
 
     def _stands_still(self) -> bool:
         if not self._running:
@@ -118,15 +129,12 @@ class _Runner:
         """Go on with another worker. If the old one wakes, it adopts what is committed."""
         why, lost = self._watch.why, list(self._running.values())
         self._running.clear()
-        self._pool.cancel()
         self._clips_before += self._up.clips_done
+        left = self._leave(self._up)
         yield Died(name=self._name, error=why)
         for task in lost:
-            yield self._work.failed(task, why)
-        closing = threading.Thread(target=self._up.close, name="closing", daemon=True)
-        self._worker = None
-        closing.start()
-        self._stalled = [thread for thread in (*self._stalled, closing) if thread.is_alive()]
+            yield self._work.lost(task, why)
+        self._stalled = [thread for thread in (*self._stalled, left) if thread.is_alive()]
         if len(self._stalled) > MAX_STALLED:
             raise RunStoppedError(
                 f"{len(self._stalled)} workers of this process stand still, one after the other. See what "
@@ -134,6 +142,20 @@ class _Runner:
                 "run.stall_s more seconds. Then resume."
             )
         yield from self._start(log)
+
+    def _leave(self, worker: Worker) -> threading.Thread:
+        """Let go of the worker; it is closed in the thread returned, for it may wait for what hangs."""
+        pool, self._pool = self._pool, DaemonPool(SHARDS_IN_HAND, name="shard")
+        self._worker = None
+        pool.cancel()
+
+        def close() -> None:
+            worker.close()
+            pool.close(None)
+
+        closing = threading.Thread(target=close, name="closing", daemon=True)
+        closing.start()
+        return closing
 
     def _fill(self) -> None:
         while len(self._running) < SHARDS_IN_HAND and not any(

@@ -6,18 +6,19 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from latentcache.core.records import ShardReport
 from latentcache.errors import EncoderError, MachineError
 from latentcache.running import gpu_sharing, stall
 from latentcache.running.attempt import Failed, GivenBack, attempt, in_one_line
 from latentcache.running.events import Died, Event, Left, Progress, Started, Task
+from latentcache.running.failure_policy import unfit
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.elastic import Node, layout_for, new_seats
 from latentcache.running.runners.ray_actor import Beat, EncodeActor, Place
@@ -29,6 +30,7 @@ from latentcache.running.runners.ray_cluster import (
     watch_ray,
 )
 from latentcache.running.runners.ray_metrics import RunMetrics
+from latentcache.running.runners.ray_slot import Slot
 from latentcache.running.runners.ray_watch import message
 from latentcache.running.worker import SHARDS_IN_HAND, WorkerSpec
 
@@ -41,50 +43,6 @@ LOOK_INTERVAL_S = 2.0
 MEASURE_S = 600.0
 #: A worker that is stopped may finish what it is writing in this time.
 STOP_S = 10.0
-
-
-@dataclass(eq=False)
-class _Slot:
-    """One place for an actor. in_hand: what it is working on, by the reference of the result.
-
-    seat: the machine that it is for, None where any will do. node: where it is. is_late: taken after the
-    run had begun. is_retired: no worker starts there. is_leaving: its worker was told to end.
-    """
-
-    number: int
-    watch: stall.Watch
-    seat: str | None = None
-    is_late: bool = False
-    actor: Any = None
-    name: str = ""
-    node: str = ""
-    ready: Any = None
-    is_up: bool = False
-    is_lost: bool = False
-    is_retired: bool = False
-    is_leaving: bool = False
-    failed_starts: int = 0
-    num_given_back: int = 0
-    in_hand: dict[Any, Task] = field(default_factory=dict)
-    clips_before: int = 0
-    clips_done: int = 0
-    num_steps: int = 0
-    num_settled: int = 0
-
-    def why_replace(self) -> str | None:
-        """Return why it is to be replaced: it is gone, or its work has not advanced for too long."""
-        if self.is_lost:
-            return "its worker died"
-        if not self.in_hand:
-            self.watch.rest()
-            return None
-        stands_still = self.watch.stands_still(self.num_steps + self.num_settled)
-        return self.watch.why if stands_still else None
-
-    def has_room(self) -> bool:
-        alone = any(task.attempts for task in self.in_hand.values())
-        is_free = self.is_up and not self.is_leaving and not alone
-        return is_free and len(self.in_hand) < SHARDS_IN_HAND
 
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
@@ -149,10 +107,10 @@ class _Runner:
         self._spec = spec
         self._work = work
         self._load_shard = load_shard
-        self._max_starts = spec.config.run.max_retries + 1
+        self._max_tries = spec.config.run.max_retries + 1
         self._nodes = nodes()
         self._layout = layout_for(spec.config.run, self._nodes, _per_gpu(spec, self._nodes))
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._num_slots = 0
         self._clips_before = 0
         self._warnings: tuple[str, ...] = ()
@@ -181,8 +139,10 @@ class _Runner:
     def _tend(self) -> Iterator[Event]:
         """Replace workers that stand still, let go of those that leave, and follow the cluster."""
         for slot in list(self._slots):
-            if why := slot.why_replace():
-                yield from self._replace(slot, why)
+            if slot.is_lost:
+                yield from self._replace(slot, "its worker died")
+            elif why := self._why_unfit(slot):
+                yield from self._replace_unfit(slot, why)
             elif slot.is_leaving and not slot.in_hand:
                 yield from self._let_go(slot)
         if time.monotonic() - self._looked > LOOK_INTERVAL_S:
@@ -204,7 +164,7 @@ class _Runner:
         self._looked = time.monotonic()
         taken = [slot.seat for slot in self._slots]
         for seat in new_seats(taken, self._layout.seats(self._nodes), most - self._num_waiting()):
-            slot = _Slot(number=self._num_slots, seat=seat, is_late=True, watch=self._new_watch())
+            slot = Slot(number=self._num_slots, seat=seat, is_late=True, watch=self._new_watch())
             self._num_slots += 1
             self._slots.append(slot)
             self._start(slot)
@@ -213,15 +173,15 @@ class _Runner:
         """Return how many workers are on their way and have had no shard yet."""
         return sum(slot.ready is not None for slot in self._slots)
 
-    def _has_lost_seat(self, slot: _Slot) -> bool:
+    def _has_lost_seat(self, slot: Slot) -> bool:
         return slot.seat is not None and slot.seat not in {node.id for node in self._nodes}
 
-    def _drop(self, slot: _Slot) -> None:
+    def _drop(self, slot: Slot) -> None:
         self._kill(slot)
         self._slots.remove(slot)
         self._clips_before += slot.clips_before + slot.clips_done
 
-    def _kill(self, slot: _Slot) -> None:
+    def _kill(self, slot: Slot) -> None:
         if slot.actor is not None:
             ray.kill(slot.actor)  # it may only be out of reach, and would keep its GPU
         slot.actor = slot.ready = None
@@ -231,7 +191,7 @@ class _Runner:
         device = "cuda" if self._layout.per_gpu else "cpu"
         return stall.watch(self._spec.config.run, self._spec.manifest, device)
 
-    def _start(self, slot: _Slot) -> None:
+    def _start(self, slot: Slot) -> None:
         slot.clips_before += slot.clips_done
         slot.clips_done = slot.num_steps = slot.num_given_back = 0
         slot.watch = self._new_watch()
@@ -252,18 +212,19 @@ class _Runner:
 
     def _hand_out(self) -> None:
         """Give every worker with room one more task, the least loaded first, until none has room."""
+        up = {slot.number for slot in self._slots if slot.is_up and not slot.is_leaving}
         for slot in sorted(self._slots, key=lambda slot: len(slot.in_hand)) * SHARDS_IN_HAND:
             if not self._work:
                 return
             if not slot.has_room():
                 continue
-            task = self._work.take(alone=not slot.in_hand)
+            task = self._work.take(alone=not slot.in_hand, worker=slot.number, up=up)
             if task is None:
                 continue
             shard = self._load_shard(task.shard)
             slot.in_hand[slot.actor.encode_shard.remote(shard)] = task
 
-    def _finished(self) -> list[tuple[_Slot, Any]]:
+    def _finished(self) -> list[tuple[Slot, Any]]:
         """Wait a moment for what is done next; returns all that is done by then."""
         owners = {ref: slot for slot in self._slots for ref in slot.in_hand}
         owners.update({slot.ready: slot for slot in self._slots if slot.ready is not None})
@@ -275,7 +236,7 @@ class _Runner:
             done, _ = ray.wait([*owners], num_returns=len(owners), timeout=0)
         return [(owners[reference], reference) for reference in done]
 
-    def _settle(self, slot: _Slot, reference: Any) -> Iterator[Event]:
+    def _settle(self, slot: Slot, reference: Any) -> Iterator[Event]:
         if reference is slot.ready:
             yield from self._settle_start(slot)
             return
@@ -287,24 +248,41 @@ class _Runner:
             outcome = ray.get(reference)
         except RayActorError as error:
             slot.in_hand[reference] = task
-            yield from self._replace(slot, f"its worker died: {in_one_line(error)}")
-        except (
-            RayError
-        ) as error:  # the task or its result was lost on the way, and not by the encoder
-            yield self._work.failed(task, in_one_line(error))
+            is_of_process = self._is_of_process(slot, error)
+            why = f"its worker died: {in_one_line(error)}"
+            yield from self._replace(slot, why, is_of_process=is_of_process)
+        except RayError as error:  # the task or its result was lost on the way
+            yield self._work.lost(task, in_one_line(error), slot.number)
         else:
-            if isinstance(outcome, GivenBack):
-                self._give_back(slot, task)
-            else:
-                yield self._work.settle(task, outcome, slot.name)
+            yield from self._settle_outcome(slot, reference, task, outcome)
 
-    def _give_back(self, slot: _Slot, task: Task) -> None:
+    def _settle_outcome(
+        self, slot: Slot, reference: Any, task: Task, outcome: ShardReport | Failed | GivenBack
+    ) -> Iterator[Event]:
+        if isinstance(outcome, GivenBack):
+            self._give_back(slot, task)
+        elif isinstance(outcome, Failed) and outcome.is_unfit:
+            slot.in_hand[reference] = task
+            yield from self._replace_unfit(slot, outcome.error)
+        else:
+            yield self._work.settle(task, outcome, slot.name, slot.number)
+
+    def _is_of_process(self, slot: Slot, error: RayActorError) -> bool:
+        """Tell whether only the process died, and neither its machine nor the way to it is gone."""
+        self._nodes = nodes()
+        is_there = slot.node in {node.id for node in self._nodes}
+        return is_there and not isinstance(error, ActorUnavailableError)
+
+    def _give_back(self, slot: Slot, task: Task) -> None:
         self._work.give_back(task)
         slot.is_leaving = True
         slot.num_given_back += 1
 
-    def _replace(self, slot: _Slot, why: str) -> Iterator[Event]:
-        """Go on without a worker. One that was leaving anyway gives back what it had no time for."""
+    def _replace(self, slot: Slot, why: str, *, is_of_process: bool = False) -> Iterator[Event]:
+        """Go on without a worker. One that was leaving anyway gives back what it had no time for.
+
+        is_of_process: its process died, perhaps of what it had in hand.
+        """
         lost = list(slot.in_hand.values())
         slot.in_hand.clear()
         if slot.is_leaving:
@@ -312,13 +290,41 @@ class _Runner:
                 self._give_back(slot, each)
             yield from self._let_go(slot)
             return
-        self._kill(slot)
+        is_spent = slot.num_unfit >= self._max_tries
+        if not is_spent:
+            self._kill(slot)
         yield Died(name=slot.name, error=why.removeprefix("its worker died: "))
-        for each in lost:
-            yield self._work.failed(each, why)
-        self._start(slot)
+        if is_of_process:
+            yield from self._work.died(lost, why, slot.number)
+        else:
+            yield from (self._work.lost(each, why, slot.number) for each in lost)
+        if is_spent:
+            self._retire(slot, f"{slot.name} was unfit {slot.num_unfit} times: {why}")
+        else:
+            self._start(slot)
 
-    def _let_go(self, slot: _Slot) -> Iterator[Event]:
+    def _why_unfit(self, slot: Slot) -> str | None:
+        """Return why a worker that is up is of no use."""
+        if not slot.is_up:
+            return None
+        return slot.watch.why if slot.stands_still() else self._work.why_unfit(slot.number)
+
+    def _replace_unfit(self, slot: Slot, why: str) -> Iterator[Event]:
+        """Go on with a fresh process in a worker's place; without any where that did not help."""
+        self._work.forget(slot.number)
+        slot.num_unfit += not slot.is_leaving
+        yield from self._replace(slot, why)
+        if slot.is_retired and all(other.is_retired for other in self._slots):
+            raise MachineError(unfit(why))
+
+    def _retire(self, slot: Slot, why: str) -> None:
+        """Use a place no more. A process that is up stays, so that Ray gives its GPU to nobody else."""
+        if slot.is_up:
+            slot.actor.close.remote()
+        slot.is_up, slot.is_retired = False, True
+        self._warnings += (f"{why}. The run goes on without it.",)
+
+    def _let_go(self, slot: Slot) -> Iterator[Event]:
         """End a worker that was told to. Where any machine will do, another waits for a place."""
         yield Left(name=slot.name, num_given_back=slot.num_given_back)
         if slot.seat is None and self._work:
@@ -327,7 +333,7 @@ class _Runner:
         else:
             self._drop(slot)
 
-    def _settle_start(self, slot: _Slot) -> Iterator[Event]:
+    def _settle_start(self, slot: Slot) -> Iterator[Event]:
         reference, slot.ready = slot.ready, None
         try:
             place = ray.get(reference)
@@ -339,11 +345,11 @@ class _Runner:
             return
         assert isinstance(place, Place)
         slot.name, slot.node = place.name, place.node
-        slot.is_up = True
+        slot.is_up = slot.is_late = True
         slot.failed_starts = 0
         yield Started(worker=slot.number, name=slot.name, gpus=tuple(map(str, place.gpus)))
 
-    def _settle_failed_start(self, slot: _Slot, failed: Failed) -> Iterator[Event]:
+    def _settle_failed_start(self, slot: Slot, failed: Failed) -> Iterator[Event]:
         """Try again; a machine that starts no worker ends no run in which others work."""
         self._kill(slot)
         slot.failed_starts += 1
@@ -354,14 +360,13 @@ class _Runner:
         is_alone = not any(other.is_up for other in self._slots)
         if failed.stop is not None and (is_alone or not slot.is_late):
             raise failed.stop
-        if slot.failed_starts < self._max_starts and failed.stop is None:
+        if slot.failed_starts < self._max_tries and failed.stop is None:
             self._start(slot)
             return
         said = f"a worker could not start, {slot.failed_starts} times: {failed.error}"
         if is_alone:
             raise EncoderError(said)
-        slot.is_retired = True
-        self._warnings += (f"{said}. The run goes on without it.",)
+        self._retire(slot, said)
 
     def _poll(self) -> Progress:
         self._polled = time.monotonic()
@@ -382,7 +387,7 @@ class _Runner:
             warnings=warnings,
         )
 
-    def _take_beat(self, slot: _Slot, reference: Any) -> None:
+    def _take_beat(self, slot: Slot, reference: Any) -> None:
         try:
             beat: Beat = ray.get(reference, timeout=1)
         except RayActorError:

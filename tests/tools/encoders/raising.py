@@ -116,7 +116,13 @@ OF_IMPORT: Mapping[str, Callable[[], BaseException]] = {
     "ImportError": lambda: ImportError("no module named flash_attn"),
     "ModuleNotFoundError": lambda: ModuleNotFoundError("No module named 'flash_attn'"),
 }
-KINDS = {**OF_SHARD, **OF_CLIP, **OF_RUN, **OF_IMPORT}
+#: What a GPU says that has failed; this one has failed for every process.
+OF_WORKER: Mapping[str, Callable[[], BaseException]] = {
+    "illegal access": lambda: RuntimeError(
+        "CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`"
+    ),
+}
+KINDS = {**OF_SHARD, **OF_CLIP, **OF_RUN, **OF_IMPORT, **OF_WORKER}
 
 
 def grey(kind: str | None) -> int:
