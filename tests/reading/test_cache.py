@@ -193,6 +193,19 @@ def test_a_damaged_table_is_damage_of_its_own_clips_only(tmp_path: Path) -> None
         cache[0]
 
 
+def test_a_key_is_found_whatever_table_of_other_clips_is_damaged(tmp_path: Path) -> None:
+    storage = write_cache(str(tmp_path)).storage
+    keys = open_cache(str(tmp_path)).keys()
+    table = sample_path("5x32x32", 1)
+    storage.delete(table)
+    cache = open_cache(str(tmp_path))
+    assert cache.number(keys[-1]) == len(keys) - 1
+    assert cache[keys[-1]]["key"] == keys[-1]
+    for look in (cache.keys, lambda: "5x32x32-0004" in cache, lambda: cache["no such key"]):
+        with pytest.raises(CorruptionError, match=f"{table} is missing"):
+            look()
+
+
 def test_one_table_is_read_for_a_clip_however_often_the_cache_has_grown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
