@@ -125,8 +125,10 @@ class Cache(Snapshot):
         self._decoding = threading.Lock()
         guard_handover()
 
-    def __reduce__(self) -> tuple[type[Cache], tuple[Any, ...]]:
-        return type(self), (self.storage, self.manifest, self._index, self._disk)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of an old cache it took a table of each generation, which no worker need read again.
+        known = {n: v for n, v in self.__dict__.items() if n == "sample_schema"}
+        return type(self), (self.storage, self.manifest, self._index, self._disk), known
 
     def __repr__(self) -> str:
         return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"

@@ -170,6 +170,10 @@ def test_columns_are_those_that_any_step_has_kept(
     assert cache.column_names == [*SAMPLE_SCHEMA.names, "score", "per_frame"]
     assert cache.batch_columns == [*SAMPLE_SCHEMA.names, "score", "segment", "at", "time_ids"]
     assert looked_at == [("1x32x48", 0), ("1x32x48", 4)]
+    # A worker to which the cache is sent does not read them again.
+    sent = pickle.loads(pickle.dumps(cache))
+    monkeypatch.setattr(sent, "_read_table", lambda *at: looked_at.append(at))
+    assert (sent.column_names, len(looked_at)) == (cache.column_names, 2)
     old, new = cache["5x32x32-0003"], cache["5x32x32-0016"]
     assert old.keys() == new.keys()
     with_values, without = (new, old) if bare == 1 else (old, new)
