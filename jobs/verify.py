@@ -152,7 +152,9 @@ def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
     storage = holder.over(storage, exclusive=read_manifest(storage).exclusive)
     write_derived(storage, findings)
     is_index_wrong = any(problem.path == INDEX for problem in findings.problems)
-    planned = repair_cache(storage, findings.damaged, is_index_wrong=is_index_wrong)
+    planned = repair_cache(
+        storage, findings.damaged, derived=findings.derived, is_index_wrong=is_index_wrong
+    )
     print(
         f"repaired {planned} clips are planned again, and {len(findings.derived)} sample tables were "
         "written again from their objects"

@@ -108,8 +108,10 @@ def _commit(
         if adopted is None:
             raise damaged(storage, encoded.path, "was there a moment ago, and is gone")
         return adopted
-    size = _write_derived(storage, shard_format, layout, shard, data, fingerprint)
-    return _report(layout, shard, results, encoded.chunks, size, time.perf_counter() - started)
+    derived = _derive(storage, shard_format, layout, shard, data, fingerprint)
+    storage.create(sample_path(*shard.id), derived)
+    num_bytes = len(derived)
+    return _report(layout, shard, results, encoded.chunks, num_bytes, time.perf_counter() - started)
 
 
 def commit_failed_shard(
@@ -136,22 +138,36 @@ def adopt_shard(
     """Report a shard that is committed, writing its sample table if only its object is there.
 
     None: it is not committed. Raises CorruptionError; RunStoppedError if it is of other clips, files or
-    captions than are planned.
+    captions than are planned. Its table is not written then, for that would make it count.
     """
     path = sample_path(*shard.id)
     try:
         table, num_bytes = read_sized_table(storage, path)
         object_facts(table, fingerprint)
     except FileNotFoundError:
-        data = read_object(storage, shard_format, layout, shard.index)
-        if data is None:
-            return None
-        num_bytes = _write_derived(storage, shard_format, layout, shard, data, fingerprint)
-        table = from_parquet(derive_table(shard_format, layout, data, fingerprint))
+        return _adopt_object(storage, shard_format, layout, shard, fingerprint)
     except ValueError as error:
         raise damaged(storage, path, f"is not of this cache: {error}") from error
     _check_clips(storage, path, shard, table)
-    facts = summarise(table, shard.id, num_bytes, _standing(shard))
+    return _adopted(shard, table, num_bytes)
+
+
+def _adopt_object(
+    storage: Storage, shard_format: Format, layout: ArrayLayout, shard: Shard, fingerprint: str
+) -> ShardReport | None:
+    """Report a shard without a sample table, which is written once it is known to be of the shard."""
+    data = read_object(storage, shard_format, layout, shard.index)
+    if data is None:
+        return None
+    derived = _derive(storage, shard_format, layout, shard, data, fingerprint)
+    table = from_parquet(derived)
+    _check_clips(storage, shard_format.path(layout, shard.index), shard, table)
+    storage.create(sample_path(*shard.id), derived)
+    return _adopted(shard, table, len(derived))
+
+
+def _adopted(shard: Shard, table: pa.Table, table_bytes: int) -> ShardReport:
+    facts = summarise(table, shard.id, table_bytes, _standing(shard))
     return ShardReport(**facts, num_frames=0, raw_bytes=0, committed_before=True)
 
 
@@ -198,22 +214,20 @@ def _standing(shard: Shard) -> Standing:
     return Standing(retired={shard.id: shard.retired})
 
 
-def _write_derived(
+def _derive(
     storage: Storage,
     shard_format: Format,
     layout: ArrayLayout,
     shard: Shard,
     data: bytes,
     fingerprint: str,
-) -> int:
-    """Create the sample table that an object's bytes give; returns its bytes."""
+) -> bytes:
+    """Return the sample table that an object's bytes give. Raises CorruptionError."""
     try:
-        derived = derive_table(shard_format, layout, data, fingerprint)
+        return derive_table(shard_format, layout, data, fingerprint)
     except (ValueError, CorruptionError) as error:
         path = shard_format.path(layout, shard.index)
         raise damaged(storage, path, f"is not a shard of this cache: {error}") from error
-    storage.create(sample_path(*shard.id), derived)
-    return len(derived)
 
 
 def sample_table(

@@ -23,6 +23,7 @@ from latentcache.core.json_text import OTHER_SHAPE, fault_of, parse_json
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.damage import damaged
+from latentcache.format.kept_schema import kept_schema
 from latentcache.format.paths import GENERATIONS, generation_path, number_of_generation
 from latentcache.format.tables import read_bounded, read_large, read_sealed
 from latentcache.storage.folder import Storage
@@ -74,7 +75,8 @@ class Generation:
     num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
-    selection: which, in words.
+    selection: which, in words. kept: names and types of the columns from the corpus that its plans and
+    changed columns have, see `kept_schema`; None of a step that was taken before steps said so.
     """
 
     number: int
@@ -93,6 +95,7 @@ class Generation:
     num_imported: int = 0
     parents: tuple[Parent, ...] = ()
     selection: str = ""
+    kept: str | None = None
 
     @property
     def folder(self) -> str:
@@ -101,7 +104,10 @@ class Generation:
 
     def to_bytes(self) -> bytes:
         """Return the JSON text, sealed."""
-        return checksum.seal_json(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        if self.kept is None:  # as it was written, for the next generation repeats its digest
+            del values["kept"]
+        return checksum.seal_json(values)
 
     @property
     def sha256(self) -> str:
@@ -168,6 +174,8 @@ def _check(generation: Generation, number: int) -> None:
         raise ValueError("the digest of its tables is no SHA-256")
     if not math.isfinite(generation.created_s):
         raise ValueError("its time is not finite")
+    if generation.kept is not None:
+        kept_schema(generation.kept)
     names = [field.name for field in dataclasses.fields(generation)]
     values = [getattr(generation, name) for name in names if name.startswith("num_")]
     for part in generation.parts:

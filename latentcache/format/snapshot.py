@@ -189,6 +189,19 @@ def known_index(storage: Storage, manifest: Manifest) -> pa.Table:
     return INDEX_SCHEMA.empty_table() if table is None else table
 
 
+def without_shards(table: pa.Table, shards: Iterable[ShardId]) -> pa.Table:
+    """Return a snapshot's rows without those of some shards."""
+    numbers: dict[str, list[int]] = {}
+    for shard in shards:
+        numbers.setdefault(shard.bucket, []).append(shard.number)
+    gone = np.zeros(table.num_rows, bool)
+    for name, some in numbers.items():
+        gone |= pc.equal(table["bucket"], name).to_numpy() & np.isin(
+            table["shard"].to_numpy(), some
+        )
+    return table.filter(pa.array(~gone))
+
+
 def usable_index(storage: Storage, manifest: Manifest) -> pa.Table | None:
     """Return the published snapshot; None if it says nothing of what is committed.
 
@@ -208,14 +221,13 @@ def publish(storage: Storage, table: pa.Table) -> None:
     storage.write(INDEX, to_parquet(table, {INDEX_FACTS: facts}))
 
 
-def publish_current(storage: Storage, manifest: Manifest, *, is_anew: bool = False) -> None:
+def publish_current(storage: Storage, manifest: Manifest, known: pa.Table) -> None:
     """Publish what is committed, and look once more: who publishes last must have seen what all did.
 
-    is_anew: the published snapshot may be wrong, so that every sample table is read. Raises CacheError
-    where other runs go on without end.
+    known: rows that are true, see `build_index`. Raises CacheError where other runs go on without end.
     """
     rounds = Rounds("publishing the snapshot")
-    now = build_index(storage, manifest) if is_anew else current_index(storage, manifest)
+    now = build_index(storage, manifest, known)
     while True:
         rounds.next()
         table = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ from latentcache.format.fields.snapshot import (
     build_field_index,
     committed_parts,
     count_field,
+    publish_field,
     read_field_index,
     rows_of,
 )
@@ -331,12 +333,19 @@ def _check_index(
 
 
 def write_derived_fields(storage: Storage, manifest: Manifest, found: FieldFindings) -> None:
-    """Write damaged sample tables again from their objects, whose copies of them are sound."""
+    """Write damaged sample tables again from their objects, whose copies of them are sound.
+
+    The snapshot says their sizes, which may be others now. Where another table of it is damaged, it stays
+    as it is: the field's next run publishes it.
+    """
     known, shard_format = found.manifest, get_format(manifest.format)
-    for part in found.derived if known is not None else ():
-        assert known is not None
+    if known is None or not found.derived:
+        return
+    for part in found.derived:
         layout = known.layouts(manifest, part.version, part.shard.bucket)[0]
         data = read_object(storage, shard_format, layout, part.shard.number)
         if data is not None:
             derived = derive_field_table(storage, shard_format, known, layout, part.shard, data)
             storage.write(field_sample_path(known.name, *part), derived)
+    with contextlib.suppress(CorruptionError):
+        publish_field(storage, known, manifest, set(found.derived))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -57,6 +57,7 @@ from latentcache.format.tables import read_bounded, read_table
 from latentcache.inspecting.array_metadata import metadata_problem
 from latentcache.inspecting.field_check import FieldFindings, check_fields, write_derived_fields
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
+from latentcache.inspecting.uncommitted import uncommitted_problem, uncommitted_shards
 from latentcache.planning.planned import PlanReader
 from latentcache.planning.step import tables_of
 from latentcache.storage.folder import Storage
@@ -126,6 +127,9 @@ def verify(
             _take(findings, check, standing)
             rows[check.shard] = _row_of(check, standing)
             on_shard()
+    _check_uncommitted(
+        storage, manifest, {*there, *standing.retired_shards(manifest)}, reader, findings
+    )
     _check_snapshot(storage, manifest, findings, rows)
     _note_missing(manifest, standing, findings, found)
     for of_field in check_fields(storage, manifest, changes.planned()):
@@ -275,6 +279,23 @@ def _check_shards(
         waiting = ((shard, _planned(reader, shard)) for shard in shards)
         while window := list(itertools.islice(waiting, WINDOW)):
             yield from pool.map(check, window)
+
+
+def _check_uncommitted(
+    storage: Storage,
+    manifest: Manifest,
+    others: Collection[ShardId],
+    reader: PlanReader,
+    findings: Findings,
+) -> None:
+    """Look for objects without a sample table that would stop a run. others: shards that are left out."""
+    for shard in uncommitted_shards(storage, manifest, others):
+        what = uncommitted_problem(storage, manifest, shard, _planned(reader, shard))
+        if what is not None:
+            path = get_format(manifest.format).path(manifest.layouts()[shard.bucket], shard.number)
+            text = f"{what}; its sample table is not there, and a run that comes to it stops"
+            findings.add(path, text, is_repairable=True)
+            findings.damaged[shard] = set(range(manifest.num_rows(shard)))
 
 
 def _planned(reader: PlanReader, shard: ShardId) -> pa.Table | None:

@@ -34,9 +34,9 @@ from latentcache.format.paths import (
 from latentcache.format.planned_rows import difference
 from latentcache.format.quantiser import sha256, write_quantiser
 from latentcache.format.rounds import Rounds
-from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA
+from latentcache.format.schemas import INDEX_SCHEMA, PLAN_SCHEMA, RETIRED_SCHEMA
 from latentcache.format.shards import get_format
-from latentcache.format.snapshot import publish_current
+from latentcache.format.snapshot import known_index, publish_current, without_shards
 from latentcache.format.tables import read_bounded, read_table
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.quantiser import quantiser_of
@@ -115,11 +115,16 @@ def take_step(
 
 
 def repair_cache(
-    storage: Storage, damaged: Mapping[ShardId, Iterable[int]], *, is_index_wrong: bool = False
+    storage: Storage,
+    damaged: Mapping[ShardId, Iterable[int]],
+    *,
+    derived: Iterable[ShardId] = (),
+    is_index_wrong: bool = False,
 ) -> int:
     """Retire damaged rows, plan their clips again, and publish the snapshot; returns how many.
 
-    is_index_wrong: nothing is taken over from the published snapshot. Raises CacheError, StorageError.
+    Of shards whose sample tables were written again, `derived`, nothing is taken over from the published
+    snapshot; is_index_wrong: nothing at all. Raises CacheError, StorageError.
     """
     rows = [
         {"bucket": shard.bucket, "shard": shard.number, "row": row, "why": ""}
@@ -127,7 +132,9 @@ def repair_cache(
         for row in numbers
     ]
     num_clips = _plan_repair(storage, pa.Table.from_pylist(rows, schema=RETIRED_SCHEMA))
-    publish_current(storage, read_manifest(storage), is_anew=is_index_wrong)
+    manifest = read_manifest(storage)
+    known = INDEX_SCHEMA.empty_table() if is_index_wrong else known_index(storage, manifest)
+    publish_current(storage, manifest, without_shards(known, derived))
     return num_clips
 
 

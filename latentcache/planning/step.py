@@ -20,6 +20,7 @@ from latentcache.format.generations import (
     digest_of,
     folder_name,
 )
+from latentcache.format.kept_schema import kept_text
 from latentcache.format.manifest import Manifest
 from latentcache.format.paths import (
     columns_index_path,
@@ -118,11 +119,12 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
     shards = {bucket.name: bucket.num_shards for bucket in manifest.buckets}
     facts = plan_facts(manifest.fingerprint)
     named: dict[str, Data] = {}
-    parts, origins = [], []
+    parts, origins, schemas = [], [], []
     for bucket, tables in sorted(step.clips.items()):
         first = shards.get(bucket.name, 0)
         placed = place_rows(joined(tables), first, manifest.shard_clips)
         named[f"plan {bucket.name}"] = to_large_parquet(placed, facts)
+        schemas.append(placed.schema)
         if bucket in step.origins:
             find = _imported if step.parents else _copied
             origins.append(find(bucket, step.origins[bucket], placed))
@@ -156,6 +158,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
             named[name] = to_large_parquet(table, facts)
     for shard, table in step.columns.items():
         named[f"columns {shard.bucket} {shard.number}"] = to_large_parquet(table, facts)
+        schemas.append(table.schema)
     _refuse_unreadable(named)
     digest = digest_of(named)
     rejections, moves = (
@@ -178,6 +181,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         parents=step.parents,
         selection=step.selection,
         num_relabelled=step.num_relabelled,
+        kept=kept_text(schemas),
     )
     folder = folder_name(number, digest)
     return generation, {_path(folder, name): data for name, data in named.items()}

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from latentcache.core.arguments import by_name, sample_number, text, whole_number
 from latentcache.core.dtypes import AnyDtype
-from latentcache.errors import CacheError, ConfigError
+from latentcache.errors import CacheError, ConfigError, CorruptionError
 from latentcache.format.changes import read_changes
 from latentcache.format.damage import damaged
 from latentcache.format.fields.manifest import field_names
@@ -31,6 +30,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
+from latentcache.reading.keys import Keys, joined_keys
 from latentcache.reading.quantiser import Quantiser
 from latentcache.reading.sample import Sample
 from latentcache.reading.shard_set import Bits
@@ -125,8 +125,10 @@ class Cache(Snapshot):
         self._decoding = threading.Lock()
         guard_handover()
 
-    def __reduce__(self) -> tuple[type[Cache], tuple[Any, ...]]:
-        return type(self), (self.storage, self.manifest, self._index, self._disk)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Of an old cache it took a table of each generation, which no worker need read again.
+        known = {n: v for n, v in self.__dict__.items() if n == "sample_schema"}
+        return type(self), (self.storage, self.manifest, self._index, self._disk), known
 
     def __repr__(self) -> str:
         return f"Cache({redact(self.storage.url)!r}: {len(self)} clips, {describe(self.spec)})"
@@ -205,19 +207,20 @@ class Cache(Snapshot):
         return self._default.__getitems__(indices)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._find(key) >= 0
+        return isinstance(key, str) and self._keys.find(key) >= 0
 
     def keys(self) -> list[str]:
         """Return the keys of the ok clips, in the order of the samples; see `number` for the cost."""
-        return self._keys.to_pylist()  # type: ignore[no-any-return]
+        return self._keys.to_list()
 
     def number(self, key: str) -> int:
         """Return the number of the ok clip with this key. Raises KeyError.
 
         The first call reads the keys of every sample table and keeps them (about 50 bytes per clip).
-        Every call then scans them, which takes some milliseconds per million clips.
+        Every call then scans them, which takes some milliseconds per million clips. Raises CorruptionError
+        where a key is in no table that can be read, and one of them is damaged.
         """
-        if isinstance(key, str) and (number := self._find(key)) >= 0:
+        if isinstance(key, str) and (number := self._keys.find(key)) >= 0:
             return number
         raise KeyError(
             f"no ok clip has the key {key!r}; cache.table() lists all clips, with the reasons of "
@@ -356,11 +359,14 @@ class Cache(Snapshot):
         before = int(self._ends[place - 1]) if place else 0
         return place, positive - before
 
-    def _find(self, key: str) -> int:
-        return int(pc.index(self._keys, pa.scalar(key, pa.string())).as_py())
-
     @functools.cached_property
-    def _keys(self) -> pa.ChunkedArray:
-        tables = self._read_tables(self._all_places(), columns=["key", "status"])
-        keys = [table.filter(pc.equal(table["status"], "ok"))["key"] for table in tables]
-        return pa.chunked_array([c for key in keys for c in key.chunks], type=pa.string())
+    def _keys(self) -> Keys:
+        with ThreadPoolExecutor(NUM_THREADS) as pool:
+            tables = pool.map(self._key_table, self._all_places())
+            return joined_keys(tables, self._index["num_ok"].to_pylist())
+
+    def _key_table(self, place: tuple[str, int]) -> pa.Table | CorruptionError:
+        try:
+            return self._read_table(*place, ["key", "status"])
+        except CorruptionError as error:
+            return error

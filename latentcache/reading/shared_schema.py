@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,50 +14,37 @@ from latentcache.format.schemas import SAMPLE_SCHEMA
 
 #: Steps that copy or repeat planned rows, of which each bucket has the kept columns of its own rows.
 _BY_BUCKET: frozenset[Kind] = frozenset(("retry", "repair", "compact", "merge", "copy"))
+#: Tables that are tried where those before them are damaged.
+NUM_TRIED = 8
 
 
-def one_of_each(
-    generations: Iterable[Generation],
+def alike(
+    generations: Sequence[Generation],
     places: Sequence[tuple[str, int]],
     folders: Sequence[str | None],
-) -> list[tuple[str, int]]:
-    """Return a shard for each set of kept columns that a cache can have, the oldest first.
+) -> list[tuple[Generation, list[tuple[str, int]]]]:
+    """Return for each set of kept columns that a cache can have the generation it is of, the oldest first.
 
     Shards of one generation have the same ones, unless a later generation changed them. places: the
-    committed shards, in order; folders: of each, where its changed columns are, or None.
+    committed shards, in order; folders: of each, where its changed columns are, or None. With each comes
+    nothing where the generation says what it keeps; else the first shards that have it.
     """
-    found: dict[tuple[int, str, str | None], tuple[str, int]] = {}
+    by_folder = {generation.folder: generation for generation in generations}
+    found: dict[tuple[Any, ...], tuple[Generation, list[tuple[str, int]]]] = {}
     for generation in generations:
         for part in generation.parts:
             own = part.bucket if generation.kind in _BY_BUCKET else ""
             first, last = part.first_shard, part.first_shard + part.num_shards
             start, stop = (bisect.bisect_left(places, (part.bucket, n)) for n in (first, last))
             for folder in dict.fromkeys(folders[start:stop]):
-                place = places[folders.index(folder, start)]
-                found.setdefault((generation.number, own, folder), place)
+                of = generation if folder is None else by_folder[folder]
+                if of.kept is not None:
+                    found.setdefault((of.number,), (of, []))
+                    continue
+                _, some = found.setdefault((generation.number, own, folder), (of, []))
+                same = (places[n] for n in range(start, stop) if folders[n] == folder)
+                some.extend(itertools.islice(same, NUM_TRIED - len(some)))
     return list(found.values())
-
-
-def united(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return a schema with the columns of all; whole numbers become floats where some have these.
-
-    A column whose types do not go together has its first one.
-    """
-    fields: dict[str, pa.Field] = {}
-    for schema in schemas:
-        for field in schema:
-            fields[field.name] = _united(fields.get(field.name, field), field)
-    return pa.schema(list(fields.values()))
-
-
-def _united(one: pa.Field, other: pa.Field) -> pa.Field:
-    if one.equals(other):
-        return one
-    schemas = [pa.schema([one]), pa.schema([other])]
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0)
-    except pa.ArrowException:
-        return one
 
 
 def with_kept(table: pa.Table, names: Sequence[str], schema: pa.Schema) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +21,8 @@ from latentcache.core.lru import Lru
 from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, CorruptionError, did_you_mean
+from latentcache.format.generations import Generation
+from latentcache.format.kept_schema import kept_schema, united
 from latentcache.format.manifest import Manifest
 from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.planned_sources import read_rejected
@@ -31,7 +34,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.picks import Picks
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
-from latentcache.reading.shared_schema import one_of_each, united, with_kept
+from latentcache.reading.shared_schema import alike, with_kept
 from latentcache.reading.time_ids import TIME_IDS
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -174,13 +177,23 @@ class Snapshot:
     def sample_schema(self) -> pa.Schema:
         """Columns of the sample tables: those of every cache, and those that clips have kept of the corpus.
 
-        The first use reads about one table per generation: shards of one have the same, or nearly.
+        Generations say which. Of those of caches that were made before they did, the first use reads about
+        one table each, and takes the next one where that is damaged.
         """
         folders = self._index["columns"].to_pylist()
-        places = one_of_each(self.manifest.generations, self._all_places(), folders)
+        groups = alike(self.manifest.generations, self._all_places(), folders)
         with ThreadPoolExecutor(NUM_THREADS) as pool:
-            schemas = list(pool.map(lambda place: self._read_table(*place).schema, places))
+            schemas = list(pool.map(lambda group: self._kept_schema(*group), groups))
         return united([SAMPLE_SCHEMA, *schemas])
+
+    def _kept_schema(self, generation: Generation, places: Iterable[tuple[str, int]]) -> pa.Schema:
+        """Return the kept columns that a generation says, or else those of a table that can be read."""
+        if generation.kept is not None:
+            return kept_schema(generation.kept)
+        for place in places:
+            with contextlib.suppress(CorruptionError):
+                return self._read_table(*place).schema
+        return pa.schema([])
 
     @property
     def column_names(self) -> list[str]:

@@ -202,7 +202,7 @@ def test_a_shard_whose_old_rows_are_damaged_waits_for_their_repair(tmp_path: Pat
     assert "--repair; then encode them, and copy the others: latentcache resume" in printed
     planned = reopened(cache)
     (missing,) = planned.missing_shards()
-    keys = open_again(cache.storage)._keys.to_pylist()
+    keys = open_again(cache.storage).keys()
     assert sorted(keys) == sorted(clips), "the old rows still count"
     assert progress.copy_missing(planned, [missing]) == [], "encoding might lose the sound rows"
     status, printed = run_inline("resume", tmp_path / "cache")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.generations import Generation, Part
+from latentcache.format.kept_schema import kept_text
 from latentcache.format.manifest import (
     Manifest,
     fingerprint,
@@ -154,6 +156,10 @@ def of_another_recipe(step: Generation) -> Generation:
         (lambda step: replace(step, num_retired=-1), "counts that cannot be"),
         (lambda step: replace(step, kind="shrink"), "is no generation: kind: "),
         (lambda step: replace(step, num_sources="1"), "is no generation: num_sources: "),
+        (
+            lambda step: replace(step, kept="text"),
+            "is no generation: its kept columns are no schema",
+        ),
     ],
 )
 def test_a_generation_that_makes_no_sense_is_refused(
@@ -166,6 +172,18 @@ def test_a_generation_that_makes_no_sense_is_refused(
     storage.write(generation_path(2), change(step).to_bytes())
     with pytest.raises(CorruptionError, match=message):
         read_manifest(storage)
+
+
+def test_a_generation_that_does_not_say_what_it_keeps_has_the_digest_of_its_file(
+    tmp_path: Path,
+) -> None:
+    """So that a cache goes on whose first steps were taken before steps said so."""
+    storage = Storage(str(tmp_path))
+    write_manifest(storage, grown(manifest(), kept=kept_text([])))
+    first, second = read_manifest(storage).generations
+    assert (first.kept, second.kept) == (None, kept_text([]))
+    assert b'"kept"' not in storage.read(generation_path(1))
+    assert second.parent_sha256 == hashlib.sha256(storage.read(generation_path(1))).hexdigest()
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null"])

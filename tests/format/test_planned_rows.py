@@ -50,6 +50,8 @@ def change_source_fixture(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 def forget(cache: Path, *names: str) -> None:
     for name in (CACHE_JSON, INDEX, *names):
         path = cache / name
+        if not path.exists():
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -83,8 +85,12 @@ def test_an_object_of_a_cache_that_was_here_stops_the_run(
     forget(cache, "generations", "plan", "samples")
     change_source(**change)
     planned = plan_cache(tmp_path, str(cache))
-    with pytest.raises(RunStoppedError, match=f"{what}.* than was planned.*--repair"):
-        fill_cache(planned)
+    for _ in range(2):  # what is refused does not count the next time
+        with pytest.raises(RunStoppedError, match=f"{what}.* than was planned.*--repair"):
+            fill_cache(planned)
+        assert not planned.storage.exists(sample_path(*SHARD))
+    path = get_format("zarr").path(planned.manifest.layouts()[SHARD.bucket], SHARD.number)
+    assert [problem.path for problem in verify(planned.storage).problems] == [path]
     run_inline("verify", planned.storage.url, "--repair")
     fill_cache(reopened(planned))
     assert not verify(planned.storage).problems
@@ -112,6 +118,27 @@ def test_shards_of_the_same_clips_are_taken(tmp_path: Path, shard_format: str) -
         assert adopt(planned, shard).committed_before
     assert read_files(cache / "samples") == tables
     assert not verify(planned.storage).problems
+
+
+def test_of_shards_that_do_not_say_what_they_are_of_columns_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change_source: Callable[..., None]
+) -> None:
+    """Shards of earlier versions, which had no digest of their clips."""
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr("latentcache.format.commit.clips_facts", lambda _: {})
+        made = make_cache(tmp_path)
+    tables = read_files(cache / "samples")
+    shutil.rmtree(cache / "samples")
+    for shard in made.planned_shards():
+        assert adopt(made, shard).committed_before
+    assert read_files(cache / "samples") == tables
+    forget(cache, "generations", "plan")
+    assert not plan_cache(tmp_path, str(cache)).missing_shards()
+    forget(cache, "generations", "plan")
+    change_source(caption="an edited caption")
+    with pytest.raises(CacheError, match="has other values in its column caption than this corpus"):
+        plan_cache(tmp_path, str(cache))
 
 
 def test_a_cache_with_its_plan_is_put_right_whatever_the_corpus_says_now(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import latentcache
@@ -96,6 +98,24 @@ def test_a_sample_table_and_one_of_its_clips_are_repaired_at_once(cache: Planned
     assert "1 of 5 shards are still to be encoded" in run_verify(url)[0]
     fill_cache(reopened(cache))
     assert len(latentcache.open_cache(str(url))) == num_clips
+    assert "0 problems" in run_verify(url)[0]
+
+
+def test_the_snapshot_says_the_size_of_a_table_that_was_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of Arrow gives the same rows other bytes."""
+    with monkeypatch.context() as patch:
+        plain = functools.partial(pq.ParquetWriter, use_dictionary=False)
+        patch.setattr("latentcache.format.tables.pq.ParquetWriter", plain)
+        cache = make_cache(tmp_path)
+    url, path = Path(cache.storage.url), sample_path(BUCKET, 1)
+    before = len(cache.storage.read(path))
+    flip(url / path, 70)
+    out, _ = run_verify(url, "--repair", status=3)
+    assert "1 sample tables were written again" in out
+    assert "index.parquet" not in out
+    assert len(cache.storage.read(path)) != before
     assert "0 problems" in run_verify(url)[0]
 
 

@@ -11,6 +11,7 @@ import pytest
 from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CorpusError
 from latentcache.format.generations import digest_of, read_generations
+from latentcache.format.kept_schema import kept_schema
 from latentcache.format.manifest import refresh
 from latentcache.format.paths import generation_path
 from latentcache.format.schemas import RETIRED_SCHEMA
@@ -67,6 +68,19 @@ def test_a_generation_says_what_its_step_does(planned: PlannedCache) -> None:
     assert generation.num_retired == step.num_clips == 4
     assert (generation.num_sources, generation.num_moved, generation.num_rejected) == (2, 2, 0)
     assert generation.num_relabelled == step.num_relabelled
+
+
+def test_a_generation_says_which_columns_its_clips_and_changes_keep(planned: PlannedCache) -> None:
+    first = planned.manifest.generations[0]
+    assert first.kept is not None
+    assert kept_schema(first.kept).equals(pa.schema([("score", pa.float64())]))
+    step = step_of(planned)
+    changed = pa.table({"row": pa.array([0], pa.int32()), "caption": ["a"], "tags": [["b"]]})
+    step.columns[ShardId(BUCKET.name, 1)] = changed
+    generation, _ = to_generation(planned.manifest, step)
+    assert generation.kept is not None
+    expected = pa.schema([("score", pa.float64()), ("tags", pa.list_(pa.string()))])
+    assert kept_schema(generation.kept).equals(expected)
 
 
 def test_the_tables_of_a_generation_follow_from_it(planned: PlannedCache) -> None:

@@ -19,6 +19,7 @@ from latentcache.format.snapshot import build_index, publish
 from latentcache.format.tables import from_parquet, to_parquet
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.storage.folder import Storage
+from tests.tools.fields import cache_of, grow, relabel
 from tests.tools.synthetic import (
     Synthetic,
     facts_of,
@@ -169,11 +170,63 @@ def test_columns_are_those_that_any_step_has_kept(
     assert cache.column_names == [*SAMPLE_SCHEMA.names, "score", "per_frame"]
     assert cache.batch_columns == [*SAMPLE_SCHEMA.names, "score", "segment", "at", "time_ids"]
     assert looked_at == [("1x32x48", 0), ("1x32x48", 4)]
+    # A worker to which the cache is sent does not read them again.
+    sent = pickle.loads(pickle.dumps(cache))
+    monkeypatch.setattr(sent, "_read_table", lambda *at: looked_at.append(at))
+    assert (sent.column_names, len(looked_at)) == (cache.column_names, 2)
     old, new = cache["5x32x32-0003"], cache["5x32x32-0016"]
     assert old.keys() == new.keys()
     with_values, without = (new, old) if bare == 1 else (old, new)
     assert [without[name] for name in ("score", "segment", "at")] == [None] * 3
     assert with_values["at"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_damaged_table_is_damage_of_its_own_clips_only(tmp_path: Path) -> None:
+    """Also where generations do not say what they keep, so that a table of each is looked at."""
+    buckets = {"1x32x48": 40, "5x32x32": 40}
+    storage = write_cache(str(tmp_path), buckets=buckets, first_shards=4).storage
+    for shard in (0, 4):  # the first of each generation
+        storage.write(sample_path("1x32x48", shard), b"lost")
+    cache = open_cache(str(tmp_path))
+    assert cache.kept_names == ["score"]
+    assert [(s["key"], s["score"]) for s in cache[4:6]] == [
+        ("1x32x48-0004", 4.0),
+        ("1x32x48-0005", 5.0),
+    ]
+    with pytest.raises(CorruptionError, match=r"samples/1x32x48/000000\.parquet cannot be read"):
+        cache[0]
+
+
+def test_a_key_is_found_whatever_table_of_other_clips_is_damaged(tmp_path: Path) -> None:
+    storage = write_cache(str(tmp_path)).storage
+    keys = open_cache(str(tmp_path)).keys()
+    table = sample_path("5x32x32", 1)
+    storage.delete(table)
+    cache = open_cache(str(tmp_path))
+    assert cache.number(keys[-1]) == len(keys) - 1
+    assert cache[keys[-1]]["key"] == keys[-1]
+    for look in (cache.keys, lambda: "5x32x32-0004" in cache, lambda: cache["no such key"]):
+        with pytest.raises(CorruptionError, match=f"{table} is missing"):
+            look()
+
+
+def test_one_table_is_read_for_a_clip_however_often_the_cache_has_grown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = cache_of(tmp_path, ["a", "b"], texts=[["x"], ["y"]])
+    planned = relabel(grow(grow(planned, ["c"], lost=["texts"]), ["d"]), {"v1#0": "B"})
+    storage, bucket = planned.storage, planned.manifest.buckets[0].name
+    for shard in (1, 2):
+        storage.write(sample_path(bucket, shard), b"lost")
+    cache = pickle.loads(pickle.dumps(open_cache(storage.url)))
+    read, looked_at = cache._read_table, []
+    monkeypatch.setattr(cache, "_read_table", lambda *at: (looked_at.append(at), read(*at))[1])
+    assert cache.sample_schema.field("texts").type == pa.list_(pa.string())
+    assert [(s["key"], s["caption"], s["texts"]) for s in cache[:2]] == [
+        ("v0#0", "a", ["x"]),
+        ("v1#0", "B", ["y"]),
+    ]
+    assert looked_at == [(bucket, 0)]
 
 
 def test_latents_that_a_model_cannot_take_are_refused_with_both_specs(tmp_path: Path) -> None:

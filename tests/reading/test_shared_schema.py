@@ -8,10 +8,12 @@ import pyarrow as pa
 import pytest
 
 from latentcache.format.generations import Generation, Part
-from latentcache.reading.shared_schema import one_of_each, united, with_kept
+from latentcache.reading.shared_schema import NUM_TRIED, alike, with_kept
 
 
-def step(number: int, kind: Any, *parts: tuple[str, int, int]) -> Generation:
+def step(
+    number: int, kind: Any, *parts: tuple[str, int, int], kept: str | None = None
+) -> Generation:
     """A step that adds these shards: bucket, the first one, and how many."""
     return Generation(
         number=number,
@@ -24,36 +26,54 @@ def step(number: int, kind: Any, *parts: tuple[str, int, int]) -> Generation:
             Part(bucket=name, first_shard=first, num_shards=num, num_clips=num)
             for name, first, num in parts
         ),
+        kept=kept,
     )
 
 
-def test_a_shard_of_each_generation_and_of_each_change_is_looked_at() -> None:
+PLACES = [("a", 0), ("a", 2), ("b", 0), ("b", 1), ("b", 3)]
+
+
+def test_shards_of_a_generation_and_of_each_change_are_alike() -> None:
     steps = [
         step(1, "plan", ("a", 0, 3), ("b", 0, 2)),
         step(2, "grow", ("b", 2, 2)),
         step(3, "grow"),
     ]
-    places = [("a", 0), ("a", 2), ("b", 0), ("b", 1), ("b", 3)]
-    assert one_of_each(steps, places, [None] * 5) == [("a", 0), ("b", 3)]
-    changed = [None, "3", "3", None, "3"]
-    assert one_of_each(steps, places, changed) == [("a", 0), ("a", 2), ("b", 3)]
-    assert one_of_each(steps, [], []) == []
+    first, second, third = steps
+    assert alike(steps, PLACES, [None] * 5) == [(first, PLACES[:4]), (second, [("b", 3)])]
+    changed = [None, third.folder, third.folder, None, third.folder]
+    assert alike(steps, PLACES, changed) == [
+        (first, [("a", 0), ("b", 1)]),
+        (third, [("a", 2), ("b", 0)]),
+        (third, [("b", 3)]),
+    ]
+    assert alike(steps, [], []) == []
+
+
+def test_of_a_generation_that_says_what_it_keeps_no_shard_is_looked_at() -> None:
+    steps = [
+        step(1, "plan", ("a", 0, 3), ("b", 0, 2), kept=""),
+        step(2, "grow", ("b", 2, 2)),
+        step(3, "grow", kept=""),
+        step(4, "grow", ("b", 4, 1), kept=""),
+    ]
+    first, second, third, _ = steps
+    assert alike(steps, PLACES, [None] * 5) == [(first, []), (second, [("b", 3)])]
+    changed = [third.folder] * 5
+    assert alike(steps, PLACES, changed) == [(third, [])]
+
+
+def test_a_few_of_many_shards_are_tried() -> None:
+    places = [("a", n) for n in range(100)]
+    ((_, some),) = alike([step(1, "plan", ("a", 0, 100))], places, [None] * 100)
+    assert some == places[:NUM_TRIED]
 
 
 @pytest.mark.parametrize("kind", ["retry", "repair", "compact", "merge", "copy"])
 def test_each_bucket_of_copied_rows_is_looked_at(kind: str) -> None:
     steps = [step(1, kind, ("a", 0, 3), ("b", 0, 2))]
     places = [("a", 1), ("a", 2), ("b", 0), ("b", 1)]
-    assert one_of_each(steps, places, [None] * 4) == [("a", 1), ("b", 0)]
-
-
-def test_a_schema_has_the_columns_of_all_and_floats_where_some_have_them() -> None:
-    one = pa.schema([("key", pa.string()), ("score", pa.int64()), ("odd", pa.string())])
-    more = pa.struct([("at", pa.list_(pa.int64())), ("pose", pa.list_(pa.float32()))])
-    other = pa.schema([("score", pa.float64()), ("odd", pa.int64()), ("per_frame", more)])
-    found = united([one, other, pa.schema([("late", pa.bool_())])])
-    assert found.names == ["key", "score", "odd", "per_frame", "late"]
-    assert found.types == [pa.string(), pa.float64(), pa.string(), more, pa.bool_()]
+    assert [some for _, some in alike(steps, places, [None] * 4)] == [places[:2], places[2:]]
 
 
 def test_a_table_has_what_it_lacks_as_nulls_and_the_types_of_all() -> None:

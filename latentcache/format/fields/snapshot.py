@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -187,17 +187,22 @@ def known_field_rows(storage: Storage, field: FieldManifest) -> list[dict[str, A
         return []
 
 
-def publish_field(storage: Storage, field: FieldManifest, manifest: Manifest) -> pa.Table:
+def publish_field(
+    storage: Storage, field: FieldManifest, manifest: Manifest, derived: Collection[Part] = ()
+) -> pa.Table:
     """Write the snapshot of all that is committed now, whoever did it and has planned it meanwhile.
 
-    Returns the rows of it that are of the shards and versions that were given. A run that goes on beside
-    this one publishes what it commits after the last round.
+    derived: parts whose sample tables were written again, of which nothing is taken over from the snapshot
+    that there is. Returns the rows that are of the shards and versions that were given. A run that goes on
+    beside this one publishes what it commits after the last round.
     """
     newest, now = field, manifest
-    for _ in range(ROUNDS):
+    for number in range(ROUNDS):
         now = refresh(storage, now)
         newest = refresh_field(storage, newest, now)
         known = known_field_rows(storage, field)
+        if number == 0:
+            known = [row for row in known if part_of(row) not in derived]
         table = build_field_index(storage, newest, now, known)
         if known == table.to_pylist() and storage.exists(field_index_path(field.name)):
             return _within(table, field, manifest)

@@ -18,6 +18,7 @@ from latentcache.reading.cache import Cache, open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.reading.loader.targets import Arriving
 from latentcache.reading.views.window import Window
+from tests.tools.fields import cache_of, grow
 from tests.tools.synthetic import write_cache
 
 BUCKETS = {"1x32x48": 6, "5x32x32": 11}
@@ -132,6 +133,22 @@ def test_a_lost_table_and_a_lost_object_are_damage_of_all_their_clips(folder: Pa
     assert loader.stats.num_skipped == len(lost)
     for batch, other in zip(found, sound, strict=True):
         assert contents(batch) == without(other, lost) or not without(other, lost)
+
+
+@pytest.mark.slow
+def test_a_lost_table_of_a_later_generation_is_damage_of_its_clips_only(tmp_path: Path) -> None:
+    planned = grow(cache_of(tmp_path, ["a"] * 6), ["b"] * 6)
+    (bucket,) = planned.manifest.buckets
+    sound = {key for batch in LatentLoader(planned.storage.url) for key in batch["key"]}
+    Path(planned.storage.url, sample_path(bucket.name, bucket.parts[1][1].first_shard)).unlink()
+    with pytest.raises(CorruptionError):
+        list(LatentLoader(planned.storage.url))
+    for view in (None, Window(1, middle=True)):
+        loader = LatentLoader(planned.storage.url, view=view, on_damaged="skip")
+        found = {key for batch in loader for key in batch["key"]}
+        lost = sound & {f"g1_{n}#0" for n in range(planned.manifest.shard_clips)}
+        assert found == sound - lost
+        assert loader.stats.num_skipped == len(lost) > 0
 
 
 def test_latents_on_a_device_are_left_out_when_they_are_taken() -> None:
