@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,17 @@ _SMALL = frozenset({".json", ".jinja", ".model", ".spm", ".tiktoken", ".txt"})
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One folder of a checkpoint. `class_name` is what model_index.json says it holds, if it does."""
+    """One folder of a checkpoint. `class_name` is what model_index.json says it holds, if it does.
+
+    unused: how names of tensors begin on which nothing depends that is asked of the model. The weights may
+    lack them.
+    """
 
     name: str
     folder: Path
     class_name: str | None
     variant: str | None = None
+    unused: tuple[str, ...] = ()
 
     def config(self) -> Mapping[str, Any]:
         """Return config.json. Raises ConfigError."""
@@ -106,11 +111,15 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder as diffusers saves pipelines; `folders` names components that lie elsewhere."""
+    """A folder as diffusers saves pipelines; `folders` names components that lie elsewhere.
+
+    unused: the `unused` of components, by name.
+    """
 
     model: Path | None
     folders: Mapping[str, Path]
     variant: str | None = None
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @functools.cached_property
     def index(self) -> Mapping[str, Any]:
@@ -138,7 +147,13 @@ class Checkpoint:
         # It is of the folder in `model`, not of another one.
         is_named = name not in self.folders and isinstance(named, list) and len(named) == 2
         class_name = str(named[1]) if named and is_named else None
-        return Component(name=name, folder=folder, class_name=class_name, variant=self.variant)
+        return Component(
+            name=name,
+            folder=folder,
+            class_name=class_name,
+            variant=self.variant,
+            unused=self.unused.get(name, ()),
+        )
 
 
 def _json(path: Path, name: str) -> Mapping[str, Any]:

@@ -123,10 +123,10 @@ def load_model(
 ) -> Any:
     """Load a model for inference: frozen, in eval mode, its embedding that of the file.
 
-    Raises EncoderError, also if tensors would stay random.
+    Raises EncoderError, also if tensors would stay random, other than the component's `unused`.
     """
     loader = _class(class_name)
-    with _no_progress_bars():
+    with _quiet():
         model, info = _loading(
             component,
             lambda: loader.from_pretrained(
@@ -135,6 +135,7 @@ def load_model(
                 local_files_only=True,
                 use_safetensors=True,
                 variant=component.variant,
+                ignore_mismatched_sizes=True,  # they are refused below, and named
                 output_loading_info=True,
             ),
         )
@@ -182,7 +183,11 @@ def check_special_ids(
 
 def _check_complete(component: Component, class_name: str, info: Mapping[str, Any]) -> None:
     for problem in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, info.get(problem) or ()))
+        # Of a mismatched tensor there are the name and both shapes.
+        found = info.get(problem) or ()
+        names = sorted(key if isinstance(key, str) else str(key[0]) for key in found)
+        if problem == "missing_keys":
+            names = [name for name in names if not name.startswith(component.unused)]
         if names:
             raise EncoderError(
                 f"{component.name}: as a {class_name}, the weights in {component.folder} have {len(names)} "
@@ -240,15 +245,20 @@ def _class(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep bars of transformers out of a run's own lines; leaves its setting as it was."""
+def _quiet() -> Iterator[None]:
+    """Keep bars and reports of transformers out of a run's own lines; leaves its settings as they were.
+
+    A report says that missing tensors are random, also of those that nothing depends on.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -159,10 +160,14 @@ class Encoder(BaseEncoder[SettingsT]):
     """An encoder of transformers. Its feature extractor says rate and channels."""
 
     classes: ClassVar[tuple[str, ...]]
+    unused: ClassVar[tuple[str, ...]] = ()
+    """How names of the model's tensors begin that its output does not depend on."""
 
     def open(self) -> None:
         """Read the config, and load the feature extractor."""
-        checkpoint = self.settings.checkpoint(_MODEL, _EXTRACTOR)
+        checkpoint = replace(
+            self.settings.checkpoint(_MODEL, _EXTRACTOR), unused={_MODEL: self.unused}
+        )
         self._files = checkpoint.component(_MODEL)
         self.class_name = class_of(self._files, self.classes)
         self._config = load_config(self._files, "audio")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
 from transformers import audio_utils
 
 from latentcache.encoders.sounds import SOUNDS, build_sound_encoder, describe_sound_encoder
@@ -61,6 +63,47 @@ def test_a_layer_of_wav2vec2_can_be_chosen(tmp_path: Path) -> None:
     found = build_sound_encoder(settings, MAX_S, CPU).encode(torch.from_numpy(samples))
     expected = REFERENCES["wav2vec2"](tmp_path, samples, torch.float32, layer=-2)
     assert torch.equal(found["states"], expected)
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_checkpoint_for_recognition_serves_as_wav2vec2(
+    tmp_path: Path, lacks: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The published ones lack the mask that training puts in place of states."""
+    model = wav2vec2(tmp_path, hf.Wav2Vec2ForCTC)
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    if lacks:
+        del tensors["wav2vec2.masked_spec_embed"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    samples = noise(0.5, 16_000)
+    settings = settings_of("wav2vec2", model)
+    capfd.readouterr()
+    found = build_sound_encoder(settings, MAX_S, CPU).encode(torch.from_numpy(samples))
+    assert capfd.readouterr() == ("", "")
+    whole = hf.Wav2Vec2ForCTC.from_pretrained(model).eval()
+    values = hf.AutoFeatureExtractor.from_pretrained(model)(
+        samples[:, 0], sampling_rate=16_000, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        expected = whole.wav2vec2(**values).last_hidden_state[0]
+    assert torch.equal(found["states"], expected)
+
+
+def test_weights_of_sound_that_lack_tensors_are_refused(tmp_path: Path) -> None:
+    weights = wav2vec2(tmp_path) / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["encoder.layer_norm.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match=r"1 missing keys, such as encoder\.layer_norm"):
+        build_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S, CPU)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    config = wav2vec2(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 40}))
+    with pytest.raises(EncoderError, match=r"9 mismatched keys, such as encoder\.layers\.0\.feed"):
+        build_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S, CPU)
 
 
 @pytest.mark.parametrize("family", SOUNDS)
