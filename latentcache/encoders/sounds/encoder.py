@@ -27,6 +27,8 @@ from latentcache.errors import ClipError, ConfigError, EncoderError
 
 _MODEL, _EXTRACTOR = "audio_encoder", "feature_extractor"
 _CONFIG = "config.json"
+#: What models of sound call the samples that they take.
+_WAVES = "input_values"
 
 
 class SoundSettings(PretrainedSettings):
@@ -175,7 +177,25 @@ class Encoder(BaseEncoder[SettingsT]):
         self.extractor = load_feature_extractor(self._extractor_files)
         self.rate = number_of(self._extractor_files, self.extractor, "sampling_rate")
         self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
+        self._check_extractor()
         self.check_config()
+
+    def _check_extractor(self) -> None:
+        """Raise ConfigError unless it gives waves, and of the model's rate and channels.
+
+        A config without rate or channels is of a model that takes one channel, at the extractor's rate.
+        """
+        name = next(iter(self.extractor.model_input_names), None)
+        rate = getattr(self._config, "sampling_rate", self.rate)
+        channels = getattr(self._config, "audio_channels", 1)
+        if (name, self.rate, self.channels) == (_WAVES, rate, channels):
+            return
+        raise ConfigError(
+            f"{_EXTRACTOR}: the feature extractor in {self._extractor_files.folder} gives {name} at "
+            f"{self.rate} Hz with {self.channels} channels, and the model takes {_WAVES} at {rate} Hz with "
+            f"{channels}. It is another model's, and the states would be of sound at a wrong speed, or of "
+            "none. Name the folder of the model's own."
+        )
 
     @abc.abstractmethod
     def check_config(self) -> None:

@@ -149,6 +149,36 @@ def test_models_that_these_do_not_run_are_refused(tmp_path: Path) -> None:
         build_sound_encoder(settings_of("wav2vec2", tmp_path / "cut"), MAX_S, CPU)
 
 
+@pytest.mark.parametrize(
+    ("family", "extractor", "message"),
+    [
+        ("encodec", {"sampling_rate": 16_000}, "input_values at 16000 Hz with 1 .* at 24000 Hz"),
+        ("encodec", {"feature_size": 2}, "at 24000 Hz with 2 channels.* at 24000 Hz with 1"),
+        ("wav2vec2", {"feature_size": 2}, "at 16000 Hz with 2 channels.* at 16000 Hz with 1"),
+        ("wav2vec2", hf.WhisperFeatureExtractor, "gives input_features at 16000 Hz with 80"),
+    ],
+)
+def test_another_models_feature_extractor_is_refused(
+    tmp_path: Path, family: str, extractor: Any, message: str
+) -> None:
+    model = TINY[family](tmp_path)
+    if isinstance(extractor, dict):
+        path = model / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **extractor}))
+    else:
+        extractor().save_pretrained(model)
+    with pytest.raises(ConfigError, match=rf"feature_extractor: .*{message}"):
+        describe_sound_encoder(settings_of(family, model), MAX_S)
+
+
+def test_the_feature_extractor_of_a_stereo_model_is_taken(tmp_path: Path) -> None:
+    model = encodec(tmp_path, audio_channels=2)
+    encoder = build_sound_encoder(settings_of("encodec", model), MAX_S, CPU)
+    assert encoder.channels == 2
+    states = encoder.encode(torch.from_numpy(noise(0.5, 24_000, channels=2)))["states"]
+    assert states.shape[0] == 38
+
+
 def test_the_spectrogram_is_that_of_another_implementation() -> None:
     """transformers computes it in float64, and its quiet parts differ by the rounding of float32."""
     samples = noise(0.5, 16_000, channels=2)

@@ -43,12 +43,15 @@ def encodec(folder: Path, **changes: Any) -> Path:
     with (
         torch.inference_mode()
     ):  # codes are zeros until they are trained: make them like what is encoded
-        values = model.encoder(torch.rand(1, 1, 24_000) - 0.5)[0].T
+        values = model.encoder(torch.rand(1, config.audio_channels, 24_000) - 0.5)[0].T
     for n, layer in enumerate(model.quantizer.layers):
         codes = values[torch.randint(len(values), (len(layer.codebook.embed),))]
         layer.codebook.embed.copy_(codes if n == 0 else (codes - values.mean(0)) / 2)
     model.save_pretrained(folder)
-    hf.EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000).save_pretrained(folder)
+    extractor = hf.EncodecFeatureExtractor(
+        feature_size=config.audio_channels, sampling_rate=config.sampling_rate
+    )
+    extractor.save_pretrained(folder)
     return folder
 
 
