@@ -80,15 +80,24 @@ def load_model(
 
 
 def load_class(
-    folder: Path, class_name: str, dtype: torch.dtype, *, is_safetensors: bool = True
+    folder: Path,
+    class_name: str,
+    dtype: torch.dtype,
+    *,
+    is_safetensors: bool = True,
+    variant: str | None = None,
 ) -> Any:
-    """Load a model for inference. Raises EncoderError, also if tensors would stay random."""
+    """Load a model for inference. Raises EncoderError, also if tensors would stay random.
+
+    variant: of the weight files' names, such as fp16.
+    """
     try:
         vae, info = _diffusers_class(class_name).from_pretrained(
             str(folder),
             torch_dtype=dtype,
             local_files_only=True,
             use_safetensors=is_safetensors,
+            variant=variant,
             low_cpu_mem_usage=False,  # True needs accelerate
             output_loading_info=True,
         )

@@ -19,7 +19,8 @@ _CONFIG = "config.json"
 _INDEX = "model_index.json"
 _WEIGHTS = ".safetensors"
 #: How names of weight files begin: of transformers, and of diffusers.
-_STEMS = ("model", "diffusion_pytorch_model")
+_DIFFUSERS = "diffusion_pytorch_model"
+_STEMS = ("model", _DIFFUSERS)
 #: Files that say nothing of how text is cut into tokens, or pixels are scaled, where a folder has all.
 _NOT_A_TOKENIZERS = frozenset({_CONFIG, _INDEX, "generation_config.json"})
 #: What files of tokenizers and of image processors end in.
@@ -60,12 +61,14 @@ class Component:
     def _weights_named(self, middle: str) -> list[Path]:
         """Return the files that transformers and diffusers would load, whether or not they exist."""
         for stem in _STEMS:
-            if (self.folder / f"{stem}{middle}{_WEIGHTS}").is_file():
-                return [self.folder / f"{stem}{middle}{_WEIGHTS}"]
+            whole = self.folder / f"{stem}{middle}{_WEIGHTS}"
             index = self.folder / f"{stem}{_WEIGHTS}.index{middle}.json"
-            if index.is_file():
+            # Of both, diffusers loads the files of the index, and transformers the whole one.
+            if index.is_file() and (stem == _DIFFUSERS or not whole.is_file()):
                 names = set(_json(index, self.name).get("weight_map", {}).values())
                 return [self.folder / str(name) for name in sorted(names)]
+            if whole.is_file():
+                return [whole]
         return [self.folder / f"{_STEMS[0]}{middle}{_WEIGHTS}"]
 
     def weights_sha256(self) -> str:

@@ -179,6 +179,52 @@ def test_the_feature_extractor_of_a_stereo_model_is_taken(tmp_path: Path) -> Non
     assert states.shape[0] == 38
 
 
+def change(weights: Path, target: Path) -> None:
+    """Save weights as others."""
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "folder", "stem"),
+    [("wav2vec2", "", "model"), ("ltx2", "audio_vae", "diffusion_pytorch_model")],
+)
+def test_a_variant_is_what_is_loaded(tmp_path: Path, family: str, folder: str, stem: str) -> None:
+    plain = TINY[family](tmp_path) / folder / f"{stem}.safetensors"
+    change(plain, plain.with_name(f"{stem}.fp16.safetensors"))
+    first = build_sound_encoder(settings_of(family, tmp_path), MAX_S, CPU)
+    second = build_sound_encoder(settings_of(family, tmp_path, variant="fp16"), MAX_S, CPU)
+    recipe = first.recipe()
+    plain.unlink()
+    only = build_sound_encoder(settings_of(family, tmp_path, variant="fp16"), MAX_S, CPU)
+    samples = torch.from_numpy(noise(0.5, first.rate, channels=first.channels))
+    states = [encoder.encode(samples)["states"] for encoder in (first, second, only)]
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(states[1], states[2])
+    assert recipe != second.recipe() == only.recipe()
+
+
+@pytest.mark.parametrize(
+    ("family", "folder", "stem"),
+    [("wav2vec2", "", "model"), ("ltx2", "audio_vae", "diffusion_pytorch_model")],
+)
+def test_of_split_weights_and_whole_ones_the_recipe_names_those_that_are_loaded(
+    tmp_path: Path, family: str, folder: str, stem: str
+) -> None:
+    whole = TINY[family](tmp_path) / folder / f"{stem}.safetensors"
+    split = whole.with_name(f"{stem}-00001-of-00001.safetensors")
+    change(whole, split)
+    settings = settings_of(family, tmp_path)
+    before = build_sound_encoder(settings, MAX_S, CPU)
+    recipe = before.recipe()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(split), split.name)}
+    whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
+    both = build_sound_encoder(settings, MAX_S, CPU)
+    samples = torch.from_numpy(noise(0.5, both.rate, channels=both.channels))
+    equal = torch.equal(both.encode(samples)["states"], before.encode(samples)["states"])
+    assert equal == (both.recipe() == recipe)
+
+
 def test_the_spectrogram_is_that_of_another_implementation() -> None:
     """transformers computes it in float64, and its quiet parts differ by the rounding of float32."""
     samples = noise(0.5, 16_000, channels=2)
