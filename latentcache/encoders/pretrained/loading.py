@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from latentcache.core.machine import install_command
+from latentcache.encoders.pretrained.complete import check_complete
 from latentcache.encoders.pretrained.files import Component
 from latentcache.errors import ConfigError, EncoderError
 
@@ -123,7 +124,8 @@ def load_model(
 ) -> Any:
     """Load a model for inference: frozen, in eval mode, its embedding that of the file.
 
-    Raises EncoderError, also if tensors would stay random, other than the component's `unused`.
+    Raises EncoderError, also if tensors would stay random, other than the component's `unused`, and if
+    the config leaves out parts of the weights.
     """
     loader = _class(class_name)
     with _quiet():
@@ -139,7 +141,7 @@ def load_model(
                 output_loading_info=True,
             ),
         )
-    _check_complete(component, class_name, info)
+    check_complete(component, model, info)
     _check_embedding(component, model)
     return model.to(device).eval().requires_grad_(False)
 
@@ -178,21 +180,6 @@ def check_special_ids(
                 f"{component.name}: the tokenizer in {component.folder} has the {name} id {found}, and the "
                 f"model's config says {expected}. It is another model's tokenizer. Name the folder of the "
                 "model's own."
-            )
-
-
-def _check_complete(component: Component, class_name: str, info: Mapping[str, Any]) -> None:
-    for problem in ("missing_keys", "mismatched_keys"):
-        # Of a mismatched tensor there are the name and both shapes.
-        found = info.get(problem) or ()
-        names = sorted(key if isinstance(key, str) else str(key[0]) for key in found)
-        if problem == "missing_keys":
-            names = [name for name in names if not name.startswith(component.unused)]
-        if names:
-            raise EncoderError(
-                f"{component.name}: as a {class_name}, the weights in {component.folder} have {len(names)} "
-                f"{problem.replace('_', ' ')}, such as {names[0]}. They would stay random, and the states "
-                "would be nonsense. The files are of different models: download the model again."
             )
 
 
