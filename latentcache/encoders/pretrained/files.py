@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentcache.core.json_text import parse_json
 from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import file_sha256
 from latentcache.errors import ConfigError, EncoderError
 
+_Read = TypeVar("_Read")
 _CONFIG = "config.json"
 _INDEX = "model_index.json"
 _WEIGHTS = ".safetensors"
@@ -95,15 +96,25 @@ class Component:
         return _sha256("\n".join(f"{path.name} {file_sha256(path)}" for path in files))
 
     def tensors_named(self, ends: tuple[str, ...]) -> dict[str, Any]:
-        """Read the tensors whose names end in one of `ends`, and nothing else."""
+        """Read the tensors whose names end in one of `ends`, and nothing else. Raises EncoderError."""
+        return self._read(lambda file, name: file.get_tensor(name), ends)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors by name, from the files' headers. Raises EncoderError."""
+        return self._read(lambda file, name: tuple(file.get_slice(name).get_shape()))
+
+    def _read(
+        self, read: Callable[[Any, str], _Read], ends: tuple[str, ...] = ("",)
+    ) -> dict[str, _Read]:
+        """Return what `read` takes from an open weight file of each tensor whose name ends in `ends`."""
         from safetensors import SafetensorError, safe_open  # it comes with transformers
 
-        found: dict[str, Any] = {}
+        found: dict[str, _Read] = {}
         for path in self.weights():
             try:
                 with safe_open(str(path), framework="pt") as file:
                     names = [key for key in file.keys() if key.endswith(ends)]  # noqa: SIM118 - no dict
-                    found |= {name: file.get_tensor(name) for name in names}
+                    found |= {name: read(file, name) for name in names}
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise EncoderError(
                     f"{self.name}: {path} cannot be read: {type(error).__name__}: {error} Download the "

@@ -146,6 +146,28 @@ def load_model(
     return model.to(device).eval().requires_grad_(False)
 
 
+def check_weights(component: Component, class_name: str) -> None:
+    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only."""
+    loader = _class(class_name)
+    # One number stands for each tensor. transformers renames, joins and takes them as the tensors.
+    number = torch.zeros((), dtype=torch.bfloat16)
+    tensors = {name: number.expand(shape) for name, shape in component.shapes().items()}
+    with _quiet():
+        model, info = _loading(
+            component,
+            lambda: loader.from_pretrained(
+                None,
+                config=str(component.folder),
+                state_dict=tensors,
+                dtype=number.dtype,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            ),
+        )
+    check_complete(component, model, info)
+
+
 def check_vocabulary(
     component: Component, tokenizer: Any, rows: int, *, padded: bool = True
 ) -> None:

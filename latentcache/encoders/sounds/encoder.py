@@ -14,6 +14,7 @@ from pydantic import Field
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.pretrained.files import Checkpoint
 from latentcache.encoders.pretrained.loading import (
+    check_weights,
     class_of,
     load_config,
     load_feature_extractor,
@@ -53,7 +54,8 @@ SettingsT = TypeVar("SettingsT", bound=SoundSettings)
 class BaseEncoder(abc.ABC, Generic[SettingsT]):
     """An encoder of sound. Made without weights; `load` makes it a `SoundEncoder`.
 
-    max_s: the longest span. Raises ConfigError if files are missing, or are another model's.
+    max_s: the longest span. Raises ConfigError and EncoderError if files are missing, or are another
+    model's.
     """
 
     source: ClassVar[str]
@@ -76,7 +78,7 @@ class BaseEncoder(abc.ABC, Generic[SettingsT]):
 
     @abc.abstractmethod
     def open(self) -> None:
-        """Read configs, and set `class_name`, `rate` and `channels`. Raises ConfigError."""
+        """Read configs, and set `class_name`, `rate` and `channels`. Raises ConfigError, EncoderError."""
 
     @abc.abstractmethod
     def load_weights(self, device: torch.device) -> Any:
@@ -166,7 +168,7 @@ class Encoder(BaseEncoder[SettingsT]):
     """How names of the model's tensors begin that its output does not depend on."""
 
     def open(self) -> None:
-        """Read the config, and load the feature extractor."""
+        """Read the config and the weights' headers, and load the feature extractor."""
         checkpoint = replace(
             self.settings.checkpoint(_MODEL, _EXTRACTOR), unused={_MODEL: self.unused}
         )
@@ -179,6 +181,7 @@ class Encoder(BaseEncoder[SettingsT]):
         self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
         self._check_extractor()
         self.check_config()
+        check_weights(self._files, self.class_name)
 
     def _check_extractor(self) -> None:
         """Raise ConfigError unless it gives waves, and of the model's rate and channels.

@@ -13,7 +13,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from latentcache.encoders.pretrained.files import Component
-from latentcache.encoders.pretrained.loading import load_model
+from latentcache.encoders.pretrained.loading import check_weights, load_model
 from latentcache.errors import EncoderError
 from tests.tools.texts import checkpoints, sounds, tokenizers, towers
 
@@ -23,6 +23,10 @@ pytestmark = pytest.mark.slow
 def load(folder: Path, class_name: str) -> Any:
     component = Component(name="encoder", folder=folder, class_name=None)
     return load_model(component, class_name, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def read_headers(folder: Path, class_name: str) -> None:
+    check_weights(Component(name="encoder", folder=folder, class_name=None), class_name)
 
 
 def saved(make: Callable[[Any], Any]) -> Callable[[Path], None]:
@@ -92,6 +96,7 @@ def test_a_config_that_leaves_out_layers_of_the_weights_is_refused(
 ) -> None:
     MODELS[model](tmp_path)
     assert type(load(tmp_path, class_name)).__name__ == class_name
+    read_headers(tmp_path, class_name)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     *sections, key = path.split(".")
@@ -101,8 +106,9 @@ def test_a_config_that_leaves_out_layers_of_the_weights_is_refused(
     inner[key] = smaller
     inner.pop("layer_types", None)
     file.write_text(json.dumps(config))
-    with pytest.raises(EncoderError, match=rf"leaves out {left_out}"):
-        load(tmp_path, class_name)
+    for check in (load, read_headers):
+        with pytest.raises(EncoderError, match=rf"leaves out {left_out}"):
+            check(tmp_path, class_name)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +134,28 @@ def test_heads_decoders_and_old_buffers_may_be_left_out(
     buffers |= {f"{owner}.rotary_emb.inv_freq": torch.ones(4) for owner in owners}
     save_file({**tensors, **buffers, "other.weight": torch.ones(4)}, weights, {"format": "pt"})
     assert type(load(tmp_path, class_name)).__name__ == class_name
+    read_headers(tmp_path, class_name)
+
+
+@pytest.mark.parametrize("family", checkpoints.PARTS)
+def test_headers_of_each_familys_models_are_taken(tmp_path: Path, family: str) -> None:
+    for name, part in checkpoints.PARTS[family]().items():
+        if isinstance(part, hf.PreTrainedModel):
+            part.save_pretrained(tmp_path / name)
+            read_headers(tmp_path / name, type(part).__name__)
+
+
+@pytest.mark.parametrize("change", ["lacks", "other_shape"])
+def test_headers_say_what_would_stay_random(tmp_path: Path, change: str) -> None:
+    MODELS["t5"](tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    tensor = tensors.pop(name)
+    if change == "other_shape":
+        tensors[name] = tensor[:-1].clone()
+    save_file(tensors, weights, {"format": "pt"})
+    what = {"lacks": "missing", "other_shape": "mismatched"}[change]
+    for check in (load, read_headers):
+        with pytest.raises(EncoderError, match=rf"have 1 {what} keys, such as {name}\. They would"):
+            check(tmp_path, "T5EncoderModel")

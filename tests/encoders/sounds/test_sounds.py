@@ -96,14 +96,14 @@ def test_weights_of_sound_that_lack_tensors_are_refused(tmp_path: Path) -> None:
     del tensors["encoder.layer_norm.weight"]
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(EncoderError, match=r"1 missing keys, such as encoder\.layer_norm"):
-        build_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S, CPU)
+        describe_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     config = wav2vec2(tmp_path) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "intermediate_size": 40}))
     with pytest.raises(EncoderError, match=r"9 mismatched keys, such as encoder\.layers\.0\.feed"):
-        build_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S, CPU)
+        describe_sound_encoder(settings_of("wav2vec2", tmp_path), MAX_S)
 
 
 @pytest.mark.parametrize("family", SOUNDS)
@@ -145,8 +145,8 @@ def test_models_that_these_do_not_run_are_refused(tmp_path: Path) -> None:
         describe_sound_encoder(settings_of("wav2vec2", encodec(tmp_path / "other")), MAX_S)
     weights = wav2vec2(tmp_path / "cut") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(EncoderError, match="cannot be loaded"):
-        build_sound_encoder(settings_of("wav2vec2", tmp_path / "cut"), MAX_S, CPU)
+    with pytest.raises(EncoderError, match="cannot be read"):
+        describe_sound_encoder(settings_of("wav2vec2", tmp_path / "cut"), MAX_S)
 
 
 @pytest.mark.parametrize(
