@@ -12,6 +12,8 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,11 +23,18 @@ import yaml
 
 import latentcache
 from jobs.__main__ import JOBS, main_of
-from latentcache.config.fields import parse_fields
+from latentcache.config.caption_fields import JointField, TextField
+from latentcache.config.fields import AudioField, FieldConfig, VisualField, parse_fields
 from latentcache.config.files import apply_overrides, validate
 from latentcache.config.sections import Config
 from latentcache.encoders import KINDS, resolve
-from latentcache.encoders.text import text_settings
+from latentcache.encoders.sounds import describe_sound_encoder
+from latentcache.encoders.text import (
+    describe_joint_encoder,
+    describe_text_encoder,
+    text_settings,
+)
+from latentcache.encoders.towers import describe_image_tower
 from latentcache.errors import ConfigError
 from tests.tools import config_docs
 from tests.tools.doc_blocks import PAGES, ROOT, anchors, blocks, commands, links
@@ -294,9 +303,28 @@ def check_yaml(text: str) -> None:
         text_settings(data)
         return
     config = validate(Config, {**SMALLEST, **{k: complete(k, v) for k, v in data.items()}}, "docs")
-    parse_fields(config.fields)
+    for field in parse_fields(config.fields).values():
+        check_encoder(field)
     if config.encoder["kind"] in KINDS:
         resolve(config.encoder)
+
+
+def check_encoder(field: FieldConfig) -> None:
+    """Fail where settings of a field's encoder are not valid: it is refused only for want of its folder."""
+    describe: Callable[[], object] | None = None
+    if (
+        isinstance(field, TextField) and "." not in field.family
+    ):  # others are a reader's own modules
+        describe = partial(describe_text_encoder, field.encoder())
+    elif isinstance(field, JointField):
+        describe = partial(describe_joint_encoder, field.encoder(), field.num_images)
+    elif isinstance(field, VisualField) and field.tower is not None:
+        describe = partial(describe_image_tower, field.tower)
+    elif isinstance(field, AudioField) and field.sound is not None:
+        describe = partial(describe_sound_encoder, field.sound, field.seconds)
+    if describe is not None:
+        with pytest.raises(ConfigError, match="there is no folder"):
+            describe()
 
 
 def complete(name: str, section: Any) -> Any:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from latentcache.encoders import resolve
+from latentcache.encoders.diffusers.loading import load_class
 from latentcache.errors import ConfigError, EncoderError
 from tests.tools.diffusers_tools import CPU, built, described, pixels, reference, section
 from tests.tools.tiny_models import save, save_wan
@@ -45,6 +47,16 @@ def test_weights_that_lack_tensors_are_refused(tmp_path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(EncoderError, match=r"lack 1 tensors .* quant_conv.bias.*stay random"):
         built(model)
+
+
+def test_a_config_that_leaves_out_layers_of_the_weights_is_refused(tmp_path: Path) -> None:
+    config = save("kl", tmp_path, layers_per_block=2) / "config.json"
+    assert load_class(tmp_path, "AutoencoderKL", torch.float32) is not None
+    config.write_text(json.dumps({**json.loads(config.read_text()), "layers_per_block": 1}))
+    with pytest.raises(
+        EncoderError, match=r"leaves out \d+ .* decoder\.up_blocks\.0\.resnets\.2\."
+    ):
+        load_class(tmp_path, "AutoencoderKL", torch.float32)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from latentcache.core.machine import install_command
 from latentcache.encoders.diffusers.facts import ModelClass, ModelFacts, Settings
 from latentcache.encoders.diffusers.weights import ModelFiles
+from latentcache.encoders.left_out import left_out
 from latentcache.errors import ConfigError, EncoderError
 
 #: Sizes, strides and channels of models are far below it.
@@ -80,15 +81,26 @@ def load_model(
 
 
 def load_class(
-    folder: Path, class_name: str, dtype: torch.dtype, *, is_safetensors: bool = True
+    folder: Path,
+    class_name: str,
+    dtype: torch.dtype,
+    *,
+    is_safetensors: bool = True,
+    variant: str | None = None,
 ) -> Any:
-    """Load a model for inference. Raises EncoderError, also if tensors would stay random."""
+    """Load a model for inference.
+
+    Raises EncoderError, also if tensors would stay random, or the config leaves out parts of the weights.
+
+    variant: of the weight files' names, such as fp16.
+    """
     try:
         vae, info = _diffusers_class(class_name).from_pretrained(
             str(folder),
             torch_dtype=dtype,
             local_files_only=True,
             use_safetensors=is_safetensors,
+            variant=variant,
             low_cpu_mem_usage=False,  # True needs accelerate
             output_loading_info=True,
         )
@@ -104,6 +116,12 @@ def load_class(
             f"that config.json asks for, such as {info['missing_keys'][0]}. They would stay "
             "random, and the latents would be nonsense. The files are of different models: "
             "download the model again."
+        )
+    if names := left_out(vae, info["unexpected_keys"]):
+        raise EncoderError(
+            f"{class_name} in {folder}: config.json makes a model that is smaller than its weights: it "
+            f"leaves out {len(names)} of their tensors, such as {names[0]}. The latents would be another "
+            "model's. The files are of different models: download the model again."
         )
     return vae.eval().requires_grad_(False)
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentcache.core.json_text import parse_json
 from latentcache.core.regular_files import read_regular
 from latentcache.encoders.checkpoint import file_sha256
 from latentcache.errors import ConfigError, EncoderError
 
+_Read = TypeVar("_Read")
 _CONFIG = "config.json"
 _INDEX = "model_index.json"
 _WEIGHTS = ".safetensors"
 #: How names of weight files begin: of transformers, and of diffusers.
-_STEMS = ("model", "diffusion_pytorch_model")
+_DIFFUSERS = "diffusion_pytorch_model"
+_STEMS = ("model", _DIFFUSERS)
 #: Files that say nothing of how text is cut into tokens, or pixels are scaled, where a folder has all.
 _NOT_A_TOKENIZERS = frozenset({_CONFIG, _INDEX, "generation_config.json"})
 #: What files of tokenizers and of image processors end in.
@@ -28,12 +30,17 @@ _SMALL = frozenset({".json", ".jinja", ".model", ".spm", ".tiktoken", ".txt"})
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One folder of a checkpoint. `class_name` is what model_index.json says it holds, if it does."""
+    """One folder of a checkpoint. `class_name` is what model_index.json says it holds, if it does.
+
+    unused: how names of tensors begin on which nothing depends that is asked of the model. The weights may
+    lack them.
+    """
 
     name: str
     folder: Path
     class_name: str | None
     variant: str | None = None
+    unused: tuple[str, ...] = ()
 
     def config(self) -> Mapping[str, Any]:
         """Return config.json. Raises ConfigError."""
@@ -55,12 +62,14 @@ class Component:
     def _weights_named(self, middle: str) -> list[Path]:
         """Return the files that transformers and diffusers would load, whether or not they exist."""
         for stem in _STEMS:
-            if (self.folder / f"{stem}{middle}{_WEIGHTS}").is_file():
-                return [self.folder / f"{stem}{middle}{_WEIGHTS}"]
+            whole = self.folder / f"{stem}{middle}{_WEIGHTS}"
             index = self.folder / f"{stem}{_WEIGHTS}.index{middle}.json"
-            if index.is_file():
+            # Of both, diffusers loads the files of the index, and transformers the whole one.
+            if index.is_file() and (stem == _DIFFUSERS or not whole.is_file()):
                 names = set(_json(index, self.name).get("weight_map", {}).values())
                 return [self.folder / str(name) for name in sorted(names)]
+            if whole.is_file():
+                return [whole]
         return [self.folder / f"{_STEMS[0]}{middle}{_WEIGHTS}"]
 
     def weights_sha256(self) -> str:
@@ -87,15 +96,25 @@ class Component:
         return _sha256("\n".join(f"{path.name} {file_sha256(path)}" for path in files))
 
     def tensors_named(self, ends: tuple[str, ...]) -> dict[str, Any]:
-        """Read the tensors whose names end in one of `ends`, and nothing else."""
+        """Read the tensors whose names end in one of `ends`, and nothing else. Raises EncoderError."""
+        return self._read(lambda file, name: file.get_tensor(name), ends)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors by name, from the files' headers. Raises EncoderError."""
+        return self._read(lambda file, name: tuple(file.get_slice(name).get_shape()))
+
+    def _read(
+        self, read: Callable[[Any, str], _Read], ends: tuple[str, ...] = ("",)
+    ) -> dict[str, _Read]:
+        """Return what `read` takes from an open weight file of each tensor whose name ends in `ends`."""
         from safetensors import SafetensorError, safe_open  # it comes with transformers
 
-        found: dict[str, Any] = {}
+        found: dict[str, _Read] = {}
         for path in self.weights():
             try:
                 with safe_open(str(path), framework="pt") as file:
                     names = [key for key in file.keys() if key.endswith(ends)]  # noqa: SIM118 - no dict
-                    found |= {name: file.get_tensor(name) for name in names}
+                    found |= {name: read(file, name) for name in names}
             except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 raise EncoderError(
                     f"{self.name}: {path} cannot be read: {type(error).__name__}: {error} Download the "
@@ -106,11 +125,15 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A folder as diffusers saves pipelines; `folders` names components that lie elsewhere."""
+    """A folder as diffusers saves pipelines; `folders` names components that lie elsewhere.
+
+    unused: the `unused` of components, by name.
+    """
 
     model: Path | None
     folders: Mapping[str, Path]
     variant: str | None = None
+    unused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @functools.cached_property
     def index(self) -> Mapping[str, Any]:
@@ -138,7 +161,13 @@ class Checkpoint:
         # It is of the folder in `model`, not of another one.
         is_named = name not in self.folders and isinstance(named, list) and len(named) == 2
         class_name = str(named[1]) if named and is_named else None
-        return Component(name=name, folder=folder, class_name=class_name, variant=self.variant)
+        return Component(
+            name=name,
+            folder=folder,
+            class_name=class_name,
+            variant=self.variant,
+            unused=self.unused.get(name, ()),
+        )
 
 
 def _json(path: Path, name: str) -> Mapping[str, Any]:

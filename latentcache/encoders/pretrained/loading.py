@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from latentcache.core.machine import install_command
+from latentcache.encoders.pretrained.complete import check_complete
 from latentcache.encoders.pretrained.files import Component
 from latentcache.errors import ConfigError, EncoderError
 
@@ -123,10 +124,11 @@ def load_model(
 ) -> Any:
     """Load a model for inference: frozen, in eval mode, its embedding that of the file.
 
-    Raises EncoderError, also if tensors would stay random.
+    Raises EncoderError, also if tensors would stay random, other than the component's `unused`, and if
+    the config leaves out parts of the weights.
     """
     loader = _class(class_name)
-    with _no_progress_bars():
+    with _quiet():
         model, info = _loading(
             component,
             lambda: loader.from_pretrained(
@@ -135,12 +137,35 @@ def load_model(
                 local_files_only=True,
                 use_safetensors=True,
                 variant=component.variant,
+                ignore_mismatched_sizes=True,  # they are refused below, and named
                 output_loading_info=True,
             ),
         )
-    _check_complete(component, class_name, info)
+    check_complete(component, model, info)
     _check_embedding(component, model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def check_weights(component: Component, class_name: str) -> None:
+    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only."""
+    loader = _class(class_name)
+    # One number stands for each tensor. transformers renames, joins and takes them as the tensors.
+    number = torch.zeros((), dtype=torch.bfloat16)
+    tensors = {name: number.expand(shape) for name, shape in component.shapes().items()}
+    with _quiet():
+        model, info = _loading(
+            component,
+            lambda: loader.from_pretrained(
+                None,
+                config=str(component.folder),
+                state_dict=tensors,
+                dtype=number.dtype,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            ),
+        )
+    check_complete(component, model, info)
 
 
 def check_vocabulary(
@@ -177,17 +202,6 @@ def check_special_ids(
                 f"{component.name}: the tokenizer in {component.folder} has the {name} id {found}, and the "
                 f"model's config says {expected}. It is another model's tokenizer. Name the folder of the "
                 "model's own."
-            )
-
-
-def _check_complete(component: Component, class_name: str, info: Mapping[str, Any]) -> None:
-    for problem in ("missing_keys", "mismatched_keys"):
-        names = sorted(map(str, info.get(problem) or ()))
-        if names:
-            raise EncoderError(
-                f"{component.name}: as a {class_name}, the weights in {component.folder} have {len(names)} "
-                f"{problem.replace('_', ' ')}, such as {names[0]}. They would stay random, and the states "
-                "would be nonsense. The files are of different models: download the model again."
             )
 
 
@@ -240,15 +254,20 @@ def _class(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep bars of transformers out of a run's own lines; leaves its setting as it was."""
+def _quiet() -> Iterator[None]:
+    """Keep bars and reports of transformers out of a run's own lines; leaves its settings as they were.
+
+    A report says that missing tensors are random, also of those that nothing depends on.
+    """
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.pretrained.files import Checkpoint
 from latentcache.encoders.pretrained.loading import (
+    check_weights,
     class_of,
     load_config,
     load_feature_extractor,
@@ -26,6 +28,8 @@ from latentcache.errors import ClipError, ConfigError, EncoderError
 
 _MODEL, _EXTRACTOR = "audio_encoder", "feature_extractor"
 _CONFIG = "config.json"
+#: What models of sound call the samples that they take.
+_WAVES = "input_values"
 
 
 class SoundSettings(PretrainedSettings):
@@ -50,7 +54,8 @@ SettingsT = TypeVar("SettingsT", bound=SoundSettings)
 class BaseEncoder(abc.ABC, Generic[SettingsT]):
     """An encoder of sound. Made without weights; `load` makes it a `SoundEncoder`.
 
-    max_s: the longest span. Raises ConfigError if files are missing, or are another model's.
+    max_s: the longest span. Raises ConfigError and EncoderError if files are missing, or are another
+    model's.
     """
 
     source: ClassVar[str]
@@ -73,7 +78,7 @@ class BaseEncoder(abc.ABC, Generic[SettingsT]):
 
     @abc.abstractmethod
     def open(self) -> None:
-        """Read configs, and set `class_name`, `rate` and `channels`. Raises ConfigError."""
+        """Read configs, and set `class_name`, `rate` and `channels`. Raises ConfigError, EncoderError."""
 
     @abc.abstractmethod
     def load_weights(self, device: torch.device) -> Any:
@@ -159,10 +164,14 @@ class Encoder(BaseEncoder[SettingsT]):
     """An encoder of transformers. Its feature extractor says rate and channels."""
 
     classes: ClassVar[tuple[str, ...]]
+    unused: ClassVar[tuple[str, ...]] = ()
+    """How names of the model's tensors begin that its output does not depend on."""
 
     def open(self) -> None:
-        """Read the config, and load the feature extractor."""
-        checkpoint = self.settings.checkpoint(_MODEL, _EXTRACTOR)
+        """Read the config and the weights' headers, and load the feature extractor."""
+        checkpoint = replace(
+            self.settings.checkpoint(_MODEL, _EXTRACTOR), unused={_MODEL: self.unused}
+        )
         self._files = checkpoint.component(_MODEL)
         self.class_name = class_of(self._files, self.classes)
         self._config = load_config(self._files, "audio")
@@ -170,7 +179,26 @@ class Encoder(BaseEncoder[SettingsT]):
         self.extractor = load_feature_extractor(self._extractor_files)
         self.rate = number_of(self._extractor_files, self.extractor, "sampling_rate")
         self.channels = number_of(self._extractor_files, self.extractor, "feature_size")
+        self._check_extractor()
         self.check_config()
+        check_weights(self._files, self.class_name)
+
+    def _check_extractor(self) -> None:
+        """Raise ConfigError unless it gives waves, and of the model's rate and channels.
+
+        A config without rate or channels is of a model that takes one channel, at the extractor's rate.
+        """
+        name = next(iter(self.extractor.model_input_names), None)
+        rate = getattr(self._config, "sampling_rate", self.rate)
+        channels = getattr(self._config, "audio_channels", 1)
+        if (name, self.rate, self.channels) == (_WAVES, rate, channels):
+            return
+        raise ConfigError(
+            f"{_EXTRACTOR}: the feature extractor in {self._extractor_files.folder} gives {name} at "
+            f"{self.rate} Hz with {self.channels} channels, and the model takes {_WAVES} at {rate} Hz with "
+            f"{channels}. It is another model's, and the states would be of sound at a wrong speed, or of "
+            "none. Name the folder of the model's own."
+        )
 
     @abc.abstractmethod
     def check_config(self) -> None:

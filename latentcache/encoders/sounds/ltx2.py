@@ -81,7 +81,8 @@ class Encoder(BaseEncoder[Settings]):
 
     def load_weights(self, device: torch.device) -> Any:
         """Load the model by diffusers."""
-        return load_class(self._files.folder, CLASS, self.dtype).to(device)
+        model = load_class(self._files.folder, CLASS, self.dtype, variant=self._files.variant)
+        return model.to(device)
 
     def states_of(self, model: Any, samples_NC: torch.Tensor) -> torch.Tensor:
         """Encode the log-mel spectrogram; the mean is packed and normalised as LTX2Pipeline does."""

@@ -27,6 +27,7 @@ class Encoder(Base[Settings]):
 
     classes = ("Wav2Vec2Model",)
     source = "transformers Wav2Vec2Model"
+    unused = ("masked_spec_embed",)  # it is SpecAugment's, in training; wav2vec2-base-960h lacks it
 
     def check_config(self) -> None:
         """Refuse models with an adapter, which have other steps, and layers that are not there."""

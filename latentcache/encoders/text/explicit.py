@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import torch
@@ -80,7 +81,8 @@ class Encoder(Family[Settings]):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.cleaning = settings.cleaning
-        checkpoint = settings.checkpoint()
+        unused = () if settings.pooled is not None else ("pooler.",)
+        checkpoint = replace(settings.checkpoint(), unused={"text_encoder": unused})
         self.text = TextPart(
             checkpoint,
             "text_encoder",

@@ -13,6 +13,7 @@ from pydantic import Field
 from latentcache.encoders.inference import exact_kernels
 from latentcache.encoders.pretrained.images import ImageProcessor
 from latentcache.encoders.pretrained.loading import (
+    check_weights,
     class_of,
     load_config,
     load_model,
@@ -38,7 +39,7 @@ SettingsT = TypeVar("SettingsT", bound=TowerSettings)
 class Tower(abc.ABC, Generic[SettingsT]):
     """An image tower. Made without weights; `load` makes it an `ImageTower`.
 
-    Raises ConfigError if files are missing, or are another model's.
+    Raises ConfigError and EncoderError if files are missing, or are another model's.
     """
 
     classes: ClassVar[tuple[str, ...]]
@@ -59,6 +60,7 @@ class Tower(abc.ABC, Generic[SettingsT]):
         self._config = load_config(self._files, "vision")
         self.processor = ImageProcessor(checkpoint.component(self.processor_name))
         self._check_processor()
+        check_weights(self._files, self.class_name)
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.num_frames = 2 if settings.frames == "first_last" else 1
         self.arrays = {"states": (self.num_frames * self.num_rows(), self.setting("hidden_size"))}

@@ -16,7 +16,7 @@ from latentcache.encoders.text import (
     explicit,
     hunyuan_video,
 )
-from latentcache.errors import ConfigError
+from latentcache.errors import ConfigError, EncoderError
 from tests.tools.texts import checkpoints, tokenizers
 from tests.tools.texts.captions import KINDS
 
@@ -114,6 +114,39 @@ def test_a_bert_without_padding_is_the_models_own(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = bert(**tokenizer("two dogs", return_tensors="pt")).last_hidden_state[0]
     assert torch.equal(ours.encode("  two dogs ").arrays["states"], expected)
+
+
+def roberta(folder: Path) -> dict[str, Any]:
+    """Save a model of masked words, whose checkpoint has no pooler; return settings."""
+    special = ["<s>", "</s>", "<pad>"]
+    tokenizer = tokenizers.byte_level(special, bos="<s>", eos="</s>", pad="<pad>")
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    config = hf.RobertaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=80, **ids,
+    )  # fmt: skip
+    model = checkpoints.seeded(lambda: hf.RobertaForMaskedLM(config))
+    checkpoints.save(folder, {"text_encoder": model, "tokenizer": tokenizer})
+    return {
+        "model_class": "RobertaModel", "length": 64, "cleaning": "none", "pad_input": False,
+        "mask_input": True, "layer": "last_hidden_state", "padding": "mask",
+    }  # fmt: skip
+
+
+def test_a_checkpoint_may_lack_the_pooler_that_states_do_not_use(tmp_path: Path) -> None:
+    settings = roberta(tmp_path)
+    encoded = build(tmp_path, **settings).encode("a red fox")
+    whole = hf.RobertaForMaskedLM.from_pretrained(tmp_path / "text_encoder").eval()
+    ids = hf.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")("a red fox").input_ids
+    with torch.inference_mode():
+        expected = whole.roberta(torch.tensor([ids])).last_hidden_state[0]
+    assert torch.equal(encoded.arrays["states"], expected)
+
+
+def test_a_checkpoint_without_the_pooler_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+    settings = {**roberta(tmp_path), "pooled": "pooler_output"}
+    with pytest.raises(EncoderError, match=r"2 missing keys, such as pooler\.dense\.bias"):
+        build(tmp_path, **settings)
 
 
 @pytest.mark.parametrize(

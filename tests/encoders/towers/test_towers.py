@@ -107,7 +107,7 @@ def test_weights_that_lack_tensors_are_refused(tmp_path: Path) -> None:
     del tensors[next(name for name in tensors if "layers.1.mlp.fc1.weight" in name)]
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(EncoderError, match="1 missing keys"):
-        build_image_tower(settings("wan_clip", tmp_path), CPU)
+        describe_image_tower(settings("wan_clip", tmp_path))
 
 
 def test_states_that_are_not_finite_fail_their_clip(tmp_path: Path) -> None:

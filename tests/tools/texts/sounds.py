@@ -18,13 +18,13 @@ from tests.tools.texts.checkpoints import seeded
 BANDWIDTH = 3.0
 
 
-def wav2vec2(folder: Path) -> Path:
+def wav2vec2(folder: Path, kind: Any = hf.Wav2Vec2Model) -> Path:
     """A model that gives 50 states per second, as the published ones do."""
     config = hf.Wav2Vec2Config(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
         conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, vocab_size=32,
     )  # fmt: skip
-    seeded(lambda: hf.Wav2Vec2Model(config)).save_pretrained(folder)
+    seeded(lambda: kind(config)).save_pretrained(folder)
     hf.Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(folder)
     return folder
 
@@ -43,12 +43,15 @@ def encodec(folder: Path, **changes: Any) -> Path:
     with (
         torch.inference_mode()
     ):  # codes are zeros until they are trained: make them like what is encoded
-        values = model.encoder(torch.rand(1, 1, 24_000) - 0.5)[0].T
+        values = model.encoder(torch.rand(1, config.audio_channels, 24_000) - 0.5)[0].T
     for n, layer in enumerate(model.quantizer.layers):
         codes = values[torch.randint(len(values), (len(layer.codebook.embed),))]
         layer.codebook.embed.copy_(codes if n == 0 else (codes - values.mean(0)) / 2)
     model.save_pretrained(folder)
-    hf.EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000).save_pretrained(folder)
+    extractor = hf.EncodecFeatureExtractor(
+        feature_size=config.audio_channels, sampling_rate=config.sampling_rate
+    )
+    extractor.save_pretrained(folder)
     return folder
 
 
