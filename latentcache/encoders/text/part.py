@@ -13,6 +13,7 @@ from latentcache.encoders.pretrained.files import Checkpoint
 from latentcache.encoders.pretrained.loading import (
     check_special_ids,
     check_vocabulary,
+    check_weights,
     class_of,
     load_config,
     load_model,
@@ -116,7 +117,11 @@ class TextPart:
         return self.setting("hidden_size")
 
     def recipe(self) -> dict[str, object]:
-        """Return what the states depend on: classes, and the digests of all files."""
+        """Return what the states depend on: classes, and the digests of all files.
+
+        Raises EncoderError if the weights are not those of config.json.
+        """
+        check_weights(self._files, self.class_name)
         return {
             "class": self.class_name,
             "weights_sha256": self._files.weights_sha256(),
