@@ -77,6 +77,9 @@ def test_workers_are_on_different_gpus_and_share_the_shards(
     assert encoders.keys() == {f"{host}/gpu0", f"{host}/gpu1"}
     assert result.summary.shards == 12
     assert len(latentcache.open_cache(str(tmp_path / "cache"))) == 12
+    said = [text for event in events if isinstance(event, Progress) for text in event.warnings]
+    if not torch.cuda.is_available():  # these GPUs are pretended
+        assert any("GPU 0, but torch finds none there, so it encodes on the CPU" in x for x in said)
 
 
 def test_a_shard_that_kills_its_worker_costs_that_shard_only(

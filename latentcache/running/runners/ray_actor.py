@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import sys
@@ -26,6 +27,8 @@ from latentcache.running.runners.ray_metrics import WorkerMetrics
 from latentcache.running.runners.warning_log import WarningLog
 from latentcache.running.start import Start
 from latentcache.running.worker import ShardWorker, Worker, WorkerSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,13 @@ class EncodeActor:
         if own is not None:
             spec = replace(spec, num_cpus=layout.num_cpus(own))
         if device.type == "cpu":
+            if self._gpus:
+                log.warning(
+                    "Ray gave a worker of %s GPU %s, but torch finds none there, so it encodes on the CPU. Is "
+                    "the GPU well (nvidia-smi), and does this torch (%s) have CUDA? With run.device: cuda "
+                    "such a worker is refused; with cpu, Ray is asked for no GPU.",
+                    socket.gethostname(), ", ".join(map(str, self._gpus)), torch.__version__,
+                )  # fmt: skip
             torch.set_num_threads(spec.num_cpus)  # Ray allows a single one
         return spec.start(device)
 
