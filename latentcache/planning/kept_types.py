@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import is_list
+from latentcache.core.columns import is_list, list_of
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
 
@@ -39,14 +39,8 @@ def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
         return pa.struct([f.with_type(completed(f.type, others.get(f.name))) for f in kind])
     if is_list(kind) and is_list(other):
         inner = kind.value_field.with_type(completed(kind.value_type, other.value_type))
-        return kind if inner == kind.value_field else _list_type(kind, inner)
+        return list_of(kind, inner)
     return kind
-
-
-def _list_type(like: pa.DataType, inner: pa.Field) -> pa.DataType:
-    if pa.types.is_fixed_size_list(like):
-        return pa.list_(inner, like.list_size)
-    return pa.large_list(inner) if pa.types.is_large_list(like) else pa.list_(inner)
 
 
 def _converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -19,6 +19,7 @@ from latentcache.config.files import load_config
 from latentcache.errors import CorpusError
 from latentcache.planning import planner
 from latentcache.planning.kept_types import as_known
+from latentcache.planning.planned import PlannedCache
 from tests.planning.test_pieces import Prober
 from tests.tools.caches import make_config
 from tests.tools.planned import fill_cache
@@ -96,16 +97,20 @@ class Corpus:
 
     def grow(self, video: str = "video", *, fill: bool = False) -> tuple[list[Any], int]:
         """Plan what is new; returns each source's value, and of how many clips it is another now."""
-        config = load_config(str(self._config), [f"corpus.columns.video={video}"])
-        relabelled = list[int]()
-        hooks = planner.Hooks(on_step=lambda _, step, __: relabelled.append(step.num_relabelled))
-        planned = planner.grow_cache(config, hooks=hooks)
+        planned, num_relabelled = self.plan(video)
         if fill:
             fill_cache(planned)
         tables = [planned.plan.rows(shard) for shard in planned.planned_shards()]
         rows = pa.concat_tables(tables, promote_options="permissive")
         found = dict(zip(rows["source"].to_pylist(), rows["meta"].to_pylist(), strict=True))
-        return [found[name] for name in sorted(found)], sum(relabelled)
+        return [found[name] for name in sorted(found)], num_relabelled
+
+    def plan(self, video: str = "video") -> tuple[PlannedCache, int]:
+        """Plan what is new; returns the cache, and of how many clips the column has another value now."""
+        config = load_config(str(self._config), [f"corpus.columns.video={video}"])
+        relabelled = list[int]()
+        hooks = planner.Hooks(on_step=lambda _, step, __: relabelled.append(step.num_relabelled))
+        return planner.grow_cache(config, hooks=hooks), sum(relabelled)
 
 
 @pytest.fixture(name="corpus")
