@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from latentcache.copying.stored_rows import OpenCache, read_rows
 from latentcache.format.commit import adopt_shard
 from latentcache.format.paths import sample_path
 from latentcache.format.shards import get_format
@@ -61,6 +62,7 @@ def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
     corpus.write(values_of(kind, 10**12 + 1, 2))
     planned, _ = corpus.plan()
     fill_cache(planned)
+    opened = OpenCache(storage=planned.storage, manifest=planned.manifest)
     manifest, shard_format = planned.manifest, get_format(planned.manifest.format)
     for place in planned.planned_shards():
         path, shard = sample_path(*place), planned.plan.shard(place)
@@ -70,6 +72,7 @@ def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
         layout = manifest.layouts()[place.bucket]
         adopted = adopt_shard(planned.storage, shard_format, layout, shard, manifest.fingerprint)
         assert adopted is not None
+        assert read_rows(opened, place, [0], decompress=False).keys() == {0}
     assert not verify(planned.storage).problems
     assert corpus.plan()[1] == 0
     step, _ = plan_retry(planned, failed_rows(planned.storage, manifest), lambda: Prober(""))
