@@ -82,19 +82,21 @@ _NO_USER = rf"(?:abfss?|wasbs?){SLASHES}[^/@:?#\s]*@|(?:docker|oci)[a-z-]*{SLASH
 #: A password with spaces, where all of the text is one URL; after a port, or without a word behind the
 #: colon, it is a sentence.
 _SPACED_PASSWORD = (
-    rf"(?is)^(\s*(?:.*::)?{_SCHEME})[^/@:?#,\s]+:[^/@\s]*[^/@\s\d][^/@\s]*\s[^/]*@([^/@,\s]+(?:/.*)?)$",
+    rf"(?is)^(\s*(?:.*::)?{_SCHEME})[^/:?#,\s]+:[^/@\s]*[^/@\s\d][^/@\s]*\s[^/]*@([^/@,\s]+(?:/.*)?)$",
     r"\1\2",
 )
 
 
 def _secrets_of(ends: str) -> tuple[tuple[str, str], ...]:
     """Return what is secret of URLs, as (pattern, what stays) for RE2. ends: characters that end a URL."""
-    # Digits that end before an @ are a port.
-    password = rf"(?:[^\d/{ends}][^/{ends}]*|\d+[^\d/,;?#{ends}][^/{ends}]*|\d*)"
-    user = r"[A-Za-z0-9._~%!$&()*+;=-]+"
+    # What a user with a password is called may hold an @. After a name with a dot, digits that end before
+    # the last @ are a port: `example.com:80?to=me@h`.
+    after_dot = rf"(?:[^\d/{ends}][^/{ends}]*|\d+[^\d/,;?#{ends}][^/{ends}]*|\d*)"
+    password = rf"(?:[^/:?#,.\[{ends}]*:[^/{ends}]*|[^/:?#,\[{ends}]*:{after_dot})"
+    user = r"[A-Za-z0-9._~%!$&()*+;=@-]+"
     return (
         (
-            rf"(?i)({_NO_USER})|({_SCHEME})(?:[^/@:?#,\[{ends}]*:{password}|{user})@",
+            rf"(?i)({_NO_USER})|({_SCHEME})(?:{password}|{user})@",
             r"\1\2",
         ),
         *(
