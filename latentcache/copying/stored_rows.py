@@ -18,6 +18,7 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.paths import QUANTISER, sample_path
 from latentcache.format.quantiser import read_quantiser_bytes, write_quantiser
 from latentcache.format.samples import read_all_rows
+from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import StoredChunk
 from latentcache.storage.folder import Storage
@@ -66,7 +67,8 @@ def read_rows(
     storage, manifest = cache.storage, cache.manifest
     table = read_all_rows(storage, manifest.fingerprint, shard)
     wanted = table.filter(pc.is_in(table["row"], value_set=pa.array(rows, pa.int32())))
-    found = {row["row"]: row for row in wanted.to_pylist()}
+    own = [name for name in SAMPLE_SCHEMA.names if name in wanted.column_names]
+    found = {row["row"]: row for row in wanted.select(own).to_pylist()}
     if missing := sorted(set(rows) - found.keys()):
         raise damaged(storage, sample_path(*shard), f"has no row {missing[0]}")
     refs = [_chunk(row) for row in found.values() if row["status"] == "ok"]

@@ -16,6 +16,37 @@ def is_list(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in kinds)
 
 
+def list_of(kind: pa.DataType, values: pa.Field) -> pa.DataType:
+    """Return the type of lists like those of another type, with other values."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(values, kind.list_size)
+    return pa.large_list(values) if pa.types.is_large_list(kind) else pa.list_(values)
+
+
+def same_values(one: pa.ChunkedArray, other: pa.ChunkedArray) -> list[bool]:
+    """Tell for each row whether two columns have the same value. NaN is itself; 1 and 1.0 differ."""
+    if one.type == other.type:  # times as numbers: Python has none of nanoseconds, or after 9999
+        kind = _in_numbers(one.type)
+        one, other = one.cast(kind), other.cast(kind)
+    pairs = zip(one.to_pylist(), other.to_pylist(), strict=True)
+    return [repr(a) == repr(b) for a, b in pairs]
+
+
+def _in_numbers(kind: pa.DataType) -> pa.DataType:
+    """Return a type with numbers for times, and values for the codes of categories."""
+    if pa.types.is_temporal(kind):
+        return pa.int32() if kind.bit_width == 32 else pa.int64()
+    if pa.types.is_dictionary(kind):
+        return _in_numbers(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_numbers(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(*map(_in_numbers, (kind.key_type, kind.item_type)))
+    if is_list(kind):
+        return list_of(kind, kind.value_field.with_type(_in_numbers(kind.value_type)))
+    return kind
+
+
 def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
     """Return the values of some rows, null for -1."""
     ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)

@@ -87,6 +87,7 @@ class Clip:
 
     source: the name of the source in the corpus; url: where it is; identity: the digest of its content.
     fps: sampling rate; None samples every frame. height, width: the bucket's, to which it is cropped.
+    keep: its values per frame, by which decoding is checked; other kept columns are its shard's.
     """
 
     key: str
@@ -133,14 +134,15 @@ class Shard:
     """The unit of work and of commit: the clips of rows 0..n of one storage object.
 
     retired: rows that no longer count, because a generation after the shard's own has replaced them; they
-    are not encoded. kept: Arrow fields of the columns that its clips keep from the corpus.
+    are not encoded. kept: the columns that its clips keep from the corpus, as Arrow's table of a row per
+    clip; None if there are none.
     """
 
     bucket: Bucket
     index: int
     clips: Sequence[Clip]
     retired: frozenset[int] = frozenset()
-    kept: Sequence[Any] = ()
+    kept: Any = None
 
     @property
     def id(self) -> ShardId:

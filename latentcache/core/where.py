@@ -373,9 +373,11 @@ def _shown(token: Token) -> str:
 
 
 def _plain(type_: pa.DataType) -> pa.DataType:
-    """Return the type to compare in: dictionaries and decimals have few functions in Arrow."""
+    """Return the type to compare in: dictionaries, decimals and nulls have few functions in Arrow."""
     if pa.types.is_dictionary(type_):
         return type_.value_type
+    if pa.types.is_null(type_):
+        return pa.string()
     return pa.float64() if pa.types.is_decimal(type_) else type_
 
 

@@ -24,7 +24,6 @@ _LISTS: dict[Any, tuple[int, Any]] = {
     pa.types.is_map: (2, None),
 }
 _PLAIN: dict[Any, pa.DataType] = {
-    pa.types.is_null: pa.string(),
     pa.types.is_float16: pa.float32(),
     pa.types.is_string_view: pa.string(),
     pa.types.is_binary_view: pa.binary(),
@@ -35,8 +34,9 @@ def keepable(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return a column of corpus.keep in a type that can be stored, compared and joined, without secrets.
 
     A UUID becomes its text, and JSON stays the text that it is. URLs in texts lose users, passwords,
-    signatures and tokens; what else they ask for stays. Raises CorpusError for objects without members,
-    which Parquet cannot hold.
+    signatures and tokens; what else they ask for stays. What has no value, such as a column of nulls, has
+    Arrow's type null: see `kept_types`. Raises CorpusError for objects without members, which Parquet
+    cannot hold.
     """
     _refuse_empty(name, column.type)
     chunks = column.chunks or [pa.array([], column.type)]
@@ -66,6 +66,8 @@ def _kept(values: pa.Array) -> pa.Array:
 
 def _kept_dictionary(values: pa.DictionaryArray) -> pa.Array:
     kept = _kept(values.dictionary)
+    if pa.types.is_null(kept.type):
+        return pa.nulls(len(values))
     if kept is values.dictionary:
         return values
     once = kept.dictionary_encode()  # texts that differed in their secrets only are one now

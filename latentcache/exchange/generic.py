@@ -91,8 +91,8 @@ class Clips:
                 found[name] = FieldSample(array=field.view(stored).contiguous())
             elif field.rows(row.bucket, row.shard).get(row.row) is not None:
                 sample = field.sample(row.bucket, row.shard, row.row)
-                for key in field.arrays:
-                    tokens = sample.get(tokens_key(key))
+                for key, array in field.arrays.items():
+                    tokens = sample.get(tokens_key(key)) if array.padding else None
                     found[key] = FieldSample(array=sample[key], tokens=tokens)
         return found
 

@@ -91,8 +91,9 @@ def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]])
                 key: array_of(sample.array).tobytes(),
                 f"{key}.shape": list(sample.array.shape),
                 f"{key}.dtype": dtype_name(sample.array),
-                tokens_key(key): sample.tokens,
             }
+            if sample.tokens is not None:
+                values[tokens_key(key)] = sample.tokens
         rows.append(values)
     return parquet_bytes(pa.Table.from_pylist(rows, schema=schema), GROUP_ROWS)
 

@@ -108,8 +108,9 @@ def _sample(clips: Clips, columns: Mapping[str, str], row: ClipRow, stored: Any)
         values |= {
             key: array_of(sample.array).tobytes(),
             f"{key}.shape": json.dumps(shape).encode(),
-            tokens_key(key): json.dumps(sample.tokens).encode(),
         }
+        if sample.tokens is not None:
+            values[tokens_key(key)] = json.dumps(sample.tokens).encode()
     parts = [values.get(name, b"null" if kind == "json" else b"") for name, kind in columns.items()]
     return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
 

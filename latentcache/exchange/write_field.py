@@ -107,6 +107,7 @@ def _plan(
             f"field's own under {name!r}."
         )
     own = asdict(found.pop(name))
+    _check_apart(found)
     others = [{**asdict(array), "name": key} for key, array in found.items()]
     config = GivenField(kind="given", arrays=[{**own, "name": ""}, *others], recipe=recipe)
     about = describe_field(config, cache.manifest)
@@ -121,6 +122,17 @@ def _plan(
         generation=len(cache.manifest.generations),
         settings=config.model_dump(mode="json"),
     )
+
+
+def _check_apart(arrays: Mapping[str, FieldArray]) -> None:
+    """Raise ConfigError for an array with the name of what samples and batches say of a padded one."""
+    said = {f"{key}_tokens": key for key, array in arrays.items() if array.padding}
+    said |= {f"{key}_mask": key for key, array in arrays.items() if array.padding == "mask"}
+    for name in sorted({*said} & {*arrays}):
+        raise ConfigError(
+            f"arrays: one cannot be named {name!r}: that is what batches say of {said[name]!r}, which is "
+            "padded. Give it another name."
+        )
 
 
 class _Writer:

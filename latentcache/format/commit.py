@@ -28,6 +28,7 @@ from latentcache.format.planned_rows import (
     difference,
     facts_of_clips,
     planned_rows,
+    with_kept,
 )
 from latentcache.format.schemas import (
     SAMPLE_SCHEMA,
@@ -240,7 +241,7 @@ def sample_table(
         _row(shard, row, clip, result, chunk)
         for row, (clip, result, chunk) in enumerate(zip(shard.clips, results, chunks, strict=True))
     ]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*SAMPLE_SCHEMA, *shard.kept]))
+    return with_kept(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), shard)
 
 
 def _row(
@@ -275,7 +276,6 @@ def _row(
         "crc32c": chunk.crc32c if chunk else None,
         "decode_s": result.decode_s,
         "encode_s": result.encode_s,
-        **clip.keep,
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from latentcache.core.columns import same_values
 from latentcache.core.json_text import parse_json
 from latentcache.core.records import Shard
 from latentcache.format.schemas import CLIPS_FACTS, PLAN_SCHEMA, SAMPLE_SCHEMA
@@ -26,11 +27,16 @@ _COLUMNS = (*DECISIVE, "source", "caption")
 
 def planned_rows(shard: Shard) -> pa.Table:
     """Return what is planned of a shard's clips: columns of PLAN_SCHEMA, and the kept ones."""
-    rows = [
-        {**{name: getattr(clip, name) for name in _COLUMNS}, **clip.keep} for clip in shard.clips
-    ]
+    rows = [{name: getattr(clip, name) for name in _COLUMNS} for clip in shard.clips]
     fields = [PLAN_SCHEMA.field(name) for name in _COLUMNS]
-    return pa.Table.from_pylist(rows, schema=pa.schema([*fields, *shard.kept]))
+    return with_kept(pa.Table.from_pylist(rows, schema=pa.schema(fields)), shard)
+
+
+def with_kept(rows: pa.Table, shard: Shard) -> pa.Table:
+    """Return the rows of a shard's clips with the columns that they keep from the corpus."""
+    for field in shard.kept.schema if shard.kept is not None else ():
+        rows = rows.append_column(field, shard.kept[field.name])
+    return rows
 
 
 def clips_facts(planned: pa.Table) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def kept_columns(planned: pa.Table) -> list[str]:
 
 
 def differs(found: pa.Table, planned: pa.Table, name: str) -> bool:
-    """Tell whether a column differs, as text, because NaN differs from itself and is the same here."""
-    return name not in found.column_names or repr(found[name].to_pylist()) != repr(
-        planned[name].to_pylist()
-    )
+    """Tell whether a column differs. NaN is itself."""
+    if name not in found.column_names or found.num_rows != planned.num_rows:
+        return True
+    return not all(same_values(found[name], planned[name]))

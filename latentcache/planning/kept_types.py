@@ -1,27 +1,51 @@
-"""Kept columns of a corpus in the types that a cache has for them, where no value is lost."""
+"""Kept columns of a corpus in the types that a cache has for them, where no value is lost.
+
+What has no value yet, a column, an object's member or a list's items, has Arrow's type null in a cache. It
+takes the type of the first values that come.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from latentcache.core.columns import is_list
+from latentcache.core.columns import is_list, list_of
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
     """Return a corpus whose kept columns have their types of the cache. Raises CorpusError."""
-    for name, kind in types.items():
-        if name in corpus.column_names and corpus[name].type != kind:
-            values = _converted(name, corpus[name], kind)
-            corpus = corpus.set_column(corpus.column_names.index(name), name, values)
+    for name, known in types.items():
+        if name in corpus.column_names:
+            kind = completed(known, corpus[name].type)
+            if corpus[name].type != kind:
+                values = _converted(name, corpus[name], kind)
+                corpus = corpus.set_column(corpus.column_names.index(name), name, values)
     return corpus
 
 
+def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
+    """Return a type whose parts of type null are those of another type."""
+    if other is None or kind == other:
+        return kind
+    if pa.types.is_null(kind):
+        return other
+    if pa.types.is_struct(kind) and pa.types.is_struct(other):
+        others = {field.name: field.type for field in other}
+        return pa.struct([f.with_type(completed(f.type, others.get(f.name))) for f in kind])
+    if is_list(kind) and is_list(other):
+        inner = kind.value_field.with_type(completed(kind.value_type, other.value_type))
+        return list_of(kind, inner)
+    return kind
+
+
 def _converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    is_per_frame = name == PER_FRAME
+    given, is_per_frame = column.type, name == PER_FRAME
+    column = pa.chunked_array(_fitted(column.chunks or [pa.array([], given)], given, kind))
     why = _per_frame_loss(column.type, kind) if is_per_frame else cast_loss(column.type, kind)
     if why is None:
         try:
@@ -29,10 +53,54 @@ def _converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.Chun
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             why = str(error)
     raise CorpusError(
-        f"corpus.keep: {name} is {kind} in the cache, {column.type} now, and its values "
+        f"corpus.keep: {name} is {kind} in the cache, {given} now, and its values "
         f"do not fit ({why}). Nothing was changed. Give the column its type of before, or "
         "keep it under another name."
     )
+
+
+def _fitted(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:
+    """Return the chunks of a column, of which the parts that have no value are of another type's types."""
+    if given == kind:
+        return chunks
+    if all(chunk.null_count == len(chunk) for chunk in chunks):
+        return [pa.nulls(len(chunk), kind) for chunk in chunks]
+    if pa.types.is_struct(given) and pa.types.is_struct(kind):
+        return _fitted_structs(chunks, given, kind)
+    if is_list(given) and is_list(kind):
+        return _fitted_lists(chunks, given, kind)
+    return chunks
+
+
+def _fitted_structs(
+    chunks: Sequence[Any], given: pa.StructType, kind: pa.StructType
+) -> Sequence[Any]:
+    known = {field.name: field.type for field in kind}
+    of_chunk = [chunk.flatten() for chunk in chunks]
+    members = [
+        _fitted([each[n] for each in of_chunk], field.type, known.get(field.name, field.type))
+        for n, field in enumerate(given)
+    ]
+    fields = [field.with_type(fitted[0].type) for field, fitted in zip(given, members, strict=True)]
+    return [
+        pa.StructArray.from_arrays([m[n] for m in members], fields=fields, mask=chunk.is_null())
+        for n, chunk in enumerate(chunks)
+    ]
+
+
+def _fitted_lists(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:
+    values = [chunk.flatten() for chunk in chunks]  # of lists that are not null
+    fitted = _fitted(values, given.value_type, kind.value_type)
+    if all(new is old for new, old in zip(fitted, values, strict=True)):
+        return chunks
+    return [_lists(chunk, new) for chunk, new in zip(chunks, fitted, strict=True)]
+
+
+def _lists(like: Any, values: pa.Array) -> pa.Array:
+    """Return lists of the same lengths with other values."""
+    lengths = pc.fill_null(pc.list_value_length(like), 0).cast(pa.int64())
+    offsets = pa.concat_arrays([pa.array([0]), pc.cumulative_sum(lengths)])
+    return pa.LargeListArray.from_arrays(offsets, values, mask=like.is_null())
 
 
 def cast_loss(now: pa.DataType, before: pa.DataType) -> str | None:

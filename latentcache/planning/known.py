@@ -14,6 +14,7 @@ from latentcache.format.columns import read_columns
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import PLAN_SCHEMA, RETIRED_SCHEMA, SAMPLE_SCHEMA
+from latentcache.planning.kept_types import completed
 from latentcache.planning.known_sources import read_known
 from latentcache.planning.masks import looked_up
 from latentcache.planning.planned import PlanReader
@@ -93,14 +94,11 @@ class KnownCache:
         schemas += [
             read_columns(self._storage, folder, shard).schema for folder, shard in folders.items()
         ]
-        types = {
-            field.name: field.type
-            for schema in [*schemas, self.rejected_rows().schema]
-            for field in schema
-            if not pa.types.is_null(field.type)
-        }
+        types: dict[str, pa.DataType] = {}
+        for schema in [*schemas, self.rejected_rows().schema]:
+            types |= {f.name: completed(f.type, types.get(f.name)) for f in schema}
         known = {*PLAN_SCHEMA.names, *SAMPLE_SCHEMA.names}
-        return {name: kind for name, kind in types.items() if name not in known}
+        return {n: t for n, t in types.items() if n not in known and not pa.types.is_null(t)}
 
     def rows_at(self, wanted: Mapping[ShardId, Sequence[int]]) -> pa.Table:
         """Return the clips that count at some places: bucket, and the plan's columns.

@@ -20,6 +20,7 @@ from latentcache.decoders.frames import num_sampled_frames
 from latentcache.decoders.sampling import clip_frames, nominal_rate, sampled_frames
 from latentcache.format import per_frame
 from latentcache.format.per_frame import PER_FRAME
+from latentcache.format.planned_rows import kept_columns
 from latentcache.format.schemas import PLAN_SCHEMA, PROBE_SCHEMA, SAMPLE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.notes import enlargement, repeats
 from latentcache.storage.cache_urls import is_cache_url
@@ -359,18 +360,21 @@ def to_shard(
     rows: pa.Table, bucket: Bucket, index: int, retired: frozenset[int] = frozenset()
 ) -> Shard:
     """Return the shard that these rows of a bucket's plan describe, with its clips as records."""
-    kept = tuple(field for field in rows.schema if field.name not in PLAN_SCHEMA.names)
+    kept = kept_columns(rows)
     names = ("key", "source", "url", "kind", "identity", "start", "frames", "fps", "caption")
+    per_clip = [name for name in kept if name == PER_FRAME]
     clips = tuple(
         Clip(
             **{name: row[name] for name in names},
             height=bucket.height,
             width=bucket.width,
-            keep={field.name: row[field.name] for field in kept},
+            keep={name: row[name] for name in per_clip},
         )
-        for row in rows.to_pylist()
+        for row in rows.select([*names, *per_clip]).to_pylist()
     )
-    return Shard(bucket=bucket, index=index, clips=clips, retired=retired, kept=kept)
+    # A copy, for a slice would take all of its plan along to another machine.
+    columns = rows.select(kept).take(pa.array(range(len(clips)))).combine_chunks() if kept else None
+    return Shard(bucket=bucket, index=index, clips=clips, retired=retired, kept=columns)
 
 
 def place_rows(table: pa.Table, first_shard: int, shard_clips: int) -> pa.Table:

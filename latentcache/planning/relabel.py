@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import taken
+from latentcache.core.columns import same_values, taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
 from latentcache.format.per_frame import FRAME, PER_FRAME, recut
+from latentcache.planning.kept_types import completed
 from latentcache.planning.known import KnownCache
 from latentcache.planning.masks import Mask
 from latentcache.planning.plan import kept_names
@@ -93,9 +94,9 @@ def _merged(rows: pa.Table, values: pa.Array, name: str, there: Mask) -> pa.Arra
         before = pa.nulls(rows.num_rows, values.type)
     else:
         before = rows[name].combine_chunks()
-    if before.type == values.type:
-        with contextlib.suppress(pa.ArrowNotImplementedError):
-            return pc.if_else(pa.array(there), values, before)
+    with contextlib.suppress(pa.ArrowException):
+        both = pa.concat_arrays([values, before.cast(values.type)])
+        return both.take(pa.array(np.arange(len(there)) + np.where(there, 0, len(there))))
     merged = [
         new if is_there else old
         for new, old, is_there in zip(
@@ -118,11 +119,11 @@ def _all_rows(
 
 def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
     """Tell which values differ. NaN is itself here, and types matter only through their values."""
+    before = before.cast(completed(before.type, now.type))
     if before.type == now.type and not pa.types.is_nested(now.type):
         with contextlib.suppress(pa.ArrowNotImplementedError):
             return _compared(before, now)
-    pairs = zip(before.to_pylist(), now.to_pylist(), strict=True)
-    return np.array([repr(a) != repr(b) for a, b in pairs], bool)
+    return ~np.array(same_values(before, now), bool)
 
 
 def _compared(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import taken
+from latentcache.core.names import NameIndex
 from latentcache.core.records import Bucket, ShardId
 from latentcache.corpus.probe import Prober
 from latentcache.format.columns import CAPTION
@@ -134,18 +135,28 @@ def _as_corpus(known: KnownCache, names: Sequence[str], rows: pa.Table) -> pa.Ta
     Values per frame of a clip are those of its own frames, and never stand for its source's.
     """
     types = {name: rows.schema.field(name).type for name in kept_names(rows)} | known.kept_types()
-    kept = [pa.field(name, kind) for name, kind in types.items()]
-    labels: dict[str, dict[str, Any]] = {}
-    for row in rows.select(["source", CAPTION, *kept_names(rows)]).to_pylist():
-        row.pop(PER_FRAME, None)
-        labels.setdefault(row.pop("source"), row)
-    for row in known.rejected_rows().to_pylist():
-        labels.setdefault(
-            row["source"], {f.name: row.get(f.name) for f in kept} | {CAPTION: row[CAPTION]}
-        )
-    table = [
-        {"name": name, "url": source.url, "kind": source.kind, **labels.get(name, {})}
-        for name in names
-        if (source := known.sources[name])
-    ]
-    return pa.Table.from_pylist(table, schema=pa.schema([*SOURCE_SCHEMA, *kept]))
+    own = rows.drop_columns([PER_FRAME]) if PER_FRAME in rows.column_names else rows
+    columns = {"source": pa.string(), CAPTION: pa.string(), **types}
+    labels = pa.concat_tables([_as_types(table, columns) for table in (own, known.rejected_rows())])
+    sources = {name: source for name in names if (source := known.sources[name])}
+    table = pa.Table.from_pylist(
+        [{"name": n, "url": s.url, "kind": s.kind} for n, s in sources.items()], SOURCE_SCHEMA
+    )
+    at = NameIndex(labels["source"]).find(table["name"])
+    caption = table.column_names.index(CAPTION)
+    table = table.set_column(caption, SOURCE_SCHEMA.field(CAPTION), taken(labels[CAPTION], at))
+    for name in types:
+        table = table.append_column(name, taken(labels[name], at))
+    return table
+
+
+def _as_types(table: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return some columns of a table in their types, null where it lacks one."""
+    columns = {}
+    for name, kind in types.items():
+        given = table[name] if name in table.column_names else pa.nulls(table.num_rows)
+        try:
+            columns[name] = given.cast(kind)
+        except pa.ArrowException:  # values per frame, whose columns come and go
+            columns[name] = pa.array(given.to_pylist(), kind)
+    return pa.table(columns)

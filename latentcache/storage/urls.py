@@ -38,43 +38,77 @@ QUERIES = (
 USERS = ((r"(?i)((?:https?|s?ftps?|ssh|smb|web?davs?)://)[^/]*@", r"\1"),)
 #: What stands between a scheme and a host; JSON may escape its slashes.
 SLASHES = r":\\?/\\?/"
-#: A text that is a URL as a whole, so that spaces in it are its own.
+#: A text that may be one URL, so that quotes in it are its own.
 WHOLE_URL = rf"^\s*[A-Za-z][A-Za-z0-9+.:-]*{SLASHES}[^\"<>\\\r\n]*$"
-#: Names of parameters that are secret, or stand for who was given one: what holds one of these words, ...
+#: What ends a URL in a text: spaces, and punctuation that is not ASCII.
+_SPACES = r"\s\x{A0}\x{2000}-\x{206F}\x{3000}-\x{303F}\x{FF00}-\x{FFEF}"
+#: Parts of the names of parameters: characters, and what stands between two words.
+_CHAR = r"[^=&?#;%\s\"'<>\\]"
+_BETWEEN = r"[^a-z0-9=&?#;%\s\"'<>\\]"
+#: Names of secrets, or of who was given one. What holds one of these words, also in the plural: ...
+_PRIVATE_STEMS = "passw|credential"
+#: ... what ends in one of these words, or goes on with another word, as in `tokenId` and `token_2`; ...
 _PRIVATE_WORDS = (
-    "signature|token|secret|passw|passphrase|passcode|credential|auth|jwt|sess(?:ion|id|key)"
-    "|access[-_]?(?:key|id)"
+    "signature|token|secret|passphrase|passcode|auth(?:orization|entication)?|jwt"
+    "|sess(?:ion)?[-_]?(?:id|key)|access[-_]?(?:key|id)"
 )
-#: ... and what is one of these names, as a whole or after - or _.
-_PRIVATE_NAMES = (
-    "(?:sig|sign|key)(?:[-_]?pair)?(?:[-_]?id)?|policy|hmac|pass|pwd|psw|pw|otp|creds?|sas|bearer|ticket"
-    "|(?:api|app|rl|v|ws|resource|license)key|upsig|[ls]sig|ak|sk|tk|md5|hm|hdnts|hdnea|hdntl"
+_NEXT_WORD = rf"(?:id|key|code|hash|sig|data|info)?(?:(?:{_BETWEEN}|\d|(?-i:[A-Z][a-z])){_CHAR}*)?"
+#: ... what is one of these words, or ends in one after another word; ...
+_PRIVATE_ENDS = "sig|upsig|[ls]sig|hmac|pwd|psw|otp|creds?|sas|bearer|session|hdnts|hdnea|hdntl"
+#: ... and what is one of these. After another word they are secret only if it says whose they are, as in
+#: `api_key`, or if the value is as long as those of secrets are: `frame_key=12` is none.
+_COMMON_WORDS = "(?:sign|key)(?:[-_]?pair)?(?:[-_]?id)?|policy|pass|pw|ticket|ak|sk|tk|md5"
+_OWNERS = (
+    "[a-z]|access|account|admin|api|app|auth|aws|baidu|bot|client|consumer|db|dev|developer|enc|encryption"
+    "|ftp|functions?|host|license|login|map|master|play|playback|private|resource|rl|sas|secret|server"
+    "|service|session|share|shared|signing|storage|stream|streaming|subscription|user|ws|wx"
+)
+_IF_LONG = "key|sign|pass|ticket|ak|sk|tk|hm"
+#: As patterns of names and of values; one pattern for all takes RE2 five times as long.
+_PRIVATE = (
+    (rf"{_CHAR}*(?:{_PRIVATE_STEMS}){_CHAR}*", ""),
+    (rf"{_CHAR}*(?:{_PRIVATE_WORDS}){_NEXT_WORD}", ""),
+    (rf"(?:{_CHAR}*{_BETWEEN})?(?:{_PRIVATE_ENDS})\]?", ""),
+    (rf"(?:{_CHAR}*{_BETWEEN})?(?:{_OWNERS})[-_]?(?:{_COMMON_WORDS})\]?", ""),
+    (_COMMON_WORDS, ""),
+    (rf"(?:{_CHAR}*{_BETWEEN})?(?:{_IF_LONG})", "[a-z0-9]{20}"),
 )
 #: What begins a parameter and what follows its name: also escaped, in JSON or in a URL within a URL.
 _BEGINS = r"(?:[?&#;]|\\u0026|%3F|%26)"
 _IS = r"(?:=|\\u003d|%3D)"
+_SCHEME = rf"[a-z][a-z0-9+.-]*{SLASHES}"
+#: What stands before @ and is no user: a container of Azure, and an image before its digest.
+_NO_USER = rf"(?:abfss?|wasbs?){SLASHES}[^/@:?#\s]*@|(?:docker|oci)[a-z-]*{SLASHES}[^/@\s]*@sha\d+:"
+#: A password with spaces, where all of the text is one URL; after a port, or without a word behind the
+#: colon, it is a sentence.
+_SPACED_PASSWORD = (
+    rf"(?is)^(\s*(?:.*::)?{_SCHEME})[^/:?#,\s]+:[^/@\s]*[^/@\s\d][^/@\s]*\s[^/]*@([^/@,\s]+(?:/.*)?)$",
+    r"\1\2",
+)
 
 
 def _secrets_of(ends: str) -> tuple[tuple[str, str], ...]:
-    """Return what is secret of URLs, as (pattern, what stays). ends: characters at which they end, too."""
-    name = r"[^=&?#;%\s\"'<>\\]*"
+    """Return what is secret of URLs, as (pattern, what stays) for RE2. ends: characters that end a URL."""
+    # What a user with a password is called may hold an @. After a name with a dot, digits that end before
+    # the last @ are a port: `example.com:80?to=me@h`.
+    after_dot = rf"(?:[^\d/{ends}][^/{ends}]*|\d+[^\d/,;?#{ends}][^/{ends}]*|\d*)"
+    password = rf"(?:[^/:?#,.\[{ends}]*:[^/{ends}]*|[^/:?#,\[{ends}]*:{after_dot})"
+    user = r"[A-Za-z0-9._~%!$&()*+;=@-]+"
     return (
-        (  # of Azure the part before @ is no user but a container
-            rf"(?i)((?:abfss?|wasbs?){SLASHES}[^/@:?#{ends}]*@)"
-            rf"|([a-z][a-z0-9+.-]*{SLASHES})(?:[^/@:{ends}]*:[^/{ends}]*@|[^/?#{ends}]*@)",
+        (
+            rf"(?i)({_NO_USER})|({_SCHEME})(?:{password}|{user})@",
             r"\1\2",
         ),
-        (
-            rf"(?i)({_BEGINS}(?:{name}(?:{_PRIVATE_WORDS}){name}|(?:{name}[-_])?(?:{_PRIVATE_NAMES})){_IS})"
-            rf"[^&#{ends}]+",
-            r"\1***",
+        *(
+            (rf"(?i)({_BEGINS}(?:{name}){_IS}){value}[^&#{ends}]{'*' if value else '+'}", r"\1***")
+            for name, value in _PRIVATE
         ),
     )
 
 
-#: What is secret of a URL that is kept for what else it says: where it is a text as a whole, and in a text.
-TOKENS = _secrets_of(r"\r\n")
-TOKENS_IN_TEXT = _secrets_of(r"\s\"'<>\\")
+#: What is secret of a URL that is kept for what else it says: where a text may be one URL, and in a text.
+TOKENS = (_SPACED_PASSWORD, *_secrets_of(_SPACES))
+TOKENS_IN_TEXT = _secrets_of(rf"\"'<>\\{_SPACES}")
 #: Of a path relative to a folder on http.
 RELATIVE_QUERIES = ((r"(?s)[?#].*$", ""),)
 

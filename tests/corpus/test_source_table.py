@@ -186,7 +186,7 @@ def test_kept_columns_have_inferred_types(tmp_path: Path) -> None:
     csv.write_text("video,i,f,b,s,none\na,1,1,true,x,\nb,,2.5,false,,\n")
     schema = read(csv, keep=["i", "f", "b", "s", "none"]).table.schema
     kinds = [schema.field(n).type for n in ("i", "f", "b", "s", "none")]
-    assert kinds == [pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.string()]
+    assert kinds == [pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.null()]
     rows = [{"video": "a", "i": 1, "f": 1, "n": {"x": [1]}}, {"video": "b", "f": 2.5}]
     table = read(write_jsonl(tmp_path / "t.jsonl", rows), keep=["i", "f", "n"]).table
     assert table.schema.field("f").type == pa.float64()

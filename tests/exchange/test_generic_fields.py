@@ -110,7 +110,7 @@ def test_an_import_does_not_mind_fields(
 
 
 @pytest.mark.parametrize("layout", ["mds", "hf"])
-@pytest.mark.parametrize("name", ["shape", "a_tokens", "dtype"])
+@pytest.mark.parametrize("name", ["shape", "dtype"])
 def test_an_array_with_the_name_of_another_s_column_is_refused(
     tmp_path: Path, layout: str, name: str
 ) -> None:
@@ -123,6 +123,26 @@ def test_an_array_with_the_name_of_another_s_column_is_refused(
     status = 0 if layout == "mds" and name == "dtype" else 2
     printed = export(cache, tmp_path / "out", layout, "--field", "given", status=status)
     assert status == 0 or f"would both be the column given.{name}" in printed
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_an_array_may_be_named_as_tokens_of_one_that_has_none(tmp_path: Path, layout: str) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4",))
+    own = FieldArray(shape=(2,), dtype="float32")
+    padded = FieldArray(shape=(4, 2), dtype="float32", padding="mask")
+    arrays = {"given": own, "a_tokens": own, "a": own, "b": padded}
+    values = {
+        key: torch.full(array.shape, float(n)) for n, (key, array) in enumerate(arrays.items())
+    }
+    write_field(cache.storage.url, "given", lambda _: values, arrays=arrays)
+    out = tmp_path / "out"
+    export(cache, out, layout, "--field", "given")
+    read, of = READERS[layout]
+    for sample in read(out):
+        for name in ("a", "a_tokens", "b"):
+            _, found, tokens = of(sample, f"given.{name}")
+            assert torch.equal(found, values[name])
+            assert name == "a" or tokens == (4 if name == "b" else None)
 
 
 @pytest.fixture(scope="module", name="mixed")

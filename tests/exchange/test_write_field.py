@@ -202,6 +202,16 @@ def test_what_does_not_fit_is_refused(
         make_field(cache, **options)
 
 
+@pytest.mark.parametrize("suffix", ["tokens", "mask"])
+def test_an_array_is_not_named_as_what_batches_say_of_another(
+    cache: Synthetic, suffix: str
+) -> None:
+    padded = FieldArray(shape=(4, 3), dtype="float32", padding="mask")
+    arrays = {**ARRAYS, "a": padded, f"a_{suffix}": padded}
+    with pytest.raises(ConfigError, match=f"cannot be named 'a_{suffix}': .* say of 'a', which is"):
+        make_field(cache, arrays=arrays)
+
+
 @pytest.mark.slow
 def test_another_recipe_is_another_field(cache: Synthetic) -> None:
     make_field(cache)

@@ -186,7 +186,7 @@ def test_kept_columns_reach_clips_and_rejected_sources() -> None:
     assert only["score"].to_pylist() == [0.5]
     assert result.rejected["score"].to_pylist() == [0.25]
     shard = to_shard(only, bucket, 0)
-    assert shard.clips[0].keep == {"score": 0.5}
+    assert shard.kept.to_pylist() == [{"score": 0.5}]
     assert (shard.clips[0].height, shard.clips[0].frames) == (480, 17)
 
 

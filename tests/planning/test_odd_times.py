@@ -1,0 +1,82 @@
+"""Kept times that Python has no objects for: planned, committed, adopted, changed, tried again, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from latentcache.copying.stored_rows import OpenCache, read_rows
+from latentcache.format.commit import adopt_shard
+from latentcache.format.paths import sample_path
+from latentcache.format.shards import get_format
+from latentcache.format.tables import from_parquet
+from latentcache.inspecting.verify import verify
+from latentcache.planning import planner
+from latentcache.planning.retry import failed_rows, plan_retry
+from tests.planning.test_odd_columns import Corpus
+from tests.planning.test_pieces import Prober
+from tests.tools.planned import fill_cache
+
+TIME = pa.timestamp("ns", "Europe/Berlin")
+KINDS = [
+    TIME,
+    pa.timestamp("s"),
+    pa.duration("ns"),
+    pa.time64("ns"),
+    pa.dictionary(pa.int8(), TIME),
+    pa.list_(TIME),
+    pa.struct({"at": TIME, "for": pa.list_(pa.duration("ns"), 1)}),
+    pa.map_(pa.string(), TIME),
+]
+
+
+def values_of(kind: pa.DataType, *numbers: int) -> pa.Array:
+    """Return times of so many nanoseconds, or whatever the unit is, in a type."""
+    if pa.types.is_dictionary(kind):
+        return values_of(kind.value_type, *numbers).dictionary_encode()
+    times = pa.array(numbers, pa.int64())
+    if pa.types.is_map(kind):
+        return pa.array(
+            [[("at", number)] for number in numbers], pa.map_(pa.string(), pa.int64())
+        ).cast(kind)
+    if pa.types.is_struct(kind):
+        rows = [{"at": number, "for": [number]} for number in numbers]
+        return pa.array(rows, pa.struct({"at": pa.int64(), "for": pa.list_(pa.int64(), 1)})).cast(
+            kind
+        )
+    if pa.types.is_list(kind):
+        return pa.array([[number] for number in numbers]).cast(kind)
+    return times.cast(kind)
+
+
+@pytest.fixture(name="corpus")
+def corpus_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
+    monkeypatch.setattr(planner, "probing_pool", lambda _: Prober(""))
+    return Corpus(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
+    corpus.write(values_of(kind, 10**12 + 1, 2))
+    planned, _ = corpus.plan()
+    fill_cache(planned)
+    opened = OpenCache(storage=planned.storage, manifest=planned.manifest)
+    manifest, shard_format = planned.manifest, get_format(planned.manifest.format)
+    for place in planned.planned_shards():
+        path, shard = sample_path(*place), planned.plan.shard(place)
+        table = from_parquet(planned.storage.read(path))
+        assert table["meta"].equals(planned.plan.table(place)["meta"])
+        planned.storage.delete(path)
+        layout = manifest.layouts()[place.bucket]
+        adopted = adopt_shard(planned.storage, shard_format, layout, shard, manifest.fingerprint)
+        assert adopted is not None
+        assert read_rows(opened, place, [0], decompress=False).keys() == {0}
+    assert not verify(planned.storage).problems
+    assert corpus.plan()[1] == 0
+    step, _ = plan_retry(planned, failed_rows(planned.storage, manifest), lambda: Prober(""))
+    ((again,),) = step.clips.values()
+    assert again["meta"].equals(planned.plan.rows(planned.planned_shards()[0])["meta"].slice(2, 1))
+    corpus.write(values_of(kind, 10**12 + 2, 2))
+    assert corpus.plan()[1] == 8
