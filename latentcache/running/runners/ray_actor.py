@@ -81,8 +81,8 @@ class EncodeActor:
         if device.type == "cpu":
             if self._gpus:
                 log.warning(
-                    "Ray gave a worker of %s GPU %s, but torch finds none there, so it encodes on the CPU. Is "
-                    "the GPU well (nvidia-smi), and does this torch (%s) have CUDA? With run.device: cuda "
+                    "Ray gave a worker of %s GPU %s, but torch finds none there, so it encodes on the CPU. "
+                    "Is the GPU well (nvidia-smi), and has this torch (%s) CUDA? With run.device: cuda "
                     "such a worker is refused; with cpu, Ray is asked for no GPU.",
                     socket.gethostname(), ", ".join(map(str, self._gpus)), torch.__version__,
                 )  # fmt: skip
