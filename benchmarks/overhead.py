@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import decord
@@ -70,7 +71,7 @@ def some_videos(folder: Path, given: str | None, count: int = 5) -> list[Path]:
 def prepare(
     folder: Path, videos: list[Path], repeat: int, **changes: dict[str, object]
 ) -> PlannedCache:
-    """Plan a cache of every video `repeat` times."""
+    """Plan a cache of every video `repeat` times. An `encoder` among the changes replaces the other."""
     table = folder / "corpus.csv"
     table.write_text("video\n" + "\n".join(str(path) for path in videos * repeat) + "\n")
     raw: dict[str, dict[str, object]] = {
@@ -80,6 +81,8 @@ def prepare(
         "cache": {"url": str(folder / "cache"), "shard_clips": 8},
         "run": {"runner": "local", "decode_processes": 1},
     }
+    if "encoder" in changes:
+        raw["encoder"] = {}
     config = Config.model_validate({k: {**v, **changes.get(k, {})} for k, v in raw.items()})
     return grow_cache(config)
 
@@ -164,40 +167,71 @@ def bench_encode(folder: Path, args: argparse.Namespace) -> None:
     worker.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Clips of a size, and the width and dtype of the Wan VAE that encodes them."""
+
+    frames: int
+    size: tuple[int, int]
+    base_dim: int
+    dtype: str
+    repeat: int
+
+
+#: What `others` compares: where decoding takes the most time, and where encoding does.
+LOADS = {
+    "mostly decoding": Load(frames=49, size=(64, 96), base_dim=4, dtype="float32", repeat=4),
+    "mostly encoding": Load(frames=5, size=(256, 384), base_dim=32, dtype="bfloat16", repeat=1),
+}
+
+
 def bench_others(folder: Path, args: argparse.Namespace) -> None:
     """Wall time of the pipeline, from files to a cache, against two other ways on the same clips."""
     videos = some_videos(folder / "videos", args.videos)
-    frames, size = 5, (128, 192)
-    model = save_wan(folder / "wan", base_dim=32, num_res_blocks=2, z_dim=16)
-    section = {
-        "kind": "diffusers_video",
-        "model": str(model),
-        "dtype": "float32",
-        "store": "moments",
-    }
-    clips = {"frames": frames, "size": list(size)}
-    prepared = prepare(folder, videos, 1, encoder=section, clips=clips)
+    if importlib.util.find_spec("pandas") is None:
+        print("without Ray Data, which needs pandas: pip install pandas")
+    for name, load in LOADS.items():
+        print(f"\n{name}: {load.frames} frames of {load.size}, {load.dtype}")
+        inside = folder / name.replace(" ", "-")
+        inside.mkdir()
+        _compare(inside, videos, load, args.rounds)
+
+
+def _compare(folder: Path, videos: list[Path], load: Load, rounds: int) -> None:
+    model = save_wan(folder / "wan", base_dim=load.base_dim, num_res_blocks=2, z_dim=16)
+    section = {"kind": "diffusers_video", "model": str(model), "dtype": load.dtype, "store": "mean"}
+    clips: dict[str, object] = {"frames": load.frames, "size": list(load.size)}
+    prepared = prepare(folder, videos, load.repeat, encoder=section, clips=clips)
     worker, encoder = worker_of(prepared), baselines.build(section)
-    num_frames, threads = frames * len(videos), torch.get_num_threads()
+    videos = videos * load.repeat
+    num_frames, threads = load.frames * len(videos), torch.get_num_threads()
+    cpu_s: list[tuple[float, float]] = []
 
     def pipeline() -> float:
         return num_frames / encode_all(prepared, worker)
 
     def loop() -> float:
-        return baselines.loop_s(encoder, videos, folder / "files", frames, size)
+        cpu_s.append(baselines.loop_s(encoder, videos, folder / "files", load.frames, load.size))
+        return cpu_s[-1][0]
 
     def ray_data() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            return baselines.ray_data_s(section, videos, Path(out), frames, size, threads=threads)
+            return baselines.ray_data_s(
+                section, videos, Path(out), load.frames, load.size, threads=threads
+            )
 
-    peers = {"a trainer's loop": loop, "Ray Data": ray_data}
-    if importlib.util.find_spec("pandas") is None:
-        del peers["Ray Data"]
-        print("without Ray Data, which needs pandas: pip install pandas")
+    peers = {"a trainer's loop": loop}
+    if importlib.util.find_spec("pandas") is not None:
+        peers["Ray Data"] = ray_data
     for name, other in peers.items():
-        ours, theirs, ratio = alternate(pipeline, other, args.rounds)
-        print(f"pipeline {ours:.2f} s, {name} {theirs:.2f} s: {ratio:.3f}")
+        theirs, ours, ratio = alternate(other, pipeline, rounds)
+        print(f"pipeline {ours:.2f} s, {name} {theirs:.2f} s: {ratio:.2f} x the rate")
     worker.close()
+    busy = statistics.median(cpu / wall for wall, cpu in cpu_s[1:])
+    print(
+        f"the loop keeps {busy:.2f} of {threads} cores busy: a program that did its work on all of them, "
+        f"all the time, would have {threads / busy:.2f} x its rate"
+    )
 
 
 BENCHMARKS = {"decode": bench_decode, "encode": bench_encode, "others": bench_others}
