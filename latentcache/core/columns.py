@@ -47,6 +47,28 @@ def _in_numbers(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return a column's values as Python's objects.
+
+    Times in nanoseconds, which no object of Python's can hold, are whole numbers of nanoseconds. A time
+    of another unit in a year that Python does not know is a number of its unit.
+    """
+    kind = _in_numbers(column.type)
+    if "[ns" in str(column.type):
+        return column.cast(kind).to_pylist()  # type: ignore[no-any-return]
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (OverflowError, ValueError):
+        return [_python_value(value, kind) for value in column]
+
+
+def _python_value(value: pa.Scalar, kind: pa.DataType) -> Any:
+    try:
+        return value.as_py()
+    except (OverflowError, ValueError):
+        return pa.array([value]).cast(kind)[0].as_py()
+
+
 def taken(column: pa.ChunkedArray, rows: npt.NDArray[Any]) -> pa.Array:
     """Return the values of some rows, null for -1."""
     ends = np.cumsum([len(chunk) for chunk in column.chunks], dtype=np.int64)

@@ -108,5 +108,6 @@ def _problems(cache: Cache, key: str, place: ClipId | None, near: Sequence[str])
         yield f"clip {key!r} is planned but not encoded yet: resume the cache, and look again"
     elif place.row not in {chunk.row for chunk in cache.rows(*place.shard).chunks}:
         table = read_table(cache.storage, sample_path(*place.shard))
-        failed = table.filter(pc.equal(table["row"], place.row)).to_pylist()[0]
+        said = table.filter(pc.equal(table["row"], place.row)).select(["reason", "message"])
+        failed = said.to_pylist()[0]
         yield f"clip {key!r} failed, so there is no latent: {failed['reason']}: {failed['message']}"

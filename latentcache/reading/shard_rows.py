@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.core.columns import python_values
 from latentcache.core.records import ChunkRef
 from latentcache.format.per_frame import PER_FRAME, names_in
 from latentcache.format.schemas import SAMPLE_SCHEMA
@@ -57,4 +58,4 @@ class ShardRows:
             return [None] * len(positions)
         if name in self.per_frame:
             return [per_frame_tensor(column[position]) for position in positions]
-        return [column[position].as_py() for position in positions]
+        return python_values(column.take(pa.array(positions, pa.int64())))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +17,8 @@ from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning import planner
 from latentcache.planning.retry import failed_rows, plan_retry
+from latentcache.reading.cache import open_cache
+from latentcache.reading.loader.loader import LatentLoader
 from tests.planning.test_odd_columns import Corpus
 from tests.planning.test_pieces import Prober
 from tests.tools.planned import fill_cache
@@ -57,6 +61,20 @@ def corpus_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Corpus:
     return Corpus(tmp_path)
 
 
+def check_readers(url: str, values: pa.Array) -> None:
+    """Samples and batches give times of nanoseconds as their numbers, wherever they are nested.
+
+    Parquet has no seconds, so those are milliseconds."""
+    cache = open_cache(url)
+    given = {sample["key"]: sample["meta"] for sample in map(cache.__getitem__, range(len(cache)))}
+    batches = LatentLoader(cache, 2, shuffle=False, uneven="exact")
+    assert {k: v for b in batches for k, v in zip(b["key"], b["meta"], strict=True)} == given
+    if "[ns" in str(values.type):
+        assert {str(10**12 + 1), "2"} == set(re.findall(r"\d+", str([*given.values()])))
+    else:
+        assert {*given.values()} == {10**15 + 1000, datetime(1970, 1, 1, 0, 0, 2)}  # noqa: DTZ001
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
     corpus.write(values_of(kind, 10**12 + 1, 2))
@@ -74,6 +92,7 @@ def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
         assert adopted is not None
         assert read_rows(opened, place, [0], decompress=False).keys() == {0}
     assert not verify(planned.storage).problems
+    check_readers(planned.storage.url, values_of(kind, 10**12 + 1, 2))
     assert corpus.plan()[1] == 0
     step, _ = plan_retry(planned, failed_rows(planned.storage, manifest), lambda: Prober(""))
     ((again,),) = step.clips.values()

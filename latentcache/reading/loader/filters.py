@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from latentcache.core.columns import python_values
 from latentcache.core.dtypes import Array
 from latentcache.core.where import parse_where
 from latentcache.errors import ConfigError
@@ -92,7 +93,7 @@ def _values_in_words(name: str, tables: Sequence[pa.Table]) -> str:
         return f"{name} is {low:g}" if low == high else f"{name} is from {low:g} to {high:g}"
     if pa.types.is_nested(known.type):
         return f"{name} holds {known.type}"
-    found = pc.unique(known.slice(0, _LOOKED_AT)).to_pylist()
+    found = python_values(pc.unique(known.slice(0, _LOOKED_AT)))
     examples = ", ".join(repr(value)[:_SHOWN_CHARS] for value in found[:_EXAMPLES])
     return f"{name} is {examples}" + (" and others" if len(found) > _EXAMPLES else "")
 
