@@ -147,8 +147,14 @@ def load_model(
 
 
 def check_weights(component: Component, class_name: str) -> None:
-    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only."""
+    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only.
+
+    Those of quantized models are left to `load_model`: reading them may take tensors' values, and
+    packages that only the machines that encode have.
+    """
     loader = _class(class_name)
+    if _is_quantized(component.config()):
+        return
     # One number stands for each tensor. transformers renames, joins and takes them as the tensors.
     number = torch.zeros((), dtype=torch.bfloat16)
     tensors = {name: number.expand(shape) for name, shape in component.shapes().items()}
@@ -166,6 +172,12 @@ def check_weights(component: Component, class_name: str) -> None:
             ),
         )
     check_complete(component, model, info)
+
+
+def _is_quantized(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    sections = (config, inner) if isinstance(inner, dict) else (config,)
+    return any(section.get("quantization_config") for section in sections)
 
 
 def check_vocabulary(

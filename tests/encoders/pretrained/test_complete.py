@@ -159,3 +159,30 @@ def test_headers_say_what_would_stay_random(tmp_path: Path, change: str) -> None
     for check in (load, read_headers):
         with pytest.raises(EncoderError, match=rf"have 1 {what} keys, such as {name}\. They would"):
             check(tmp_path, "T5EncoderModel")
+
+
+@pytest.mark.parametrize(
+    ("model", "class_name", "section"),
+    [("llama", "LlamaModel", None), ("gemma", "Gemma3ForConditionalGeneration", "text_config")],
+)
+def test_headers_of_quantized_weights_are_left_to_loading(
+    tmp_path: Path, model: str, class_name: str, section: str | None
+) -> None:
+    """Here as bitsandbytes stores 4 bits: two values per byte, and JSON in a tensor."""
+    MODELS[model](tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    (config[section] if section else config)["quantization_config"] = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+    }  # fmt: skip
+    file.write_text(json.dumps(config))
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        num = tensors[name].numel()
+        tensors[name] = torch.zeros(num // 2, 1, dtype=torch.uint8)
+        tensors[f"{name}.absmax"] = torch.ones(num // 64)
+        state = torch.tensor(list(b'{"quant_type": "nf4"}'), dtype=torch.uint8)
+        tensors[f"{name}.quant_state.bitsandbytes__nf4"] = state
+    save_file(tensors, weights, {"format": "pt"})
+    read_headers(tmp_path, class_name)
