@@ -23,6 +23,8 @@ _Loaded = TypeVar("_Loaded")
 _MISFIT = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 #: The first version of transformers that is used.
 _SINCE = 5
+#: The method of transformers' models that fills tensors that files lack.
+_FILL = "_initialize_missing_keys"
 #: What the input embedding is called in checkpoints, without the way to it.
 _EMBEDDINGS = (
     "shared.weight",
@@ -155,6 +157,7 @@ def check_weights(component: Component, class_name: str) -> None:
     loader = _class(class_name)
     if _is_quantized(component.config()):
         return
+    loader = _without_filling(loader)
     # One number stands for each tensor. transformers renames, joins and takes them as the tensors.
     number = torch.zeros((), dtype=torch.bfloat16)
     tensors = {name: number.expand(shape) for name, shape in component.shapes().items()}
@@ -172,6 +175,23 @@ def check_weights(component: Component, class_name: str) -> None:
             ),
         )
     check_complete(component, model, info)
+
+
+def _without_filling(loader: Any) -> Any:
+    """Return a class of transformers that leaves tensors that files lack as they are.
+
+    It would fill them at random, which takes a large model's memory and minutes. What it says of the
+    loading is the same. A class that does not say how it fills them is returned as it is.
+    """
+    if not hasattr(loader, _FILL):
+        return loader
+    # Messages say the name, and transformers looks its own classes up in their modules.
+    same = {"__module__": loader.__module__, "__doc__": loader.__doc__}
+    return type(loader.__name__, (loader,), {**same, _FILL: _do_nothing})
+
+
+def _do_nothing(_model: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Stand in for a method."""
 
 
 def _is_quantized(config: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from latentcache.encoders.pretrained import loading
 from latentcache.encoders.pretrained.files import Component
 from latentcache.encoders.pretrained.loading import check_weights, load_model
 from latentcache.errors import EncoderError
@@ -186,3 +187,29 @@ def test_headers_of_quantized_weights_are_left_to_loading(
         tensors[f"{name}.quant_state.bitsandbytes__nf4"] = state
     save_file(tensors, weights, {"format": "pt"})
     read_headers(tmp_path, class_name)
+
+
+def test_a_refusal_by_headers_fills_no_tensors(tmp_path: Path) -> None:
+    """Filling those that are missing would take a large model's memory, and minutes."""
+    MODELS["llama"](tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({f"other.{name}": tensors[name] for name in tensors}, weights, {"format": "pt"})
+    before = torch.get_rng_state()
+    with pytest.raises(EncoderError, match=r"as a LlamaModel, .* have 54 missing keys"):
+        read_headers(tmp_path, "LlamaModel")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_headers_are_compared_where_transformers_fills_tensors_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_FILL", "no_such_method")
+    MODELS["llama"](tmp_path)
+    read_headers(tmp_path, "LlamaModel")
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(EncoderError, match=r"1 missing keys, such as norm\.weight"):
+        read_headers(tmp_path, "LlamaModel")
