@@ -177,6 +177,23 @@ def check_weights(component: Component, class_name: str) -> None:
     check_complete(component, model, info)
 
 
+def parameter_shapes(component: Component, class_name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name, as its config says. Raises EncoderError.
+
+    The model is built without memory for them.
+    """
+    loader = _class(class_name)
+
+    def build() -> Any:
+        config = loader.config_class.from_pretrained(str(component.folder), local_files_only=True)
+        with torch.device("meta"):
+            return loader(config)
+
+    with _quiet():
+        model = _loading(component, build)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def _without_filling(loader: Any) -> Any:
     """Return a class of transformers that leaves tensors that files lack as they are.
 

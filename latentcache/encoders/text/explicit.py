@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -172,12 +173,14 @@ class Encoder(Family[Settings]):
             )
 
     def _num_positions(self) -> int | None:
-        """Return how many tokens the model's table of positions reaches, None where it has none."""
+        """Return how many tokens the model's table of positions reaches, None where it has none.
+
+        Files may hold a table that the model does not use, such as DeBERTa's.
+        """
         most = self.text.number("max_position_embeddings")
-        rows = {len(table) for table in self.text.tensors_named(_POSITIONS).values()}
-        if most is None or not rows & {most + spare for spare in _SPARE_POSITIONS}:
+        if most is None or not _has_positions(self.text.stored_shapes(), most):
             return None
-        return most
+        return most if _has_positions(self.text.parameter_shapes(), most) else None
 
     def _check_side(self) -> None:
         if self.settings.pad_input and self.text.tokenizer.padding_side == "left":
@@ -206,3 +209,9 @@ class Encoder(Family[Settings]):
             f"{setting}: {self.text.class_name} gives no {name}, but {', '.join(output.keys())}. Set "
             f"another {setting}, or a model_class that gives it."
         )
+
+
+def _has_positions(shapes: Mapping[str, tuple[int, ...]], most: int) -> bool:
+    """Whether there is a table of `most` positions among tensors."""
+    rows = {shape[0] for name, shape in shapes.items() if shape and name.endswith(_POSITIONS)}
+    return bool(rows & {most + spare for spare in _SPARE_POSITIONS})

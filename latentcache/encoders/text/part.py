@@ -19,6 +19,7 @@ from latentcache.encoders.pretrained.loading import (
     load_model,
     load_tokenizer,
     number_of,
+    parameter_shapes,
 )
 from latentcache.encoders.text.overflow import watch_overflow
 from latentcache.errors import ConfigError
@@ -107,9 +108,13 @@ class TextPart:
         value = getattr(self._config, key, None)
         return value if isinstance(value, int) else None
 
-    def tensors_named(self, ends: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
-        """Read the tensors whose names end in one of `ends`. Raises EncoderError."""
-        return self._files.tensors_named(ends)
+    def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the tensors in the files by name. Raises EncoderError."""
+        return self._files.shapes()
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the model's parameters by name. Raises EncoderError."""
+        return parameter_shapes(self._files, self.class_name)
 
     @property
     def width(self) -> int:
