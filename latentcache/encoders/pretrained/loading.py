@@ -25,6 +25,8 @@ _MISFIT = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeErro
 _SINCE = 5
 #: The method of transformers' models that fills tensors that files lack.
 _FILL = "_initialize_missing_keys"
+#: Tokens of a text of which hidden states are counted: enough for models that shorten texts.
+_NUM_COUNTED = 16
 #: What the input embedding is called in checkpoints, without the way to it.
 _EMBEDDINGS = (
     "shared.weight",
@@ -178,20 +180,35 @@ def check_weights(component: Component, class_name: str) -> None:
 
 
 def parameter_shapes(component: Component, class_name: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by name, as its config says. Raises EncoderError.
+    """Return the shapes of a model's parameters by name, as its config says. Raises EncoderError."""
+    model = _without_memory(component, class_name)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
-    The model is built without memory for them.
+
+def count_states(component: Component, class_name: str) -> int | None:
+    """Return how many hidden states a text model of a config gives, None if only its weights can tell.
+
+    Raises EncoderError if it cannot be built.
     """
+    model = _without_memory(component, class_name)
+    ids = torch.zeros(1, _NUM_COUNTED, dtype=torch.int64, device="meta")
+    # Values that a model looks at are not there.
+    with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError, RuntimeError):
+        return len(model(input_ids=ids, output_hidden_states=True).hidden_states)
+    return None
+
+
+def _without_memory(component: Component, class_name: str) -> Any:
+    """Build a model of a config whose parameters have shapes and no values. Raises EncoderError."""
     loader = _class(class_name)
 
     def build() -> Any:
         config = loader.config_class.from_pretrained(str(component.folder), local_files_only=True)
         with torch.device("meta"):
-            return loader(config)
+            return loader(config).eval()
 
     with _quiet():
-        model = _loading(component, build)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return _loading(component, build)
 
 
 def _without_filling(loader: Any) -> Any:

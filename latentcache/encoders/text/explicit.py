@@ -148,9 +148,8 @@ class Encoder(Family[Settings]):
     def _check_fits_model(self) -> None:
         """Raise ConfigError for settings that the model's config or its tokenizer rules out."""
         asked, name = self.settings, self.text.class_name
-        layers = self.text.number("num_hidden_layers")
-        if layers is not None and isinstance(asked.layer, int):
-            self._check_layer(asked.layer, layers)
+        if isinstance(asked.layer, int):
+            self._check_planned_layer(asked.layer)
         if asked.pad_input and self.text.tokenizer.pad_token is None:
             raise ConfigError(
                 "pad_input: true: the tokenizer has no padding token. Set pad_input: false, or give the "
@@ -164,12 +163,22 @@ class Encoder(Family[Settings]):
                 f"{most - asked.cut}."
             )
 
-    def _check_layer(self, layer: int, num_layers: int) -> None:
-        """Raise ConfigError unless there are such states: one more than layers, those of the embedding."""
-        if not -num_layers - 1 <= layer <= num_layers:
+    def _check_planned_layer(self, layer: int) -> None:
+        """Raise ConfigError if there are no such states, as far as the config says."""
+        layers = self.text.number("num_hidden_layers")
+        if layers is None or -layers - 1 <= layer <= layers:
+            return
+        # Some models give more states than these, such as those that shorten texts.
+        num = self.text.count_states()
+        if num is not None:
+            self._check_layer(layer, num)
+
+    def _check_layer(self, layer: int, num_states: int) -> None:
+        """Raise ConfigError unless `layer` is an index of so many states."""
+        if not -num_states <= layer < num_states:
             raise ConfigError(
-                f"layer: {layer}: {self.text.class_name} has {num_layers} layers here, so its "
-                f"hidden_states have the indices {-num_layers - 1} to {num_layers}"
+                f"layer: {layer}: {self.text.class_name} gives {num_states} hidden_states here, which have "
+                f"the indices {-num_states} to {num_states - 1}"
             )
 
     def _num_positions(self) -> int | None:
@@ -195,7 +204,7 @@ class Encoder(Family[Settings]):
             states = self._given(output, asked.layer, "layer")
         else:
             layers = self._given(output, "hidden_states", "layer")
-            self._check_layer(asked.layer, len(layers) - 1)
+            self._check_layer(asked.layer, len(layers))
             states = layers[asked.layer]
         states = states[:, asked.cut :]
         return states[0] if asked.padding == "attended" else own_rows(states, tokens)

@@ -15,6 +15,7 @@ from latentcache.encoders.pretrained.loading import (
     check_vocabulary,
     check_weights,
     class_of,
+    count_states,
     load_config,
     load_model,
     load_tokenizer,
@@ -115,6 +116,10 @@ class TextPart:
     def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of the model's parameters by name. Raises EncoderError."""
         return parameter_shapes(self._files, self.class_name)
+
+    def count_states(self) -> int | None:
+        """Return how many hidden states the model gives, None if only its weights can tell."""
+        return count_states(self._files, self.class_name)
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from latentcache.encoders.text import (
     describe_text_encoder,
     explicit,
     hunyuan_video,
+    part,
 )
 from latentcache.errors import ConfigError, EncoderError
 from tests.tools.texts import checkpoints, tokenizers
@@ -162,7 +163,7 @@ def test_a_checkpoint_without_the_pooler_that_is_asked_for_is_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": 3}, "layer: 3: BertModel has 2 layers here, .* the indices -3 to 2"),
+        ({"layer": 3}, "layer: 3: BertModel gives 3 hidden_states here, .* the indices -3 to 2"),
         ({"layer": -4}, "layer: -4: .* the indices -3 to 2"),
         ({"length": 65}, "positions for 64 tokens here, .* length of at most 64"),
         ({"length": 64, "template": "a {}", "cut": 1}, "length: 64 and cut: 1: .* at most 63"),
@@ -190,6 +191,35 @@ def test_all_layers_and_positions_can_be_used(tmp_path: Path) -> None:
     for layer in (-3, 2):
         ours = build_text_encoder(of_bert(tmp_path, layer=layer), CPU)
         assert ours.encode("dogs " * 99).arrays["states"].shape == (64, 32)
+
+
+def test_all_states_of_a_model_that_shortens_texts_can_be_used(tmp_path: Path) -> None:
+    """CANINE also gives those of layers before and after its `num_hidden_layers`."""
+    model, tokenizer = save_bert(tmp_path, "Canine", num_hash_buckets=64)
+    raw = of_bert(tmp_path, model_class="CanineModel", pad_input=True)
+    inputs = tokenizer("dogs " * 99, max_length=64, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model.eval()(
+            inputs.input_ids, inputs.attention_mask, output_hidden_states=True
+        ).hidden_states
+    assert len(states) == 7
+    for layer in (6, -7):
+        describe_text_encoder({**raw, "layer": layer})
+        found = build_text_encoder({**raw, "layer": layer}, CPU).encode("dogs " * 99)
+        assert torch.equal(found.arrays["states"], states[layer][0])
+    with pytest.raises(ConfigError, match=r"layer: 7: CanineModel gives 7 .* indices -7 to 6"):
+        build_text_encoder({**raw, "layer": 7}, CPU)
+
+
+def test_a_layer_whose_states_cannot_be_counted_is_refused_when_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_bert(tmp_path)
+    raw = of_bert(tmp_path, layer=3)
+    monkeypatch.setattr(part, "count_states", lambda *_: None)
+    describe_text_encoder(raw)
+    with pytest.raises(ConfigError, match="layer: 3: BertModel gives 3 hidden_states"):
+        build_text_encoder(raw, CPU)
 
 
 def test_a_length_that_positions_do_not_reach_is_refused_when_the_model_is_loaded(
