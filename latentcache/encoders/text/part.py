@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,8 @@ _WITH_LOGITS = frozenset(
         "Qwen2_5_VLForConditionalGeneration",
     }
 )
+#: How names of tensors begin that only logits depend on, which no text part reads.
+_LOGITS_ONLY = ("lm_head.",)
 Side = Literal["left", "right"]
 #: A conversation, as chat templates take it.
 Messages = Sequence[Mapping[str, Any]]
@@ -82,7 +84,8 @@ class TextPart:
         padded: bool = True,
     ) -> None:
         self.name = name
-        self._files = checkpoint.component(name)
+        files = checkpoint.component(name)
+        self._files = replace(files, unused=(*files.unused, *_LOGITS_ONLY))
         self._tokenizer_files = checkpoint.component(tokenizer)
         self.class_name = classes if isinstance(classes, str) else class_of(self._files, classes)
         self.tokenizer = load_tokenizer(self._tokenizer_files)
