@@ -23,6 +23,10 @@ _Loaded = TypeVar("_Loaded")
 _MISFIT = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 #: The first version of transformers that is used.
 _SINCE = 5
+#: The method of transformers' models that fills tensors that files lack.
+_FILL = "_initialize_missing_keys"
+#: Tokens of a text of which hidden states are counted: enough for models that shorten texts.
+_NUM_COUNTED = 16
 #: What the input embedding is called in checkpoints, without the way to it.
 _EMBEDDINGS = (
     "shared.weight",
@@ -147,8 +151,15 @@ def load_model(
 
 
 def check_weights(component: Component, class_name: str) -> None:
-    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only."""
+    """Raise EncoderError if weights are another model's, as `load_model` would. Reads headers only.
+
+    Those of quantized models are left to `load_model`: reading them may take tensors' values, and
+    packages that only the machines that encode have.
+    """
     loader = _class(class_name)
+    if _is_quantized(component.config()):
+        return
+    loader = _without_filling(loader)
     # One number stands for each tensor. transformers renames, joins and takes them as the tensors.
     number = torch.zeros((), dtype=torch.bfloat16)
     tensors = {name: number.expand(shape) for name, shape in component.shapes().items()}
@@ -166,6 +177,61 @@ def check_weights(component: Component, class_name: str) -> None:
             ),
         )
     check_complete(component, model, info)
+
+
+def parameter_shapes(component: Component, class_name: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name, as its config says. Raises EncoderError."""
+    model = _without_memory(component, class_name)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def count_states(component: Component, class_name: str) -> int | None:
+    """Return how many hidden states a text model of a config gives, None if only its weights can tell.
+
+    Raises EncoderError if it cannot be built.
+    """
+    model = _without_memory(component, class_name)
+    ids = torch.zeros(1, _NUM_COUNTED, dtype=torch.int64, device="meta")
+    # Values that a model looks at are not there.
+    with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError, RuntimeError):
+        return len(model(input_ids=ids, output_hidden_states=True).hidden_states)
+    return None
+
+
+def _without_memory(component: Component, class_name: str) -> Any:
+    """Build a model of a config whose parameters have shapes and no values. Raises EncoderError."""
+    loader = _class(class_name)
+
+    def build() -> Any:
+        config = loader.config_class.from_pretrained(str(component.folder), local_files_only=True)
+        with torch.device("meta"):
+            return loader(config).eval()
+
+    with _quiet():
+        return _loading(component, build)
+
+
+def _without_filling(loader: Any) -> Any:
+    """Return a class of transformers that leaves tensors that files lack as they are.
+
+    It would fill them at random, which takes a large model's memory and minutes. What it says of the
+    loading is the same. A class that does not say how it fills them is returned as it is.
+    """
+    if not hasattr(loader, _FILL):
+        return loader
+    # Messages say the name, and transformers looks its own classes up in their modules.
+    same = {"__module__": loader.__module__, "__doc__": loader.__doc__}
+    return type(loader.__name__, (loader,), {**same, _FILL: _do_nothing})
+
+
+def _do_nothing(_model: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Stand in for a method."""
+
+
+def _is_quantized(config: Mapping[str, Any]) -> bool:
+    inner = config.get("text_config")
+    sections = (config, inner) if isinstance(inner, dict) else (config,)
+    return any(section.get("quantization_config") for section in sections)
 
 
 def check_vocabulary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -147,9 +148,8 @@ class Encoder(Family[Settings]):
     def _check_fits_model(self) -> None:
         """Raise ConfigError for settings that the model's config or its tokenizer rules out."""
         asked, name = self.settings, self.text.class_name
-        layers = self.text.number("num_hidden_layers")
-        if layers is not None and isinstance(asked.layer, int):
-            self._check_layer(asked.layer, layers)
+        if isinstance(asked.layer, int):
+            self._check_planned_layer(asked.layer)
         if asked.pad_input and self.text.tokenizer.pad_token is None:
             raise ConfigError(
                 "pad_input: true: the tokenizer has no padding token. Set pad_input: false, or give the "
@@ -163,21 +163,33 @@ class Encoder(Family[Settings]):
                 f"{most - asked.cut}."
             )
 
-    def _check_layer(self, layer: int, num_layers: int) -> None:
-        """Raise ConfigError unless there are such states: one more than layers, those of the embedding."""
-        if not -num_layers - 1 <= layer <= num_layers:
+    def _check_planned_layer(self, layer: int) -> None:
+        """Raise ConfigError if there are no such states, as far as the config says."""
+        layers = self.text.number("num_hidden_layers")
+        if layers is None or -layers - 1 <= layer <= layers:
+            return
+        # Some models give more states than these, such as those that shorten texts.
+        num = self.text.count_states()
+        if num is not None:
+            self._check_layer(layer, num)
+
+    def _check_layer(self, layer: int, num_states: int) -> None:
+        """Raise ConfigError unless `layer` is an index of so many states."""
+        if not -num_states <= layer < num_states:
             raise ConfigError(
-                f"layer: {layer}: {self.text.class_name} has {num_layers} layers here, so its "
-                f"hidden_states have the indices {-num_layers - 1} to {num_layers}"
+                f"layer: {layer}: {self.text.class_name} gives {num_states} hidden_states here, which have "
+                f"the indices {-num_states} to {num_states - 1}"
             )
 
     def _num_positions(self) -> int | None:
-        """Return how many tokens the model's table of positions reaches, None where it has none."""
+        """Return how many tokens the model's table of positions reaches, None where it has none.
+
+        Files may hold a table that the model does not use, such as DeBERTa's.
+        """
         most = self.text.number("max_position_embeddings")
-        rows = {len(table) for table in self.text.tensors_named(_POSITIONS).values()}
-        if most is None or not rows & {most + spare for spare in _SPARE_POSITIONS}:
+        if most is None or not _has_positions(self.text.stored_shapes(), most):
             return None
-        return most
+        return most if _has_positions(self.text.parameter_shapes(), most) else None
 
     def _check_side(self) -> None:
         if self.settings.pad_input and self.text.tokenizer.padding_side == "left":
@@ -192,7 +204,7 @@ class Encoder(Family[Settings]):
             states = self._given(output, asked.layer, "layer")
         else:
             layers = self._given(output, "hidden_states", "layer")
-            self._check_layer(asked.layer, len(layers) - 1)
+            self._check_layer(asked.layer, len(layers))
             states = layers[asked.layer]
         states = states[:, asked.cut :]
         return states[0] if asked.padding == "attended" else own_rows(states, tokens)
@@ -206,3 +218,9 @@ class Encoder(Family[Settings]):
             f"{setting}: {self.text.class_name} gives no {name}, but {', '.join(output.keys())}. Set "
             f"another {setting}, or a model_class that gives it."
         )
+
+
+def _has_positions(shapes: Mapping[str, tuple[int, ...]], most: int) -> bool:
+    """Whether there is a table of `most` positions among tensors."""
+    rows = {shape[0] for name, shape in shapes.items() if shape and name.endswith(_POSITIONS)}
+    return bool(rows & {most + spare for spare in _SPARE_POSITIONS})

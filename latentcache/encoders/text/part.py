@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,10 +15,12 @@ from latentcache.encoders.pretrained.loading import (
     check_vocabulary,
     check_weights,
     class_of,
+    count_states,
     load_config,
     load_model,
     load_tokenizer,
     number_of,
+    parameter_shapes,
 )
 from latentcache.encoders.text.overflow import watch_overflow
 from latentcache.errors import ConfigError
@@ -32,6 +34,8 @@ _WITH_LOGITS = frozenset(
         "Qwen2_5_VLForConditionalGeneration",
     }
 )
+#: How names of tensors begin that only logits depend on, which no text part reads.
+_LOGITS_ONLY = ("lm_head.",)
 Side = Literal["left", "right"]
 #: A conversation, as chat templates take it.
 Messages = Sequence[Mapping[str, Any]]
@@ -80,7 +84,8 @@ class TextPart:
         padded: bool = True,
     ) -> None:
         self.name = name
-        self._files = checkpoint.component(name)
+        files = checkpoint.component(name)
+        self._files = replace(files, unused=(*files.unused, *_LOGITS_ONLY))
         self._tokenizer_files = checkpoint.component(tokenizer)
         self.class_name = classes if isinstance(classes, str) else class_of(self._files, classes)
         self.tokenizer = load_tokenizer(self._tokenizer_files)
@@ -107,9 +112,17 @@ class TextPart:
         value = getattr(self._config, key, None)
         return value if isinstance(value, int) else None
 
-    def tensors_named(self, ends: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
-        """Read the tensors whose names end in one of `ends`. Raises EncoderError."""
-        return self._files.tensors_named(ends)
+    def stored_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the tensors in the files by name. Raises EncoderError."""
+        return self._files.shapes()
+
+    def parameter_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of the model's parameters by name. Raises EncoderError."""
+        return parameter_shapes(self._files, self.class_name)
+
+    def count_states(self) -> int | None:
+        """Return how many hidden states the model gives, None if only its weights can tell."""
+        return count_states(self._files, self.class_name)
 
     @property
     def width(self) -> int:

@@ -12,6 +12,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 
+from latentcache.encoders.pretrained import loading
 from latentcache.encoders.pretrained.files import Component
 from latentcache.encoders.pretrained.loading import check_weights, load_model
 from latentcache.errors import EncoderError
@@ -159,3 +160,56 @@ def test_headers_say_what_would_stay_random(tmp_path: Path, change: str) -> None
     for check in (load, read_headers):
         with pytest.raises(EncoderError, match=rf"have 1 {what} keys, such as {name}\. They would"):
             check(tmp_path, "T5EncoderModel")
+
+
+@pytest.mark.parametrize(
+    ("model", "class_name", "section"),
+    [("llama", "LlamaModel", None), ("gemma", "Gemma3ForConditionalGeneration", "text_config")],
+)
+def test_headers_of_quantized_weights_are_left_to_loading(
+    tmp_path: Path, model: str, class_name: str, section: str | None
+) -> None:
+    """Here as bitsandbytes stores 4 bits: two values per byte, and JSON in a tensor."""
+    MODELS[model](tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    (config[section] if section else config)["quantization_config"] = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+    }  # fmt: skip
+    file.write_text(json.dumps(config))
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        num = tensors[name].numel()
+        tensors[name] = torch.zeros(num // 2, 1, dtype=torch.uint8)
+        tensors[f"{name}.absmax"] = torch.ones(num // 64)
+        state = torch.tensor(list(b'{"quant_type": "nf4"}'), dtype=torch.uint8)
+        tensors[f"{name}.quant_state.bitsandbytes__nf4"] = state
+    save_file(tensors, weights, {"format": "pt"})
+    read_headers(tmp_path, class_name)
+
+
+def test_a_refusal_by_headers_fills_no_tensors(tmp_path: Path) -> None:
+    """Filling those that are missing would take a large model's memory, and minutes."""
+    MODELS["llama"](tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({f"other.{name}": tensors[name] for name in tensors}, weights, {"format": "pt"})
+    before = torch.get_rng_state()
+    with pytest.raises(EncoderError, match=r"as a LlamaModel, .* have 54 missing keys"):
+        read_headers(tmp_path, "LlamaModel")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_headers_are_compared_where_transformers_fills_tensors_in_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_FILL", "no_such_method")
+    MODELS["llama"](tmp_path)
+    read_headers(tmp_path, "LlamaModel")
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(EncoderError, match=r"1 missing keys, such as norm\.weight"):
+        read_headers(tmp_path, "LlamaModel")

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from latentcache.encoders.text import (
     build_text_encoder,
     describe_text_encoder,
     explicit,
     hunyuan_video,
+    part,
 )
 from latentcache.errors import ConfigError, EncoderError
 from tests.tools.texts import checkpoints, tokenizers
@@ -85,13 +87,22 @@ def test_a_pooled_vector_is_the_models(made: Callable[[str], Path]) -> None:
     assert torch.equal(found, expected)
 
 
-def save_bert(folder: Path, kind: str = "Bert", positions: int = 512) -> tuple[Any, Any]:
+#: What DeBERTa-v3's config says of positions.
+DEBERTA = {
+    "relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True, "type_vocab_size": 0,
+}  # fmt: skip
+
+
+def save_bert(
+    folder: Path, kind: str = "Bert", positions: int = 512, **settings: Any
+) -> tuple[Any, Any]:
     """Save a model and its tokenizer into one folder, as models are published that no pipeline holds."""
     tokenizer = tokenizers.byte_level(["<s>", "</s>", "<pad>"], bos="<s>", eos="</s>", pad="<pad>")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in explicit._SPECIAL}
     config = getattr(hf, f"{kind}Config")(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=32, max_position_embeddings=positions, **ids,
+        intermediate_size=32, max_position_embeddings=positions, **ids, **settings,
     )  # fmt: skip
     model = checkpoints.seeded(lambda: getattr(hf, f"{kind}Model")(config))
     model.save_pretrained(folder)
@@ -152,7 +163,7 @@ def test_a_checkpoint_without_the_pooler_that_is_asked_for_is_refused(tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer": 3}, "layer: 3: BertModel has 2 layers here, .* the indices -3 to 2"),
+        ({"layer": 3}, "layer: 3: BertModel gives 3 hidden_states here, .* the indices -3 to 2"),
         ({"layer": -4}, "layer: -4: .* the indices -3 to 2"),
         ({"length": 65}, "positions for 64 tokens here, .* length of at most 64"),
         ({"length": 64, "template": "a {}", "cut": 1}, "length: 64 and cut: 1: .* at most 63"),
@@ -182,6 +193,35 @@ def test_all_layers_and_positions_can_be_used(tmp_path: Path) -> None:
         assert ours.encode("dogs " * 99).arrays["states"].shape == (64, 32)
 
 
+def test_all_states_of_a_model_that_shortens_texts_can_be_used(tmp_path: Path) -> None:
+    """CANINE also gives those of layers before and after its `num_hidden_layers`."""
+    model, tokenizer = save_bert(tmp_path, "Canine", num_hash_buckets=64)
+    raw = of_bert(tmp_path, model_class="CanineModel", pad_input=True)
+    inputs = tokenizer("dogs " * 99, max_length=64, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        states = model.eval()(
+            inputs.input_ids, inputs.attention_mask, output_hidden_states=True
+        ).hidden_states
+    assert len(states) == 7
+    for layer in (6, -7):
+        describe_text_encoder({**raw, "layer": layer})
+        found = build_text_encoder({**raw, "layer": layer}, CPU).encode("dogs " * 99)
+        assert torch.equal(found.arrays["states"], states[layer][0])
+    with pytest.raises(ConfigError, match=r"layer: 7: CanineModel gives 7 .* indices -7 to 6"):
+        build_text_encoder({**raw, "layer": 7}, CPU)
+
+
+def test_a_layer_whose_states_cannot_be_counted_is_refused_when_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_bert(tmp_path)
+    raw = of_bert(tmp_path, layer=3)
+    monkeypatch.setattr(part, "count_states", lambda *_: None)
+    describe_text_encoder(raw)
+    with pytest.raises(ConfigError, match="layer: 3: BertModel gives 3 hidden_states"):
+        build_text_encoder(raw, CPU)
+
+
 def test_a_length_that_positions_do_not_reach_is_refused_when_the_model_is_loaded(
     tmp_path: Path,
 ) -> None:
@@ -192,6 +232,23 @@ def test_a_length_that_positions_do_not_reach_is_refused_when_the_model_is_loade
     with pytest.raises(ConfigError, match=rf"a text of {most + 1} tokens: \w+: .* Set a length"):
         build_text_encoder(raw, CPU)
     assert build_text_encoder({**raw, "length": most}, CPU).encode("dogs " * 99).tokens == most
+
+
+def test_a_table_of_positions_that_the_model_does_not_use_limits_no_length(tmp_path: Path) -> None:
+    """DeBERTa-v3's positions are relative, and its published file holds a table nonetheless."""
+    model, tokenizer = save_bert(tmp_path, "DebertaV2", positions=64, **DEBERTA)
+    weights = tmp_path / "model.safetensors"
+    tensors = {f"deberta.{name}": tensor for name, tensor in load_file(weights).items()}
+    table = {"deberta.embeddings.position_embeddings.weight": torch.ones(64, 32)}
+    save_file({**tensors, **table}, weights, {"format": "pt"})
+    raw = of_bert(tmp_path, model_class="DebertaV2Model", length=128)
+    describe_text_encoder(raw)
+    found = build_text_encoder(raw, CPU).encode("dogs " * 200).arrays["states"]
+    ids = tokenizer("dogs " * 200, max_length=128, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.eval()(ids.input_ids, ids.attention_mask).last_hidden_state[0]
+    assert found.shape == (128, 32)
+    assert torch.equal(found, expected)
 
 
 def test_a_length_that_memory_does_not_reach_is_left_to_captions(

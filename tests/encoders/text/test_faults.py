@@ -356,3 +356,14 @@ def test_without_ftfy_the_extra_is_named(wan: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "ftfy", None)
     with pytest.raises(ConfigError, match="'ftfy', which is not installed"):
         describe_text_encoder(settings(wan))
+
+
+def test_a_checkpoint_may_lack_the_head_of_logits_that_states_do_not_use(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(made("qwen_image"), tmp_path / "qwen"))
+    expected = build(model, "qwen_image").encode("a red fox").arrays["states"]
+    weights(model, lambda tensors: tensors.pop("lm_head.weight"))
+    describe_text_encoder(settings(model, "qwen_image"))
+    found = build(model, "qwen_image").encode("a red fox").arrays["states"]
+    assert torch.equal(found, expected)
