@@ -156,7 +156,10 @@ class ParentRows:
         return self._caches[place]
 
     def row(self, url: str) -> dict[str, Any]:
-        """Return a clip's row. Raises ClipError if there is none that is ok, CacheError, StorageError."""
+        """Return a clip's row without kept columns.
+
+        Raises ClipError if there is none that is ok, CacheError, StorageError.
+        """
         place, shard, number = self._place(url)
         storage, manifest = self.cache(url)
 
@@ -164,8 +167,9 @@ class ParentRows:
             raise ClipError("missing", f"the cache has no such bucket: {redact_url(url)}")
 
         def read() -> dict[int, dict[str, Any]]:
-            rows = read_all_rows(storage, manifest.fingerprint, shard).to_pylist()
-            return {row["row"]: row for row in rows if row["status"] == "ok"}
+            names = list(SAMPLE_SCHEMA.names)
+            table = read_all_rows(storage, manifest.fingerprint, shard, names)
+            return {row["row"]: row for row in table.to_pylist() if row["status"] == "ok"}
 
         rows = self._tables.get_or_make((place, shard), read)
         if number not in rows:

@@ -17,6 +17,7 @@ from latentcache.format.manifest import Manifest
 from latentcache.format.planned_rows import difference
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout, Format
+from latentcache.format.snapshot import committed_places
 from latentcache.format.tables import from_parquet
 from latentcache.storage.folder import Storage
 
@@ -24,7 +25,19 @@ from latentcache.storage.folder import Storage
 def uncommitted_shards(
     storage: Storage, manifest: Manifest, others: Collection[ShardId]
 ) -> list[ShardId]:
-    """Return the planned shards that seem to have an object, in order. others: shards that are left out."""
+    """Return the planned shards that seem to have an object and no sample table, in order.
+
+    others: shards that are left out. Runs may commit all the while, each object before its sample table.
+    So sample tables are looked for after the objects.
+    """
+    found = _with_object(storage, manifest, others)
+    done = set(committed_places(storage, manifest)) if found else set()
+    return [shard for shard in found if shard not in done]
+
+
+def _with_object(
+    storage: Storage, manifest: Manifest, others: Collection[ShardId]
+) -> list[ShardId]:
     shard_format, layouts = get_format(manifest.format), manifest.layouts()
     found = []
     for bucket in manifest.buckets:

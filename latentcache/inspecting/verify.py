@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -68,6 +69,10 @@ MEMORY_BYTES = 1 << 30
 NUM_THREADS = 8
 #: Shards that are submitted at a time.
 WINDOW = 1024
+
+T = TypeVar("T")
+#: A shard and its rows of the plan, None if those cannot be read.
+Planned = tuple[ShardId, pa.Table | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,14 +272,24 @@ def _check_shards(
     reader: PlanReader,
 ) -> Iterator[ShardCheck]:
     layout = manifest.layouts()[bucket]
-    threads = max(1, min(NUM_THREADS, MEMORY_BYTES // _shard_bytes(layout)))
 
-    def check(item: tuple[ShardId, pa.Table | None]) -> ShardCheck:
+    def check(item: Planned) -> ShardCheck:
         retired = standing.rows(item[0])
         found = check_shard(storage, manifest, layout, *item, retired)
         # Once more, in case the fault was on the way here.
         return check_shard(storage, manifest, layout, *item, retired) if found.problems else found
 
+    return _in_threads(check, layout, shards, reader)
+
+
+def _in_threads(
+    check: Callable[[Planned], T],
+    layout: ArrayLayout,
+    shards: Iterable[ShardId],
+    reader: PlanReader,
+) -> Iterator[T]:
+    """Check shards of a bucket in several threads, as many as there is memory for; yields in order."""
+    threads = max(1, min(NUM_THREADS, MEMORY_BYTES // _shard_bytes(layout)))
     with ThreadPoolExecutor(threads) as pool:
         waiting = ((shard, _planned(reader, shard)) for shard in shards)
         while window := list(itertools.islice(waiting, WINDOW)):
@@ -289,10 +304,17 @@ def _check_uncommitted(
     findings: Findings,
 ) -> None:
     """Look for objects without a sample table that would stop a run. others: shards that are left out."""
-    for shard in uncommitted_shards(storage, manifest, others):
-        what = uncommitted_problem(storage, manifest, shard, _planned(reader, shard))
-        if what is not None:
-            path = get_format(manifest.format).path(manifest.layouts()[shard.bucket], shard.number)
+
+    def check(item: Planned) -> tuple[ShardId, str | None]:
+        return item[0], uncommitted_problem(storage, manifest, *item)
+
+    left = uncommitted_shards(storage, manifest, others)
+    for bucket, shards in itertools.groupby(left, key=lambda shard: shard.bucket):
+        layout = manifest.layouts()[bucket]
+        for shard, what in _in_threads(check, layout, shards, reader):
+            if what is None:
+                continue
+            path = get_format(manifest.format).path(layout, shard.number)
             text = f"{what}; its sample table is not there, and a run that comes to it stops"
             findings.add(path, text, is_repairable=True)
             findings.damaged[shard] = set(range(manifest.num_rows(shard)))

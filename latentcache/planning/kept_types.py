@@ -1,7 +1,7 @@
 """Kept columns of a corpus in the types that a cache has for them, where no value is lost.
 
-What has no value yet, a column, an object's member or a list's items, has Arrow's type null in a cache. It
-takes the type of the first values that come.
+What has no value yet, a column, an object's member, items of a list or a map, has Arrow's type null in a
+cache. It takes the type of the first values that come.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
     if is_list(kind) and is_list(other):
         inner = kind.value_field.with_type(completed(kind.value_type, other.value_type))
         return list_of(kind, inner)
+    if pa.types.is_map(kind) and pa.types.is_map(other):
+        key = kind.key_field.with_type(completed(kind.key_type, other.key_type))
+        item = kind.item_field.with_type(completed(kind.item_type, other.item_type))
+        return pa.map_(key, item, kind.keys_sorted)
     return kind
 
 

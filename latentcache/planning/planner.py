@@ -158,7 +158,7 @@ def _some(sources: pa.Table, number: int | None) -> pa.Table:
 def _nothing_to_encode(config: Config, rejected: pa.Table) -> str:
     reasons = Counter(rejected["reason"].to_pylist())
     lines = [f"  {count} x {reason}: {REASONS[reason]}" for reason, count in reasons.most_common()]
-    examples = rejected.slice(0, NAMED).to_pylist()
+    examples = rejected.select(["source", "message"]).slice(0, NAMED).to_pylist()
     lines += [f"  {printable(row['source'])}: {row['message']}" for row in examples]
     head = f"{redact_url(config.corpus.source)}: no source gives a clip, so there is nothing to encode:"
     return "\n".join([head, *lines])

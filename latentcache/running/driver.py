@@ -17,7 +17,7 @@ from latentcache.core.records import ShardId, ShardReport
 from latentcache.errors import LatentCacheError, RunStoppedError
 from latentcache.format.commit import commit_failed_shard
 from latentcache.format.paths import sample_path
-from latentcache.format.schemas import INDEX_SCHEMA
+from latentcache.format.schemas import INDEX_SCHEMA, SAMPLE_SCHEMA
 from latentcache.format.shards import get_format
 from latentcache.format.tables import read_table
 from latentcache.planning.planned import PlannedCache
@@ -245,7 +245,8 @@ class Run:
     def _judged_rows(self) -> list[dict[str, Any]]:
         storage = self._planned.storage
         paths = [sample_path(report.bucket, report.shard) for report in self._judged]
-        return [row for path in paths for row in read_table(storage, path).to_pylist()]
+        tables = (read_table(storage, path, list(SAMPLE_SCHEMA.names)) for path in paths)
+        return [row for table in tables for row in table.to_pylist()]
 
 
 def check_device(run: RunConfig) -> None:

@@ -13,13 +13,14 @@ class Task:
     """One shard to encode. error: why it was not done last time.
 
     failed_on: numbers of the workers on which it failed, one for each time. lost_on: of those that were
-    lost while they had it, which says nothing of the shard.
+    lost while they had it, which says nothing of the shard; None for a process that died with several
+    shards, which says nothing of its place either.
     """
 
     shard: ShardId
     error: str = ""
     failed_on: tuple[int, ...] = ()
-    lost_on: tuple[int, ...] = ()
+    lost_on: tuple[int | None, ...] = ()
 
     @property
     def attempts(self) -> int:
@@ -27,8 +28,8 @@ class Task:
         return len(self.failed_on) + len(self.lost_on)
 
     @property
-    def tried_on(self) -> set[int]:
-        """Workers that had it and did not finish it."""
+    def tried_on(self) -> set[int | None]:
+        """Workers that had it, did not finish it, and may not be the ones to do it."""
         return {*self.failed_on, *self.lost_on}
 
 

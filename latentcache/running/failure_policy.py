@@ -108,6 +108,16 @@ def unfit(error: str) -> str:
     )
 
 
+def all_unfit(error: str) -> str:
+    """Return the message of a run without a worker that is of use. error: what the last one did."""
+    return (
+        f"no worker is left that gets on, and new processes in their places did not help. Of the last one: "
+        f"{error}. So the run was stopped, and no shard is recorded as failed for it; what is committed "
+        "stays. See what the workers wait for: the storage, the GPU, or the encoder itself. Then run the "
+        "same command again."
+    )
+
+
 @dataclass
 class Judge:
     """Counts what becomes of a run's latest clips, and of its attempts at shards.

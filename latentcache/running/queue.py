@@ -25,8 +25,8 @@ LoadShard = Callable[[ShardId], Any]
 MAX_LOST = 5
 #: A worker is unfit once others have done so many shards that it had failed, while it has done none.
 DISPROVED = 3
-#: While so many tasks wait to be tried again, no fresh one is taken: a sick worker would fail the whole
-#: queue before others have done enough of it to tell.
+#: While so many tasks that failed wait to be tried again, no fresh one is taken by whoever failed them, or
+#: could try them: a sick worker would fail the whole queue before others have done enough of it to tell.
 MAX_WAITING = DISPROVED
 
 
@@ -60,9 +60,17 @@ class WorkQueue:
         if task is not None:
             self._tried.remove(task)
             return task
-        if not self._fresh or len(self._tried) >= MAX_WAITING:
+        if not self._fresh or self._num_held_up_by(worker) >= MAX_WAITING:
             return None
         return self._fresh.popleft()
+
+    def _num_held_up_by(self, worker: int) -> int:
+        """Return how many tasks that failed wait for a worker, or wait because it failed them."""
+        return sum(
+            worker in task.failed_on or worker not in task.tried_on
+            for task in self._tried
+            if task.failed_on
+        )
 
     def _next_tried(self, worker: int, up: Collection[int]) -> Task | None:
         for task in self._tried:
@@ -120,10 +128,11 @@ class WorkQueue:
         self._tried.append(task)
         return Retried(task=task)
 
-    def lost(self, task: Task, error: str, worker: int = 0) -> Retried:
+    def lost(self, task: Task, error: str, worker: int | None = 0) -> Retried:
         """Put a task back whose worker was lost: that is no failure of the task's.
 
-        Raises MachineError where that happens to it again and again.
+        worker: None if a new process in the worker's place may well do it. Raises MachineError where that
+        happens to it again and again.
         """
         task.lost_on += (worker,)
         task.error = error
@@ -141,7 +150,8 @@ class WorkQueue:
         """Put back what a worker had in hand whose process died, while its machine goes on.
 
         Of a shard that it had by itself it may have died, so that is a failure. Of several, nobody knows
-        which: each is tried alone.
+        which: each is tried alone, also by the process that replaces it.
         """
-        put_back = self.failed if len(tasks) == 1 else self.lost
-        return [put_back(task, error, worker) for task in tasks]
+        if len(tasks) == 1:
+            return [self.failed(tasks[0], error, worker)]
+        return [self.lost(task, error, None) for task in tasks]

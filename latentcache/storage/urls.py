@@ -79,24 +79,36 @@ _IS = r"(?:=|\\u003d|%3D)"
 _SCHEME = rf"[a-z][a-z0-9+.-]*{SLASHES}"
 #: What stands before @ and is no user: a container of Azure, and an image before its digest.
 _NO_USER = rf"(?:abfss?|wasbs?){SLASHES}[^/@:?#\s]*@|(?:docker|oci)[a-z-]*{SLASHES}[^/@\s]*@sha\d+:"
+#: What holds a port, although its name has no dot.
+_LOCAL = rf"{_SCHEME}localhost:\d+[,;?#]"
+#: What closes a clause of a sentence.
+_CLOSES = r",.;:!?)\]"
+#: The first word of a password with spaces, and the user before it. After a name with a dot, digits before
+#: punctuation are a port, whatever follows; after any other, only if nothing follows.
+_FIRST_WORD = (
+    r"(?:[^/:?#,\s]+:[^/@\s\d]"
+    rf"|[^/:?#,\s]+:\d+[^/@\s\d#{_CLOSES}]"
+    rf"|[^/:?#,.\s]+:\d+(?:[#{_CLOSES}]+\d|[{_CLOSES}]*[^/@\s\d{_CLOSES}]))[^/@\s]*"
+)
 #: A password with spaces, where all of the text is one URL; after a port, or without a word behind the
 #: colon, it is a sentence.
 _SPACED_PASSWORD = (
-    rf"(?is)^(\s*(?:.*::)?{_SCHEME})[^/:?#,\s]+:[^/@\s]*[^/@\s\d][^/@\s]*\s[^/]*@([^/@,\s]+(?:/.*)?)$",
-    r"\1\2",
+    rf"(?is)^(\s*(?:.*::)?{_LOCAL}.*)$"
+    rf"|^(\s*(?:.*::)?{_SCHEME}){_FIRST_WORD}\s[^/]*@([^/@,\s]+(?:/.*)?)$",
+    r"\1\2\3",
 )
 
 
 def _secrets_of(ends: str) -> tuple[tuple[str, str], ...]:
     """Return what is secret of URLs, as (pattern, what stays) for RE2. ends: characters that end a URL."""
-    # What a user with a password is called may hold an @. After a name with a dot, digits that end before
-    # the last @ are a port: `example.com:80?to=me@h`.
+    # What a user with a password is called may hold an @. After localhost, or a name with a dot, digits
+    # that end before the last @ are a port: `example.com:80?to=me@h`.
     after_dot = rf"(?:[^\d/{ends}][^/{ends}]*|\d+[^\d/,;?#{ends}][^/{ends}]*|\d*)"
     password = rf"(?:[^/:?#,.\[{ends}]*:[^/{ends}]*|[^/:?#,\[{ends}]*:{after_dot})"
     user = r"[A-Za-z0-9._~%!$&()*+;=@-]+"
     return (
         (
-            rf"(?i)({_NO_USER})|({_SCHEME})(?:{password}|{user})@",
+            rf"(?i)({_NO_USER}|{_LOCAL})|({_SCHEME})(?:{password}|{user})@",
             r"\1\2",
         ),
         *(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from latentcache.core.records import ShardId
 from latentcache.format.paths import sample_path
 from latentcache.format.shards import get_format
 from latentcache.format.snapshot import build_index, publish
+from latentcache.inspecting import uncommitted
 from latentcache.inspecting.uncommitted import uncommitted_shards
 from latentcache.inspecting.verify import verify
 from latentcache.planning.planned import PlannedCache
@@ -34,9 +37,8 @@ def cache_fixture(tmp_path: Path, name: str) -> PlannedCache:
 
 @formats
 def test_objects_that_a_run_takes_are_no_problem(cache: PlannedCache) -> None:
-    assert uncommitted_shards(cache.storage, cache.manifest, ()) == cache.planned_shards()
-    done = set(cache.planned_shards()) - set(SHARDS)
-    assert uncommitted_shards(cache.storage, cache.manifest, done) == SHARDS
+    assert uncommitted_shards(cache.storage, cache.manifest, ()) == SHARDS
+    assert uncommitted_shards(cache.storage, cache.manifest, SHARDS[:1]) == SHARDS[1:]
     findings = verify(cache.storage)
     assert (findings.problems, findings.notes) == ([], ["2 of 4 shards are still to be encoded"])
     shard_file(cache, SHARDS[0]).unlink()
@@ -61,3 +63,35 @@ def test_objects_that_would_stop_a_run_are_found_and_their_clips_planned_again(
     fill_cache(reopened(cache))
     assert not verify(cache.storage).problems
     assert len(latentcache.open_cache(cache.storage.url).table()) == 10
+
+
+@formats
+def test_shards_that_a_run_commits_meanwhile_are_not_read_again(
+    cache: PlannedCache, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = make_cache(tmp_path / "whole", format=name)
+    tables = {path: whole.storage.read(path) for path in (sample_path(*s) for s in SHARDS)}
+    read: list[int] = []
+    monkeypatch.setattr(uncommitted, "read_object", lambda *args: read.append(args[-1]))
+
+    def commit() -> None:
+        for path, table in tables.items():
+            cache.storage.write(path, table)
+
+    verify(cache.storage, on_shard=commit)
+    assert read == []
+
+
+@formats
+def test_objects_without_a_table_are_read_in_several_threads(
+    cache: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, read = threading.Barrier(len(SHARDS)), uncommitted.read_object
+
+    def together(*args: Any) -> bytes | None:
+        both.wait(30)
+        return read(*args)
+
+    monkeypatch.setattr(uncommitted, "read_object", together)
+    assert not verify(cache.storage).problems

@@ -154,6 +154,19 @@ def test_a_column_may_have_values_later_and_lose_them(corpus: Corpus, kind: str)
         assert corpus.grow()[0] == values
 
 
+def test_items_of_maps_may_have_values_later_and_lose_them(corpus: Corpus) -> None:
+    empty, value = [("x", None)], [("x", 5)]
+    null, number = (pa.map_(pa.string(), kind) for kind in (pa.null(), pa.int64()))
+    for values, kind in (
+        ([empty, None], null),
+        ([empty, value], number),
+        ([empty, None], null),
+        ([value, empty, value], number),
+    ):
+        corpus.write(pa.array(values, kind))
+        assert corpus.grow()[0] == values
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.list_(pa.int8()), pa.dictionary(pa.int8(), pa.string())]
 )

@@ -10,6 +10,9 @@ import pyarrow as pa
 import pytest
 
 from latentcache.copying.stored_rows import OpenCache, read_rows
+from latentcache.core.records import ShardReport
+from latentcache.corpus.cached import ParentRows
+from latentcache.errors import CorpusError, RunStoppedError
 from latentcache.format.commit import adopt_shard
 from latentcache.format.paths import sample_path
 from latentcache.format.shards import get_format
@@ -17,8 +20,11 @@ from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning import planner
 from latentcache.planning.retry import failed_rows, plan_retry
+from latentcache.planning.step import Step
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader
+from latentcache.running.driver import Run
+from latentcache.storage.cache_urls import clip_url
 from tests.planning.test_odd_columns import Corpus
 from tests.planning.test_pieces import Prober
 from tests.tools.planned import fill_cache
@@ -99,3 +105,44 @@ def test_times_of_any_unit_are_kept(corpus: Corpus, kind: pa.DataType) -> None:
     assert again["meta"].equals(planned.plan.rows(planned.planned_shards()[0])["meta"].slice(2, 1))
     corpus.write(values_of(kind, 10**12 + 2, 2))
     assert corpus.plan()[1] == 8
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_clips_of_a_cache_with_kept_times_are_sources(corpus: Corpus, kind: pa.DataType) -> None:
+    corpus.write(values_of(kind, 10**12 + 1, 2))
+    planned, _ = corpus.plan()
+    fill_cache(planned)
+    place = planned.planned_shards()[0]
+    row = ParentRows({}, []).row(clip_url(planned.storage.absolute_url, *place, 0))
+    assert (row["row"], row["status"]) == (0, "ok")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_run_whose_clips_have_kept_times_says_how_they_failed(
+    corpus: Corpus, kind: pa.DataType
+) -> None:
+    corpus.write(values_of(kind, 10**12 + 1, 2))
+    planned, _ = corpus.plan()
+    fill_cache(planned)
+    place = planned.planned_shards()[0]
+    counts = dict.fromkeys(("num_frames", "stored_bytes", "table_bytes", "raw_bytes"), 1)
+    report = ShardReport(
+        bucket=place.bucket, shard=place.number, num_clips=10**6, num_ok=0, **counts
+    )
+    run = Run(planned, [])
+    run._judged.append(report)
+    run._judge.add_shard(report)
+    with pytest.raises(RunStoppedError, match="of the latest 1000000 clips failed"):
+        run._check()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_corpus_with_kept_times_that_gives_no_clip_is_named_so(
+    corpus: Corpus, kind: pa.DataType
+) -> None:
+    corpus.write(values_of(kind, 10**12 + 1, 2))
+    planned, _ = corpus.plan()
+    facts = {"source": ["a.mp4"], "reason": ["corrupt"], "message": ["cut"]}
+    rejected = pa.table({**facts, "meta": values_of(kind, 1)})
+    with pytest.raises(CorpusError, match=r"a\.mp4: cut"):
+        planner.check_anything(planned.config, Step(kind="plan", rejected=rejected))

@@ -98,6 +98,59 @@ def test_a_process_that_dies_may_have_died_of_the_one_shard_that_it_had() -> Non
     assert work.died([first], "killed") == [GaveUp(task=first)]
 
 
+def test_a_process_that_dies_with_several_shards_holds_nobody_up() -> None:
+    work = WorkQueue(tasks(100), max_retries=3)
+    in_hand = [task for _ in range(MAX_WAITING) if (task := work.take(alone=True, worker=0))]
+    work.died(in_hand, "killed", 0)
+    fresh = work.take(alone=False, worker=1, up={0, 1})
+    assert fresh is not None
+    assert fresh.attempts == 0
+    again = [work.take(alone=True, worker=0, up={0, 1}) for _ in range(MAX_WAITING + 1)]
+    assert [task.attempts if task else None for task in again] == [*[1] * MAX_WAITING, 0]
+
+
+def test_what_is_lost_with_an_unfit_worker_goes_to_others_and_it_takes_fresh_ones() -> None:
+    work = WorkQueue(tasks(100), max_retries=3)
+    for task in [work.take(alone=True, worker=0) for _ in range(MAX_WAITING)]:
+        assert task is not None
+        work.lost(task, "made no progress", 0)
+    fresh = work.take(alone=True, worker=0, up={0, 1})
+    assert fresh is not None
+    assert fresh.attempts == 0
+    other = work.take(alone=True, worker=1, up={0, 1})
+    assert other is not None
+    assert other.lost_on == (0,)
+
+
+def test_what_others_failed_does_not_hold_up_a_worker_that_lost_it() -> None:
+    work = WorkQueue(tasks(100), max_retries=3)
+    for task in [work.take(alone=True, worker=0) for _ in range(MAX_WAITING)]:
+        assert task is not None
+        task.lost_on = (1,)
+        work.failed(task, "odd", 0)
+    assert work.take(alone=True, worker=0, up={0, 1, 2}) is None
+    assert work.take(alone=False, worker=2, up={0, 1, 2}) is None
+    fresh = work.take(alone=True, worker=1, up={0, 1, 2})
+    assert fresh is not None
+    assert fresh.attempts == 0
+
+
+def test_a_sick_worker_is_found_out_long_before_the_queue_ends() -> None:
+    """Workers that always have something in hand would never come to what it failed."""
+    work, up = WorkQueue(tasks(1000), max_retries=3), {0, 1}
+    in_hand: list[Task] = []
+    for _ in range(100):
+        while len(in_hand) < MAX_WAITING and not any(task.attempts for task in in_hand):
+            more = work.take(alone=not in_hand, worker=1, up=up)
+            if more is None:
+                break
+            in_hand.append(more)
+        while task := work.take(alone=True, worker=0, up=up):
+            work.failed(task, "ill", 0)
+        work.settle(in_hand.pop(0), report(0), "w1", 1)
+    assert work.why_unfit(0)
+
+
 def report(number: int, **facts: bool) -> ShardReport:
     counts = dict.fromkeys(
         ("num_clips", "num_ok", "num_frames", "stored_bytes", "table_bytes", "raw_bytes"), 1

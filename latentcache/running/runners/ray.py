@@ -18,7 +18,7 @@ from latentcache.errors import EncoderError, MachineError
 from latentcache.running import gpu_sharing, stall
 from latentcache.running.attempt import Failed, GivenBack, attempt, in_one_line
 from latentcache.running.events import Died, Event, Left, Progress, Started, Task
-from latentcache.running.failure_policy import unfit
+from latentcache.running.failure_policy import all_unfit, unfit
 from latentcache.running.queue import LoadShard, WorkQueue
 from latentcache.running.runners.elastic import Node, layout_for, new_seats
 from latentcache.running.runners.ray_actor import Beat, EncodeActor, Place
@@ -263,8 +263,9 @@ class _Runner:
             self._give_back(slot, task)
         elif isinstance(outcome, Failed) and outcome.is_unfit:
             slot.in_hand[reference] = task
-            yield from self._replace_unfit(slot, outcome.error)
+            yield from self._replace_unfit(slot, outcome.error, is_sick=True)
         else:
+            slot.count(outcome)
             yield self._work.settle(task, outcome, slot.name, slot.number)
 
     def _is_of_process(self, slot: Slot, error: RayActorError) -> bool:
@@ -309,13 +310,13 @@ class _Runner:
             return None
         return slot.watch.why if slot.stands_still() else self._work.why_unfit(slot.number)
 
-    def _replace_unfit(self, slot: Slot, why: str) -> Iterator[Event]:
-        """Go on with a fresh process in a worker's place; without any where that did not help."""
+    def _replace_unfit(self, slot: Slot, why: str, *, is_sick: bool = False) -> Iterator[Event]:
+        """Go on with a fresh process in a worker's place, if that may help. is_sick: its GPU failed."""
         self._work.forget(slot.number)
         slot.num_unfit += not slot.is_leaving
         yield from self._replace(slot, why)
         if slot.is_retired and all(other.is_retired for other in self._slots):
-            raise MachineError(unfit(why))
+            raise MachineError(unfit(why) if is_sick else all_unfit(why))
 
     def _retire(self, slot: Slot, why: str) -> None:
         """Use a place no more. A process that is up stays, so that Ray gives its GPU to nobody else."""
@@ -329,6 +330,7 @@ class _Runner:
         yield Left(name=slot.name, num_given_back=slot.num_given_back)
         if slot.seat is None and self._work:
             self._kill(slot)
+            slot.num_unfit = 0  # it starts elsewhere
             self._start(slot)
         else:
             self._drop(slot)

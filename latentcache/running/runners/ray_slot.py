@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from latentcache.core.records import ShardReport
 from latentcache.running import stall
+from latentcache.running.attempt import Failed
 from latentcache.running.events import Task
 from latentcache.running.worker import SHARDS_IN_HAND
 
@@ -15,8 +17,8 @@ class Slot:
     """One place for an actor. in_hand: what it is working on, by the reference of the result.
 
     seat: the machine that it is for, None where any will do. node: where it is. is_late: its worker starts
-    after the run had begun. num_unfit: workers there that became unfit. is_retired: no worker starts there.
-    is_leaving: its worker was told to end.
+    after the run had begun. num_unfit: workers there that became unfit since a shard was encoded there.
+    is_retired: no worker starts there. is_leaving: its worker was told to end.
     """
 
     number: int
@@ -46,6 +48,11 @@ class Slot:
             self.watch.rest()
             return False
         return self.watch.stands_still(self.num_steps + self.num_settled)
+
+    def count(self, outcome: ShardReport | Failed) -> None:
+        """Forgive the place its unfit workers once a shard is encoded there."""
+        if isinstance(outcome, ShardReport) and not outcome.committed_before:
+            self.num_unfit = 0
 
     def has_room(self) -> bool:
         """Tell whether it takes another shard; one that has been tried before has its worker for itself."""
