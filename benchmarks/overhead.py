@@ -188,16 +188,19 @@ LOADS = {
 def bench_others(folder: Path, args: argparse.Namespace) -> None:
     """Wall time of the pipeline, from files to a cache, against two other ways on the same clips."""
     videos = some_videos(folder / "videos", args.videos)
-    if importlib.util.find_spec("pandas") is None:
+    has_ray_data = importlib.util.find_spec("pandas") is not None
+    if not has_ray_data:
         print("without Ray Data, which needs pandas: pip install pandas")
     for name, load in LOADS.items():
         print(f"\n{name}: {load.frames} frames of {load.size}, {load.dtype}")
         inside = folder / name.replace(" ", "-")
         inside.mkdir()
-        _compare(inside, videos, load, args.rounds)
+        _compare(inside, videos, load, args.rounds, has_ray_data=has_ray_data)
 
 
-def _compare(folder: Path, videos: list[Path], load: Load, rounds: int) -> None:
+def _compare(
+    folder: Path, videos: list[Path], load: Load, rounds: int, *, has_ray_data: bool
+) -> None:
     model = save_wan(folder / "wan", base_dim=load.base_dim, num_res_blocks=2, z_dim=16)
     section = {"kind": "diffusers_video", "model": str(model), "dtype": load.dtype, "store": "mean"}
     clips: dict[str, object] = {"frames": load.frames, "size": list(load.size)}
@@ -222,7 +225,7 @@ def _compare(folder: Path, videos: list[Path], load: Load, rounds: int) -> None:
             )
 
     peers = {"a trainer's loop": loop}
-    if importlib.util.find_spec("pandas") is not None:
+    if has_ray_data:
         peers["Ray Data"] = ray_data
     for name, other in peers.items():
         theirs, ours, ratio = alternate(other, pipeline, rounds)

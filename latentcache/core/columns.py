@@ -53,12 +53,12 @@ def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
     Times in nanoseconds, which no object of Python's can hold, are whole numbers of nanoseconds. A time
     of another unit in a year that Python does not know is a number of its unit.
     """
-    kind = _in_numbers(column.type)
     if "[ns" in str(column.type):
-        return column.cast(kind).to_pylist()  # type: ignore[no-any-return]
+        return column.cast(_in_numbers(column.type)).to_pylist()  # type: ignore[no-any-return]
     try:
         return column.to_pylist()  # type: ignore[no-any-return]
     except (OverflowError, ValueError):
+        kind = _in_numbers(column.type)
         return [_python_value(value, kind) for value in column]
 
 

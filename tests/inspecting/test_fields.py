@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import latentcache
@@ -26,6 +24,7 @@ from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import read_files, run_inline
 from tests.tools.copied import reopened
 from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field
+from tests.tools.other_arrow import another_arrow
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
 
@@ -155,13 +154,8 @@ def test_a_lost_sample_table_is_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_snapshot_says_the_size_of_a_table_that_was_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another version of Arrow gives the same rows other bytes."""
-    with monkeypatch.context() as patch:
-        plain = functools.partial(pq.ParquetWriter, use_dictionary=False)
-        patch.setattr("latentcache.format.tables.pq.ParquetWriter", plain)
+def test_the_snapshot_says_the_size_of_a_table_that_was_written_again(tmp_path: Path) -> None:
+    with another_arrow():
         folder = Path(with_field(tmp_path).storage.url)
     (table,) = folder.glob("fields/umt5/samples/000001/*/000000.parquet")
     size = table.stat().st_size

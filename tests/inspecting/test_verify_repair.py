@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 import latentcache
@@ -31,6 +29,7 @@ from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, make_corpus, read_files, run_job, samples_of
 from tests.tools.copied import reopened
 from tests.tools.damage import flip, run_verify, shard_file, shard_objects
+from tests.tools.other_arrow import another_arrow
 from tests.tools.planned import commit_rows, fill_cache, make_cache, plan_cache
 from tests.tools.s3 import S3, SECRET, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 
@@ -101,13 +100,8 @@ def test_a_sample_table_and_one_of_its_clips_are_repaired_at_once(cache: Planned
     assert "0 problems" in run_verify(url)[0]
 
 
-def test_the_snapshot_says_the_size_of_a_table_that_was_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another version of Arrow gives the same rows other bytes."""
-    with monkeypatch.context() as patch:
-        plain = functools.partial(pq.ParquetWriter, use_dictionary=False)
-        patch.setattr("latentcache.format.tables.pq.ParquetWriter", plain)
+def test_the_snapshot_says_the_size_of_a_table_that_was_written_again(tmp_path: Path) -> None:
+    with another_arrow():
         cache = make_cache(tmp_path)
     url, path = Path(cache.storage.url), sample_path(BUCKET, 1)
     before = len(cache.storage.read(path))
