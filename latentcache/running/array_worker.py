@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from latentcache.config.fields import ArrayField
-from latentcache.core.records import RETIRED, ShardReport
+from latentcache.core.records import RETIRED
 from latentcache.core.threads import DaemonPool
 from latentcache.errors import ClipError, SourceError
-from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
+from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.array_files import parse_array, to_field
 from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.field_report import joined
 from latentcache.running.other_files import url_of
-from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
+from latentcache.running.part_worker import PartWorker
 from latentcache.running.worker import WorkerSpec
 from latentcache.storage.source_files import irregular, is_absent, open_source
 from latentcache.storage.urls import redact_url, refused_scheme
@@ -29,37 +28,22 @@ MAX_FILE_BYTES = 1 << 30
 INPUT_SHA_DIGITS = 32
 
 
-class ArrayWorker:
+class ArrayWorker(PartWorker):
     """Reads the arrays of shards; thread-safe."""
 
     def __init__(self, spec: WorkerSpec, field: FieldManifest, settings: ArrayField) -> None:
-        self._spec, self._field, self._settings = spec, field, settings
+        super().__init__(spec, field)
+        self._settings = settings
         self._folder = settings.folder or str(field.settings["folder"])
         self._reading = DaemonPool(NUM_READERS, name="read")
-        self._in_hand = ShardsInHand()
-        self.clips_done = 0
 
-    def encode_shard(self, shard: FieldShard) -> ShardReport:
-        """Read and commit the missing versions of a shard; what another run has committed is adopted."""
-        return joined([self._part(shard, part) for part in shard.parts])
-
-    def _part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
-        adopted = adopt_field_shard(storage, manifest, self._field, part.version, place)
-        if adopted is not None:
-            self.clips_done += len(part.rows)
-            return adopted
-        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
-            return self._make_part(shard, part)
-
-    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
+    def make_part(self, shard: FieldShard, part: FieldPart) -> tuple[list[Sample], float]:
+        """Read the files of a part's rows; nothing is encoded."""
         reading = [
             self._reading.submit(self._sample, shard, row, texts)
             for row, texts in zip(part.rows, part.texts, strict=True)
         ]
-        samples = [future.result() for future in reading]
-        return commit_field_shard(storage, manifest, self._field, part.version, place, samples)
+        return [future.result() for future in reading], 0.0
 
     def _sample(self, shard: FieldShard, row: int, texts: Sequence[str]) -> Sample:
         sample = Sample(key=shard.shard.clips[row].key, row=row, choice=0)

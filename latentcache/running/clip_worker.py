@@ -17,18 +17,17 @@ from typing import Any
 
 import torch
 
-from latentcache.core.records import RETIRED, Clip, ShardReport
+from latentcache.core.records import RETIRED, Clip
 from latentcache.core.threads import DaemonPool
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, EncoderError
-from latentcache.format.fields.commit import Sample, adopt_field_shard, commit_field_shard
+from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.inputs import Texts
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.field_report import joined
-from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
+from latentcache.running.part_worker import PartWorker
 from latentcache.running.worker import WorkerSpec
 
 INPUT_SHA_DIGITS = 32
@@ -61,15 +60,14 @@ class Asked:
         return result
 
 
-class ClipWorker(abc.ABC):
+class ClipWorker(PartWorker):
     """Makes a field of clips' files; thread-safe."""
 
     def __init__(self, spec: WorkerSpec, field: FieldManifest, pool: DecodePool) -> None:
-        self._spec, self._field, self._pool = spec, field, pool
+        super().__init__(spec, field)
+        self._pool = pool
         self._submitting = threading.Lock()
-        self._in_hand = ShardsInHand()
         self._encoding = DaemonPool(1, name="encode")
-        self.clips_done = 0
 
     @abc.abstractmethod
     def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
@@ -85,27 +83,12 @@ class ClipWorker(abc.ABC):
         sample: what they have in common. Raises ClipError if it has none.
         """
 
-    def encode_shard(self, shard: FieldShard) -> ShardReport:
-        """Encode and commit the missing versions of a shard; what another run has committed is adopted."""
-        return joined([self._encode_part(shard, part) for part in shard.parts])
-
-    def _encode_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
-        adopted = adopt_field_shard(storage, manifest, self._field, part.version, place)
-        if adopted is not None:
-            self.clips_done += len(part.rows)
-            return adopted
-        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
-            return self._make_part(shard, part)
-
-    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
+    def make_part(self, shard: FieldShard, part: FieldPart) -> tuple[list[Sample], float]:
+        """Ask for what a part's clips need, and make their samples in turn."""
         with self._submitting:
             asked = self._ask(shard, part)
             encoding = self._encoding.submit(self._samples, shard, part, asked)
-        samples, encode_s = encoding.result()
-        report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
-        return replace(report, encode_s=encode_s)
+        return encoding.result()
 
     def _ask(self, shard: FieldShard, part: FieldPart) -> dict[int, Asked]:
         """Return what was asked for of each row that is not retired."""

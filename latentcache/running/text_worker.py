@@ -19,24 +19,19 @@ from latentcache.config.caption_fields import TextField
 from latentcache.core.dtypes import Array
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
-from latentcache.core.records import RETIRED, ShardReport
+from latentcache.core.records import RETIRED
 from latentcache.core.spec import ITEM_BYTES
 from latentcache.encoders.text import resolve
 from latentcache.encoders.text.protocol import EncodedText
 from latentcache.errors import ClipError, EncoderError
-from latentcache.format.fields.commit import (
-    Sample,
-    adopt_field_shard,
-    commit_field_shard,
-)
+from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.format.fields.nulls import NULL, Null, create_nulls, has_nulls
 from latentcache.planning.fields.describe import text_arrays
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder, to_stored
-from latentcache.running.field_report import joined
-from latentcache.running.shards_in_hand import ShardsInHand, part_bytes
+from latentcache.running.part_worker import PartWorker
 from latentcache.running.worker import WorkerSpec
 
 #: Encodings that a worker keeps: equal texts are encoded once. Neighbours are often clips of one source.
@@ -54,23 +49,23 @@ class Stored:
     error: ClipError | None = None
 
 
-class TextWorker:
+class TextWorker(PartWorker):
     """Encodes the texts of shards; thread-safe."""
 
     def __init__(
         self, spec: WorkerSpec, field: FieldManifest, settings: TextField, device: torch.device
     ) -> None:
-        self._spec, self._field, self._settings = spec, field, settings
+        super().__init__(spec, field)
+        self._settings = settings
         self._encoder = resolve.build(settings.encoder(), device)
         arrays = text_arrays(self._encoder.arrays, self._field.arrays[0].dtype)
         check_encoder(field, arrays, self._encoder.recipe())
         self._encoding = threading.Lock()
-        self._in_hand = ShardsInHand()
         sample_bytes = sum(
             math.prod(array.shape) * ITEM_BYTES[array.dtype] for array in self._field.arrays
         )
         self._kept: Lru[str, Stored] = Lru(max(1, KEPT_BYTES // sample_bytes))
-        self.clips_done = self.num_steps = 0
+        self.num_steps = 0
         self._make_nulls()
 
     def _make_nulls(self) -> None:
@@ -94,22 +89,8 @@ class TextWorker:
             )
         create_nulls(self._spec.storage, self._field, nulls)
 
-    def encode_shard(self, shard: FieldShard) -> ShardReport:
-        """Encode and commit the missing versions of a shard; what another run has committed is adopted."""
-        reports = [self._encode_part(shard, part) for part in shard.parts]
-        return joined(reports)
-
-    def _encode_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
-        adopted = adopt_field_shard(storage, manifest, self._field, part.version, place)
-        if adopted is not None:
-            self.clips_done += len(part.rows)
-            return adopted
-        with self._in_hand.hold(part_bytes(self._field, manifest, shard.shard.bucket, part)):
-            return self._make_part(shard, part)
-
-    def _make_part(self, shard: FieldShard, part: FieldPart) -> ShardReport:
-        manifest, storage, place = self._spec.manifest, self._spec.storage, shard.shard.id
+    def make_part(self, shard: FieldShard, part: FieldPart) -> tuple[list[Sample], float]:
+        """Encode the texts of a part's rows, while no other thread encodes."""
         samples: list[Sample] = []
         with self._encoding:
             started = time.perf_counter()
@@ -117,9 +98,7 @@ class TextWorker:
                 samples += self._samples(shard, row, texts)
                 self.clips_done += 1
                 self.num_steps += 1
-            encode_s = time.perf_counter() - started
-        report = commit_field_shard(storage, manifest, self._field, part.version, place, samples)
-        return replace(report, encode_s=encode_s)
+            return samples, time.perf_counter() - started
 
     def _samples(self, shard: FieldShard, row: int, texts: Sequence[str]) -> list[Sample]:
         key = shard.shard.clips[row].key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,8 +14,11 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.records import Bucket
 from latentcache.planning.fields.planned import FieldPart, plan_field
 from latentcache.planning.planned import PlannedCache
-from latentcache.running import clip_worker, shards_in_hand, text_worker
+from latentcache.running import part_worker, shards_in_hand
+from latentcache.running.clip_worker import ClipWorker
+from latentcache.running.part_worker import PartWorker
 from latentcache.running.shards_in_hand import ShardsInHand, most_in_hand, part_bytes
+from latentcache.running.text_worker import TextWorker
 from latentcache.running.worker import SHARDS_IN_HAND
 from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.fields import add, cache_of, text_field, write_fields
@@ -79,14 +81,14 @@ def texts_fixture(tmp_path: Path) -> PlannedCache:
 
 
 def most_at_once(
-    monkeypatch: pytest.MonkeyPatch, module: ModuleType, worker: type, budget: int
+    monkeypatch: pytest.MonkeyPatch, worker: type[PartWorker], budget: int
 ) -> list[int]:
     """Keep each shard from its commit until another is begun or none comes; returns how many were begun.
 
     The list grows by a number per commit.
     """
     monkeypatch.setattr(shards_in_hand, "IN_HAND_BYTES", budget)
-    made, commit = worker._make_part, module.commit_field_shard  # type: ignore[attr-defined]
+    made, commit = worker.make_part, part_worker.commit_field_shard
     begun, found, lock = [0], list[int](), threading.Condition()
 
     def making(*args: Any) -> Any:
@@ -101,8 +103,8 @@ def most_at_once(
             found.append(begun[0])
         return commit(*args)
 
-    monkeypatch.setattr(worker, "_make_part", making)
-    monkeypatch.setattr(module, "commit_field_shard", committing)
+    monkeypatch.setattr(worker, "make_part", making)
+    monkeypatch.setattr(part_worker, "commit_field_shard", committing)
     return found
 
 
@@ -110,7 +112,7 @@ def most_at_once(
 def test_a_large_shard_of_texts_is_committed_before_the_next_is_begun(
     texts: PlannedCache, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
-    found = most_at_once(monkeypatch, text_worker, text_worker.TextWorker, budget)
+    found = most_at_once(monkeypatch, TextWorker, budget)
     add(texts, umt5=text_field())
     assert len(found) == 4
     assert (found == [1, 2, 3, 4]) == (budget == 1)
@@ -125,7 +127,7 @@ def test_a_large_shard_of_clips_is_committed_before_the_next_is_decoded(
     cache = {"shard_clips": 2}
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"), cache=cache)
     assert run_inline("precompute", path)[0] in (0, 3)
-    found = most_at_once(monkeypatch, clip_worker, clip_worker.ClipWorker, budget)
+    found = most_at_once(monkeypatch, ClipWorker, budget)
     fields = write_fields(tmp_path, frame={"kind": "raw", "of": "first"})
     assert run_inline("add_field", tmp_path / "cache", fields, "run.runner=local")[0] in (0, 3)
     assert len(found) > 1
