@@ -42,6 +42,21 @@ STARTS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        help="long tests of storage that fails try one in this many of the places where a fault can strike",
+    )
+
+
+@pytest.fixture(scope="session")
+def every(request: pytest.FixtureRequest) -> int:
+    """One in how many places is tried."""
+    return int(request.config.getoption("--every"))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out what has no quick test where only those are asked for: imports take most of the time."""
     is_asked = config.option.markexpr == "quick" and collection_path.suffix == ".py"

@@ -26,6 +26,7 @@ from tests.copying.lab import CopyLab, no_waiting, options_of
 from tests.tools.caches import read_files, run_inline
 from tests.tools.copied import clips_of, reopened
 from tests.tools.encoders.hashed_text import COUNTED
+from tests.tools.faulty import places_of
 from tests.tools.fields import (
     _add,
     add,
@@ -316,12 +317,13 @@ def test_a_job_with_fields_is_stopped_at_its_writes(job: str, step: int, tmp_pat
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("job", ["compact", "merge"])
-def test_every_operation_of_a_job_with_fields_may_fail(job: str, tmp_path: Path) -> None:
+def test_every_operation_of_a_job_with_fields_may_fail(
+    job: str, tmp_path: Path, every: int
+) -> None:
     with no_waiting():
         lab = lab_of(job, tmp_path)
-        for kind, count in lab.count().items():
-            for at in range(count):
-                lab.run(kind, at)
+        for kind, at in places_of(lab.count(), every):
+            lab.run(kind, at)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import errno
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,17 @@ KINDS: dict[str, set[str] | None] = {
 }
 WRITE_KINDS = {kind for kind, befalls in KINDS.items() if befalls == {"write"}}
 DELAY_S = 0.02
+
+
+def places_of(numbers: Mapping[str, int], every: int = 1) -> Iterator[tuple[str, int]]:
+    """Yield (kind, place) for one in `every` of the places of each kind, at least one, from any on.
+
+    numbers: kind of fault -> places where it can befall a job.
+    """
+    for kind, count in numbers.items():
+        first = zlib.crc32(kind.encode()) % max(1, min(every, count))
+        for at in range(first, count, every):
+            yield kind, at
 
 
 def _status_error() -> Exception:
