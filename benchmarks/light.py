@@ -52,7 +52,7 @@ DC: Mapping[str, Any] = {
     "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
 }
 #: Clips of a round.
-NUM_VIDEOS, NUM_IMAGES, NUM_HEAVY = 5, 64, 8
+NUM_VIDEOS, NUM_IMAGES, NUM_HEAVY = 5, 32, 8
 ROUNDS = 3
 
 

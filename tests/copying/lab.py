@@ -18,7 +18,7 @@ from latentcache.storage import retry
 from latentcache.storage.folder import Storage
 from tests.tools.caches import assert_same_files, run_inline
 from tests.tools.fault_lab import check_growth
-from tests.tools.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
+from tests.tools.faulty import FAULTS, SECRET, Faults, faulty_local_files
 from tests.tools.places import Backend, Place
 
 OK = 0
@@ -68,10 +68,7 @@ class CopyLab:
         FAULTS["default"] = Faults()
         self.finished, self.expected = place.files(), self._published(place)
         place.remove()
-        return {
-            kind: sum(befalls is None or what in befalls for what, _ in faults.operations)
-            for kind, befalls in KINDS.items()
-        }
+        return faults.num_places()
 
     def run(self, kind: str, at: int) -> bool:
         """Run into a fault, look at the cache, and run again; returns whether the fault struck."""

@@ -28,7 +28,7 @@ from tests.tools.caches import (
     run_inline,
     without_logs,
 )
-from tests.tools.faulty import FAULTS, KINDS, SECRET, Faults, faulty_local_files
+from tests.tools.faulty import FAULTS, SECRET, Faults, faulty_local_files
 from tests.tools.places import Backend, Place, memory_backend
 from tests.tools.videos import moving_pattern
 
@@ -165,10 +165,7 @@ class Lab:
             assert status in (OK, SOME_FAILED), printed
         self._finished[job] = place.files()
         self._check_growth(job, self._starts[job], self._finished[job])
-        self.num_operations[job] = {
-            kind: sum(befalls is None or what in befalls for what, _ in faults.operations)
-            for kind, befalls in KINDS.items()
-        }
+        self.num_operations[job] = faults.num_places()
 
     def _commands(self, job: str, place: Place) -> list[tuple[object, ...]]:
         """What brings a cache from the job's start to its end, or from anywhere between."""

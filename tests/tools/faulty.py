@@ -43,10 +43,10 @@ WRITE_KINDS = {kind for kind, befalls in KINDS.items() if befalls == {"write"}}
 DELAY_S = 0.02
 
 
-def places_of(numbers: Mapping[str, int], every: int = 1) -> Iterator[tuple[str, int]]:
+def places_of(numbers: Mapping[str, int], every: int) -> Iterator[tuple[str, int]]:
     """Yield (kind, place) for one in `every` of the places of each kind, at least one, from any on.
 
-    numbers: kind of fault -> places where it can befall a job.
+    numbers: of places, as `Faults.num_places` gives them.
     """
     for kind, count in numbers.items():
         first = zlib.crc32(kind.encode()) % max(1, min(every, count))
@@ -95,6 +95,13 @@ class Faults:
 
     def repair(self) -> None:
         self.kind, self._is_down = None, False
+
+    def num_places(self) -> dict[str, int]:
+        """Return how many of the operations there were each kind of fault can befall."""
+        return {
+            kind: sum(befalls is None or what in befalls for what, _ in self.operations)
+            for kind, befalls in KINDS.items()
+        }
 
     def strike(self, what: str, path: str) -> str | None:
         """Count an operation; returns the kind of fault that it must show, or raises it."""
