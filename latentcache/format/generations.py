@@ -76,7 +76,7 @@ class Generation:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
     selection: which, in words. kept: names and types of the columns from the corpus that its plans and
-    changed columns have, see `kept_schema`; None of a step that was taken before steps said so.
+    changed columns have, see `kept_schema`.
     """
 
     number: int
@@ -95,7 +95,7 @@ class Generation:
     num_imported: int = 0
     parents: tuple[Parent, ...] = ()
     selection: str = ""
-    kept: str | None = None
+    kept: str
 
     @property
     def folder(self) -> str:
@@ -104,10 +104,7 @@ class Generation:
 
     def to_bytes(self) -> bytes:
         """Return the JSON text, sealed."""
-        values = dataclasses.asdict(self)
-        if self.kept is None:  # as it was written, for the next generation repeats its digest
-            del values["kept"]
-        return checksum.seal_json(values)
+        return checksum.seal_json(dataclasses.asdict(self))
 
     @property
     def sha256(self) -> str:
@@ -174,8 +171,7 @@ def _check(generation: Generation, number: int) -> None:
         raise ValueError("the digest of its tables is no SHA-256")
     if not math.isfinite(generation.created_s):
         raise ValueError("its time is not finite")
-    if generation.kept is not None:
-        kept_schema(generation.kept)
+    kept_schema(generation.kept)
     names = [field.name for field in dataclasses.fields(generation)]
     values = [getattr(generation, name) for name in names if name.startswith("num_")]
     for part in generation.parts:

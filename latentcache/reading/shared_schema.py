@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from latentcache.format.generations import Generation, Kind
+from latentcache.format.generations import Generation
 from latentcache.format.schemas import SAMPLE_SCHEMA
 
-#: Steps that copy or repeat planned rows, of which each bucket has the kept columns of its own rows.
-_BY_BUCKET: frozenset[Kind] = frozenset(("retry", "repair", "compact", "merge", "copy"))
-#: Tables that are tried where those before them are damaged.
-NUM_TRIED = 8
 
-
-def alike(
+def steps_of(
     generations: Sequence[Generation],
     places: Sequence[tuple[str, int]],
     folders: Sequence[str | None],
-) -> list[tuple[Generation, list[tuple[str, int]]]]:
-    """Return for each set of kept columns that a cache can have the generation it is of, the oldest first.
+) -> list[Generation]:
+    """Return the generations that say which kept columns the committed shards have, the oldest first.
 
-    Shards of one generation have the same ones, unless a later generation changed them. places: the
-    committed shards, in order; folders: of each, where its changed columns are, or None. With each comes
-    nothing where the generation says what it keeps; else the first shards that have it.
+    That is of each shard the one that planned it, or a later one that changed its columns. places: the
+    shards, in order; folders: of each, where its changed columns are, or None.
     """
     by_folder = {generation.folder: generation for generation in generations}
-    found: dict[tuple[Any, ...], tuple[Generation, list[tuple[str, int]]]] = {}
+    found: dict[int, Generation] = {}
     for generation in generations:
         for part in generation.parts:
-            own = part.bucket if generation.kind in _BY_BUCKET else ""
             first, last = part.first_shard, part.first_shard + part.num_shards
             start, stop = (bisect.bisect_left(places, (part.bucket, n)) for n in (first, last))
             for folder in dict.fromkeys(folders[start:stop]):
                 of = generation if folder is None else by_folder[folder]
-                if of.kept is not None:
-                    found.setdefault((of.number,), (of, []))
-                    continue
-                _, some = found.setdefault((generation.number, own, folder), (of, []))
-                same = (places[n] for n in range(start, stop) if folders[n] == folder)
-                some.extend(itertools.islice(same, NUM_TRIED - len(some)))
+                found.setdefault(of.number, of)
     return list(found.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -21,7 +20,6 @@ from latentcache.core.lru import Lru
 from latentcache.core.records import ClipId, ShardId
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CacheError, CorruptionError, did_you_mean
-from latentcache.format.generations import Generation
 from latentcache.format.kept_schema import kept_schema, united
 from latentcache.format.manifest import Manifest
 from latentcache.format.per_frame import PER_FRAME, names_in
@@ -34,7 +32,7 @@ from latentcache.reading import shard_set
 from latentcache.reading.picks import Picks
 from latentcache.reading.shard_rows import ShardRows
 from latentcache.reading.shard_set import Bits
-from latentcache.reading.shared_schema import alike, with_kept
+from latentcache.reading.shared_schema import steps_of, with_kept
 from latentcache.reading.time_ids import TIME_IDS
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
@@ -175,25 +173,10 @@ class Snapshot:
 
     @functools.cached_property
     def sample_schema(self) -> pa.Schema:
-        """Columns of the sample tables: those of every cache, and those that clips have kept of the corpus.
-
-        Generations say which. Of those of caches that were made before they did, the first use reads about
-        one table each, and takes the next one where that is damaged.
-        """
+        """Columns of the sample tables: those of every cache, and those kept of the corpus."""
         folders = self._index["columns"].to_pylist()
-        groups = alike(self.manifest.generations, self._all_places(), folders)
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            schemas = list(pool.map(lambda group: self._kept_schema(*group), groups))
-        return united([SAMPLE_SCHEMA, *schemas])
-
-    def _kept_schema(self, generation: Generation, places: Iterable[tuple[str, int]]) -> pa.Schema:
-        """Return the kept columns that a generation says, or else those of a table that can be read."""
-        if generation.kept is not None:
-            return kept_schema(generation.kept)
-        for place in places:
-            with contextlib.suppress(CorruptionError):
-                return self._read_table(*place).schema
-        return pa.schema([])
+        steps = steps_of(self.manifest.generations, self._all_places(), folders)
+        return united([SAMPLE_SCHEMA, *(kept_schema(step.kept) for step in steps)])
 
     @property
     def column_names(self) -> list[str]:

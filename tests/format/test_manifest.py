@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from latentcache.core.records import Bucket, ShardId
 from latentcache.errors import CacheError, CorruptionError
 from latentcache.format import checksum
 from latentcache.format.generations import Generation, Part
-from latentcache.format.kept_schema import kept_text
 from latentcache.format.manifest import (
     Manifest,
     fingerprint,
@@ -172,18 +170,6 @@ def test_a_generation_that_makes_no_sense_is_refused(
     storage.write(generation_path(2), change(step).to_bytes())
     with pytest.raises(CorruptionError, match=message):
         read_manifest(storage)
-
-
-def test_a_generation_that_does_not_say_what_it_keeps_has_the_digest_of_its_file(
-    tmp_path: Path,
-) -> None:
-    """So that a cache goes on whose first steps were taken before steps said so."""
-    storage = Storage(str(tmp_path))
-    write_manifest(storage, grown(manifest(), kept=kept_text([])))
-    first, second = read_manifest(storage).generations
-    assert (first.kept, second.kept) == (None, kept_text([]))
-    assert b'"kept"' not in storage.read(generation_path(1))
-    assert second.parent_sha256 == hashlib.sha256(storage.read(generation_path(1))).hexdigest()
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b"null"])

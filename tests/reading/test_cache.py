@@ -169,11 +169,8 @@ def test_columns_are_those_that_any_step_has_kept(
     monkeypatch.setattr(cache, "_read_table", lambda *at: (looked_at.append(at), read(*at))[1])
     assert cache.column_names == [*SAMPLE_SCHEMA.names, "score", "per_frame"]
     assert cache.batch_columns == [*SAMPLE_SCHEMA.names, "score", "segment", "at", "time_ids"]
-    assert looked_at == [("1x32x48", 0), ("1x32x48", 4)]
-    # A worker to which the cache is sent does not read them again.
-    sent = pickle.loads(pickle.dumps(cache))
-    monkeypatch.setattr(sent, "_read_table", lambda *at: looked_at.append(at))
-    assert (sent.column_names, len(looked_at)) == (cache.column_names, 2)
+    assert not looked_at, "generations say it"
+    assert pickle.loads(pickle.dumps(cache)).column_names == cache.column_names
     old, new = cache["5x32x32-0003"], cache["5x32x32-0016"]
     assert old.keys() == new.keys()
     with_values, without = (new, old) if bare == 1 else (old, new)
@@ -182,7 +179,6 @@ def test_columns_are_those_that_any_step_has_kept(
 
 
 def test_a_damaged_table_is_damage_of_its_own_clips_only(tmp_path: Path) -> None:
-    """Also where generations do not say what they keep, so that a table of each is looked at."""
     buckets = {"1x32x48": 40, "5x32x32": 40}
     storage = write_cache(str(tmp_path), buckets=buckets, first_shards=4).storage
     for shard in (0, 4):  # the first of each generation

@@ -8,12 +8,10 @@ import pyarrow as pa
 import pytest
 
 from latentcache.format.generations import Generation, Part
-from latentcache.reading.shared_schema import NUM_TRIED, alike, with_kept
+from latentcache.reading.shared_schema import steps_of, with_kept
 
 
-def step(
-    number: int, kind: Any, *parts: tuple[str, int, int], kept: str | None = None
-) -> Generation:
+def step(number: int, kind: Any, *parts: tuple[str, int, int]) -> Generation:
     """A step that adds these shards: bucket, the first one, and how many."""
     return Generation(
         number=number,
@@ -26,54 +24,26 @@ def step(
             Part(bucket=name, first_shard=first, num_shards=num, num_clips=num)
             for name, first, num in parts
         ),
-        kept=kept,
+        kept="",
     )
 
 
 PLACES = [("a", 0), ("a", 2), ("b", 0), ("b", 1), ("b", 3)]
 
 
-def test_shards_of_a_generation_and_of_each_change_are_alike() -> None:
-    steps = [
+def test_each_shard_has_the_columns_of_its_own_step_or_of_one_that_changed_it() -> None:
+    first, second, third, last = steps = [
         step(1, "plan", ("a", 0, 3), ("b", 0, 2)),
         step(2, "grow", ("b", 2, 2)),
         step(3, "grow"),
+        step(4, "grow", ("b", 4, 1)),
     ]
-    first, second, third = steps
-    assert alike(steps, PLACES, [None] * 5) == [(first, PLACES[:4]), (second, [("b", 3)])]
+    assert steps_of(steps, PLACES, [None] * 5) == [first, second]
     changed = [None, third.folder, third.folder, None, third.folder]
-    assert alike(steps, PLACES, changed) == [
-        (first, [("a", 0), ("b", 1)]),
-        (third, [("a", 2), ("b", 0)]),
-        (third, [("b", 3)]),
-    ]
-    assert alike(steps, [], []) == []
-
-
-def test_of_a_generation_that_says_what_it_keeps_no_shard_is_looked_at() -> None:
-    steps = [
-        step(1, "plan", ("a", 0, 3), ("b", 0, 2), kept=""),
-        step(2, "grow", ("b", 2, 2)),
-        step(3, "grow", kept=""),
-        step(4, "grow", ("b", 4, 1), kept=""),
-    ]
-    first, second, third, _ = steps
-    assert alike(steps, PLACES, [None] * 5) == [(first, []), (second, [("b", 3)])]
-    changed = [third.folder] * 5
-    assert alike(steps, PLACES, changed) == [(third, [])]
-
-
-def test_a_few_of_many_shards_are_tried() -> None:
-    places = [("a", n) for n in range(100)]
-    ((_, some),) = alike([step(1, "plan", ("a", 0, 100))], places, [None] * 100)
-    assert some == places[:NUM_TRIED]
-
-
-@pytest.mark.parametrize("kind", ["retry", "repair", "compact", "merge", "copy"])
-def test_each_bucket_of_copied_rows_is_looked_at(kind: str) -> None:
-    steps = [step(1, kind, ("a", 0, 3), ("b", 0, 2))]
-    places = [("a", 1), ("a", 2), ("b", 0), ("b", 1)]
-    assert [some for _, some in alike(steps, places, [None] * 4)] == [places[:2], places[2:]]
+    assert steps_of(steps, PLACES, changed) == [first, third]
+    assert steps_of(steps, PLACES, [third.folder] * 5) == [third]
+    assert steps_of(steps, [*PLACES, ("b", 4)], [None] * 6) == [first, second, last]
+    assert steps_of(steps, [], []) == []
 
 
 def test_a_table_has_what_it_lacks_as_nulls_and_the_types_of_all() -> None:

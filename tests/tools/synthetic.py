@@ -14,6 +14,7 @@ from latentcache.core.dtypes import Array, numpy_dtype
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
 from latentcache.format.commit import derive_table
 from latentcache.format.generations import Generation, Part, digest_of
+from latentcache.format.kept_schema import kept_text
 from latentcache.format.manifest import Manifest, fingerprint
 from latentcache.format.paths import (
     CACHE_JSON,
@@ -106,7 +107,9 @@ def make_manifest(
     num_rejected: int = 0,
     chunk_frames: int | None = None,
     first_shards: int | None = None,
+    kept: Sequence[Sequence[pa.Field]] = ((), ()),
 ) -> Manifest:
+    """Describe a cache of one step, or two. kept: the columns that each keeps of the corpus."""
     recipe = {"encoder": {"kind": "synthetic", "dtype": spec.dtype}, "stored": spec.stored}
     manifest = Manifest(
         fingerprint=fingerprint(recipe),
@@ -144,6 +147,7 @@ def make_manifest(
             parts=parts,
             num_sources=0 if steps else num_rejected,
             num_rejected=0 if steps else num_rejected,
+            kept=kept_text([pa.schema(kept[len(steps)])]),
         )
         steps.append(generation)
     return replace(manifest, generations=tuple(steps))
@@ -197,6 +201,12 @@ def write_cache(
     spec = spec or make_spec(dtype, stored, channels, exactness)
     if by_frame:
         spec = replace(spec, stride=(1, 8, 8), frame_rule=FrameRule(), pixel_layout="BCHW")
+    always = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
+    last = [PER_FRAME] if segment else []
+    scores = [
+        [pa.field("score", kind)] if kind else KEEP for kind in map((score or {}).get, (1, 2))
+    ]
+    kept = [[*always, *([] if step == bare else [*scores[step - 1], *last])] for step in (1, 2)]
     manifest = make_manifest(
         spec=spec,
         buckets=buckets,
@@ -206,6 +216,7 @@ def write_cache(
         num_rejected=rejected,
         chunk_frames=chunk_frames,
         first_shards=first_shards,
+        kept=kept,
     )
     write_manifest(storage, manifest)
     layouts = manifest.layouts()
@@ -219,8 +230,7 @@ def write_cache(
             first = shard * shard_clips
             places = range(first, min(first + shard_clips, layout.num_rows))
             rows = [None if (name, i) in bad else make(layout, rng, i) for i in places]
-            step = 1 if first_shards is None or shard < first_shards else 2
-            kind = (score or {}).get(step)
+            is_first = first_shards is None or shard < first_shards
             write_shard(
                 storage,
                 format,
@@ -228,10 +238,9 @@ def write_cache(
                 shard,
                 rows,
                 manifest.fingerprint,
-                actions=actions,
                 per_source=per_source,
-                segment=None if step == bare else segment,
-                keep=[] if step == bare else [pa.field("score", kind)] if kind else KEEP,
+                segment=segment,
+                keep=kept[0 if is_first else 1],
             )
             arrays.update(
                 {_key(name, i): a for i, a in zip(places, rows, strict=True) if a is not None}
@@ -281,7 +290,6 @@ def write_shard(
     rows: Sequence[Array | None],
     recipe: str,
     *,
-    actions: bool = False,
     per_source: int = 1,
     segment: Callable[[int, int], int] | None = None,
     keep: Sequence[pa.Field] = KEEP,
@@ -321,12 +329,10 @@ def write_shard(
         }
         for row, chunk in enumerate(encoded.chunks)
     ]
-    lists = [pa.field("actions", pa.list_(pa.int64()))] if actions else []
     if segment is not None:
-        lists.append(PER_FRAME)
         for n, values in enumerate(table, first):
             values["per_frame"] = _per_frame(segment, n, per_source, bucket.frames)
-    schema = pa.schema([*SAMPLE_SCHEMA, *keep, *lists])
+    schema = pa.schema([*SAMPLE_SCHEMA, *keep])
     samples = pa.Table.from_pylist(table, schema=schema)
     data = encoded.with_table(to_parquet(samples, plan_facts(recipe)))
     storage.write(encoded.path, data)
@@ -335,7 +341,7 @@ def write_shard(
 
 
 def _score(position: int, keep: Sequence[pa.Field]) -> Any:
-    nested = any(pa.types.is_nested(field.type) for field in keep)
+    nested = any(f.name == "score" and pa.types.is_nested(f.type) for f in keep)
     return [float(position)] if nested else float(position)
 
 
@@ -363,6 +369,7 @@ def retire(cache: Synthetic, rows: Sequence[tuple[str, int, int]]) -> Manifest:
         tables_sha256=digest_of({"retired": table}),
         created_s=0.0,
         num_retired=len(rows),
+        kept=kept_text([]),
     )
     cache.storage.write(retired_path(step.folder), table)
     cache.storage.write(generation_path(step.number), step.to_bytes())

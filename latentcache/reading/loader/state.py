@@ -68,9 +68,7 @@ def plain(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise CacheError if a state is of another order than `identity` describes."""
-    wrong = _differences(
-        {"view": None, "clip_weight": None, **state}, identity
-    )  # older states have none
+    wrong = _differences(state, identity)
     if wrong:
         raise CacheError(
             "the loader's state is of another order of batches, so continuing from it would "
