@@ -16,10 +16,13 @@ from tqdm import tqdm
 
 from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
-from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
+from latentcache.exchange.checks import expect_clips
+from latentcache.exchange.files import all_files
 from latentcache.exchange.layouts import get_layout
 from latentcache.exchange.records import Found
+from latentcache.exchange.since_planned import notes_of, refuse_pending, since_planned
+from latentcache.exchange.stamps import stamped, stamps_in
 from latentcache.exchange.take_in import import_shards, in_words, manifest_of, plan_import
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_cache_json
@@ -47,11 +50,13 @@ def import_cache(args: argparse.Namespace) -> int:
     check_places([args.source], args.cache)
     like = _like(args.like, source_options)
     source = Storage(args.source, source_options)
-    if not source.list("") and not source.folders(""):
+    if not (paths := all_files(source)):
         raise ConfigError(
             f"{redact(source.url)}: there is no folder here with files. Check the path."
         )
-    found = get_layout(args.layout).find(source, like.spec)
+    stamps = stamps_in(source, paths)  # before any file is read
+    found = stamped(get_layout(args.layout).find(source, like.spec), stamps)
+    expect_clips(found, source)
     storage = Storage(args.cache, target_options)
     manifest = manifest_of(
         like, found, storage.absolute_url, dtype=args.dtype, shard_format=args.format
@@ -65,8 +70,12 @@ def import_cache(args: argparse.Namespace) -> int:
             planned = planned or planned_before(storage, overrides)
             assert planned is not None
         _check_same(planned, manifest, in_words(args.layout, source))
-        _say_what_came_later(planned, found, source)
-        return _import(planned.held_by(holder), found)
+        missing = planned.missing_shards()
+        since = since_planned(planned, found, missing)
+        refuse_pending(since, source)
+        for note in notes_of(since, source):
+            print(f"note     {note}")
+        return _import(planned.held_by(holder), found, source, missing)
 
 
 def _lease_s(manifest: Manifest, args: argparse.Namespace, overrides: Sequence[str]) -> float:
@@ -86,37 +95,32 @@ def _check_same(planned: PlannedCache, wanted: Manifest, words: str) -> None:
     url, first = redact(planned.storage.url), planned.manifest.generations[0]
     if first.kind != "import":
         raise CacheError(
-            f"{url} is a cache already, and was not made by `latentcache import`. Nothing was "
-            f"changed. Give "
-            "the new cache another folder."
+            f"{url} is a cache already, and was not made by `latentcache import`. Nothing was changed. "
+            "Give the new cache another folder."
         )
-    same = planned.manifest.fingerprint == wanted.fingerprint and first.selection == words
+    if first.selection != words:
+        raise CacheError(
+            f"{url} is an import of {first.selection}, and this one is of {words}. Nothing was changed. "
+            "Run it with the folder of the first time, or give the new cache another folder."
+        )
+    same = planned.manifest.fingerprint == wanted.fingerprint
     if not same or planned.manifest.format != wanted.format:
         raise CacheError(
-            f"{url} is an import of {first.selection}, and this one differs, in --like, --dtype "
-            f"or --format if "
-            "in nothing else. Nothing was changed. Run the same command as the first time, or give the new "
-            "cache another folder."
+            f"{url} is an import of {first.selection}, and this one differs, in --like, --dtype or "
+            "--format. Nothing was changed. Run the same command as the first time, or give the new cache "
+            "another folder."
         )
 
 
-def _say_what_came_later(planned: PlannedCache, found: Found, source: Storage) -> None:
-    num_planned = sum(part.num_clips for part in planned.manifest.generations[0].parts)
-    if (num_later := len(found.records) - num_planned) > 0:
-        print(
-            f"note     {plural(num_later, 'clip')} of {redact(source.url)} came after this import was "
-            "planned, and stay out of it. To have them, import the folder into another cache"
-        )
-
-
-def _import(planned: PlannedCache, found: Found) -> int:
+def _import(
+    planned: PlannedCache, found: Found, source: Storage, missing: Sequence[ShardId]
+) -> int:
     storage, url = planned.storage, redact(planned.storage.url)
     write_metadata(storage, planned.manifest)  # that of a run that was stopped before it
-    missing: Sequence[ShardId] = planned.missing_shards()
     snapshot = RunSnapshot(storage, planned.manifest, planned.config.run.snapshot_interval_s)
     total = planned.num_clips(missing)
     with tqdm(total=total, unit="clip", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
-        for report in import_shards(planned, found, missing):
+        for report in import_shards(planned, found, source, missing):
             snapshot.add(report)
             bar.update(report.num_clips)
     published = snapshot.close()
