@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Since:
     """What is other than planned. changed, gone: paths of files; pending: those with clips to take in yet.
 
     num_later: clips of files that came; num_relabelled: clips of the same files with other captions.
+    same: the clips that are as planned.
     """
 
     changed: frozenset[str]
@@ -50,6 +52,7 @@ class Since:
     pending: frozenset[str]
     num_later: int
     num_relabelled: int
+    same: Found
 
 
 def since_planned(planned: PlannedCache, found: Found, missing: Sequence[ShardId]) -> Since:
@@ -57,13 +60,14 @@ def since_planned(planned: PlannedCache, found: Found, missing: Sequence[ShardId
     records, here = Records(found), {record.path for record in found.records}
     lacking: dict[str, set[ShardId]] = {}
     paths: set[str] = set()
-    num_relabelled = 0
+    num_relabelled, same = 0, []
     for shard, key, identity, caption in _clips(planned):
         paths.add(path_in(identity))
         record = records.get(key, identity)
         if record is None:
             lacking.setdefault(path_in(identity), set()).add(shard)
         else:
+            same.append(record)
             num_relabelled += record.text != caption
     waiting = {shard for shards in lacking.values() for shard in shards} & set(missing)
     # A run that was killed may have committed the last ones by their objects only.
@@ -75,6 +79,7 @@ def since_planned(planned: PlannedCache, found: Found, missing: Sequence[ShardId
         pending=frozenset(path for path, shards in lacking.items() if shards & waiting),
         num_later=sum(record.path not in paths for record in found.records) + found.num_late,
         num_relabelled=num_relabelled,
+        same=dataclasses.replace(found, records=same),
     )
 
 
@@ -118,13 +123,13 @@ def notes_of(since: Since, source: Storage) -> Iterator[str]:
         )
     if since.num_relabelled:
         yield (
-            f"{plural(since.num_relabelled, 'clip')} of {redact(source.url)} had other captions when this "
-            f"import was planned, and keep them. To have those of now, {another}"
+            f"{redact(source.url)}: the captions of {plural(since.num_relabelled, 'clip')} changed since "
+            f"this import was planned. The cache keeps those of then. To have those of now, {another}"
         )
     if since.num_later:
         yield (
             f"{plural(since.num_later, 'clip')} of {redact(source.url)} came after this import was "
-            f"planned, and stay out of it. To have them, {another}"
+            f"planned, too late for it. To have all, {another}"
         )
 
 

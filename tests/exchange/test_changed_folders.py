@@ -216,7 +216,10 @@ def test_captions_that_changed_beside_the_latents_are_told(tmp_path: Path) -> No
     again = command(folder, cache)
     run(*again)
     shutil.copyfile(folder / "one_wan_te.safetensors", folder / "four_wan_te.safetensors")
-    assert f"1 clip of {folder} had other captions when this import was planned" in run(*again)
+    says = (
+        f"{folder}: the captions of 1 clip changed since this import was planned. The cache keeps"
+    )
+    assert says in run(*again)
     assert latentcache.open_cache(again[3])["four#0"]["caption"] == "c"
 
 
@@ -255,3 +258,22 @@ def test_imports_of_two_folders_with_the_same_file_names_are_told_apart(tmp_path
         urls.append(new.storage.url)
     printed = run("merge", *urls, "-o", tmp_path / "merged", status=2)
     assert "3 sources have the same name and other content in several caches" in printed
+
+
+def test_files_of_another_type_since_are_named_and_not_taken_for_other_options(
+    cache: latentcache.Cache, folder: Path
+) -> None:
+    again = command(folder, cache)
+    run(*again)
+    export(cache, folder.with_name("wide"), "musubi", "--dtype", "float32")
+    assert "this one differs" in run(*again, "--format", "parquet", status=2)
+    for num in (1, 9):
+        for path in files(folder.with_name("wide"))[:num]:
+            shutil.copy(path, folder / path.name)
+        printed = run(*again)
+        assert f"{num} files changed since".replace("1 files", "1 file") in printed
+        assert "9 clips ok" in printed
+    files(folder)[0].write_bytes(b"half")
+    printed = run(*again, status=2)
+    assert "What was imported stays." in printed
+    assert "Nothing was imported" not in printed
