@@ -53,7 +53,7 @@ class Found:
     """What a layout holds. stored: as in a spec. normalised: its latents are, and a cache's are not.
 
     origin: how the latents came to be, as far as the layout says it. num_late: further clips, whose files
-    came while the folder was being read.
+    came while the folder was being read. beside: files that say what is where in those of the clips.
     """
 
     layout: str
@@ -62,6 +62,7 @@ class Found:
     records: Sequence[Record]
     origin: Literal["import", "sampler"] = "import"
     num_late: int = 0
+    beside: tuple[str, ...] = ()
 
 
 def identity_of(record: Record, layout: str) -> str:

@@ -25,7 +25,7 @@ class Records:
     """
 
     def __init__(self, found: Found) -> None:
-        self._layout = found.layout
+        self.found = found
         self._by_key = {record.key: record for record in found.records}
         num_in = Counter(record.path for record in found.records)
         alone = [record for record in found.records if num_in[record.path] == 1]
@@ -34,7 +34,7 @@ class Records:
     def get(self, key: str, identity: str) -> Record | None:
         """Return the record of a planned clip; None if its file has changed, or is gone."""
         record = self._by_key.get(key)
-        if record is not None and identity_of(record, self._layout) == identity:
+        if record is not None and identity_of(record, self.found.layout) == identity:
             return record
         return self._by_identity.get(identity)
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from latentcache.corpus.stamps import NUM_THREADS, stamp_from
 from latentcache.errors import CorpusError
-from latentcache.exchange.records import Found
+from latentcache.exchange.records import Found, Record
 from latentcache.storage.folder import Storage, join, redact
 
 
@@ -55,10 +55,20 @@ def _local_stamp(source: Storage, path: str) -> str | None:
 
 def stamped(found: Found, stamps: Mapping[str, str]) -> Found:
     """Return what a layout holds, with the stamps of its files. Clips of files that have none came late."""
+    joined = {path: _joined([stamps.get(p) for p in (path, *found.beside)]) for path in stamps}
     records = [
-        dataclasses.replace(record, stamp=stamps[record.path])
+        dataclasses.replace(record, stamp=stamp)
         for record in found.records
-        if record.path in stamps
+        if (stamp := joined.get(record.path)) is not None
     ]
     num_late = len(found.records) - len(records)
     return dataclasses.replace(found, records=records, num_late=num_late)
+
+
+def has_changed(source: Storage, found: Found, record: Record) -> bool:
+    """Tell whether a clip's file, or one that says what is where in it, has another stamp now."""
+    return _joined([stamp_of(source, p) for p in (record.path, *found.beside)]) != record.stamp
+
+
+def _joined(stamps: Sequence[str | None]) -> str | None:
+    return None if None in stamps else "+".join(map(str, stamps))

@@ -22,7 +22,7 @@ from latentcache.exchange.checks import check_found
 from latentcache.exchange.files import NOTHING
 from latentcache.exchange.records import Found, Record, identity_of
 from latentcache.exchange.since_planned import Records, adopted
-from latentcache.exchange.stamps import stamp_of
+from latentcache.exchange.stamps import has_changed
 from latentcache.format.commit import commit_shard
 from latentcache.format.manifest import CREATED_BY, Manifest, Provenance, fingerprint
 from latentcache.format.schemas import PLAN_SCHEMA
@@ -163,12 +163,11 @@ def import_shards(
 ) -> Iterator[ShardReport]:
     """Commit missing shards of an imported cache, in parallel. Raises CacheError, CorpusError."""
     records = Records(found)
-    normaliser = planned.manifest.spec.normaliser if found.normalised else Normaliser()
     if not missing:
         return
 
     def commit(shard: Shard) -> ShardReport:
-        return adopted(planned, shard) or _commit(planned, records, normaliser, source, shard)
+        return adopted(planned, shard) or _commit(planned, records, source, shard)
 
     threads = min(num_threads(planned.manifest, shard.bucket) for shard in missing)
     with ThreadPoolExecutor(threads) as pool:
@@ -182,11 +181,11 @@ def import_shards(
 def _commit(
     planned: PlannedCache,
     records: Records,
-    normaliser: Normaliser,
     source: Storage,
     shard: Shard,
 ) -> ShardReport:
-    manifest = planned.manifest
+    manifest, found = planned.manifest, records.found
+    normaliser = manifest.spec.normaliser if found.normalised else Normaliser()
     shard_format, layout = get_format(manifest.format), manifest.layouts()[shard.bucket.name]
     wanted = [records.get(clip.key, clip.identity) for clip in shard.clips]
     there = [record for record in wanted if record is not None]
@@ -196,15 +195,15 @@ def _commit(
         array, result = _load(record, normaliser, manifest.spec, layout.shape)
         arrays.append(array)
         results.append(result)
-    _refuse_changed(source, there)
+    _refuse_changed(source, found, there)
     where = (planned.storage, shard_format, layout, shard)
     return commit_shard(*where, arrays, results, manifest.fingerprint)
 
 
-def _refuse_changed(source: Storage, records: Sequence[Record]) -> None:
+def _refuse_changed(source: Storage, found: Found, records: Sequence[Record]) -> None:
     """Raise CorpusError if a file is not the one that was planned, now that its clips are read."""
-    for path, stamp in {record.path: record.stamp for record in records}.items():
-        if stamp_of(source, path) != stamp:
+    for path, record in {record.path: record for record in records}.items():
+        if has_changed(source, found, record):
             url = redact(join(source.url, path))
             raise CorpusError(f"{url} has changed since this import looked at it. {STAYS}")
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import latentcache
 from latentcache.core.records import Shard
+from latentcache.core.spec import IdSpec
 from latentcache.exchange import take_in as module
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import sample_path
 from latentcache.format.planned_sources import read_sources
 from latentcache.planning.planned import PlannedCache
+from latentcache.storage.filesystems import open_filesystem
 from latentcache.storage.folder import Storage
 from tests.tools.exchange import export, make_cache, run, spec_of, take_in
 from tests.tools.fields import add, text_field
+from tests.tools.s3 import S3, s3_fixture, s3_server_fixture  # noqa: F401 fixtures
 
 NAMES = [f"{n}.mp4" for n in range(9)]
 
@@ -277,3 +282,42 @@ def test_files_of_another_type_since_are_named_and_not_taken_for_other_options(
     printed = run(*again, status=2)
     assert "What was imported stays." in printed
     assert "Nothing was imported" not in printed
+
+
+def test_s3_tells_files_by_their_tags(
+    cache: latentcache.Cache, folder: Path, stop: Callable[..., None], s3: S3
+) -> None:
+    """The same bytes, written again, are the same file; others of the same size are not."""
+    fs, root = open_filesystem(f"{s3.url}/in", s3.options)
+    fs.put(str(folder), root, recursive=True)
+    options = [f"corpus.storage_options={json.dumps(s3.options)}", "cache.storage_options={}"]
+    args = (*command(folder, cache), *options)
+    args = (*args[:2], f"{s3.url}/in", *args[3:])
+    stop(*args)
+    *_, eighth, last = (path.name for path in files(folder))
+    fs.pipe(f"{root}/{last}", (folder / last).read_bytes())
+    fs.pipe(f"{root}/{eighth}", (folder / last).read_bytes())
+    printed = run(*args, status=2)
+    assert "1 file changed since this import was planned" in printed
+    assert f": '{eighth}'. Nothing was changed" in printed
+    fs.pipe(f"{root}/{eighth}", (folder / eighth).read_bytes())
+    assert "9 clips ok" in run(*args)
+
+
+def test_ids_whose_segments_are_others_now_are_refused(
+    stop: Callable[..., None], tmp_path: Path
+) -> None:
+    """The file of the ids is the same, and its clips are not, though they have the same names."""
+    spec = spec_of(stored="ids", ids=IdSpec(codebook_size=1 << 32))
+    ids = make_cache(tmp_path, spec, names=NAMES, sizes=((32, 32),), frames=4)
+    folder = tmp_path / "in"
+    export(ids, folder, "memmap")
+
+    def write_segments(lengths: list[int]) -> None:
+        np.repeat(np.arange(8, dtype="<i4"), lengths).tofile(folder / "segment_ids.bin")
+
+    write_segments([4] * 7 + [8])
+    again = command(folder, ids, "memmap")
+    stop(*again)
+    write_segments([8] + [4] * 7)
+    assert "'video.bin'" in run(*again, status=2)
