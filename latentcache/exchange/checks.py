@@ -21,7 +21,7 @@ def expect_clips(found: Found, source: Storage) -> None:
     """Raise ConfigError if there is no clip, or if two have one name."""
     if not found.records:
         raise ConfigError(
-            f"{redact(source.url)}: no clip of the layout {found.layout} is there, which is "
+            f"{redact(source.url)}: no clip of the layout {found.layout} is there; they are "
             f"{LOOKS_FOR[found.layout]}. Nothing was imported. Check the path and the layout."
         )
     paths: dict[str, list[str]] = {}

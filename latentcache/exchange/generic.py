@@ -204,9 +204,9 @@ def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[
         said = LatentSpec.from_json(parse_json(storage.read(SPEC)))
     except FileNotFoundError:
         raise ConfigError(
-            f"{redact(storage.url)}: the layout {layout} is {LOOKS_FOR[layout]}, and {SPEC}; there is no "
-            f"{SPEC}, so what the latents are is unknown. Nothing was imported. Check the path and the "
-            "layout. An export writes that file last: if it was stopped, run the export again."
+            f"{redact(storage.url)}: there is no {SPEC}, so what the latents are is unknown. Nothing was "
+            f"imported. Clips of the layout {layout} are {LOOKS_FOR[layout]}. Check path and layout; "
+            f"an export writes {SPEC} last: if it was stopped, run the export again."
         ) from None
     except OTHER_HEADER as error:
         raise refuse(

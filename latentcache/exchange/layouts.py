@@ -40,18 +40,18 @@ LAYOUTS: Mapping[str, str] = {
     "hf": "Hugging Face's datasets",
 }
 
-#: By which files an import knows each layout, for messages.
+#: Where an import looks for the clips of each layout, for messages: "they are ...".
 LOOKS_FOR: Mapping[str, str] = {
     "musubi": "files such as NAME_00000-081_0480x0832_wan.safetensors, directly in the folder",
     "finetrainers": "files finetrainers-precomputed-data/latent-NUMBER.pt below the folder",
-    "fastvideo": "Parquet files (*.parquet) at any depth, with rows",
+    "fastvideo": "rows of Parquet files (*.parquet) at any depth",
     "simpletuner": "torch files (*.pt) at any depth",
     "cogvideo": "files cache/video_latent/MODEL/BUCKET/NAME.safetensors below the folder",
-    "rcm": "tar files directly in the folder, with files NAME.latent.pt in them",
-    "memmap": "video.bin, segment_ids.bin and metadata.json",
-    "webdataset": "tar files directly in the folder, with files NAME.latents.pth in them",
-    "mds": "index.json and the shards that it lists",
-    "hf": "Parquet files data/*.parquet below the folder, with rows",
+    "rcm": "NAME.latent.pt in tar files directly in the folder",
+    "memmap": "in video.bin, with segment_ids.bin and metadata.json beside it",
+    "webdataset": "NAME.latents.pth in tar files directly in the folder",
+    "mds": "in the shards that index.json lists",
+    "hf": "rows of Parquet files data/*.parquet below the folder",
 }
 
 #: Layouts that take what an option says.

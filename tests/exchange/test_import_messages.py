@@ -18,9 +18,9 @@ from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of
     [
         ("musubi", "NAME_00000-081_0480x0832_wan.safetensors, directly in the folder"),
         ("finetrainers", "finetrainers-precomputed-data/latent-NUMBER.pt"),
-        ("fastvideo", "Parquet files (*.parquet) at any depth"),
+        ("fastvideo", "rows of Parquet files (*.parquet) at any depth"),
         ("simpletuner", "torch files (*.pt) at any depth"),
-        ("rcm", "tar files directly in the folder, with files NAME.latent.pt in them"),
+        ("rcm", "NAME.latent.pt in tar files directly in the folder"),
         ("cogvideo", "cache/video_latent/MODEL/BUCKET/NAME.safetensors"),
     ],
 )
@@ -32,7 +32,7 @@ def test_a_folder_without_a_clip_is_named_with_the_files_that_are_looked_for(
     folder.mkdir()
     (folder / "notes.txt").write_text("x")
     printed = run("import", layout, folder, tmp_path / "n", "--like", cache.storage.url, status=2)
-    assert f"{folder}: no clip of the layout {layout} is there, which is " in printed
+    assert f"{folder}: no clip of the layout {layout} is there; they are " in printed
     assert says in printed
     assert "Check the path and the layout." in printed
 
