@@ -90,7 +90,8 @@ def _nothing_or_something(planned: PlannedCache | None) -> Iterator[None]:
 
 def _look(layout: str, source: Storage, like: Manifest) -> Found:
     """Return what a folder holds, with the stamps of its files. Raises ConfigError, CorpusError."""
-    if not (paths := all_files(source)):
+    paths = all_files(source)
+    if not (paths or source.list("") or source.folders("")):
         raise ConfigError(
             f"{redact(source.url)}: there is no folder here with files. Check the path."
         )

@@ -42,7 +42,7 @@ def cache_fixture(tmp_path_factory: pytest.TempPathFactory) -> latentcache.Cache
 @pytest.fixture(name="folder")
 def folder_fixture(cache: latentcache.Cache, tmp_path: Path) -> Path:
     """An export with a file per clip."""
-    export(cache, tmp_path / "in", "musubi")
+    export_as_a_trainer(cache, tmp_path / "in", "musubi")
     return tmp_path / "in"
 
 
@@ -67,6 +67,13 @@ def stop_fixture(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 run(*command)  # type: ignore[arg-type]
 
     return stop
+
+
+def export_as_a_trainer(cache: latentcache.Cache, folder: Path, *args: str) -> None:
+    """Write a folder of which nothing says what it should hold."""
+    export(cache, folder, *args)
+    for path in folder.glob(".latentcache-export*"):
+        path.unlink()
 
 
 def files(folder: Path) -> list[Path]:
@@ -150,11 +157,11 @@ def test_numbered_files_that_are_written_anew_in_another_order_are_refused(
     cache = make_cache(tmp_path, names=NAMES)
     add(cache, umt5=text_field(length=24))
     folder = tmp_path / "in"
-    export(cache, folder, "finetrainers", "--text", "umt5")
+    export_as_a_trainer(cache, folder, "finetrainers", "--text", "umt5")
     again = command(folder, cache, "finetrainers")
     stop(*again)
     shutil.rmtree(folder)
-    export(cache, folder, "finetrainers", "--text", "umt5", "--seed", seed)
+    export_as_a_trainer(cache, folder, "finetrainers", "--text", "umt5", "--seed", seed)
     assert "6 files changed since this import was planned, before" in run(*again, status=2)
 
 
@@ -217,7 +224,7 @@ def test_captions_that_changed_beside_the_latents_are_told(tmp_path: Path) -> No
     cache = make_cache(tmp_path, captions=("a", "b", "c"))
     add(cache, umt5=text_field(length=24))
     folder = tmp_path / "in"
-    export(cache, folder, "musubi", "--text", "umt5")
+    export_as_a_trainer(cache, folder, "musubi", "--text", "umt5")
     again = command(folder, cache)
     run(*again)
     shutil.copyfile(folder / "one_wan_te.safetensors", folder / "four_wan_te.safetensors")
@@ -241,7 +248,7 @@ def test_a_source_of_several_files_is_known_by_all_of_them(tmp_path: Path) -> No
     """Two caches of one source would be merged as one, were only one of its files other."""
     cache = make_cache(tmp_path, spec_of(stored="mean"), names=("a.mp4",), clips=2)
     folder = tmp_path / "in"
-    export(cache, folder, "musubi")
+    export_as_a_trainer(cache, folder, "musubi")
     first = take_in("musubi", folder, tmp_path / "first", cache)
     shutil.copyfile(files(folder)[1], files(folder)[0])
     second = take_in("musubi", folder, tmp_path / "second", cache)
@@ -258,7 +265,7 @@ def test_imports_of_two_folders_with_the_same_file_names_are_told_apart(tmp_path
     for name, sources in (("a", NAMES[:3]), ("b", NAMES[3:6])):
         cache = make_cache(tmp_path / name, names=sources)
         add(cache, umt5=text_field(length=24))
-        export(cache, tmp_path / name / "in", "finetrainers", "--text", "umt5")
+        export_as_a_trainer(cache, tmp_path / name / "in", "finetrainers", "--text", "umt5")
         new = take_in("finetrainers", tmp_path / name / "in", tmp_path / name / "new", cache)
         urls.append(new.storage.url)
     printed = run("merge", *urls, "-o", tmp_path / "merged", status=2)
@@ -270,7 +277,7 @@ def test_files_of_another_type_since_are_named_and_not_taken_for_other_options(
 ) -> None:
     again = command(folder, cache)
     run(*again)
-    export(cache, folder.with_name("wide"), "musubi", "--dtype", "float32")
+    export_as_a_trainer(cache, folder.with_name("wide"), "musubi", "--dtype", "float32")
     assert "this one differs" in run(*again, "--format", "parquet", status=2)
     for num in (1, 9):
         for path in files(folder.with_name("wide"))[:num]:
@@ -311,7 +318,7 @@ def test_ids_whose_segments_are_others_now_are_refused(
     spec = spec_of(stored="ids", ids=IdSpec(codebook_size=1 << 32))
     ids = make_cache(tmp_path, spec, names=NAMES, sizes=((32, 32),), frames=4)
     folder = tmp_path / "in"
-    export(ids, folder, "memmap")
+    export_as_a_trainer(ids, folder, "memmap")
 
     def write_segments(lengths: list[int]) -> None:
         np.repeat(np.arange(8, dtype="<i4"), lengths).tofile(folder / "segment_ids.bin")

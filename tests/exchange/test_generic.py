@@ -117,6 +117,7 @@ def test_a_clip_s_times_in_its_source_come_back(
 def test_times_that_no_clip_has_are_refused(tmp_path: Path, times: tuple[float, float]) -> None:
     cache = make_cache(tmp_path, names=("a.mp4",))
     export(cache, tmp_path / "out", "hf")
+    (tmp_path / "out" / ".latentcache-export.json").unlink()
     (path,) = (tmp_path / "out").rglob("*.parquet")
     table = pq.read_table(path)
     for name, time in zip(("start_s", "end_s"), times, strict=True):

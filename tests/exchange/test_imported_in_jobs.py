@@ -37,6 +37,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _forget_times(folder: Path) -> None:
+    (folder / ".latentcache-export.json").unlink()
     (path,) = folder.rglob("*.parquet")
     table = pq.read_table(path)
     for name in ("start_s", "end_s"):
