@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import latentcache
+from jobs import import_cache as job
 from latentcache.core.records import Shard
 from latentcache.core.spec import IdSpec
 from latentcache.exchange import take_in as module
@@ -189,8 +190,6 @@ def test_a_file_that_is_replaced_between_the_look_and_the_read_is_refused(
 def test_a_file_that_comes_while_the_folder_is_read_is_left_for_another_import(
     cache: latentcache.Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jobs.import_cache as job
-
     again = command(folder, cache)
     *_, last = files(folder)
     last.rename(folder.with_name("later"))
@@ -328,3 +327,25 @@ def test_ids_whose_segments_are_others_now_are_refused(
     stop(*again)
     write_segments([8] + [4] * 7)
     assert "'video.bin'" in run(*again, status=2)
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_of_two_imports_at_once_one_plans_and_both_go_by_that(
+    changes: bool, cache: latentcache.Cache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = command(folder, cache)
+    plan = job.take_step
+
+    def plan_second(*args: object) -> object:
+        monkeypatch.setattr(job, "take_step", plan)
+        if changes:  # since this one has looked
+            shutil.copyfile(files(folder)[0], files(folder)[1])
+        assert "9 clips ok" in run(*again)
+        return plan(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "take_step", plan_second)
+    printed = run(*again)
+    assert "9 clips ok" in printed
+    assert ("1 file changed since this import was planned" in printed) == changes
+    first, second = (latentcache.open_cache(again[3]).stored(key) for key in ("0#0", "1#0"))
+    assert torch.equal(first, second) == changes
