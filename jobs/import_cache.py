@@ -6,9 +6,11 @@ An import that was stopped goes on with the same command. Exit status: 0; 3 if s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -16,10 +18,13 @@ from tqdm import tqdm
 
 from latentcache.config.files import load_config
 from latentcache.core.records import ShardId
-from latentcache.core.units import plural
-from latentcache.errors import CacheError, ConfigError
+from latentcache.errors import CacheError, ConfigError, CorpusError
+from latentcache.exchange.checks import expect_clips
+from latentcache.exchange.files import all_files
 from latentcache.exchange.layouts import get_layout
 from latentcache.exchange.records import Found
+from latentcache.exchange.since_planned import notes_of, refuse_pending, since_planned
+from latentcache.exchange.stamps import stamped, stamps_in
 from latentcache.exchange.take_in import import_shards, in_words, manifest_of, plan_import
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_cache_json
@@ -46,31 +51,62 @@ def import_cache(args: argparse.Namespace) -> int:
     target_options, source_options = options_of(overrides)
     check_places([args.source], args.cache)
     like = _like(args.like, source_options)
-    source = Storage(args.source, source_options)
-    if not source.list("") and not source.folders(""):
-        raise ConfigError(
-            f"{redact(source.url)}: there is no folder here with files. Check the path."
-        )
-    found = get_layout(args.layout).find(source, like.spec)
-    storage = Storage(args.cache, target_options)
-    manifest = manifest_of(
-        like, found, storage.absolute_url, dtype=args.dtype, shard_format=args.format
-    )
+    source, storage = Storage(args.source, source_options), Storage(args.cache, target_options)
+    words = in_words(args.layout, source)
     planned = planned_before(storage, overrides)
-    with Leaseholder(lease_s=_lease_s(manifest, args, overrides), take=args.take_lease) as holder:
+    if planned is not None:
+        _check_import(planned, words)
+    with _nothing_or_something(planned):
+        found = _look(args.layout, source, like)
+    make = partial(manifest_of, like, dtype=args.dtype, shard_format=args.format)
+    new = planned or _new(make(found, storage.absolute_url), storage, args, overrides)
+    with Leaseholder(lease_s=new.config.run.lease_s, take=args.take_lease) as holder:
         if planned is None:
-            config = copying_config(manifest, args.cache, overrides)
-            new = PlannedCache(config=config, manifest=manifest, storage=storage)
             planned = take_step(new, plan_import(found, source), holder)
             planned = planned or planned_before(storage, overrides)
             assert planned is not None
-        _check_same(planned, manifest, in_words(args.layout, source))
-        _say_what_came_later(planned, found, source)
-        return _import(planned.held_by(holder), found)
+            _check_import(planned, words)
+        missing = planned.missing_shards()
+        since = since_planned(planned, found, missing)
+        refuse_pending(since, source)
+        for note in notes_of(since, source):
+            print(f"note     {note}")
+        if since.same.records:
+            _check_recipe(planned, make(since.same, storage.absolute_url))
+        return _import(planned.held_by(holder), since.same, source, missing)
 
 
-def _lease_s(manifest: Manifest, args: argparse.Namespace, overrides: Sequence[str]) -> float:
-    return copying_config(manifest, args.cache, overrides).run.lease_s
+@contextlib.contextmanager
+def _nothing_or_something(planned: PlannedCache | None) -> Iterator[None]:
+    """Let errors say what is there of an import that goes on, where they say that nothing is."""
+    try:
+        yield
+    except (ConfigError, CorpusError) as error:
+        if planned is None:
+            raise
+        text = str(error).replace("Nothing was imported.", "What was imported stays.")
+        raise type(error)(text) from None
+
+
+def _look(layout: str, source: Storage, like: Manifest) -> Found:
+    """Return what a folder holds, with the stamps of its files. Raises ConfigError, CorpusError."""
+    paths = all_files(source)
+    if not (paths or source.list("") or source.folders("")):
+        raise ConfigError(
+            f"{redact(source.url)}: there is no folder here with files. Check the path."
+        )
+    stamps = stamps_in(source, paths)  # before any file is read
+    found = stamped(get_layout(layout).find(source, like.spec), stamps)
+    expect_clips(found, source)
+    return found
+
+
+def _new(
+    manifest: Manifest, storage: Storage, args: argparse.Namespace, overrides: Sequence[str]
+) -> PlannedCache:
+    """Return a cache that is yet to be made."""
+    config = copying_config(manifest, args.cache, overrides)
+    return PlannedCache(config=config, manifest=manifest, storage=storage)
 
 
 def _like(name: str, options: Mapping[str, Any]) -> Manifest:
@@ -81,42 +117,41 @@ def _like(name: str, options: Mapping[str, Any]) -> Manifest:
     return make_manifest(config, *resolve_encoder(config))
 
 
-def _check_same(planned: PlannedCache, wanted: Manifest, words: str) -> None:
-    """Raise CacheError unless the cache that is there is of the same import."""
+def _check_import(planned: PlannedCache, words: str) -> None:
+    """Raise CacheError unless the cache that is there is an import of the same folder."""
     url, first = redact(planned.storage.url), planned.manifest.generations[0]
     if first.kind != "import":
         raise CacheError(
-            f"{url} is a cache already, and was not made by `latentcache import`. Nothing was "
-            f"changed. Give "
-            "the new cache another folder."
+            f"{url} is a cache already, and was not made by `latentcache import`. Nothing was changed. "
+            "Give the new cache another folder."
         )
-    same = planned.manifest.fingerprint == wanted.fingerprint and first.selection == words
-    if not same or planned.manifest.format != wanted.format:
+    if first.selection != words:
         raise CacheError(
-            f"{url} is an import of {first.selection}, and this one differs, in --like, --dtype "
-            f"or --format if "
-            "in nothing else. Nothing was changed. Run the same command as the first time, or give the new "
-            "cache another folder."
+            f"{url} is an import of {first.selection}, and this one is of {words}. Nothing was changed. "
+            "Run it with the folder of the first time, or give the new cache another folder."
         )
 
 
-def _say_what_came_later(planned: PlannedCache, found: Found, source: Storage) -> None:
-    num_planned = sum(part.num_clips for part in planned.manifest.generations[0].parts)
-    if (num_later := len(found.records) - num_planned) > 0:
-        print(
-            f"note     {plural(num_later, 'clip')} of {redact(source.url)} came after this import was "
-            "planned, and stay out of it. To have them, import the folder into another cache"
+def _check_recipe(planned: PlannedCache, wanted: Manifest) -> None:
+    """Raise CacheError unless the cache that is there was made with the same options."""
+    manifest = planned.manifest
+    if manifest.fingerprint != wanted.fingerprint or manifest.format != wanted.format:
+        raise CacheError(
+            f"{redact(planned.storage.url)} is an import of {manifest.generations[0].selection}, and this "
+            "one differs, in --like, --dtype or --format. Nothing was changed. Run the same command as the "
+            "first time, or give the new cache another folder."
         )
 
 
-def _import(planned: PlannedCache, found: Found) -> int:
+def _import(
+    planned: PlannedCache, found: Found, source: Storage, missing: Sequence[ShardId]
+) -> int:
     storage, url = planned.storage, redact(planned.storage.url)
     write_metadata(storage, planned.manifest)  # that of a run that was stopped before it
-    missing: Sequence[ShardId] = planned.missing_shards()
     snapshot = RunSnapshot(storage, planned.manifest, planned.config.run.snapshot_interval_s)
     total = planned.num_clips(missing)
     with tqdm(total=total, unit="clip", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
-        for report in import_shards(planned, found, missing):
+        for report in import_shards(planned, found, source, missing):
             snapshot.add(report)
             bar.update(report.num_clips)
     published = snapshot.close()

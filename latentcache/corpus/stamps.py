@@ -49,8 +49,7 @@ def stamp_groups(
             return None
         except (FileNotFoundError, LatentCacheError):
             return None
-        changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
-        return None if changed is None else f"{facts.get('size')}:{changed}"
+        return stamp_from(facts)
 
     def stamp_all(some: Sequence[str]) -> list[str | None]:
         return list(map(stamp, some))
@@ -64,6 +63,12 @@ def stamp_groups(
             found = itertools.chain.from_iterable(pool.map(stamp_all, together))
             stamps = dict(zip(distinct, found, strict=True))
             yield [stamps[file] for file in files]
+
+
+def stamp_from(facts: Mapping[str, Any]) -> str | None:
+    """Return the stamp of a file of which a file system says so much; None if it says too little."""
+    changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
+    return None if changed is None else f"{facts.get('size')}:{changed}"
 
 
 #: What file systems say of a file's content, the strongest first: stores' tags, then times.

@@ -69,20 +69,59 @@ def is_hidden(path: str) -> bool:
     return any(part.startswith(".") for part in path.split("/"))
 
 
-def _cannot_list(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise CorpusError(f"cannot list {error.filename}: {error.strerror}. Nothing was imported.")
+def all_files(storage: Storage) -> list[str]:
+    """Return the sorted paths of all files that count, see `files_in`; none if there is no folder."""
+    if storage.is_local and not storage.local_path().is_dir():
+        return []
+    try:
+        return files_in(storage, "", "")
+    except FileNotFoundError:
+        return []
 
 
 def _linked(storage: Storage, folder: str, *, deep: bool) -> Iterator[str]:
+    """Yield the files of a local folder. A link to a folder above it is a loop, and is not followed."""
     root = storage.local_path()
-    for above, _, names in os.walk(root / folder, onerror=_cannot_list):
-        for name in names:
-            path = Path(above, name)
-            if path.is_file() or (path.is_symlink() and not path.exists()):
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(root / folder, frozenset())]
+    while waiting:
+        here, above = waiting.pop()
+        place, entries = _entries(here)
+        if place in above:
+            continue
+        for path, is_folder in entries:
+            if not is_folder:
                 yield path.relative_to(root).as_posix()
-        if not deep:
-            return
+            elif deep and not is_hidden(path.name):
+                waiting.append((path, above | {place}))
+
+
+def _entries(folder: Path) -> tuple[tuple[int, int], list[tuple[Path, bool]]]:
+    """Return which folder one is; and what is in it that counts, with whether that is a folder.
+
+    Nothing if it is not there. Raises CorpusError.
+    """
+    try:
+        facts = folder.stat()
+        with os.scandir(folder) as entries:
+            found = [(Path(entry.path), _is_folder(entry)) for entry in entries]
+    except FileNotFoundError:
+        return (0, 0), []
+    except OSError as error:
+        raise CorpusError(
+            f"cannot list {folder}: {error.strerror}. Nothing was imported."
+        ) from None
+    counts = [(path, is_folder) for path, is_folder in found if is_folder is not None]
+    return (facts.st_dev, facts.st_ino), counts
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool | None:
+    """Tell whether an entry, or what it leads to, is a folder; None if it is no file, either."""
+    if not entry.is_symlink():
+        return True if entry.is_dir() else False if entry.is_file() else None
+    path = Path(entry.path)
+    if path.is_dir():
+        return True
+    return False if path.is_file() or not path.exists() else None
 
 
 def torch_bytes(value: Any) -> bytes:

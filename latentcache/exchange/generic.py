@@ -20,10 +20,11 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.clips import NAMED, ClipRow, clip_rows, refuse_stale
 from latentcache.exchange.export import File, Options
 from latentcache.exchange.files import refuse, tensor_of
+from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.tar import in_groups
 from latentcache.reading.cache import Cache
-from latentcache.storage.folder import Storage
+from latentcache.storage.folder import Storage, redact
 
 #: What the latents are: a LatentSpec in JSON, beside the data.
 SPEC = "latent_spec.json"
@@ -168,12 +169,18 @@ def record_of(
             load=partial(_load, storage, path, load, place, dtype, shape, num_bytes),
             caption=None if facts.get("caption") is None else str(facts["caption"]),
             start=int(facts.get("start") or 0),
-            fps=None if facts.get("fps") is None else float(facts["fps"]),
+            fps=_number(facts, "fps"),
+            start_s=_number(facts, "start_s"),
+            end_s=_number(facts, "end_s"),
         )
     except OTHER_HEADER as error:
         raise refuse(
             storage, path, f"has a clip of which it does not say all: {fault_of(error)}"
         ) from None
+
+
+def _number(facts: Mapping[str, Any], name: str) -> float | None:
+    return None if facts.get(name) is None else float(facts[name])
 
 
 def _load(
@@ -197,7 +204,9 @@ def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[
         said = LatentSpec.from_json(parse_json(storage.read(SPEC)))
     except FileNotFoundError:
         raise ConfigError(
-            f"{layout}: there is no {SPEC}, so what the latents are is unknown. Nothing was imported."
+            f"{redact(storage.url)}: there is no {SPEC}, so what the latents are is unknown. Nothing was "
+            f"imported. Clips of the layout {layout} are {LOOKS_FOR[layout]}. Check path and layout; "
+            f"an export writes {SPEC} last: if it was stopped, run the export again."
         ) from None
     except OTHER_HEADER as error:
         raise refuse(

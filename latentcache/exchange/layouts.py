@@ -40,6 +40,19 @@ LAYOUTS: Mapping[str, str] = {
     "hf": "Hugging Face's datasets",
 }
 
+#: Where an import looks for the clips of each layout, for messages: "they are ...".
+LOOKS_FOR: Mapping[str, str] = {
+    "musubi": "files such as NAME_00000-081_0480x0832_wan.safetensors, directly in the folder",
+    "finetrainers": "files finetrainers-precomputed-data/latent-NUMBER.pt below the folder",
+    "fastvideo": "rows of Parquet files (*.parquet) at any depth",
+    "simpletuner": "torch files (*.pt) at any depth",
+    "cogvideo": "files cache/video_latent/MODEL/BUCKET/NAME.safetensors below the folder",
+    "rcm": "NAME.latent.pt in tar files directly in the folder",
+    "memmap": "in video.bin, with segment_ids.bin and metadata.json beside it",
+    "webdataset": "NAME.latents.pth in tar files directly in the folder",
+    "mds": "in the shards that index.json lists",
+    "hf": "rows of Parquet files data/*.parquet below the folder",
+}
 
 #: Layouts that take what an option says.
 _TAKEN_BY = {

@@ -140,7 +140,9 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
                 load=partial(_load, storage, spec, place, shape, dtype),
             )
         )
-    return Found(layout="memmap", stored="ids", normalised=False, records=records)
+    return Found(
+        layout="memmap", stored="ids", normalised=False, records=records, beside=(SEGMENTS, FACTS)
+    )
 
 
 def _read_facts(storage: Storage) -> tuple[int, int, np.dtype[Any]]:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A clip of a layout. path: of its file; shape, dtype: of what `load` returns, as a cache stores it."""
+    """A clip of a layout. path: of its file; shape, dtype: of what `load` returns, as a cache stores it.
+
+    start_s, end_s: its times in its source, if the layout says them. stamp: of its file, see `stamps`.
+    """
 
     key: str
     source: str
@@ -31,6 +34,14 @@ class Record:
     caption: str | None = None
     start: int = 0
     fps: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    stamp: str = ""
+
+    @property
+    def text(self) -> str | None:
+        """The caption as a table holds it: half a character, as JSON can have it, is no text."""
+        return self.caption and self.caption.encode(errors="replace").decode()
 
     def with_caption(self, caption: str | None) -> Record:
         """Return it with a text."""
@@ -41,7 +52,8 @@ class Record:
 class Found:
     """What a layout holds. stored: as in a spec. normalised: its latents are, and a cache's are not.
 
-    origin: how the latents came to be, as far as the layout says it.
+    origin: how the latents came to be, as far as the layout says it. num_late: further clips, whose files
+    came while the folder was being read. beside: files that say what is where in those of the clips.
     """
 
     layout: str
@@ -49,6 +61,18 @@ class Found:
     normalised: bool
     records: Sequence[Record]
     origin: Literal["import", "sampler"] = "import"
+    num_late: int = 0
+    beside: tuple[str, ...] = ()
+
+
+def identity_of(record: Record, layout: str) -> str:
+    """Return what a plan says of a clip's file: a file that changes is another one."""
+    return f"import:{layout}:{record.stamp}:{record.path}"
+
+
+def path_in(identity: str) -> str:
+    """Return the path of a file of which `identity_of` says something."""
+    return identity.split(":", 3)[-1]
 
 
 def told_apart(records: Sequence[Record], *longer: Callable[[Record], str]) -> Sequence[Record]:

@@ -257,16 +257,17 @@ class Storage:
 
     def exists(self, path: str) -> bool:
         """Tell whether an object is there; a refused request is an error, not a no."""
-        return self._info(path) is not None
+        return self.facts(path) is not None
 
     def size(self, path: str) -> int:
         """Return the bytes of an object. Raises FileNotFoundError."""
-        info = self._info(path)
+        info = self.facts(path)
         if info is None:
             raise FileNotFoundError(errno.ENOENT, "No such object", redact(join(self.url, path)))
         return int(info["size"] or 0)
 
-    def _info(self, path: str) -> Mapping[str, Any] | None:
+    def facts(self, path: str) -> Mapping[str, Any] | None:
+        """Return what the file system says of an object, such as `size`; None if it is not there."""
         fs = self._open()[0]
         try:
             return cast("Mapping[str, Any]", self._do("look up", path, fs.info, self._full(path)))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import latentcache
 from jobs.parsers import LAYOUTS as NAMES
+from latentcache.core.records import ClipResult
 from latentcache.core.spec import IdSpec
 from latentcache.errors import CorpusError
 from latentcache.exchange.generic import record_of
 from latentcache.exchange.layouts import LAYOUTS
 from latentcache.format.manifest import read_manifest
 from latentcache.storage.folder import Storage
+from tests.tools import planned
 from tests.tools.caches import make_config, run_inline
 from tests.tools.exchange import export, make_cache, run, spec_of, take_in
 from tests.tools.forms import Sample, hf_samples, mds_samples, tensor, webdataset_samples
@@ -85,6 +90,41 @@ def test_what_is_stored_comes_out_and_back(
         assert again[key]["caption"] == wan[key]["caption"]
     first = read_manifest(again.storage).generations[0]
     assert (first.kind, first.selection) == ("import", f"{layout} of {out}")
+
+
+@pytest.mark.parametrize("layout", READERS)
+def test_a_clip_s_times_in_its_source_come_back(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.count()
+
+    def result(start_s: float) -> ClipResult:
+        return ClipResult(start_s=start_s + next(times), end_s=start_s + next(times) + 0.2)
+
+    monkeypatch.setattr(planned, "ClipResult", result)
+    cache = make_cache(tmp_path, clips=2)
+    assert cache[0]["end_s"] > cache[0]["start_s"]
+    export(cache, tmp_path / "out", layout)
+    again = take_in(layout, tmp_path / "out", tmp_path / "again", cache)
+    export(again, tmp_path / "out2", layout)
+    third = take_in(layout, tmp_path / "out2", tmp_path / "third", cache)
+    for row in cache.table().to_pylist():
+        for clip in (again[row["key"]], third[row["key"]]):
+            assert (clip["start_s"], clip["end_s"]) == (row["start_s"], row["end_s"])
+
+
+@pytest.mark.parametrize("times", [(float("nan"), 1.0), (2.0, 1.0), (0.0, float("inf"))])
+def test_times_that_no_clip_has_are_refused(tmp_path: Path, times: tuple[float, float]) -> None:
+    cache = make_cache(tmp_path, names=("a.mp4",))
+    export(cache, tmp_path / "out", "hf")
+    (tmp_path / "out" / ".latentcache-export.json").unlink()
+    (path,) = (tmp_path / "out").rglob("*.parquet")
+    table = pq.read_table(path)
+    for name, time in zip(("start_s", "end_s"), times, strict=True):
+        table = table.set_column(table.column_names.index(name), name, pa.array([time]))
+    pq.write_table(table, path)
+    args = ("import", "hf", tmp_path / "out", tmp_path / "new", "--like", cache.storage.url)
+    assert "which no clip is" in run(*args, status=2)
 
 
 @pytest.mark.slow

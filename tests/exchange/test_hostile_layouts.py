@@ -293,10 +293,10 @@ def test_ids_are_never_rounded_nor_beyond_the_codebook(
     assert "has ids beyond the 16" in run(*args, status=2)
 
 
-def test_a_file_that_is_damaged_under_a_sound_header_can_be_written_again(
+def test_a_file_that_is_damaged_under_a_sound_header_is_named_with_what_to_do(
     wan: latentcache.Cache, exported: Callable[[str, Path], Path], tmp_path: Path
 ) -> None:
-    """Removing it, as other messages say, would leave the import without an end."""
+    """Its clips are planned, so that neither another file in its place nor none would do."""
     folder = exported("fastvideo", tmp_path / "in")
     (path,) = folder.glob("*.parquet")
     whole = path.read_bytes()
@@ -307,9 +307,10 @@ def test_a_file_that_is_damaged_under_a_sound_header_can_be_written_again(
     args = ("import", "fastvideo", folder, tmp_path / "new", "--like", wan.storage.url)
     printed = run(*args, status=2)
     assert "is no whole Parquet file" in printed
-    assert "What was imported stays. Have the trainer write the file again" in printed
+    assert "What was imported stays. Once the file is whole, or removed" in printed
     path.write_bytes(whole)
-    run(*args)
+    assert "1 file changed since this import was planned" in run(*args, status=2)
+    run("import", "fastvideo", folder, tmp_path / "another", "--like", wan.storage.url)
 
 
 def test_clips_that_came_later_are_counted(

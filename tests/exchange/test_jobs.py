@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -24,14 +25,20 @@ def spoil(path: Path, name: str) -> None:
     path.write_bytes(data)
 
 
+def keep_times(path: Path, facts: os.stat_result) -> None:
+    """Give a file the time of change that it had."""
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
 @pytest.mark.slow
 def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, clips=2)
     out, target = tmp_path / "out", tmp_path / "again"
     export(cache, out, "webdataset")
     path = out / "shard-000000.tar"
-    whole = path.read_bytes()
+    whole, facts = path.read_bytes(), path.stat()
     spoil(path, "000000005.latents.pth")
+    keep_times(path, facts)
     command = ("import", "webdataset", out, target, "--like", cache.storage.url)
     assert f"{path} has a file 000000005.latents.pth that is no tensor" in run(*command, status=2)
     assert "latentcache import" in run("resume", target, status=2)
@@ -40,6 +47,7 @@ def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path:
     assert go_on in printed
     assert "latentcache resume" not in printed
     path.write_bytes(whole)
+    keep_times(path, facts)
     run(*command)
     again = latentcache.open_cache(str(target))
     assert sorted(again.keys()) == sorted(cache.keys())
