@@ -77,6 +77,7 @@ _CHANGED = (
     "etag",
     "md5Hash",
     "content_md5",
+    "blob_id",  # of the Hugging Face Hub
     "mtime_ns",
     "LastModified",
     "mtime",

@@ -52,6 +52,7 @@ def test_stamps_are_in_the_order_of_the_urls_and_none_where_nothing_is(
         ({"size": 3, "ETag": '"a"', "LastModified": "noon"}, '3:"a"'),
         ({"size": 3, "ETag": None, "LastModified": "noon"}, "3:noon"),
         ({"size": 3, "mtime": 0.0}, "3:0.0"),
+        ({"size": 3, "blob_id": "a", "lfs": None, "last_commit": None}, "3:a"),
         ({"size": 3}, None),
     ],
 )
