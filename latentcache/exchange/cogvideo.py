@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 
-from latentcache.core.dtypes import torch_dtype
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
@@ -88,7 +87,7 @@ def _latents(latents: Latents, row: ClipRow) -> bytes:
 
 
 def _prompt(texts: Texts, row: ClipRow, dtype: str) -> bytes:
-    states: torch.Tensor = texts.stored(row).to(torch_dtype(dtype))
+    states: torch.Tensor = texts.stored(row, dtype)
     return safetensors_bytes({PROMPT: states}, {})
 
 

@@ -16,6 +16,7 @@ from latentcache.exchange.clips import (
     ClipRow,
     Texts,
     clip_rows,
+    converted,
     expect_class,
     expect_stored,
 )
@@ -67,12 +68,11 @@ class Moments:
 
     def __init__(self, cache: Cache, dtype: str | None) -> None:
         self.spec = cache.spec
-        self._cache, self._dtype = cache, getattr(torch, dtype) if dtype else None
+        self._cache, self._dtype = cache, dtype or cache.spec.dtype
 
     def __call__(self, row: ClipRow) -> torch.Tensor:
         """Return a clip's moments."""
-        moments = self._cache.stored(row.number)
-        return moments if self._dtype is None else moments.to(self._dtype)
+        return converted(self._cache.stored(row.number), self._dtype, row.key)
 
 
 def latent_dict(moments: torch.Tensor, spec: LatentSpec) -> dict[str, torch.Tensor]:

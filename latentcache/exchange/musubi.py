@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from latentcache.core.dtypes import torch_dtype
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
@@ -155,7 +154,7 @@ def _text_files(
 
 
 def _text_file(texts: Texts, row: ClipRow, of: Architecture, dtype: str) -> bytes:
-    states = texts.unpadded(row).to(torch_dtype(dtype))
+    states = texts.unpadded(row, dtype)
     metadata = {
         "architecture": of.name,
         "caption1": row.caption or "",

@@ -51,7 +51,7 @@ def export(cache: Cache, options: Options) -> Export:
         File(f"shard_{number:06d}.tar", partial(_file, latents, texts, group))
         for number, group in enumerate(groups)
     ]
-    t = latents(rows[0]).shape[1]
+    t = cache.buckets[bucket.name].shape[1]
     return Export(files=files, stanza=partial(_stanza, t), file_bytes=row_bytes * len(groups[0]))
 
 
@@ -63,9 +63,8 @@ def _members(
     latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]
 ) -> Iterator[tuple[str, bytes]]:
     for number, row in rows:
-        states = texts.padded(row, TOKENS).to(torch.bfloat16)
         yield f"{number:09d}{LATENT}", torch_bytes(latents(row))
-        yield f"{number:09d}{EMBED}", torch_bytes(states)
+        yield f"{number:09d}{EMBED}", torch_bytes(texts.padded(row, TOKENS, DTYPE))
         yield f"{number:09d}{PROMPT}", (row.caption or "").encode()
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from latentcache.core.posterior import normalise
 from latentcache.core.spec import LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
+    beyond,
     clip_rows,
     expect_class,
     expect_stored,
@@ -82,6 +84,7 @@ class Normalised:
     """Normalised means of clips, in SimpleTuner's arithmetic: all of it in the VAE's data type."""
 
     def __init__(self, cache: Cache, dtype: str) -> None:
+        self._dtype = dtype
         self._latents = Latents(cache, posterior="mode", normalise=False, dtype=dtype)
         self._normaliser = cache.spec.normaliser
 
@@ -89,7 +92,10 @@ class Normalised:
         """Return a clip's latents [C, t, h, w]."""
         latents = self._latents(row)
         mean, inverse = rounded(self._normaliser, latents.dtype)
-        return (latents - mean) * inverse
+        found = (latents - mean) * inverse
+        if not torch.isfinite(found).all():
+            raise beyond(normalise(latents.float(), self._normaliser), self._dtype, row.key)
+        return found
 
 
 def rounded(normaliser: Normaliser, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
