@@ -66,7 +66,7 @@ def export(cache: Cache, options: Options) -> Export:
     card = _card(cache, clips).encode()
     return Export(
         files=files,
-        last=[*clips.about(), File(CARD, lambda: card)],
+        last=[*clips.about(), File(CARD, lambda: card, is_free=True)],
         stanza=_stanza,
         file_bytes=clips.file_bytes,
     )

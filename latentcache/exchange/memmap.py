@@ -50,11 +50,11 @@ def export(cache: Cache, options: Options) -> Export:
         )
     ((side, _),) = grids
     facts = _facts(spec, rows, cache, int(side))
-    files = [
-        File(IDS, partial(_ids, cache, rows)),
+    files = [File(IDS, partial(_ids, cache, rows))]
+    last = [
         File(SEGMENTS, partial(_segments, cache, rows)),
+        File(FACTS, lambda: json.dumps(facts, indent=1).encode()),
     ]
-    last = [File(FACTS, lambda: json.dumps(facts, indent=1).encode())]
     return Export(files=files, last=last, stanza=partial(_stanza, facts), file_bytes=1 << 30)
 
 
