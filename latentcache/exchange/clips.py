@@ -20,6 +20,7 @@ from latentcache.config.fields import stored_field
 from latentcache.config.files import load_stored_config
 from latentcache.core.dtypes import torch_dtype
 from latentcache.core.records import Bucket, ShardId
+from latentcache.corpus.containers import is_media
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import read_changes
 from latentcache.planning.fields.planned import PlannedField
@@ -28,6 +29,8 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
 from latentcache.storage.urls import redact, without_query
 
+#: What stands for the unknown suffix of a source's file whose stem itself ends as a file's name does.
+_SUFFIX = ".mp4"
 #: Names that an error gives.
 NAMED = 5
 _COLUMNS = (
@@ -57,13 +60,26 @@ class ClipRow:
 
     @property
     def stem(self) -> str:
-        """The name of the source's file without folders and suffix."""
-        return self.path.stem
+        """The name of the source's file without folders and suffix: see `stem_of`."""
+        return stem_of(self.path.name)
 
     @property
     def path(self) -> PurePosixPath:
         """The source's name as a path."""
         return PurePosixPath(without_query(self.source))
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without the suffix of a video or an image.
+
+    Not without any other, which is none: a source that was imported, or is a key, may be called `scene.1`.
+    """
+    return PurePosixPath(name).stem if is_media(name) else name
+
+
+def source_of(stem: str) -> str:
+    """Return the name of a source of which only the stem is known: `stem_of` gives it again."""
+    return f"{stem}{_SUFFIX}" if is_media(stem) else stem
 
 
 def clip_rows(cache: Cache, bucket: str | None = None) -> list[ClipRow]:

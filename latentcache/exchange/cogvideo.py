@@ -19,6 +19,7 @@ from latentcache.exchange.clips import (
     named,
     one_bucket,
     refuse_twice,
+    source_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
@@ -116,7 +117,7 @@ def _record(storage: Storage, spec: LatentSpec, path: str) -> Record:
     stem = path.rsplit("/", 1)[-1].removesuffix(".safetensors")
     return Record(
         key=f"{stem}#0",
-        source=stem,
+        source=source_of(stem),
         path=path,
         bucket=bucket_from(storage, path, spec, entry.shape),
         shape=entry.shape,

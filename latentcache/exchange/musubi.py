@@ -20,6 +20,8 @@ from latentcache.exchange.clips import (
     expect_stored,
     named,
     refuse_twice,
+    source_of,
+    stem_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
@@ -252,7 +254,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
             records.append(
                 Record(
                     key=f"{stem}#{start}",
-                    source=stem,
+                    source=source_of(stem),
                     path=name,
                     bucket=bucket,
                     start=start,
@@ -266,14 +268,14 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         stored="mean" if of.posterior == "mean" else "sample",
         normalised=of.normalised,
         records=[
-            record.with_caption(captions.get(record.source))
+            record.with_caption(captions.get(stem_of(record.source)))
             for record in told_apart(records, _key_with_frames)
         ],
     )
 
 
 def _key_with_frames(record: Record) -> str:
-    return f"{record.source}#{record.start}-{record.bucket.frames}"
+    return f"{stem_of(record.source)}#{record.start}-{record.bucket.frames}"
 
 
 def _latent_entry(storage: Storage, name: str) -> tuple[Entry, str]:

@@ -25,6 +25,7 @@ from latentcache.exchange.clips import (
     expect_stored,
     named,
     refuse_twice,
+    stem_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
@@ -36,6 +37,7 @@ from latentcache.exchange.files import (
     torch_bytes,
 )
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.format.checksum import is_sha256
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
@@ -53,7 +55,8 @@ def export(cache: Cache, options: Options) -> Export:
             "it. Nothing was written. Leave --text out."
         )
     rows = clip_rows(cache, options.bucket)
-    paths = [clip_path(row) for row in rows]
+    is_imported = "import" in cache.manifest.recipe
+    paths = [clip_path(row, is_imported=is_imported) for row in rows]
     refuse_twice(
         rows, paths, "SimpleTuner takes one clip of a source, and one source of a stem and folder."
     )
@@ -68,7 +71,7 @@ def export(cache: Cache, options: Options) -> Export:
     return Export(files=files, stanza=partial(_stanza, sizes), notes=notes)
 
 
-def clip_path(row: ClipRow) -> str:
+def clip_path(row: ClipRow, *, is_imported: bool = False) -> str:
     """Return a clip's file: in its source's folder. Raises ConfigError for one outside the tree."""
     path = row.path
     if path.is_absolute() or is_url(row.source) or ".." in path.parts:
@@ -77,7 +80,10 @@ def clip_path(row: ClipRow) -> str:
             "source's place below instance_data_dir. Nothing was written. Make the cache from that folder: "
             "corpus.source"
         )
-    return str(path.with_name(f"{hashlib.sha256(path.stem.encode()).hexdigest()}.pt"))
+    stem = stem_of(path.name)
+    known = is_imported and is_sha256(stem)  # by an import of such files, which name no source
+    digest = stem if known else hashlib.sha256(stem.encode()).hexdigest()
+    return str(path.with_name(f"{digest}.pt"))
 
 
 class Normalised:

@@ -109,8 +109,9 @@ def exported(source: Storage) -> WholeExport | None:
         whole = WholeExport(source, read_list(source), command)
     except (FileNotFoundError, ValueError):
         raise CorpusError(
-            f"{url} is an export that was stopped, or that is still being written: it does not say that "
-            f"it is whole. Nothing was imported. Finish it with the same command: {command}. {_AS_IT_IS}"
+            f"{url} is an export that was stopped, or that is still being written: no list of its files "
+            "says that it is whole. Nothing was imported. Finish it with the same command: "
+            f"{command}. {_AS_IT_IS}"
         ) from None
     whole.check_sizes()
     return whole

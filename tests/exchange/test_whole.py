@@ -235,7 +235,7 @@ def test_a_damaged_list_is_written_again(data: bytes, tmp_path: Path) -> None:
     whole = read_files(out)
     (out / LIST).write_bytes(data)
     args = ("import", "musubi", out, tmp_path / "new", "--like", cache.storage.url)
-    assert "does not say that it is whole" in run(*args, status=2)
+    assert "no list of its files says that it is whole" in run(*args, status=2)
     export(cache, out, "musubi")
     assert read_files(out) == whole
 
