@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from functools import partial
 
 import torch
@@ -95,7 +96,8 @@ def _prompt(texts: Texts, row: ClipRow, dtype: str) -> bytes:
 def _stanza(model: str, resolution: str, url: str) -> str:
     return (
         "# CogVideo finetune, arguments\n"
-        f"--data_root {url} --model_name {model} --train_resolution {resolution} \\\n"
+        f"--data_root {shlex.quote(url)} --model_name {shlex.quote(model)} \\\n"
+        f"--train_resolution {resolution} \\\n"
         "--video_column videos.txt --caption_column prompts.txt"
     )
 

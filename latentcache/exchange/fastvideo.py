@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -141,7 +142,7 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
 
 
 def _stanza(t: int, url: str) -> str:
-    return f"# FastVideo, arguments\n--data-path {url} --num-latent-t {t}"
+    return f"# FastVideo, arguments\n--data-path {shlex.quote(url)} --num-latent-t {t}"
 
 
 def find(storage: Storage, spec: LatentSpec) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -120,7 +121,7 @@ def _stanza(num_clips: int, url: str) -> str:
         "# finetrainers, arguments. Rank r of w reads items r * (N // w) to (r + 1) * (N // w), "
         "in this order.\n"
         "--enable_precomputation --precomputation_once --precomputation_reuse \\\n"
-        f"--precomputation_items {num_clips} --precomputation_dir {url}"
+        f"--precomputation_items {num_clips} --precomputation_dir {shlex.quote(url)}"
     )
 
 

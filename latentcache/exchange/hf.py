@@ -26,6 +26,7 @@ from latentcache.exchange.generic import (
     tokens_key,
 )
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -142,7 +143,7 @@ def _about_array(key: str, array: FieldArray) -> str:
 def _stanza(url: str) -> str:
     return (
         "# datasets\n"
-        f'dataset = datasets.load_dataset("{url}", split="train")\n'
+        f'dataset = datasets.load_dataset({quoted(url)}, split="train")\n'
         '# row["latents"] are bytes in C order, of row["shape"] and row["dtype"], as they are stored'
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -104,7 +105,7 @@ def _stanza(facts: dict[str, Any], url: str) -> str:
     return (
         f"# 1xgpt, arguments. Its config needs S = {facts['s'] ** 2} and image_vocab_size = "
         f"{facts['vocab_size']}.\n"
-        f"--train_data_dir {url}"
+        f"--train_data_dir {shlex.quote(url)}"
     )
 
 

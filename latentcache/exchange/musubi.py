@@ -31,6 +31,7 @@ from latentcache.exchange.files import (
     read_tensor,
     refuse,
 )
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
@@ -221,8 +222,8 @@ def _stanza(resolution: tuple[int, int], frames: Sequence[int], url: str) -> str
         "enable_bucket = true\n"
         "bucket_no_upscale = false\n\n"
         "[[datasets]]\n"
-        f'video_directory = "{url}"  # only listed\n'
-        f'cache_directory = "{url}"\n'
+        f"video_directory = {quoted(url)}  # only listed\n"
+        f"cache_directory = {quoted(url)}\n"
         f"target_frames = [{', '.join(map(str, frames))}]\n"
         'frame_extraction = "head"\n'
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -21,6 +22,7 @@ from latentcache.exchange.files import (
     refuse,
     torch_bytes,
 )
+from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
 from latentcache.reading.cache import Cache
@@ -69,9 +71,10 @@ def _members(
 
 
 def _stanza(t: int, url: str) -> str:
+    pattern = shlex.quote(f"dataloader_train.tar_path_pattern={hydra_value(f'{url}/shard_*.tar')}")
     return (
         "# rCM, arguments. It cuts to the first state_t latents, and leaves out a short last batch.\n"
-        f"dataloader_train.tar_path_pattern={url}/shard_*.tar model.config.state_t={t}"
+        f"{pattern} model.config.state_t={t}"
     )
 
 

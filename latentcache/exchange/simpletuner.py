@@ -36,6 +36,7 @@ from latentcache.exchange.files import (
     refuse,
     torch_bytes,
 )
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.format.checksum import is_sha256
 from latentcache.reading.cache import Cache
@@ -125,7 +126,7 @@ def _stanza(buckets: Sequence[str], url: str) -> str:
         '  "type": "local",\n'
         '  "dataset_type": "video",\n'
         '  "instance_data_dir": "THE_SOURCES",\n'
-        f'  "cache_dir_vae": "{url}"\n'
+        f'  "cache_dir_vae": {quoted(url)}\n'
         "}"
     )
 
