@@ -100,7 +100,10 @@ def claim(out: Storage, mark: dict[str, Any]) -> None:
                 f"{', '.join(found[:3])}. "
                 "Nothing was written. Give an empty folder."
             )
-        out.create(MARK, data)
+        if out.creates_exclusively(MARK):
+            out.create(MARK, data)
+        else:  # such as a disk without hard links: nothing here is lost where two begin at once
+            out.write(MARK, data)
     try:
         there = read_mark(out)
     except ValueError as error:

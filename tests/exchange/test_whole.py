@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import latentcache
 from latentcache.core.spec import IdSpec
@@ -106,7 +105,7 @@ def test_an_export_that_stops_at_any_write_is_not_imported_and_goes_on(
                 break
         like = ("--like", cache.storage.url)
         printed = run("import", layout, out, tmp_path / "no", *like, status=2)
-        if number:
+        if (out / MARK).exists():
             assert "is an export that was stopped" in printed
             assert f"latentcache export {cache.storage.url} {out} --to {layout}" in printed
         export(cache, out, layout, *LAYOUTS[layout])
@@ -247,20 +246,3 @@ def test_what_the_owner_writes_into_a_card_stays(tmp_path: Path) -> None:
     export(cache, out, "hf")
     assert (out / "README.md").read_text() == "# Mine"
     take_in("hf", out, tmp_path / "again", cache)
-
-
-def test_an_object_store_takes_it_all(tmp_path: Path) -> None:
-    cache, out = make_cache(tmp_path, names=NAMES), f"memory://{tmp_path.name}-out"
-    for _ in range(2):
-        assert "is whole" in run("export", cache.storage.url, out, "--to", "webdataset")
-    store = Storage(out)
-    assert {*store.list("")} >= {MARK, LIST, "latent_spec.json"}
-    run("import", "webdataset", out, tmp_path / "again", "--like", cache.storage.url)
-    again = latentcache.open_cache(str(tmp_path / "again"))
-    assert all(torch.equal(again.stored(key), cache.stored(key)) for key in cache.keys())  # noqa: SIM118
-    first = next(name for name in store.list("") if name.endswith(".tar"))
-    store.write(first, store.read(first)[:-512])
-    args = ("import", "webdataset", out, tmp_path / "new", "--like", cache.storage.url)
-    assert repr(first) in run(*args, status=2)
-    assert "6 files" not in run("export", cache.storage.url, out, "--to", "webdataset")
-    run(*args)
