@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Bytes of a file that are in memory at a time.
 PART_BYTES = 1 << 24
-#: Files that are known to be as they were written: all of them.
+#: Files of which it is known whether they are as they were written: all of them.
 MAX_CHECKED = 1 << 62
 
 
@@ -45,6 +45,14 @@ class WholeExport:
                 f"was imported. Write them again with the same command: {self._command}. {_AS_IT_IS}"
             )
 
+    def check_about(self) -> None:
+        """Raise CorpusError unless the files that say what the others are are as they were written."""
+        for path, file in self._files.items():
+            if file.about and not self._is_same(path):
+                raise CorpusError(
+                    f"{self._differs(path)}, and run this again. Nothing was imported."
+                )
+
     def _size(self, path: str, num_bytes: int | None) -> int | None:
         """Return the bytes of a file, also through links; None if it is not there."""
         try:
@@ -53,10 +61,7 @@ class WholeExport:
             return None
 
     def checked(self, found: Found) -> Found:
-        """Return clips that are loaded only from files as they were written. Raises CorpusError."""
-        for path, file in self._files.items():
-            if file.about:
-                self._check(path)
+        """Return clips that are loaded from files as they were written, or not at all: CorpusError."""
         records = [
             dataclasses.replace(record, load=partial(self._load, record))
             for record in found.records
@@ -64,26 +69,32 @@ class WholeExport:
         return dataclasses.replace(found, records=records)
 
     def _load(self, record: Record) -> torch.Tensor:
-        self._check(record.path)
+        path = record.path
+        if path not in self._files:  # it came later, and is a trainer's own
+            return record.load()
+        if not self._checked.get_or_make(path, lambda: self._is_same(path)):
+            raise CorpusError(
+                f"{self._differs(path)}, and import the folder into another cache. What was imported stays."
+            )
         return record.load()
 
-    def _check(self, path: str) -> None:
-        """Raise CorpusError unless a file has the bytes that were written; each is read once."""
-        if path in self._files:  # else it came later, and is a trainer's own
-            self._checked.get_or_make(path, lambda: self._is_same(path))
-
     def _is_same(self, path: str) -> bool:
+        """Tell whether a file has the bytes that were written."""
         file, crc = self._files[path], 0
         for start in range(0, file.num_bytes, PART_BYTES):
             length = min(PART_BYTES, file.num_bytes - start)
-            crc = google_crc32c.extend(crc, self._source.read_ranges(path, [(start, length)])[0])
-        if crc != file.crc32c:
-            raise CorpusError(
-                f"{redact(join(self._source.url, path))} is not as it was exported: its bytes fail their "
-                "CRC32C. What was imported stays. Remove the file, write it again with the same command, "
-                f"{self._command}, and import the folder into another cache."
-            )
-        return True
+            try:
+                part = self._source.read_ranges(path, [(start, length)])[0]
+            except FileNotFoundError:
+                return False
+            crc = google_crc32c.extend(crc, part)
+        return crc == file.crc32c
+
+    def _differs(self, path: str) -> str:
+        return (
+            f"{redact(join(self._source.url, path))} is not as it was exported: it is gone, or its bytes "
+            f"fail their CRC32C. Remove the file, write it again with the same command, {self._command}"
+        )
 
 
 _AS_IT_IS = f"To import what is there as it is, remove {MARK} first."
@@ -114,4 +125,5 @@ def exported(source: Storage) -> WholeExport | None:
             f"{command}. {_AS_IT_IS}"
         ) from None
     whole.check_sizes()
+    whole.check_about()
     return whole

@@ -157,7 +157,7 @@ def test_a_flipped_bit_is_never_imported(
         (out / path).write_bytes(data)
         args = ("import", layout, out, tmp_path / f"new-{path.replace('/', '-')}")
         printed = run(*args, "--like", cache.storage.url, status=2)
-        assert str(out / path) in printed
+        assert f"{out / path} is not as it was exported" in printed
         (out / path).unlink()
         export(cache, out, layout, *LAYOUTS[layout])
     take_in(layout, out, tmp_path / "again", cache)
@@ -172,7 +172,9 @@ def test_a_flipped_bit_of_latents_is_named_as_such(tmp_path: Path) -> None:
     path.write_bytes(data)
     args = ("import", "musubi", out, tmp_path / "new", "--like", cache.storage.url)
     printed = run(*args, status=2)
-    assert f"{path} is not as it was exported: its bytes fail their CRC32C" in printed
+    assert (
+        f"{path} is not as it was exported: it is gone, or its bytes fail their CRC32C" in printed
+    )
     assert "Remove the file, write it again with the same command, latentcache export" in printed
 
 
@@ -246,3 +248,16 @@ def test_what_the_owner_writes_into_a_card_stays(tmp_path: Path) -> None:
     export(cache, out, "hf")
     assert (out / "README.md").read_text() == "# Mine"
     take_in("hf", out, tmp_path / "again", cache)
+
+
+def test_files_of_a_data_set_that_its_names_speak_of_must_be_there(tmp_path: Path) -> None:
+    """Also where it came without the mark, as from a hub."""
+    cache, out = make_cache(tmp_path, names=NAMES), tmp_path / "out"
+    export(cache, out, "hf")
+    unmark(out)
+    gone, *rest = sorted((out / "data").iterdir())
+    assert rest
+    gone.unlink()
+    args = ("import", "hf", out, tmp_path / "new", "--like", cache.storage.url)
+    printed = run(*args, status=2)
+    assert f"1 of {len(rest) + 1} files are not there: '{gone.name}'" in printed
