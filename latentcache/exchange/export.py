@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -154,6 +155,21 @@ def _check_names(files: Sequence[File]) -> None:
         )
 
 
+def _check_cases(out: Storage, files: Sequence[File]) -> None:
+    """Raise ConfigError for files that would replace each other on a disk that knows no upper case."""
+    if not (out.is_local and out.exists(MARK.upper())):
+        return
+    first: dict[str, str] = {}
+    for file in files:
+        other = first.setdefault(unicodedata.normalize("NFC", file.path).casefold(), file.path)
+        if other != file.path:
+            raise ConfigError(
+                f"{named([other, file.path])} are one file on the disk of {redact(out.url)}, which takes "
+                "upper and lower case for the same. No clip was written. Export to another disk, or give "
+                "their sources other names."
+            )
+
+
 def write_files(
     out: Storage, files: Sequence[File], file_bytes: int
 ) -> Iterator[tuple[str, Written]]:
@@ -190,6 +206,7 @@ def export(
     """Write what is missing of an export; yield how many files are left, first of all of them."""
     _check_names(what.files)
     claim(out, mark_of(cache, layout, options, what.files))
+    _check_cases(out, what.files)
     with Journal(out) as journal:
         missing = {*journal.missing(file.path for file in what.files)}
         todo = [file for file in what.files if file.path in missing]

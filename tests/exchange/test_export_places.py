@@ -78,6 +78,20 @@ def test_a_disk_without_hard_links_takes_an_export(
     assert len(take_in("musubi", out, tmp_path / "again", cache)) == 3
 
 
+def test_names_that_a_disk_takes_for_one_are_refused_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second file replaced the first one."""
+    cache = make_cache(tmp_path, names=("a.mp4", "b.mp4", "A.mp4"))
+    export(cache, tmp_path / "out", "musubi")
+    exists = Storage.exists
+    monkeypatch.setattr(Storage, "exists", lambda out, path: exists(out, path.lower()))
+    printed = export(cache, tmp_path / "other", "musubi", status=2)
+    assert "'a_00000-005_0048x0032_wan.safetensors', 'A_00000-005_0048" in printed
+    assert "takes upper and lower case for the same" in printed
+    export(make_cache(tmp_path / "two"), tmp_path / "third", "musubi")
+
+
 def test_a_cache_that_has_changed_since_needs_another_folder(tmp_path: Path) -> None:
     planned = cache_of(tmp_path, ["a cat", "a dog"])
     cache, out = latentcache.open_cache(planned.storage.url), tmp_path / "out"

@@ -105,7 +105,7 @@ def test_an_export_that_stops_at_any_write_is_not_imported_and_goes_on(
                 break
         like = ("--like", cache.storage.url)
         printed = run("import", layout, out, tmp_path / "no", *like, status=2)
-        if (out / MARK).exists():
+        if [path for path in out.rglob("*") if path.is_file() and path.name[0] != "."]:
             assert "is an export that was stopped" in printed
             assert f"latentcache export {cache.storage.url} {out} --to {layout}" in printed
         export(cache, out, layout, *LAYOUTS[layout])
@@ -261,3 +261,21 @@ def test_files_of_a_data_set_that_its_names_speak_of_must_be_there(tmp_path: Pat
     args = ("import", "hf", out, tmp_path / "new", "--like", cache.storage.url)
     printed = run(*args, status=2)
     assert f"1 of {len(rest) + 1} files are not there: '{gone.name}'" in printed
+
+
+def test_what_a_killed_export_has_recorded_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LEAST_S", "LOST_PART"):
+        monkeypatch.setattr(journals, name, 0.0)
+    cache, out = make_cache(tmp_path, names=NAMES), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        StopsAfter(patch, 13, out)  # three for the mark, six files, and some of their six records
+        assert "No space left" in export(cache, out, "musubi", status=1)
+    recorded = {
+        path for part in out.glob(f"{PART}*") for path in read_list(Storage(str(out)), part.name)
+    }
+    before = {path: (out / path).stat().st_mtime_ns for path in recorded}
+    assert len(before) >= 4
+    assert f"6, {len(before)} there already" in export(cache, out, "musubi")
+    assert {path: (out / path).stat().st_mtime_ns for path in recorded} == before
