@@ -18,7 +18,9 @@ import torch
 
 from latentcache.config.fields import stored_field
 from latentcache.config.files import load_stored_config
+from latentcache.core.dtypes import torch_dtype
 from latentcache.core.records import Bucket, ShardId
+from latentcache.corpus.containers import is_media
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import read_changes
 from latentcache.planning.fields.planned import PlannedField
@@ -27,6 +29,8 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
 from latentcache.storage.urls import redact, without_query
 
+#: What stands for the unknown suffix of a source's file whose stem itself ends as a file's name does.
+_SUFFIX = ".mp4"
 #: Names that an error gives.
 NAMED = 5
 _COLUMNS = (
@@ -56,13 +60,26 @@ class ClipRow:
 
     @property
     def stem(self) -> str:
-        """The name of the source's file without folders and suffix."""
-        return self.path.stem
+        """The name of the source's file without folders and suffix: see `stem_of`."""
+        return stem_of(self.path.name)
 
     @property
     def path(self) -> PurePosixPath:
         """The source's name as a path."""
         return PurePosixPath(without_query(self.source))
+
+
+def stem_of(name: str) -> str:
+    """Return a file's name without the suffix of a video or an image.
+
+    Not without any other, which is none: a source that was imported, or is a key, may be called `scene.1`.
+    """
+    return PurePosixPath(name).stem if is_media(name) else name
+
+
+def source_of(stem: str) -> str:
+    """Return the name of a source of which only the stem is known: `stem_of` gives it again."""
+    return f"{stem}{_SUFFIX}" if is_media(stem) else stem
 
 
 def clip_rows(cache: Cache, bucket: str | None = None) -> list[ClipRow]:
@@ -141,6 +158,31 @@ def expect_stored(cache: Cache, trainer: str, wanted: Literal["moments", "mean",
         )
 
 
+def converted(values: torch.Tensor, dtype: str, key: str, what: str = "latents") -> torch.Tensor:
+    """Return a clip's values in a data type. Raises ConfigError for numbers that it does not hold.
+
+    Every layout converts here: beyond its largest number a type has infinity, and says nothing.
+    """
+    found = values.to(torch_dtype(dtype))
+    if not torch.isfinite(found).all():
+        raise beyond(values, dtype, key, what)
+    return found
+
+
+def beyond(values: torch.Tensor, dtype: str, key: str, what: str = "latents") -> ConfigError:
+    """Return the error of a clip's values that are not finite in a data type."""
+    if not torch.isfinite(values).all():
+        return ConfigError(
+            f"the {what} of {named([key])} have NaN or infinity. Their file was not written, so the "
+            "export is not whole. See what latentcache verify says of the cache."
+        )
+    return ConfigError(
+        f"the {what} of {named([key])} reach {values.abs().max().item():,.5g}, and {dtype} holds no number "
+        f"beyond {torch.finfo(torch_dtype(dtype)).max:,.5g}. Their file was not written, so the export is "
+        "not whole. Export to another folder with --dtype bfloat16 or float32."
+    )
+
+
 class Latents:
     """Latents of clips as a trainer wants them, read in parallel by whoever asks."""
 
@@ -150,11 +192,12 @@ class Latents:
         *,
         posterior: Literal["mode", "sample"] = "mode",
         normalise: bool,
-        dtype: str | None = None,
+        dtype: str,
         seed: int = 0,
     ) -> None:
+        self._dtype = dtype
         self._dataset = cache.dataset(
-            posterior=posterior, normalise=normalise, dtype=dtype, seed=seed
+            posterior=posterior, normalise=normalise, dtype="float32", seed=seed
         )
 
     def __call__(self, row: ClipRow) -> torch.Tensor:
@@ -162,9 +205,12 @@ class Latents:
         return self.of([row])[0]
 
     def of(self, rows: Sequence[ClipRow]) -> list[torch.Tensor]:
-        """Return the latents of several clips."""
+        """Return the latents of several clips. Raises ConfigError where their type does not hold them."""
         found = self._dataset.__getitems__([row.number for row in rows])
-        return [sample["latents"] for sample in found]
+        return [
+            converted(sample["latents"], self._dtype, row.key)
+            for row, sample in zip(rows, found, strict=True)
+        ]
 
 
 class Texts:
@@ -210,19 +256,25 @@ class Texts:
         tokens = self._field.rows(row.bucket, row.shard)[row.row].pick(0).tokens[0]
         return self.array.shape[0] if tokens is None else tokens
 
-    def unpadded(self, row: ClipRow) -> torch.Tensor:
-        """Return the states of the text's own tokens [n, D], in the field's data type."""
+    def unpadded(self, row: ClipRow, dtype: str | None = None) -> torch.Tensor:
+        """Return the states of the text's own tokens [n, D], in the field's data type or another."""
         states, num = self._read(row)
-        return states[len(states) - num :] if self.array.side == "left" else states[:num]
+        own = states[len(states) - num :] if self.array.side == "left" else states[:num]
+        return self._converted(own, row, dtype)
 
-    def padded(self, row: ClipRow, length: int) -> torch.Tensor:
+    def padded(self, row: ClipRow, length: int, dtype: str | None = None) -> torch.Tensor:
         """Return the states of the text's own tokens, at most `length`, then zeros [length, D]."""
-        states = self.unpadded(row)
+        states = self.unpadded(row, dtype)
         return torch.cat([states, states.new_zeros(length - len(states), states.shape[1])])
 
-    def stored(self, row: ClipRow) -> torch.Tensor:
+    def stored(self, row: ClipRow, dtype: str | None = None) -> torch.Tensor:
         """Return the states as they are stored [L, D], padding included."""
-        return self._read(row)[0]
+        return self._converted(self._read(row)[0], row, dtype)
+
+    def _converted(self, states: torch.Tensor, row: ClipRow, dtype: str | None) -> torch.Tensor:
+        if dtype is None:
+            return states
+        return converted(states, dtype, row.key, f"states {self.name}")
 
     def _read(self, row: ClipRow) -> tuple[torch.Tensor, int]:
         found = self._field.sample(row.bucket, row.shard, row.row)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from functools import partial
 
 import torch
 
-from latentcache.core.dtypes import torch_dtype
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
@@ -20,6 +20,7 @@ from latentcache.exchange.clips import (
     named,
     one_bucket,
     refuse_twice,
+    source_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
@@ -88,14 +89,15 @@ def _latents(latents: Latents, row: ClipRow) -> bytes:
 
 
 def _prompt(texts: Texts, row: ClipRow, dtype: str) -> bytes:
-    states: torch.Tensor = texts.stored(row).to(torch_dtype(dtype))
+    states: torch.Tensor = texts.stored(row, dtype)
     return safetensors_bytes({PROMPT: states}, {})
 
 
 def _stanza(model: str, resolution: str, url: str) -> str:
     return (
         "# CogVideo finetune, arguments\n"
-        f"--data_root {url} --model_name {model} --train_resolution {resolution} \\\n"
+        f"--data_root {shlex.quote(url)} --model_name {shlex.quote(model)} \\\n"
+        f"--train_resolution {resolution} \\\n"
         "--video_column videos.txt --caption_column prompts.txt"
     )
 
@@ -117,7 +119,7 @@ def _record(storage: Storage, spec: LatentSpec, path: str) -> Record:
     stem = path.rsplit("/", 1)[-1].removesuffix(".safetensors")
     return Record(
         key=f"{stem}#0",
-        source=stem,
+        source=source_of(stem),
         path=path,
         bucket=bucket_from(storage, path, spec, entry.shape),
         shape=entry.shape,

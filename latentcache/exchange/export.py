@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import google_crc32c
+
 from latentcache.core.json_text import parse_json
 from latentcache.errors import CacheError, ConfigError
 from latentcache.exchange.clips import named
 from latentcache.exchange.files import is_hidden
+from latentcache.exchange.journal import Journal
+from latentcache.exchange.mark import MARK, Written, mark_bytes, read_mark, written
+from latentcache.format.checksum import KEY
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.urls import public_name
 
-#: What a folder is an export of. Hidden, so that no trainer takes it for one of its files.
-MARK = ".latentcache-export.json"
 NUM_THREADS = 8
 #: Bytes of files that are being made at a time; a file is in memory as tensors and as bytes.
 MEMORY_BYTES, TIMES_IN_MEMORY = 1 << 30, 3
@@ -41,10 +45,14 @@ class Options:
 
 @dataclass(frozen=True)
 class File:
-    """A file of a layout. make: returns its bytes; called by several threads, for different files."""
+    """A file of a layout. make: returns its bytes; called by several threads, for different files.
+
+    is_free: its reader may change it, so it is written once, and never checked.
+    """
 
     path: str
     make: Callable[[], bytes]
+    is_free: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +71,9 @@ class Export:
     finish: Callable[[Storage], File] | None = None
 
 
-def mark_of(cache: Cache, layout: str, options: Options) -> dict[str, Any]:
+def mark_of(cache: Cache, layout: str, options: Options, files: Sequence[File]) -> dict[str, Any]:
     """Return what an export follows from: the same, and so the same files."""
+    paths = "\n".join(file.path for file in files).encode()
     names = [*([options.text] if options.text else []), *options.fields]
     fields = {name: cache.field(name).snapshot for name in dict.fromkeys(names)}
     return {
@@ -73,6 +82,7 @@ def mark_of(cache: Cache, layout: str, options: Options) -> dict[str, Any]:
         "fingerprint": cache.manifest.fingerprint,
         "snapshot": cache.snapshot,
         "options": asdict(options),
+        "names": f"{len(files)} files, CRC32C {google_crc32c.value(paths):08x}",
         **({"fields": fields} if fields else {}),
     }
 
@@ -82,30 +92,41 @@ def claim(out: Storage, mark: dict[str, Any]) -> None:
     url = redact(out.url)
     if out.is_local and out.local_path().is_file():
         raise ConfigError(f"{url} is a file, and an export is a folder: name another place")
-    data = json.dumps(mark, indent=1, sort_keys=True).encode()
+    data = mark_bytes(mark)
     if not out.exists(MARK):
-        if found := [*out.list(""), *out.folders("")]:
+        found = [*out.list(""), *out.folders("")]
+        if found and MARK not in found:  # else another run has begun the export at this moment
             raise CacheError(
                 f"{url} is not empty, and is no export that was begun before: it holds "
                 f"{', '.join(found[:3])}. "
                 "Nothing was written. Give an empty folder."
             )
-        out.create(MARK, data)
-    there = _load(out)
-    for name, value in json.loads(data).items():
-        if there.get(name) != value:
+        if out.creates_exclusively(MARK):
+            out.create(MARK, data)
+        else:  # such as a disk without hard links: nothing here is lost where two begin at once
+            out.write(MARK, data)
+    try:
+        there = read_mark(out)
+    except ValueError as error:
+        raise CacheError(
+            f"{url}/{MARK} is damaged: {error}. So it is not known what this folder is an export of. "
+            "Nothing was written. Give another folder."
+        ) from None
+    for name, value in parse_json(data).items():
+        if name != KEY and there.get(name) != value:
             raise CacheError(
                 f"{url} is an export with another {name} ({_short(there.get(name))}, not {_short(value)}), "
-                "whose files would be mixed with these. Nothing was written. Give another folder."
+                f"whose files would be mixed with these.{_WHY.get(name, '')} Nothing was written. Give "
+                "another folder."
             )
 
 
-def _load(out: Storage) -> dict[str, Any]:
-    try:
-        found = parse_json(out.read(MARK))
-        return found if isinstance(found, dict) else {}
-    except ValueError:
-        return {}
+#: Why a mark may differ although the command is the same.
+_WHY = {
+    "snapshot": " The cache has grown, or has changed, since that export was begun.",
+    "fields": " A field has grown, or has changed, since that export was begun.",
+    "names": " It was begun by another version of latentcache.",
+}
 
 
 def _short(value: Any) -> str:
@@ -134,26 +155,38 @@ def _check_names(files: Sequence[File]) -> None:
         )
 
 
-def missing_files(out: Storage, files: Sequence[File]) -> list[File]:
-    """Return the files that are not there yet. A file that is there is whole."""
-    there = {file.path for file in out.files()}
-    return [file for file in files if file.path not in there]
+def _check_cases(out: Storage, files: Sequence[File]) -> None:
+    """Raise ConfigError for files that would replace each other on a disk that knows no upper case."""
+    if not (out.is_local and out.exists(MARK.upper())):
+        return
+    first: dict[str, str] = {}
+    for file in files:
+        other = first.setdefault(unicodedata.normalize("NFC", file.path).casefold(), file.path)
+        if other != file.path:
+            raise ConfigError(
+                f"{named([other, file.path])} are one file on the disk of {redact(out.url)}, which takes "
+                "upper and lower case for the same. No clip was written. Export to another disk, or give "
+                "their sources other names."
+            )
 
 
-def write_files(out: Storage, files: Sequence[File], file_bytes: int) -> Iterator[str]:
-    """Write files in parallel, each under a temporary name first; yield the path of each that is there.
+def write_files(
+    out: Storage, files: Sequence[File], file_bytes: int
+) -> Iterator[tuple[str, Written]]:
+    """Write files in parallel, each as a whole; yield the path of each that is there, and what it holds.
 
     Raises what making one raises, and StorageError; those before it are whole.
     """
     fitting = MEMORY_BYTES // max(1, file_bytes * TIMES_IN_MEMORY)
     threads = max(1, min(NUM_THREADS, fitting))
 
-    def write(file: File) -> str:
-        out.write(file.path, file.make())
-        return file.path
+    def write(file: File) -> tuple[str, Written]:
+        data = file.make()
+        out.write(file.path, data)
+        return file.path, written(data)
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting: set[Future[str]] = set()
+        waiting: set[Future[tuple[str, Written]]] = set()
         try:
             for file in files:
                 waiting.add(pool.submit(write, file))
@@ -172,13 +205,31 @@ def export(
 ) -> Iterator[int]:
     """Write what is missing of an export; yield how many files are left, first of all of them."""
     _check_names(what.files)
-    claim(out, mark_of(cache, layout, options))
-    todo = missing_files(out, what.files)
-    left = len(todo)
-    yield left
-    for _ in write_files(out, todo, what.file_bytes):
-        left -= 1
+    claim(out, mark_of(cache, layout, options, what.files))
+    _check_cases(out, what.files)
+    with Journal(out) as journal:
+        missing = {*journal.missing(file.path for file in what.files)}
+        todo = [file for file in what.files if file.path in missing]
+        left = len(todo)
         yield left
-    last = [*what.last, *([what.finish(out)] if what.finish else [])]
-    for file in missing_files(out, last):
-        out.write(file.path, file.make())
+        for path, file in write_files(out, todo, what.file_bytes):
+            journal.add(path, file)
+            left -= 1
+            yield left
+        last = [*what.last, *([what.finish(out)] if what.finish else [])]
+        for about in last:
+            _write_last(out, journal, about)
+        checked = [file.path for file in [*what.files, *last] if not file.is_free]
+        journal.close(checked)
+
+
+def _write_last(out: Storage, journal: Journal, file: File) -> None:
+    if file.is_free:
+        if not out.exists(file.path):
+            out.write(file.path, file.make())
+        return
+    data = file.make()
+    facts = written(data, about=True)
+    if not journal.has(file.path, facts):
+        out.write(file.path, data)
+        journal.add(file.path, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -80,11 +81,13 @@ def export(cache: Cache, options: Options) -> Export:
             "latentcache add-field, and name it: --text"
         )
     rows = clip_rows(cache, options.bucket)
-    one_bucket(rows, "FastVideo stacks the rows of a data path, so they must be of one shape")
+    bucket = one_bucket(
+        rows, "FastVideo stacks the rows of a data path, so they must be of one shape"
+    )
     refuse_twice(rows, [row.key for row in rows], "FastVideo tells rows apart by their id.")
     texts = Texts(cache, options.text, rows)
     latents = Latents(cache, posterior="mode", normalise=False, dtype=DTYPE)
-    shape = latents(rows[0]).shape
+    shape = (cache.spec.channels, *cache.buckets[bucket.name].shape[1:])
     row_bytes = [_row_bytes(shape, texts, row) for row in rows]
     groups = in_groups(list(enumerate(rows)), row_bytes)
     files = [
@@ -108,8 +111,7 @@ def _row_bytes(shape: Sequence[int], texts: Texts, row: ClipRow) -> int:
 
 
 def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:
-    """Return a record of its schema. latents: raw mean [C, t, h, w] float32; text: unpadded [L, D]."""
-    text = text.to(torch.float32)
+    """Return a record of its schema. latents: raw mean [C, t, h, w] float32; text: unpadded [L, D], too."""
     duration = (row.end_s or 0.0) - (row.start_s or 0.0)
     fps = row.fps or (row.frames / duration if duration > 0 else 0.0)
     return {
@@ -134,13 +136,13 @@ def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str,
 def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
     found = zip(rows, latents.of(rows), strict=True)
     table = pa.Table.from_pylist(
-        [to_row(row, latent, texts.unpadded(row)) for row, latent in found], schema=SCHEMA
+        [to_row(row, latent, texts.unpadded(row, DTYPE)) for row, latent in found], schema=SCHEMA
     )
     return parquet_bytes(table, GROUP_ROWS)
 
 
 def _stanza(t: int, url: str) -> str:
-    return f"# FastVideo, arguments\n--data-path {url} --num-latent-t {t}"
+    return f"# FastVideo, arguments\n--data-path {shlex.quote(url)} --num-latent-t {t}"
 
 
 def find(storage: Storage, spec: LatentSpec) -> Found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from latentcache.exchange.clips import (
     ClipRow,
     Texts,
     clip_rows,
+    converted,
     expect_class,
     expect_stored,
 )
@@ -67,12 +69,11 @@ class Moments:
 
     def __init__(self, cache: Cache, dtype: str | None) -> None:
         self.spec = cache.spec
-        self._cache, self._dtype = cache, getattr(torch, dtype) if dtype else None
+        self._cache, self._dtype = cache, dtype or cache.spec.dtype
 
     def __call__(self, row: ClipRow) -> torch.Tensor:
         """Return a clip's moments."""
-        moments = self._cache.stored(row.number)
-        return moments if self._dtype is None else moments.to(self._dtype)
+        return converted(self._cache.stored(row.number), self._dtype, row.key)
 
 
 def latent_dict(moments: torch.Tensor, spec: LatentSpec) -> dict[str, torch.Tensor]:
@@ -120,7 +121,7 @@ def _stanza(num_clips: int, url: str) -> str:
         "# finetrainers, arguments. Rank r of w reads items r * (N // w) to (r + 1) * (N // w), "
         "in this order.\n"
         "--enable_precomputation --precomputation_once --precomputation_reuse \\\n"
-        f"--precomputation_items {num_clips} --precomputation_dir {url}"
+        f"--precomputation_items {num_clips} --precomputation_dir {shlex.quote(url)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 from latentcache.core.fields import FieldArray
 from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
-from latentcache.exchange.clips import ClipRow
+from latentcache.errors import CorpusError
+from latentcache.exchange.clips import ClipRow, named
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
 from latentcache.exchange.generic import (
@@ -26,9 +28,10 @@ from latentcache.exchange.generic import (
     tokens_key,
 )
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found
 from latentcache.reading.cache import Cache
-from latentcache.storage.folder import Storage
+from latentcache.storage.folder import Storage, join, redact
 
 CARD = "README.md"
 SCHEMA = pa.schema(
@@ -48,6 +51,7 @@ SCHEMA = pa.schema(
 )
 #: Rows that a reader has to take in at a time.
 GROUP_ROWS = 8
+_NAME = re.compile(r"train-\d{5,}-of-(\d{5,6})\.parquet")
 #: Row groups' latents that an import has in memory.
 MAX_OPEN = 4
 
@@ -60,16 +64,20 @@ def export(cache: Cache, options: Options) -> Export:
     expect_apart(schema.names)
     num = len(clips.groups)
     files = [
-        File(f"data/train-{n:05d}-of-{num:05d}.parquet", partial(_file, clips, schema, group))
+        File(f"data/{_name(n, num)}", partial(_file, clips, schema, group))
         for n, group in enumerate(clips.groups)
     ]
     card = _card(cache, clips).encode()
     return Export(
         files=files,
-        last=[*clips.about(), File(CARD, lambda: card)],
+        last=[*clips.about(), File(CARD, lambda: card, is_free=True)],
         stanza=_stanza,
         file_bytes=clips.file_bytes,
     )
+
+
+def _name(number: int, total: int) -> str:
+    return f"train-{number:05d}-of-{total:05d}.parquet"
 
 
 def _columns_of(key: str, array: FieldArray) -> list[pa.Field]:
@@ -142,7 +150,7 @@ def _about_array(key: str, array: FieldArray) -> str:
 def _stanza(url: str) -> str:
     return (
         "# datasets\n"
-        f'dataset = datasets.load_dataset("{url}", split="train")\n'
+        f'dataset = datasets.load_dataset({quoted(url)}, split="train")\n'
         '# row["latents"] are bytes in C order, of row["shape"] and row["dtype"], as they are stored'
     )
 
@@ -152,7 +160,9 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     groups: Lru[tuple[str, int], list[bytes]] = Lru(MAX_OPEN)
     load = partial(_latents, storage, groups)
     records = []
-    for name in names_in(storage, "data", ".parquet"):
+    files = names_in(storage, "data", ".parquet")
+    _expect_all(storage, files)
+    for name in files:
         path = f"data/{name}"
         file = open_parquet(storage, path, partial(storage.read, path))
         names = [name for name in SCHEMA.names if name != "latents"]
@@ -162,6 +172,17 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
                 record_of(storage, path, row, load, (path, group, n)) for n, row in enumerate(rows)
             ]
     return found_in(storage, spec, "hf", records)
+
+
+def _expect_all(storage: Storage, names: Sequence[str]) -> None:
+    """Raise CorpusError unless all files are there of how many their names speak."""
+    totals = {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
+    wanted = [_name(n, total) for total in sorted(totals) for n in range(total)]
+    if gone := sorted({*wanted} - {*names}):
+        raise CorpusError(
+            f"{redact(join(storage.url, 'data'))}: {len(gone)} of {len(wanted)} files are not there: "
+            f"{named(gone)}. Nothing was imported. Copy or download them again."
+        )
 
 
 def _read(

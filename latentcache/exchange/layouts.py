@@ -10,6 +10,7 @@ from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.export import Export, Options
 from latentcache.exchange.records import Found
+from latentcache.exchange.whole import exported
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -80,5 +81,16 @@ def check_options(name: str, options: Options) -> None:
 
 
 def get_layout(name: str) -> Layout:
-    """Return the module of a layout."""
-    return cast(Layout, importlib.import_module(f"latentcache.exchange.{name}"))
+    """Return a layout; what an export wrote must be whole where it finds clips."""
+    return _Checked(cast(Layout, importlib.import_module(f"latentcache.exchange.{name}")))
+
+
+class _Checked:
+    def __init__(self, module: Layout) -> None:
+        self.export, self._find = module.export, module.find
+
+    def find(self, storage: Storage, spec: LatentSpec) -> Found:
+        """Return the clips in a folder; see `Layout`."""
+        whole = exported(storage)
+        found = self._find(storage, spec)
+        return found if whole is None else whole.checked(found)

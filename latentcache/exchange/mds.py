@@ -25,6 +25,7 @@ from latentcache.exchange.generic import (
     record_of,
     tokens_key,
 )
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
@@ -136,7 +137,7 @@ def _index(
 def _stanza(url: str) -> str:
     return (
         "# mosaicml-streaming\n"
-        f'dataset = streaming.StreamingDataset(local="{url}", shuffle=True, batch_size=BATCH)\n'
+        f"dataset = streaming.StreamingDataset(local={quoted(url)}, shuffle=True, batch_size=BATCH)\n"
         '# sample["latents"] are bytes in C order, of sample["facts"]["shape"] and ["dtype"], as stored'
     )
 

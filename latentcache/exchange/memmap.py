@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -50,11 +51,11 @@ def export(cache: Cache, options: Options) -> Export:
         )
     ((side, _),) = grids
     facts = _facts(spec, rows, cache, int(side))
-    files = [
-        File(IDS, partial(_ids, cache, rows)),
+    files = [File(IDS, partial(_ids, cache, rows))]
+    last = [
         File(SEGMENTS, partial(_segments, cache, rows)),
+        File(FACTS, lambda: json.dumps(facts, indent=1).encode()),
     ]
-    last = [File(FACTS, lambda: json.dumps(facts, indent=1).encode())]
     return Export(files=files, last=last, stanza=partial(_stanza, facts), file_bytes=1 << 30)
 
 
@@ -104,7 +105,7 @@ def _stanza(facts: dict[str, Any], url: str) -> str:
     return (
         f"# 1xgpt, arguments. Its config needs S = {facts['s'] ** 2} and image_vocab_size = "
         f"{facts['vocab_size']}.\n"
-        f"--train_data_dir {url}"
+        f"--train_data_dir {shlex.quote(url)}"
     )
 
 

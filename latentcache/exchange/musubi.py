@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from latentcache.core.dtypes import torch_dtype
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
@@ -21,6 +20,8 @@ from latentcache.exchange.clips import (
     expect_stored,
     named,
     refuse_twice,
+    source_of,
+    stem_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
@@ -30,6 +31,7 @@ from latentcache.exchange.files import (
     read_tensor,
     refuse,
 )
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
@@ -155,7 +157,7 @@ def _text_files(
 
 
 def _text_file(texts: Texts, row: ClipRow, of: Architecture, dtype: str) -> bytes:
-    states = texts.unpadded(row).to(torch_dtype(dtype))
+    states = texts.unpadded(row, dtype)
     metadata = {
         "architecture": of.name,
         "caption1": row.caption or "",
@@ -220,8 +222,8 @@ def _stanza(resolution: tuple[int, int], frames: Sequence[int], url: str) -> str
         "enable_bucket = true\n"
         "bucket_no_upscale = false\n\n"
         "[[datasets]]\n"
-        f'video_directory = "{url}"  # only listed\n'
-        f'cache_directory = "{url}"\n'
+        f"video_directory = {quoted(url)}  # only listed\n"
+        f"cache_directory = {quoted(url)}\n"
         f"target_frames = [{', '.join(map(str, frames))}]\n"
         'frame_extraction = "head"\n'
     )
@@ -253,7 +255,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
             records.append(
                 Record(
                     key=f"{stem}#{start}",
-                    source=stem,
+                    source=source_of(stem),
                     path=name,
                     bucket=bucket,
                     start=start,
@@ -267,14 +269,14 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         stored="mean" if of.posterior == "mean" else "sample",
         normalised=of.normalised,
         records=[
-            record.with_caption(captions.get(record.source))
+            record.with_caption(captions.get(stem_of(record.source)))
             for record in told_apart(records, _key_with_frames)
         ],
     )
 
 
 def _key_with_frames(record: Record) -> str:
-    return f"{record.source}#{record.start}-{record.bucket.frames}"
+    return f"{stem_of(record.source)}#{record.start}-{record.bucket.frames}"
 
 
 def _latent_entry(storage: Storage, name: str) -> tuple[Entry, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -21,6 +22,7 @@ from latentcache.exchange.files import (
     refuse,
     torch_bytes,
 )
+from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
 from latentcache.reading.cache import Cache
@@ -51,7 +53,7 @@ def export(cache: Cache, options: Options) -> Export:
         File(f"shard_{number:06d}.tar", partial(_file, latents, texts, group))
         for number, group in enumerate(groups)
     ]
-    t = latents(rows[0]).shape[1]
+    t = cache.buckets[bucket.name].shape[1]
     return Export(files=files, stanza=partial(_stanza, t), file_bytes=row_bytes * len(groups[0]))
 
 
@@ -63,16 +65,16 @@ def _members(
     latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]
 ) -> Iterator[tuple[str, bytes]]:
     for number, row in rows:
-        states = texts.padded(row, TOKENS).to(torch.bfloat16)
         yield f"{number:09d}{LATENT}", torch_bytes(latents(row))
-        yield f"{number:09d}{EMBED}", torch_bytes(states)
+        yield f"{number:09d}{EMBED}", torch_bytes(texts.padded(row, TOKENS, DTYPE))
         yield f"{number:09d}{PROMPT}", (row.caption or "").encode()
 
 
 def _stanza(t: int, url: str) -> str:
+    pattern = shlex.quote(f"dataloader_train.tar_path_pattern={hydra_value(f'{url}/shard_*.tar')}")
     return (
         "# rCM, arguments. It cuts to the first state_t latents, and leaves out a short last batch.\n"
-        f"dataloader_train.tar_path_pattern={url}/shard_*.tar model.config.state_t={t}"
+        f"{pattern} model.config.state_t={t}"
     )
 
 

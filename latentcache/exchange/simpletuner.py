@@ -13,16 +13,19 @@ from typing import Any
 
 import torch
 
+from latentcache.core.posterior import normalise
 from latentcache.core.spec import LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
+    beyond,
     clip_rows,
     expect_class,
     expect_stored,
     named,
     refuse_twice,
+    stem_of,
 )
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
@@ -33,7 +36,9 @@ from latentcache.exchange.files import (
     refuse,
     torch_bytes,
 )
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.format.checksum import is_sha256
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import is_url
@@ -51,7 +56,8 @@ def export(cache: Cache, options: Options) -> Export:
             "it. Nothing was written. Leave --text out."
         )
     rows = clip_rows(cache, options.bucket)
-    paths = [clip_path(row) for row in rows]
+    is_imported = "import" in cache.manifest.recipe
+    paths = [clip_path(row, is_imported=is_imported) for row in rows]
     refuse_twice(
         rows, paths, "SimpleTuner takes one clip of a source, and one source of a stem and folder."
     )
@@ -66,7 +72,7 @@ def export(cache: Cache, options: Options) -> Export:
     return Export(files=files, stanza=partial(_stanza, sizes), notes=notes)
 
 
-def clip_path(row: ClipRow) -> str:
+def clip_path(row: ClipRow, *, is_imported: bool = False) -> str:
     """Return a clip's file: in its source's folder. Raises ConfigError for one outside the tree."""
     path = row.path
     if path.is_absolute() or is_url(row.source) or ".." in path.parts:
@@ -75,13 +81,17 @@ def clip_path(row: ClipRow) -> str:
             "source's place below instance_data_dir. Nothing was written. Make the cache from that folder: "
             "corpus.source"
         )
-    return str(path.with_name(f"{hashlib.sha256(path.stem.encode()).hexdigest()}.pt"))
+    stem = stem_of(path.name)
+    known = is_imported and is_sha256(stem)  # by an import of such files, which name no source
+    digest = stem if known else hashlib.sha256(stem.encode()).hexdigest()
+    return str(path.with_name(f"{digest}.pt"))
 
 
 class Normalised:
     """Normalised means of clips, in SimpleTuner's arithmetic: all of it in the VAE's data type."""
 
     def __init__(self, cache: Cache, dtype: str) -> None:
+        self._dtype = dtype
         self._latents = Latents(cache, posterior="mode", normalise=False, dtype=dtype)
         self._normaliser = cache.spec.normaliser
 
@@ -89,7 +99,10 @@ class Normalised:
         """Return a clip's latents [C, t, h, w]."""
         latents = self._latents(row)
         mean, inverse = rounded(self._normaliser, latents.dtype)
-        return (latents - mean) * inverse
+        found = (latents - mean) * inverse
+        if not torch.isfinite(found).all():
+            raise beyond(normalise(latents.float(), self._normaliser), self._dtype, row.key)
+        return found
 
 
 def rounded(normaliser: Normaliser, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +126,7 @@ def _stanza(buckets: Sequence[str], url: str) -> str:
         '  "type": "local",\n'
         '  "dataset_type": "video",\n'
         '  "instance_data_dir": "THE_SOURCES",\n'
-        f'  "cache_dir_vae": "{url}"\n'
+        f'  "cache_dir_vae": {quoted(url)}\n'
         "}"
     )
 

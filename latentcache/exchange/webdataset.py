@@ -13,6 +13,7 @@ from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, names_in, refuse, torch_bytes
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of, tokens_key
+from latentcache.exchange.quoting import quoted, without_braces
 from latentcache.exchange.rcm import tensor_in
 from latentcache.exchange.records import Found
 from latentcache.exchange.tar import Member, read_members, tar_bytes
@@ -58,9 +59,10 @@ def _members(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> Iterator[tup
 
 
 def _stanza(pattern: str, url: str) -> str:
+    urls = quoted(f"{without_braces(url)}/{pattern}")
     return (
         "# webdataset\n"
-        f'dataset = webdataset.WebDataset("{url}/{pattern}", shardshuffle=100).decode()\n'
+        f"dataset = webdataset.WebDataset({urls}, shardshuffle=100).decode()\n"
         '# sample["latents.pth"] as stored, sample["txt"], sample["json"]; fields: sample["NAME.pth"]'
     )
 

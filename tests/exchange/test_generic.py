@@ -23,7 +23,7 @@ from latentcache.format.manifest import read_manifest
 from latentcache.storage.folder import Storage
 from tests.tools import planned
 from tests.tools.caches import make_config, run_inline
-from tests.tools.exchange import export, make_cache, run, spec_of, take_in
+from tests.tools.exchange import export, make_cache, run, spec_of, take_in, unmark
 from tests.tools.forms import Sample, hf_samples, mds_samples, tensor, webdataset_samples
 from tests.tools.videos import moving_pattern, write_video
 
@@ -144,6 +144,7 @@ def test_cut_files_and_another_encoder_s_are_refused(
 ) -> None:
     out = tmp_path / "out"
     export(wan, out, layout)
+    unmark(out)
     other = make_cache(tmp_path / "other", spec_of(weights_sha256="0" * 64))
     target = tmp_path / "n"
     printed = run("import", layout, out, target, "--like", other.storage.url, status=2)

@@ -12,7 +12,7 @@ import torch
 
 import latentcache
 from latentcache.planning.fields.planned import reopen_field
-from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of, take_in
+from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of, take_in, unmark
 from tests.tools.fields import add, cache_of, relabel, text_field
 
 
@@ -35,6 +35,7 @@ def test_an_import_that_was_stopped_goes_on_and_resume_encodes_nothing(tmp_path:
     cache = make_cache(tmp_path, clips=2)
     out, target = tmp_path / "out", tmp_path / "again"
     export(cache, out, "webdataset")
+    unmark(out)
     path = out / "shard-000000.tar"
     whole, facts = path.read_bytes(), path.stat()
     spoil(path, "000000005.latents.pth")
@@ -138,6 +139,7 @@ def test_the_longest_names_are_written(stem: str, tmp_path: Path) -> None:
 def test_a_shard_of_mds_that_is_not_whole_is_named(wan: latentcache.Cache, tmp_path: Path) -> None:
     out, like = tmp_path / "out", ("--like", wan.storage.url)
     export(wan, out, "mds", "--text", "umt5")
+    unmark(out)
     path = out / "shard.00000.mds"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])  # of a field, which an import does not read

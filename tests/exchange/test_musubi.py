@@ -18,7 +18,7 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.musubi import bucket_of, bucket_sizes, choose_resolution, find
 from latentcache.format.manifest import read_manifest
 from latentcache.storage.folder import Storage
-from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in
+from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in, unmark
 
 
 def read(folder: Path, arch: str = "wan") -> dict[tuple[str, int], dict[str, object]]:
@@ -141,6 +141,7 @@ def test_an_image_to_video_file_and_a_half_one_are_refused_by_name(tmp_path: Pat
     cache = make_cache(tmp_path)
     out = tmp_path / "out"
     export(cache, out, "musubi")
+    unmark(out)
     path = sorted(out.glob("*_wan.safetensors"))[0]
     path.write_bytes(path.read_bytes()[:-7])
     printed = run("import", "musubi", out, tmp_path / "n", "--like", cache.storage.url, status=2)

@@ -19,7 +19,16 @@ import latentcache
 from latentcache.core.spec import Normaliser
 from tests.exchange.conftest import CAPTIONS
 from tests.tools.encoders.hashed_text import WIDTH
-from tests.tools.exchange import COGVIDEOX, NAMES, export, make_cache, run, spec_of, take_in
+from tests.tools.exchange import (
+    COGVIDEOX,
+    NAMES,
+    export,
+    make_cache,
+    run,
+    spec_of,
+    take_in,
+    unmark,
+)
 from tests.tools.fields import add, text_field
 
 #: A power of two: scaling and its undoing round nothing.
@@ -131,6 +140,7 @@ def test_rcm_gets_normalised_latents_states_and_prompts(
 def test_a_cut_tar_file_is_refused(wan: latentcache.Cache, tmp_path: Path) -> None:
     source = tmp_path / "out"
     export(wan, source, "rcm", "--text", "umt5")
+    unmark(source)
     path = source / "shard_000000.tar"
     path.write_bytes(path.read_bytes()[:3000])
     like = wan.storage.url
@@ -187,6 +197,7 @@ def test_ids_beyond_the_codebook_and_wrong_lengths_are_refused(
 ) -> None:
     out = tmp_path / "out"
     export(ids, out, "memmap")
+    unmark(out)
     data = np.full(45 * 16, 1 << 18, "<u4").tobytes()
     (out / "video.bin").write_bytes(data)
     args = ("import", "memmap", out, tmp_path / "n", "--like", ids.storage.url)

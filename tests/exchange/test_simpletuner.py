@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import latentcache
-from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in
+from tests.tools.exchange import NAMES, export, make_cache, run, spec_of, take_in, unmark
 
 
 def place_of(source: str, data_dir: str = "/data") -> str:
@@ -47,6 +47,7 @@ def test_its_reader_gets_means_normalised_in_the_vae_s_type(
 
 def test_a_round_trip_gives_what_was_stored(wan: latentcache.Cache, tmp_path: Path) -> None:
     export(wan, tmp_path / "out", "simpletuner", "--dtype", "float32")
+    unmark(tmp_path / "out")
     path = tmp_path / "out" / place_of("four.mp4")
     path.write_bytes(gzip.compress(path.read_bytes()))
     again = take_in("simpletuner", tmp_path / "out", tmp_path / "again", wan)

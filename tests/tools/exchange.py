@@ -12,6 +12,7 @@ import pyarrow as pa
 import latentcache
 from latentcache.config.files import load_config
 from latentcache.core.spec import FrameRule, IdSpec, LatentSpec, Normaliser
+from latentcache.exchange.mark import MARK
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.planning.create import open_or_new, take_step
 from latentcache.planning.grow import add_plan
@@ -123,6 +124,11 @@ def run(job: str, *args: object, status: int = 0) -> str:
 def export(cache: latentcache.Cache, out: Path, to: str, *args: object, status: int = 0) -> str:
     """Export a cache."""
     return run("export", cache.storage.url, out, "--to", to, *args, status=status)
+
+
+def unmark(folder: Path) -> None:
+    """Make an export a folder of which nothing says what it should hold, as those of trainers are."""
+    (folder / MARK).unlink()
 
 
 def take_in(

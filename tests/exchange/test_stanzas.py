@@ -1,0 +1,102 @@
+"""What is printed for a trainer's configuration is read by its syntax, whatever the folder is called."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import shlex
+import tomllib
+from collections.abc import Callable
+
+import pytest
+
+from latentcache.exchange import (
+    cogvideo,
+    fastvideo,
+    finetrainers,
+    hf,
+    mds,
+    memmap,
+    musubi,
+    rcm,
+    simpletuner,
+    webdataset,
+)
+from latentcache.exchange.quoting import hydra_value, quoted, without_braces
+
+FOLDERS = (
+    "/plain/a-b_c.d",
+    '/we"ird dir',
+    "/it's",
+    "/back\\slash\\",
+    "/a{b,c}",
+    "/tab\t$HOME`x`",
+    "/ünï 日\x7f",
+)
+
+
+def arguments(stanza: str) -> dict[str, str]:
+    """Arguments of a shell's command, by what stands before each."""
+    words = shlex.split(stanza, comments=True)
+    return dict(itertools.pairwise(words))
+
+
+@pytest.mark.parametrize("url", FOLDERS)
+def test_toml_json_and_python_read_the_folder(url: str) -> None:
+    toml = tomllib.loads(musubi._stanza((48, 32), [5], url))
+    assert toml["datasets"][0]["cache_directory"] == url
+    assert toml["datasets"][0]["video_directory"] == url
+    lines = simpletuner._stanza(["5x32x48"], url).splitlines()
+    found = json.loads("\n".join(line for line in lines if not line.startswith("//")))
+    assert found["cache_dir_vae"] == url
+    assert python_call(hf._stanza(url))[0] == url
+    assert python_call(mds._stanza(url))[0] == url
+
+
+def python_call(stanza: str) -> list[object]:
+    """The texts that a line of Python gives to a function."""
+    (statement,) = ast.parse(stanza).body
+    calls = (node for node in ast.walk(statement) if isinstance(node, ast.Constant))
+    return [node.value for node in calls if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("url", FOLDERS)
+@pytest.mark.parametrize(
+    ("option", "stanza"),
+    [
+        ("--data_root", lambda url: cogvideo._stanza("my model", "5x32x48", url)),
+        ("--data-path", lambda url: fastvideo._stanza(2, url)),
+        ("--precomputation_dir", lambda url: finetrainers._stanza(3, url)),
+        ("--train_data_dir", lambda url: memmap._stanza({"s": 4, "vocab_size": 8}, url)),
+    ],
+)
+def test_a_shell_reads_the_folder(option: str, stanza: Callable[[str], str], url: str) -> None:
+    assert arguments(stanza(url))[option] == url
+
+
+@pytest.mark.parametrize(
+    ("url", "value"),
+    [
+        ("/plain", "/plain/shard_*.tar"),
+        ("/a b", "'/a b/shard_*.tar'"),
+        ("/it's", "'/it\\'s/shard_*.tar'"),
+        ("/a\\b", "'/a\\b/shard_*.tar'"),
+        ("/a\\'b", "'/a\\\\\\'b/shard_*.tar'"),
+        ("/a,b=c", "'/a,b=c/shard_*.tar'"),
+    ],
+)
+def test_hydra_reads_the_pattern(url: str, value: str) -> None:
+    """Tried with hydra-core 1.3: these values are parsed to the pattern."""
+    words = shlex.split(rcm._stanza(2, url), comments=True)
+    assert words == [f"dataloader_train.tar_path_pattern={value}", "model.config.state_t=2"]
+    assert hydra_value("a b\\") == "'a b\\\\'"
+
+
+def test_webdataset_expands_only_its_own_braces() -> None:
+    """Tried with braceexpand 0.1.7."""
+    stanza = webdataset._stanza("shard-{000000..000002}.tar", "/a{b,c}\\d")
+    (urls,) = python_call(stanza)[:1]
+    assert urls == "/a\\{b,c\\}\\\\d/shard-{000000..000002}.tar"
+    assert without_braces("/plain") == "/plain"
+    assert quoted("/plain") == '"/plain"'
