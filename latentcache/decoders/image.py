@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content
 from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
-from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
+from latentcache.decoders.trouble import ProcessTroubleError, reading, trouble_of
 from latentcache.errors import ClipError
 
 NAME = "pillow"
@@ -67,6 +69,20 @@ _PLUGINS = {
 }
 
 
+class _File(io.BufferedReader):
+    """A local file of which whatever a read fails with is trouble, and any other failure is Pillow's."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read bytes, no more than there are, whatever a header asks for. Raises ProcessTroubleError."""
+        left = max(0, self._size - self.tell())
+        with reading():
+            return super().read(left if size is None or size < 0 else min(size, left))
+
+
 class Reader:
     """An open image, turned as its EXIF orientation says; of an animated one, the first picture."""
 
@@ -77,7 +93,7 @@ class Reader:
 
     def __init__(self, path: str, max_pixels: int | None = None) -> None:
         self.times_s = np.zeros(1)
-        with _open(path) as image:
+        with _open(path) as file, _image(file, path) as image:
             check_pixels(image.height, image.width, max_pixels)
             try:
                 image.load()
@@ -100,7 +116,7 @@ def shown_shape(path: str, max_pixels: int | None = None) -> tuple[int, int]:
 
     Some formats say only at their end how they are turned, and are read to there.
     """
-    with _open(path) as image:
+    with _open(path) as file, _image(file, path) as image:
         check_pixels(image.height, image.width, max_pixels)
         _refuse_unbounded(image)
         try:
@@ -110,16 +126,22 @@ def shown_shape(path: str, max_pixels: int | None = None) -> tuple[int, int]:
         return (image.width, image.height) if is_turned else (image.height, image.width)
 
 
-def _open(path: str) -> Image.Image:
-    """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
-    formats = FORMATS
+def _open(path: str) -> IO[bytes]:
+    """Open a file for Pillow, which gets no path: else it would open the file itself, and map it."""
+    if isinstance(path, RangedPath):
+        return cast("IO[bytes]", path.open())
     try:
-        formats = (*FORMATS, *_plugged_in(path))
-        if isinstance(path, RangedPath):
-            return Image.open(cast("IO[bytes]", path.open()), formats=formats)
-        return Image.open(path, formats=formats)
-    except ClipError:
-        raise
+        with reading():
+            return cast("IO[bytes]", _File(path))
+    except FileNotFoundError as error:
+        raise ClipError("missing", f"no such file: {path}") from error
+
+
+def _image(file: IO[bytes], path: str) -> Image.Image:
+    """Read an image's header. What Pillow refuses there is another variant as often as it is damage."""
+    formats = (*FORMATS, *_plugged_in(file, path))
+    try:
+        return Image.open(file, formats=formats)
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except UnidentifiedImageError as error:
@@ -128,15 +150,16 @@ def _open(path: str) -> Image.Image:
     except NotImplementedError as error:
         raise _unknown(error) from error
     except _PILLOW_ERRORS as error:
-        raise trouble_of(error) or _unknown(error) from error
+        trouble = trouble_of(error, is_parsers=True)
+        raise trouble or (_damaged(error) if _is_astray(error) else _unknown(error)) from error
 
 
-def _plugged_in(path: str) -> tuple[str, ...]:
+def _plugged_in(file: IO[bytes], path: str) -> tuple[str, ...]:
     """Return the format of a file's suffix, or of its content if it has none, if another package reads it.
 
     Raises ClipError if that is not installed: all other files can still be read.
     """
-    plugin = _PLUGINS.get(Path(path).suffix.lower() or suffix_by_content(_head(path)))
+    plugin = _PLUGINS.get(Path(path).suffix.lower() or suffix_by_content(_head(file)))
     if plugin is None:
         return ()
     if importlib.util.find_spec(plugin.package) is None:
@@ -151,9 +174,10 @@ def _plugged_in(path: str) -> tuple[str, ...]:
     return (plugin.format,)
 
 
-def _head(path: str) -> bytes:
-    with path.open() if isinstance(path, RangedPath) else Path(path).open("rb") as file:
-        return file.read(HEAD_BYTES)
+def _head(file: IO[bytes]) -> bytes:
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return head
 
 
 def _unknown(error: BaseException) -> ClipError:
@@ -166,7 +190,15 @@ def _unknown(error: BaseException) -> ClipError:
 def _damaged(error: BaseException) -> ClipError | ProcessTroubleError:
     if "not available" in str(error):  # a decoder that this build of Pillow lacks
         return _unknown(error)
-    return trouble_of(error) or ClipError("corrupt", f"the image is damaged: {error}")
+    if trouble := trouble_of(error, is_parsers=True):
+        return trouble
+    said = "it points to where nothing can be read" if _is_astray(error) else str(error)
+    return ClipError("corrupt", f"the image is damaged: {said}")
+
+
+def _is_astray(error: BaseException) -> bool:
+    """Tell whether the system refused to read where Pillow wanted to."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def _to_rgb(image: Image.Image) -> Frame:

@@ -6,9 +6,10 @@ is tried again, and then stops the run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -50,8 +51,26 @@ class ProcessTroubleError(Exception):
         self.lacks: Lacks = lacks
 
 
-def trouble_of(error: BaseException | None) -> ProcessTroubleError | None:
-    """Return what an error, or one that it was raised from, says of all but the file; None for nothing."""
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Make trouble of what a read fails with, and so tell it from errors of a library that asked for it."""
+    try:
+        yield
+    except OSError as error:
+        trouble = None if isinstance(error, StorageError) else trouble_of(error)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def trouble_of(
+    error: BaseException | None, *, is_parsers: bool = False
+) -> ProcessTroubleError | None:
+    """Return what an error, or one that it was raised from, says of all but the file; None for nothing.
+
+    is_parsers: it comes from a library that reads by `reading` only. What else the system refuses it, such
+    as to seek to where a damaged header says that something is, is the file's fault.
+    """
     while error is not None:
         if isinstance(error, ProcessTroubleError):
             return error
@@ -65,7 +84,7 @@ def trouble_of(error: BaseException | None) -> ProcessTroubleError | None:
             )
         if number in _MACHINE:
             return machine_trouble(error)
-        if is_of_the_system(error):
+        if is_of_the_system(error) and not is_parsers:
             return ProcessTroubleError("source", f"it cannot be read: {_why(error)}")
         error = error.__cause__
     return None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import struct
+import tracemalloc
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from latentcache.decoders import image
+from latentcache.decoders.ranged import RangedPath
+from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError
+from latentcache.storage.source_cache import CachedSource
 from tests.tools.bad_videos import picture
 
 #: Variants of BMP that Pillow refuses: where in the header, and what. They are whole files.
@@ -48,3 +56,82 @@ def test_an_image_that_ends_early_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="the image is damaged") as e:
         image.Reader(str(tmp_path / "i.bmp"))
     assert e.value.reason == "corrupt"
+
+
+def big_tiff(offset: int) -> bytes:
+    """A TIFF of 64 bits that begins with where its first directory is."""
+    return b"II+\0\x08\0\0\0" + struct.pack("<Q", offset) + bytes(64)
+
+
+def tiff_of_other_width() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, format="TIFF")
+    return b"II+" + file.getvalue()[3:]
+
+
+ASTRAY = {
+    "one_byte": tiff_of_other_width(),
+    **{f"offset_2**{bits}": big_tiff(1 << bits) for bits in (40, 62, 63)},
+    "offset_-1": big_tiff((1 << 64) - 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+@pytest.mark.parametrize("name", ASTRAY)
+def test_an_image_that_points_to_where_nothing_can_be_read_is_the_files_fault(
+    tmp_path: Path, name: str
+) -> None:
+    """The system refuses to seek there, as it refuses to read a disk that fails."""
+    (tmp_path / "i.tif").write_bytes(ASTRAY[name])
+    for read in (image.Reader, image.shown_shape):
+        with pytest.raises(ClipError) as caught:
+            read(str(tmp_path / "i.tif"))
+        assert caught.value.reason in ("unreadable", "corrupt")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "AVIF", "WEBP"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL, errno.EOVERFLOW, errno.ESTALE])
+def test_a_read_that_fails_is_no_fault_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, number: int
+) -> None:
+    path = tmp_path / "i"
+    Image.fromarray(picture()).save(path, format=kind)
+
+    class FailingFile(io.FileIO):
+        def readinto(self, buffer: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("latentcache.decoders.image.io.FileIO", FailingFile)
+    with pytest.raises(ProcessTroubleError, match=os.strerror(number)) as caught:
+        image.Reader(str(path))
+    assert caught.value.lacks == "source"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
+def test_a_cache_of_sources_that_cannot_be_read_is_no_fault_of_an_image(number: int) -> None:
+    class FailingSource:
+        path, size = "i.tif", 1000
+
+        def has(self, *_: int) -> bool:
+            return True
+
+        def read(self, *_: int) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(ProcessTroubleError, match=os.strerror(number)):
+        image.shown_shape(RangedPath(cast("CachedSource", FailingSource())))
+
+
+def test_a_length_that_is_damaged_takes_no_memory(tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "i.png")
+    data = bytearray((tmp_path / "i.png").read_bytes())
+    at = data.index(b"IDAT") - 4
+    data[at : at + 4] = b"\x7f\xff\xff\xff"
+    (tmp_path / "i.png").write_bytes(data)
+    tracemalloc.start()
+    try:
+        (pixels,) = image.Reader(str(tmp_path / "i.png")).frames(np.zeros(1, np.int64))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(pixels, picture())  # all of which comes before Pillow reads to the end
