@@ -14,7 +14,7 @@ from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from latentcache.core.machine import install_command
 from latentcache.decoders.facts import VideoFacts
@@ -123,7 +123,15 @@ def shown_shape(path: str, max_pixels: int | None = None) -> tuple[int, int]:
             is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         except _PILLOW_ERRORS as error:
             raise _damaged(error) from error
-        return (image.width, image.height) if is_turned else (image.height, image.width)
+        height, width = _stored_shape(image)
+        return (width, height) if is_turned else (height, width)
+
+
+def _stored_shape(image: Image.Image) -> tuple[int, int]:
+    """Return height and width before the image is turned: of a TIFF Pillow has swapped them already."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[ExifTags.Base.ImageLength], image.tag_v2[ExifTags.Base.ImageWidth]
+    return image.height, image.width
 
 
 def _open(path: str) -> IO[bytes]:

@@ -200,10 +200,11 @@ def test_probing_an_image_reads_its_header(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=98)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={ExifTags.Base.Orientation: 6})
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with serve(tmp_path) as server:
         server.has_tags = True
-        for name in ("a.jpg", "a.png"):
+        for name in ("a.jpg", "a.tif", "a.png"):
             request = {"op": "probe", "kind": "image", "identity_only": False, "times": False}
             local = make_worker().answer({**request, "url": str(tmp_path / name)})
             server.num_bytes = 0
