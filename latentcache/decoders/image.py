@@ -7,7 +7,7 @@ import importlib.util
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -97,7 +97,7 @@ class Reader:
             check_pixels(image.height, image.width, max_pixels)
             try:
                 image.load()
-                self._pixels = _to_rgb(ImageOps.exif_transpose(image))
+                self._pixels = _to_rgb(image)
             except ClipError:
                 raise
             except NotImplementedError as error:
@@ -153,8 +153,7 @@ def _image(file: IO[bytes], path: str) -> Image.Image:
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except UnidentifiedImageError as error:
-        known = ", ".join(formats)
-        raise ClipError("unreadable", f"the file is no image of these formats: {known}") from error
+        raise _unidentified(file, formats) from error
     except NotImplementedError as error:
         raise _unknown(error) from error
     except _PILLOW_ERRORS as error:
@@ -183,9 +182,25 @@ def _plugged_in(file: IO[bytes], path: str) -> tuple[str, ...]:
 
 
 def _head(file: IO[bytes]) -> bytes:
+    file.seek(0)
     head = file.read(HEAD_BYTES)
     file.seek(0)
     return head
+
+
+def _unidentified(file: IO[bytes], formats: Sequence[str]) -> ClipError:
+    """Return what is wrong with a file that Pillow finds to be of none of some formats."""
+    head = _head(file)
+    for name in formats:
+        accepts = Image.OPEN[name][1] if name in Image.OPEN else None
+        if accepts is not None and accepts(head) is True:
+            return ClipError(
+                "unreadable",
+                f"the file begins as {name}, and what follows is damaged, or a variant that Pillow cannot "
+                "read. Convert it to PNG, say",
+            )
+    known = ", ".join(formats)
+    return ClipError("unreadable", f"the file is no image of these formats: {known}")
 
 
 def _unknown(error: BaseException) -> ClipError:
@@ -210,12 +225,28 @@ def _is_astray(error: BaseException) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Frame:
-    """Return an image as uint8 [h, w, 3]: 16-bit grey scaled to 8, transparency dropped."""
-    if image.mode.startswith("I;16"):
-        grey = (np.array(image).astype(np.uint32) * 255 + 32767) // 65535
+    """Return an image as uint8 [h, w, 3], turned as shown: 16-bit grey scaled, transparency dropped."""
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I;16"):
+        black, white = _levels_of_grey(image)
+        most = max(black, white)
+        values = np.abs(np.array(turned).astype(np.int32) - black)
+        grey = (values * 255 + most // 2) // most
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    _refuse_unbounded(image)
-    return np.array(image.convert("RGB"))
+    _refuse_unbounded(turned)
+    return np.array(turned.convert("RGB"))
+
+
+def _levels_of_grey(image: Image.Image) -> tuple[int, int]:
+    """Return which values of 16-bit grey are black and white: Pillow gives them as they are stored.
+
+    A TIFF's can have 12 bits, and begin with white.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, (1 << 16) - 1
+    most = (1 << image.tag_v2[ExifTags.Base.BitsPerSample][0]) - 1
+    begins_with_white = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation, 0) == 0
+    return (most, 0) if begins_with_white else (0, most)
 
 
 def _refuse_unbounded(image: Image.Image) -> None:

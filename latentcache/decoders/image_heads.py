@@ -6,7 +6,8 @@ from __future__ import annotations
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"})
 #: How a bare stream of JPEG XL begins, and one in a container.
 JXL_HEADS = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
-HEAD_BYTES = 12
+#: What tells a format.
+HEAD_BYTES = 16
 
 
 def suffix_by_content(head: bytes) -> str:

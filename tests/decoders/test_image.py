@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from latentcache.decoders import image
 from latentcache.decoders.ranged import RangedPath
@@ -56,6 +56,69 @@ def test_an_image_that_ends_early_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="the image is damaged") as e:
         image.Reader(str(tmp_path / "i.bmp"))
     assert e.value.reason == "corrupt"
+
+
+#: The levels of a picture in grey, of 0 to 1: dark, and brighter to the right.
+LEVELS = np.tile(np.array([0, 1 / 3, 1 / 2, 1]), (4, 2))
+
+
+def grey_tiff(order: str, bits: int, *, begins_with_white: bool) -> bytes:
+    """A TIFF of LEVELS, which Pillow cannot write. order: of bytes, II or MM."""
+    sign = {"II": "<", "MM": ">"}[order]
+    most = (1 << bits) - 1
+    values = np.rint(LEVELS * most).astype(int)
+    values = most - values if begins_with_white else values
+    if bits == 16:
+        data = values.astype(f"{sign}u2").tobytes()
+    else:
+        text = "".join(f"{value:0{bits}b}" for value in values.flat)
+        data = int(text, 2).to_bytes(len(text) // 8)
+    height, width = values.shape
+    tags = {
+        256: width, 257: height, 258: bits, 259: 1, 262: int(not begins_with_white),
+        273: 8, 277: 1, 278: height, 279: len(data),
+    }  # fmt: skip
+    directory = b"".join(struct.pack(f"{sign}HHIHH", tag, 3, 1, n, 0) for tag, n in tags.items())
+    head = struct.pack(f"{sign}2sHI", order.encode(), 42, 8 + len(data))
+    return head + data + struct.pack(f"{sign}H", len(tags)) + directory + bytes(4)
+
+
+@pytest.mark.parametrize("begins_with_white", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_grey_is_as_bright_as_it_is_stored_or_refused(
+    tmp_path: Path, order: str, bits: int, *, begins_with_white: bool
+) -> None:
+    path = tmp_path / "i.tif"
+    path.write_bytes(grey_tiff(order, bits, begins_with_white=begins_with_white))
+    if (bits == 12 and (order, begins_with_white) != ("II", False)) or (
+        bits == 16 and (order, begins_with_white) == ("MM", True)
+    ):
+        with pytest.raises(ClipError, match=r"begins as TIFF, and what follows is .*a variant"):
+            image.Reader(str(path))
+        return
+    (pixels,) = image.Reader(str(path)).frames(np.zeros(1, np.int64))
+    expected = np.rint(LEVELS * ((1 << bits) - 1)) / ((1 << bits) - 1)
+    np.testing.assert_allclose(pixels / 255, np.repeat(expected[..., None], 3, 2), atol=1 / 255)
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_compressed_grey_that_begins_with_white_is_no_negative(
+    tmp_path: Path, compression: str, orientation: int
+) -> None:
+    values = np.rint((1 - LEVELS) * 65535).astype(np.uint16)
+    tags = {ExifTags.Base.PhotometricInterpretation: 0, ExifTags.Base.Orientation: orientation}
+    Image.fromarray(values).save(tmp_path / "i.tif", compression=compression, tiffinfo=tags)
+    (pixels,) = image.Reader(str(tmp_path / "i.tif")).frames(np.zeros(1, np.int64))
+    shown = pixels[..., 0] if orientation == 1 else np.rot90(pixels[..., 0])
+    np.testing.assert_allclose(shown / 255, LEVELS, atol=1 / 255)
+
+
+def test_grey_of_16_bits_of_a_png_is_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.rint(LEVELS * 65535).astype(np.uint16)).save(tmp_path / "i.png")
+    (pixels,) = image.Reader(str(tmp_path / "i.png")).frames(np.zeros(1, np.int64))
+    np.testing.assert_allclose(pixels[..., 0] / 255, LEVELS, atol=1 / 255)
 
 
 def big_tiff(offset: int) -> bytes:
