@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,13 @@ from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content
 from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
-from latentcache.decoders.trouble import ProcessTroubleError, reading, trouble_of
+from latentcache.decoders.trouble import (
+    ProcessTroubleError,
+    has_room,
+    lack_of_memory,
+    reading,
+    trouble_of,
+)
 from latentcache.errors import ClipError
 
 NAME = "pillow"
@@ -45,11 +52,13 @@ _UNBOUNDED_MODES = frozenset({"I", "F"})
 #: Orientations of EXIF in which height and width are swapped.
 _TURNED = frozenset({5, 6, 7, 8})
 
-#: What Pillow's readers raise for files that they do not understand.
+#: What Pillow's readers raise for files that they do not understand, and the libraries behind them.
 _PILLOW_ERRORS: tuple[type[Exception], ...] = (
-    OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, AttributeError, EOFError,
-    ArithmeticError, struct.error,
+    OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError,
+    RuntimeError, AssertionError, BufferError, struct.error, zlib.error,
 )  # fmt: skip
+#: What decoding an image takes per pixel, at most: AVIF takes 20 to 25.
+_PIXEL_BYTES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +112,7 @@ class Reader:
             except NotImplementedError as error:
                 raise _unknown(error) from error
             except _PILLOW_ERRORS as error:
-                raise _damaged(error) from error
+                raise _lack_of_memory(error, image) or _damaged(error) from error
 
     def frames(self, indices: npt.NDArray[np.int64]) -> Iterator[Frame]:
         """Yield the image [h, w, 3]."""
@@ -217,6 +226,13 @@ def _damaged(error: BaseException) -> ClipError | ProcessTroubleError:
         return trouble
     said = "it points to where nothing can be read" if _is_astray(error) else str(error)
     return ClipError("corrupt", f"the image is damaged: {said}")
+
+
+def _lack_of_memory(error: BaseException, image: Image.Image) -> ProcessTroubleError | None:
+    """Return what is said as if the image was damaged: the libraries of AVIF and HEIF do not tell it."""
+    is_vague = isinstance(error, RuntimeError) or "memory" in str(error)
+    needed = _PIXEL_BYTES * image.height * image.width
+    return lack_of_memory() if is_vague and not has_room(needed) else None
 
 
 def _is_astray(error: BaseException) -> bool:

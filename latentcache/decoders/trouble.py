@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,15 +80,33 @@ def trouble_of(
         number = getattr(error, "errno", None)
         lacks_memory = number == errno.ENOMEM and not is_of_the_system(error)
         if isinstance(error, MemoryError) or lacks_memory:
-            return ProcessTroubleError(
-                "memory", "decoding needs more memory than run.decode_memory_bytes allows"
-            )
+            return lack_of_memory()
         if number in _MACHINE:
             return machine_trouble(error)
         if is_of_the_system(error) and not is_parsers:
             return ProcessTroubleError("source", f"it cannot be read: {_why(error)}")
         error = error.__cause__
     return None
+
+
+def lack_of_memory() -> ProcessTroubleError:
+    """Return the trouble of a process that may take no more memory."""
+    return ProcessTroubleError(
+        "memory", "decoding needs more memory than run.decode_memory_bytes allows"
+    )
+
+
+def has_room(num_bytes: int) -> bool:
+    """Tell whether this process may take so much more memory; none is taken.
+
+    Libraries also say that there is none when damage makes them ask for more than any limit, and some say
+    that a file is damaged when there is none.
+    """
+    try:
+        mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def machine_trouble(error: BaseException) -> ProcessTroubleError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, MachineError
@@ -89,11 +90,17 @@ def test_what_the_machine_lacks_is_no_fault_of_a_clip(starver: DecodePool, tmp_p
     pixels_of(starver.decode(make_clip(fine, (5, 64, 96))).result())
 
 
-def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(tmp_path: Path) -> None:
-    write_bomb(tmp_path / "bomb.png")
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.avif"])
+def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(
+    tmp_path: Path, name: str
+) -> None:
+    if name == "bomb.png":
+        write_bomb(tmp_path / name)
+    else:  # of which its library says now that it is damaged, and now what it lacks
+        Image.new("RGB", (8000, 6000)).save(tmp_path / name, speed=10)
     with (
         DecodePool(num_processes=1, num_buffers=1, timeout_s=60, memory_bytes=300 << 20) as pool,
         pytest.raises(ClipError, match=r"run\.decode_memory_bytes") as caught,
     ):
-        pool.probe(str(tmp_path / "bomb.png"), "image").result()
+        pool.probe(str(tmp_path / name), "image").result()
     assert caught.value.reason == "out_of_memory"
