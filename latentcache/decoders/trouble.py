@@ -96,6 +96,11 @@ def lack_of_memory() -> ProcessTroubleError:
     )
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error is that trouble."""
+    return isinstance(error, ProcessTroubleError) and error.lacks == "memory"
+
+
 def has_room(num_bytes: int) -> bool:
     """Tell whether this process may take so much more memory; none is taken.
 
