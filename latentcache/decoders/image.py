@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from latentcache.core.machine import install_command
 from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.frames import Frame
-from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content
+from latentcache.decoders.image_heads import HEAD_BYTES, suffix_by_content, webp_shape
 from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.streams import check_pixels
@@ -59,6 +59,8 @@ _PILLOW_ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 #: What decoding an image takes per pixel, at most: AVIF takes 20 to 25.
 _PIXEL_BYTES = 32
+#: What opening a WebP takes per pixel: two canvases of 4 bytes, and something for the rest.
+_CANVAS_BYTES = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def _image(file: IO[bytes], path: str) -> Image.Image:
     except NotImplementedError as error:
         raise _unknown(error) from error
     except _PILLOW_ERRORS as error:
-        trouble = trouble_of(error, is_parsers=True)
+        trouble = trouble_of(error, is_parsers=True) or _lack_of_canvas(file)
         raise trouble or (_damaged(error) if _is_astray(error) else _unknown(error)) from error
 
 
@@ -233,6 +235,12 @@ def _lack_of_memory(error: BaseException, image: Image.Image) -> ProcessTroubleE
     is_vague = isinstance(error, RuntimeError) or "memory" in str(error)
     needed = _PIXEL_BYTES * image.height * image.width
     return lack_of_memory() if is_vague and not has_room(needed) else None
+
+
+def _lack_of_canvas(file: IO[bytes]) -> ProcessTroubleError | None:
+    """Return why a WebP cannot be opened if that is for want of memory, which its library does not tell."""
+    shape = webp_shape(_head(file))
+    return lack_of_memory() if shape and not has_room(_CANVAS_BYTES * shape[0] * shape[1]) else None
 
 
 def _is_astray(error: BaseException) -> bool:

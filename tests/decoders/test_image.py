@@ -15,6 +15,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from latentcache.decoders import image
+from latentcache.decoders.image_heads import HEAD_BYTES, webp_shape
 from latentcache.decoders.ranged import RangedPath
 from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError
@@ -56,6 +57,22 @@ def test_an_image_that_ends_early_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="the image is damaged") as e:
         image.Reader(str(tmp_path / "i.bmp"))
     assert e.value.reason == "corrupt"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 300), (300, 17), (16383, 2)])
+@pytest.mark.parametrize("kind", ["lossy", "lossless", "animated"])
+def test_the_first_bytes_of_a_webp_say_its_shape(size: tuple[int, int], kind: str) -> None:
+    images = [Image.new("RGB", size), Image.new("RGB", size, "red")]
+    file = io.BytesIO()
+    images[0].save(
+        file,
+        format="WEBP",
+        lossless=kind == "lossless",
+        save_all=kind == "animated",
+        append_images=images[1:] if kind == "animated" else [],
+    )
+    assert webp_shape(file.getvalue()[:HEAD_BYTES]) == size[::-1]
+    assert webp_shape(ASTRAY["one_byte"][:HEAD_BYTES]) is None
 
 
 #: The levels of a picture in grey, of 0 to 1: dark, and brighter to the right.

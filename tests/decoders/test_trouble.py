@@ -98,14 +98,15 @@ def test_what_the_machine_lacks_is_no_fault_of_a_clip(starver: DecodePool, tmp_p
     pixels_of(starver.decode(make_clip(fine, (5, 64, 96))).result())
 
 
-@pytest.mark.parametrize("name", ["bomb.png", "bomb.avif"])
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.avif", "bomb.webp"])
 def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(
     tmp_path: Path, name: str
 ) -> None:
     if name == "bomb.png":
         write_bomb(tmp_path / name)
-    else:  # of which its library says now that it is damaged, and now what it lacks
-        Image.new("RGB", (8000, 6000)).save(tmp_path / name, speed=10)
+    else:  # whose libraries say that it is damaged, or a variant that they do not know
+        options = {"speed": 10} if name == "bomb.avif" else {"method": 0}
+        Image.new("RGB", (8000, 6000)).save(tmp_path / name, **options)
     with (
         DecodePool(num_processes=1, num_buffers=1, timeout_s=60, memory_bytes=300 << 20) as pool,
         pytest.raises(ClipError, match=r"run\.decode_memory_bytes") as caught,
