@@ -20,6 +20,9 @@ class Bytes:
         """Tell whether a range is there."""
         return True
 
+    def ensure(self, *_: int) -> None:
+        """Fetch a range."""
+
     def read(self, start: int, length: int) -> bytes:
         """Read bytes."""
         return self._data[start : start + length]
