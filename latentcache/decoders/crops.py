@@ -184,6 +184,8 @@ def elements(
             return
         identifier = int.from_bytes(head[:width])
         length = 9 - head[width].bit_length()
+        if len(head) < width + length:
+            return
         size = int.from_bytes(head[width : width + length]) - (1 << 7 * length)
         body = start + width + length
         is_open = size == (1 << 7 * length) - 1

@@ -170,11 +170,13 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
     settled = _num_settled(stream, packets, kept, pts, counted) if is_cut else len(kept)
     if settled < 1:
         raise ClipError("truncated", "the file ends within its first frames")
+    end_s = index.end_s if settled == len(pts) else float(index.times_s[settled])
+    _check_times(float(index.times_s[0]), end_s)
     return replace(
         index,
         pts=pts[:settled],
         times_s=index.times_s[:settled],
-        end_s=index.end_s if settled == len(pts) else float(index.times_s[settled]),
+        end_s=end_s,
         counted=counted,
         is_guess=any(packets.pts[i] is None for i in kept),
         has_palette=stream.codec_context.pix_fmt == "pal8",
@@ -267,6 +269,8 @@ def _times(packets: PacketTable, shown: Sequence[int]) -> dict[int, int]:
 
 
 def _check_times(start_s: float, end_s: float) -> None:
+    if end_s <= start_s:
+        raise ClipError("corrupt", "all frames have the same time: their times are damaged")
     if not end_s - start_s <= MAX_DURATION_S:
         raise ClipError(
             "corrupt",

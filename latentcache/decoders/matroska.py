@@ -68,8 +68,8 @@ class Layout:
 
     def last_blocks(self, video: int, count: int) -> list[Block]:
         """Return the last `count` pictures of a video track, in the order of decoding, or more."""
-        track, blocks = self._tracks[video], list[Block]()
         _, places = self._cues_of(video)
+        track, blocks = self._tracks[video], list[Block]()
         for start, end in reversed(self._clusters(places[-2:][0])):
             for tail in _TAIL_BYTES:
                 found = [*self._blocks(track, start, end, tail), *blocks]
@@ -186,7 +186,7 @@ def _block(data: bytes, child: tuple[int, int, int], track: int, time: int) -> B
         start, end = inner.get(_BLOCK, (0, 0))
     elif kind != _SIMPLE_BLOCK:
         return None
-    width = 9 - data[start].bit_length()
+    width = 9 - data[start].bit_length() if start < end else 9
     if end - start < width + 3 or width > 8:
         return None
     number = int.from_bytes(data[start : start + width]) - (1 << 7 * width)

@@ -11,8 +11,13 @@ from latentcache.decoders.crops import MATROSKA
 from latentcache.decoders.keyframes import starts_afresh
 from latentcache.decoders.pictures import Shows, classifier
 from latentcache.decoders.ranged import NeedsWholeError
-from latentcache.decoders.streams import DEMUX_ERRORS, failure
-from latentcache.decoders.trouble import may_be_the_disks, read_through
+from latentcache.decoders.streams import DEMUX_ERRORS, container_failure
+from latentcache.decoders.trouble import (
+    ProcessTroubleError,
+    lacks_memory,
+    may_be_the_disks,
+    read_through,
+)
 from latentcache.errors import ClipError
 
 #: Formats that are recorded and joined as they come, or read on behind an end: their times can restart.
@@ -111,8 +116,9 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
     except DEMUX_ERRORS as error:  # what was read is kept
         if may_be_the_disks(error):
             read_through(container.name)
-        if not len(table):
-            raise failure("corrupt", "the container is damaged", error) from error
+        failed = _damage(container, error)
+        if not len(table) or lacks_memory(failed):
+            raise failed from error
         table.ends_within = True
     if not len(table):
         raise ClipError("no_video", "the video stream has no frames")
@@ -283,7 +289,11 @@ def packets_at(
     try:
         yield from _matched(container, stream, table, row, seek_to is not None)
     except DEMUX_ERRORS as error:
-        raise failure("corrupt", "the container is damaged", error) from error
+        raise _damage(container, error) from error
+
+
+def _damage(container: Any, error: Exception) -> ClipError | ProcessTroubleError:
+    return container_failure("corrupt", "the container is damaged", error, container.name)
 
 
 class SeekMissedError(Exception):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from latentcache.decoders.h264 import FieldOrder
 from latentcache.decoders.pictures import classifier
+from latentcache.decoders.trouble import reading
 from latentcache.storage.seekable import SeekableFile
 from latentcache.storage.source_cache import CachedSource
 
@@ -59,7 +60,7 @@ class RangedPath(str):
 
 
 class RangedFile(SeekableFile):
-    """The file that a RangedPath names. What a fetch raises comes out of FFmpeg's call."""
+    """The file that a RangedPath names. What a read raises comes out of the call of whoever parses it."""
 
     def __init__(self, path: RangedPath, *, blind: bool) -> None:
         super().__init__(path.source.size)
@@ -69,15 +70,16 @@ class RangedFile(SeekableFile):
         self._read_to, self._ahead = 0, 0
 
     def read(self, size: int = -1) -> bytes:
-        """Read bytes. Raises what `CachedSource.ensure` raises."""
+        """Read bytes. Raises ProcessTroubleError, and what `CachedSource.ensure` raises of the source."""
         length = max(0, self._size - self._position)
         length = length if size < 0 else min(size, length)
         start, end = self._position, self._position + length
-        if self._blind:
-            data = self._read_blindly(start, end)
-        else:
-            self._read_ahead(start, end)
-            data = self._source.read(start, length)
+        with reading():
+            if self._blind:
+                data = self._read_blindly(start, end)
+            else:
+                self._read_ahead(start, end)
+                data = self._source.read(start, length)
         self._position = end
         return data
 

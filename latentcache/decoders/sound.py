@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.sound_parts import Follower, Part, parts_of
-from latentcache.decoders.streams import DEMUX_ERRORS, best_video, failure, open_any
+from latentcache.decoders.streams import (
+    DEMUX_ERRORS,
+    best_video,
+    container_failure,
+    failure,
+    open_any,
+)
 from latentcache.errors import ClipError
 
 Samples = npt.NDArray[np.float32]
@@ -130,7 +136,7 @@ class SoundReader:
         try:
             yield from _decoded(container, stream, self._packets)
         except DEMUX_ERRORS as error:
-            raise failure("corrupt", "the sound is damaged", error) from error
+            raise container_failure("corrupt", "the sound is damaged", error, self._path) from error
 
     def _mixed(self, run: _Run, frames: list[Any]) -> Iterator[tuple[int, Samples]]:
         """Yield what is heard of a run's frames while pictures of its recording are shown."""

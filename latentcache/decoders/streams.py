@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import av
@@ -11,7 +12,7 @@ from av.format import formats_available
 from av.stream import Disposition
 
 from latentcache.decoders.ranged import RangedPath
-from latentcache.decoders.trouble import ProcessTroubleError, trouble_of
+from latentcache.decoders.trouble import ProcessTroubleError, has_room, lacks_memory, trouble_of
 from latentcache.errors import ClipError
 
 #: What reading packets raises; IndexError where damage announces a stream that PyAV does not know.
@@ -22,6 +23,11 @@ REFERRING_FORMATS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "imf", "w
 _FORMATS = ",".join(
     sorted({name for names in formats_available for name in names.split(",")} - REFERRING_FORMATS)
 )
+#: What reading a container takes at most: some pictures, and FFmpeg's tables, which have some 60 bytes for
+#: each sample. That of a file of a day is less than the last of these.
+_CONTAINER_BYTES = 1 << 27
+_BYTES_PER_BYTE = 64
+_MOST_CONTAINER_BYTES = 1 << 30
 #: Covers and previews, which containers keep in streams of their own.
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
@@ -35,11 +41,8 @@ def open_any(path: str) -> Any:
     except FileNotFoundError as error:
         raise ClipError("missing", f"no such file: {path}") from error
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise failure(
-            "unreadable",
-            "it is no video, or a playlist of others, or its header is damaged or missing",
-            error,
-        ) from error
+        what = "it is no video, or a playlist of others, or its header is damaged or missing"
+        raise container_failure("unreadable", what, error, path) from error
 
 
 def open_video(path: str, max_pixels: int | None = None) -> tuple[Any, Any]:
@@ -130,6 +133,19 @@ def failure(reason: str, what: str, error: BaseException) -> ClipError | Process
     if trouble := trouble_of(error):
         return trouble
     return ClipError(reason, f"{what}: {getattr(error, 'strerror', None) or error}")
+
+
+def container_failure(
+    reason: str, what: str, error: BaseException, path: str
+) -> ClipError | ProcessTroubleError:
+    """Return the same for an error of reading a container: damage can ask for any amount of memory."""
+    failed = failure(reason, what, error)
+    if not lacks_memory(failed):
+        return failed
+    needed = _CONTAINER_BYTES + _BYTES_PER_BYTE * Path(path).stat().st_size
+    if has_room(min(needed, _MOST_CONTAINER_BYTES)):
+        return ClipError(reason, f"{what}: it asks for more memory than a file of its size needs")
+    return failed
 
 
 def decode(stream: Any, packet: Any) -> list[Any]:

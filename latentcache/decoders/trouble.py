@@ -6,9 +6,11 @@ is tried again, and then stops the run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -50,8 +52,26 @@ class ProcessTroubleError(Exception):
         self.lacks: Lacks = lacks
 
 
-def trouble_of(error: BaseException | None) -> ProcessTroubleError | None:
-    """Return what an error, or one that it was raised from, says of all but the file; None for nothing."""
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Make trouble of what a read fails with, and so tell it from errors of a library that asked for it."""
+    try:
+        yield
+    except OSError as error:
+        trouble = None if isinstance(error, StorageError) else trouble_of(error)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def trouble_of(
+    error: BaseException | None, *, is_parsers: bool = False
+) -> ProcessTroubleError | None:
+    """Return what an error, or one that it was raised from, says of all but the file; None for nothing.
+
+    is_parsers: it comes from a library that reads by `reading` only. What else the system refuses it, such
+    as to seek to where a damaged header says that something is, is the file's fault.
+    """
     while error is not None:
         if isinstance(error, ProcessTroubleError):
             return error
@@ -60,15 +80,38 @@ def trouble_of(error: BaseException | None) -> ProcessTroubleError | None:
         number = getattr(error, "errno", None)
         lacks_memory = number == errno.ENOMEM and not is_of_the_system(error)
         if isinstance(error, MemoryError) or lacks_memory:
-            return ProcessTroubleError(
-                "memory", "decoding needs more memory than run.decode_memory_bytes allows"
-            )
+            return lack_of_memory()
         if number in _MACHINE:
             return machine_trouble(error)
-        if is_of_the_system(error):
+        if is_of_the_system(error) and not is_parsers:
             return ProcessTroubleError("source", f"it cannot be read: {_why(error)}")
         error = error.__cause__
     return None
+
+
+def lack_of_memory() -> ProcessTroubleError:
+    """Return the trouble of a process that may take no more memory."""
+    return ProcessTroubleError(
+        "memory", "decoding needs more memory than run.decode_memory_bytes allows"
+    )
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error is that trouble."""
+    return isinstance(error, ProcessTroubleError) and error.lacks == "memory"
+
+
+def has_room(num_bytes: int) -> bool:
+    """Tell whether this process may take so much more memory; none is taken.
+
+    Libraries also say that there is none when damage makes them ask for more than any limit, and some say
+    that a file is damaged when there is none.
+    """
+    try:
+        mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def machine_trouble(error: BaseException) -> ProcessTroubleError:

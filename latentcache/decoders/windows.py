@@ -51,7 +51,7 @@ class Windows:
         self.start_s = float(index.times_s[0])
         found_s = self.end_s - self.start_s
         has_rate = rate > 0 and duration > 0 and self.num_frames >= len(index.pts)
-        if not has_rate or found_s > MAX_DURATION_S:
+        if not has_rate or not 0 < found_s <= MAX_DURATION_S:
             raise NeedsWholeError
         self.facts: VideoFacts = replace(index.facts, fps=self.num_frames / found_s)
 

@@ -191,7 +191,9 @@ class CachedSource:
 
     def read(self, start: int, length: int, *, only_present: bool = False) -> bytes:
         """Read bytes, fetched where they are absent. only_present: those come as zeros."""
-        length = max(0, min(length, self.size - start))
+        length = min(length, self.size - start)
+        if length <= 0:  # damage can lead past the end, and to where no offset of the system does
+            return b""
         if not only_present:
             self.ensure(start, start + length)
         data = os.pread(self._fd, length, start)

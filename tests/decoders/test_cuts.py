@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from latentcache.decoders import pyav
 from latentcache.decoders.source import Source
 from latentcache.errors import ClipError
 from tests.tools.bad_videos import encode
@@ -52,6 +55,29 @@ def test_what_is_whole_of_a_cut_file_is_right(tmp_path: Path, name: str) -> None
             num_ok.append(_check(source.reader(), since_first, expected.frames))
     assert num_ok[-1] >= frames // 2, num_ok
     assert num_ok == sorted(num_ok)
+
+
+def test_frames_of_one_time_in_a_file_that_is_longer_by_its_header_are_damaged(
+    tmp_path: Path,
+) -> None:
+    """Their rate would be infinite. The muxer rounds times to milliseconds."""
+    path, base = tmp_path / "v.mkv", Fraction(1, 10**9)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=24, options=dict(B_FRAMES))
+        stream.height, stream.width = SMALL
+        stream.codec_context.time_base = base
+        for index in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((*SMALL, 3), index, np.uint8))
+            frame.pts, frame.time_base = index, base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"\x18\x53\x80\x67") + 4  # the segment, of which the length follows
+    data[at + 2 : at + 8] = b"\xff" * 6
+    path.write_bytes(data)
+    with pytest.raises(ClipError, match="all frames have the same time") as caught:
+        pyav.probe(str(path))
+    assert caught.value.reason == "corrupt"
 
 
 def _check(reader: Any, since_first: np.ndarray, expected: list[np.ndarray]) -> int:

@@ -200,10 +200,11 @@ def test_probing_an_image_reads_its_header(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=98)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={ExifTags.Base.Orientation: 6})
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with serve(tmp_path) as server:
         server.has_tags = True
-        for name in ("a.jpg", "a.png"):
+        for name in ("a.jpg", "a.tif", "a.png"):
             request = {"op": "probe", "kind": "image", "identity_only": False, "times": False}
             local = make_worker().answer({**request, "url": str(tmp_path / name)})
             server.num_bytes = 0
@@ -211,6 +212,18 @@ def test_probing_an_image_reads_its_header(tmp_path: Path) -> None:
             assert remote == local
             assert name == "a.png" or server.num_bytes < (tmp_path / name).stat().st_size / 2
         assert local["height"] == 900
+
+
+def test_a_box_of_any_length_is_judged_by_the_whole_file(tmp_path: Path, corpus: Path) -> None:
+    """A damaged length leads to where no offset of the system does."""
+    data = bytearray((corpus / "tail.mp4").read_bytes())
+    at = data.index(b"free") - 4  # FFmpeg leaves room for a length of 64 bits
+    data[at : at + 16] = b"\0\0\0\1mdat" + b"\xff" * 8
+    (tmp_path / "v.mp4").write_bytes(data)
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        local, remote = probe(str(tmp_path / "v.mp4")), probe(f"{server.url}/v.mp4")
+    assert local["reason"] == remote["reason"] == "unreadable"
 
 
 def test_damage_within_a_clip_is_judged_by_the_whole_file(tmp_path: Path, corpus: Path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
+from latentcache.decoders import streams
+from latentcache.decoders.packets import read_packets
 from latentcache.decoders.pool import DecodePool
+from latentcache.decoders.trouble import ProcessTroubleError
 from latentcache.errors import ClipError, MachineError
 from tests.decoders.test_pool import make_clip, pixels_of
 from tests.tools.bad_videos import encode, write_bomb
@@ -89,11 +98,73 @@ def test_what_the_machine_lacks_is_no_fault_of_a_clip(starver: DecodePool, tmp_p
     pixels_of(starver.decode(make_clip(fine, (5, 64, 96))).result())
 
 
-def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(tmp_path: Path) -> None:
-    write_bomb(tmp_path / "bomb.png")
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.avif", "bomb.webp"])
+def test_a_clip_that_needs_too_much_memory_fails_in_a_fresh_process_too(
+    tmp_path: Path, name: str
+) -> None:
+    if name == "bomb.png":
+        write_bomb(tmp_path / name)
+    else:  # whose libraries say that it is damaged, or a variant that they do not know
+        options = {"speed": 10} if name == "bomb.avif" else {"method": 0}
+        Image.new("RGB", (8000, 6000)).save(tmp_path / name, **options)
     with (
         DecodePool(num_processes=1, num_buffers=1, timeout_s=60, memory_bytes=300 << 20) as pool,
         pytest.raises(ClipError, match=r"run\.decode_memory_bytes") as caught,
     ):
-        pool.probe(str(tmp_path / "bomb.png"), "image").result()
+        pool.probe(str(tmp_path / name), "image").result()
     assert caught.value.reason == "out_of_memory"
+
+
+def damaged_header(path: Path) -> Path:
+    """An MP4 whose table of times claims to have a billion rows."""
+    data = bytearray(encode(path).read_bytes())
+    at = data.index(b"stts") + 8
+    data[at : at + 4] = (1 << 30).to_bytes(4)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "reason"), [(4 << 30, "unreadable"), (200 << 20, "out_of_memory")]
+)
+def test_a_header_that_asks_for_any_amount_of_memory_is_damaged_if_there_is_enough(
+    tmp_path: Path, memory_bytes: int, reason: str
+) -> None:
+    path = damaged_header(tmp_path / "v.mp4")
+    with (
+        DecodePool(num_processes=1, num_buffers=1, timeout_s=60, memory_bytes=memory_bytes) as pool,
+        pytest.raises(ClipError) as caught,
+    ):
+        pool.probe(str(path), "video").result()
+    assert caught.value.reason == reason
+
+
+class StarvingContainer:
+    """A container of which only the first packets can be read for want of memory."""
+
+    def __init__(self, container: Any) -> None:
+        self._container = container
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        """Yield three packets."""
+        yield from itertools.islice(self._container.demux(stream), 3)
+        raise av.error.MemoryError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_lack_of_memory_while_packets_are_read_does_not_cut_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_room: bool
+) -> None:
+    monkeypatch.setattr(streams, "has_room", lambda _: has_room)
+    container, stream = streams.open_video(str(encode(tmp_path / "v.mp4")))
+    with container:
+        if has_room:  # what asks for too much is damage, behind which nothing is known
+            table = read_packets(StarvingContainer(container), stream)
+            assert len(table) == 3
+            assert table.ends_within
+        else:
+            with pytest.raises(ProcessTroubleError, match=r"run\.decode_memory_bytes"):
+                read_packets(StarvingContainer(container), stream)

@@ -225,6 +225,27 @@ def test_which_errors_are_a_files_and_which_the_worlds(error: Exception, lacks: 
         assert (found.lacks if found else None) == lacks
 
 
+def test_what_a_library_itself_asks_the_system_for_in_vain_is_the_files_fault() -> None:
+    """A damaged header makes it seek to where nothing can be; reads that fail are told before it."""
+    for number in (errno.EINVAL, errno.EOVERFLOW, errno.ENXIO, errno.EPERM):
+        assert trouble_of(OSError(number, os.strerror(number)), is_parsers=True) is None
+    lacking = trouble_of(OSError(errno.EMFILE, "Too many open files"), is_parsers=True)
+    assert lacking is not None
+    assert lacking.lacks == "machine"
+
+
+@pytest.mark.parametrize("op", ["probe", "decode"])
+def test_an_image_whose_header_points_astray_is_rejected_and_the_run_goes_on(
+    worker: process.Worker, tmp_path: Path, op: str
+) -> None:
+    path = make(tmp_path / "v.png")
+    Image.open(path).save(path, format="TIFF")
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\x2b" + data[3:])  # a TIFF of 64 bits, with offsets of 32
+    answer = worker.answer(request(path, op=op))
+    assert answer.get("reason") == "corrupt", answer
+
+
 def test_a_source_is_read_through_once_however_many_of_its_clips_fail(
     worker: process.Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,8 @@ def test_reads_past_the_end_and_of_nothing(tmp_path: Path, remotes: dict[str, Re
     assert source.read(SIZE, 100) == b""
     assert source.read(SIZE + 10, 100) == b""
     assert source.read(0, 10, only_present=True) == bytes(10)
+    for beyond in (SIZE, 1 << 40, 1 << 63, 1 << 80):  # to which a damaged header can lead
+        assert source.read(beyond, 5) == source.read(beyond, 5, only_present=True) == b""
 
 
 def test_a_torn_block_is_fetched_again(tmp_path: Path, remotes: dict[str, Remote]) -> None:
