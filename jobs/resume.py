@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,7 @@ from latentcache.errors import CacheError
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import refresh
 from latentcache.format.rounds import Rounds
+from latentcache.inspecting.status_words import import_command
 from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
 from latentcache.planning.grow import Difference
@@ -67,13 +69,12 @@ def _go_on(planned: PlannedCache, holder: Leaseholder, args: argparse.Namespace)
 
 def _check_imported(planned: PlannedCache, missing: Sequence[ShardId]) -> None:
     """Raise CacheError for clips that were made by another program: nothing here is encoded."""
-    first = planned.manifest.generations[0]
-    if missing and first.kind == "import":
+    url = redact(planned.storage.url)
+    command = import_command(planned.manifest, shlex.quote(url))
+    if missing and command:
         raise CacheError(
-            f"{redact(planned.storage.url)} is an import of {first.selection}, and "
-            f"{len(missing)} shards are "
-            "still to be imported: there is nothing to encode. Go on with the command that began it: "
-            "latentcache import"
+            f"{url} is an import of {planned.manifest.generations[0].selection}, and {len(missing)} shards "
+            f"are still to be imported: there is nothing to encode. Go on with:  {command}"
         )
 
 

@@ -21,6 +21,7 @@ from latentcache.errors import CacheError, ConfigError
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import read_manifest
 from latentcache.format.paths import CACHE_JSON, COPIED, GENERATIONS, INDEX, RETIRED
+from latentcache.inspecting.status_words import import_command
 from latentcache.inspecting.verify import Findings, verify, write_derived
 from latentcache.planning.create import repair_cache
 from latentcache.planning.fields.planned import repair_field
@@ -68,7 +69,7 @@ def check(args: argparse.Namespace) -> int:
         with Leaseholder(lease_s=RunConfig().lease_s, take=args.take_lease) as holder:
             _repair(storage, findings, holder)
     if findings.damaged or any(of_field.damaged for of_field in findings.fields):
-        _print_next(url, args.repair)
+        _print_next(storage, url, args.repair)
     return SOME_FAILED if findings.problems else OK
 
 
@@ -173,10 +174,18 @@ def _repair(storage: Storage, findings: Findings, holder: Leaseholder) -> None:
         print(f"         {rest} problems are not of shards: each says above what repairs it")
 
 
-def _print_next(url: str, repaired: bool) -> None:
+def _print_next(storage: Storage, url: str, repaired: bool) -> None:
+    quoted = shlex.quote(url)
     if not repaired:
-        print(f"Plan them again:      latentcache verify {shlex.quote(url)} --repair")
-    print(f"Encode them again:    latentcache resume {shlex.quote(url)}")
+        print(f"Plan them again:      latentcache verify {quoted} --repair")
+    try:
+        command = import_command(read_manifest(storage), quoted)
+    except CacheError:  # which is among the problems
+        command = None
+    if command:
+        print(f"Import them again:    {command}")
+    else:
+        print(f"Encode them again:    latentcache resume {quoted}")
 
 
 if __name__ == "__main__":

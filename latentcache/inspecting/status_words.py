@@ -12,7 +12,7 @@ from latentcache.running import log_lines
 
 def state_in_words(found: Status, url: str, manifest: Manifest) -> str:
     """Return how far a cache is, and how to go on. url: as it is given to a shell."""
-    go_on = _import_command(manifest, url)
+    go_on = import_command(manifest, url)
     if found.state == "running":
         return f"running: {plural(found.workers, 'worker')} up{_troubles(found)}"
     if found.state == "not started":
@@ -27,7 +27,7 @@ def state_in_words(found: Status, url: str, manifest: Manifest) -> str:
     return f"interrupted: {_last_words(found)}. Go on with:  latentcache resume {url}"
 
 
-def _import_command(manifest: Manifest, url: str) -> str | None:
+def import_command(manifest: Manifest, url: str) -> str | None:
     """Return the command that goes on with an import, which `resume` cannot; None for other caches."""
     first = manifest.generations[0] if manifest.generations else None
     if first is None or first.kind != "import":

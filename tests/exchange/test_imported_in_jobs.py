@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -77,3 +78,25 @@ def test_a_condition_chooses_among_what_was_imported(imported: Path, tmp_path: P
     assert copied.keys() == [chosen]
     assert torch.equal(copied.stored(chosen), whole.stored(chosen))
     run("verify", tmp_path / "chosen")
+
+
+def test_damaged_latents_are_imported_again(imported: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(imported, damaged)
+    whole = latentcache.open_cache(str(imported))
+    path = next(
+        p for p in sorted((damaged / "latents").rglob("*")) if p.is_file() and p.suffix != ".json"
+    )
+    data = bytearray(path.read_bytes())
+    data[8] ^= 0xFF
+    path.write_bytes(data)
+    printed = run("verify", damaged, "--repair", status=3)
+    go_on = f"latentcache import hf {imported.parent / 'out'} {damaged} --like LIKE"
+    assert f"Import them again:    {go_on}" in printed
+    assert "latentcache resume" not in printed
+    assert f"Go on with:  {go_on}" in run("resume", damaged, status=2)
+    run("import", "hf", imported.parent / "out", damaged, "--like", imported)
+    again = latentcache.open_cache(str(damaged))
+    assert sorted(again.keys()) == sorted(whole.keys())
+    assert all(torch.equal(again.stored(key), whole.stored(key)) for key in sorted(whole.keys()))
+    run("verify", damaged)
