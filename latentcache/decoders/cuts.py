@@ -32,6 +32,9 @@ def num_missing(
     if kind == MP4:
         # Not the header's number: FFmpeg drops what an edit list leaves out, and repeats what it repeats
         missing = len(stream.index_entries) - len(packets) - packets.num_empty
+        if missing > 0:  # FFmpeg's parser takes some of those that are empty
+            num_empty = sum(entry.size == 0 for entry in stream.index_entries)
+            missing -= max(0, num_empty - packets.num_empty)
     elif kind == AVI and is_cut_avi(path):
         # A chunk can be empty, or show nothing: what is missing is as dense as what is there
         slots = max(dts for dts in (-1, *packets.dts) if dts is not None) + 1

@@ -27,6 +27,8 @@ _OTHER_CHILDREN = frozenset({_TIME, 0xA7, 0xAB, 0xEC, 0xBF})
 _TAIL_BYTES = (1 << 17, 1 << 19)
 #: More cues than a day has seconds are damage.
 _MAX_CUES = 100_000
+#: So many take less, and a damaged length can say that the whole file is cues.
+_MAX_CUES_BYTES = 1 << 24
 _MAX_BLOCKS = 10_000
 _LACING = 0x06
 
@@ -102,6 +104,8 @@ class Layout:
     def _read_cues(self, found: dict[int, tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
         """Return by track when key frames are shown, and where their clusters are."""
         start, end = found.get(_CUES) or self._sought(_CUES, found.get(_SEEK_HEAD))
+        if end - start > _MAX_CUES_BYTES:
+            raise NeedsWholeError
         self._file.seek(start)
         data = io.BytesIO(self._file.read(end - start))
         cues: dict[int, list[tuple[int, int]]] = {}

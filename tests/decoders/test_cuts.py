@@ -17,6 +17,7 @@ from latentcache.errors import ClipError
 from tests.tools.bad_videos import encode
 from tests.tools.every_format import shown
 from tests.tools.odd_videos import B_FRAMES, GOP
+from tests.tools.ranged_bytes import ranged_video
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,18 @@ def test_frames_of_one_time_in_a_file_that_is_longer_by_its_header_are_damaged(
     with pytest.raises(ClipError, match="all frames have the same time") as caught:
         pyav.probe(str(path))
     assert caught.value.reason == "corrupt"
+
+
+def test_samples_without_a_byte_are_no_frames_of_an_mp4_that_are_lost(tmp_path: Path) -> None:
+    """They show nothing, whether the file is here or is read by ranges."""
+    path = encode(tmp_path / "v.mp4", options={"bf": "0", "g": "12"}, frames=24)
+    data = bytearray(path.read_bytes())
+    sizes = data.index(b"stsz") + 16  # of which the last two are those of the last chunk
+    data[sizes + 4 * 22 : sizes + 4 * 24] = bytes(8)
+    path.write_bytes(data)
+    here, by_ranges = pyav.probe(str(path)), pyav.probe(ranged_video(path))
+    assert (here.frames, here.duration_s) == (by_ranges.frames, by_ranges.duration_s)
+    assert here.frames == len(here.times_s) == 22
 
 
 def _check(reader: Any, since_first: np.ndarray, expected: list[np.ndarray]) -> int:

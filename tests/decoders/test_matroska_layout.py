@@ -10,6 +10,7 @@ from typing import IO, cast
 
 import pytest
 
+from latentcache.decoders import matroska
 from latentcache.decoders.crops import elements
 from latentcache.decoders.matroska import Layout, _block
 from latentcache.decoders.ranged import NeedsWholeError
@@ -65,3 +66,13 @@ def test_a_track_that_is_not_found_needs_the_whole_file(tmp_path: Path) -> None:
     data = encode(tmp_path / "v.mkv", frames=10).read_bytes()
     with pytest.raises(NeedsWholeError):
         Layout(cast("IO[bytes]", ranged(data).open())).last_blocks(1, 5)
+
+
+def test_cues_that_are_most_of_a_file_are_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encode(tmp_path / "v.mkv", frames=10).read_bytes()
+    Layout(cast("IO[bytes]", ranged(data).open()))
+    monkeypatch.setattr(matroska, "_MAX_CUES_BYTES", 10)
+    with pytest.raises(NeedsWholeError):
+        Layout(cast("IO[bytes]", ranged(data).open()))
