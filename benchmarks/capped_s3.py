@@ -195,11 +195,11 @@ class Server:
         if request.method == "GET":
             for piece in _pieces(reply):
                 await self._cap.take(len(piece))
-                writer.write(piece)
-                await writer.drain()
-                if is_counted:
+                if is_counted:  # before a client can have it
                     self._num_bytes.value += len(piece)
                     self._bytes_of[request.path.lstrip("/")] += len(piece)
+                writer.write(piece)
+                await writer.drain()
         await writer.drain()
 
 
