@@ -11,6 +11,7 @@ import sys
 
 from latentcache.core.units import human_bytes
 from latentcache.exchange.hub import card_of, files_of, repo_of, upload
+from latentcache.inspecting.leftovers import is_cache_file
 from latentcache.reading.cache import open_cache
 
 from . import parsers
@@ -36,7 +37,7 @@ def push(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("Dry run: nothing was pushed.")
         return OK
-    print(f"pushed   {upload(cache, repo, card, private=args.private)}")
+    print(f"pushed   {upload(cache, repo, card, is_cache_file, private=args.private)}")
     return OK
 
 

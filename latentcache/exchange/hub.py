@@ -6,26 +6,14 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from latentcache.core.units import plural
 from latentcache.errors import CacheError, ConfigError
+from latentcache.exchange.clips import named
 from latentcache.exchange.hf import CARD
-from latentcache.format.fields.paths import FIELDS
-from latentcache.format.paths import (
-    CACHE_JSON,
-    COLUMNS,
-    COPIED,
-    GENERATIONS,
-    IMPORTED,
-    INDEX,
-    LEASE,
-    PLAN,
-    QUANTISER,
-    RETIRED,
-    SAMPLES,
-)
+from latentcache.format.paths import CACHE_JSON, GENERATIONS, LEASE
 from latentcache.reading.cache import Cache
 from latentcache.redaction import redact
 from latentcache.storage.filesystems import MESSAGE_CHARACTERS, translated
@@ -35,11 +23,6 @@ _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?", re.ASCII)
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 #: Names that the hub does not take, or longer ones.
 _NO_NAME, MAX_NAME = re.compile(r"--|\.\.|(^|/)[.-]|[.-](/|$)|\.git$"), 96
-#: What the files of a cache begin with: what else is in a data set is its owner's.
-_OWN = (
-    *(CACHE_JSON, INDEX, QUANTISER, f"{GENERATIONS}/", f"{PLAN}/", f"{RETIRED}/", f"{COPIED}/"),
-    *(f"{IMPORTED}/", f"{COLUMNS}/", f"{SAMPLES}/", f"{FIELDS}/", "latents/"),
-)
 
 
 def repo_of(url: str) -> str:
@@ -91,10 +74,13 @@ def card_of(cache: Cache, repo: str, licence: str | None = None) -> str:
     )
 
 
-def upload(cache: Cache, repo: str, card: str, *, private: bool) -> str:
+def upload(
+    cache: Cache, repo: str, card: str, is_cache_file: Callable[[str], bool], *, private: bool
+) -> str:
     """Push a cache and its card in one commit; returns the commit's address.
 
-    Files of the cache that are not there any more, such as those of a dropped field, go in the same commit.
+    Files of the cache that are not here any more, such as those of a dropped field, go in the same commit.
+    is_cache_file: tells by a path whether it is named as those of caches are; all others stay.
 
     Raises ConfigError without the package, a token or a local folder, CacheError if the data set holds
     another cache, or more of this one, StorageError if the hub refuses.
@@ -115,7 +101,7 @@ def upload(cache: Cache, repo: str, card: str, *, private: bool) -> str:
     with translated("push to", there.url, options):
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
     files = files_of(file.path for file in cache.storage.files(""))
-    old = {file.path for file in there.files("") if file.path.startswith(_OWN)}
+    old = {file.path for file in there.files("") if is_cache_file(file.path)}
     _check_same(cache, there, old)
     operations = [hub.CommitOperationAdd(path, str(folder / path)) for path in files]
     operations.append(hub.CommitOperationAdd(CARD, card.encode()))
@@ -128,6 +114,12 @@ def upload(cache: Cache, repo: str, card: str, *, private: bool) -> str:
 
 def _check_same(cache: Cache, there: Storage, old: Collection[str]) -> None:
     """Raise CacheError if a data set holds another cache, or steps that this one has not taken."""
+    if old and CACHE_JSON not in old:
+        raise CacheError(
+            f"{there.url} holds no cache, but files that are named as those of one: {named(sorted(old))}. "
+            "They would be mixed with this cache. Nothing was pushed. Push to another data set, or remove "
+            "them there first."
+        )
     steps = sorted(path for path in old if path.startswith(f"{GENERATIONS}/"))
     for path in (CACHE_JSON, *steps[-1:]):
         if path not in old:

@@ -20,6 +20,7 @@ from latentcache.format.paths import (
     CACHE_JSON,
     COLUMNS,
     COPIED,
+    GENERATIONS,
     IMPORTED,
     INDEX,
     LEASE,
@@ -43,7 +44,9 @@ _BUCKET = r"([1-9]\d*x[1-9]\d*x[1-9]\d*)"
 _FOLDER = r"\d{6,}-[0-9a-f]{12}"
 #: Everything that a plan or a commit of either format writes for a bucket.
 _OURS = re.compile(
-    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|(?:retired|copied|imported)/{_FOLDER}\.parquet|"
+    rf"{GENERATIONS}/\d{{6}}\.json|"
+    rf"(?:plan|columns)/{_FOLDER}/(?:[a-z]+|{_BUCKET}(?:/\d{{6,}})?)\.parquet|"
+    rf"(?:retired|copied|imported)/{_FOLDER}\.parquet|"
     rf"samples/{_BUCKET}/\d{{6,}}\.parquet|latents/{_BUCKET}/"
     r"(?:zarr\.json|\d{6,}\.parquet|c/\d+(?:/0)+)"
 )
@@ -134,13 +137,15 @@ def _is_of_cache(path: str) -> bool:
     """Tell whether a temporary file was to become an object of a cache."""
     folder, _, name = path.rpartition("/")
     final = f"{folder}/{name[1:-37]}" if folder else name[1:-37]
-    fixed = (CACHE_JSON, INDEX, QUANTISER, LEASE, "zarr.json", "latents/zarr.json")
+    return is_cache_file(final) or is_log(final) or is_saved_probe(final)
+
+
+def is_cache_file(path: str) -> bool:
+    """Tell whether a file is named as an object of some cache is."""
     return (
-        final in fixed
-        or _OURS.fullmatch(final) is not None
-        or is_field_file(final)
-        or is_log(final)
-        or is_saved_probe(final)
+        path in (CACHE_JSON, INDEX, QUANTISER, LEASE, "zarr.json", "latents/zarr.json")
+        or _OURS.fullmatch(path) is not None
+        or is_field_file(path)
     )
 
 

@@ -15,6 +15,7 @@ import yaml
 from jobs import push
 from latentcache.errors import ConfigError
 from latentcache.exchange.hub import card_of, files_of, repo_of, upload
+from latentcache.inspecting.leftovers import is_cache_file
 from latentcache.reading.cache import Cache, open_cache
 from latentcache.storage.filesystems import open_filesystem
 from tests.tools.fields import add, cache_of, text_field
@@ -76,13 +77,13 @@ def test_the_card_says_what_the_cache_holds(cache: Cache) -> None:
 def test_a_push_without_a_token_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(ConfigError, match="hf auth login"):
-        upload(cache, "someone/x", "card", private=True)
+        upload(cache, "someone/x", "card", is_cache_file, private=True)
 
 
 def test_a_push_without_the_package_names_it(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install huggingface_hub"):
-        upload(cache, "someone/x", "card", private=True)
+        upload(cache, "someone/x", "card", is_cache_file, private=True)
 
 
 def test_the_calls_are_those_of_the_installed_package() -> None:

@@ -22,6 +22,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
 ]
 URL = f"hf://datasets/{REPO}"
+#: Files that are no cache's, wherever they are.
+MINE = (
+    *("LICENSE.txt", "samples/demo.mp4", "latents/notes.txt", "fields/README.md", "columns/x.csv"),
+    *("plan/todo.md", "index.parquet.bak", "cache.json.txt", "other/x"),
+)
 
 
 @pytest.fixture
@@ -97,15 +102,33 @@ def test_a_cache_that_has_changed_is_pushed_again_as_it_is(
     cache = open_cache(str(tmp_path / "copy"))
     push(cache)
     assert hub.files is not None
-    hub.files["LICENSE.txt"] = b"mine"
+    hub.files |= dict.fromkeys(MINE, b"mine")
     dropped, printed = run_inline("drop_field", cache.storage.url, "umt5", "--yes")
     assert dropped == 0, printed
     push(open_cache(cache.storage.url))
-    assert not [path for path in hub.files if path.startswith("fields/")]
-    assert hub.files["LICENSE.txt"] == b"mine"
+    assert [path for path in hub.files if path.startswith("fields/")] == ["fields/README.md"]
+    assert [hub.files.get(path) for path in MINE] == [b"mine"] * len(MINE)
     there = read_again()
     assert there.field_names == []
     assert there.keys() == cache.keys()
+
+
+def test_files_that_are_no_caches_stay(hub: Hub, cache: Cache) -> None:
+    hub.files = dict.fromkeys(MINE, b"mine")
+    push(cache)
+    assert [hub.files.get(path) for path in MINE] == [b"mine"] * len(MINE)
+    assert read_again().keys() == cache.keys()
+
+
+def test_files_named_as_a_caches_where_there_is_none_are_not_replaced(
+    hub: Hub, cache: Cache
+) -> None:
+    hub.files = {"latents/zarr.json": b"of another array"}
+    printed = push(cache, status=2)
+    assert (
+        "holds no cache, but files that are named as those of one: 'latents/zarr.json'" in printed
+    )
+    assert hub.files == {"latents/zarr.json": b"of another array"}
 
 
 @pytest.mark.long
