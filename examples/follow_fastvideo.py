@@ -16,7 +16,7 @@ class FastVideoClips(Dataset):
 
     def __init__(self, url: str, text: str) -> None:
         self.clips = latentcache.open_cache(url).dataset(
-            posterior="mode", normalise=False, dtype=torch.float32
+            posterior="mode", normalise=False, dtype=torch.float32, fields=[text]
         )
         self.text = text
 

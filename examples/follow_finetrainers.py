@@ -18,17 +18,15 @@ class FinetrainersClips(Dataset):
 
     def __init__(self, url: str, text: str, length: int = 512) -> None:
         expect = {"model_class": "AutoencoderKLWan", "stored": "moments"}
-        self.cache, self.text, self.length = (
-            latentcache.open_cache(url, expect=expect),
-            text,
-            length,
-        )
+        self.cache = latentcache.open_cache(url, expect=expect)
+        self.keys = self.cache.dataset(fields=[text]).keys()
+        self.text, self.length = text, length
 
     def __len__(self) -> int:
-        return len(self.cache)
+        return len(self.keys)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        (clip,) = self.cache.stored_samples([number])
+        (clip,) = self.cache.stored_samples([self.cache.number(self.keys[number])])
         states = torch.zeros(1, self.length, clip[self.text].shape[1], dtype=clip[self.text].dtype)
         tokens = clip[f"{self.text}_tokens"]
         states[0, :tokens] = clip[self.text][:tokens]

@@ -18,7 +18,8 @@ class MusubiClips(Dataset):
 
     def __init__(self, url: str, text: str) -> None:
         cache = latentcache.open_cache(url, expect={"model_class": "AutoencoderKLWan"})
-        self.clips, self.text = cache.dataset(posterior="mode", dtype=torch.bfloat16), text
+        self.clips = cache.dataset(posterior="mode", dtype=torch.bfloat16, fields=[text])
+        self.text = text
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -241,6 +241,7 @@ class Cache(Snapshot):
         where: Where | None = None,
         frames: int | None = None,
         numpy: bool = False,
+        fields: Sequence[str] = (),
     ) -> LatentDataset:
         """Return the samples as a map-style dataset for torch's DataLoader: see `LatentDataset`."""
         return _dataset_module().LatentDataset(  # type: ignore[no-any-return]
@@ -252,6 +253,7 @@ class Cache(Snapshot):
             where=where,
             frames=frames,
             numpy=numpy,
+            fields=fields,
         )
 
     @functools.cached_property

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from latentcache.core.arguments import sample_number, whole_number, yes_or_no
+from latentcache.core.arguments import list_of_names, sample_number, whole_number, yes_or_no
 from latentcache.core.dtypes import AnyDtype, Array, as_numpy
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.handover import check_open_files
 from latentcache.reading.inherited import leave_inherited
-from latentcache.reading.loader.fields import FieldOptions, condition, hiding
+from latentcache.reading.loader.fields import FieldOptions, LoaderFields, condition, hiding
 from latentcache.reading.loader.filters import Where
 from latentcache.reading.loader.option_checks import check_batches, check_length, check_ranks
 from latentcache.reading.loader.selection import ShardMap, prefix_cuts
@@ -39,7 +39,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
     posterior: for stored moments, "sample" draws with a seed of (seed, epoch, key), "mode" takes the mean.
     normalise: apply the encoder's (z - shift) * scale. dtype: omitted, the stored one. where: a condition
     that chooses samples, as for a loader; numbers then count the chosen ones. frames: cut longer clips to
-    their first frames. numpy: give numpy arrays; their bfloat16 is that of ml_dtypes.
+    their first frames. numpy: give numpy arrays; their bfloat16 is that of ml_dtypes. fields: those
+    without which no clip comes, by name, such as a text that is not encoded yet.
 
     Raises ConfigError for arguments that make no sense.
     """
@@ -55,8 +56,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         where: Where | None = None,
         frames: int | None = None,
         numpy: bool = False,
+        fields: Sequence[str] = (),
     ) -> None:
-        self.cache, self._where = cache, where
+        self.cache = cache
         self._numpy = yes_or_no("numpy", numpy)
         self._frames = None if frames is None else whole_number("frames", frames, 1)
         self._field_options = FieldOptions(normalise=normalise, dtype=dtype)
@@ -68,7 +70,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
             seed=whole_number("seed", seed, 0),
             cuts=prefix_cuts(cache, self._frames),
         )
-        self._map = None if where is None else ShardMap(cache, where)
+        needed = FieldOptions(names=tuple(list_of_names("fields", fields)))
+        of_fields = LoaderFields.of(cache, needed) if needed.names else None
+        self._map: ShardMap | None = None
+        if where is not None or of_fields:
+            self._map = ShardMap(cache, where, fields=of_fields)
         #: Numbers in the cache of the chosen samples; None for all.
         self._numbers = None if self._map is None else self._map.numbers()
         # Shared memory lets set_epoch reach the persistent workers of a DataLoader.
@@ -79,6 +85,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.cache if self._numbers is None else self._numbers)
+
+    def keys(self) -> list[str]:
+        """Return the keys of all samples, by number."""
+        keys = self.cache.keys()
+        return keys if self._numbers is None else [keys[n] for n in self._numbers]
 
     @property
     def epoch(self) -> int:
@@ -116,7 +127,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if self._numbers is not None:
             at = int(np.searchsorted(self._numbers, number))
             if at == len(self._numbers) or self._numbers[at] != number:
-                raise KeyError(f"the clip {key!r} is not among those that `where` chose")
+                raise KeyError(
+                    f"the clip {key!r} is not among those that `where`, or `fields`, chose"
+                )
         return number
 
     def _finished(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

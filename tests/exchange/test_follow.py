@@ -7,11 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 import latentcache
+from latentcache.errors import ConfigError
 from tests.exchange import test_fastvideo, test_finetrainers, test_musubi, test_simpletuner
+from tests.exchange.conftest import LENGTH
 from tests.tools.caches import ROOT
 from tests.tools.encoders.hashed_text import states
 from tests.tools.exchange import NAMES, export
@@ -72,3 +75,30 @@ def test_simpletuner_s_data_set(wan: latentcache.Cache, tmp_path: Path) -> None:
     for source in NAMES:
         latents = test_simpletuner.read(tmp_path / "out", source)
         assert torch.equal(found[f"{source}#0"], latents)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("follow_musubi", "MusubiClips"),
+        ("follow_finetrainers", "FinetrainersClips"),
+        ("follow_fastvideo", "FastVideoClips"),
+    ],
+)
+def test_clips_whose_text_is_not_encoded_yet_are_left_out(
+    name: str, kind: str, wan: latentcache.Cache
+) -> None:
+    data = getattr(example(name), kind)(wan.storage.url, "lacking")
+    assert len(data) == len(wan) - 1
+    assert len([data[n] for n in range(len(data))]) == len(data)
+
+
+def test_a_data_set_gives_only_clips_that_have_the_fields(wan: latentcache.Cache) -> None:
+    data = wan.dataset(fields=["lacking"], where="caption != 'a cat'")
+    chosen = [clip["key"] for clip in wan[:] if clip["caption"] not in ("a cat", None)]
+    assert data.keys() == chosen
+    assert [data[n]["key"] for n in range(len(data))] == chosen
+    assert [data[n]["lacking"].shape[0] for n in range(len(data))] == [LENGTH] * len(chosen)
+    assert wan.dataset().keys() == wan.keys()
+    with pytest.raises(ConfigError, match="lackin"):
+        wan.dataset(fields=["lackin"])

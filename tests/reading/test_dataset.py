@@ -126,7 +126,7 @@ def test_where_chooses_and_numbers_count_what_it_chose(moments: Cache) -> None:
     assert [sample["key"] for sample in dataset] == expected
     assert dataset[-1]["key"] == dataset[expected[-1]]["key"] == expected[-1]
     left_out = next(key for key in moments.keys() if key not in expected)  # noqa: SIM118
-    with pytest.raises(KeyError, match="not among those that `where` chose"):
+    with pytest.raises(KeyError, match="not among those that `where`"):
         dataset[left_out]
     assert len(moments.dataset(where="score < 0")) == 0
 
