@@ -10,7 +10,7 @@ import glob
 import posixpath
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,6 @@ def _finetrainers(data: Any, of_file: list[str]) -> Iterator[Converted]:
         else:
             sizes = ["x".join(map(str, _parts(b))) for b in given[buckets]]
         used = {"reshape_mode", "data_root", "dataset_type", buckets}
-        clips["video_resolution_buckets"] = sizes
         if given.get("reshape_mode") == "center_crop":
             clips["reshape_mode"] = "resize_crop"
             lost.append(
@@ -210,7 +209,24 @@ def _finetrainers(data: Any, of_file: list[str]) -> Iterator[Converted]:
             "caption_options": "captions are kept as they are",
         }
         lost += _others(given, used, why)
-        yield Converted(corpus={"source": root}, clips=clips, lost=tuple(lost))
+        parts = _by_frames(sizes)
+        if len(parts) > 1:
+            lost.append(
+                f"{buckets}: sizes differ by the number of frames, so each number is a configuration of "
+                "its own, with all of the videos; finetrainers takes each video once, in the nearest bucket"
+            )
+        for part in parts:
+            of_part = {**clips, "video_resolution_buckets": part}
+            yield Converted(corpus={"source": root}, clips=of_part, lost=tuple(lost))
+
+
+def _by_frames(buckets: Sequence[str]) -> list[list[str]]:
+    """Return buckets, such as "49x480x720", in one part, or by number of frames if sizes differ by it."""
+    parts: dict[str, list[str]] = {}
+    for bucket in buckets:
+        parts.setdefault(bucket.partition("x")[0], []).append(bucket)
+    sizes = [[bucket.partition("x")[2] for bucket in part] for part in parts.values()]
+    return [list(buckets)] if sizes[1:] == sizes[:-1] else list(parts.values())
 
 
 def _parts(bucket: Any) -> list[Any]:

@@ -362,6 +362,26 @@ def test_lines_of_text_files_are_captions_for_simpletuner_only(
     assert not [line for line in lost if line.startswith("disable_multiline_split")]
 
 
+def test_sizes_of_finetrainers_that_differ_by_frames_are_configurations_of_their_own(
+    tmp_path: Path,
+) -> None:
+    file, name = tmp_path / "training.json", "video_resolution_buckets"
+    differing = {"data_root": "/data", name: [[49, 480, 720], "17x256x256", "49x256x256"]}
+    alike = {"data_root": "/data", name: ["17x256x256", "49x256x256"]}
+    file.write_text(json.dumps({"datasets": [differing, alike]}))
+    first, second, third = convert("finetrainers", str(file))
+    assert first.clips[name] == ["49x480x720", "49x256x256"]
+    assert second.clips[name] == ["17x256x256"]
+    assert third.clips[name] == ["17x256x256", "49x256x256"]
+    for one in (first, second):
+        assert any("each number is a configuration of its own" in line for line in one.lost)
+    assert not any("each number" in line for line in third.lost)
+    run("--from", "finetrainers", str(file), "-o", str(tmp_path / "c.yaml"))
+    assert sorted(path.name for path in tmp_path.glob("*.yaml")) == [
+        f"c-{n}.yaml" for n in (1, 2, 3)
+    ]
+
+
 def test_finetrainers_center_crop_is_taken_for_resize_crop_and_said(tmp_path: Path) -> None:
     file = tmp_path / "training.json"
     one = {
