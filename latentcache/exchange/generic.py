@@ -17,12 +17,13 @@ from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import NAMED, ClipRow, clip_rows, refuse_stale
+from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
 from latentcache.exchange.export import File, Options
 from latentcache.exchange.files import refuse, tensor_of
 from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.tar import in_groups
+from latentcache.exchange.texts import CAPTION, columns_of, notes_on, refuse_stale
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 
@@ -95,6 +96,20 @@ class Clips:
                 for key, array in field.arrays.items():
                     tokens = sample.get(tokens_key(key)) if array.padding else None
                     found[key] = FieldSample(array=sample[key], tokens=tokens)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What an export says of texts: each field's of which not all are written, or no captions are."""
+        found = []
+        for name, field in self.fields.items():
+            found += notes_on(field, self.rows)
+            columns = columns_of(field)
+            if columns not in ([], [CAPTION]):
+                found.append(
+                    f"the states {name} are of the texts in {', '.join(columns)}, and not of the captions "
+                    "beside them"
+                )
         return found
 
     def about(self) -> list[File]:

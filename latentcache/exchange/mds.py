@@ -55,6 +55,7 @@ def export(cache: Cache, options: Options) -> Export:
         finish=partial(_index, columns, names, [len(group) for group in clips.groups]),
         stanza=_stanza,
         file_bytes=clips.file_bytes,
+        notes=clips.notes,
     )
 
 

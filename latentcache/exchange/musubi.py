@@ -14,7 +14,6 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
-    Texts,
     clip_rows,
     expect_class,
     expect_stored,
@@ -33,6 +32,7 @@ from latentcache.exchange.files import (
 )
 from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
+from latentcache.exchange.texts import Texts
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -93,7 +93,9 @@ def export(cache: Cache, options: Options) -> Export:
             "every clip"
         )
     else:
-        files += _text_files(cache, options.text, rows, of, dtype)
+        texts = _texts(cache, options.text, rows, of)
+        files += _text_files(texts, rows, of, dtype)
+        notes += texts.notes
     frames = sorted({row.frames for row in rows})
     return Export(files=files, stanza=partial(_stanza, resolution, frames), notes=notes)
 
@@ -133,23 +135,27 @@ def _check_stems(rows: Sequence[ClipRow]) -> None:
     refuse_twice(rows, clips, "musubi names clips by stem, first frame, frames and size.")
 
 
-def _text_files(
-    cache: Cache, name: str, rows: Sequence[ClipRow], of: Architecture, dtype: str
-) -> Iterator[File]:
+def _texts(cache: Cache, name: str, rows: Sequence[ClipRow], of: Architecture) -> Texts:
     if of.short != "wan":
         raise ConfigError(
             f"--text: musubi reads two text encoders and a mask for {of.name}, which no one field holds. "
             "Nothing was written. Leave --text out, and run musubi's own text script."
         )
-    texts = Texts(cache, name, rows)
+    return Texts(cache, name, rows)
+
+
+def _text_files(
+    texts: Texts, rows: Sequence[ClipRow], of: Architecture, dtype: str
+) -> Iterator[File]:
     first: dict[str, ClipRow] = {}
-    differ = [row.key for row in rows if first.setdefault(row.stem, row).caption != row.caption]
+    firsts = [first.setdefault(row.stem, row) for row in rows]
+    pairs = zip(rows, firsts, strict=True)
+    differ = [row.key for row, other in pairs if texts.text(row) != texts.text(other)]
     if differ:
         raise ConfigError(
-            f"{len(differ)} clips have another caption than the first clip of their source: "
-            f"{named(differ)}. "
-            "musubi has one text per source. Nothing was written. Leave --text out, or export a cache with "
-            "one caption per source."
+            f"{len(differ)} clips have another text in the field {texts.name} than the first clip of their "
+            f"source: {named(differ)}. musubi has one text per source. Nothing was written. Leave --text "
+            "out, or export a cache with one text per source."
         )
     for stem, row in first.items():
         make = partial(_text_file, texts, row, of, dtype)
@@ -160,7 +166,7 @@ def _text_file(texts: Texts, row: ClipRow, of: Architecture, dtype: str) -> byte
     states = texts.unpadded(row, dtype)
     metadata = {
         "architecture": of.name,
-        "caption1": row.caption or "",
+        "caption1": texts.text(row),
         "format_version": VERSION,
     }
     return safetensors_bytes({f"varlen_t5_{dtype}": states}, metadata)

@@ -11,7 +11,7 @@ import torch
 
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import ClipRow, Latents, Texts, clip_rows, expect_class, one_bucket
+from latentcache.exchange.clips import ClipRow, Latents, clip_rows, expect_class, one_bucket
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
     UNLOADABLE,
@@ -25,6 +25,7 @@ from latentcache.exchange.files import (
 from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
+from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -54,7 +55,12 @@ def export(cache: Cache, options: Options) -> Export:
         for number, group in enumerate(groups)
     ]
     t = cache.buckets[bucket.name].shape[1]
-    return Export(files=files, stanza=partial(_stanza, t), file_bytes=row_bytes * len(groups[0]))
+    return Export(
+        files=files,
+        stanza=partial(_stanza, t),
+        file_bytes=row_bytes * len(groups[0]),
+        notes=texts.notes,
+    )
 
 
 def _file(latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]) -> bytes:
@@ -67,7 +73,7 @@ def _members(
     for number, row in rows:
         yield f"{number:09d}{LATENT}", torch_bytes(latents(row))
         yield f"{number:09d}{EMBED}", torch_bytes(texts.padded(row, TOKENS, DTYPE))
-        yield f"{number:09d}{PROMPT}", (row.caption or "").encode()
+        yield f"{number:09d}{PROMPT}", texts.text(row).encode()
 
 
 def _stanza(t: int, url: str) -> str:

@@ -38,6 +38,7 @@ def export(cache: Cache, options: Options) -> Export:
         last=clips.about(),
         stanza=partial(_stanza, pattern),
         file_bytes=clips.file_bytes,
+        notes=clips.notes,
     )
 
 
