@@ -213,8 +213,14 @@ def _load(
     return tensor_of(data, dtype, shape)
 
 
-def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[Record]) -> Found:
-    """Return what a folder holds. Raises ConfigError if it says that another model made it."""
+def found_in(
+    storage: Storage,
+    spec: LatentSpec,
+    layout: str,
+    records: Sequence[Record],
+    beside: tuple[str, ...] = (),
+) -> Found:
+    """Return what a folder holds; see `Found`. Raises ConfigError if it says that another model made it."""
     try:
         said = LatentSpec.from_json(parse_json(storage.read(SPEC)))
     except FileNotFoundError:
@@ -233,4 +239,6 @@ def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[
             f"the latents are of another encoder than that of --like: {', '.join(differ[:NAMED])} differ. "
             "Nothing was imported."
         )
-    return Found(layout=layout, stored=said.stored, normalised=False, records=records)
+    return Found(
+        layout=layout, stored=said.stored, normalised=False, records=records, beside=beside
+    )

@@ -169,7 +169,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     records = [
         r for name, shard in zip(names, shards, strict=True) for r in _records(storage, name, shard)
     ]
-    return found_in(storage, spec, "mds", records)
+    return found_in(storage, spec, "mds", records, beside=(INDEX,))
 
 
 def _differs(wanted: int, found: int | None) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
+from latentcache.core.units import plural
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
@@ -35,7 +36,7 @@ from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.exchange.texts import Texts
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
-from latentcache.storage.folder import Storage
+from latentcache.storage.folder import Storage, redact
 
 VERSION = "1.0.1"
 #: Sizes of its buckets are multiples of this.
@@ -242,16 +243,19 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         raise ConfigError(
             f"musubi's files of {spec.model_class} are not known; nothing was imported"
         )
-    captions: dict[str, str] = {}
-    records = []
+    texts: dict[str, tuple[str, str]] = {}
+    records, others = [], []
     for name in names_in(storage, "", ".safetensors"):
         if name.endswith(f"_{of.short}_te.safetensors"):
             stem = name.removesuffix(f"_{of.short}_te.safetensors")
-            captions[stem] = read_header(storage, name).metadata.get("caption1", "")
+            texts[stem] = (read_header(storage, name).metadata.get("caption1", ""), name)
         elif match := _NAME.fullmatch(name) or _IMAGE.fullmatch(name):
             stem, *place, short = match.groups()
-            if short != of.short:
-                raise refuse(storage, name, f"is of {short}, and the encoder is {spec.model_class}")
+            if (
+                short != of.short
+            ):  # musubi takes files by this, so one folder may serve several models
+                others.append(name)
+                continue
             entry, dtype = _latent_entry(storage, name)
             if place:
                 start, frames, width, height = map(int, place)
@@ -270,14 +274,31 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
                     load=partial(read_tensor, storage, name, entry),
                 )
             )
+    if others and not records:
+        raise ConfigError(
+            f"{redact(storage.url)}: no file is of {spec.model_class}, whose names end with "
+            f"_{of.short}.safetensors, and {len(others)} are of other models: {named(others)}. Nothing was "
+            "imported. Name the encoder that made them with --like."
+        )
     return Found(
         layout="musubi",
+        notes=_notes(others, spec),
         stored="mean" if of.posterior == "mean" else "sample",
         normalised=of.normalised,
         records=[
-            record.with_caption(captions.get(stem_of(record.source)))
+            record.with_caption(*found) if (found := texts.get(stem_of(record.source))) else record
             for record in told_apart(records, _key_with_frames)
         ],
+    )
+
+
+def _notes(others: Sequence[str], spec: LatentSpec) -> tuple[str, ...]:
+    """Return what an import says of files of other models than its own."""
+    if not others:
+        return ()
+    return (
+        f"{plural(len(others), 'file')} of other models than {spec.model_class} left out: "
+        f"{named(others)}",
     )
 
 

@@ -14,17 +14,20 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, Latents, clip_rows, expect_class, one_bucket
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
-    UNLOADABLE,
     dtype_name,
-    is_plain,
-    load_torch_bytes,
     names_in,
-    refuse,
     torch_bytes,
 )
 from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
-from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
+from latentcache.exchange.tar import (
+    Member,
+    in_groups,
+    no_tensor,
+    read_members,
+    tar_bytes,
+    tensor_in,
+)
 from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -99,7 +102,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 
 
 def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member | None) -> Record:
-    latents = tensor_in(storage, member)
+    latents = _latents_in(storage, member)
     name = member.name.removesuffix(LATENT)
     text = prompt.read(storage).decode("utf-8", "replace") if prompt else None
     return Record(
@@ -109,21 +112,14 @@ def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member |
         bucket=bucket_from(storage, member.path, spec, latents.shape),
         shape=tuple(latents.shape),
         dtype=dtype_name(latents),
-        load=partial(tensor_in, storage, member),
+        load=partial(_latents_in, storage, member),
         caption=text,
     )
 
 
-def tensor_in(storage: Storage, member: Member) -> torch.Tensor:
-    """Return the tensor of a member. Raises CorpusError."""
-    try:
-        found = load_torch_bytes(member.read(storage))
-    except UNLOADABLE as error:
-        first = str(error).strip().split("\n")[0]
-        raise refuse(
-            storage, member.path, f"has a file {member.name} that is no tensor: {first}"
-        ) from None
-    if not is_plain(found) or found.dim() < 3:
-        raise refuse(storage, member.path, f"has a file {member.name} that is no tensor of latents")
-    tensor: torch.Tensor = found.detach()
-    return tensor
+def _latents_in(storage: Storage, member: Member) -> torch.Tensor:
+    """Return the latents of a member. Raises CorpusError."""
+    latents = tensor_in(storage, member)
+    if latents.dim() < 3:
+        raise no_tensor(storage, member)
+    return latents
