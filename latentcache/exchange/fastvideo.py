@@ -28,6 +28,7 @@ from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
 from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
@@ -137,12 +138,12 @@ def to_row(row: ClipRow, latents: torch.Tensor, states: torch.Tensor, text: str)
 
 
 def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
-    found = zip(rows, latents.of(rows), strict=True)
-    table = pa.Table.from_pylist(
-        [to_row(row, latent, texts.unpadded(row, DTYPE), texts.text(row)) for row, latent in found],
-        schema=SCHEMA,
-    )
-    return parquet_bytes(table, GROUP_ROWS)
+    found = [
+        to_row(row, latent, texts.unpadded(row, DTYPE), texts.text(row))
+        for some in in_turns(rows)
+        for row, latent in zip(some, latents.of(some), strict=True)
+    ]
+    return parquet_bytes(pa.Table.from_pylist(found, schema=SCHEMA), GROUP_ROWS)
 
 
 def _stanza(t: int, url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from latentcache.exchange.export import File, Options
 from latentcache.exchange.files import refuse, tensor_of
 from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
+from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
 from latentcache.exchange.texts import CAPTION, columns_of, notes_on, refuse_stale
 from latentcache.reading.cache import Cache
@@ -80,10 +81,14 @@ class Clips:
         ]
         return latents + sum(arrays) + ARRAY_BYTES * (1 + len(arrays))
 
-    def of(self, group: Sequence[tuple[int, ClipRow]]) -> list[tuple[int, ClipRow, torch.Tensor]]:
-        """Return the stored samples of a group."""
-        samples = self.cache.stored_samples([row.number for _, row in group])
-        return [(n, row, s["latents"]) for (n, row), s in zip(group, samples, strict=True)]
+    def of(
+        self, group: Sequence[tuple[int, ClipRow]]
+    ) -> Iterator[tuple[int, ClipRow, torch.Tensor]]:
+        """Yield the stored samples of a group."""
+        for some in in_turns(group):
+            samples = self.cache.stored_samples([row.number for _, row in some])
+            for (number, row), sample in zip(some, samples, strict=True):
+                yield number, row, sample["latents"]
 
     def samples(self, row: ClipRow, stored: torch.Tensor) -> dict[str, FieldSample]:
         """Return a clip's arrays of fields by key; none of a field that has nothing of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from latentcache.exchange.files import (
 )
 from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import (
     Member,
     in_groups,
@@ -73,7 +75,7 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]) -
 def _members(
     latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]
 ) -> Iterator[tuple[str, bytes]]:
-    for number, row in rows:
+    for number, row in itertools.chain.from_iterable(in_turns(rows)):
         yield f"{number:09d}{LATENT}", torch_bytes(latents(row))
         yield f"{number:09d}{EMBED}", torch_bytes(texts.padded(row, TOKENS, DTYPE))
         yield f"{number:09d}{PROMPT}", texts.text(row).encode()
