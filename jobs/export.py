@@ -7,7 +7,9 @@ export that was stopped goes on with the same command. Exit status: 0.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
@@ -50,14 +52,20 @@ def export(args: argparse.Namespace) -> int:
     if kept := [name for name in cache.batch_columns if name not in SAMPLE_SCHEMA.names]:
         print(f"note     columns that this layout has no place for stay here: {', '.join(kept)}")
     left = write_export(cache, args.to, found, out, wanted)
-    total = next(left)
-    print(f"files    {len(found.files)}, {len(found.files) - total} there already")
-    with tqdm(total=total, unit="file", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
-        for number in left:
-            bar.update(total - number - bar.n)
+    with contextlib.closing(left):
+        total = next(left)
+        print(f"files    {len(found.files)}, {len(found.files) - total} there already")
+        _show(left, total)
     print(f"export   {redact(out.absolute_url)} is whole, for {args.to}\n")
     print(found.stanza(redact(out.absolute_url)))
     return OK
+
+
+def _show(left: Iterator[int], total: int) -> None:
+    """Show how many files are left of those that were missing."""
+    with tqdm(total=total, unit="file", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for number in left:
+            bar.update(total - number - bar.n)
 
 
 if __name__ == "__main__":

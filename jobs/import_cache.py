@@ -69,7 +69,7 @@ def import_cache(args: argparse.Namespace) -> int:
         missing = planned.missing_shards()
         since = since_planned(planned, found, missing)
         refuse_pending(since, source)
-        for note in notes_of(since, source):
+        for note in (*found.notes, *notes_of(since, source)):
             print(f"note     {note}")
         if since.same.records:
             _check_recipe(planned, make(since.same, storage.absolute_url))

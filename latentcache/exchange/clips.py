@@ -1,13 +1,12 @@
-"""The clips of a cache that are given away: what each is, its latents, its text. Reads only.
+"""The clips of a cache that are given away: what each is, and its latents. Reads only.
 
-Axes: C channels, t h w of the latent; L tokens, D their width.
+Axes: C channels, t h w of the latent.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -16,18 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from latentcache.config.fields import stored_field
-from latentcache.config.files import load_stored_config
 from latentcache.core.dtypes import torch_dtype
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import Bucket
 from latentcache.corpus.containers import is_media
 from latentcache.errors import ConfigError, did_you_mean
-from latentcache.format.changes import read_changes
-from latentcache.planning.fields.planned import PlannedField
-from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
-from latentcache.reading.fields import FieldReader
-from latentcache.storage.urls import redact, without_query
+from latentcache.storage.urls import without_query
 
 #: What stands for the unknown suffix of a source's file whose stem itself ends as a file's name does.
 _SUFFIX = ".mp4"
@@ -211,116 +204,3 @@ class Latents:
             converted(sample["latents"], self._dtype, row.key)
             for row, sample in zip(rows, found, strict=True)
         ]
-
-
-class Texts:
-    """A field of text states, clip by clip.
-
-    Raises ConfigError where clips have none, or texts of more tokens than at_most.
-    """
-
-    def __init__(
-        self, cache: Cache, name: str, rows: Sequence[ClipRow], at_most: int | None = None
-    ) -> None:
-        self._field = cache.field(name)
-        self.name = name
-        self.array = self._field.field.arrays[0]
-        if self._field.field.kind == "joint":
-            raise ConfigError(
-                f"--text {name}: the field holds states of a text with an image (joint), which none of the "
-                "trainers' models of this layout takes for a text's. Nothing was written. Name a field of "
-                f"kind text; or export to webdataset, mds or hf, which take this one: --field {name}"
-            )
-        if self._field.field.kind != "text" or len(self.array.shape) != 2:
-            raise ConfigError(
-                f"--text {name}: the field is of kind {self._field.field.kind}, and text states [L, D] are "
-                "needed. Nothing was written. Name a field of kind text."
-            )
-        lacking = _lacking(self._field, rows)
-        if lacking:
-            raise ConfigError(
-                f"--text {name}: {len(lacking)} clips have no text: {named(lacking)}. Nothing "
-                f"was written. Add "
-                "captions to the corpus, run precompute, then latentcache add-field --update."
-            )
-        refuse_stale(cache, self._field, rows)
-        long = [] if at_most is None else [r.key for r in rows if self.num_tokens(r) > at_most]
-        if long:
-            raise ConfigError(
-                f"--text {name}: {len(long)} clips have texts of more than the {at_most} tokens that the "
-                f"trainer takes: {named(long)}. Nothing was written. Add a field with length: {at_most}."
-            )
-
-    def num_tokens(self, row: ClipRow) -> int:
-        """Return the number of the text's own tokens, without reading its states."""
-        tokens = self._field.rows(row.bucket, row.shard)[row.row].pick(0).tokens[0]
-        return self.array.shape[0] if tokens is None else tokens
-
-    def unpadded(self, row: ClipRow, dtype: str | None = None) -> torch.Tensor:
-        """Return the states of the text's own tokens [n, D], in the field's data type or another."""
-        states, num = self._read(row)
-        own = states[len(states) - num :] if self.array.side == "left" else states[:num]
-        return self._converted(own, row, dtype)
-
-    def padded(self, row: ClipRow, length: int, dtype: str | None = None) -> torch.Tensor:
-        """Return the states of the text's own tokens, at most `length`, then zeros [length, D]."""
-        states = self.unpadded(row, dtype)
-        return torch.cat([states, states.new_zeros(length - len(states), states.shape[1])])
-
-    def stored(self, row: ClipRow, dtype: str | None = None) -> torch.Tensor:
-        """Return the states as they are stored [L, D], padding included."""
-        return self._converted(self._read(row)[0], row, dtype)
-
-    def _converted(self, states: torch.Tensor, row: ClipRow, dtype: str | None) -> torch.Tensor:
-        if dtype is None:
-            return states
-        return converted(states, dtype, row.key, f"states {self.name}")
-
-    def _read(self, row: ClipRow) -> tuple[torch.Tensor, int]:
-        found = self._field.sample(row.bucket, row.shard, row.row)
-        states: torch.Tensor = found[self.name]
-        return states, int(found.get(f"{self.name}_tokens", len(states)))
-
-
-def refuse_stale(cache: Cache, field: FieldReader, rows: Sequence[ClipRow]) -> None:
-    """Raise ConfigError for clips whose texts, or paths, are others now than those that a field holds."""
-    stale = _stale_rows(cache, field)
-    keys = [row.key for row in rows if row.row in stale.get(ShardId(row.bucket, row.shard), ())]
-    if keys:
-        raise ConfigError(
-            f"{len(keys)} clips have other texts or files now than those that the field {field.name} is "
-            f"of: {named(keys)}. Its values would stand beside captions that are not theirs. Nothing was "
-            "written. Encode the new ones: latentcache resume "
-            f"{shlex.quote(redact(cache.storage.url))} --field {field.name}"
-        )
-
-
-def _stale_rows(cache: Cache, field: FieldReader) -> Mapping[ShardId, Collection[int]]:
-    """Return rows whose texts have changed and are not encoded yet, whether that is planned or not."""
-    changes = read_changes(cache.storage, cache.manifest)
-    if field.is_view or field.field.kind == "given" or not changes.columns:
-        return {}
-    kinds = [str(cache.manifest.config["encoder"]["kind"])]
-    config = load_stored_config(
-        cache.manifest.config, url=cache.storage.url, storage_options={}, allowed_encoders=kinds
-    )
-    planned = PlannedCache(config=config, manifest=cache.manifest, storage=cache.storage)
-    settings = stored_field(field.name, field.field.settings)
-    of = PlannedField(cache=planned, field=field.field, config=settings)
-    stale: dict[ShardId, frozenset[int]] = of.changed_rows()
-    for shard, versions in of.missing.items():
-        for rows in (v.rows for v in versions if v.kind == "update" and v.rows is not None):
-            stale[shard] = stale.get(shard, frozenset()) | rows[shard]
-    return stale
-
-
-def _lacking(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:
-    """Return the keys of clips that a field has nothing of."""
-    last: dict[tuple[str, int], int] = {}
-    for row in rows:
-        place = (row.bucket, row.shard)
-        last[place] = max(last.get(place, 0), row.row + 1)
-    lacks: Mapping[tuple[str, int], frozenset[int]] = {
-        place: field.lacks(*place, num_rows) for place, num_rows in last.items()
-    }
-    return [row.key for row in rows if row.row in lacks[row.bucket, row.shard]]

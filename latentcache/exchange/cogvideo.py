@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,7 +14,6 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
-    Texts,
     clip_rows,
     expect_class,
     expect_stored,
@@ -25,6 +25,7 @@ from latentcache.exchange.clips import (
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
+from latentcache.exchange.texts import CAPTION, Texts
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
@@ -56,11 +57,16 @@ def export(cache: Cache, options: Options) -> Export:
     notes = [f"its videos.txt and prompts.txt name the sources, whose stems are those in {folder}"]
     if options.text is not None:
         texts = Texts(cache, options.text, rows)
-        first = {_prompt_of(row): row for row in reversed(rows)}
         files += [
-            File(prompt_path(caption), partial(_prompt, texts, row, dtype))
-            for caption, row in first.items()
+            File(prompt_path(prompt), partial(_prompt, texts, row, dtype))
+            for prompt, row in _prompts(texts, rows).items()
         ]
+        notes += texts.notes
+        if texts.columns != [CAPTION]:
+            notes.append(
+                f"the lines of its prompts.txt must be the texts of the field {texts.name}, of the column "
+                f"{', '.join(texts.columns)}: it finds their states by these"
+            )
     else:
         notes.append("text is left to CogVideo, which encodes the prompts that it does not find")
     return Export(files=files, stanza=partial(_stanza, model, bucket.name), notes=notes)
@@ -71,14 +77,24 @@ def prompt_path(prompt: str) -> str:
     return f"{PROMPTS}/{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
 
 
-def _prompt_of(row: ClipRow) -> str:
-    """Return a caption as a line of prompts.txt gives it. Raises ConfigError where none can."""
-    prompt = (row.caption or "").strip()
+def _prompts(texts: Texts, rows: Sequence[ClipRow]) -> dict[str, ClipRow]:
+    """Return a clip of each prompt; where texts differ by blanks around it, one of just that text."""
+    found: dict[str, ClipRow] = {}
+    for row in rows:
+        prompt = _prompt_of(texts, row)
+        if texts.text(found.setdefault(prompt, row)) != prompt:
+            found[prompt] = row
+    return found
+
+
+def _prompt_of(texts: Texts, row: ClipRow) -> str:
+    """Return a clip's text as a line of prompts.txt gives it. Raises ConfigError where none can."""
+    prompt = texts.text(row).strip()
     if not prompt or any(end in prompt for end in "\r\n"):
         what = "has several lines" if prompt else "is empty"
         raise ConfigError(
-            f"the caption of {named([row.key])} {what}, and CogVideo takes one line of prompts.txt "
-            "per clip, none of them empty. Nothing was written. Correct the captions and run latentcache "
+            f"the text of {named([row.key])} {what}, and CogVideo takes one line of prompts.txt "
+            "per clip, none of them empty. Nothing was written. Correct the texts and run latentcache "
             "precompute, or leave --text out and write prompts.txt yourself."
         )
     return prompt

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 import google_crc32c
 
 from latentcache.core.json_text import parse_json
-from latentcache.errors import CacheError, ConfigError
+from latentcache.errors import CacheError, ConfigError, StorageError
 from latentcache.exchange.clips import named
 from latentcache.exchange.files import is_hidden
 from latentcache.exchange.journal import Journal
 from latentcache.exchange.mark import MARK, Written, mark_bytes, read_mark, written
+from latentcache.exchange.stopping import given_up_at
 from latentcache.format.checksum import KEY
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
@@ -171,17 +174,23 @@ def _check_cases(out: Storage, files: Sequence[File]) -> None:
 
 
 def write_files(
-    out: Storage, files: Sequence[File], file_bytes: int
-) -> Iterator[tuple[str, Written]]:
-    """Write files in parallel, each as a whole; yield the path of each that is there, and what it holds.
+    out: Storage,
+    files: Sequence[File],
+    file_bytes: int,
+    record: Callable[[str, Written], None],
+) -> Generator[None]:
+    """Write files in parallel, each as a whole; record the path of each and what it holds, then yield.
 
-    Raises what making one raises, and StorageError; those before it are whole.
+    Where it is ended early, what is being written is finished and recorded, and no other file is begun or
+    made to its end. Raises what making one raises, and StorageError.
     """
     fitting = MEMORY_BYTES // max(1, file_bytes * TIMES_IN_MEMORY)
     threads = max(1, min(NUM_THREADS, fitting))
+    stop = threading.Event()
 
     def write(file: File) -> tuple[str, Written]:
-        data = file.make()
+        with given_up_at(stop):
+            data = file.make()
         out.write(file.path, data)
         return file.path, written(data)
 
@@ -191,18 +200,40 @@ def write_files(
             for file in files:
                 waiting.add(pool.submit(write, file))
                 if len(waiting) >= 2 * threads:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            done, waiting = wait(waiting)
-            yield from (future.result() for future in done)
+                    yield from _record_some(waiting, record)
+            while waiting:
+                yield from _record_some(waiting, record)
         finally:
-            for future in waiting:
-                future.cancel()
+            stop.set()
+            _finish(waiting, record)
+
+
+def _record_some(
+    waiting: set[Future[tuple[str, Written]]], record: Callable[[str, Written], None]
+) -> Generator[None]:
+    """Wait for files, record those that are there, and take them out of those that are waited for."""
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        record(*future.result())
+        waiting.remove(future)
+        yield
+
+
+def _finish(
+    waiting: Collection[Future[tuple[str, Written]]], record: Callable[[str, Written], None]
+) -> None:
+    """Cancel files that are not begun, and record those of the others that are written."""
+    begun = [future for future in waiting if not future.cancel()]
+    wait(begun)
+    for future in begun:
+        if future.exception() is None:
+            with contextlib.suppress(StorageError):  # what ended the export is raised already
+                record(*future.result())
 
 
 def export(
     cache: Cache, layout: str, what: Export, out: Storage, options: Options
-) -> Iterator[int]:
+) -> Generator[int]:
     """Write what is missing of an export; yield how many files are left, first of all of them."""
     _check_names(what.files)
     claim(out, mark_of(cache, layout, options, what.files))
@@ -212,10 +243,10 @@ def export(
         todo = [file for file in what.files if file.path in missing]
         left = len(todo)
         yield left
-        for path, file in write_files(out, todo, what.file_bytes):
-            journal.add(path, file)
-            left -= 1
-            yield left
+        with contextlib.closing(write_files(out, todo, what.file_bytes, journal.add)) as recorded:
+            for _ in recorded:
+                left -= 1
+                yield left
         last = [*what.last, *([what.finish(out)] if what.finish else [])]
         for about in last:
             _write_last(out, journal, about)

@@ -19,7 +19,6 @@ from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
-    Texts,
     clip_rows,
     expect_stored,
     one_bucket,
@@ -29,7 +28,9 @@ from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
+from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -100,18 +101,21 @@ def export(cache: Cache, options: Options) -> Export:
         files=files,
         stanza=partial(_stanza, shape[1]),
         file_bytes=max(sum(row_bytes[n] for n, _ in group) for group in groups),
-        notes=["where FastVideo has read this folder before, remove its map_style_cache/"],
+        notes=[
+            "where FastVideo has read this folder before, remove its map_style_cache/",
+            *texts.notes,
+        ],
     )
 
 
 def _row_bytes(shape: Sequence[int], texts: Texts, row: ClipRow) -> int:
     """Return what a row takes in a file: latents of a shape [C, t, h, w], text states, and facts."""
     values = math.prod(shape) + texts.num_tokens(row) * texts.array.shape[1]
-    return values * ITEM_BYTES[DTYPE] + CHARACTER_BYTES * len(row.caption or "") + FACTS_BYTES
+    return values * ITEM_BYTES[DTYPE] + CHARACTER_BYTES * len(texts.text(row)) + FACTS_BYTES
 
 
-def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str, Any]:
-    """Return a record of its schema. latents: raw mean [C, t, h, w] float32; text: unpadded [L, D], too."""
+def to_row(row: ClipRow, latents: torch.Tensor, states: torch.Tensor, text: str) -> dict[str, Any]:
+    """Return a record of its schema. latents: raw mean [C, t, h, w] float32; states of a text [n, D]."""
     duration = (row.end_s or 0.0) - (row.start_s or 0.0)
     fps = row.fps or (row.frames / duration if duration > 0 else 0.0)
     return {
@@ -119,11 +123,11 @@ def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str,
         "vae_latent_bytes": array_of(latents).tobytes(),
         "vae_latent_shape": list(latents.shape),
         "vae_latent_dtype": DTYPE,
-        "text_embedding_bytes": array_of(text).tobytes(),
-        "text_embedding_shape": list(text.shape),
+        "text_embedding_bytes": array_of(states).tobytes(),
+        "text_embedding_shape": list(states.shape),
         "text_embedding_dtype": DTYPE,
         "file_name": row.source,
-        "caption": row.caption or "",
+        "caption": text,
         "media_type": "image" if row.frames == 1 else "video",
         "width": row.width,
         "height": row.height,
@@ -134,11 +138,12 @@ def to_row(row: ClipRow, latents: torch.Tensor, text: torch.Tensor) -> dict[str,
 
 
 def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
-    found = zip(rows, latents.of(rows), strict=True)
-    table = pa.Table.from_pylist(
-        [to_row(row, latent, texts.unpadded(row, DTYPE)) for row, latent in found], schema=SCHEMA
-    )
-    return parquet_bytes(table, GROUP_ROWS)
+    found = [
+        to_row(row, latent, texts.unpadded(row, DTYPE), texts.text(row))
+        for some in in_turns(rows)
+        for row, latent in zip(some, latents.of(some), strict=True)
+    ]
+    return parquet_bytes(pa.Table.from_pylist(found, schema=SCHEMA), GROUP_ROWS)
 
 
 def _stanza(t: int, url: str) -> str:

@@ -15,7 +15,6 @@ from latentcache.core.spec import LatentSpec, Normaliser
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
-    Texts,
     clip_rows,
     converted,
     expect_class,
@@ -31,6 +30,7 @@ from latentcache.exchange.files import (
     torch_bytes,
 )
 from latentcache.exchange.records import Found, Record, bucket_from
+from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -61,7 +61,7 @@ def export(cache: Cache, options: Options) -> Export:
         files.append(File(f"{FOLDER}/latent-{number}.pt", partial(_latent_file, latents, row)))
         make = partial(_condition_file, cache, texts, row)
         files.append(File(f"{FOLDER}/condition-{number}.pt", make))
-    return Export(files=files, stanza=partial(_stanza, len(rows)))
+    return Export(files=files, stanza=partial(_stanza, len(rows)), notes=texts.notes)
 
 
 class Moments:

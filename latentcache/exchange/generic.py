@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,12 +17,14 @@ from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import NAMED, ClipRow, clip_rows, refuse_stale
+from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
 from latentcache.exchange.export import File, Options
 from latentcache.exchange.files import refuse, tensor_of
 from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
+from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
+from latentcache.exchange.texts import CAPTION, columns_of, notes_on, refuse_stale
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 
@@ -79,10 +81,14 @@ class Clips:
         ]
         return latents + sum(arrays) + ARRAY_BYTES * (1 + len(arrays))
 
-    def of(self, group: Sequence[tuple[int, ClipRow]]) -> list[tuple[int, ClipRow, torch.Tensor]]:
-        """Return the stored samples of a group."""
-        samples = self.cache.stored_samples([row.number for _, row in group])
-        return [(n, row, s["latents"]) for (n, row), s in zip(group, samples, strict=True)]
+    def of(
+        self, group: Sequence[tuple[int, ClipRow]]
+    ) -> Iterator[tuple[int, ClipRow, torch.Tensor]]:
+        """Yield the stored samples of a group."""
+        for some in in_turns(group):
+            samples = self.cache.stored_samples([row.number for _, row in some])
+            for (number, row), sample in zip(some, samples, strict=True):
+                yield number, row, sample["latents"]
 
     def samples(self, row: ClipRow, stored: torch.Tensor) -> dict[str, FieldSample]:
         """Return a clip's arrays of fields by key; none of a field that has nothing of it."""
@@ -95,6 +101,20 @@ class Clips:
                 for key, array in field.arrays.items():
                     tokens = sample.get(tokens_key(key)) if array.padding else None
                     found[key] = FieldSample(array=sample[key], tokens=tokens)
+        return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What an export says of texts: each field's of which not all are written, or no captions are."""
+        found = []
+        for name, field in self.fields.items():
+            found += notes_on(field, self.rows)
+            columns = columns_of(field)
+            if columns not in ([], [CAPTION]):
+                found.append(
+                    f"the states {name} are of the texts in {', '.join(columns)}, and not of the captions "
+                    "beside them"
+                )
         return found
 
     def about(self) -> list[File]:
@@ -198,8 +218,14 @@ def _load(
     return tensor_of(data, dtype, shape)
 
 
-def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[Record]) -> Found:
-    """Return what a folder holds. Raises ConfigError if it says that another model made it."""
+def found_in(
+    storage: Storage,
+    spec: LatentSpec,
+    layout: str,
+    records: Sequence[Record],
+    beside: tuple[str, ...] = (),
+) -> Found:
+    """Return what a folder holds; see `Found`. Raises ConfigError if it says that another model made it."""
     try:
         said = LatentSpec.from_json(parse_json(storage.read(SPEC)))
     except FileNotFoundError:
@@ -218,4 +244,6 @@ def found_in(storage: Storage, spec: LatentSpec, layout: str, records: Sequence[
             f"the latents are of another encoder than that of --like: {', '.join(differ[:NAMED])} differ. "
             "Nothing was imported."
         )
-    return Found(layout=layout, stored=said.stored, normalised=False, records=records)
+    return Found(
+        layout=layout, stored=said.stored, normalised=False, records=records, beside=beside
+    )

@@ -73,6 +73,7 @@ def export(cache: Cache, options: Options) -> Export:
         last=[*clips.about(), File(CARD, lambda: card, is_free=True)],
         stanza=_stanza,
         file_bytes=clips.file_bytes,
+        notes=clips.notes,
     )
 
 

@@ -55,6 +55,7 @@ def export(cache: Cache, options: Options) -> Export:
         finish=partial(_index, columns, names, [len(group) for group in clips.groups]),
         stanza=_stanza,
         file_bytes=clips.file_bytes,
+        notes=clips.notes,
     )
 
 
@@ -168,7 +169,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
     records = [
         r for name, shard in zip(names, shards, strict=True) for r in _records(storage, name, shard)
     ]
-    return found_in(storage, spec, "mds", records)
+    return found_in(storage, spec, "mds", records, beside=(INDEX,))
 
 
 def _differs(wanted: int, found: int | None) -> str:

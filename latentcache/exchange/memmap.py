@@ -21,14 +21,13 @@ from latentcache.exchange.clips import ClipRow, clip_rows
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, refuse
 from latentcache.exchange.records import Found, Record
+from latentcache.exchange.stopping import in_turns
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
 IDS, SEGMENTS, FACTS = "video.bin", "segment_ids.bin", "metadata.json"
 #: What ids may be stored as.
 _TYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-#: Clips whose ids are read at a time.
-AT_A_TIME = 64
 
 
 def export(cache: Cache, options: Options) -> Export:
@@ -75,9 +74,8 @@ def _facts(spec: LatentSpec, rows: Sequence[ClipRow], cache: Cache, side: int) -
 
 def _ids(cache: Cache, rows: Sequence[ClipRow]) -> bytes:
     parts: list[bytes] = []
-    for first in range(0, len(rows), AT_A_TIME):
-        numbers = [row.number for row in rows[first : first + AT_A_TIME]]
-        samples = cache.stored_samples(numbers)
+    for some in in_turns(rows):
+        samples = cache.stored_samples([row.number for row in some])
         parts += [array_of(sample["latents"]).astype("<u4").tobytes() for sample in samples]
     return b"".join(parts)
 

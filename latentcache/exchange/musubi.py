@@ -10,11 +10,11 @@ from functools import partial
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
+from latentcache.core.units import plural
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import (
     ClipRow,
     Latents,
-    Texts,
     clip_rows,
     expect_class,
     expect_stored,
@@ -33,9 +33,10 @@ from latentcache.exchange.files import (
 )
 from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
+from latentcache.exchange.texts import Texts
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
-from latentcache.storage.folder import Storage
+from latentcache.storage.folder import Storage, redact
 
 VERSION = "1.0.1"
 #: Sizes of its buckets are multiples of this.
@@ -93,7 +94,9 @@ def export(cache: Cache, options: Options) -> Export:
             "every clip"
         )
     else:
-        files += _text_files(cache, options.text, rows, of, dtype)
+        texts = _texts(cache, options.text, rows, of)
+        files += _text_files(texts, rows, of, dtype)
+        notes += texts.notes
     frames = sorted({row.frames for row in rows})
     return Export(files=files, stanza=partial(_stanza, resolution, frames), notes=notes)
 
@@ -133,23 +136,27 @@ def _check_stems(rows: Sequence[ClipRow]) -> None:
     refuse_twice(rows, clips, "musubi names clips by stem, first frame, frames and size.")
 
 
-def _text_files(
-    cache: Cache, name: str, rows: Sequence[ClipRow], of: Architecture, dtype: str
-) -> Iterator[File]:
+def _texts(cache: Cache, name: str, rows: Sequence[ClipRow], of: Architecture) -> Texts:
     if of.short != "wan":
         raise ConfigError(
             f"--text: musubi reads two text encoders and a mask for {of.name}, which no one field holds. "
             "Nothing was written. Leave --text out, and run musubi's own text script."
         )
-    texts = Texts(cache, name, rows)
+    return Texts(cache, name, rows)
+
+
+def _text_files(
+    texts: Texts, rows: Sequence[ClipRow], of: Architecture, dtype: str
+) -> Iterator[File]:
     first: dict[str, ClipRow] = {}
-    differ = [row.key for row in rows if first.setdefault(row.stem, row).caption != row.caption]
+    firsts = [first.setdefault(row.stem, row) for row in rows]
+    pairs = zip(rows, firsts, strict=True)
+    differ = [row.key for row, other in pairs if texts.text(row) != texts.text(other)]
     if differ:
         raise ConfigError(
-            f"{len(differ)} clips have another caption than the first clip of their source: "
-            f"{named(differ)}. "
-            "musubi has one text per source. Nothing was written. Leave --text out, or export a cache with "
-            "one caption per source."
+            f"{len(differ)} clips have another text in the field {texts.name} than the first clip of their "
+            f"source: {named(differ)}. musubi has one text per source. Nothing was written. Leave --text "
+            "out, or export a cache with one text per source."
         )
     for stem, row in first.items():
         make = partial(_text_file, texts, row, of, dtype)
@@ -160,7 +167,7 @@ def _text_file(texts: Texts, row: ClipRow, of: Architecture, dtype: str) -> byte
     states = texts.unpadded(row, dtype)
     metadata = {
         "architecture": of.name,
-        "caption1": row.caption or "",
+        "caption1": texts.text(row),
         "format_version": VERSION,
     }
     return safetensors_bytes({f"varlen_t5_{dtype}": states}, metadata)
@@ -236,16 +243,19 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
         raise ConfigError(
             f"musubi's files of {spec.model_class} are not known; nothing was imported"
         )
-    captions: dict[str, str] = {}
-    records = []
+    texts: dict[str, tuple[str, str]] = {}
+    records, others = [], []
     for name in names_in(storage, "", ".safetensors"):
         if name.endswith(f"_{of.short}_te.safetensors"):
             stem = name.removesuffix(f"_{of.short}_te.safetensors")
-            captions[stem] = read_header(storage, name).metadata.get("caption1", "")
+            texts[stem] = (read_header(storage, name).metadata.get("caption1", ""), name)
         elif match := _NAME.fullmatch(name) or _IMAGE.fullmatch(name):
             stem, *place, short = match.groups()
-            if short != of.short:
-                raise refuse(storage, name, f"is of {short}, and the encoder is {spec.model_class}")
+            if (
+                short != of.short
+            ):  # musubi takes files by this, so one folder may serve several models
+                others.append(name)
+                continue
             entry, dtype = _latent_entry(storage, name)
             if place:
                 start, frames, width, height = map(int, place)
@@ -264,14 +274,31 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
                     load=partial(read_tensor, storage, name, entry),
                 )
             )
+    if others and not records:
+        raise ConfigError(
+            f"{redact(storage.url)}: no file is of {spec.model_class}, whose names end with "
+            f"_{of.short}.safetensors, and {len(others)} are of other models: {named(others)}. Nothing was "
+            "imported. Name the encoder that made them with --like."
+        )
     return Found(
         layout="musubi",
+        notes=_notes(others, spec),
         stored="mean" if of.posterior == "mean" else "sample",
         normalised=of.normalised,
         records=[
-            record.with_caption(captions.get(stem_of(record.source)))
+            record.with_caption(*found) if (found := texts.get(stem_of(record.source))) else record
             for record in told_apart(records, _key_with_frames)
         ],
+    )
+
+
+def _notes(others: Sequence[str], spec: LatentSpec) -> tuple[str, ...]:
+    """Return what an import says of files of other models than its own."""
+    if not others:
+        return ()
+    return (
+        f"{plural(len(others), 'file')} of other models than {spec.model_class} left out: "
+        f"{named(others)}",
     )
 
 

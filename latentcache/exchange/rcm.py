@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -11,20 +12,25 @@ import torch
 
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import ClipRow, Latents, Texts, clip_rows, expect_class, one_bucket
+from latentcache.exchange.clips import ClipRow, Latents, clip_rows, expect_class, one_bucket
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import (
-    UNLOADABLE,
     dtype_name,
-    is_plain,
-    load_torch_bytes,
     names_in,
-    refuse,
     torch_bytes,
 )
 from latentcache.exchange.quoting import hydra_value
 from latentcache.exchange.records import Found, Record, bucket_from
-from latentcache.exchange.tar import Member, in_groups, read_members, tar_bytes
+from latentcache.exchange.stopping import in_turns
+from latentcache.exchange.tar import (
+    Member,
+    in_groups,
+    no_tensor,
+    read_members,
+    tar_bytes,
+    tensor_in,
+)
+from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -54,7 +60,12 @@ def export(cache: Cache, options: Options) -> Export:
         for number, group in enumerate(groups)
     ]
     t = cache.buckets[bucket.name].shape[1]
-    return Export(files=files, stanza=partial(_stanza, t), file_bytes=row_bytes * len(groups[0]))
+    return Export(
+        files=files,
+        stanza=partial(_stanza, t),
+        file_bytes=row_bytes * len(groups[0]),
+        notes=texts.notes,
+    )
 
 
 def _file(latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]) -> bytes:
@@ -64,10 +75,10 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]) -
 def _members(
     latents: Latents, texts: Texts, rows: Sequence[tuple[int, ClipRow]]
 ) -> Iterator[tuple[str, bytes]]:
-    for number, row in rows:
+    for number, row in itertools.chain.from_iterable(in_turns(rows)):
         yield f"{number:09d}{LATENT}", torch_bytes(latents(row))
         yield f"{number:09d}{EMBED}", torch_bytes(texts.padded(row, TOKENS, DTYPE))
-        yield f"{number:09d}{PROMPT}", (row.caption or "").encode()
+        yield f"{number:09d}{PROMPT}", texts.text(row).encode()
 
 
 def _stanza(t: int, url: str) -> str:
@@ -93,7 +104,7 @@ def find(storage: Storage, spec: LatentSpec) -> Found:
 
 
 def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member | None) -> Record:
-    latents = tensor_in(storage, member)
+    latents = _latents_in(storage, member)
     name = member.name.removesuffix(LATENT)
     text = prompt.read(storage).decode("utf-8", "replace") if prompt else None
     return Record(
@@ -103,21 +114,14 @@ def _record(storage: Storage, spec: LatentSpec, member: Member, prompt: Member |
         bucket=bucket_from(storage, member.path, spec, latents.shape),
         shape=tuple(latents.shape),
         dtype=dtype_name(latents),
-        load=partial(tensor_in, storage, member),
+        load=partial(_latents_in, storage, member),
         caption=text,
     )
 
 
-def tensor_in(storage: Storage, member: Member) -> torch.Tensor:
-    """Return the tensor of a member. Raises CorpusError."""
-    try:
-        found = load_torch_bytes(member.read(storage))
-    except UNLOADABLE as error:
-        first = str(error).strip().split("\n")[0]
-        raise refuse(
-            storage, member.path, f"has a file {member.name} that is no tensor: {first}"
-        ) from None
-    if not is_plain(found) or found.dim() < 3:
-        raise refuse(storage, member.path, f"has a file {member.name} that is no tensor of latents")
-    tensor: torch.Tensor = found.detach()
-    return tensor
+def _latents_in(storage: Storage, member: Member) -> torch.Tensor:
+    """Return the latents of a member. Raises CorpusError."""
+    latents = tensor_in(storage, member)
+    if latents.dim() < 3:
+        raise no_tensor(storage, member)
+    return latents

@@ -22,6 +22,7 @@ class Record:
     """A clip of a layout. path: of its file; shape, dtype: of what `load` returns, as a cache stores it.
 
     start_s, end_s: its times in its source, if the layout says them. stamp: of its file, see `stamps`.
+    caption_path: of the file that its caption is in, if that is another one.
     """
 
     key: str
@@ -32,6 +33,7 @@ class Record:
     dtype: str
     load: Callable[[], torch.Tensor]
     caption: str | None = None
+    caption_path: str | None = None
     start: int = 0
     fps: float | None = None
     start_s: float | None = None
@@ -43,9 +45,14 @@ class Record:
         """The caption as a table holds it: half a character, as JSON can have it, is no text."""
         return self.caption and self.caption.encode(errors="replace").decode()
 
-    def with_caption(self, caption: str | None) -> Record:
-        """Return it with a text."""
-        return dataclasses.replace(self, caption=caption)
+    @property
+    def paths(self) -> list[str]:
+        """The files that something of it is read from."""
+        return [self.path, *([self.caption_path] if self.caption_path else [])]
+
+    def with_caption(self, caption: str, path: str) -> Record:
+        """Return it with a text of another file."""
+        return dataclasses.replace(self, caption=caption, caption_path=path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,7 @@ class Found:
 
     origin: how the latents came to be, as far as the layout says it. num_late: further clips, whose files
     came while the folder was being read. beside: files that say what is where in those of the clips.
+    notes: what of the folder is left out, a sentence each.
     """
 
     layout: str
@@ -63,6 +71,7 @@ class Found:
     origin: Literal["import", "sampler"] = "import"
     num_late: int = 0
     beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def identity_of(record: Record, layout: str) -> str:

@@ -6,10 +6,14 @@ import io
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from latentcache.exchange.files import refuse
+from latentcache.errors import CorpusError
+from latentcache.exchange.files import UNLOADABLE, is_plain, load_torch_bytes, refuse
 from latentcache.storage.folder import Storage
+
+if TYPE_CHECKING:
+    import torch
 
 #: No file is larger, unless a row by itself is.
 FILE_BYTES = 64 << 20
@@ -70,6 +74,26 @@ def read_members(storage: Storage, path: str) -> list[Member]:
     if size % BLOCK_BYTES or any(end):
         raise refuse(storage, path, "is no whole tar file: it has no end")
     return found
+
+
+def tensor_in(storage: Storage, member: Member) -> torch.Tensor:
+    """Return the tensor of a member, of any shape. Raises CorpusError."""
+    try:
+        found = load_torch_bytes(member.read(storage))
+    except UNLOADABLE as error:
+        first = str(error).strip().split("\n")[0]
+        raise refuse(
+            storage, member.path, f"has a file {member.name} that is no tensor: {first}"
+        ) from None
+    if not is_plain(found):
+        raise no_tensor(storage, member)
+    tensor: torch.Tensor = found.detach()
+    return tensor
+
+
+def no_tensor(storage: Storage, member: Member) -> CorpusError:
+    """Return the error of a member that is not a tensor as latents are one."""
+    return refuse(storage, member.path, f"has a file {member.name} that is no tensor of latents")
 
 
 def in_groups(rows: Sequence[T], row_bytes: Sequence[int]) -> list[list[T]]:

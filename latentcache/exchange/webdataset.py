@@ -14,9 +14,8 @@ from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, names_in, refuse, torch_bytes
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of, tokens_key
 from latentcache.exchange.quoting import quoted, without_braces
-from latentcache.exchange.rcm import tensor_in
 from latentcache.exchange.records import Found
-from latentcache.exchange.tar import Member, read_members, tar_bytes
+from latentcache.exchange.tar import Member, read_members, tar_bytes, tensor_in
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
@@ -38,6 +37,7 @@ def export(cache: Cache, options: Options) -> Export:
         last=clips.about(),
         stanza=partial(_stanza, pattern),
         file_bytes=clips.file_bytes,
+        notes=clips.notes,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -61,21 +61,25 @@ class WholeExport:
             return None
 
     def checked(self, found: Found) -> Found:
-        """Return clips that are loaded from files as they were written, or not at all: CorpusError."""
+        """Return clips that are loaded from files as they were written, or not at all: CorpusError.
+
+        All files that something of a clip was read from count: its own, that of its caption, those beside.
+        """
         records = [
-            dataclasses.replace(record, load=partial(self._load, record))
+            dataclasses.replace(record, load=partial(self._load, record, found.beside))
             for record in found.records
         ]
         return dataclasses.replace(found, records=records)
 
-    def _load(self, record: Record) -> torch.Tensor:
-        path = record.path
-        if path not in self._files:  # it came later, and is a trainer's own
-            return record.load()
-        if not self._checked.get_or_make(path, lambda: self._is_same(path)):
-            raise CorpusError(
-                f"{self._differs(path)}, and import the folder into another cache. What was imported stays."
-            )
+    def _load(self, record: Record, beside: Sequence[str]) -> torch.Tensor:
+        for path in (*record.paths, *beside):
+            if path not in self._files:  # it came later, and is a trainer's own
+                continue
+            if not self._checked.get_or_make(path, partial(self._is_same, path)):
+                raise CorpusError(
+                    f"{self._differs(path)}, and import the folder into another cache. What was imported "
+                    "stays."
+                )
         return record.load()
 
     def _is_same(self, path: str) -> bool:

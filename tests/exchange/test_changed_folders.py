@@ -329,6 +329,19 @@ def test_ids_whose_segments_are_others_now_are_refused(
     assert "'video.bin'" in run(*again, status=2)
 
 
+def test_shards_of_mds_whose_index_is_another_now_are_refused(
+    cache: latentcache.Cache, stop: Callable[..., None], tmp_path: Path
+) -> None:
+    """It says in which order the columns of each shard are."""
+    folder = tmp_path / "in"
+    export_as_a_trainer(cache, folder, "mds")
+    again = command(folder, cache, "mds")
+    stop(*again)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index, indent=1))
+    assert "'shard.00000.mds'" in run(*again, status=2)
+
+
 @pytest.mark.parametrize("changes", [False, True])
 def test_of_two_imports_at_once_one_plans_and_both_go_by_that(
     changes: bool, cache: latentcache.Cache, folder: Path, monkeypatch: pytest.MonkeyPatch

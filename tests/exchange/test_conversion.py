@@ -9,8 +9,9 @@ import torch
 
 from latentcache.core.spec import Normaliser
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import Texts, clip_rows, converted
+from latentcache.exchange.clips import clip_rows, converted
 from latentcache.exchange.finetrainers import FOLDER, Moments
+from latentcache.exchange.texts import Texts
 from tests.tools.exchange import COGVIDEOX, WAN, export, make_cache, spec_of, take_in
 from tests.tools.fields import add, text_field
 

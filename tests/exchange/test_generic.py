@@ -127,11 +127,15 @@ def test_times_that_no_clip_has_are_refused(tmp_path: Path, times: tuple[float, 
     assert "which no clip is" in run(*args, status=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layout", READERS)
-def test_ids_come_back_too(tmp_path: Path, layout: str) -> None:
-    all_bits = IdSpec(codebook_size=1 << 32)
-    cache = make_cache(tmp_path, spec_of(stored="ids", ids=all_bits), clips=2)
+@pytest.mark.parametrize(("scales", "shape"), [((), [5, 4, 6]), ((1, 2, 3), [14])])
+def test_ids_come_back_too(
+    tmp_path: Path, layout: str, scales: tuple[int, ...], shape: list[int]
+) -> None:
+    """A grid per frame, and scales one after the other."""
+    ids = IdSpec(codebook_size=1 << 32, scales=scales)
+    cache = make_cache(tmp_path, spec_of(stored="ids", ids=ids), clips=2)
+    assert list(cache.stored(0).shape) == shape
     export(cache, tmp_path / "out", layout)
     again = take_in(layout, tmp_path / "out", tmp_path / "again", cache)
     for key in cache.keys():  # noqa: SIM118 - a cache is no dict

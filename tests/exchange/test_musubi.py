@@ -196,3 +196,26 @@ def test_files_of_an_image_data_set_are_clips_of_one_frame(tmp_path: Path) -> No
     (record,) = find(Storage(str(tmp_path)), spec).records
     assert (record.key, record.source, record.start) == ("photo#0", "photo", 0)
     assert record.bucket == Bucket(frames=1, height=32, width=48)
+
+
+def test_files_of_another_model_in_the_folder_are_left_out(tmp_path: Path) -> None:
+    """musubi globs for its model's own, so one folder may serve two."""
+    cache = make_cache(tmp_path)
+    out = tmp_path / "out"
+    export(cache, out, "musubi")
+    unmark(out)
+    (first, *_) = ours = sorted(out.glob("*_wan.safetensors"))
+    other = out / first.name.replace("_wan.", "_hv.")
+    other.write_bytes(first.read_bytes())
+    args = ("import", "musubi", out, tmp_path / "new", "--like", cache.storage.url)
+    printed = run(*args)
+    assert f"1 file of other models than AutoencoderKLWan left out: {other.name!r}" in printed
+    assert "3 clips ok" in printed
+    for path in ours:
+        path.unlink()
+    args = ("import", "musubi", out, tmp_path / "none", "--like", cache.storage.url)
+    printed = run(*args, status=2)
+    assert "whose names end with _wan.safetensors, and 1 are of other models" in printed
+    assert "Name the encoder that made them with --like" in printed
+    assert "Remove" not in printed
+    assert not (tmp_path / "none").exists()

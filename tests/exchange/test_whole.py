@@ -178,6 +178,21 @@ def test_a_flipped_bit_of_latents_is_named_as_such(tmp_path: Path) -> None:
     assert "Remove the file, write it again with the same command, latentcache export" in printed
 
 
+def test_a_flipped_bit_of_a_caption_in_a_file_beside_is_named(tmp_path: Path) -> None:
+    """musubi's captions are in files of their own."""
+    cache, out = make_cache(tmp_path, captions=("a cat", "two dogs", "x")), tmp_path / "out"
+    add(cache, umt5=text_field(length=24))
+    export(cache, out, "musubi", "--text", "umt5")
+    path = out / "one_wan_te.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"a cat", b"a bat"))
+    args = ("import", "musubi", out, tmp_path / "new", "--like", cache.storage.url)
+    assert f"{path} is not as it was exported" in run(*args, status=2)
+    path.write_bytes(whole)
+    again = take_in("musubi", out, tmp_path / "again", cache)
+    assert sorted(again.table()["caption"].to_pylist()) == ["a cat", "two dogs", "x"]
+
+
 def test_folders_without_a_mark_are_taken_as_they_are(tmp_path: Path) -> None:
     cache, out = make_cache(tmp_path), tmp_path / "out"
     export(cache, out, "musubi")
