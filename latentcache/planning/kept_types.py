@@ -9,16 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.columns import is_list, list_of
+from latentcache.corpus.column_types import is_list_of_text
+from latentcache.corpus.source_table import SEVERAL
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return a corpus whose kept columns have their types of the cache. Raises CorpusError."""
+    """Return a corpus whose kept columns have their types of the cache. Raises CorpusError.
+
+    Captions of a corpus that has one text per source now are lists where the cache keeps lists of them.
+    """
+    corpus = _with_lists_of_captions(corpus, types.get(SEVERAL))
     for name, known in types.items():
         if name in corpus.column_names:
             kind = completed(known, corpus[name].type)
@@ -26,6 +33,21 @@ def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
                 values = _converted(name, corpus[name], kind)
                 corpus = corpus.set_column(corpus.column_names.index(name), name, values)
     return corpus
+
+
+def _with_lists_of_captions(corpus: pa.Table, known: pa.DataType | None) -> pa.Table:
+    """Return a corpus with its captions as lists of one text each, if only the cache has lists."""
+    if SEVERAL in corpus.column_names or known is None or not is_list_of_text(known):
+        return corpus
+    lists = [_lists_of_one(chunk) for chunk in corpus["caption"].chunks]
+    kind = pa.list_(pa.string())
+    return corpus.append_column(SEVERAL, pa.chunked_array(lists, kind))
+
+
+def _lists_of_one(texts: pa.Array) -> pa.Array:
+    """Return lists of one text each; null for null."""
+    ends = np.cumsum([0, *np.asarray(texts.is_valid())], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), texts.drop_null(), mask=texts.is_null())
 
 
 def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:

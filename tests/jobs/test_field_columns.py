@@ -90,3 +90,16 @@ def test_a_field_of_a_column_that_no_step_has_kept_is_refused(corpus: Corpus) ->
     corpus.write(a={"caption": "A"}, c={"caption": "C"})
     printed = corpus.precompute(status=2, x=text_field(column="yy"))
     assert "no such column. Did you mean 'y'? They have: caption, y." in printed
+
+
+@pytest.mark.slow
+def test_a_field_of_captions_follows_lists_that_become_single_texts(corpus: Corpus) -> None:
+    field = {"x": text_field(column="captions", max_choices=2)}
+    corpus.write(a={"caption": ["one", "uno"]}, b={"caption": ["two"]})
+    corpus.precompute(**field)
+    corpus.write(a={"caption": "eins"}, b={"caption": None}, c={"caption": "drei"})
+    assert "2 clips have other texts" in corpus.precompute(status=3, **field)
+    corpus.check("x", a="eins", b=None, c="drei")
+    corpus.write(**{name: {"caption": [f"new {name}", "other"]} for name in "abc"})
+    corpus.precompute(**field)
+    corpus.check("x", a="new a", b="new b", c="new c")
