@@ -13,7 +13,7 @@ from PIL import Image
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
-from tests.tools.caches import run_inline
+from tests.tools.caches import read_files, run_inline
 from tests.tools.fields import padded, text_field
 from tests.tools.videos import moving_pattern
 
@@ -103,3 +103,28 @@ def test_a_field_of_captions_follows_lists_that_become_single_texts(corpus: Corp
     corpus.write(**{name: {"caption": [f"new {name}", "other"]} for name in "abc"})
     corpus.precompute(**field)
     corpus.check("x", a="new a", b="new b", c="new c")
+
+
+@pytest.mark.slow
+def test_a_column_with_the_name_of_a_field_is_refused_before_anything_is_written(
+    corpus: Corpus,
+) -> None:
+    field = {"x": text_field()}
+    corpus.write(a={"caption": "A"}, b={"caption": "B"})
+    corpus.precompute(**field)
+    before = read_files(corpus.cache)
+    for names in ("ab", "abc"):
+        corpus.write(**{name: {"caption": name.upper(), "x": 1.5} for name in names})
+        printed = corpus.precompute("x", status=2, **field)
+        assert "corpus.keep: the cache has a field 'x'" in printed
+        assert read_files(corpus.cache) == before
+
+
+@pytest.mark.slow
+def test_a_field_is_not_named_as_a_column_that_only_a_later_step_has_kept(corpus: Corpus) -> None:
+    corpus.write(a={"caption": "A"}, b={"caption": "B"})
+    corpus.precompute()
+    corpus.write(a={"caption": "A"}, b={"caption": "B"}, c={"caption": "C", "x": 1.5})
+    corpus.precompute("x")
+    printed = corpus.precompute("x", status=2, x=text_field())
+    assert "a field cannot be named 'x'" in printed
