@@ -30,7 +30,7 @@ def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
         if name in corpus.column_names:
             kind = completed(known, corpus[name].type)
             if corpus[name].type != kind:
-                values = _converted(name, corpus[name], kind)
+                values = _known(name, corpus[name], kind)
                 corpus = corpus.set_column(corpus.column_names.index(name), name, values)
     return corpus
 
@@ -69,20 +69,28 @@ def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
     return kind
 
 
-def _converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def _known(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return converted(name, column, kind)
+    except ValueError as error:
+        raise CorpusError(
+            f"corpus.keep: {name} is {kind} in the cache, {column.type} now, and its values "
+            f"do not fit ({error}). Nothing was changed. Give the column its type of before, or "
+            "keep it under another name."
+        ) from None
+
+
+def converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a kept column in another type. Raises ValueError, which says why, if values would be lost."""
     given, is_per_frame = column.type, name == PER_FRAME
     column = pa.chunked_array(_fitted(column.chunks or [pa.array([], given)], given, kind))
     why = _per_frame_loss(column.type, kind) if is_per_frame else cast_loss(column.type, kind)
-    if why is None:
-        try:
-            return with_types_of(column, kind) if is_per_frame else column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            why = str(error)
-    raise CorpusError(
-        f"corpus.keep: {name} is {kind} in the cache, {given} now, and its values "
-        f"do not fit ({why}). Nothing was changed. Give the column its type of before, or "
-        "keep it under another name."
-    )
+    if why is not None:
+        raise ValueError(why)
+    try:
+        return with_types_of(column, kind) if is_per_frame else column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _fitted(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:
