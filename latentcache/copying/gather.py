@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.copying.parents import parent_of
-from latentcache.copying.plan_rows import joined_rows
+from latentcache.copying.plan_rows import first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.core.records import Bucket, ShardFormat, ShardId
@@ -152,8 +153,13 @@ def gather(
     for number, shard, rows in failed:
         _take(tables, taken, number, shard, rows)
     gathered.num_twice = taken.num_twice
+    rejected = _add_sources(step, members, owners, taken, everything=selection.is_all)
+    in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
+    kinds = first_types([*(rows for _, rows in in_order), *rejected])
+    if rejected:
+        step.rejected = joined_rows(rejected, kinds)
     for name, parts in sorted(tables.items()):
-        bucket, rows = Bucket.parse(name), joined_rows([part for _, part in parts])
+        bucket, rows = Bucket.parse(name), joined_rows([part for _, part in parts], kinds)
         step.clips[bucket] = [rows]
         step.origins[bucket] = pa.table(
             {
@@ -167,7 +173,6 @@ def gather(
         )
         gathered.counts[name] = rows.num_rows
     gathered.num_clips = step.num_clips
-    _add_sources(step, members, owners, taken, everything=selection.is_all)
     return gathered
 
 
@@ -311,8 +316,10 @@ def _add_sources(
     taken: _Taken,
     *,
     everything: bool,
-) -> None:
+) -> list[pa.Table]:
     """Say what is known of the sources, so that growing the new cache does not open them again.
+
+    Returns the rejected ones, as rows of the tables of the caches.
 
     everything: sources that gave no clip are known, too; else only those of which a clip is taken. Sources
     whose clips are still to be encoded are not known: `precompute` takes them in. If some of its clips are
@@ -342,8 +349,7 @@ def _add_sources(
             rows = member.known.rejected_rows()
             wanted = pa.array(sorted(refused), pa.string())
             rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
-    if rejected:
-        step.rejected = pa.concat_tables(rejected, promote_options="permissive")
+    return rejected
 
 
 def _sources_of(member: Member, names: Sequence[str]) -> pa.Table:

@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
 from latentcache.errors import CacheError
+from latentcache.format.kept_schema import united
+from latentcache.planning.kept_types import converted
 
 
-def joined_rows(tables: Sequence[pa.Table]) -> pa.Table:
+def joined_rows(tables: Sequence[pa.Table], kinds: pa.Schema | None = None) -> pa.Table:
     """Join rows of plans: a column that some lack is null there, whole numbers become floats.
 
-    Raises CacheError where types of kept columns do not go together.
+    kinds: see `first_types`. Raises CacheError where values do not fit these.
     """
+    fitted = tables if kinds is None else [_of_types(table, kinds) for table in tables]
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return pa.concat_tables(fitted, promote_options="permissive")
     except pa.ArrowException as error:
         raise CacheError(
-            f"kept columns have types that do not go together ({error}), so their clips cannot be in one "
-            "shard. Nothing was written. Give the column one type in the corpus, and grow each cache again "
-            "with precompute, which replaces the values without encoding"
+            f"kept columns have types that do not go together ({error}). Nothing was written."
+        ) from None
+
+
+def first_types(tables: Iterable[pa.Table]) -> pa.Schema | None:
+    """Return the types that columns are to have: the first one, where types do not go together.
+
+    None: all go together as they are.
+    """
+    schemas = [table.schema for table in tables]
+    try:
+        pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException:
+        return united(schemas)
+    return None
+
+
+def _of_types(table: pa.Table, kinds: pa.Schema) -> pa.Table:
+    for at, field in enumerate(table.schema):
+        kind = kinds.field(field.name).type
+        if field.type != kind:
+            table = table.set_column(at, field.name, _of_type(field, table.column(at), kind))
+    return table
+
+
+def _of_type(field: pa.Field, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return converted(field.name, column, kind)
+    except ValueError as error:
+        raise CacheError(
+            f"the kept column {field.name} is {kind} in the first cache that has it and {field.type} in "
+            f"another, and the values do not fit ({error}). Nothing was written. Name the cache first "
+            "whose type holds all values, as text holds numbers; or leave the caches as they are: "
+            "LatentLoader takes several"
         ) from None

@@ -9,23 +9,45 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.columns import is_list, list_of
+from latentcache.corpus.column_types import is_list_of_text
+from latentcache.corpus.source_table import SEVERAL
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return a corpus whose kept columns have their types of the cache. Raises CorpusError."""
+    """Return a corpus whose kept columns have their types of the cache. Raises CorpusError.
+
+    Captions of a corpus that has one text per source now are lists where the cache keeps lists of them.
+    """
+    corpus = _with_lists_of_captions(corpus, types.get(SEVERAL))
     for name, known in types.items():
         if name in corpus.column_names:
             kind = completed(known, corpus[name].type)
             if corpus[name].type != kind:
-                values = _converted(name, corpus[name], kind)
+                values = _known(name, corpus[name], kind)
                 corpus = corpus.set_column(corpus.column_names.index(name), name, values)
     return corpus
+
+
+def _with_lists_of_captions(corpus: pa.Table, known: pa.DataType | None) -> pa.Table:
+    """Return a corpus with its captions as lists of one text each, if only the cache has lists."""
+    if SEVERAL in corpus.column_names or known is None or not is_list_of_text(known):
+        return corpus
+    lists = [_lists_of_one(chunk) for chunk in corpus["caption"].chunks]
+    kind = pa.list_(pa.string())
+    return corpus.append_column(SEVERAL, pa.chunked_array(lists, kind))
+
+
+def _lists_of_one(texts: pa.Array) -> pa.Array:
+    """Return lists of one text each; null for null."""
+    ends = np.cumsum([0, *np.asarray(texts.is_valid())], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), texts.drop_null(), mask=texts.is_null())
 
 
 def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
@@ -47,20 +69,28 @@ def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
     return kind
 
 
-def _converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def _known(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return converted(name, column, kind)
+    except ValueError as error:
+        raise CorpusError(
+            f"corpus.keep: {name} is {kind} in the cache, {column.type} now, and its values "
+            f"do not fit ({error}). Nothing was changed. Give the column its type of before, or "
+            "keep it under another name."
+        ) from None
+
+
+def converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a kept column in another type. Raises ValueError, which says why, if values would be lost."""
     given, is_per_frame = column.type, name == PER_FRAME
     column = pa.chunked_array(_fitted(column.chunks or [pa.array([], given)], given, kind))
     why = _per_frame_loss(column.type, kind) if is_per_frame else cast_loss(column.type, kind)
-    if why is None:
-        try:
-            return with_types_of(column, kind) if is_per_frame else column.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            why = str(error)
-    raise CorpusError(
-        f"corpus.keep: {name} is {kind} in the cache, {given} now, and its values "
-        f"do not fit ({why}). Nothing was changed. Give the column its type of before, or "
-        "keep it under another name."
-    )
+    if why is not None:
+        raise ValueError(why)
+    try:
+        return with_types_of(column, kind) if is_per_frame else column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _fitted(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:

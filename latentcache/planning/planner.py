@@ -28,6 +28,7 @@ from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.planning.create import open_or_new, sized, take_step
+from latentcache.planning.fields.names import check_kept_names
 from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
@@ -66,8 +67,8 @@ def grow_cache(
     at again. holder: of the lease that the cache's storage may need. For prune and check_content see
     `plan_growth`. dry_run: nothing is written. prober: what looks at sources, `probing_pool` if omitted.
 
-    Raises CorpusError, GeometryError, RecipeMismatchError, CacheError, LeaseError, StorageError; and
-    MachineError if the temporary folder is full.
+    Raises CorpusError, ConfigError, GeometryError, RecipeMismatchError, CacheError, LeaseError,
+    StorageError; and MachineError if the temporary folder is full.
     """
     hooks = hooks or Hooks()
     spec, identity = resolve_encoder(config)
@@ -92,6 +93,7 @@ def grow_cache(
             on_probed=hooks.on_probed,
             saved=None if dry_run else saved,
         )
+        check_kept_names(planned.storage, step)
         difference.num_saved = saved.num_found
         step.parents = (corpus.parent,) if corpus.parent and step else ()
         planned = sized(planned, step.num_clips)

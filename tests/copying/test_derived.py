@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zarr
 
@@ -166,6 +167,21 @@ def make_other_content(folder: Path, name: str) -> PlannedCache:
         planned = plan_cache(folder, str(folder / name))
     fill_cache(planned, seed=5)
     return planned
+
+
+def test_kept_columns_of_a_merge_have_the_types_of_the_first_cache(tmp_path: Path) -> None:
+    def renamed(number: int, source: Any = tool._source) -> dict[str, Any]:
+        return {**source(number), "name": f"text{number}"}
+
+    numbers = make_cache(tmp_path, "numbers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "_source", renamed)
+        make_cache(tmp_path, "texts", score=pa.string())
+    run("merge", tmp_path / "texts", numbers.storage.url, "-o", tmp_path / "all")
+    table = opened(tmp_path / "all").table()
+    found = dict(zip(table["source"].to_pylist(), table["score"].to_pylist(), strict=True))
+    assert [found[name] for name in ("v1", "v9", "text1", "text9")] == ["0.1", "0.9", "0.1", "0.9"]
+    assert not verify(Storage(str(tmp_path / "all"))).problems
 
 
 @pytest.mark.slow

@@ -245,3 +245,11 @@ def test_objects_without_members_are_refused_before_a_source_is_opened(
         CorpusError, match=r"corpus.keep: 'meta' holds objects that have no members"
     ):
         planner.grow_cache(load_config(str(config)))
+
+
+def test_captions_that_were_lists_are_lists_of_one_text() -> None:
+    texts = pa.chunked_array([["-", "one", None], [], ["two"]], pa.string()).slice(1)
+    corpus = pa.table({"caption": texts})
+    lists = as_known(corpus, {"captions": pa.list_(pa.string())})["captions"]
+    assert lists.to_pylist() == [["one"], None, ["two"]]
+    assert as_known(corpus, {"captions": pa.string()}).column_names == ["caption"]

@@ -33,14 +33,21 @@ def planned_from(config_path: Path) -> PlannedCache:
     return grow_cache(load_config(str(config_path)))
 
 
-def plan_cache(folder: Path, url: str, **cache: Any) -> PlannedCache:
-    """Plan a cache of 7 videos and 2 images, 1 source that is rejected, and a kept column with NaN."""
+def plan_cache(
+    folder: Path, url: str, *, score: pa.DataType | None = None, **cache: Any
+) -> PlannedCache:
+    """Plan a cache of 7 videos and 2 images, 1 source that is rejected, and a kept column with NaN.
+
+    score: the column's type, if its numbers are to have another one than float64.
+    """
     config = load_config(str(make_config(folder, folder, url, cache=cache)), [])
     spec, identity = resolve_encoder(config)
     planned = open_or_new(config, spec, identity)
     rows = [_source(n) for n in range(10)]
     schema = pa.schema([*SOURCE_SCHEMA, *PROBE_SCHEMA, pa.field("score", pa.float64())])
     sources = pa.Table.from_pylist(rows, schema=schema)
+    if score is not None:
+        sources = sources.set_column(len(schema) - 1, "score", sources["score"].cast(score))
     plan = make_plan(sources, config.clips, spec, shard_clips=config.cache.shard_clips)
     step = Step(kind="plan")
     add_plan(step, plan, sources.append_column("stamp", pa.nulls(10, pa.string())))

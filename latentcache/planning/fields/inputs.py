@@ -15,6 +15,7 @@ from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import Changes, read_changes
 from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.fields.manifest import Version
+from latentcache.format.kept_schema import kept_schema, united
 from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.planned import PlannedCache
@@ -34,6 +35,7 @@ class TextInputs:
         is_empty = isinstance(config, CaptionField) and config.missing == "empty"
         self._without_text: Texts = ("",) if is_empty else ()
         self._manifest: Manifest = planned.manifest
+        self._kept = united(kept_schema(step.kept) for step in self._manifest.generations)
         self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
 
     def _read_changes(self, generation: int) -> Changes:
@@ -49,7 +51,10 @@ class TextInputs:
         return max(version.generation, bucket.part_of(shard.number)[0].number)
 
     def of(self, shard: ShardId, generation: int) -> list[Texts]:
-        """Return the texts of each row of a shard, as of a generation. Raises ConfigError."""
+        """Return the texts of each row of a shard, as of a generation. Raises ConfigError.
+
+        A kept column that the corpus lacked when a shard was planned is null there.
+        """
         table = self._planned.plan.table(shard)
         folder = self.folder(shard, generation)
         if folder is not None:
@@ -58,7 +63,7 @@ class TextInputs:
 
     def _values(self, table: pa.Table) -> list[list[list[str | None]]]:
         """Return a list of texts per row, of each column."""
-        return [_as_lists(table, name) for name in self._columns]
+        return [_as_lists(table, name, self._kept) for name in self._columns]
 
     def _texts(self, values: Sequence[Sequence[str | None]]) -> Texts:
         given = [[text for text in some if text is not None and text.strip()] for some in values]
@@ -67,17 +72,25 @@ class TextInputs:
         return paths + (texts or self._without_text)
 
 
-def _as_lists(table: pa.Table, name: str) -> list[list[str | None]]:
-    if name not in table.column_names:
-        fixed = {*PLAN_SCHEMA.names} - {"caption"}
-        known = [column for column in table.column_names if column not in fixed]
-        raise ConfigError(
-            f"column {name!r}: the clips have no such column.{did_you_mean(name, known)} They have: "
-            f"{', '.join(known)}. Columns of the corpus are kept where corpus.keep names them."
-        )
-    kind, values = table.schema.field(name).type, table[name].to_pylist()
+def _as_lists(table: pa.Table, name: str, kept: pa.Schema) -> list[list[str | None]]:
+    """Return a list of texts per row. kept: the columns that any step of the cache has kept."""
+    if name in table.column_names:
+        kind, values = table.schema.field(name).type, table[name].to_pylist()
+    elif name in kept.names:
+        kind, values = kept.field(name).type, [None] * table.num_rows
+    else:
+        raise _no_column(name, [*table.column_names, *kept.names])
     if any(is_text(kind) for is_text in _TEXTS):
         return [[value] for value in values]
     if is_list(kind) and any(t(kind.value_type) for t in _TEXTS):
         return [value or [] for value in values]
     raise ConfigError(f"column {name!r} is {kind}, and a text field reads texts, or lists of them")
+
+
+def _no_column(name: str, columns: Sequence[str]) -> ConfigError:
+    fixed = {*PLAN_SCHEMA.names} - {"caption"}
+    known = [column for column in dict.fromkeys(columns) if column not in fixed]
+    return ConfigError(
+        f"column {name!r}: the clips have no such column.{did_you_mean(name, known)} They have: "
+        f"{', '.join(known)}. Columns of the corpus are kept where corpus.keep names them."
+    )

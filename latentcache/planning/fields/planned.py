@@ -39,12 +39,12 @@ from latentcache.format.fields.snapshot import (
     without_planned,
 )
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
-from latentcache.format.per_frame import names_in
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
 from latentcache.planning.create import write_arrays
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.inputs import TextInputs, Texts
+from latentcache.planning.fields.names import check_field_name
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.temporary import TEMPORARY_SUFFIX
@@ -199,7 +199,7 @@ class PlannedField:
 
 def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
     """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError."""
-    _check_columns(cache, name)
+    check_field_name(name, cache.manifest)
     found = describe_field(config, cache.manifest)
     field = FieldManifest(
         name=name,
@@ -217,17 +217,6 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
     if not isinstance(config, CaptionField):
         return planned
     return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
-
-
-def _check_columns(cache: PlannedCache, name: str) -> None:
-    """Raise ConfigError where a kept column has the field's name."""
-    for shard in cache.planned_shards()[:1]:
-        schema = cache.plan.table(shard).schema
-        if name in schema.names or name in names_in(schema):
-            raise ConfigError(
-                f"a field cannot be named {name!r}: the corpus has a column of that name, and a batch has "
-                "one place for both"
-            )
 
 
 def _check_paths(planned: PlannedField) -> None:

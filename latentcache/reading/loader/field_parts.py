@@ -55,15 +55,24 @@ def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId
     wanted = set(np.flatnonzero(bits).tolist())
     here = [numbers.get(part) for part in reader.parts]
     if lost := wanted.difference(here):
-        first = min(lost)
-        such = f", such as {_name(parts[first])}" if first < len(parts) else ""
-        raise CacheError(
-            f"{url}: the state has {plural(len(lost), 'shard')} of the field {reader.name} which it lacks "
-            f"here{such}, so the run would go on with other values. If this cache was opened before the "
-            f"state was saved, open it again. If files are gone, `latentcache resume {url}` encodes them "
-            "again."
-        )
+        raise CacheError(_lost(url, reader.name, sorted(lost), parts))
     return np.array([n in wanted for n in here], np.bool_)
+
+
+def _lost(url: str, field: str, lost: Sequence[int], parts: Sequence[Part]) -> str:
+    """Return what can be done about parts of a state that are not here: files are gone, or versions."""
+    says = f"{url}: the state has {plural(len(lost), 'shard')} of the field {field} which it lacks here"
+    opened = "If this cache was opened before the state was saved, open it again."
+    if lost[-1] >= len(parts):
+        return (
+            f"{says}, of versions that the field does not have, so the run would go on with other values. "
+            f"{opened} If the field was dropped and made again, its former values are gone: make a loader "
+            "without the state, and start the epoch again with set_epoch."
+        )
+    return (
+        f"{says}, such as {_name(parts[lost[0]])}, so the run would go on with other values. {opened} If "
+        f"files are gone, `latentcache resume {url}` encodes them again."
+    )
 
 
 def _parts(field: FieldManifest, shards: Sequence[ShardId]) -> list[Part]:
