@@ -39,17 +39,17 @@ def copy(args: argparse.Namespace) -> int:
 
 
 def read_keys(path: Path) -> frozenset[str]:
-    """Read keys, one a line; empty lines are no keys. Raises ConfigError."""
+    """Read keys, one a line; blank lines and a byte order mark are no keys. Raises ConfigError."""
     try:
-        text = read_regular(path)
+        text = read_regular(path, "utf-8-sig")
     except OSError as error:
         raise ConfigError(f"--keys: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"--keys: {path} is no text in UTF-8; it has one key a line") from None
-    keys = frozenset(filter(None, text.split("\n"))) - {"\r"}
+    keys = frozenset(line.removesuffix("\r") for line in text.split("\n") if line.strip())
     if not keys:
         raise ConfigError(f"--keys: {path} has no key in it")
-    return frozenset(key.removesuffix("\r") for key in keys)
+    return keys
 
 
 if __name__ == "__main__":

@@ -194,6 +194,12 @@ def _print(gathered: Gathered, manifest: Manifest) -> None:
         print(f"{name:<16}{count:>10}{-(-count // manifest.shard_clips):>9}")
     if gathered.num_twice:
         print(f"{gathered.num_twice} clips that several caches have are taken once")
+    if gathered.num_relabelled:
+        print(
+            f"captions {gathered.num_relabelled} of these have other captions or kept columns in another "
+            "cache: taken are those of the first cache that has the clip, if it is ok there. Name the "
+            "cache first whose captions are to stay"
+        )
 
 
 def _print_fields(choice: FieldChoice) -> None:

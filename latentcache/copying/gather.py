@@ -16,13 +16,16 @@ from latentcache.copying.parents import parent_of
 from latentcache.copying.plan_rows import first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.stored_rows import OpenCache
+from latentcache.core.columns import python_values
 from latentcache.core.records import Bucket, ShardFormat, ShardId
 from latentcache.errors import CacheError, RecipeMismatchError
+from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
 from latentcache.format.samples import read_all_rows
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache, as_sources
 from latentcache.planning.known_sources import KnownSource
+from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.reading.cache import Cache
@@ -112,11 +115,16 @@ def in_words(selection: Selection, prefer: Prefer | None) -> str:
 
 @dataclass(kw_only=True)
 class Gathered:
-    """What goes into the new cache. num_twice: clips that several caches have, taken once."""
+    """What goes into the new cache.
+
+    num_twice: clips that several caches have, taken once. num_relabelled: those of them whose captions or
+    kept columns are others in another cache.
+    """
 
     step: Step
     num_clips: int = 0
     num_twice: int = 0
+    num_relabelled: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -152,7 +160,7 @@ def gather(
             _take(tables, taken, number, shard, rows)
     for number, shard, rows in failed:
         _take(tables, taken, number, shard, rows)
-    gathered.num_twice = taken.num_twice
+    gathered.num_twice, gathered.num_relabelled = taken.num_twice, len(taken.relabelled)
     rejected = _add_sources(step, members, owners, taken, everything=selection.is_all)
     in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
     kinds = first_types([*(rows for _, rows in in_order), *rejected])
@@ -263,8 +271,9 @@ def _owners(members: Sequence[Member], prefer: Prefer | None) -> dict[str, int |
 class _Taken:
     """The clips that are taken already, of sources that several caches have.
 
-    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is. waiting:
-    source and key of clips that nobody has, as far as they are not taken.
+    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is; relabelled:
+    keys of those of the same content, and with other labels. waiting: source and key of clips that nobody
+    has, as far as they are not taken.
     """
 
     def __init__(
@@ -272,8 +281,9 @@ class _Taken:
     ) -> None:
         self._owners, self._waiting = owners, set(waiting)
         self._shared = pa.array(sorted(owners), pa.string())
-        self._keys: set[str] = set()
+        self._labels: dict[str, int] = {}  # by key, see `_labels_of`
         self.sources: set[str] = set()
+        self.relabelled: set[str] = set()
         self.num_twice = 0
 
     def shared(self, rows: pa.Table) -> pa.ChunkedArray:
@@ -283,8 +293,8 @@ class _Taken:
     def new_ones(self, number: int, rows: pa.Table) -> pa.Table:
         """Return the rows of a cache that are to be taken."""
         if pc.any(self.shared(rows)).as_py():
-            pairs = zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True)
-            keep = [self._is_new(number, *pair) for pair in pairs]
+            columns = rows["source"].to_pylist(), rows["key"].to_pylist(), _labels_of(rows)
+            keep = [self._is_new(number, *row) for row in zip(*columns, strict=True)]
             self.num_twice += keep.count(False)
             rows = rows.filter(pa.array(keep))
         self.sources.update(rows["source"].to_pylist())
@@ -299,14 +309,34 @@ class _Taken:
         """Sources some of whose clips are not there."""
         return {source for source, _ in self._waiting}
 
-    def _is_new(self, number: int, source: str, key: str) -> bool:
+    def _is_new(self, number: int, source: str, key: str, labels: int) -> bool:
         if source not in self._owners:
             return True
         owner = self._owners[source]
-        if key in self._keys or owner not in (None, number):
+        if owner not in (None, number):
             return False
-        self._keys.add(key)
-        return True
+        if key not in self._labels:
+            self._labels[key] = labels
+            return True
+        if self._labels[key] != labels:
+            self.relabelled.add(key)
+        return False
+
+
+def _labels_of(rows: pa.Table) -> list[int]:
+    """Return a hash of the captions and kept columns of each row; a whole number is one of any type."""
+    names = sorted([CAPTION, *kept_names(rows)])
+    values = zip(*(python_values(rows[name]) for name in names), strict=True)
+    return [hash(repr(_given(zip(names, row, strict=True)))) for row in values]
+
+
+def _given(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return values by name without nulls, as a cache may lack the column; 1.0 as 1."""
+    return {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in values
+        if value is not None
+    }
 
 
 def _add_sources(

@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 import latentcache
+from jobs.copy_cache import read_keys
 from jobs.derived import check_places
 from latentcache.config.files import load_config
 from latentcache.copying.parents import Parents, is_parent
@@ -33,6 +34,7 @@ from tests.tools.copied import (
     failed_of,
     make_fragmented,
     open_again,
+    relabel,
     reopened,
 )
 from tests.tools.planned import fill_cache, make_cache, plan_cache
@@ -167,6 +169,26 @@ def make_other_content(folder: Path, name: str) -> PlannedCache:
         planned = plan_cache(folder, str(folder / name))
     fill_cache(planned, seed=5)
     return planned
+
+
+@pytest.mark.slow
+def test_a_merge_says_of_how_many_clips_the_captions_differ(tmp_path: Path) -> None:
+    old, new = make_cache(tmp_path, "old"), make_cache(tmp_path, "new")
+    urls = old.storage.url, new.storage.url
+    assert "other captions" not in run("merge", *urls, "-o", tmp_path / "same", "--dry-run")
+    relabel(new, ShardId(VIDEOS, 0))
+    num = new.manifest.num_rows(ShardId(VIDEOS, 0))
+    for first, *others, caption in ((*urls, "caption 1"), (*urls[::-1], "new 1")):
+        target = tmp_path / caption
+        printed = run("merge", first, *others, "-o", target)
+        assert f"captions {num} of these have other captions or kept columns" in printed
+        assert opened(target).sample("v1#0")["caption"] == caption
+
+
+def test_keys_may_come_with_a_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_bytes("\ufeffa#0\r\n  \r\n\r\n b#0\n\t\n".encode())
+    assert read_keys(path) == {"a#0", " b#0"}
 
 
 def test_kept_columns_of_a_merge_have_the_types_of_the_first_cache(tmp_path: Path) -> None:
