@@ -171,7 +171,11 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         ("moved", difference.moved, ""),
         ("touched", difference.touched, ", whose content is the same"),
         ("gone", difference.gone, f", which {gone}"),
-        ("kept", difference.unreadable, ", which cannot be used now; their clips stay"),
+        (
+            "kept",
+            difference.unreadable,
+            ", which cannot be used now; their clips, captions and kept columns stay",
+        ),
     ]
     for word, names, what in kinds:
         if len(names):

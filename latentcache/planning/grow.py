@@ -39,7 +39,8 @@ class Difference:
 
     Names are Arrow's arrays: ten million of Python's strings take 0.7 GB.
 
-    unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
+    unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away,
+    and so do captions and kept columns, for nobody knows of which video those of the corpus are.
     touched: those of another stamp and the same content.
     without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
@@ -109,7 +110,8 @@ def plan_growth(
         # What cannot be used as it is now stays as it was, and is named again the next time.
         at[index.find(pa.chunked_array(left, pa.string()))] = -1
         _move(step, known, corpus, at, difference)
-        leave = pa.chunked_array([*difference.changed.chunks, *pruned.chunks], pa.string())
+        unusable = [*difference.changed.chunks, *difference.unreadable.chunks]
+        leave = pa.chunked_array(unusable, pa.string())
         relabel(step, known, corpus, index, leave)
     difference.num_relabelled = step.num_relabelled
     return step, difference

@@ -28,14 +28,15 @@ def relabel(
     """Give shards the captions and kept columns that their sources have now, where they differ.
 
     Kept columns that the corpus no longer has stay as they are. index: of the corpus's names. leave: names
-    of sources whose clips do not count any more.
+    of sources whose clips stay as they are, or do not count any more: what the corpus says is of another
+    file.
     """
     names, left = (CAPTION, *kept_names(corpus)), NameIndex(leave)
     for group in known.looked_up(index):
         rows = group.rows
-        there = (group.at >= 0) & (left.find(rows["source"]) < 0)
+        at = np.where(left.find(rows["source"]) < 0, group.at, -1)
         now = {
-            name: _merged(rows, _values_at(rows, corpus[name], group.at, name), name, there)
+            name: _merged(rows, _values_at(rows, corpus[name], at, name), name, at >= 0)
             for name in names
         }
         differ = np.zeros(rows.num_rows, bool)
