@@ -25,7 +25,7 @@ from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_nam
 from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.relabel import relabel
+from latentcache.planning.relabel import has_other_labels, relabel
 from latentcache.planning.step import Step
 from latentcache.storage.spill import Spill
 
@@ -184,6 +184,9 @@ def _sort_out(
         as_before[here] = np.where(was_rejected[here], failed[here] & stamp, identity)
     is_known = at >= 0
     as_before &= is_known
+    if (still := as_before & was_rejected).any():  # `resume --retry-failed` knows no corpus
+        now = chosen(probed, still, spill.put)
+        as_before[still] = ~has_other_labels(now, known.rejected_rows())
     was_planned = is_known & ~was_rejected
     unreadable = was_planned & failed
     taken_in = ~(as_before | unreadable)

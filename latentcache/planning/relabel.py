@@ -14,7 +14,7 @@ from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
 from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
-from latentcache.format.per_frame import FRAME, PER_FRAME, recut
+from latentcache.format.per_frame import FRAME, PER_FRAME, recut, value_names
 from latentcache.planning.kept_types import completed
 from latentcache.planning.known import KnownCache
 from latentcache.planning.masks import Mask
@@ -47,6 +47,25 @@ def relabel(
         for shard, part in group.slices():
             if differ[part].any():
                 step.columns[shard] = _columns(known, shard, rows, now, part)
+
+
+def has_other_labels(sources: pa.Table, before: pa.Table) -> Mask:
+    """Tell of which sources a corpus says other captions or kept columns than the cache's rows of them."""
+    at = NameIndex(before["source"]).find(sources["name"])
+    differ = np.zeros(sources.num_rows, bool)
+    for name in (CAPTION, *kept_names(sources)):
+        known = _parts(before[name], name) if name in before.column_names else {}
+        for part, now in _parts(sources[name], name).items():
+            was = taken(known[part], at) if part in known else pa.nulls(len(at))
+            differ |= _differ(was, now)
+    return differ
+
+
+def _parts(column: pa.ChunkedArray, name: str) -> dict[str, pa.ChunkedArray]:
+    """Return what is compared of a column: of values per frame each column by itself."""
+    if name != PER_FRAME:
+        return {name: column}
+    return {part: pc.struct_field(column, part) for part in value_names(column.type)}
 
 
 def _columns(

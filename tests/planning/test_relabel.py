@@ -13,11 +13,14 @@ import pytest
 
 from latentcache.config.files import load_config
 from latentcache.errors import ClipError
-from latentcache.format.per_frame import PER_FRAME
+from latentcache.format.per_frame import PER_FRAME, struct_of
+from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.planning.grow import Difference
 from latentcache.planning.known import KnownCache
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import Hooks, grow_cache
+from latentcache.planning.relabel import has_other_labels
+from latentcache.planning.retry import plan_retry
 from tests.planning.test_grow import Lengths
 from tests.tools.caches import make_config
 
@@ -119,3 +122,37 @@ def test_a_source_that_cannot_be_read_keeps_its_caption_and_its_values(
     corpus.put(a=length if length > 4 else 5)
     again = corpus.grow(("a", "new", [3.0] * max(5, length)), *rows[1:])
     assert clips_of(again) == {"a": cut("new", [3.0] * max(5, length))} | others
+
+
+def test_a_rejected_source_is_taken_in_with_what_was_said_of_it_last(corpus: Corpus) -> None:
+    """By `resume --retry-failed`, too, which knows no corpus."""
+    b = ("b", "two", [0.5] * 10)
+    corpus.put(c=0)
+    corpus.grow(b, ("c", "old", [1.0] * 5))
+    planned = corpus.grow(b, ("c", "new", [2.0] * 5))
+    known = KnownCache(planned.storage, planned.manifest, planned.plan)
+    (row,) = known.rejected_rows().to_pylist()
+    assert (row["caption"], row[PER_FRAME]["act"]) == ("new", [2.0] * 5)
+    number = len(planned.manifest.generations)
+    assert len(corpus.grow(b, ("c", "new", [2.0] * 5)).manifest.generations) == number
+    corpus.put(c=5)
+    step, _ = plan_retry(planned, RETIRED_SCHEMA.empty_table(), lambda: Videos(a=10, b=10, c=5))
+    ((rows,),) = step.clips.values()
+    found = [(row["caption"], row[PER_FRAME]["act"]) for row in rows.to_pylist()]
+    assert found == cut("new", [2.0] * 5)
+
+
+def test_other_columns_per_frame_of_rejected_sources_are_noted_once() -> None:
+    """Whatever their order is: the cache has the columns of all tables, in the order of the first."""
+
+    def table(name: str, **columns: Any) -> pa.Table:
+        chunks = {column: pa.chunked_array([values]) for column, values in columns.items()}
+        caption = pa.array(["x"], pa.string())
+        return pa.table({name: ["v"], "caption": caption, PER_FRAME: struct_of(chunks)})
+
+    before = table("source", act=[[1.0]], turn=[[2.0]])
+    same = table("name", turn=[[2.0]], act=[[1.0]])
+    assert has_other_labels(same, before).tolist() == [False]
+    assert has_other_labels(table("name", turn=[[2.0]]), before).tolist() == [False]
+    assert has_other_labels(table("name", turn=[[3.0]]), before).tolist() == [True]
+    assert has_other_labels(table("name", lift=[[2.0]]), before).tolist() == [True]
