@@ -180,6 +180,8 @@ def _print_difference(difference: Difference, prune: bool) -> None:
     for word, names, what in kinds:
         if len(names):
             print(f"{word:<9}{len(names)} sources{what}: {some_names(names)}")
+    for name, why in difference.why.items():
+        print(f"  {printable(name)}: {why}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")

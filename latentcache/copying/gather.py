@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.copying.parents import parent_of
-from latentcache.copying.plan_rows import joined_rows
+from latentcache.copying.plan_rows import check_widths, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.core.records import Bucket, ShardFormat, ShardId
@@ -152,6 +152,7 @@ def gather(
     for number, shard, rows in failed:
         _take(tables, taken, number, shard, rows)
     gathered.num_twice = taken.num_twice
+    check_widths(rows for parts in tables.values() for _, rows in parts)
     for name, parts in sorted(tables.items()):
         bucket, rows = Bucket.parse(name), joined_rows([part for _, part in parts])
         step.clips[bucket] = [rows]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latentcache.config.files import load_config
-from latentcache.errors import ClipError
+from latentcache.errors import ClipError, CorpusError
 from latentcache.format.per_frame import PER_FRAME, struct_of
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.planning.grow import Difference
@@ -39,17 +39,19 @@ class Videos(Lengths):
 class Corpus:
     """A table of videos with a caption and the column `act`, and its cache, of which nothing is encoded."""
 
-    def __init__(self, folder: Path) -> None:
-        self._table = folder / "corpus.parquet"
+    def __init__(self, folder: Path, **clips: Any) -> None:
+        self._folder, self._table = folder, folder / "corpus.parquet"
+        self._clips = {"frames": 5, "size": [64, 96], "select": "all", **clips}
         self._frames: dict[str, int] = {}
         self.difference = Difference()
-        self.config = make_config(
-            folder,
-            self._table,
-            f"{folder}/cache",
-            corpus={"columns": {"video": "video", "caption": "caption"}, "per_frame": ["act"]},
-            clips={"frames": 5, "size": [64, 96], "select": "all"},
-        )
+        self.name_columns("act")
+
+    def name_columns(self, *names: str) -> None:
+        """Say which columns are per frame."""
+        columns = {"video": "video", "caption": "caption"}
+        corpus = {"columns": columns, "per_frame": [*names]}
+        url = f"{self._folder}/cache"
+        self.config = make_config(self._folder, self._table, url, corpus=corpus, clips=self._clips)
 
     def put(self, **frames: int) -> None:
         """Write files of so many frames; 0: what is no video."""
@@ -78,7 +80,7 @@ def clips_of(planned: PlannedCache) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for _, rows in KnownCache(planned.storage, planned.manifest, planned.plan).shards():
         for row in rows.to_pylist():
-            clip = (row["caption"], row[PER_FRAME]["act"])
+            clip = (row["caption"], (row.get(PER_FRAME) or {}).get("act"))
             found.setdefault(row["source"].removesuffix(".mp4"), []).append(clip)
     return found
 
@@ -156,3 +158,77 @@ def test_other_columns_per_frame_of_rejected_sources_are_noted_once() -> None:
     assert has_other_labels(table("name", turn=[[2.0]]), before).tolist() == [False]
     assert has_other_labels(table("name", turn=[[3.0]]), before).tolist() == [True]
     assert has_other_labels(table("name", lift=[[2.0]]), before).tolist() == [True]
+
+
+WHOLE = [[float(n), 0.0] for n in range(10)]
+#: Values that do not fit ten frames, and what is said of them.
+WRONG: dict[str, tuple[Any, str]] = {
+    "longer": ([[-1.0, 0.0], *WHOLE], "act has 11 values, and the source has 10 frames"),
+    "shorter": (WHOLE[:-1], "act has 9 values, and the source has 10 frames"),
+    "null": ([*WHOLE[:3], None, *WHOLE[4:]], "act has no value at frame 3"),
+    "a number is null": ([*WHOLE[:3], [3.0, None], *WHOLE[4:]], "are not of one length, or lack"),
+    "wider": ([[*vector, 1.0] for vector in WHOLE], "act have 3 numbers; those of other sources 2"),
+    "nothing": (None, "there is nothing in act, a column of corpus.per_frame"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("check_content", [False, True])
+def test_a_source_whose_values_do_not_fit_stays_as_it_is(
+    tmp_path: Path, how: str, check_content: bool
+) -> None:
+    """Whether or not it is opened; the others take what the table says."""
+    wrong, why = WRONG[how]
+    other = [[0.5, 0.5]] * 10
+    corpus = Corpus(tmp_path)
+    corpus.put(a=10, b=10)
+    corpus.grow(("a", "one", WHOLE), ("b", "two", WHOLE))
+    rows = ("a", "new", wrong), ("b", "three", other)
+    planned = corpus.grow(*rows, check_content=check_content)
+    assert clips_of(planned) == {"a": cut("one", WHOLE), "b": cut("three", other)}
+    assert corpus.difference.unreadable.to_pylist() == ["a.mp4"]
+    assert corpus.difference.num_same == 1
+    assert why in corpus.difference.why["a.mp4"]
+    again = corpus.grow(*rows, check_content=check_content)
+    assert len(again.manifest.generations) == len(planned.manifest.generations)
+
+
+def test_new_sources_have_vectors_of_the_length_that_the_cache_has(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.put(a=10, c=10)
+    corpus.grow(("a", "one", WHOLE))
+    planned = corpus.grow(("c", "new", WRONG["wider"][0]))
+    known = KnownCache(planned.storage, planned.manifest, planned.plan)
+    (row,) = known.rejected_rows().to_pylist()
+    assert (row["source"], row["reason"]) == ("c.mp4", "per_frame")
+
+
+def test_columns_per_frame_that_come_later_are_compared_with_the_sources(tmp_path: Path) -> None:
+    """Nobody has noted how many frames these have, so they are opened, until there are values."""
+    corpus = Corpus(tmp_path)
+    corpus.put(a=10, b=10)
+    corpus.name_columns()
+    corpus.grow(("a", "one", None), ("b", "two", None))
+    corpus.name_columns("act")
+    rows = ("a", "one", WHOLE), ("b", "three", WRONG["longer"][0])
+    assert clips_of(corpus.grow(*rows)) == {"a": cut("one", WHOLE), "b": [("two", None)] * 2}
+    assert corpus.difference.num_probed == 2
+    assert corpus.difference.why["b.mp4"] == WRONG["longer"][1]
+    rows = rows[0], ("b", "three", WHOLE)
+    assert clips_of(corpus.grow(*rows)) == {"a": cut("one", WHOLE), "b": cut("three", WHOLE)}
+    assert corpus.difference.num_probed == 1
+    corpus.grow(*rows)
+    assert corpus.difference.num_probed == 0
+
+
+@pytest.mark.parametrize("clips", [{"fps": 25.0}, {"sampling": "spread", "select": "first"}])
+def test_columns_per_frame_that_come_later_need_clips_of_known_frames(
+    tmp_path: Path, clips: dict[str, Any]
+) -> None:
+    corpus = Corpus(tmp_path, **clips)
+    corpus.put(a=10)
+    corpus.name_columns()
+    corpus.grow(("a", "one", None))
+    corpus.name_columns("act")
+    with pytest.raises(CorpusError, match="nobody knows any more which frames"):
+        corpus.grow(("a", "one", WHOLE))
