@@ -171,11 +171,17 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         ("moved", difference.moved, ""),
         ("touched", difference.touched, ", whose content is the same"),
         ("gone", difference.gone, f", which {gone}"),
-        ("kept", difference.unreadable, ", which cannot be used now; their clips stay"),
+        (
+            "kept",
+            difference.unreadable,
+            ", which cannot be used now; their clips, captions and kept columns stay",
+        ),
     ]
     for word, names, what in kinds:
         if len(names):
             print(f"{word:<9}{len(names)} sources{what}: {some_names(names)}")
+    for name, why in difference.why.items():
+        print(f"  {printable(name)}: {why}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")

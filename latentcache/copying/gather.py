@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.copying.parents import parent_of
-from latentcache.copying.plan_rows import first_types, joined_rows
+from latentcache.copying.plan_rows import check_widths, first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.core.columns import python_values
@@ -166,6 +166,7 @@ def gather(
     kinds = first_types([*(rows for _, rows in in_order), *rejected])
     if rejected:
         step.rejected = joined_rows(rejected, kinds)
+    check_widths(rows for _, rows in in_order)
     for name, parts in sorted(tables.items()):
         bucket, rows = Bucket.parse(name), joined_rows([part for _, part in parts], kinds)
         step.clips[bucket] = [rows]

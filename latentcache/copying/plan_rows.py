@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from latentcache.errors import CacheError
 from latentcache.format.kept_schema import united
+from latentcache.format.per_frame import vector_widths
 from latentcache.planning.kept_types import converted
 
 
@@ -56,3 +57,20 @@ def _of_type(field: pa.Field, column: pa.ChunkedArray, kind: pa.DataType) -> pa.
             "whose type holds all values, as text holds numbers; or leave the caches as they are: "
             "LatentLoader takes several"
         ) from None
+
+
+def check_widths(tables: Iterable[pa.Table]) -> None:
+    """Raise CacheError where vectors per frame have other lengths in some rows than in others."""
+    widths: dict[str, set[int]] = {}
+    for table in tables:
+        for name, lengths in vector_widths(table).items():
+            widths.setdefault(name, set()).update(lengths)
+    for name, found in widths.items():
+        if len(found) > 1:
+            numbers = " and ".join(map(str, sorted(found)))
+            raise CacheError(
+                f"the vectors of {name}, a column of corpus.per_frame, have {numbers} numbers, so their "
+                "clips cannot be in one batch. Nothing was written. Keep them under other names in the "
+                "corpus, and grow each cache again with precompute, which replaces the values without "
+                "encoding"
+            )

@@ -109,6 +109,17 @@ def problem(values: pa.Scalar, frames: int, widths: dict[str, int]) -> tuple[str
     return None
 
 
+def vector_widths(rows: pa.Table) -> dict[str, list[int]]:
+    """Return how many numbers the vectors of a table's columns per frame have; without those of none."""
+    found = {}
+    for name in names_in(rows.schema):
+        values = pc.struct_field(rows[PER_FRAME], name)
+        if is_list(values.type.value_type):
+            lengths = pc.unique(pc.list_value_length(pc.list_flatten(values)))
+            found[name] = sorted(pc.drop_null(lengths).to_pylist())
+    return {name: lengths for name, lengths in found.items() if lengths}
+
+
 def cut(values: Sequence[pa.Scalar], frames: Sequence[Numbers], kind: pa.StructType) -> pa.Array:
     """Return the values of clips. values: of each clip's source; frames: of each clip, all as many."""
     numbers = np.concatenate(frames) if frames else np.zeros(0, np.int64)
@@ -154,7 +165,7 @@ def with_types_of(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray
 def recut(values: pa.Array, frames: Iterable[Sequence[int] | None]) -> pa.Array:
     """Return values of sources, one per clip, cut to the frames of each clip; null where either is missing.
 
-    Raises ValueError where a source has fewer values than its clips need.
+    values: without a `problem`.
     """
     rows: list[dict[str, Any] | None] = []
     for value, numbers in zip(values, frames, strict=True):
@@ -163,20 +174,10 @@ def recut(values: pa.Array, frames: Iterable[Sequence[int] | None]) -> pa.Array:
             continue
         row: dict[str, Any] = {FRAME: list(numbers)}
         for name in value_names(values.type):
-            row[name], row[OF] = _taken(value[name], name, numbers)
+            items = value[name].values
+            row[name], row[OF] = items.take(pa.array(numbers, pa.int64())).to_pylist(), len(items)
         rows.append(row)
     return pa.array(rows, values.type)
-
-
-def _taken(
-    column: pa.Scalar, name: str, numbers: Sequence[int]
-) -> tuple[list[Any] | None, int | None]:
-    if not column.is_valid:
-        return None, None
-    items = column.values
-    if numbers and len(items) <= max(numbers):
-        raise ValueError(f"{name} has {len(items)} values, and frame {max(numbers)} is needed")
-    return items.take(pa.array(numbers, pa.int64())).to_pylist(), len(items)
 
 
 def to_numpy(values: pa.Scalar) -> npt.NDArray[Any] | None:

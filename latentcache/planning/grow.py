@@ -21,11 +21,12 @@ from latentcache.corpus.stamps import stamp_groups
 from latentcache.format.schemas import PROBE_SCHEMA
 from latentcache.planning.kept_types import as_known
 from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.known_values import NAMED, Fitting, known_values
 from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_names, same
 from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.relabel import relabel
+from latentcache.planning.relabel import has_other_labels, relabel
 from latentcache.planning.step import Step
 from latentcache.storage.spill import Spill
 
@@ -39,7 +40,9 @@ class Difference:
 
     Names are Arrow's arrays: ten million of Python's strings take 0.7 GB.
 
-    unreadable: known sources that give no clip as they are now; their clips stay, for a disk may be away.
+    unreadable: known sources that give no clip as they are now, or whose values per frame do not fit; their
+    clips stay, for a disk may be away, and so do captions and kept columns, for nobody knows of which video
+    those of the corpus are. why: what is wrong with a few of them.
     touched: those of another stamp and the same content.
     without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
@@ -62,6 +65,7 @@ class Difference:
     num_rejected: int = 0
     num_relabelled: int = 0
     notes: list[Note] = field(default_factory=list)
+    why: dict[str, str] = field(default_factory=dict)
 
 
 def plan_growth(
@@ -83,17 +87,19 @@ def plan_growth(
     spill = Spill()
     corpus = as_known(corpus, known.kept_types()).append_column("stamp", stamps_of(planned, corpus))
     difference = Difference()
+    values = known_values(known, corpus, planned.config.clips)
     at = known.sources.find(corpus["name"])
     mask = _to_probe(corpus, known, at, check_content)
+    mask |= NameIndex(values.uncounted).find(corpus["name"]) >= 0
     probed = probe(chosen(corpus, mask, spill.put), pool, on_probed, saved)
     difference.num_probed = probed.num_rows
-    plan = plan_sources(planned, probed, spill)
+    plan = plan_sources(planned, probed, spill, values.widths)
     fresh = _sort_out(probed, plan.rejected["source"], known, difference)
-    difference.num_same = corpus.num_rows - fresh.num_rows
+    difference.why = _reasons(plan.rejected, difference.unreadable)
     step = Step(kind="grow" if planned.manifest.generations else "plan")
     if fresh.num_rows < probed.num_rows:
         del plan  # before there is another one
-        plan = plan_sources(planned, fresh, spill)
+        plan = plan_sources(planned, fresh, spill, values.widths)
     add_plan(step, plan, fresh)
     auto = planned.config.cache.shard_clips == "auto"
     shard_clips = 0 if auto else planned.manifest.shard_clips
@@ -109,10 +115,30 @@ def plan_growth(
         # What cannot be used as it is now stays as it was, and is named again the next time.
         at[index.find(pa.chunked_array(left, pa.string()))] = -1
         _move(step, known, corpus, at, difference)
-        leave = pa.chunked_array([*difference.changed.chunks, *pruned.chunks], pa.string())
-        relabel(step, known, corpus, index, leave)
+        unusable = [*difference.changed.chunks, *difference.unreadable.chunks]
+        leave = pa.chunked_array(unusable, pa.string())
+        fitting = Fitting(corpus, planned.config.clips, values.widths, probed)
+        relabel(step, known, corpus, leave, fitting)
+        _add_misfits(difference, corpus, fitting)
+    difference.num_same = corpus.num_rows - fresh.num_rows - len(difference.unreadable)
     difference.num_relabelled = step.num_relabelled
     return step, difference
+
+
+def _reasons(rejected: pa.Table, names: pa.ChunkedArray) -> dict[str, str]:
+    """Return why the first of some rejected sources give no clip."""
+    rows = taken(rejected["message"], NameIndex(rejected["source"]).find(names[:NAMED]))
+    return {
+        n: why for n, why in zip(names[:NAMED].to_pylist(), rows.to_pylist(), strict=True) if why
+    }
+
+
+def _add_misfits(difference: Difference, corpus: pa.Table, fitting: Fitting) -> None:
+    """Name sources whose values per frame do not fit."""
+    misfits = chosen(corpus["name"], fitting.misfits, Spill().column)
+    chunks = [*difference.unreadable.chunks, *misfits.chunks]
+    difference.unreadable = pa.chunked_array(chunks, pa.string())
+    difference.why |= fitting.why
 
 
 def stamps_of(planned: PlannedCache, sources: pa.Table) -> pa.ChunkedArray:
@@ -182,6 +208,9 @@ def _sort_out(
         as_before[here] = np.where(was_rejected[here], failed[here] & stamp, identity)
     is_known = at >= 0
     as_before &= is_known
+    if (still := as_before & was_rejected).any():  # `resume --retry-failed` knows no corpus
+        now = chosen(probed, still, spill.put)
+        as_before[still] = ~has_other_labels(now, known.rejected_rows())
     was_planned = is_known & ~was_rejected
     unreadable = was_planned & failed
     taken_in = ~(as_before | unreadable)
@@ -197,13 +226,21 @@ def _sort_out(
     return chosen(probed, taken_in, spill.put)
 
 
-def plan_sources(planned: PlannedCache, sources: pa.Table, spill: Spill | None = None) -> Plan:
-    """Plan the clips of probed sources. spill: where they go. Raises MachineError if it is full."""
+def plan_sources(
+    planned: PlannedCache,
+    sources: pa.Table,
+    spill: Spill | None = None,
+    widths: dict[str, int] | None = None,
+) -> Plan:
+    """Plan the clips of probed sources. spill: where they go. Raises MachineError if it is full.
+
+    widths: of the vectors per frame that are known; those of further columns are added.
+    """
     config, spec = planned.config, planned.manifest.spec
     without = sources.drop_columns(["stamp"])
     keep = (spill or Spill()).put
     shard_clips = planned.manifest.shard_clips
-    return make_plan(without, config.clips, spec, shard_clips=shard_clips, keep=keep)
+    return make_plan(without, config.clips, spec, shard_clips=shard_clips, keep=keep, widths=widths)
 
 
 def add_plan(step: Step, plan: Plan, sources: pa.Table) -> None:

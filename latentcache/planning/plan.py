@@ -87,11 +87,13 @@ def make_plan(
     *,
     shard_clips: int,
     keep: Callable[[pa.Table], pa.Table] = lambda table: table,
+    widths: dict[str, int] | None = None,
 ) -> Plan:
     """Plan a probed corpus: SOURCE_SCHEMA, PROBE_SCHEMA and kept columns, one row a source.
 
     Clips keep the order of the sources; every `shard_clips` clips of a bucket are a shard.
-    keep: takes some of them and returns the same rows, from where they need no memory.
+    keep: takes some of them and returns the same rows, from where they need no memory. widths: of vectors
+    per frame that are there already, see `per_frame.problem`.
     """
     check_geometry(clips, spec)
     chooser = _Chooser(clips, spec)
@@ -100,7 +102,7 @@ def make_plan(
     num_clips: Counter[Bucket] = Counter()
     rejected: list[pa.Table] = []
     num_rejected = 0
-    widths: dict[str, int] = {}
+    widths = {} if widths is None else widths
     has_values = PER_FRAME in sources.column_names
     for first in range(0, max(1, sources.num_rows), CHUNK_ROWS):
         chunk = sources.slice(first, CHUNK_ROWS)

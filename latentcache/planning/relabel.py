@@ -9,33 +9,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.config.clips import ClipsConfig
 from latentcache.core.columns import same_values, taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
-from latentcache.errors import CorpusError
 from latentcache.format.columns import CAPTION
-from latentcache.format.per_frame import FRAME, PER_FRAME, recut
+from latentcache.format.per_frame import PER_FRAME, recut, value_names
 from latentcache.planning.kept_types import completed
 from latentcache.planning.known import KnownCache
+from latentcache.planning.known_values import Fitting, frame_numbers
 from latentcache.planning.masks import Mask
 from latentcache.planning.plan import kept_names
 from latentcache.planning.step import Step
 
 
 def relabel(
-    step: Step, known: KnownCache, corpus: pa.Table, index: NameIndex, leave: pa.ChunkedArray
+    step: Step, known: KnownCache, corpus: pa.Table, leave: pa.ChunkedArray, fitting: Fitting
 ) -> None:
     """Give shards the captions and kept columns that their sources have now, where they differ.
 
-    Kept columns that the corpus no longer has stay as they are. index: of the corpus's names. leave: names
-    of sources whose clips do not count any more.
+    Kept columns that the corpus no longer has stay as they are. leave: names of sources whose clips stay as
+    they are, or do not count any more: what the corpus says is of another file. So it is, as `fitting`
+    tells, where values per frame are not as many as the source's frames.
     """
     names, left = (CAPTION, *kept_names(corpus)), NameIndex(leave)
-    for group in known.looked_up(index):
+    for group in known.looked_up(NameIndex(corpus["name"])):
         rows = group.rows
-        there = (group.at >= 0) & (left.find(rows["source"]) < 0)
+        at = fitting.fitting(rows, np.where(left.find(rows["source"]) < 0, group.at, -1))
         now = {
-            name: _merged(rows, _values_at(rows, corpus[name], group.at, name), name, there)
+            name: _merged(
+                rows, _values_at(rows, name, corpus[name], at, fitting.clips), name, at >= 0
+            )
             for name in names
         }
         differ = np.zeros(rows.num_rows, bool)
@@ -48,6 +52,25 @@ def relabel(
                 step.columns[shard] = _columns(known, shard, rows, now, part)
 
 
+def has_other_labels(sources: pa.Table, before: pa.Table) -> Mask:
+    """Tell of which sources a corpus says other captions or kept columns than the cache's rows of them."""
+    at = NameIndex(before["source"]).find(sources["name"])
+    differ = np.zeros(sources.num_rows, bool)
+    for name in (CAPTION, *kept_names(sources)):
+        known = _parts(before[name], name) if name in before.column_names else {}
+        for part, now in _parts(sources[name], name).items():
+            was = taken(known[part], at) if part in known else pa.nulls(len(at))
+            differ |= _differ(was, now)
+    return differ
+
+
+def _parts(column: pa.ChunkedArray, name: str) -> dict[str, pa.ChunkedArray]:
+    """Return what is compared of a column: of values per frame each column by itself."""
+    if name != PER_FRAME:
+        return {name: column}
+    return {part: pc.struct_field(column, part) for part in value_names(column.type)}
+
+
 def _columns(
     known: KnownCache, shard: ShardId, rows: pa.Table, now: dict[str, pa.Array], part: slice
 ) -> pa.Table:
@@ -58,32 +81,12 @@ def _columns(
     return _all_rows(known, shard, mine, taken_in | left_out)
 
 
-def _values_at(rows: pa.Table, values: pa.ChunkedArray, at: Rows, name: str) -> pa.Array:
-    """Return the corpus's values for rows; those per frame cut to each clip. Raises CorpusError."""
+def _values_at(
+    rows: pa.Table, name: str, values: pa.ChunkedArray, at: Rows, clips: ClipsConfig
+) -> pa.Array:
+    """Return the corpus's values for rows; those per frame cut to each clip."""
     found = taken(values, at)
-    if name != PER_FRAME:
-        return found
-    try:
-        return recut(found, _frame_numbers(rows))
-    except ValueError as error:
-        raise CorpusError(
-            f"corpus.per_frame: {error}. Nothing was changed. Give the column one value per frame of its "
-            "source, as when the source was planned."
-        ) from None
-
-
-def _frame_numbers(rows: pa.Table) -> list[list[int]]:
-    """Return which frames of their sources clips are of. Raises CorpusError where nobody noted it."""
-    if PER_FRAME in rows.column_names and not rows[PER_FRAME].null_count:
-        return [row[FRAME] for row in rows[PER_FRAME].to_pylist()]
-    places = rows.select(["start", "frames", "fps"]).to_pylist()
-    if any(row["fps"] is not None for row in places):
-        raise CorpusError(
-            "corpus.per_frame: the cache was planned without columns per frame, and with clips.fps, so "
-            "that nobody knows any more which frames its clips are of. Nothing was changed. Make a new "
-            "cache, or leave corpus.per_frame out."
-        )
-    return [list(range(row["start"], row["start"] + row["frames"])) for row in places]
+    return recut(found, frame_numbers(rows, clips)) if name == PER_FRAME else found
 
 
 def _merged(rows: pa.Table, values: pa.Array, name: str, there: Mask) -> pa.Array:

@@ -27,6 +27,7 @@ from latentcache.planning.grow import (
     stamps_of,
 )
 from latentcache.planning.known import KnownCache, retire
+from latentcache.planning.known_values import known_widths
 from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache, PlanReader
 from latentcache.planning.step import Step
@@ -57,7 +58,8 @@ def plan_retry(
     probed = probe(sources, pool, on_probed, None)
     difference.num_probed = probed.num_rows
     difference.num_rejected = len(known.rejected)
-    rejected = _reasons(plan_sources(planned, probed).rejected)
+    widths = known_widths(known) if PER_FRAME in sources.column_names else {}
+    rejected = _reasons(plan_sources(planned, probed, widths=widths).rejected)
     taken, again = list[bool](), set[str]()
     changed, repaired, without_values = list[str](), list[str](), list[str]()
     for row in probed.select(["name", "identity"]).to_pylist():
@@ -72,7 +74,7 @@ def plan_retry(
             without_values.append(row["name"])
         taken.append(usable and not is_same)
     fresh = probed.filter(pa.array(taken, pa.bool_()))
-    add_plan(step, plan_sources(planned, fresh), fresh)
+    add_plan(step, plan_sources(planned, fresh, widths=widths), fresh)
     difference.changed, difference.repaired, difference.retried, difference.without_values = (
         pa.chunked_array([pa.array(names, pa.string())])
         for names in (changed, repaired, sorted(again), without_values)

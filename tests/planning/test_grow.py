@@ -131,10 +131,12 @@ def test_what_was_probed_is_sorted_out() -> None:
         if before:
             row = {"source": name, "url": "/v", "kind": "video", "identity": "a"}
             known.append({**row, "stamp": stamps[1], "what": before})
+    facts = [fact | {"caption": f"of {fact['name']}"} for fact in facts]
+    labels = pa.Table.from_pylist([{**fact, "source": fact["name"]} for fact in facts])
     sources = KnownSources(pa.Table.from_pylist(known[::-1], schema=PLANNED_SOURCE_SCHEMA))
     rejected = pa.chunked_array([[n for n, s in zip(names, STATES, strict=True) if s[1]]])
     difference = Difference()
-    cache: Any = types.SimpleNamespace(sources=sources)
+    cache: Any = types.SimpleNamespace(sources=sources, rejected_rows=lambda: labels)
     found = _sort_out(pa.Table.from_pylist(facts), rejected, cache, difference)
     assert found["name"].to_pylist() == fresh
     assert {kind: getattr(difference, kind).to_pylist() for kind in kinds} == expected
@@ -143,9 +145,11 @@ def test_what_was_probed_is_sorted_out() -> None:
 def test_no_stamp_at_all_is_the_same_as_none_before() -> None:
     row = {"source": "v", "url": "/v", "kind": "video", "identity": None, "what": "rejected"}
     known = KnownSources(pa.Table.from_pylist([row], schema=PLANNED_SOURCE_SCHEMA))
-    schema = pa.schema([(name, pa.string()) for name in ("name", "identity", "stamp")])
-    probed = pa.Table.from_pylist([{"name": "v"}], schema=schema)
-    cache: Any = types.SimpleNamespace(sources=known)
+    columns = ("name", "source", "identity", "stamp", "caption")
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    labels = pa.Table.from_pylist([{"name": "v", "source": "v"}], schema=schema)
+    probed = labels.drop_columns(["source"])
+    cache: Any = types.SimpleNamespace(sources=known, rejected_rows=lambda: labels)
     names = pa.chunked_array([["v"]])
     assert not _sort_out(probed, names, cache, Difference()).num_rows
 

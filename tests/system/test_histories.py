@@ -142,8 +142,9 @@ class History(RuleBasedStateMachine):
         if prune:
             self.planned = {n: c for n, c in self.planned.items() if n in self.files}
         for name, content in self.files.items():
-            if content is not None or name not in self.planned:
-                self.planned[name] = content  # else it is unreadable now, and keeps its clips
+            if content is None and self.planned.get(name) is not None:
+                continue  # it is unreadable now, and keeps its clips and its caption
+            self.planned[name] = content
             self.told[name] = self.captions.get(name, "")
 
     @rule()

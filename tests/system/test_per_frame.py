@@ -154,10 +154,14 @@ def test_changed_values_are_taken_in_without_encoding(tmp_path: Path) -> None:
         assert torch.equal(new["actions"], old["actions"])
     assert len(list((tmp_path / "cache/plan").iterdir())) == 1
     data[0]["segment"] = [1, 2, 3]
+    data[1]["segment"] = [200 + t for t in range(FRAMES)]
     pq.write_table(pa.Table.from_pylist(data), table)
     status, printed = run_inline("precompute", tmp_path / "config.yaml")
-    assert status == 2
-    assert "one value per frame" in printed
+    assert status == 0, printed
+    assert f"  a.mp4: segment has 3 values, and the source has {FRAMES} frames" in printed
+    for old, new in zip(before[:], latentcache.open_cache(after.storage.url)[:], strict=True):
+        moved = 200 if new["source"] == "b.mp4" else 0
+        assert torch.equal(new["segment"], old["segment"] + moved)
 
 
 @pytest.mark.slow
