@@ -276,9 +276,11 @@ class Source:
         return pyav.Reader(self.path, index, self._max_pixels)
 
     def _index(self) -> PacketIndex:
-        """Return the index; headers say all of those that suit decord, and the probe has looked."""
+        """Return the index; those that suit decord need no check, for the probe has looked."""
         index = read_index(self.path, self._max_pixels)
-        return index if index.suits_decord else look.checked(self.path, index, self._max_pixels)[0]
+        if index.suits_decord:
+            return look.with_facts(self.path, index, self._max_pixels)
+        return look.checked(self.path, index, self._max_pixels)[0]
 
     def close(self) -> None:
         """Remove the temporary file, if there is one."""
