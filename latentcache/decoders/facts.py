@@ -11,8 +11,11 @@ from latentcache.decoders.crops import NO_CROP, Crop
 MAX_PIXEL_ASPECT = 4.0
 #: Transfer characteristics of ITU-T H.273 that are HDR.
 _HDR = {16: "PQ", 18: "HLG"}
+_UNSPECIFIED = 2
 #: AVFieldOrder: 0 says nothing, 1 is progressive, the others are interlaced.
 _PROGRESSIVE = 1
+#: Of these FFmpeg knows without a decoded picture whether they are interlaced, and their transfer.
+_TOLD_BY_HEADERS = frozenset({"h264", "vp8", "vp9"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class VideoFacts:
     height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel. is_swapped:
     whether pictures are shown turned by 90 degrees; None: their shape tells. transfer: SDR (also where
     nothing is said), PQ or HLG. fps: on average. crop: what is cut off each picture before it is turned.
+    are_told: by headers, so that no picture says more.
     """
 
     height: int = 0
@@ -32,6 +36,7 @@ class VideoFacts:
     transfer: str = "SDR"
     fps: float | None = None
     crop: Crop = NO_CROP
+    are_told: bool = True
 
     def shown_aspect(self, shape: tuple[int, ...]) -> float:
         """Return width over height of a pixel of a picture [h, w], which is turned as shown."""
@@ -41,6 +46,12 @@ class VideoFacts:
         if swapped is None:
             swapped = tuple(shape[:2]) != (self.height, self.width)
         return 1 / self.pixel_aspect if swapped else self.pixel_aspect
+
+
+def transfer_of(declaring: Any) -> str | None:
+    """Return the transfer that a stream's context or a frame declares, None where it declares none."""
+    transfer = int(declaring.color_trc)
+    return None if transfer == _UNSPECIFIED else _HDR.get(transfer, "SDR")
 
 
 def facts_of(stream: Any, fps: float | None, crop: Crop) -> VideoFacts:
@@ -54,9 +65,10 @@ def facts_of(stream: Any, fps: float | None, crop: Crop) -> VideoFacts:
         width=context.width,
         pixel_aspect=aspect,
         interlaced=int(getattr(context, "field_order", 0)) > _PROGRESSIVE,
-        transfer=_HDR.get(int(context.color_trc), "SDR"),
+        transfer=transfer_of(context) or "SDR",
         fps=fps,
         crop=crop,
+        are_told=context.name in _TOLD_BY_HEADERS,
     )
 
 

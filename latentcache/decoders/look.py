@@ -14,6 +14,7 @@ import numpy as np
 
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.crops import NO_CROP, Crop
+from latentcache.decoders.facts import VideoFacts, transfer_of
 from latentcache.decoders.index import PacketIndex, build_index
 from latentcache.decoders.packets import packets_at
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath
@@ -37,8 +38,8 @@ class Look:
     """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
 
     shapes: height and width as shown of the first picture of each turn. turns: how many are turned how.
-    is_interlaced: whether a picture says that it is. ended: by the file's end, without damage. crop: what
-    is cut off.
+    is_interlaced: whether a picture says that it is. transfer: that the first picture declares. ended: by
+    the file's end, without damage. crop: what is cut off.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Look:
     shapes: dict[Turn, tuple[int, int]] = field(default_factory=dict)
     turns: Counter[Turn] = field(default_factory=Counter)
     is_interlaced: bool = False
+    transfer: str | None = None
     ended: bool = False
     crop: Crop = NO_CROP
     clock: Clock = field(default_factory=lambda: Clock())
@@ -59,10 +61,21 @@ class Look:
             height, width = to_rgb(frame, self.crop).shape[:2]
             self.shapes[turn] = (height, width)
         self.is_interlaced = self.is_interlaced or bool(frame.interlaced_frame)
+        if not self.pts:
+            self.transfer = transfer_of(frame)
         self.pts.append(frame.pts)
         duration = frame.duration or 0
         self.corrected.append(self.clock.correct(frame.pts, frame.dts, duration))
         self.durations.append(duration)
+
+    def completed(self, facts: VideoFacts) -> VideoFacts:
+        """Return facts of a header with what pictures say, which some codecs' headers do not."""
+        return replace(
+            facts,
+            interlaced=facts.interlaced or self.is_interlaced,
+            transfer=self.transfer or facts.transfer,
+            are_told=True,
+        )
 
 
 class Clock:
@@ -105,8 +118,15 @@ def checked(
         index = replace(index, suits_decord=False)
     found = _reconciled(path, index, look, max_pixels)
     turn = look.turns.most_common(1)[0][0]
-    facts = replace(found.facts, is_swapped=turn.is_swapped, interlaced=look.is_interlaced)
+    facts = replace(look.completed(found.facts), is_swapped=turn.is_swapped)
     return replace(found, facts=facts), look.shapes[turn]
+
+
+def with_facts(path: str, index: PacketIndex, max_pixels: int | None) -> PacketIndex:
+    """Return an index that needs no check with what the first picture says, where headers do not."""
+    if index.facts.are_told:
+        return index
+    return replace(index, facts=look_at(path, index, max_pixels, 1).completed(index.facts))
 
 
 def _reconciled(path: str, index: PacketIndex, look: Look, max_pixels: int | None) -> PacketIndex:

@@ -28,7 +28,12 @@ from latentcache.decoders.identity import absence, identify_url
 from latentcache.decoders.ranged import NeedsWholeError
 from latentcache.decoders.sound import SoundReader
 from latentcache.decoders.source import Reader, Source
-from latentcache.decoders.trouble import ProcessTroubleError, may_be_the_disks, trouble_of
+from latentcache.decoders.trouble import (
+    ProcessTroubleError,
+    is_of_ranges,
+    may_be_the_disks,
+    trouble_of,
+)
 from latentcache.errors import ClipError, ConfigError, LatentCacheError
 from latentcache.redaction import printable
 from latentcache.storage.source_cache import NoRoomError, StaleError, source_cache
@@ -158,7 +163,9 @@ class Worker:
                     raise _changing(request) from error
                 is_last = True
             except _OF_THE_FILE as error:
-                if self._is_of_a_part(error, request):
+                if self._lacks_ranges(error, request):
+                    pass  # from now on this server's files are copied whole
+                elif self._is_of_a_part(error, request):
                     self._whole_url = request["url"]
                 else:
                     try:
@@ -168,6 +175,12 @@ class Worker:
             else:
                 return answer
             self._close()
+
+    def _lacks_ranges(self, error: Exception, request: Mapping[str, Any]) -> bool:
+        """Tell whether an error came of a server that gives no ranges, which was not known of it."""
+        failure = self._source.failure if self._source else None
+        found = is_of_ranges(error) or is_of_ranges(failure)
+        return found and self._cache is not None and self._cache.give_up(request["url"])
 
     def _is_of_a_part(self, error: Exception, request: Mapping[str, Any]) -> bool:
         """Tell whether an error is of a source of which only parts are here, so that it says nothing."""

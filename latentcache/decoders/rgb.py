@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from av.filter import Graph
 from av.sidedata.sidedata import SideDataContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
 
 from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.frames import Frame
@@ -26,7 +28,7 @@ def to_rgb(frame: Any, crop: Crop = NO_CROP) -> Frame:
     """
     try:
         # threads: by default swscale keeps a thread per CPU for each frame until the frame is freed
-        pixels = _as_shown(frame, crop).to_ndarray(format="rgb24", threads=1)
+        pixels = _as_shown(_as_declared(frame), crop).to_ndarray(format="rgb24", threads=1)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
@@ -36,6 +38,27 @@ def to_rgb(frame: Any, crop: Crop = NO_CROP) -> Frame:
             f"{int(frame.colorspace)} of ITU-T H.273. Convert the file with a program that knows it",
         ) from error
     return np.ascontiguousarray(turned(pixels, frame))
+
+
+def _as_declared(frame: Any) -> Any:
+    """Return the frame in a format of its own range.
+
+    A stream that changes from full to limited range leaves libavcodec's format as it was, which is one of
+    full range (yuvj420p), and swscale believes the format. Only the frame tells.
+    """
+    name = frame.format.name
+    if not name.startswith("yuvj") or int(frame.color_range) != ColorRange.MPEG:
+        return frame
+    plain = VideoFrame(frame.width, frame.height, name.replace("yuvj", "yuv"))
+    for source, target in zip(frame.planes, plain.planes, strict=True):
+        _samples(target)[:] = _samples(source)
+    plain.colorspace, plain.color_range = frame.colorspace, frame.color_range
+    return plain
+
+
+def _samples(plane: Any) -> npt.NDArray[np.uint8]:
+    rows = np.frombuffer(plane, dtype=np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : plane.width]
 
 
 def _as_shown(frame: Any, crop: Crop) -> Any:

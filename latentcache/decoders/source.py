@@ -26,7 +26,6 @@ from latentcache.errors import ClipError
 from latentcache.storage.part_files import open_whole_or_part
 from latentcache.storage.parts import part_of
 from latentcache.storage.source_cache import CachedSource, NoRoomError, SourceCache, StaleError
-from latentcache.storage.source_files import RangesIgnoredError
 from latentcache.storage.urls import redact_url, without_query
 
 #: What a temporary file's name may end in; FFmpeg looks at it where a file's content says nothing.
@@ -122,10 +121,15 @@ class Source:
         if self._cached is not None:
             self._cached.forget_failure()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What a fetch has raised, which FFmpeg may have taken for the end of the file."""
+        return self._cached.failure if self._cached else None
+
     def check_fetches(self) -> None:
-        """Raise what a fetch has raised, which FFmpeg may have taken for the end of the file."""
-        if self._cached is not None and self._cached.failure is not None:
-            raise self._cached.failure
+        """Raise what a fetch has raised."""
+        if self.failure is not None:
+            raise self.failure
 
     def make_whole(self) -> None:
         """Fetch all of it. What a decoder says of a part says nothing."""
@@ -197,11 +201,6 @@ class Source:
             self._closing.callback(cached.close)
             self._cached = cached
             return self._whole_or_ranged(cached)
-        except RangesIgnoredError:
-            self._cache.give_up(self.url)
-            self._cached = None
-            self._closing.close()
-            return None
         except FileNotFoundError:
             raise ClipError("missing", f"no such file: {redact_url(self.url)}") from None
 
@@ -277,9 +276,11 @@ class Source:
         return pyav.Reader(self.path, index, self._max_pixels)
 
     def _index(self) -> PacketIndex:
-        """Return the index; headers say all of those that suit decord, and the probe has looked."""
+        """Return the index; those that suit decord need no check, for the probe has looked."""
         index = read_index(self.path, self._max_pixels)
-        return index if index.suits_decord else look.checked(self.path, index, self._max_pixels)[0]
+        if index.suits_decord:
+            return look.with_facts(self.path, index, self._max_pixels)
+        return look.checked(self.path, index, self._max_pixels)[0]
 
     def close(self) -> None:
         """Remove the temporary file, if there is one."""

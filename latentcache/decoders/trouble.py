@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from latentcache.errors import StorageError
+from latentcache.storage.source_files import RangesIgnoredError
 
 #: Limits of the machine, or of what the process may take of it. They say nothing about a file.
 _MACHINE = frozenset(
@@ -146,6 +147,15 @@ def may_be_the_disks(error: BaseException | None) -> bool:
     """Tell whether FFmpeg's error, or one that an error was raised from, may be one of reading."""
     while error is not None:
         if getattr(error, "errno", None) in _DISK:
+            return True
+        error = error.__cause__
+    return False
+
+
+def is_of_ranges(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it was raised from, is of a server that gives no ranges."""
+    while error is not None:
+        if isinstance(error, RangesIgnoredError):
             return True
         error = error.__cause__
     return False

@@ -101,9 +101,11 @@ class SourceCache:
             return CachedSource(path, remote, self._take, on_fetch)
         return None
 
-    def give_up(self, url: str) -> None:
-        """Note that the server of a URL gives no ranges."""
+    def give_up(self, url: str) -> bool:
+        """Note that the server of a URL gives no ranges. Return whether that is news."""
+        is_new = origin_of(url) not in self._without_ranges
         self._without_ranges.add(origin_of(url))
+        return is_new
 
     def _take(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self.folder).free

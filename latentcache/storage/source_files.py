@@ -24,7 +24,13 @@ from latentcache.storage.filesystems import (
     open_filesystem,
     translated,
 )
-from latentcache.storage.http_reads import http_reader, is_http_filesystem
+from latentcache.storage.http_reads import (
+    InOrder,
+    NotTheRangeError,
+    http_reader,
+    is_http_filesystem,
+    open_http,
+)
 from latentcache.storage.urls import LOCAL_SCHEMES, has_magic, is_http, redact_url, scheme_of
 
 T = TypeVar("T")
@@ -35,7 +41,14 @@ _READING_AHEAD = frozenset({"http", "https", "s3", "s3a"})
 
 
 class RangesIgnoredError(StorageError):
-    """A server gives a whole file where a range of its bytes is asked for."""
+    """A server gives a whole file, or another range, where a range of its bytes is asked for."""
+
+
+def _ranges_ignored(url: str, options: Mapping[str, Any] | None) -> RangesIgnoredError:
+    return RangesIgnoredError(
+        f"cannot read {redact_url(url, options or {})}: it gives the whole file, or another part of it, "
+        "where a range of bytes is asked for; copy the file to a storage that gives ranges"
+    )
 
 
 @contextlib.contextmanager
@@ -53,7 +66,10 @@ def open_source(
     """
     fs, path = open_filesystem(url, options)
     exact = for_parts and scheme_of(url) in _READING_AHEAD
-    opening = functools.partial(fs.open, path, "rb", **({"cache_type": "none"} if exact else {}))
+    settings = {"cache_type": "none"} if exact else {}
+    opening = functools.partial(fs.open, path, "rb", **settings)
+    if is_http_filesystem(fs):
+        opening = functools.partial(open_http, fs, path, **settings)
     if is_local_filesystem(fs):
         opening = functools.partial(_open_local, path)
     with _read(url, options, opening) as file:
@@ -61,13 +77,17 @@ def open_source(
             yield file
         else:
             ahead_bytes = 0 if exact else int(getattr(file, "blocksize", None) or 0)
-            yield io.BufferedReader(_RemoteFile(file, url, options, ahead_bytes), block_bytes)
+            ahead_bytes = file.size if isinstance(file, InOrder) else ahead_bytes
+            raw = _RemoteFile(file, url, options, ahead_bytes)
+            with io.BufferedReader(raw, block_bytes) as remote:
+                yield remote
 
 
 class _RemoteFile(io.RawIOBase):
     """A remote file that retries reads, whose errors say what to do, and that never ends early.
 
-    ahead_bytes: that its file system may read beyond what it is asked for.
+    ahead_bytes: that its file system may read beyond what it is asked for. Where an http server gives no
+    ranges, it is read in order.
     """
 
     def __init__(
@@ -93,19 +113,40 @@ class _RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        more_s = functools.partial(limits.time_of, len(view) + self._ahead_bytes)
-        started = time.monotonic()
-        data = _read(self._url, self._options, self._read_at, len(view), more_s=more_s)
-        with translated("read", self._url, self._options or {}):
-            self._pace.add(len(data), time.monotonic() - started)
+        try:
+            data = self._read_within_limits(len(view))
+        except RangesIgnoredError:
+            self._read_in_order()
+            data = self._read_within_limits(len(view))
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
+    def close(self) -> None:
+        if isinstance(self._file, InOrder):
+            self._file.close()
+        super().close()
+
+    def _read_in_order(self) -> None:
+        self._file = InOrder(self._file.fs, self._file.path, self._file.size)
+        self._ahead_bytes = self._file.size
+        self._pace = limits.Pace(self._ahead_bytes)
+
+    def _read_within_limits(self, length: int) -> bytes:
+        more_s = functools.partial(limits.time_of, length + self._ahead_bytes)
+        started = time.monotonic()
+        data = _read(self._url, self._options, self._read_at, length, more_s=more_s)
+        with translated("read", self._url, self._options or {}):
+            self._pace.add(len(data), time.monotonic() - started)
+        return data
+
     def _read_at(self, length: int) -> bytes:
         if self._file.tell() != self._position:  # a read failed and left it elsewhere
             self._file.seek(self._position)
-        data = cast(bytes, self._file.read(length))
+        try:
+            data = cast(bytes, self._file.read(length))
+        except NotTheRangeError:
+            raise _ranges_ignored(self._url, self._options) from None
         size = getattr(self._file, "size", None)
         if not data and length and size is not None and self._position < size:
             raise ConnectionError(f"the answer ended at byte {self._position} of {size}")
@@ -318,12 +359,12 @@ def read_range(url: str, start: int, end: int, options: Mapping[str, Any] | None
     fs, path = open_filesystem(url, options)
 
     def read() -> bytes:
-        data = _range_of(fs, path, start, end)
+        try:
+            data = _range_of(fs, path, start, end)
+        except NotTheRangeError:
+            raise _ranges_ignored(url, options) from None
         if len(data) > end - start:
-            raise RangesIgnoredError(
-                f"cannot read {redact_url(url, options or {})}: it gives the whole file where a range of "
-                "bytes is asked for; copy the file to a storage that gives ranges"
-            )
+            raise _ranges_ignored(url, options)
         if len(data) < end - start:
             raise ConnectionError(f"the answer ended at byte {start + len(data)} of {end}")
         return data

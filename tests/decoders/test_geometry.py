@@ -15,6 +15,7 @@ import pytest
 from latentcache.core.records import PictureFacts
 from latentcache.decoders.facts import VideoFacts, display_size
 from latentcache.decoders.frames import Frame, cover_and_crop, fit_frame
+from latentcache.decoders.look import Look
 from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError
 from tests.decoders.test_pool import make_clip, pixels_of
@@ -142,6 +143,38 @@ def test_what_is_known_of_the_pictures(
     assert {name: getattr(decoded.picture, name) for name in known} == known
     assert isinstance(decoded.picture, PictureFacts)
     decoded.release()
+
+
+HEVC_TRANSFER = "transfer=14:colorprim=bt2020:colormatrix=bt2020nc"
+#: Parameters of x265, and what is known. Its headers say nothing of fields, nor of an alternative transfer.
+OF_HEVC = {
+    "fields": ("interlace=tff", {"transfer": "SDR", "interlaced": True}),
+    "progressive": ("pic-struct=1", {"transfer": "SDR", "interlaced": False}),
+    "alternative": (f"atc-sei=18:{HEVC_TRANSFER}", {"transfer": "HLG", "interlaced": False}),
+    "plain": (HEVC_TRANSFER, {"transfer": "SDR", "interlaced": False}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
+@pytest.mark.parametrize("name", OF_HEVC)
+def test_what_hevc_says_in_its_pictures_is_known(
+    pool: DecodePool, tmp_path: Path, name: str, pix_fmt: str, suffix: str
+) -> None:
+    params, known = OF_HEVC[name]
+    options = {"x265-params": f"log-level=none:bframes=0:{params}"}
+    path = encode(tmp_path / f"v.{suffix}", "libx265", options, frames=8, pix_fmt=pix_fmt)
+    decoded = pool.decode(make_clip(path, (2, *SIZE))).result()
+    assert {name: getattr(decoded.picture, name) for name in known} == known
+    decoded.release()
+
+
+def test_a_header_counts_where_pictures_say_nothing() -> None:
+    facts = VideoFacts(interlaced=True, transfer="PQ", are_told=False)
+    assert Look().completed(facts) == VideoFacts(interlaced=True, transfer="PQ")
+    seen = Look(is_interlaced=True, transfer="HLG").completed(VideoFacts())
+    assert (seen.interlaced, seen.transfer) == (True, "HLG")
 
 
 def joined(path: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -296,6 +297,30 @@ def test_a_clip_reads_about_its_own_bytes(
     np.testing.assert_array_equal(ranged, pixels)
     assert server.num_bytes <= 1.5 * path.stat().st_size * clip_s / SECONDS
     assert remote["fetch_s"] > 0
+
+
+def write_dv(path: Path) -> Path:
+    """Write PAL DV, whose pictures say that they are interlaced, and whose header does not."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("dvvideo", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 576, 720, "yuv420p"
+        for value in range(16):
+            picture = np.full((576, 720, 3), 8 * value, dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
+def test_pictures_say_the_same_of_a_part(tmp_path: Path) -> None:
+    path = write_dv(tmp_path / "dv.mov")
+    with serve(tmp_path) as server:
+        server.has_tags = True
+        url, identity = f"{server.url}/dv.mov", identify_url(str(path))
+        here = make_worker(frames=3).answer(clip(str(path), identity, 0, 3, None))
+        there = make_worker(frames=3, by_ranges=True).answer(clip(url, identity, 0, 3, None))
+        assert server.num_bytes < path.stat().st_size
+    assert here["picture"]["interlaced"] is True
+    assert there["picture"] == here["picture"]
 
 
 def test_processes_share_what_was_fetched(server: Server, corpus: Path) -> None:

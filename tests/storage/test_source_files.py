@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 from latentcache.errors import StorageError
 from latentcache.storage.folder import Storage, join
 from latentcache.storage.source_files import (
+    RangesIgnoredError,
     find_files,
     glob_files,
     is_directory,
     is_file,
     open_source,
     read_many,
+    read_range,
 )
+from tests.tools.http_files import Server, serve
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -86,3 +90,42 @@ def test_a_local_name_may_hold_what_urls_use(tmp_path: Path) -> None:
         with open_source(str(tmp_path / name)) as file:
             assert file.read() == b"1"
         assert is_file(str(tmp_path / name))
+
+
+#: More than what is read ahead of a file on http.
+_LARGE = bytes(range(251)) * 50_000
+
+
+@pytest.fixture(name="server")
+def server_fixture(tmp_path: Path) -> Iterator[Server]:
+    pytest.importorskip("aiohttp", reason="fsspec reads http with it")
+    (tmp_path / "v.mp4").write_bytes(_LARGE)
+    with serve(tmp_path) as server:
+        yield server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gives_others", [False, True])
+@pytest.mark.parametrize("ranges", [0, 1])
+def test_a_file_is_read_from_a_server_that_gives_no_ranges_or_others(
+    server: Server, ranges: int, gives_others: bool
+) -> None:
+    server.ranges_left, server.gives_others = ranges, gives_others
+    with open_source(f"{server.url}/v.mp4") as file:
+        assert file.read(1000) == _LARGE[:1000]
+        assert file.read() == _LARGE[1000:]
+    server.ranges_left = ranges
+    with open_source(f"{server.url}/v.mp4", for_parts=True) as file:
+        for start in (1000, len(_LARGE) - 10, 5):
+            file.seek(start)
+            assert file.read(10) == _LARGE[start : start + 10]
+
+
+@pytest.mark.slow
+def test_a_range_that_was_not_asked_for_is_none(server: Server) -> None:
+    url = f"{server.url}/v.mp4"
+    assert read_range(url, 5, 15) == _LARGE[5:15]
+    server.ranges_left, server.gives_others = 0, True
+    with pytest.raises(RangesIgnoredError, match="or another part of it, where a range of bytes"):
+        read_range(url, 5, 15)
+    assert read_range(url, 0, 15) == _LARGE[:15]

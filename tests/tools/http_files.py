@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import socket
 import struct
 import threading
@@ -25,7 +26,9 @@ class Server:
 
     fault: what becomes of each request for a media file, a status or one of the words above; None: a good
     answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held, and
-    bytes_of: by the name of each. has_tags: answers have an ETag.
+    bytes_of: by the name of each. has_tags: answers have an ETag. ranges_left: so many ranges are given,
+    and then whole files where ranges are asked for, or, where gives_others, ranges as long from the first
+    byte on.
     """
 
     url: str = ""
@@ -35,6 +38,8 @@ class Server:
     num_bytes: int = 0
     bytes_of: Counter[str] = field(default_factory=Counter)
     has_tags: bool = False
+    ranges_left: float = math.inf
+    gives_others: bool = False
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -57,6 +62,12 @@ class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
+    def _wanted(self) -> str | None:
+        """Return which range is asked for, unless whole files are given now."""
+        if wanted := self.headers.get("Range"):
+            self.facts.ranges_left -= 1
+        return wanted if self.facts.ranges_left >= 0 or self.facts.gives_others else None
+
     def _answer(self, *, with_body: bool) -> None:
         path = Path(self.translate_path(self.path))
         fault = self.facts.fault if path.suffix in (".mp4", ".png") else None
@@ -72,8 +83,11 @@ class Handler(SimpleHTTPRequestHandler):
             return
         size = path.stat().st_size
         first, last = 0, size - 1
-        if wanted := self.headers.get("Range"):
+        wanted = self._wanted()
+        if wanted:
             first, last = (int(n or last) for n in wanted.removeprefix("bytes=").split("-"))
+            if self.facts.ranges_left < 0:
+                first, last = 0, last - first
         with path.open("rb") as file:
             file.seek(first)
             part = file.read(last + 1 - first)
