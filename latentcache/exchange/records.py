@@ -22,7 +22,8 @@ class Record:
     """A clip of a layout. path: of its file; shape, dtype: of what `load` returns, as a cache stores it.
 
     start_s, end_s: its times in its source, if the layout says them. stamp: of its file, see `stamps`.
-    caption_path: of the file that its caption is in, if that is another one.
+    caption_path: of the file that its caption is in, if that is another one. beside: files that must not
+    change while it is taken in, as its own and those of `Found.beside`.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Record:
     load: Callable[[], torch.Tensor]
     caption: str | None = None
     caption_path: str | None = None
+    beside: tuple[str, ...] = ()
     start: int = 0
     fps: float | None = None
     start_s: float | None = None
@@ -44,11 +46,6 @@ class Record:
     def text(self) -> str | None:
         """The caption as a table holds it: half a character, as JSON can have it, is no text."""
         return self.caption and self.caption.encode(errors="replace").decode()
-
-    @property
-    def paths(self) -> list[str]:
-        """The files that something of it is read from."""
-        return [self.path, *([self.caption_path] if self.caption_path else [])]
 
     def with_caption(self, caption: str, path: str) -> Record:
         """Return it with a text of another file."""

@@ -55,19 +55,22 @@ def _local_stamp(source: Storage, path: str) -> str | None:
 
 def stamped(found: Found, stamps: Mapping[str, str]) -> Found:
     """Return what a layout holds, with the stamps of its files. Clips of files that have none came late."""
-    joined = {path: _joined([stamps.get(p) for p in (path, *found.beside)]) for path in stamps}
     records = [
         dataclasses.replace(record, stamp=stamp)
         for record in found.records
-        if (stamp := joined.get(record.path)) is not None
+        if (stamp := _joined([stamps.get(path) for path in _paths(found, record)])) is not None
     ]
     num_late = len(found.records) - len(records)
     return dataclasses.replace(found, records=records, num_late=num_late)
 
 
 def has_changed(source: Storage, found: Found, record: Record) -> bool:
-    """Tell whether a clip's file, or one that says what is where in it, has another stamp now."""
-    return _joined([stamp_of(source, p) for p in (record.path, *found.beside)]) != record.stamp
+    """Tell whether a clip's file, or one beside it that must stay the same, has another stamp now."""
+    return _joined([stamp_of(source, path) for path in _paths(found, record)]) != record.stamp
+
+
+def _paths(found: Found, record: Record) -> tuple[str, ...]:
+    return (record.path, *record.beside, *found.beside)
 
 
 def _joined(stamps: Sequence[str | None]) -> str | None:

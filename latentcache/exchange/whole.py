@@ -65,14 +65,17 @@ class WholeExport:
 
         All files that something of a clip was read from count: its own, that of its caption, those beside.
         """
-        records = [
-            dataclasses.replace(record, load=partial(self._load, record, found.beside))
-            for record in found.records
-        ]
+        records = [self._checked_record(record, found.beside) for record in found.records]
         return dataclasses.replace(found, records=records)
 
-    def _load(self, record: Record, beside: Sequence[str]) -> torch.Tensor:
-        for path in (*record.paths, *beside):
+    def _checked_record(self, record: Record, of_all: Sequence[str]) -> Record:
+        caption = record.caption_path
+        beside = (caption,) if caption in self._files and caption else ()
+        load = partial(self._load, record, (record.path, *beside, *of_all))
+        return dataclasses.replace(record, load=load, beside=beside)
+
+    def _load(self, record: Record, paths: Sequence[str]) -> torch.Tensor:
+        for path in paths:
             if path not in self._files:  # it came later, and is a trainer's own
                 continue
             if not self._checked.get_or_make(path, partial(self._is_same, path)):

@@ -13,7 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import latentcache
+from latentcache.config.fields import stored_field
 from latentcache.exchange import musubi
+from latentcache.exchange import texts as texts_module
 from latentcache.exchange.clips import clip_rows
 from latentcache.planning.planned import PlannedCache
 from tests.exchange.test_fastvideo import read as read_fastvideo
@@ -21,7 +23,7 @@ from tests.exchange.test_other_trainers import read_rcm
 from tests.tools import fields as fields_tool
 from tests.tools.encoders.hashed_text import states
 from tests.tools.exchange import COGVIDEOX, WAN, export, spec_of, take_in
-from tests.tools.fields import add, cache_of, grow, text_field
+from tests.tools.fields import add, cache_of, text_field
 from tests.tools.forms import webdataset_samples
 
 LENGTH = 24
@@ -143,12 +145,13 @@ def test_clips_of_a_source_with_other_texts_are_refused_by_musubi(
     assert "1 clips have another text in the field t than the first clip of their source" in printed
 
 
-def test_texts_that_the_plan_has_no_more_are_refused(make: MakeCache, tmp_path: Path) -> None:
-    planned = make(WAN, CAPTIONS, TEXTS)
-    add(planned, t=text_field(length=LENGTH, column="texts"))
-    grown = grow(planned, ["caption C"], lost=["texts"])
-    cache = latentcache.open_cache(grown.storage.url)
+def test_texts_that_are_not_known_are_refused(
+    cache: latentcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = stored_field("t", text_field(column="another"))
+    monkeypatch.setattr(texts_module, "stored_field", lambda *_: other)
     printed = export(cache, tmp_path / "out", "fastvideo", "--text", "t", status=2)
+    assert "which texts its states are of is not known: column 'another'" in printed
     assert "Nothing was written" in printed
     assert not (tmp_path / "out").exists()
 

@@ -189,6 +189,8 @@ def test_a_flipped_bit_of_a_caption_in_a_file_beside_is_named(tmp_path: Path) ->
     args = ("import", "musubi", out, tmp_path / "new", "--like", cache.storage.url)
     assert f"{path} is not as it was exported" in run(*args, status=2)
     path.write_bytes(whole)
+    # The plan of that import has the caption of then.
+    assert "1 file changed since this import was planned" in run(*args, status=2)
     again = take_in("musubi", out, tmp_path / "again", cache)
     assert sorted(again.table()["caption"].to_pylist()) == ["a cat", "two dogs", "x"]
 
