@@ -12,7 +12,10 @@ import latentcache
 
 
 class FastVideoClips(Dataset):
-    """Raw means [C, t, h, w] in float32, the text's own states [n, D] in float32, and what clips are."""
+    """Raw means [C, t, h, w] in float32, the text's own states [n, D] in float32, and what clips are.
+
+    text: a field of the column `caption`, since a record has the states beside the caption.
+    """
 
     def __init__(self, url: str, text: str) -> None:
         self.clips = latentcache.open_cache(url).dataset(
