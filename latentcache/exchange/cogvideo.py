@@ -25,7 +25,8 @@ from latentcache.exchange.clips import (
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
-from latentcache.exchange.texts import CAPTION, Texts
+from latentcache.exchange.texts import Texts
+from latentcache.format.columns import CAPTION
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage

@@ -24,7 +24,8 @@ from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
-from latentcache.exchange.texts import CAPTION, columns_of, notes_on, refuse_stale
+from latentcache.exchange.texts import columns_of, notes_on, refuse_stale
+from latentcache.format.columns import CAPTION
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 
 from latentcache.errors import StorageError
-from latentcache.exchange.mark import LIST, PART, Written, list_bytes, read_list
+from latentcache.exchange.mark import LIST, PART, Written, list_bytes, read_list, size_of, sizes_in
 from latentcache.storage.folder import Storage
 
 #: What may be written again after a kill: this part of what the run took, but no less and no more seconds.
@@ -44,21 +44,13 @@ class Journal:
 
     def missing(self, paths: Iterable[str]) -> list[str]:
         """Return the files that are not there as they were written."""
-        sizes = {f.path: None if f.is_link else f.num_bytes for f in self._out.files()}
-        return [path for path in paths if not self._is_there(path, sizes.get(path))]
-
-    def _is_there(self, path: str, num_bytes: int | None) -> bool:
-        """Tell whether a file has its recorded size. num_bytes: None of links, and of what they lead to."""
-        file = self._files.get(path)
-        if file is None:
-            return False
-        with contextlib.suppress(FileNotFoundError):
-            return file.num_bytes == (self._out.size(path) if num_bytes is None else num_bytes)
-        return False
+        sizes = sizes_in(self._out, self._files)
+        whole = {path for path, file in self._files.items() if sizes[path] == file.num_bytes}
+        return [path for path in paths if path not in whole]
 
     def has(self, path: str, file: Written) -> bool:
         """Tell whether a file is there and was recorded as this."""
-        return self._files.get(path) == file and not self.missing([path])
+        return self._files.get(path) == file and size_of(self._out, path) == file.num_bytes
 
     def add(self, path: str, file: Written) -> None:
         """Record a file that has been written."""

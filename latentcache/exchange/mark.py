@@ -7,7 +7,7 @@ All are hidden and of no known suffix, so that no trainer takes one for a file o
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,20 @@ def read_list(out: Storage, path: str = LIST) -> dict[str, Written]:
         return dict(zip(columns["path"], files, strict=True))
     except OTHER_SHAPE as error:
         raise ValueError(fault_of(error)) from None
+
+
+def sizes_in(storage: Storage, paths: Iterable[str]) -> dict[str, int | None]:
+    """Return the bytes of files, see `size_of`, with one listing for all that no link leads to."""
+    listed = {file.path: file.num_bytes for file in storage.files() if not file.is_link}
+    return {path: listed[path] if path in listed else size_of(storage, path) for path in paths}
+
+
+def size_of(storage: Storage, path: str) -> int | None:
+    """Return the bytes of a file, also of one that a link leads to; None if it is not there."""
+    try:
+        return storage.size(path)
+    except FileNotFoundError:
+        return None
 
 
 def command_of(mark: Mapping[str, Any], url: str) -> str:

@@ -24,9 +24,6 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
 from latentcache.storage.urls import redact
 
-#: The column of the captions that a cache's tables have.
-CAPTION = "caption"
-
 
 class Texts:
     """A field of text states, clip by clip.

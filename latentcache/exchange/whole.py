@@ -12,7 +12,7 @@ import google_crc32c
 from latentcache.core.lru import Lru
 from latentcache.errors import CorpusError
 from latentcache.exchange.clips import named
-from latentcache.exchange.mark import MARK, Written, command_of, read_list, read_mark
+from latentcache.exchange.mark import MARK, Written, command_of, read_list, read_mark, sizes_in
 from latentcache.exchange.records import Found, Record
 from latentcache.storage.folder import Storage, join, redact
 
@@ -34,8 +34,7 @@ class WholeExport:
 
     def check_sizes(self) -> None:
         """Raise CorpusError unless all files are there, with as many bytes as were written."""
-        sizes = {f.path: None if f.is_link else f.num_bytes for f in self._source.files()}
-        found = {path: self._size(path, sizes.get(path)) for path in self._files}
+        found = sizes_in(self._source, self._files)
         differ = [path for path, size in found.items() if size != self._files[path].num_bytes]
         if differ:
             gone = sum(found[path] is None for path in differ)
@@ -52,13 +51,6 @@ class WholeExport:
                 raise CorpusError(
                     f"{self._differs(path)}, and run this again. Nothing was imported."
                 )
-
-    def _size(self, path: str, num_bytes: int | None) -> int | None:
-        """Return the bytes of a file, also through links; None if it is not there."""
-        try:
-            return self._source.size(path) if num_bytes is None else num_bytes
-        except FileNotFoundError:
-            return None
 
     def checked(self, found: Found) -> Found:
         """Return clips that are loaded from files as they were written, or not at all: CorpusError.
