@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
 from latentcache.core.machine import install_command
@@ -180,3 +182,11 @@ def protocols(fs: Any) -> tuple[str, ...]:
 def glob_regex(pattern: str) -> str:
     """Return the regular expression of a glob."""
     return str(glob_translate(pattern))
+
+
+def walks_folders(fs: Any) -> bool:
+    """Tell whether a file system finds files by fsspec's own walk, for want of a listing of everything."""
+    kind = type(fs)
+    if issubclass(kind, AsyncFileSystem):
+        return bool(kind._find is AsyncFileSystem._find)
+    return bool(kind.find is AbstractFileSystem.find)

@@ -330,13 +330,15 @@ class Storage:
         fs, root = self._open()
         try:
             if self.is_local:
-                found = self._do("list", under, lambda: list(_scan(Path(root), under)))
+                below = self._do(
+                    "list", under, lambda: [*local_files.files_below(Path(root), under)]
+                )
+                found = [_local_file(*file) for file in below]
             else:
                 start = self._full(under)
                 fs.invalidate_cache(start)
-                infos = self._do(
-                    "list", under, fs.find, start, detail=True, more_s=limits.listing_s
-                )
+                find = functools.partial(remote_objects.find, fs, start)
+                infos = self._do("list", under, find, more_s=limits.listing_s)
                 found = [_stored_file(info, root) for info in infos.values()]
         except FileNotFoundError:
             if not under:
@@ -350,20 +352,10 @@ class Storage:
             self._do("delete", path, self._open()[0].rm_file, self._full(path))
 
 
-def _scan(root: Path, folder: str) -> Iterator[StoredFile]:
-    with os.scandir(root / folder) as entries:
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from _scan(root, path)
-            else:
-                stat = entry.stat(follow_symlinks=False)
-                yield StoredFile(
-                    path=path,
-                    num_bytes=stat.st_size,
-                    modified_s=stat.st_mtime,
-                    is_link=entry.is_symlink(),
-                )
+def _local_file(path: str, facts: os.stat_result, is_link: bool) -> StoredFile:
+    return StoredFile(
+        path=path, num_bytes=facts.st_size, modified_s=facts.st_mtime, is_link=is_link
+    )
 
 
 def _stored_file(info: Mapping[str, Any], root: str) -> StoredFile:

@@ -106,3 +106,22 @@ def names_in(folder: str) -> list[str]:
             return [entry.name for entry in entries if entry.is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def files_below(root: Path, folder: str = "") -> Iterator[tuple[str, os.stat_result, bool]]:
+    """Yield path, facts and whether it is a link, of the files in a folder of `root` and below it.
+
+    What is removed or renamed while it is listed is left out. Links are not followed. Raises
+    FileNotFoundError where the folder itself is not there.
+    """
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    inside = [*files_below(root, path)]
+                else:
+                    inside = [(path, entry.stat(follow_symlinks=False), entry.is_symlink())]
+            except FileNotFoundError:
+                continue
+            yield from inside

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 from latentcache.core.regular_files import kind_of_file, open_regular
 from latentcache.errors import StorageError
-from latentcache.storage import limits, retry
+from latentcache.storage import limits, remote_objects, retry
 from latentcache.storage.filesystems import (
     glob_regex,
     is_local_filesystem,
@@ -279,9 +279,8 @@ def find_sizes(
     if is_local_filesystem(fs):
         return dict.fromkeys(sorted(_read(url, options, lambda: list(_walk(root, max_depth)))))
     root = root.rstrip("/")
-    listed = _read(
-        url, options, fs.find, root, maxdepth=max_depth, detail=True, more_s=limits.listing_s
-    )
+    find = functools.partial(remote_objects.find, fs, root, max_depth)
+    listed = _read(url, options, find, more_s=limits.listing_s)
     found = {
         path[len(root) :].lstrip("/"): facts.get("size")
         for path, facts in listed.items()

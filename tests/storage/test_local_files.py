@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,28 @@ def test_a_temporary_file_is_never_listed(tmp_path: Path, monkeypatch: pytest.Mo
     store.write("a", b"1")
     assert seen[0] == (1, {})  # the temporary file is there, and is not listed
     assert seen[1] == (1, {"a": 1})  # then the folder's own sync: the rename was before
+
+
+def test_what_goes_while_a_folder_is_listed_is_left_out(tmp_path: Path) -> None:
+    store = Storage(str(tmp_path))
+    store.write("stays/a", b"1")
+    is_over = threading.Event()
+
+    def come_and_go() -> None:
+        while not is_over.is_set():
+            for n in range(20):
+                store.write(f"f{n % 3}/{n}", b"1")
+            for n in range(3):
+                shutil.rmtree(tmp_path / f"f{n}")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert "stays/a" in [file.path for file in store.files()]
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def test_concurrent_local_writes_give_one_of_them_whole(tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def test_a_folder_that_cannot_be_listed_is_not_skipped(
         find_files(str(tmp_path))
 
 
+@pytest.mark.slow
+def test_a_folder_that_a_server_does_not_list_is_not_skipped(tmp_path: Path) -> None:
+    for name in ("a/b/x.mp4", "a/c/y.mp4", "z.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1")
+    with serve(tmp_path) as server:
+        server.lists = True
+        assert find_files(server.url) == ["a/b/x.mp4", "a/c/y.mp4", "z.mp4"]
+        assert find_files(server.url, max_depth=2) == ["z.mp4"]
+        server.unlisted = {"c"}
+        with pytest.raises(StorageError, match="cannot read"):
+            find_files(server.url)
+
+
 def test_a_local_name_may_hold_what_urls_use(tmp_path: Path) -> None:
     for name in ("a::b.mp4", "é\n💡.mp4", "#?[1]*.mp4"):
         (tmp_path / name).write_bytes(b"1")

@@ -28,7 +28,8 @@ class Server:
     answer. pause_s: between the two halves of an answer. num_bytes: of files, that answers have held, and
     bytes_of: by the name of each. has_tags: answers have an ETag. ranges_left: so many ranges are given,
     and then whole files where ranges are asked for, or, where gives_others, ranges as long from the first
-    byte on.
+    byte on. lists: folders are listed, but for those of `unlisted`: there
+    the connection is reset.
     """
 
     url: str = ""
@@ -40,6 +41,8 @@ class Server:
     has_tags: bool = False
     ranges_left: float = math.inf
     gives_others: bool = False
+    lists: bool = False
+    unlisted: set[str] = field(default_factory=set)
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -71,7 +74,12 @@ class Handler(SimpleHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = Path(self.translate_path(self.path))
         fault = self.facts.fault if path.suffix in (".mp4", ".png") else None
-        if not path.is_file() or path.name in self.facts.gone:
+        if self.facts.lists and path.is_dir() and path.name not in self.facts.unlisted:
+            super().do_GET()
+            return
+        if path.name in self.facts.unlisted:
+            fault = RESET
+        elif not path.is_file() or path.name in self.facts.gone:
             fault = 404
         if isinstance(fault, int):
             self.send_error(fault)
