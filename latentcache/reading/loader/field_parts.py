@@ -22,9 +22,13 @@ from latentcache.reading.fields import FieldReader
 from latentcache.storage.urls import redact
 
 Mask = npt.NDArray[np.bool_]
+_FORMER_GONE = (
+    "The former values are gone. Make a loader without the state, and start the epoch again with "
+    "set_epoch."
+)
 
 
-def identity_of(reader: FieldReader, shards: Sequence[ShardId]) -> dict[str, str]:
+def identity_of(reader: FieldReader, shards: Sequence[ShardId]) -> dict[str, Any]:
     """Return which field this is and which parts of it are there, as JSON values.
 
     shards: those of the cache's snapshot, in order.
@@ -34,7 +38,7 @@ def identity_of(reader: FieldReader, shards: Sequence[ShardId]) -> dict[str, str
     there[[numbers[part] for part in reader.parts if part in numbers]] = True
     # Later versions, of which nothing was there, change no text.
     bits = np.trim_zeros(np.packbits(there), "b")
-    return {"fingerprint": reader.field.fingerprint, "parts": shard_set.to_text(bits)}
+    return {**_made(reader.field), "parts": shard_set.to_text(bits)}
 
 
 def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId]) -> Mask:
@@ -49,6 +53,11 @@ def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId
             "run would go on with other values. Drop it and add it with its former recipe; or make a "
             "loader without the state, and start the epoch again with set_epoch."
         )
+    if saved.get("generation") != reader.field.generation:
+        raise CacheError(
+            f"{url}: the field {reader.name} was dropped and made again since the state was saved, of other "
+            f"captions, so the run would go on with other values. {_FORMER_GONE}"
+        )
     parts = _parts(reader.field, shards)
     bits = np.unpackbits(shard_set.from_text(str(saved.get("parts")), len(parts)))
     numbers = {part: n for n, part in enumerate(parts)}
@@ -59,6 +68,11 @@ def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId
     return np.array([n in wanted for n in here], np.bool_)
 
 
+def _made(field: FieldManifest) -> dict[str, Any]:
+    """Return what a field's first version is of: a recipe, and the captions of a generation."""
+    return {"fingerprint": field.fingerprint, "generation": field.generation}
+
+
 def _lost(url: str, field: str, lost: Sequence[int], parts: Sequence[Part]) -> str:
     """Return what can be done about parts of a state that are not here: files are gone, or versions."""
     says = f"{url}: the state has {plural(len(lost), 'shard')} of the field {field} which it lacks here"
@@ -66,8 +80,7 @@ def _lost(url: str, field: str, lost: Sequence[int], parts: Sequence[Part]) -> s
     if lost[-1] >= len(parts):
         return (
             f"{says}, of versions that the field does not have, so the run would go on with other values. "
-            f"{opened} If the field was dropped and made again, its former values are gone: make a loader "
-            "without the state, and start the epoch again with set_epoch."
+            f"{opened} If the field was dropped and made again, that does not help. {_FORMER_GONE}"
         )
     return (
         f"{says}, such as {_name(parts[lost[0]])}, so the run would go on with other values. {opened} If "
