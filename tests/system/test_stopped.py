@@ -75,6 +75,9 @@ def stop_and_go_on(folder: Path, corpus: Path, step: int, shard_format: str) -> 
         after = read_files(cache)
         replaced = [n for n in written if after[n] != committed[n] and not n.endswith("zarr.json")]
         assert not replaced
+    else:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == SOME_FAILED, out + err
     assert samples_of(cache).keys() == KEYS
     findings = verify(Storage(str(cache)))
     assert not findings.problems, (step, findings.problems)
