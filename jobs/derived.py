@@ -11,12 +11,12 @@ from typing import Any, Literal
 from latentcache.copying.field_choice import FieldChoice, choose_fields
 from latentcache.copying.gather import (
     Gathered,
-    Prefer,
     gather,
     in_words,
     manifest_of,
     open_member,
 )
+from latentcache.copying.owners import Prefer
 from latentcache.copying.parents import Parents, is_parent
 from latentcache.copying.selection import Selection
 from latentcache.copying.shards import pending_copies

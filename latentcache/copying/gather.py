@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from latentcache.copying.owners import Owners, Prefer, is_owner, owners_of
 from latentcache.copying.parents import parent_of
 from latentcache.copying.plan_rows import check_widths, first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
@@ -24,18 +25,12 @@ from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
 from latentcache.format.samples import read_all_rows
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache, as_sources
-from latentcache.planning.known_sources import KnownSource
 from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import redact
 from latentcache.storage.urls import public_name
-
-#: Which of several caches is right about a source: the first that has it, or the last.
-Prefer = Literal["first", "last"]
-#: Sources that an error names.
-NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +132,10 @@ def gather(
     """Plan the clips of caches that are to be in the new one, in the order of the caches and their shards.
 
     Of a source that several caches have, each clip is taken once. If its content differs, all of its
-    clips come from one cache, as `prefer` says; without that, CacheError names such sources. Raises
-    ConfigError for a selection that makes no sense.
+    clips are of one cache's content, as `prefer` says; without that, CacheError names such sources.
+    Raises ConfigError for a selection that makes no sense.
     """
-    owners = _owners(members, prefer)
+    owners = owners_of([member.known.sources for member in members], prefer)
     step = Step(
         kind=kind,
         parents=tuple(parent_of(member.opened) for member in members),
@@ -185,15 +180,13 @@ def gather(
     return gathered
 
 
-def _waiting(
-    members: Sequence[Member], owners: Mapping[str, int | None]
-) -> Iterator[tuple[str, str]]:
+def _waiting(members: Sequence[Member], owners: Owners) -> Iterator[tuple[str, str]]:
     """Yield source and key of the clips that are still to be encoded or copied where they are from."""
     for number, member in enumerate(members):
         for shard in member.planned.missing_shards():
             rows = member.planned.plan.rows(shard)
             for pair in zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True):
-                if owners.get(pair[0]) in (None, number):
+                if is_owner(owners, pair[0], number):
                     yield pair
 
 
@@ -235,40 +228,6 @@ def _rows(
         yield shard, rows
 
 
-def _owners(members: Sequence[Member], prefer: Prefer | None) -> dict[str, int | None]:
-    """Return the sources that several caches have: the number of the one that is right, None if all are.
-
-    Raises CacheError for sources of different content, unless `prefer` says which.
-    """
-    first: dict[str, tuple[int, KnownSource]] = {}
-    owners: dict[str, int | None] = {}
-    different: list[str] = []
-    for number, member in enumerate(members):
-        for name, source in member.known.sources.items():
-            if name not in first:
-                first[name] = (number, source)
-                continue
-            before, known = first[name]
-            if source.is_rejected or known.is_rejected:
-                owners[name] = before if source.is_rejected else number
-            elif source.identity == known.identity:
-                owners[name] = owners.get(name)
-                continue
-            else:
-                different.append(name)
-                owners[name] = before if prefer == "first" else number
-            if owners[name] == number:
-                first[name] = (number, source)
-    if different and prefer is None:
-        more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
-        raise CacheError(
-            f"{len(different)} sources have the same name and other content in several caches: "
-            f"{', '.join(sorted(different)[:NAMED])}{more}. Nothing was written. Say whose clips to take: "
-            "--prefer first, or --prefer last"
-        )
-    return owners
-
-
 class _Taken:
     """The clips that are taken already, of sources that several caches have.
 
@@ -277,9 +236,7 @@ class _Taken:
     has, as far as they are not taken.
     """
 
-    def __init__(
-        self, owners: Mapping[str, int | None], waiting: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def __init__(self, owners: Owners, waiting: Iterable[tuple[str, str]] = ()) -> None:
         self._owners, self._waiting = owners, set(waiting)
         self._shared = pa.array(sorted(owners), pa.string())
         self._labels: dict[str, int] = {}  # by key, see `_labels_of`
@@ -313,8 +270,7 @@ class _Taken:
     def _is_new(self, number: int, source: str, key: str, labels: int) -> bool:
         if source not in self._owners:
             return True
-        owner = self._owners[source]
-        if owner not in (None, number):
+        if number not in self._owners[source]:
             return False
         if key not in self._labels:
             self._labels[key] = labels
@@ -343,7 +299,7 @@ def _given(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 def _add_sources(
     step: Step,
     members: Sequence[Member],
-    owners: Mapping[str, int | None],
+    owners: Owners,
     taken: _Taken,
     *,
     everything: bool,
@@ -363,7 +319,7 @@ def _add_sources(
         mine = [
             name
             for name in member.known.sources
-            if name not in said and owners.get(name) in (None, number)
+            if name not in said and is_owner(owners, name, number)
         ]
         if not everything:
             mine = [name for name in mine if name in taken.sources]

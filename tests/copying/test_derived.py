@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,16 +160,43 @@ def test_a_merge_takes_clips_of_the_same_source_once_and_ok_ones_first(tmp_path:
 
 def make_other_content(folder: Path, name: str) -> PlannedCache:
     """A cache whose source v1 has the same name as elsewhere, and another content."""
+    return make_with(folder, name, 1, identity="other")
 
-    def changed(number: int, source: Any = tool._source) -> dict[str, Any]:
+
+def make_with(folder: Path, name: str, changed: int, **facts: object) -> PlannedCache:
+    """A cache of which something is known of one source that is not so elsewhere."""
+
+    def other(number: int, source: Any = tool._source) -> dict[str, Any]:
         row = source(number)
-        return {**row, "identity": "other"} if number == 1 else row
+        return {**row, **facts} if number == changed else row
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool, "_source", changed)
+        patch.setattr(tool, "_source", other)
         planned = plan_cache(folder, str(folder / name))
     fill_cache(planned, seed=5)
     return planned
+
+
+@pytest.mark.slow
+def test_a_merge_finds_an_ok_clip_whatever_a_further_cache_says_of_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_with(tmp_path, "rejecting", 0, reason="unreadable")
+    monkeypatch.setattr(tool, "FAILED", set())
+    make_with(tmp_path, "other", 0, identity="other")
+    make_cache(tmp_path, "ok")
+    monkeypatch.undo()
+    assert ("v0#0", "corrupt") in failed_of(open_again(make_cache(tmp_path, "failed").storage))
+    good = clips_of(opened(tmp_path / "ok"))["v0#0"]
+    refuses, has_other = itertools.permutations(["rejecting", "failed", "ok"]), "other failed ok"
+    merges = [*((names, "first") for names in refuses), (has_other.split(), "last")]
+    merges.append((["failed", "other", "ok"], "first"))
+    for number, (names, prefer) in enumerate(merges):
+        target = tmp_path / f"all{number}"
+        urls = [tmp_path / name for name in names]
+        run("merge", *urls, "-o", target, "--prefer", prefer)
+        assert clips_of(opened(target)).get("v0#0") == good, names
+        assert {key for key, _ in failed_of(opened(target))} == {"v9#0"}, names
 
 
 @pytest.mark.slow

@@ -1,0 +1,57 @@
+"""Which of several caches are right about a source, over small tables of what each cache knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentcache.copying.owners import Prefer, is_owner, owners_of
+from latentcache.errors import CacheError
+from latentcache.planning.known_sources import KnownSource
+
+#: What a cache knows of the source `v`: its content, that it is rejected, or nothing.
+REJECTED, ABSENT = "rejected", "absent"
+CACHES = st.lists(st.sampled_from(["one", "other", REJECTED, ABSENT]), min_size=2, max_size=4)
+
+
+def known(what: str) -> dict[str, KnownSource]:
+    if what == ABSENT:
+        return {}
+    is_rejected = what == REJECTED
+    identity = None if is_rejected else what
+    source = KnownSource(
+        url="/v", kind="video", identity=identity, stamp=None, is_rejected=is_rejected
+    )
+    return {"v": source}
+
+
+def owners(caches: Sequence[str], prefer: Prefer | None) -> list[int]:
+    """Return the caches that have the source and are right about it."""
+    found = owners_of([known(what) for what in caches], prefer)
+    there = [number for number, what in enumerate(caches) if what != ABSENT]
+    return [number for number in there if is_owner(found, "v", number)]
+
+
+@given(CACHES, st.sampled_from(["first", "last"]))
+def test_all_caches_of_the_content_that_counts_are_right(caches: list[str], prefer: Prefer) -> None:
+    contents = [what for what in caches if what not in (REJECTED, ABSENT)]
+    if contents:
+        right = contents[0 if prefer == "first" else -1]
+        assert owners(caches, prefer) == [n for n, what in enumerate(caches) if what == right]
+    else:
+        there = [number for number, what in enumerate(caches) if what == REJECTED]
+        assert owners(caches, prefer) == there[:1]
+
+
+@given(CACHES)
+def test_without_a_preference_contents_must_be_the_same(caches: list[str]) -> None:
+    if {"one", "other"} <= {*caches}:
+        with pytest.raises(
+            CacheError, match=r"1 sources have the same name .* in several caches: v\."
+        ):
+            owners(caches, None)
+    else:
+        assert owners(caches, None) == owners(caches, "first") == owners(caches, "last")
