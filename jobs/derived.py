@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from latentcache.copying.field_choice import FieldChoice, choose_fields
@@ -31,7 +30,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.publisher import RunSnapshot
 from latentcache.storage.folder import Storage
-from latentcache.storage.urls import is_url
+from latentcache.storage.places import check_new_place, local_place
 
 from .cli import OK, copying_config, is_override, options_in
 from .progress import copy_missing, print_left_out
@@ -113,7 +112,8 @@ def derive(
 
 
 def check_places(urls: Sequence[str], target: str) -> None:
-    """Raise ConfigError if a cache would be written into one of those that it is copied from."""
+    """Raise ConfigError if a cache would be written into one that it is copied from, or would be lost."""
+    check_new_place(target, "the target")
     there = _place(target)
     for url in urls:
         here = _place(url)
@@ -127,9 +127,8 @@ def check_places(urls: Sequence[str], target: str) -> None:
 
 
 def _place(url: str) -> str:
-    if is_url(url):
-        return url.removeprefix("file://").rstrip("/")
-    return str(Path(url).expanduser().resolve())
+    place = local_place(url)
+    return url.rstrip("/") if place is None else str(place)
 
 
 def options_of(overrides: Sequence[str]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -44,10 +44,9 @@ from latentcache.planning.recipe import make_manifest
 from latentcache.planning.retry import plan_repair
 from latentcache.planning.step import Step, joined, write_step
 from latentcache.storage.folder import Storage, redact
+from latentcache.storage.places import check_new_place
 from latentcache.storage.urls import is_url
 
-#: The folder in which Ray unpacks the files of a submitted job, and runs it.
-_JOB_FOLDER = "working_dir_files"
 #: What all of a cache's shards have in common, beside the recipe.
 SETTINGS = ("format", "compression", "shard_clips", "chunk_frames")
 
@@ -77,13 +76,8 @@ def open_or_new(
 
 
 def _check_place(url: str) -> None:
-    """Raise ConfigError for a file, and for a path in the folder of a Ray job, which goes with the job."""
-    here = Path.cwd()
-    if not is_url(url) and not Path(url).expanduser().is_absolute() and _JOB_FOLDER in here.parts:
-        raise ConfigError(
-            f"cache.url {url!r} is a relative path, and this is a Ray job, whose folder ({here}) Ray "
-            "removes: the cache would be lost. Give an absolute path, or a URL, that all machines share."
-        )
+    """Raise ConfigError for a file, and for a place that goes with a Ray job."""
+    check_new_place(url, "cache.url")
     if not is_url(url) and Path(url).expanduser().is_file():
         raise ConfigError(
             f"cache.url {url!r} is a file, and a cache is a folder: name another place"

@@ -413,6 +413,8 @@ def test_what_is_there_is_not_written_over(tmp_path: Path) -> None:
         (["a/b"], "a"),
         (["s3://b/x", "s3://b/y"], "s3://b/y/"),
         (["a", "a"], "b"),
+        (["a"], "local://a"),
+        (["file://a", "simplecache::a"], "b"),
     ],
 )
 def test_a_cache_is_not_copied_into_itself_nor_named_twice(

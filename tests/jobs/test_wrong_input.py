@@ -67,6 +67,26 @@ def test_a_folder_with_other_files_is_no_place_for_a_cache(corpus: Path, tmp_pat
     assert [p.name for p in (tmp_path / "home").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("place", ["made", "file://made", "local://made"])
+def test_no_job_makes_a_cache_or_an_export_in_the_folder_of_a_ray_job(
+    place: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "working_dir_files/_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    config = make_config(tmp_path, corpus, place)
+    for command in (
+        ("precompute", config),
+        ("copy", tmp_path / "one", place),
+        ("merge", tmp_path / "one", tmp_path / "other", "-o", place),
+        ("import", "hf", tmp_path / "layout", place, "--like", tmp_path / "one"),
+        ("export", tmp_path / "one", place, "--to", "hf"),
+    ):
+        _, err = run_job(*command, status=2)
+        assert f"{place!r} is in the folder of this Ray job ({folder})" in err, command
+    assert list(folder.iterdir()) == []
+
+
 def test_wrong_command_lines_exit_with_2(tmp_path: Path) -> None:
     for job, *arguments in (
         ("precompute",),
