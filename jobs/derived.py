@@ -191,6 +191,11 @@ def _print(gathered: Gathered, manifest: Manifest) -> None:
     print(f"{'bucket':<16}{'clips':>10}{'shards':>9}")
     for name, count in gathered.counts.items():
         print(f"{name:<16}{count:>10}{-(-count // manifest.shard_clips):>9}")
+    if gathered.num_waiting:
+        print(
+            f"waiting  {gathered.num_waiting} clips are still to be encoded and are not copied; "
+            "`precompute` on the new cache takes them in"
+        )
     if gathered.num_twice:
         print(f"{gathered.num_twice} clips that several caches have are taken once")
     if gathered.num_relabelled:

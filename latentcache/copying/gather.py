@@ -17,6 +17,7 @@ from latentcache.copying.parents import parent_of
 from latentcache.copying.plan_rows import check_widths, first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.stored_rows import OpenCache
+from latentcache.copying.waiting import WaitingClips
 from latentcache.core.columns import python_values
 from latentcache.core.records import Bucket, ShardFormat, ShardId
 from latentcache.errors import CacheError, RecipeMismatchError
@@ -113,11 +114,12 @@ class Gathered:
     """What goes into the new cache.
 
     num_twice: clips that several caches have, taken once. num_relabelled: those of them whose captions or
-    kept columns are others in another cache.
+    kept columns are others in another cache. num_waiting: clips that are selected and still to be encoded.
     """
 
     step: Step
     num_clips: int = 0
+    num_waiting: int = 0
     num_twice: int = 0
     num_relabelled: int = 0
     counts: dict[str, int] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def gather(
 
     Of a source that several caches have, each clip is taken once. If its content differs, all of its
     clips are of one cache's content, as `prefer` says; without that, CacheError names such sources.
-    Raises ConfigError for a selection that makes no sense.
+    Raises ConfigError for a selection that makes no sense, and CacheError for one that cannot be completed.
     """
     owners = owners_of([member.known.sources for member in members], prefer)
     step = Step(
@@ -143,7 +145,8 @@ def gather(
     )
     gathered = Gathered(step=step)
     tables: dict[str, list[tuple[int, pa.Table]]] = {}
-    taken = _Taken(owners, _waiting(members, owners) if selection.is_all else ())
+    waiting = [WaitingClips(member.planned, member.cache, selection) for member in members]
+    taken = _Taken(owners, _pairs(waiting, owners))
     failed: list[tuple[int, ShardId, pa.Table]] = []  # after all that are ok, which come first
     for number, member in enumerate(members):
         for shard, rows in _rows(member, select_rows(member.cache, selection)):
@@ -155,7 +158,10 @@ def gather(
             _take(tables, taken, number, shard, rows)
     for number, shard, rows in failed:
         _take(tables, taken, number, shard, rows)
+    for of_member in waiting:
+        of_member.check_whole(taken.lacking)
     gathered.num_twice, gathered.num_relabelled = taken.num_twice, len(taken.relabelled)
+    gathered.num_waiting = taken.num_waiting
     rejected = _add_sources(step, members, owners, taken, everything=selection.is_all)
     in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
     kinds = first_types([*(rows for _, rows in in_order), *rejected])
@@ -180,14 +186,12 @@ def gather(
     return gathered
 
 
-def _waiting(members: Sequence[Member], owners: Owners) -> Iterator[tuple[str, str]]:
-    """Yield source and key of the clips that are still to be encoded or copied where they are from."""
-    for number, member in enumerate(members):
-        for shard in member.planned.missing_shards():
-            rows = member.planned.plan.rows(shard)
-            for pair in zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True):
-                if is_owner(owners, pair[0], number):
-                    yield pair
+def _pairs(waiting: Sequence[WaitingClips], owners: Owners) -> Iterator[tuple[str, str]]:
+    """Yield source and key of the clips that wait in a cache that is right about their source."""
+    for number, of_member in enumerate(waiting):
+        for source, key in of_member.clips():
+            if is_owner(owners, source, number):
+                yield source, key
 
 
 def _take(
@@ -261,6 +265,11 @@ class _Taken:
                 zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True)
             )
         return rows
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of clips that wait."""
+        return len(self._waiting)
 
     @property
     def lacking(self) -> set[str]:
