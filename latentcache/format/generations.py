@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -242,7 +243,11 @@ def require(storage: Storage, generations: Sequence[Generation]) -> None:
     """Raise CacheError unless there is a plan."""
     if not generations:
         url = redact(storage.url)
+        here = shlex.quote(url)
         raise CacheError(
-            f"{url}: nothing is planned yet: the run that made this cache was stopped while it read its "
-            f"corpus. Go on with the same command: latentcache precompute CONFIG.yaml cache.url={url}"
+            f"{url}: nothing is planned yet: the job that makes this cache is still to plan it, or was "
+            "stopped before. Go on with the command that the job was started with, as any other would make "
+            f"another cache: latentcache precompute CONFIG.yaml cache.url={here}, latentcache copy "
+            f"CACHE_URL {here}, latentcache merge CACHE_URL CACHE_URL -o {here}, or latentcache import "
+            f"LAYOUT FOLDER {here}"
         )

@@ -97,8 +97,15 @@ def test_a_cache_without_a_plan_says_to_plan_it(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write(CACHE_JSON, manifest().to_bytes())
     assert read_all(storage) == replace(manifest(), generations=())
-    with pytest.raises(CacheError, match=r"nothing is planned yet.*latentcache precompute"):
+    with pytest.raises(CacheError, match=r"nothing is planned yet.*the command that") as got:
         read_manifest(storage)
+    for command in (
+        f"precompute CONFIG.yaml cache.url={tmp_path}",
+        f"copy CACHE_URL {tmp_path}",
+        f"merge CACHE_URL CACHE_URL -o {tmp_path}",
+        f"import LAYOUT FOLDER {tmp_path}",
+    ):
+        assert f"latentcache {command}" in str(got.value)
 
 
 def test_a_cache_that_grew_has_the_shards_of_all_its_generations() -> None:

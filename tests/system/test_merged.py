@@ -113,6 +113,22 @@ def stop_in_the_middle(made: Path, target: Path) -> None:
     assert read_manifest(Storage(str(target))).num_shards == 4
 
 
+def test_a_copy_that_is_stopped_before_it_is_planned_says_which_command_goes_on(
+    made: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "copy"
+    with stopped_at(4):
+        assert run_inline("copy", made / "cache", target)[0] == INTERRUPTED
+    for job in ("resume", "status", "verify"):
+        status, printed = run_inline(job, target)
+        assert status == 2, printed
+        assert "nothing is planned yet" in printed
+        assert f"latentcache copy CACHE_URL {target}," in printed
+    status, printed = run_inline("copy", made / "cache", target)
+    assert status == OK, printed
+    assert clips_of(opened(target)) == clips_of(opened(made / "cache"))
+
+
 def test_resume_finishes_a_copy_by_copying(made: Path, tmp_path: Path) -> None:
     stop_in_the_middle(made, tmp_path / "copy")
     with mock.patch.object(DecodePool, "for_run", None):
