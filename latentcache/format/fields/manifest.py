@@ -96,6 +96,12 @@ class FieldManifest:
         """Every version, the first included."""
         return (Version(number=1, kind="plan", generation=self.generation), *self.versions)
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether its values follow from captions, or from other columns of the corpus."""
+        is_of_column = any(self.settings.get(name) is not None for name in ("column", "masks"))
+        return self.kind in ("text", "joint") or is_of_column
+
     def key(self, array: FieldArray) -> str:
         """Return an array's key in batches and samples."""
         return f"{self.name}.{array.name}" if array.name else self.name
