@@ -128,9 +128,10 @@ class PlannedField:
         return range(self.cache.manifest.num_rows(shard))
 
     def num_clips(self, shards: Iterable[ShardId]) -> int:
-        """Return how many clips some missing shards encode, in all."""
+        """Return how many clips some missing shards encode, in all; retired rows are none."""
+        standing = self.cache.plan.standing
         return sum(
-            len(tuple(self._rows(shard, version)))
+            len(set(self._rows(shard, version)) - set(standing.rows(shard)))
             for shard in shards
             for version in self.missing[shard]
         )
