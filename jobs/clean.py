@@ -12,13 +12,22 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from latentcache.config.sections import RunConfig
-from latentcache.format.fields.manifest import field_names, read_field
+from latentcache.errors import CorruptionError
+from latentcache.format.fields.manifest import FieldManifest, field_names, read_field
+from latentcache.format.fields.paths import field_folder, field_json_path
+from latentcache.format.fields.snapshot import publish_field
 from latentcache.format.lease import Leaseholder
-from latentcache.format.manifest import read_manifest, refresh
+from latentcache.format.manifest import Manifest, read_manifest, refresh
 from latentcache.format.snapshot import known_index, shard_of
-from latentcache.inspecting.leftovers import Leftovers, find_leftovers, retired_shards
+from latentcache.inspecting.leftovers import (
+    Leftovers,
+    find_leftovers,
+    is_sample_table,
+    retired_shards,
+)
 from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, StoredFile, redact
 
@@ -62,13 +71,30 @@ def clean(args: argparse.Namespace) -> int:
             # A run that was halted may have taken its step since, and then its tables count.
             now = refresh(storage, manifest)
             removable = find_leftovers(removable, now, now_s, retired, fields).removable
-            for file in removable:
+            # Sample tables first: what a clean that is stopped leaves behind counts for nothing.
+            for file in sorted(removable, key=lambda file: not is_sample_table(file.path)):
                 writable.delete(file.path)
+            _publish_fields(writable, now, fields, removable)
         size = human_bytes(sum(file.num_bytes for file in removable))
         print(f"Removed {len(removable)} files, {size}.")
     else:
         print(f"{len(removable)} files, {size}, can go:  latentcache clean {url} --yes")
     return OK
+
+
+def _publish_fields(
+    storage: Storage,
+    manifest: Manifest,
+    fields: Sequence[FieldManifest],
+    removed: Sequence[StoredFile],
+) -> None:
+    """Publish the snapshots of fields of which files were removed, perhaps the last ones of a shard."""
+    for field in fields:
+        folder = f"{field_folder(field.name)}/"
+        is_there = storage.exists(field_json_path(field.name))
+        if is_there and any(file.path.startswith(folder) for file in removed):
+            with suppress(CorruptionError):  # of another table: the field's next run publishes it
+                publish_field(storage, field, manifest)
 
 
 def _print(found: Leftovers) -> None:

@@ -15,6 +15,7 @@ from latentcache.errors import (
     ConfigError,
     LatentCacheError,
     LeaseError,
+    SourceError,
     UnreachableError,
     did_you_mean,
 )
@@ -23,6 +24,7 @@ from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import count_field
 from latentcache.format.rounds import Rounds
 from latentcache.planning.fields.describe import describe_field
+from latentcache.planning.fields.places import config_folder
 from latentcache.planning.fields.planned import (
     PlannedField,
     create_field,
@@ -56,10 +58,23 @@ def check_fields(
     dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
     """
     if not dry_run:
-        return [plan_field(cache, name, config) for name, config in fields.items()]
+        corpus = cache.config.corpus.source
+        return [plan_field(cache, name, config, corpus) for name, config in fields.items()]
     for name, config in fields.items():
         print_arrays(name, describe_field(config, cache.manifest).arrays)
     return []
+
+
+def note_folders(fields: Iterable[PlannedField]) -> None:
+    """Note where relative paths of fields that are there start now, in case the run is stopped early.
+
+    One that cannot be opened is left out; `make_fields` says why.
+    """
+    for planned in fields:
+        path = field_json_path(planned.field.name)
+        if planned.folder is not None and planned.storage.exists(path):
+            with suppress(LatentCacheError):
+                _with_moved(create_field(planned))
 
 
 def share_fields(
@@ -107,18 +122,22 @@ def make_fields(
     update: bool = True,
     dry_run: bool = False,
     made: Mapping[str, Summary] | None = None,
+    corpus: str | None = None,
 ) -> int:
     """Add fields, or bring up to date those that are there; returns the worst exit status.
 
-    A field that cannot be made leaves the others alone. made: what has been made of them just now.
+    A field that cannot be made leaves the others alone. made: what has been made of them just now. corpus:
+    where it is now, if that is known.
     """
 
     def make(name: str) -> int:
-        planned = plan_field(cache, name, fields[name])
+        planned = plan_field(cache, name, fields[name], corpus)
         _print_plan(planned)
         if dry_run:
             return OK
         planned = create_field(planned)
+        if corpus is not None or config_folder(fields[name]) is not None:
+            planned = _with_moved(planned)
         if update:
             planned = _with_changed(planned)
         elif num := sum(map(len, planned.changed_rows().values())):
@@ -147,6 +166,8 @@ def resume_fields(
         planned = reopen_field(cache, name, overrides)
         if isinstance(planned.config, GivenField):
             return _say_given(planned)
+        if any(o.startswith(f"fields.{name}.folder=") for o in overrides):
+            planned = _with_moved(planned)
         planned = _with_changed(planned)
         if retry_failed:
             planned = _with_failed(planned)
@@ -211,6 +232,18 @@ def _with_changed(planned: PlannedField) -> PlannedField:
     return planned
 
 
+def _with_moved(planned: PlannedField) -> PlannedField:
+    """Note where relative paths start, as this run was told, for those that follow. Raises CacheError."""
+    rounds = Rounds("another folder of the field's files")
+    while planned.is_moved:
+        rounds.next()
+        place = redact(planned.folder or "")
+        print(f"folder   relative paths of {planned.field.name} start at {place} now")
+        planned.with_folder()
+        planned = planned.refreshed()
+    return planned
+
+
 def _say_given(planned: PlannedField) -> int:
     """Say what is missing of a field that no encoder of latentcache's makes."""
     if missing := planned.missing:
@@ -239,6 +272,8 @@ def _take_version(
 def _print_plan(planned: PlannedField) -> None:
     field = planned.field
     print_arrays(field.name, field.arrays)
+    if planned.folder is not None:
+        print(f"         relative paths start at {redact(planned.folder)}")
     if field.choices > 1:
         print(f"         {field.choices} texts per clip at most")
     manifest = planned.cache.manifest
@@ -273,6 +308,7 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
     missing = planned.missing
     if missing:
         check_device(planned.cache.config.run)
+        planned.check_folder()
     run = FieldRun(planned, made)
     go_on = f"Go on with:  latentcache resume {url}"
     try:
@@ -292,6 +328,12 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
             raise
         print_error(error)
         print(stopped, file=sys.stderr)
+        if isinstance(error, SourceError) and planned.folder is not None:
+            print(
+                f"Relative paths of {name} start at {redact(planned.folder)}. If its files are elsewhere "
+                f"now:  latentcache resume {url} fields.{name}.folder=PLACE",
+                file=sys.stderr,
+            )
         if isinstance(error, ConfigError):  # another folder can be put right, settings cannot
             again = f"latentcache drop-field {url} {name} --yes"
             print(

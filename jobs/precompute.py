@@ -36,7 +36,7 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
-from .fields import check_fields, make_fields, share_fields, worse
+from .fields import check_fields, make_fields, note_folders, share_fields, worse
 from .output import some_names
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
@@ -60,11 +60,15 @@ def precompute(args: argparse.Namespace) -> int:
         if args.dry_run:
             print("\nDry run: nothing was written.")
             return 0
+        note_folders(checked)
         missing = copy_missing(planned, planned.missing_shards())
         shared = share_fields(planned, checked, missing)
         status = encode(planned, missing, shared)
         if status in (OK, SOME_FAILED):
-            status = worse(status, make_fields(planned, fields, made=shared.summaries))
+            made = make_fields(
+                planned, fields, made=shared.summaries, corpus=planned.config.corpus.source
+            )
+            status = worse(status, made)
         return status
 
 

@@ -13,6 +13,8 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s'\"]*@")
 _HTTP = re.compile(r"(?i)https?://[^\s'\"<>]+")
 _QUERY = re.compile(r"[?#]")
 _AFTER_A_URL = ".,:;)"
+#: A clip's key is its source's name, `#` and its number: that is no secret, nor is it sent to a server.
+_CLIP_NUMBER = re.compile(r"#[0-9]{1,6}")
 _NAME, _VALUE = re.compile(r"[^=&\s]*"), re.compile(r"[^&\s'\"]+")
 _IN_A_URL = re.compile(r"[?#;]")
 _SIGNATURE = re.compile(r"(?i)signature|sig|token|key|secret|password|credential")
@@ -29,7 +31,7 @@ def redact(text: str, options: Mapping[str, Any] | None = None) -> str:
 def _without_query(url: re.Match[str]) -> str:
     found, text = _QUERY.search(url[0]), url[0]
     query = text[found.end() :].rstrip(_AFTER_A_URL) if found else ""
-    if not found or not query:
+    if not found or not query or _CLIP_NUMBER.fullmatch(found[0] + query):
         return text
     return f"{text[: found.end()]}***{text[found.end() + len(query) :]}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
@@ -94,12 +94,14 @@ def read_tars(
     """
     wanted = _wanted(config)
     ignored: Counter[str] = Counter()
-    tables = []
+    tables, fields = [], set[str]()
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for table, left in pool.map(lambda tar: _read_tar(config, wanted, *tar), tars):
+        for table, left, there in pool.map(lambda tar: _read_tar(config, wanted, *tar), tars):
             ignored.update(left)
             tables.append(table)
-    table = _joined(tables, [url for _, url in tars], config)
+            fields |= there
+    table = _joined(tables, [url for _, url in tars])
+    table = _keepable(table, config.keep, fields)
     if not table.num_rows:
         seen = ", ".join(f"{s} ({n})" for s, n in ignored.most_common(10)) or "no files at all"
         raise CorpusError(
@@ -134,7 +136,8 @@ def _wanted(config: CorpusConfig) -> _Wanted:
 
 def _read_tar(
     config: CorpusConfig, wanted: _Wanted, name: str, url: str
-) -> tuple[pa.Table, Counter[str]]:
+) -> tuple[pa.Table, Counter[str], set[str]]:
+    """Return the sources in a tar file, what was left out, and which wanted fields any .json has."""
     where, ignored = redact_url(url), Counter[str]()
     refuse_irregular(url, config)
     options = config.storage_options
@@ -156,7 +159,8 @@ def _read_tar(
             sources.append(part.url)
             kinds.append(kind)
             used.append(sample)
-    return _table(where, wanted, names, sources, kinds, used), ignored
+    there = {name for sample in used for name in sample.facts}
+    return _table(where, wanted, names, sources, kinds, used), ignored, there
 
 
 def _several(where: str, stem: str, media: Sequence[tuple[str, str]]) -> CorpusError:
@@ -282,21 +286,27 @@ def _column(where: str, name: str, values: list[Any]) -> pa.Array:
         ) from None
 
 
-def _joined(tables: Sequence[pa.Table], urls: Sequence[str], config: CorpusConfig) -> pa.Table:
+def _joined(tables: Sequence[pa.Table], urls: Sequence[str]) -> pa.Table:
     """Put the tables of tar files together; kept columns have one type. Raises CorpusError."""
     try:
-        table = pa.concat_tables(tables, promote_options="permissive")
+        return cast(pa.Table, pa.concat_tables(tables, promote_options="permissive"))
     except pa.ArrowException:
         raise _other_types(tables, urls) from None
-    for name in config.keep:
-        column = table[name]
-        if table.num_rows and pa.types.is_null(column.type):
+
+
+def _keepable(table: pa.Table, keep: Sequence[str], fields: Collection[str]) -> pa.Table:
+    """Return a table with kept columns as they are stored. fields: that any .json has, if only as null.
+
+    Raises CorpusError.
+    """
+    for name in keep:
+        if table.num_rows and name not in fields:
             raise CorpusError(
                 f"corpus.keep: no .json of the tar files has {name!r}. Correct the name, or remove it."
             )
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, keepable(name, column))
-    return cast(pa.Table, table)
+        table = table.set_column(index, name, keepable(name, table[name]))
+    return table
 
 
 def _other_types(tables: Sequence[pa.Table], urls: Sequence[str]) -> CorpusError:

@@ -128,6 +128,11 @@ def retired_shards(
     return sorted(read_changes(storage, manifest.at(old)).among(committed).retired_shards(manifest))
 
 
+def is_sample_table(path: str) -> bool:
+    """Tell whether one of a cache's objects is a sample table, of latents or of a field."""
+    return SAMPLES in path.split("/")
+
+
 def _is_temporary(path: str) -> bool:
     """Tell whether a file is from planning or from a write that was cut off."""
     return is_saved_probe(path) or bool(_TEMPORARY.fullmatch(path) and _is_of_cache(path))

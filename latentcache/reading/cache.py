@@ -155,6 +155,7 @@ class Cache(Snapshot):
     def field(self, name: str) -> FieldReader:
         """Return a field, as it was published when it was first asked for.
 
+        Its values are of this cache's captions and columns: what was encoded since, of others, is left out.
         Raises ConfigError if there is none, CacheError.
         """
         if text("field", name) not in self._fields:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from latentcache.core.dtypes import as_numpy, torch_dtype
@@ -27,7 +28,7 @@ from latentcache.format.fields.manifest import FieldManifest, read_field
 from latentcache.format.fields.nulls import Null, read_nulls
 from latentcache.format.fields.paths import field_sample_path
 from latentcache.format.fields.snapshot import Part, newest_versions, parts_of, read_field_index
-from latentcache.format.manifest import Manifest
+from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
 from latentcache.reading.expectations import as_json
@@ -278,7 +279,10 @@ def _tokens_of(table: pa.Table, array: FieldArray) -> list[int | None]:
 def open_field(
     storage: Storage, manifest: Manifest, name: str, disk: DiskCache | None = None
 ) -> FieldReader:
-    """Open a field as it is published now. Raises ConfigError if there is none, CacheError."""
+    """Open a field as it is published now, but for versions of other captions than the manifest's.
+
+    Raises ConfigError if there is none, CacheError.
+    """
     field = read_field(storage, name, manifest)
     index = read_field_index(storage, field)
     if not index.num_rows and field.kind != "view":
@@ -287,7 +291,27 @@ def open_field(
             f"{url}: the field {name} has no snapshot yet: its run has committed no shard. Let it go on, "
             f"or run: latentcache resume {url}"
         )
+    later = _of_later_captions(storage, manifest, field)
+    if 1 in later:
+        url = redact(storage.url)
+        raise CacheError(
+            f"{url}: the field {name} was added after captions or columns had changed, and this snapshot "
+            "has those of before. Open the cache again. If that says the same, the run that changed them "
+            f"was stopped: latentcache resume {url}"
+        )
+    index = index.filter(pc.invert(pc.is_in(index["version"], pa.array(later, pa.int32()))))
     return FieldReader(storage, manifest, field, index, disk)
+
+
+def _of_later_captions(storage: Storage, manifest: Manifest, field: FieldManifest) -> list[int]:
+    """Return the versions of a field that may be of other captions, or columns, than a manifest's."""
+    now = len(manifest.generations)
+    later = [version for version in field.all_versions if version.generation > now]
+    if not later or not field.has_columns:
+        return []
+    since = refresh(storage, manifest).generations[now:]
+    first = next((generation.number for generation in since if generation.num_relabelled), None)
+    return [v.number for v in later if first is not None and v.generation >= first]
 
 
 def spec_of(field: FieldManifest) -> dict[str, Any]:

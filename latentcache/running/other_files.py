@@ -22,6 +22,7 @@ from latentcache.corpus.source_table import IMAGES, resolve
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.decoders.sampling import clip_frames
 from latentcache.errors import ClipError
+from latentcache.planning.fields.places import is_relative
 from latentcache.storage.urls import is_url, without_query
 
 #: Sources and files whose shape and times are kept: neighbours are often clips of one source.
@@ -114,7 +115,7 @@ class OtherFiles:
 
 def url_of(path: str, folder: str) -> str:
     """Return where a path in a field's column is; relative ones start at the folder."""
-    if is_url(path) or path.startswith("/"):
+    if not is_relative(path):
         return path
     if is_url(folder):
         return resolve(folder if folder.endswith("/") else f"{folder}/", path)

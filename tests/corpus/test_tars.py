@@ -86,6 +86,15 @@ def test_fields_of_the_json_become_facts_and_kept_columns(tmp_path: Path) -> Non
         read(tmp_path, columns=columns, keep=["score"])
 
 
+def test_a_kept_field_that_is_null_in_every_sample_is_taken(tmp_path: Path) -> None:
+    for name, facts in (("0", {"score": None}), ("1", {})):
+        members = [("a.mp4", b"A"), ("a.json", described(**facts))]
+        write_tar(tmp_path / f"{name}.tar", members)
+    assert column(read(tmp_path, keep=["score"]), "score") == [None, None]
+    with pytest.raises(CorpusError, match=r"no \.json of the tar files has 'sco'"):
+        read(tmp_path, keep=["score", "sco"])
+
+
 def test_what_says_not_which_file_counts_is_refused(tmp_path: Path) -> None:
     tar = tmp_path / "0.tar"
     write_tar(tar, [("a.mp4", b"A"), ("a.jpg", b"J")])

@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
-from latentcache.format.fields.snapshot import read_field_index
+from latentcache.format.fields.manifest import read_field
+from latentcache.format.fields.snapshot import committed_parts, parts_of, read_field_index
 from latentcache.format.manifest import read_manifest
 from latentcache.inspecting import field_check
 from latentcache.inspecting.report.collect import Report
 from latentcache.inspecting.report.facts import read_facts
 from latentcache.inspecting.report.page import render
 from latentcache.inspecting.verify import verify
+from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache
+from latentcache.storage.folder import Storage
 from tests.tools.caches import read_files, run_inline
 from tests.tools.copied import reopened
 from tests.tools.fields import add, cache_of, grow, padded, relabel, text_field
 from tests.tools.other_arrow import another_arrow
+from tests.tools.planned import fill_cache
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
 
@@ -199,6 +207,47 @@ def test_cleaning_keeps_a_field_and_removes_what_a_dropped_one_left(tmp_path: Pa
     run_inline("clean", folder, "--yes")
     left = read_files(folder)
     assert left == {name: data for name, data in before.items() if not name.startswith("fields/")}
+
+
+@contextmanager
+def stopped_after(num: int) -> Iterator[None]:
+    """Stop a job when it is about to delete another file than its first ones."""
+    delete, done = Storage.delete, []
+
+    def stopping(storage: Storage, path: str) -> None:
+        if len(done) == num:
+            raise KeyboardInterrupt
+        done.append(path)
+        delete(storage, path)
+
+    with mock.patch.object(Storage, "delete", stopping):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
+def test_a_field_is_sound_and_its_snapshot_lists_what_is_there_after_cleaning(
+    tmp_path: Path, shard_format: str
+) -> None:
+    cache = with_field(tmp_path, shard_format)
+    rows = {shard: range(cache.manifest.num_rows(shard)) for shard in cache.planned_shards()[:1]}
+    repair_cache(cache.storage, rows)
+    cache = replace(cache, manifest=read_manifest(cache.storage))
+    fill_cache(cache, seed=1)
+    add(cache, status=3, umt5=text_field(pooled=True, length=64))
+    clean = ("clean", cache.storage.url, "--yes", "--retired-days", "0")
+    for num in (1, 2, 3):  # the next one goes on
+        with stopped_after(num):
+            assert run_inline(*clean)[0] == 130
+        status, printed = run_inline("verify", cache.storage.url)
+        assert (status, "0 problems" in printed) == (0, True), printed
+    assert "Removed " in run_inline(*clean)[1]
+    assert "Nothing to remove" in run_inline(*clean)[1]
+    field = read_field(cache.storage, "umt5", cache.manifest)
+    there = committed_parts(cache.storage, field, cache.manifest)
+    assert parts_of(read_field_index(cache.storage, field)) == there
+    assert {part.shard for part in there}.isdisjoint(rows)
+    assert run_inline("verify", cache.storage.url)[0] == 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +22,9 @@ from latentcache.core.dtypes import as_numpy
 from latentcache.errors import CacheError, UnreachableError
 from latentcache.format.fields.manifest import field_names
 from latentcache.format.fields.paths import FIELDS
+from latentcache.format.manifest import read_manifest
 from latentcache.format.rounds import ROUNDS
+from latentcache.planning.create import repair_cache
 from latentcache.planning.fields.planned import plan_field, reopen_field
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage
@@ -37,7 +40,7 @@ from tests.tools.fields import (
     text_field,
     write_fields,
 )
-from tests.tools.planned import FAILED
+from tests.tools.planned import FAILED, fill_cache
 
 pytestmark = pytest.mark.usefixtures("kept_pools")
 
@@ -207,6 +210,21 @@ def test_what_a_cache_has_grown_by_is_encoded_and_nothing_else(
     run_inline("resume", cache.storage.url)
     assert encoded(counted) == ["new one", "new two"]
     assert {"new one", "new two"} <= set(texts_of(cache.storage.url).values())
+
+
+def test_clips_that_were_replaced_are_no_failures_of_a_field_that_is_added_later(
+    tmp_path: Path, counted: Path
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS[:6])
+    first = cache.planned_shards()[0]
+    repair_cache(cache.storage, {first: [0, 2]})
+    cache = replace(cache, manifest=read_manifest(cache.storage))
+    fill_cache(cache, seed=1)
+    printed = add(cache, "run.max_failed_fraction=0", umt5=text_field())
+    assert "field    umt5: 6 clips ok, 0 failed" in printed
+    assert "failed:" not in printed
+    assert len(encoded(counted)) == 6
+    assert run_inline("verify", cache.storage.url)[0] == 0
 
 
 def test_a_text_that_fails_costs_its_clip(tmp_path: Path) -> None:

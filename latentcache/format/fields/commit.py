@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from latentcache.core.dtypes import Array
 from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_SHAPE, parse_json
-from latentcache.core.records import ChunkRef, ShardId, ShardReport
+from latentcache.core.records import RETIRED, ChunkRef, ShardId, ShardReport
 from latentcache.errors import CorruptionError
 from latentcache.format.commit import NAMED_FAILURES, read_object
 from latentcache.format.damage import damaged
@@ -394,12 +394,16 @@ def _write_derived(
 def report_of(
     table: pa.Table, field: FieldManifest, shard: ShardId, table_bytes: int
 ) -> ShardReport:
-    """Return what a shard's sample table says of it. A clip is ok if one of its choices is."""
+    """Return what a shard's sample table says of its clips, but those that were replaced or removed.
+
+    A clip is ok if one of its choices is.
+    """
     ok = table.filter(pc.equal(table["status"], "ok"))
     failed = table.filter(pc.equal(table["status"], "failed"))
     good = set(ok["row"].to_pylist())
     bad = [row for row in failed.to_pylist() if row["row"] not in good]
-    first = {row["row"]: row for row in reversed(bad)}
+    counted = [row for row in bad if row["reason"] != RETIRED.reason]
+    first = {row["row"]: row for row in reversed(counted)}
     names = ["length", *(f"{array.name}.length" for array in field.arrays[1:])]
     stored = ok.group_by(["offset"]).aggregate([(name, "max") for name in names])
     return ShardReport(

@@ -42,7 +42,9 @@ FIELD_FORMAT_VERSION = 1
 MAX_FIELD_BYTES = 1 << 24
 MAX_CHOICES = 1024
 NUM_THREADS = 16
-VersionKind = Literal["plan", "update", "retry", "repair"]
+#: plan: the first; update: texts or paths that have changed; retry: failed rows; repair: damaged ones;
+#: move: of no rows, it says where relative paths start from now on.
+VersionKind = Literal["plan", "update", "retry", "repair", "move"]
 #: Key of a version's metadata: what it is.
 VERSION_FACTS = "latentcache.version"
 
@@ -51,13 +53,15 @@ VERSION_FACTS = "latentcache.version"
 class Version:
     """A step of a field. generation: of the cache, as whose captions stand in it the texts are read.
 
-    rows: of each shard; None: all. sha256: of its table, empty for the first.
+    rows: of each shard; None: all. folder: where relative paths start, of a move.
+    sha256: of its table, empty for the first.
     """
 
     number: int
     kind: VersionKind
     generation: int
     rows: Mapping[ShardId, frozenset[int]] | None = None
+    folder: str | None = None
     sha256: str = ""
 
     def num_rows(self) -> int:
@@ -70,7 +74,8 @@ class FieldManifest:
     """The contents of `field.json`, and the versions that follow it.
 
     cache: the fingerprint of the cache whose rows it has. arrays: the first is the field's own. choices:
-    samples per row, such as captions. generation: see Version. settings: as the field was configured.
+    samples per row, such as captions. generation: see Version. settings: as the field was configured, with
+    the `folder` of the newest version that has one.
     """
 
     name: str
@@ -90,6 +95,12 @@ class FieldManifest:
     def all_versions(self) -> tuple[Version, ...]:
         """Every version, the first included."""
         return (Version(number=1, kind="plan", generation=self.generation), *self.versions)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether its values follow from captions, or from other columns of the corpus."""
+        is_of_column = any(self.settings.get(name) is not None for name in ("column", "masks"))
+        return self.kind in ("text", "joint") or is_of_column
 
     def key(self, array: FieldArray) -> str:
         """Return an array's key in batches and samples."""
@@ -203,7 +214,9 @@ def refresh_field(storage: Storage, field: FieldManifest, manifest: Manifest) ->
             raise damaged(storage, path, "does not follow the version before it")
         versions.append(version)
     _check_rows(storage, field, versions, manifest)
-    return dataclasses.replace(field, versions=tuple(versions))
+    folders = [version.folder for version in versions if version.folder is not None]
+    settings = {**field.settings, **({"folder": folders[-1]} if folders else {})}
+    return dataclasses.replace(field, versions=tuple(versions), settings=settings)
 
 
 def _check_rows(
@@ -238,6 +251,7 @@ def _read_version(storage: Storage, field: FieldManifest, number: int) -> tuple[
         kind=facts["kind"],
         generation=facts["generation"],
         rows=rows,
+        folder=facts.get("folder"),
         sha256=hashlib.sha256(data).hexdigest(),
     )
     return version, str(facts["parent_sha256"])
@@ -248,6 +262,8 @@ def _check_facts(field: FieldManifest, facts: Mapping[str, Any], number: int) ->
         raise ValueError("it is of another field")
     if facts["kind"] not in get_args(VersionKind) or type(facts["generation"]) is not int:
         raise ValueError("it does not say what it is")
+    if not isinstance(facts.get("folder"), str | None):
+        raise ValueError("the folder of its files is no text")  # noqa: TRY004 - as all of this form
 
 
 def _rows_by_shard(table: pa.Table) -> dict[ShardId, frozenset[int]]:
@@ -264,8 +280,9 @@ def create_version(
     kind: VersionKind,
     generation: int,
     rows: Mapping[ShardId, frozenset[int]],
+    folder: str | None = None,
 ) -> bool:
-    """Write the version after those of a field; returns whether it counts.
+    """Write the version after those of a field; returns whether it counts. folder: see Version.
 
     False: another run has written one of that number first, so what is left to do is to be looked at again.
     """
@@ -281,6 +298,7 @@ def create_version(
         "kind": kind,
         "generation": generation,
         "parent_sha256": field.versions[-1].sha256 if field.versions else "",
+        **({"folder": folder} if folder is not None else {}),
     }
     table = pa.Table.from_pylist(places, schema=RETIRED_SCHEMA)
     data = to_parquet(table, {VERSION_FACTS: facts})

@@ -153,7 +153,7 @@ def summarise_field(
         "version": part.version,
         "bucket": part.shard.bucket,
         "shard": part.shard.number,
-        "num_clips": report.num_clips,
+        "num_clips": report.num_ok + len(failed),
         "num_ok": report.num_ok,
         "stored_bytes": report.stored_bytes,
         "table_bytes": table_bytes,

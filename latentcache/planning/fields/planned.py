@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from latentcache.config.caption_fields import CaptionField, JointField, TextField
+from latentcache.config.caption_fields import CaptionField
 from latentcache.config.fields import (
-    AudioField,
     FieldConfig,
-    VisualField,
     path_columns,
     stored_field,
 )
@@ -45,13 +41,16 @@ from latentcache.planning.create import write_arrays
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.fields.names import check_field_name
+from latentcache.planning.fields.places import (
+    config_folder,
+    found_from_anywhere,
+    is_relative,
+    moved_since,
+    with_folder,
+)
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.temporary import TEMPORARY_SUFFIX
-from latentcache.storage.urls import folder_of, is_url
-
-#: Settings of this package's own encoders that name files. Those of plug-ins may all do.
-PLACES = ("model", "folders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +128,10 @@ class PlannedField:
         return range(self.cache.manifest.num_rows(shard))
 
     def num_clips(self, shards: Iterable[ShardId]) -> int:
-        """Return how many clips some missing shards encode, in all."""
+        """Return how many clips some missing shards encode, in all; retired rows are none."""
+        standing = self.cache.plan.standing
         return sum(
-            len(tuple(self._rows(shard, version)))
+            len(set(self._rows(shard, version)) - set(standing.rows(shard)))
             for shard in shards
             for version in self.missing[shard]
         )
@@ -191,15 +191,58 @@ class PlannedField:
                 found[shard] = frozenset(failed)
         return without_planned(self.storage, self.field, self.cache.manifest, found)
 
+    @property
+    def folder(self) -> str | None:
+        """Where relative paths of its files start in this run; None if it has no columns of paths."""
+        return config_folder(self.config) if path_columns(self.config) else None
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the field does not say so yet, or of a place that sources have moved from since."""
+        is_other = self.folder != self.field.settings.get("folder")
+        return self.folder is not None and (
+            is_other or moved_since(self.field, self.cache.manifest)
+        )
+
+    def check_folder(self) -> None:
+        """Raise ConfigError if sources have moved since it was said where the paths to be read start."""
+        if not moved_since(self.field, self.cache.manifest):
+            return
+        paths = (
+            path
+            for shard in self.missing
+            for part in self.parts(shard)
+            for texts in part.texts
+            for path in texts[: self.inputs.num_paths]
+        )
+        if any(map(is_relative, paths)):
+            name, url = self.field.name, redact(self.storage.url)
+            raise ConfigError(
+                f"fields.{name}.folder: sources have moved since relative paths of the field started at "
+                f"{redact(self.folder or '')}, so nothing is read there. Say where they start now:  "
+                f"latentcache resume {url} fields.{name}.folder=PLACE"
+            )
+
     def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
         """Write a version of some rows; False: another run has written one first."""
         generation = len(self.cache.manifest.generations)
         return create_version(self.storage, self.field, kind, generation, rows)
 
+    def with_folder(self) -> bool:
+        """Write a version of no rows that says where relative paths start; False: another run was first."""
+        generation = len(self.cache.manifest.generations)
+        return create_version(self.storage, self.field, "move", generation, {}, self.folder)
 
-def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedField:
-    """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError."""
+
+def plan_field(
+    cache: PlannedCache, name: str, config: FieldConfig, corpus: str | None = None
+) -> PlannedField:
+    """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError.
+
+    corpus: where the corpus is now; None: where it was when the cache was made, as far as is known.
+    """
     check_field_name(name, cache.manifest)
+    config = with_folder(cache, name, config, corpus)
     found = describe_field(config, cache.manifest)
     field = FieldManifest(
         name=name,
@@ -210,7 +253,7 @@ def plan_field(cache: PlannedCache, name: str, config: FieldConfig) -> PlannedFi
         arrays=found.arrays,
         choices=1,
         generation=len(cache.manifest.generations),
-        settings=_found_from_anywhere(config, cache.config.corpus.source),
+        settings=found_from_anywhere(config),
     )
     planned = PlannedField(cache=cache, field=field, config=config)
     _check_paths(planned)
@@ -238,35 +281,6 @@ def _num_choices(planned: PlannedField, config: CaptionField) -> int:
     if most > MAX_CHOICES:
         raise ConfigError(f"a clip has {most} texts; a field holds up to {MAX_CHOICES} per clip")
     return most
-
-
-def _found_from_anywhere(config: FieldConfig, corpus: str) -> dict[str, Any]:
-    """Return settings whose encoder's files have absolute paths: `resume` may run in another folder."""
-    settings = config.model_dump(mode="json")
-    if path_columns(config):
-        folder = settings["folder"] or folder_of(corpus)
-        settings["folder"] = folder if is_url(folder) else str(Path(folder).expanduser().absolute())
-    if isinstance(config, TextField | JointField):
-        is_own = "." not in config.family and ":" not in config.family
-        names = PLACES if is_own else tuple(config.model_extra or ())
-        return settings | _absolute_in(settings, names)
-    has_model = isinstance(config, VisualField) and config.tower is not None
-    if has_model or (isinstance(config, AudioField) and config.encoder is not None):
-        encoder = settings["encoder"]
-        return {**settings, "encoder": encoder | _absolute_in(encoder, PLACES)}
-    return settings
-
-
-def _absolute_in(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: _absolute(settings[name]) for name in names if name in settings}
-
-
-def _absolute(value: Any) -> Any:
-    """Return the place of a file or folder that is here; any other value as it is."""
-    if isinstance(value, Mapping):
-        return {key: _absolute(inner) for key, inner in value.items()}
-    is_here = isinstance(value, str) and value and Path(value).expanduser().exists()
-    return str(Path(value).expanduser().absolute()) if is_here else value
 
 
 def create_field(planned: PlannedField) -> PlannedField:
@@ -361,6 +375,7 @@ def reopen_field(cache: PlannedCache, name: str, overrides: Iterable[str] = ()) 
     own = [o for o in overrides if o.startswith(f"fields.{name}.")]
     changed = apply_overrides({"fields": {name: dict(field.settings)}}, own)["fields"][name]
     config = stored_field(name, changed)
+    config = with_folder(cache, name, config, None)
     found = describe_field(config, cache.manifest)
     wanted = replace(
         field,

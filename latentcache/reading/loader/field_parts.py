@@ -55,8 +55,8 @@ def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId
         )
     if saved.get("generation") != reader.field.generation:
         raise CacheError(
-            f"{url}: the field {reader.name} was dropped and made again since the state was saved, of other "
-            f"captions, so the run would go on with other values. {_FORMER_GONE}"
+            f"{url}: the field {reader.name} was dropped and made again since the state was saved, of "
+            f"other captions, so the run would go on with other values. {_FORMER_GONE}"
         )
     parts = _parts(reader.field, shards)
     bits = np.unpackbits(shard_set.from_text(str(saved.get("parts")), len(parts)))
