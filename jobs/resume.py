@@ -98,7 +98,7 @@ def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
             f"retry    {failed.num_rows} failed clips and {difference.num_rejected} rejected sources were "
             f"looked at; {step.num_clips} clips are planned again"
         )
-        _print_without_values(difference)
+        _print_kept(difference)
         taken = take_step(planned, step, holder)
         if taken is not None:
             return taken
@@ -106,13 +106,23 @@ def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:
         planned = PlannedCache(config=planned.config, manifest=manifest, storage=planned.storage)
 
 
-def _print_without_values(difference: Difference) -> None:
-    if num := len(difference.without_values):
-        print(
-            f"kept     {num} sources whose files have changed, and whose values per frame only the corpus "
-            f"has; their clips stay: {some_names(difference.without_values)}. To take them in, run "
-            "`latentcache precompute CONFIG.yaml`"
-        )
+def _print_kept(difference: Difference) -> None:
+    kinds = (
+        (
+            difference.without_values,
+            "whose files have changed, and whose values per frame only the corpus has",
+        ),
+        (
+            difference.rewritten,
+            "in tar files or tables that were written again, of which only the corpus says where they are",
+        ),
+    )
+    for names, why in kinds:
+        if len(names):
+            print(
+                f"kept     {len(names)} sources {why}; their clips stay: {some_names(names)}. To take "
+                "them in, run `latentcache precompute CONFIG.yaml`"
+            )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.relabel import has_other_labels, relabel
 from latentcache.planning.step import Step
+from latentcache.storage.parts import PREFIX
 from latentcache.storage.spill import Spill
 
 #: Why rows are retired.
@@ -45,6 +46,8 @@ class Difference:
     those of the corpus are. why: what is wrong with a few of them.
     touched: those of another stamp and the same content.
     without_values: changed sources of which only the corpus has the values per frame; their clips stay.
+    rewritten: sources in files that were written again, of which only the corpus says where they are; as
+    `without_values`, of a retry.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
@@ -59,6 +62,7 @@ class Difference:
     retried: pa.ChunkedArray = field(default_factory=no_names)
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
     without_values: pa.ChunkedArray = field(default_factory=no_names)
+    rewritten: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0
@@ -158,16 +162,19 @@ def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
 def _to_probe(corpus: pa.Table, known: KnownCache, at: Rows, check_content: bool) -> Mask:
     """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing.
 
-    at: their rows in what is known.
+    The stamp of a file says nothing of another part of it. at: their rows in what is known.
     """
     to_probe = np.ones(len(at), bool)
     if check_content or not known.sources:
         return to_probe
     for start, rows in _pieces(at):
-        stamps, what = (taken(known.sources.table[name], rows) for name in ("stamp", "what"))
-        is_same = pc.equal(corpus["stamp"].slice(start, len(rows)), stamps)
+        stamps, what, urls = (
+            taken(known.sources.table[name], rows) for name in ("stamp", "what", "url")
+        )
+        now = corpus.slice(start, len(rows))
+        is_same = pc.equal(now["stamp"], stamps)
         is_known = mask_of(pc.and_(is_same, pc.not_equal(what, "rejected")))
-        to_probe[start : start + len(rows)] = ~is_known
+        to_probe[start : start + len(rows)] = ~is_known | _differ(now["url"], urls, _part)
     return to_probe
 
 
@@ -277,7 +284,7 @@ def _move(
     moved, touched = np.zeros(len(at), bool), np.zeros(len(at), bool)
     for start, rows in _pieces(at):
         here, now = slice(start, start + len(rows)), corpus.slice(start, len(rows))
-        moved[here] = _elsewhere(now["url"], taken(table["url"], rows))
+        moved[here] = _differ(now["url"], taken(table["url"], rows), _place)
         is_stamped = mask_of(pc.is_valid(now["stamp"]))
         touched[here] = is_stamped & ~same(now["stamp"], taken(table["stamp"], rows))
     difference.moved = _say(step, known, corpus, at, moved & (at >= 0), "moved")
@@ -287,9 +294,7 @@ def _move(
 def _say(
     step: Step, known: KnownCache, corpus: pa.Table, at: Rows, mask: Mask, what: str
 ) -> pa.ChunkedArray:
-    """Say something of known sources that give clips; returns their names."""
-    rejected = mask_of(pc.equal(known.sources.table["what"], "rejected"))
-    mask &= ~rejected[at]
+    """Say something of known sources; returns their names."""
     spill = Spill()
     said = chosen(corpus.select(["name", "url", "kind", "stamp"]), mask, spill.put)
     parts = (taken(known.sources.table["identity"], rows) for _, rows in _pieces(at[mask]))
@@ -300,15 +305,23 @@ def _say(
     return said["name"]
 
 
-def _elsewhere(urls: pa.ChunkedArray, before: pa.Array) -> Mask:
-    """Tell which URLs are of another place than those known; null there: of no known source."""
-    differ = pc.not_equal(urls, before)
-    if not pc.any(differ).as_py():
+def _differ(
+    urls: pa.ChunkedArray,
+    before: pa.Array,
+    part: Callable[[pa.ChunkedArray], pa.ChunkedArray],
+) -> Mask:
+    """Tell which URLs differ in some part from those known; null there: of no known source."""
+    if not pc.any(pc.not_equal(urls, before)).as_py():
         return np.zeros(len(urls), bool)
-    return mask_of(pc.not_equal(_places(urls), _places(pa.chunked_array([before]))))
+    return mask_of(pc.not_equal(part(urls), part(pa.chunked_array([before]))))
 
 
-def _places(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+def _place(urls: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return URLs without their queries."""
     parts = [pc.split_pattern(chunk, "?", max_splits=1) for chunk in urls.chunks]
     return pa.chunked_array([pc.list_element(each, 0) for each in parts], urls.type)
+
+
+def _part(urls: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return which part of their files URLs name; of whole files nothing."""
+    return pc.replace_substring_regex(urls, rf"(?s)({PREFIX}::)?.*", r"\1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,7 @@ from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache, PlanReader
 from latentcache.planning.step import Step
 from latentcache.storage.folder import Storage
+from latentcache.storage.parts import part_of
 
 RETRIED, DAMAGED = "tried again", "damaged"
 
@@ -46,7 +47,8 @@ def plan_retry(
 
     A clip whose file is as it was becomes a row of a new shard. A file that has changed counts as a new
     source, and all clips of the old one are retired. What still cannot be read stays as it is; so does a
-    file that has changed in a cache with values per frame, of which only the corpus has all.
+    file that has changed in a cache with values per frame, of which only the corpus has all, and a part of
+    a file that was written again, of which only the corpus says where it is.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     difference, step = Difference(), Step(kind="retry")
@@ -60,28 +62,52 @@ def plan_retry(
     difference.num_rejected = len(known.rejected)
     widths = known_widths(known) if PER_FRAME in sources.column_names else {}
     rejected = _reasons(plan_sources(planned, probed, widths=widths).rejected)
-    taken, again = list[bool](), set[str]()
-    changed, repaired, without_values = list[str](), list[str](), list[str]()
-    for row in probed.select(["name", "identity"]).to_pylist():
-        before = known.sources[row["name"]]
-        is_same = row["identity"] == before.identity and not before.is_rejected
-        usable = row["name"] not in rejected
-        if is_same:
-            again.add(row["name"])
-        elif usable:
-            (repaired if before.is_rejected else changed).append(row["name"])
-        elif rejected[row["name"]] == "missing_input" and not before.is_rejected:
-            without_values.append(row["name"])
-        taken.append(usable and not is_same)
-    fresh = probed.filter(pa.array(taken, pa.bool_()))
+    rewritten = _in_rewritten_files(planned, known, probed)
+    fresh = _sort_out(probed, known, rejected, rewritten, difference)
     add_plan(step, plan_sources(planned, fresh, widths=widths), fresh)
-    difference.changed, difference.repaired, difference.retried, difference.without_values = (
-        pa.chunked_array([pa.array(names, pa.string())])
-        for names in (changed, repaired, sorted(again), without_values)
-    )
     retire_sources(step, known, difference.changed, CHANGED)
-    _plan_again(step, rows.filter(_is_in(rows["source"], again)), RETRIED)
+    again = pc.is_in(rows["source"], value_set=difference.retried.combine_chunks())
+    _plan_again(step, rows.filter(again), RETRIED)
     return step, difference
+
+
+def _sort_out(
+    probed: pa.Table,
+    known: KnownCache,
+    rejected: Mapping[str, str],
+    rewritten: Container[str],
+    difference: Difference,
+) -> pa.Table:
+    """Return the probed sources that are to be planned, and name what all are. rejected: why, by name."""
+    found: dict[str, list[str]] = {
+        kind: [] for kind in ("retried", "rewritten", "changed", "repaired", "without_values")
+    }
+    for name, identity in zip(*(probed[n].to_pylist() for n in ("name", "identity")), strict=True):
+        before = known.sources[name]
+        if identity == before.identity and not before.is_rejected:
+            found["retried"].append(name)
+        elif name in rewritten:
+            found["rewritten"].append(name)
+        elif name not in rejected:
+            found["repaired" if before.is_rejected else "changed"].append(name)
+        elif rejected[name] == "missing_input" and not before.is_rejected:
+            found["without_values"].append(name)
+    for kind, names in found.items():
+        setattr(difference, kind, pa.chunked_array([pa.array(names, pa.string())]))
+    fresh = pa.array([*found["changed"], *found["repaired"]], pa.string())
+    return probed.filter(pc.is_in(probed["name"], value_set=fresh))
+
+
+def _in_rewritten_files(planned: PlannedCache, known: KnownCache, probed: pa.Table) -> set[str]:
+    """Return sources that are parts of files that were written again, as far as their stamps tell.
+
+    Where such a part was, there may be the bytes of another source. The stamps are looked at after the
+    bytes, so that no file can have been written again between the two.
+    """
+    is_part = [part_of(url) is not None for url in probed["url"].to_pylist()]
+    parts = probed.filter(pa.array(is_part, pa.bool_()))
+    now = zip(parts["name"].to_pylist(), stamps_of(planned, parts).to_pylist(), strict=True)
+    return {name for name, stamp in now if stamp is None or stamp != known.sources[name].stamp}
 
 
 def failed_rows(storage: Storage, manifest: Manifest) -> pa.Table:
@@ -125,10 +151,6 @@ def _rows_at(known: KnownCache, places: pa.Table) -> pa.Table:
 def _reasons(rejected: pa.Table) -> dict[str, str]:
     """Return why sources give no clip, by their names."""
     return dict(zip(rejected["source"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
-
-
-def _is_in(column: pa.ChunkedArray, names: set[str]) -> pa.ChunkedArray:
-    return pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
 
 
 def _as_corpus(known: KnownCache, names: Sequence[str], rows: pa.Table) -> pa.Table:
