@@ -15,7 +15,12 @@ from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
 from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_oddly_shown
-from latentcache.decoders.packets import PacketTable, read_packets, read_places
+from latentcache.decoders.packets import (
+    PacketTable,
+    read_packets,
+    read_places,
+    reads_alike_again,
+)
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
@@ -186,7 +191,8 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
-        and _decord_knows(path, container, stream),
+        and _decord_knows(path, container, stream)
+        and (isinstance(path, RangedPath) or reads_alike_again(container, stream, packets)),
         holes=_holes(path, packets, durations, pts, order, container.format.name),
         num_declared=max(len(kept) + missing, settled),
     )
