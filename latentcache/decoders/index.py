@@ -262,10 +262,13 @@ def _times(packets: PacketTable, shown: Sequence[int]) -> dict[int, int]:
     times, last = {}, packets.pts[shown[0]]
     untimed = sum(packets.pts[i] is None for i in shown)
     if last is None or any(packets.pts[i] is None and packets.duration[i] <= 0 for i in shown):
+        fix = (
+            "Put the stream into a container: ffmpeg -r RATE -i FILE -c copy FILE.mp4"
+            if untimed == len(shown)
+            else "Encode it again: ffmpeg -i FILE NEW_FILE"  # a copy has no more times than it has
+        )
         raise ClipError(
-            "no_timestamps",
-            f"{untimed} of {len(shown)} frames have no presentation time. Put the stream into a "
-            "container: ffmpeg -r RATE -i FILE -c copy FILE.mp4",
+            "no_timestamps", f"{untimed} of {len(shown)} frames have no presentation time. {fix}"
         )
     for i in shown:
         pts = packets.pts[i]
