@@ -24,7 +24,7 @@ class Reader:
     """An open video; decord rotates it as shown.
 
     `times_s` [N] and `end_s` are its presentation times from the packets' headers: decord's own are
-    rounded to float32, and a file on whose number of frames it does not agree is not for decord.
+    rounded to float32. Raises one of `Error` where decord's own index is another one.
     """
 
     name = NAME
@@ -36,18 +36,26 @@ class Reader:
         self._reader: Any = None
         try:
             self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-            if len(self._reader) != len(index.times_s):
-                raise RuntimeError(
-                    f"decord counts {len(self._reader)} frames, not {len(index.times_s)}"
-                )
-            if self._reader.get_key_indices() != index.key_frames():
-                raise RuntimeError("decord would seek to other frames than those that stand alone")
+            self._check(index)
         except Error:
             self.close()
             raise
         self.times_s, self.end_s = index.times_s, index.end_s
         self.facts, self.packets = index.facts, index.packets
         self._next = 0
+
+    def _check(self, index: PacketIndex) -> None:
+        """Raise RuntimeError where decord's index differs: it counts by it, seeks by it and skips by it.
+
+        Its FFmpeg reads some headers otherwise, such as those of fragments that begin within a group.
+        """
+        count = len(index.times_s)
+        if len(self._reader) != count:
+            raise RuntimeError(f"decord counts {len(self._reader)} frames, not {count}")
+        if self._reader.get_key_indices() != index.key_frames():
+            raise RuntimeError("decord would seek to other frames than those that stand alone")
+        if not _are_alike(self._reader.get_frame_timestamp(range(count))[:, 0], index.times_s):
+            raise RuntimeError("decord has other times, and would take frames for others")
 
     def close(self) -> None:
         """Close the video, and leave standard error as it was."""
@@ -77,3 +85,13 @@ class Reader:
             raise RuntimeError(f"decord returns {frame.shape}, which is no picture in RGB")
         self._next = index + 1
         return frame
+
+
+def _are_alike(decords_s: npt.NDArray[np.float32], times_s: npt.NDArray[np.float64]) -> bool:
+    """Tell whether decord's times, which are rounded, are nearest to those of the same frames.
+
+    decord's count from where the file starts by what is read when it is opened. If that is not the first
+    frame, times change as more is read, and after a seek decord takes frames for others.
+    """
+    smallest_gap_s = np.diff(times_s).min(initial=np.inf)
+    return bool((np.abs(decords_s - (times_s - times_s[0])) < smallest_gap_s / 2).all())

@@ -15,7 +15,12 @@ from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
 from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
 from latentcache.decoders.keyframes import is_oddly_shown
-from latentcache.decoders.packets import PacketTable, read_packets, read_places
+from latentcache.decoders.packets import (
+    PacketTable,
+    read_packets,
+    read_places,
+    reads_alike_again,
+)
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
@@ -186,7 +191,8 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
-        and _decord_knows(path, container, stream),
+        and _decord_knows(path, container, stream)
+        and (isinstance(path, RangedPath) or reads_alike_again(container, stream, packets)),
         holes=_holes(path, packets, durations, pts, order, container.format.name),
         num_declared=max(len(kept) + missing, settled),
     )
@@ -256,10 +262,13 @@ def _times(packets: PacketTable, shown: Sequence[int]) -> dict[int, int]:
     times, last = {}, packets.pts[shown[0]]
     untimed = sum(packets.pts[i] is None for i in shown)
     if last is None or any(packets.pts[i] is None and packets.duration[i] <= 0 for i in shown):
+        fix = (
+            "Put the stream into a container: ffmpeg -r RATE -i FILE -c copy FILE.mp4"
+            if untimed == len(shown)
+            else "Encode it again: ffmpeg -i FILE NEW_FILE"  # a copy has no more times than it has
+        )
         raise ClipError(
-            "no_timestamps",
-            f"{untimed} of {len(shown)} frames have no presentation time. Put the stream into a "
-            "container: ffmpeg -r RATE -i FILE -c copy FILE.mp4",
+            "no_timestamps", f"{untimed} of {len(shown)} frames have no presentation time. {fix}"
         )
     for i in shown:
         pts = packets.pts[i]

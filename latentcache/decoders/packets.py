@@ -128,6 +128,19 @@ def read_packets(container: Any, stream: Any) -> PacketTable:
     return table
 
 
+def reads_alike_again(container: Any, stream: Any, table: PacketTable) -> bool:
+    """Tell whether the first packet of a container that was read to its end has the time that it had.
+
+    FFmpeg shifts all times of an MP4 each time that a fragment brings a lower composition offset.
+    """
+    try:
+        container.seek(table.dts[0] or 0, stream=stream, backward=True, any_frame=False)
+        again = next((packet for packet in container.demux(stream) if packet.size), None)
+    except DEMUX_ERRORS:
+        return False
+    return again is not None and again.pts == table.pts[0]
+
+
 def _is_cut(container: Any, stream: Any, table: PacketTable) -> bool:
     """Tell whether a file ends within its last picture, where neither packet nor decoder tells."""
     if container.format.name == DV:

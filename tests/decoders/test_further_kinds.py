@@ -52,6 +52,16 @@ def test_frames_and_times_are_ffmpegs_in_all(tmp_path: Path, name: str) -> None:
     check(tmp_path / name, name)
 
 
+@pytest.mark.parametrize(
+    "name", sorted(n for n in kinds.EXACT if "within_groups" in n or "late_b" in n)
+)
+def test_fragments_whose_times_decord_takes_otherwise_are_not_for_it(
+    tmp_path: Path, name: str
+) -> None:
+    kinds.EXACT[name](tmp_path / name)
+    assert assert_as_ffmpeg_shows(tmp_path / name) == "pyav"
+
+
 @pytest.mark.slow
 def test_what_an_edit_list_leaves_out_is_not_cut_off(tmp_path: Path) -> None:
     kinds.EDITED["edit_cut.mp4"](tmp_path / "v.mp4")

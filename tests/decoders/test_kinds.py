@@ -178,6 +178,20 @@ def test_sound_with_a_cover_is_no_video(tmp_path: Path, audio: str) -> None:
     assert caught.value.reason == "no_video"
 
 
+def test_frames_before_time_zero_of_a_matroska_file_have_a_fix_that_gives_them_times(
+    tmp_path: Path,
+) -> None:
+    path = encode(
+        tmp_path / "v.mkv", options=GOP, frames=30, pts=list(range(-15, 15)),
+        container={"avoid_negative_ts": "disabled"},
+    )  # fmt: skip
+    with pytest.raises(ClipError, match=r"\d+ of 30 frames .* Encode it again: ffmpeg -i FILE"):
+        pyav.probe(str(path))
+    encode(tmp_path / "v.h264", options=GOP)
+    with pytest.raises(ClipError, match=r"12 of 12 frames .* Put the stream into a container"):
+        pyav.probe(str(tmp_path / "v.h264"))
+
+
 CUT_AVI: dict[str, tuple[str, dict[str, str]]] = {
     "one_key_frame.avi": ("mpeg4", {"g": "300"}),
     "b_frames.avi": ("mpeg4", {"g": "300", "bf": "2"}),

@@ -302,10 +302,18 @@ TIMES: Table = {
             "fragments": {"movflags": "frag_keyframe+empty_moov"},
             "fragment_each": {"movflags": "frag_every_frame+empty_moov"},
             "dash": {"movflags": "dash"},
+            **{
+                f"within_groups_{n}": {"movflags": f"dash+{flags}", "frag_duration": "200000"}
+                for n, flags in enumerate(
+                    ("delay_moov+frag_keyframe", "empty_moov", "delay_moov+separate_moof")
+                )
+            },
             "hybrid": {"movflags": "frag_keyframe"},
             "far": {"output_ts_offset": "500000"},
         }.items()
     },
+    "late_b_frames.mp4": lambda p: odd.late_b_frames(p, "cmaf+global_sidx"),
+    "late_b_frames.mov": lambda p: odd.late_b_frames(p, "frag_keyframe+negative_cts_offsets"),
     "live.mkv": made("libx264", B_FRAMES, frames=40, container={"live": "1"}),
     "live.webm": made("libvpx", GOP, frames=40, container={"live": "1"}),
 }  # fmt: skip

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import av
 from av.stream import Disposition
+from av.video.frame import PictureType
 
 from tests.tools.bad_videos import encode
+from tests.tools.videos import moving_pattern
 
 Make = Callable[[Path], object]
 GOP = {"g": "12"}
@@ -201,3 +203,16 @@ def without_last_bytes(path: Path) -> None:
         path,
         lambda _, one: [packet(bytes(one)[:-2], one, one.pts, one.dts) if one.is_keyframe else one],
     )
+
+
+def late_b_frames(path: Path, movflags: str) -> None:
+    """Fragments with negative composition offsets: FFmpeg shifts all times when it meets the first ones."""
+    with av.open(str(path), "w", options={"movflags": movflags}) as out:
+        stream = out.add_stream("libx264", rate=24, options={**B_FRAMES, "g": "5"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for number, picture in enumerate(moving_pattern(59, 64, 96)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            if 0 < number < 15:
+                frame.pict_type = PictureType.P
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
