@@ -61,12 +61,14 @@ RESERVED = frozenset(
 #: How `Corpus.ignored` counts files if their name, or the name of one of their folders, starts with a dot.
 HIDDEN = "hidden"
 NO_SUFFIX = "no suffix"
+SPECIAL = "no regular file"
 _CAPTIONS_AT_ONCE = 1024
 #: Suffixes of the files beside a video or image that hold its caption; the first one there counts.
 CAPTIONS = ("txt", "caption")
 #: The longest caption: those of today's captioning models take some kB.
 MAX_CAPTION_BYTES = 1 << 20
 _SUFFIXES_SHOWN = 10
+_NAMES_SHOWN = 3
 #: Files by name, each with its size where it is known.
 _Sizes = Mapping[str, int | None]
 
@@ -76,8 +78,8 @@ class Corpus:
     """The table of sources.
 
     table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
-    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`. parent:
-    the cache whose clips they are, as it was read.
+    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`; `no
+    regular file`: pipes, sockets and devices. parent: the cache whose clips they are, as it was read.
     """
 
     table: pa.Table
@@ -128,10 +130,16 @@ def _read_cache(config: CorpusConfig) -> Corpus:
 def _read(config: CorpusConfig) -> Corpus:
     source, options = config.source, config.storage_options
     if is_directory(source, options):
-        sizes = find_sizes(source, options)
-        if corpus := _from_containers(config, source, list(sizes), is_glob=False):
-            return corpus
-        return _from_files(config, "a directory", source, list(sizes), texts=sizes)
+        special: set[str] = set()
+        sizes = find_sizes(source, options, special=special)
+        corpus = _from_containers(config, source, list(sizes), is_glob=False)
+        if corpus is None:
+            texts = {
+                **sizes,
+                **dict.fromkeys(special),
+            }  # of those, reading says that they are special
+            corpus = _from_files(config, "a directory", source, list(sizes), texts)
+        return _with_special(corpus, _shown(config, sorted(special)))
     if has_magic(source) and not is_file(source, options):
         base, names = glob_files(source, options)
         if corpus := _from_containers(config, base, names, is_glob=True):
@@ -167,6 +175,11 @@ def _from_containers(
     else:
         return None
     return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
+
+
+def _with_special(corpus: Corpus, names: Sequence[str]) -> Corpus:
+    ignored = {**corpus.ignored, SPECIAL: len(names)} if names else corpus.ignored
+    return replace(corpus, ignored=ignored)
 
 
 def _shown(config: CorpusConfig, found: Sequence[str]) -> list[str]:
@@ -261,14 +274,25 @@ def is_hidden(path: str) -> bool:
 
 
 def _check_names(source: str, names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise CorpusError(
-                f"{redact_url(source)}: the file name {name!a} is not UTF-8, so a table cannot hold "
-                "it. Rename the file."
-            ) from None
+    wrong = [name for name in names if not _is_utf8(name)]
+    if wrong:
+        shown = ", ".join(f"{name!a}" for name in wrong[:_NAMES_SHOWN])
+        more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
+        raise CorpusError(
+            f"{redact_url(source)}: the names of {len(wrong)} files are not UTF-8, so a table cannot hold "
+            f"them: {shown}{more}. Rename the files."
+            if len(wrong) > 1
+            else f"{redact_url(source)}: the file name {shown} is not UTF-8, so a table cannot hold it. "
+            "Rename the file."
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _count_ignored(found: Sequence[str], shown: Sequence[str], used: set[str]) -> dict[str, int]:
@@ -294,12 +318,15 @@ def _nothing_found(source: str, ignored: Mapping[str, int]) -> CorpusError:
 def _texts_beside(base: str, names: Sequence[str], options: Mapping[str, object]) -> _Sizes:
     """List the folders of files that a glob matched, for captions that it did not match."""
     folders = sorted({posixpath.dirname(n) for n in names})
-    return {
-        posixpath.join(folder, name): size
-        for folder in folders
-        for name, size in find_sizes(join(base, folder), options, max_depth=1).items()
-        if suffix_of(name) in CAPTIONS
-    }
+    texts: dict[str, int | None] = {}
+    for folder in folders:
+        special: set[str] = set()
+        sizes = find_sizes(join(base, folder), options, max_depth=1, special=special)
+        beside = {**sizes, **dict.fromkeys(special)}
+        texts |= {
+            posixpath.join(folder, n): s for n, s in beside.items() if suffix_of(n) in CAPTIONS
+        }
+    return texts
 
 
 def _read_captions(
@@ -320,12 +347,9 @@ def _read_captions(
 
 def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[bytes]:
     try:
-        for url in urls:
-            if what := irregular(url, options):
-                raise CorpusError(
-                    f"the caption file {redact_url(url)} is no regular file but a {what}, which may never "
-                    "end. Remove it, or write the caption into a file."
-                )
+        special = [(url, what) for url in urls if (what := irregular(url, options))]
+        if special:
+            raise _special_captions(special)
         return read_many(urls, options, MAX_CAPTION_BYTES)
     except FileNotFoundError:
         gone = next((url for url in urls if not is_file(url, options)), urls[0])
@@ -333,6 +357,16 @@ def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[byte
             f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
             "broken link. Restore it, or remove it."
         ) from None
+
+
+def _special_captions(found: Sequence[tuple[str, str]]) -> CorpusError:
+    (url, what), *others = found
+    shown = ", ".join(redact_url(other) for other, _ in others[: _NAMES_SHOWN - 1])
+    more = f"; {len(found)} caption files are no regular ones, such as {shown}" if others else ""
+    return CorpusError(
+        f"the caption file {redact_url(url)} is no regular file but a {what}, which may never end{more}. "
+        "Remove it, or write the caption into a file."
+    )
 
 
 def _check_caption(url: str, num_bytes: int) -> None:

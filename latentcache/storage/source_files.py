@@ -272,12 +272,20 @@ def find_files(
 
 
 def find_sizes(
-    url: str, options: Mapping[str, Any] | None = None, max_depth: int | None = None
+    url: str,
+    options: Mapping[str, Any] | None = None,
+    max_depth: int | None = None,
+    special: set[str] | None = None,
 ) -> dict[str, int | None]:
-    """Return what `find_files` does, each with its size where listing tells it: not of local files."""
+    """Return what `find_files` does, each with its size where listing tells it: not of local files.
+
+    special: gets the names of pipes, sockets and devices, which are not returned.
+    """
     fs, root = open_filesystem(url, options)
     if is_local_filesystem(fs):
-        return dict.fromkeys(sorted(_read(url, options, lambda: list(_walk(root, max_depth)))))
+        apart: set[str] = set() if special is None else special
+        walk = functools.partial(_walk, root, max_depth, apart)
+        return dict.fromkeys(sorted(_read(url, options, lambda: list(walk()))))
     root = root.rstrip("/")
     find = functools.partial(remote_objects.find, fs, root, max_depth)
     listed = _read(url, options, find, more_s=limits.listing_s)
@@ -296,7 +304,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(root: str, max_depth: int | None) -> Iterator[str]:
+def _walk(root: str, max_depth: int | None, special: set[str]) -> Iterator[str]:
     stack: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while stack:
         relative, above = stack.pop()
@@ -309,9 +317,11 @@ def _walk(root: str, max_depth: int | None) -> Iterator[str]:
             for entry in entries:
                 name = f"{relative}/{entry.name}" if relative else entry.name
                 if not _is_folder(entry):
-                    # Pipes and sockets are left out. A broken link stays a source and fails as one.
+                    # A broken link stays a source and fails as one.
                     if entry.is_symlink() or entry.is_file():
                         yield name
+                    else:
+                        special.add(name)
                 elif max_depth is None or len(above) + 1 < max_depth:
                     stack.append((name, (*above, here)))
 

@@ -12,6 +12,7 @@ import pytest
 import ray
 from PIL import Image
 
+from latentcache.config.sections import RunConfig
 from latentcache.core.records import ShardReport
 from latentcache.errors import (
     ConfigError,
@@ -52,7 +53,7 @@ FINE = ("fine0", "fine1")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray, started once for all runs here."""
-    assert connect(None)
+    assert connect(RunConfig(runner="ray"))
     yield
     ray.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,42 @@ def test_a_caption_is_a_regular_file(tmp_path: Path, what: str, pattern: str) ->
         CorpusError, match=rf"caption file .*/a\.txt is no regular file but a {what}"
     ):
         read(f"{tmp_path}{pattern}")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.mp4"], ids=["folder", "glob"])
+@pytest.mark.parametrize("what", ["named pipe", "socket"])
+def test_a_caption_that_is_itself_special_ends_as_one_that_is_linked_to(
+    tmp_path: Path, what: str, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.mp4")
+    if what == "named pipe":
+        os.mkfifo(tmp_path / "a.txt")
+    else:
+        monkeypatch.chdir(tmp_path)  # the whole path may be too long for a socket
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("a.txt")
+    with pytest.raises(CorpusError, match=rf"a\.txt is no regular file but a {what}"):
+        read(f"{tmp_path}{pattern}")
+
+
+def test_caption_files_that_are_special_are_shown_with_their_number(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{letter}.mp4" for letter in "abcde"))
+    for letter in "abcde":
+        os.mkfifo(tmp_path / f"{letter}.txt")
+    with pytest.raises(
+        CorpusError, match=r"/a\.txt is .*; 5 caption files .*/b\.txt, .*/c\.txt\. Rem"
+    ):
+        read(tmp_path)
+
+
+def test_special_files_of_a_folder_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, "a.mp4", "notes.md")
+    for name in ("pipe.mp4", "x/other.mp4", "b.txt", ".hidden.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(tmp_path / name)
+    corpus = read(tmp_path)
+    assert column(corpus, "name") == ["a.mp4"]
+    assert corpus.ignored == {".md": 1, "no regular file": 3}
 
 
 @pytest.mark.parametrize("pattern", ["", "/*.mp4", "/a.mp4"], ids=["folder", "glob", "file"])

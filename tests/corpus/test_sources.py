@@ -98,6 +98,14 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_names_that_are_not_utf8_are_shown_with_their_number(tmp_path: Path) -> None:
+    make(tmp_path, *(f"{letter}\udcff.mp4" for letter in "abcde"))
+    with pytest.raises(
+        CorpusError, match=r"names of 5 files .*'a\\udcff.mp4', .*'c\\.* and 2 more"
+    ):
+        read(tmp_path)
+
+
 def test_a_caption_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")

@@ -47,7 +47,7 @@ STOP_S = 10.0
 
 def run(spec: WorkerSpec, work: WorkQueue, load_shard: LoadShard) -> Iterator[Event]:
     """Encode every shard of `work` on Ray actors, yielding events as they come."""
-    started_here = connect(spec.config.run.ray_address)
+    started_here = connect(spec.config.run)
     runner = _Runner(spec, work, load_shard)
     metrics = RunMetrics()
     watch = watch_ray()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,16 +18,23 @@ from typing import Any
 import ray
 import ray._private.state
 from ray._private import ray_constants
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from latentcache.config.sections import RunConfig
 from latentcache.core.machine import num_cpus
+from latentcache.core.threads import DaemonPool
 from latentcache.errors import ConfigError
 from latentcache.running.attempt import in_one_line
+from latentcache.running.ray_address import address_of, no_cluster
 from latentcache.running.runners.elastic import Node
 from latentcache.running.runners.ray_watch import RayWatch
 
 #: Only reports travel through Ray's object store; this is near the smallest that Ray accepts.
 OBJECT_STORE_BYTES = 100 << 20
+#: Joining a cluster takes seconds, and on busy machines some more.
+JOIN_S = 60.0
+LOOK_S = 0.2
 
 
 def watch_ray() -> RayWatch:
@@ -33,15 +43,15 @@ def watch_ray() -> RayWatch:
     return RayWatch(node.gcs_address, node.raylet_socket_name)
 
 
-def connect(address: str | None) -> bool:
-    """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Returns whether it started.
+def connect(run: RunConfig) -> bool:
+    """Join the cluster whose address a run is given, or start Ray here. Returns whether it did either.
 
     Raises ConfigError where the cluster cannot be reached.
     """
     if ray.is_initialized():
         return False
     with _own_sigterm():
-        _connect(address)
+        _connect(address_of(run))
     return True
 
 
@@ -76,7 +86,7 @@ def _own_interpreter() -> None:
         del os.environ[ray_constants.RAY_RUNTIME_ENV_HOOK]
 
 
-def _connect(address: str | None) -> None:
+def _connect(given: tuple[str, str] | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     _own_interpreter()
@@ -87,7 +97,7 @@ def _connect(address: str | None) -> None:
         "log_to_driver": False,
         "job_config": job_config,
     }
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if given is None:
         local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         try:
             ray.init(address="local", num_cpus=num_cpus(), **local, **quiet)
@@ -97,13 +107,39 @@ def _connect(address: str | None) -> None:
                 "a short path and room, or use run.runner=local, which needs no Ray."
             ) from error
         return
+    pool = DaemonPool(1, name="ray-joining")
+    joined = pool.submit(_join, given[0], quiet)
+    joined.add_done_callback(lambda _: pool.cancel())
     try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}. Start one with "
-            "`ray start --head`, or leave run.ray_address out to run on this machine."
-        ) from error
+        _wait(joined)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise no_cluster(given, in_one_line(error)) from error
+    finally:
+        if not joined.done():
+            # At exit, Ray would ask for ever what does not answer.
+            atexit.unregister(ray.shutdown)
+    if not joined.done():
+        raise no_cluster(given, f"Ray answered there, and joining it took more than {JOIN_S:g} s")
+
+
+def _join(address: str, options: Mapping[str, Any]) -> None:
+    ray.init(address=address, **options)
+    ray.nodes()
+
+
+def _wait(joined: Future[None]) -> None:
+    """Wait for JOIN_S at the most, and raise what was raised.
+
+    Only a thread can be left: Ray's native code is deaf to signals. It also takes SIGTERM for itself.
+    """
+    ends_s = time.monotonic() + JOIN_S
+    handler = signal.getsignal(signal.SIGTERM)
+    while not joined.done() and time.monotonic() < ends_s:
+        wait([joined], timeout=LOOK_S)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+    if joined.done():
+        joined.result()
 
 
 def nodes() -> list[Node]:

@@ -116,7 +116,7 @@ class ClusterProber:
         return min(MAX_WINDOW, (AHEAD + 1) * BATCH * self._num_slots)
 
     def __enter__(self) -> Self:
-        self._is_ours = connect(self._config.run.ray_address)
+        self._is_ours = connect(self._config.run)
         self._watch = watch_ray()
         self._count()
         self._thread.start()
