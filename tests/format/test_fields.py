@@ -297,4 +297,11 @@ def test_lost_tokens_of_rows_that_no_longer_count_are_not_counted(
 
 def _indexed(**facts: Any) -> dict[str, Any]:
     sizes = dict.fromkeys(("num_clips", "num_ok", "stored_bytes", "table_bytes"), 3)
-    return {"bucket": SHARD.bucket, "shard": SHARD.number, **sizes, "lasting": [], **facts}
+    return {
+        "bucket": SHARD.bucket,
+        "shard": SHARD.number,
+        **sizes,
+        "lasting": [],
+        "failed_texts": [],
+        **facts,
+    }

@@ -37,7 +37,8 @@ from latentcache.storage.folder import Storage
 NUM_THREADS = 16
 
 #: One row per committed shard of a version. failed: its rows without a sample; lasting: those of them that
-#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off.
+#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off. failed_texts: of
+#: clips with others that are ok, by reason; a row is named once per text.
 FIELD_INDEX_SCHEMA = pa.schema(
     [
         pa.field("version", pa.int32(), nullable=False),
@@ -50,6 +51,11 @@ FIELD_INDEX_SCHEMA = pa.schema(
         pa.field("num_lost", pa.int32(), nullable=False),
         pa.field("failed", pa.list_(pa.int32()), nullable=False),
         pa.field("lasting", pa.list_(pa.int32()), nullable=False),
+        pa.field(
+            "failed_texts",
+            pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.list_(pa.int32()))])),
+            nullable=False,
+        ),
     ]
 )
 
@@ -160,7 +166,18 @@ def summarise_field(
         "num_lost": len(set(lost["row"].to_pylist())),
         "failed": sorted(failed),
         "lasting": sorted(failed - passing),
+        "failed_texts": _failed_texts(table, failed),
     }
+
+
+def _failed_texts(table: pa.Table, failed: Collection[int]) -> list[dict[str, Any]]:
+    """Return the texts that failed of rows with others that are ok, by reason. failed: the other rows."""
+    found: dict[str, list[int]] = {}
+    columns = (table[name].to_pylist() for name in ("row", "status", "reason"))
+    for row, status, reason in zip(*columns, strict=True):
+        if status == "failed" and row not in failed:
+            found.setdefault(reason, []).append(row)
+    return [{"reason": reason, "rows": sorted(found[reason])} for reason in sorted(found)]
 
 
 def read_field_index(storage: Storage, field: FieldManifest) -> pa.Table:
