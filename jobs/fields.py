@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import LASTING, REASONS, Bucket, ShardId
 from latentcache.core.units import human_bytes, plural
 from latentcache.errors import (
     ConfigError,
@@ -20,7 +20,13 @@ from latentcache.errors import (
 )
 from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
-from latentcache.format.fields.snapshot import count_field
+from latentcache.format.fields.snapshot import (
+    FieldCounts,
+    count_field,
+    read_field_index,
+    rows_to_try_again,
+    without_planned,
+)
 from latentcache.format.rounds import Rounds
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.planned import (
@@ -223,8 +229,18 @@ def _say_given(planned: PlannedField) -> int:
 
 def _with_failed(planned: PlannedField) -> PlannedField:
     rows = planned.failed_rows()
+    for shard, others in _rows_of_failed_texts(planned).items():
+        rows[shard] = rows.get(shard, frozenset()) | others
     print(f"retry    {sum(map(len, rows.values()))} clips of the field {planned.field.name}")
     return _take_version(planned, "retry", rows) if rows else planned
+
+
+def _rows_of_failed_texts(planned: PlannedField) -> dict[ShardId, frozenset[int]]:
+    """Return the rows that have a text, and others that failed, unless they are planned again already."""
+    field, manifest = planned.field, planned.cache.manifest
+    index = read_field_index(planned.storage, field)
+    rows = rows_to_try_again(field, manifest, index, planned.cache.plan.standing)
+    return without_planned(planned.storage, field, manifest, rows)
 
 
 def _take_version(
@@ -336,7 +352,9 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             f"warning  {found.num_lost} clips have more {room}: the rest is lost (lost_tokens in the "
             "field's sample tables)"
         )
-    if found.num_failed > found.num_lasting:
+    _print_failed_texts(field.name, found)
+    may_succeed = any(reason not in LASTING for reason in found.failed_texts)
+    if found.num_failed > found.num_lasting or may_succeed:
         print(f"Try the failed ones again:  latentcache resume {url} --field {name} --retry-failed")
     if unfinished := found.num_shards - found.num_committed:
         print(
@@ -345,4 +363,17 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             file=sys.stderr,
         )
         return OTHER
-    return SOME_FAILED if found.num_failed or run.summary.shards_failed else OK
+    failed = found.num_failed or found.num_failed_texts or run.summary.shards_failed
+    return SOME_FAILED if failed else OK
+
+
+def _print_failed_texts(name: str, found: FieldCounts) -> None:
+    """Say which texts failed of clips that are ok."""
+    if not found.num_failed_texts:
+        return
+    print(
+        f"texts    {found.num_failed_texts} failed of clips that have others, of which loaders take one "
+        f"({field_folder(name)}/samples, where status is 'failed'):"
+    )
+    for reason, count in sorted(found.failed_texts.items()):
+        print(f"  {count:>6} x {reason}: {REASONS[reason]}")

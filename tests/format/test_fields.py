@@ -36,6 +36,7 @@ from latentcache.format.fields.snapshot import (
     count_field,
     publish_field,
     read_field_index,
+    rows_to_try_again,
 )
 from latentcache.planning.fields.planned import write_metadata
 from latentcache.planning.planned import PlannedCache
@@ -293,6 +294,39 @@ def test_lost_tokens_of_rows_that_no_longer_count_are_not_counted(
     index = pa.Table.from_pylist(rows, schema=FIELD_INDEX_SCHEMA)
     standing = Standing(retired={SHARD: frozenset(retired)})
     assert count_field(field, cache.manifest, index, standing).num_lost == num_lost
+
+
+@pytest.mark.parametrize(
+    ("newer", "retired", "failed"),
+    [
+        (None, (), {"image_mark": 2, "non_finite": 1}),
+        ({1}, (), {"non_finite": 1}),
+        (None, (1,), {"non_finite": 1}),
+        ({0, 1, 2}, (), {}),
+    ],
+)
+def test_texts_that_failed_beside_others_count_where_their_row_does(
+    tmp_path: Path, newer: set[int] | None, retired: tuple[int, ...], failed: dict[str, int]
+) -> None:
+    cache = cache_of(tmp_path, ["a", "b", "c"], filled=False)
+    field = field_of(cache, choices=3)
+    samples = [sample_of(row, 0, choice) for row in range(3) for choice in range(3)]
+    for number, reason in {3: "image_mark", 4: "image_mark", 6: "non_finite"}.items():
+        samples[number] = samples[number].failed(reason, "it fails")
+    commit(cache, field, samples)
+    rows = publish_field(cache.storage, field, cache.manifest).to_pylist()
+    assert rows[0]["failed"] == []
+    if newer is not None:
+        version = Version(number=2, kind="retry", generation=1, rows={SHARD: frozenset(newer)})
+        field = replace(field, versions=(version,))
+        rows.append(_indexed(version=2, num_lost=0, failed=[]))
+    index = pa.Table.from_pylist(rows, schema=FIELD_INDEX_SCHEMA)
+    standing = Standing(retired={SHARD: frozenset(retired)})
+    assert count_field(field, cache.manifest, index, standing).failed_texts == failed
+    wanted = {1: "image_mark", 2: "non_finite"}
+    again = frozenset(row for row, reason in wanted.items() if reason in failed)
+    found = rows_to_try_again(field, cache.manifest, index, standing)
+    assert found == ({SHARD: again} if again else {})
 
 
 def _indexed(**facts: Any) -> dict[str, Any]:

@@ -230,6 +230,29 @@ def test_failed_texts_are_tried_again_without_those_that_lack(
     assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
 
 
+def test_texts_that_failed_beside_others_are_counted_and_tried_again(
+    tmp_path: Path, counted: Path
+) -> None:
+    texts = [["a 0", "a 1"], ["CLIP b", "NAN b", "b 2"], ["CLIP"], ["d 0", "CLIP d"]]
+    cache = cache_of(tmp_path, [None] * 4, texts=texts, shard_clips=2)
+    printed = add(cache, status=3, many=text_field(column="texts"))
+    assert "many: 3 clips ok, 1 failed" in printed
+    assert "texts    3 failed of clips that have others" in printed
+    assert re.search(r"^ +3 x non_finite: ", printed, re.MULTILINE)
+    url = cache.storage.url
+    _, shown = run_inline("status", url)
+    assert "3 clips ok, 1 failed, 3 texts of ok clips failed" in shown
+    encoded(counted)
+    again = ("resume", url, "--retry-failed", "--field", "many")
+    status, printed = run_inline(*again, "fields.many.calm=true")
+    assert (status, encoded(counted)) == (0, sorted([*texts[1], *texts[2], *texts[3]]))
+    assert "retry    3 clips" in printed
+    assert "many: 4 clips ok, 0 failed" in printed
+    assert "texts " not in printed
+    _, printed = run_inline(*again)
+    assert "retry    0 clips" in printed
+
+
 @pytest.mark.slow
 def test_a_retry_that_was_stopped_is_not_planned_twice(tmp_path: Path, counted: Path) -> None:
     cache = cache_of(tmp_path, ["fine", "NAN", "CLIP"], shard_clips=2)

@@ -32,7 +32,7 @@ EPOCHS = 12
 def url_fixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cache with two fields of the same texts."""
     cache = cache_of(tmp_path_factory.mktemp("pair"), [None] * len(TEXTS), texts=TEXTS)
-    add(cache, ill=text_field(column="texts"))
+    add(cache, status=3, ill=text_field(column="texts"))
     add(cache, sound=text_field(column="texts", calm=True))
     return cache.storage.url
 
@@ -41,7 +41,7 @@ def url_fixture(tmp_path_factory: pytest.TempPathFactory) -> str:
 def apart_fixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A cache with two fields that have no text in common of some clips."""
     cache = cache_of(tmp_path_factory.mktemp("apart"), [None] * len(TEXTS), texts=TEXTS)
-    add(cache, ill=text_field(column="texts"))
+    add(cache, status=3, ill=text_field(column="texts"))
     add(cache, short=text_field(column="texts", calm=True, max_choices=1))
     return cache.storage.url
 

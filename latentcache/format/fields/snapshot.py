@@ -244,7 +244,7 @@ class FieldCounts:
 
     num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off; at
     most so many, where a shard has some rows that a newer version has too, or that no longer count.
-    stored_bytes: of all versions.
+    stored_bytes: of all versions. failed_texts: those of clips that are ok, by reason.
     """
 
     num_shards: int
@@ -254,6 +254,12 @@ class FieldCounts:
     num_lasting: int
     num_lost: int
     stored_bytes: int
+    failed_texts: Mapping[str, int]
+
+    @property
+    def num_failed_texts(self) -> int:
+        """How many texts failed of clips with others that are ok."""
+        return sum(self.failed_texts.values())
 
 
 def count_field(
@@ -261,9 +267,10 @@ def count_field(
 ) -> FieldCounts:
     """Return how far a field is, by its snapshot; a view has nothing to store."""
     if field.kind == "view":
-        names = (field.name for field in dataclasses.fields(FieldCounts))
-        return FieldCounts(**dict.fromkeys(names, 0))
+        names = {field.name for field in dataclasses.fields(FieldCounts)} - {"failed_texts"}
+        return FieldCounts(**dict.fromkeys(names, 0), failed_texts={})
     ok = failed = lasting = lost = 0
+    texts: dict[str, int] = {}
     for shard, versions in newest_versions(field, index).items():
         seen = set(standing.rows(shard))
         for row in versions:
@@ -274,6 +281,9 @@ def count_field(
             lasting += len(rows.intersection(row["lasting"]))
             # The snapshot does not say which rows lost tokens; none that failed did.
             lost += min(row["num_lost"], good)
+            for failing in row["failed_texts"]:
+                if num := sum(n in rows for n in failing["rows"]):
+                    texts[failing["reason"]] = texts.get(failing["reason"], 0) + num
             seen |= rows
     gone = standing.retired_shards(manifest)
     listed = {
@@ -290,7 +300,25 @@ def count_field(
         num_lasting=lasting,
         num_lost=lost,
         stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
+        failed_texts=texts,
     )
+
+
+def rows_to_try_again(
+    field: FieldManifest, manifest: Manifest, index: pa.Table, standing: Standing
+) -> dict[ShardId, frozenset[int]]:
+    """Return the rows that are ok, and some of whose texts failed in a way that need not come again."""
+    gone, found = standing.retired_shards(manifest), dict[ShardId, frozenset[int]]()
+    for shard, versions in newest_versions(field, index).items():
+        seen, failed = set(standing.rows(shard)), set[int]()
+        for row in versions:
+            for texts in row["failed_texts"]:
+                if texts["reason"] not in LASTING:
+                    failed.update({*texts["rows"]} - seen)
+            seen.update(rows_of(field, manifest, part_of(row)))
+        if failed and shard not in gone:
+            found[shard] = frozenset(failed)
+    return found
 
 
 def rows_of(field: FieldManifest, manifest: Manifest, part: Part) -> Iterable[int]:
