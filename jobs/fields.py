@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
@@ -61,11 +62,31 @@ def check_fields(
 
     dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
     """
-    if not dry_run:
-        return [plan_field(cache, name, config) for name, config in fields.items()]
+    planned = []
     for name, config in fields.items():
-        print_arrays(name, describe_field(config, cache.manifest).arrays)
-    return []
+        with _naming(name):
+            if dry_run:
+                print_arrays(name, describe_field(config, cache.manifest).arrays)
+            else:
+                planned.append(plan_field(cache, name, config))
+    return planned
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name a field in what is said of its settings, which do not say whose they are."""
+    try:
+        yield
+    except ConfigError as error:
+        said, section = str(error), f"fields.{name}"
+        if said.startswith(section) or repr(name) in said:
+            raise
+        first = re.split(r"[.:]", said, maxsplit=1)[0]
+        if first == "encoder":
+            raise type(error)(f"{section}.{said}") from error
+        if first in ("text", "joint"):  # the encoder's settings stand beside the field's own
+            raise type(error)(section + said.removeprefix(first)) from error
+        raise type(error)(f"{section}: {said}") from error
 
 
 def share_fields(
@@ -120,7 +141,8 @@ def make_fields(
     """
 
     def make(name: str) -> int:
-        planned = plan_field(cache, name, fields[name])
+        with _naming(name):
+            planned = plan_field(cache, name, fields[name])
         _print_plan(planned)
         if dry_run:
             return OK
@@ -150,7 +172,8 @@ def resume_fields(
     _check_overrides(overrides, known)
 
     def finish(name: str) -> int:
-        planned = reopen_field(cache, name, overrides)
+        with _naming(name):
+            planned = reopen_field(cache, name, overrides)
         if isinstance(planned.config, GivenField):
             return _say_given(planned)
         planned = _with_changed(planned)
@@ -277,7 +300,7 @@ def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
     for array in arrays:
         key = f"{name}.{array.name}" if array.name else name
         how = f", padding: {array.padding}" if array.padding else ""
-        print(f"field    {key}: {list(array.shape)} {array.dtype}{how}")
+        print(f"field    {key}: {array.shape_text} {array.dtype}{how}")
 
 
 def encode_field(planned: PlannedField, made: Summary | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -384,6 +385,61 @@ def test_an_encoder_that_is_broken_leaves_other_fields_alone(
     assert message in printed
     assert "everything else stays" in printed or "Stopped" in printed
     assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (
+            {"kind": "audio", "seconds": 1.0, "encoder": {"family": "encodec", "model": "/m"}},
+            "ConfigError: fields.bad.encoder:\n  bandwidth: required, but not given",
+        ),
+        (
+            {"kind": "visual", "of": "first", "encoder": {"family": "wan_clap", "model": "/m"}},
+            "ConfigError: fields.bad.encoder.family: unknown tower 'wan_clap'",
+        ),
+        (
+            {"kind": "text", "family": "wan", "model": "/m", "lenght": 3},
+            "ConfigError: fields.bad:\n  lenght: unknown key. Did you mean 'length'?",
+        ),
+        (
+            {"kind": "joint", "family": "wan", "model": "/m", "images": "first"},
+            "ConfigError: fields.bad.family: unknown family 'wan'",
+        ),
+        (text_field(broken="describe"), "ConfigError: fields.bad: hashed_text: there is no such"),
+        (
+            {"kind": "visual", "of": "clip", "scale": 0.4142},
+            "ConfigError: fields.bad: scale: clips of 64x96 cannot be encoded",
+        ),
+    ],
+)
+@pytest.mark.parametrize("args", [(), ("--dry-run",)])
+def test_a_message_on_a_fields_settings_names_the_field(
+    tmp_path: Path, field: dict[str, Any], message: str, args: tuple[str, ...]
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS[:2])
+    assert message in add(cache, *args, status=2, bad=field)
+
+
+def test_a_line_on_a_field_names_the_axes_that_follow_from_the_clips(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS[:2], clip=(5, 96, 96))
+    fields = {
+        "half": {"kind": "visual", "of": "clip", "scale": 0.5},
+        "more": {"kind": "visual", "of": "clip", "scale": 0.667},
+        "first": {"kind": "visual", "of": "first"},
+        "whole": {"kind": "raw", "of": "clip"},
+        "umt5": text_field(pooled=True),
+    }
+    printed = add(cache, "--dry-run", **fields)
+    lines = re.findall(r"^field    (.*\])", printed, re.MULTILINE)
+    assert lines == [
+        "first: [16, 1, h, w]",
+        "half: [16, t, h/2, w/2]",
+        "more: [16, t, 2h/3, 2w/3]",
+        "umt5: [32, 8]",
+        "umt5.pooled: [8]",
+        "whole: [T, H, W, 3]",
+    ]
 
 
 @pytest.mark.slow

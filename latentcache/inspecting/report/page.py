@@ -127,7 +127,7 @@ def _fields(facts: Facts) -> list[Markup]:
 
 def _field_row(found: CountedField) -> Sequence[object]:
     field, counts = found.field, found.counts
-    arrays = [f"{field.key(a)} {list(a.shape)} {a.dtype}" for a in field.arrays]
+    arrays = [f"{field.key(a)} {a.shape_text} {a.dtype}" for a in field.arrays]
     return (
         f"{field.name} ({field.kind})",
         ", ".join(arrays),
