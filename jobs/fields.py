@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
-from latentcache.core.records import Bucket, ShardId
+from latentcache.core.records import LASTING, REASONS, Bucket, ShardId
 from latentcache.core.units import human_bytes, plural
 from latentcache.errors import (
     ConfigError,
@@ -21,7 +22,13 @@ from latentcache.errors import (
 )
 from latentcache.format.fields.manifest import VersionKind, field_names, read_field
 from latentcache.format.fields.paths import field_folder, field_json_path
-from latentcache.format.fields.snapshot import count_field
+from latentcache.format.fields.snapshot import (
+    FieldCounts,
+    count_field,
+    read_field_index,
+    rows_to_try_again,
+    without_planned,
+)
 from latentcache.format.rounds import Rounds
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.places import config_folder
@@ -57,12 +64,31 @@ def check_fields(
 
     dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
     """
-    if not dry_run:
-        corpus = cache.config.corpus.source
-        return [plan_field(cache, name, config, corpus) for name, config in fields.items()]
+    planned = []
     for name, config in fields.items():
-        print_arrays(name, describe_field(config, cache.manifest).arrays)
-    return []
+        with _naming(name):
+            if dry_run:
+                print_arrays(name, describe_field(config, cache.manifest).arrays)
+            else:
+                planned.append(plan_field(cache, name, config, cache.config.corpus.source))
+    return planned
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Name a field in what is said of its settings, which do not say whose they are."""
+    try:
+        yield
+    except ConfigError as error:
+        said, section = str(error), f"fields.{name}"
+        if said.startswith(section) or repr(name) in said:
+            raise
+        first = re.split(r"[.:]", said, maxsplit=1)[0]
+        if first == "encoder":
+            raise type(error)(f"{section}.{said}") from error
+        if first in ("text", "joint"):  # the encoder's settings stand beside the field's own
+            raise type(error)(section + said.removeprefix(first)) from error
+        raise type(error)(f"{section}: {said}") from error
 
 
 def note_folders(fields: Iterable[PlannedField]) -> None:
@@ -131,7 +157,8 @@ def make_fields(
     """
 
     def make(name: str) -> int:
-        planned = plan_field(cache, name, fields[name], corpus)
+        with _naming(name):
+            planned = plan_field(cache, name, fields[name], corpus)
         _print_plan(planned)
         if dry_run:
             return OK
@@ -163,7 +190,8 @@ def resume_fields(
     _check_overrides(overrides, known)
 
     def finish(name: str) -> int:
-        planned = reopen_field(cache, name, overrides)
+        with _naming(name):
+            planned = reopen_field(cache, name, overrides)
         if isinstance(planned.config, GivenField):
             return _say_given(planned)
         if any(o.startswith(f"fields.{name}.folder=") for o in overrides):
@@ -256,8 +284,18 @@ def _say_given(planned: PlannedField) -> int:
 
 def _with_failed(planned: PlannedField) -> PlannedField:
     rows = planned.failed_rows()
+    for shard, others in _rows_of_failed_texts(planned).items():
+        rows[shard] = rows.get(shard, frozenset()) | others
     print(f"retry    {sum(map(len, rows.values()))} clips of the field {planned.field.name}")
     return _take_version(planned, "retry", rows) if rows else planned
+
+
+def _rows_of_failed_texts(planned: PlannedField) -> dict[ShardId, frozenset[int]]:
+    """Return the rows that have a text, and others that failed, unless they are planned again already."""
+    field, manifest = planned.field, planned.cache.manifest
+    index = read_field_index(planned.storage, field)
+    rows = rows_to_try_again(field, manifest, index, planned.cache.plan.standing)
+    return without_planned(planned.storage, field, manifest, rows)
 
 
 def _take_version(
@@ -296,7 +334,7 @@ def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
     for array in arrays:
         key = f"{name}.{array.name}" if array.name else name
         how = f", padding: {array.padding}" if array.padding else ""
-        print(f"field    {key}: {list(array.shape)} {array.dtype}{how}")
+        print(f"field    {key}: {array.shape_text} {array.dtype}{how}")
 
 
 def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
@@ -378,7 +416,9 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             f"warning  {found.num_lost} clips have more {room}: the rest is lost (lost_tokens in the "
             "field's sample tables)"
         )
-    if found.num_failed > found.num_lasting:
+    _print_failed_texts(field.name, found)
+    may_succeed = any(reason not in LASTING for reason in found.failed_texts)
+    if found.num_failed > found.num_lasting or may_succeed:
         print(f"Try the failed ones again:  latentcache resume {url} --field {name} --retry-failed")
     if unfinished := found.num_shards - found.num_committed:
         print(
@@ -387,4 +427,17 @@ def _print_state(planned: PlannedField, run: FieldRun, url: str) -> int:
             file=sys.stderr,
         )
         return OTHER
-    return SOME_FAILED if found.num_failed or run.summary.shards_failed else OK
+    failed = found.num_failed or found.num_failed_texts or run.summary.shards_failed
+    return SOME_FAILED if failed else OK
+
+
+def _print_failed_texts(name: str, found: FieldCounts) -> None:
+    """Say which texts failed of clips that are ok."""
+    if not found.num_failed_texts:
+        return
+    print(
+        f"texts    {found.num_failed_texts} failed of clips that have others, of which loaders take one "
+        f"({field_folder(name)}/samples, where status is 'failed'):"
+    )
+    for reason, count in sorted(found.failed_texts.items()):
+        print(f"  {count:>6} x {reason}: {REASONS[reason]}")

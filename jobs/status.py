@@ -128,10 +128,13 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
 
 def _field(item: tuple[str, FieldCounts]) -> str:
     name, counts = item
+    texts = (
+        f", {counts.num_failed_texts:,} texts of ok clips failed" if counts.num_failed_texts else ""
+    )
     lost = f", {counts.num_lost:,} with lost tokens" if counts.num_lost else ""
     return (
         f"field    {name}: {counts.num_committed:,} of {counts.num_shards:,} shards committed, "
-        f"{counts.num_ok:,} clips ok, {counts.num_failed:,} failed{lost}, "
+        f"{counts.num_ok:,} clips ok, {counts.num_failed:,} failed{texts}{lost}, "
         f"{human_bytes(counts.stored_bytes)}"
     )
 

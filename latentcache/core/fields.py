@@ -99,6 +99,20 @@ class FieldArray:
         best = max(n for n in range(1, most + 1) if length % n == 0)
         return best if MIN_PIECE <= best < length else None
 
+    @property
+    def shape_text(self) -> str:
+        """The shape of a sample as docs write it: axes that follow from the clip's bucket have names."""
+        axes: list[object] = list(self.shape)
+        if self.rule == "pixels":
+            axes = [self.shape[0] or "T", "H", "W", 3]
+        elif self.rule == "trajectory":
+            axes = [*self.shape, "t", "h", "w"]
+        elif self.rule in ("latents", "levels"):
+            scale = Fraction(*self.shape[2:]) if len(self.shape) > 2 else Fraction(1)
+            sides = (_times(side, scale) for side in "hw")
+            axes = [self.shape[0], self.shape[1] or "t", *sides]
+        return f"[{', '.join(map(str, axes))}]"
+
     def shape_in(self, bucket: Bucket, spec: LatentSpec) -> tuple[int, ...]:
         """Return the shape of a clip's sample in a bucket."""
         if self.rule in ("fixed", "steps", "by_step"):
@@ -125,6 +139,12 @@ class FieldArray:
                 "no whole number of pixels"
             )
         return int(height), int(width)
+
+
+def _times(side: str, scale: Fraction) -> str:
+    """Return a side times a ratio, such as 2h/3."""
+    whole = side if scale.numerator == 1 else f"{scale.numerator}{side}"
+    return whole if scale.denominator == 1 else f"{whole}/{scale.denominator}"
 
 
 def given_frames(of: str, num_frames: int) -> list[int]:

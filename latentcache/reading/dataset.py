@@ -27,6 +27,7 @@ from latentcache.reading.loader.transform import Posterior, Transform
 from latentcache.reading.order.epoch import Epoch, Order, Uneven, places
 from latentcache.reading.per_frame import stack_per_frame
 from latentcache.reading.sample import Sample
+from latentcache.reading.text_choice import SampleTexts
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
@@ -71,6 +72,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             cuts=prefix_cuts(cache, self._frames),
         )
         needed = FieldOptions(names=tuple(list_of_names("fields", fields)))
+        self._texts = SampleTexts(cache, needed.names)
         of_fields = LoaderFields.of(cache, needed) if needed.names else None
         self._map: ShardMap | None = None
         if where is not None or of_fields:
@@ -111,7 +113,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             return self.__getitems__(range(len(self))[index])
         if isinstance(index, str):
             leave_inherited()
-            return self._finished(self.cache.stored_samples([self._number(index)]))[0]
+            return self._finished([self._number(index)])[0]
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -120,7 +122,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         numbers = [sample_number(index, len(self)) for index in indices]
         if self._numbers is not None:
             numbers = self._numbers[numbers].tolist()
-        return self._finished(self.cache.stored_samples(numbers))
+        return self._finished(numbers)
 
     def _number(self, key: str) -> int:
         number = self.cache.number(key)
@@ -132,15 +134,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 )
         return number
 
-    def _finished(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Make latents of what is stored."""
+    def _finished(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Read samples by their numbers in the cache, and make latents of what is stored."""
+        samples = self.cache.stored_samples(numbers)
         check_open_files()
-        for sample in samples:
+        for number, sample in zip(numbers, samples, strict=True):
             latents = self._latents(sample["latents"], sample["key"])
             sample["latents"] = as_numpy(latents) if self._numpy else latents
             if isinstance(sample, Sample):
                 finish = functools.partial(self._field, sample["bucket"])
-                sample.finish_fields(finish)
+                sample.finish_fields(finish, functools.partial(self._texts.read, number))
             for name in self.cache.per_frame_names:
                 if (values := sample.get(name)) is not None:
                     values = values[: self._frames]

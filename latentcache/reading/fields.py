@@ -62,10 +62,28 @@ class FieldRow:
     num_choices: int
     entries: tuple[Entry, ...]
 
+    def entry(self, choice: int) -> Entry | None:
+        """Return the entry of a text; None if that failed, or if there is no such text."""
+        return next((entry for entry in self.entries if entry.choice == choice), None)
+
     def pick(self, number: int) -> Entry:
-        """Return the entry that a random number chooses; the next one after a text that failed."""
-        wanted = number % self.num_choices
-        return next((e for e in self.entries if e.choice >= wanted), self.entries[0])
+        """Return the entry that a random number chooses, each as likely; the first one for 0."""
+        choice = chosen_text([self], number)
+        return next(entry for entry in self.entries if entry.choice == choice)
+
+
+def chosen_text(rows: Sequence[FieldRow], number: int) -> int | None:
+    """Return which text a random number chooses of those that all rows have, each as likely.
+
+    The first one for 0. None if they have none in common. rows: one clip's, of at least one field.
+    """
+    num_texts = min(row.num_choices for row in rows)
+    wanted = number % num_texts
+    if all(row.entry(wanted) for row in rows):
+        return wanted
+    common = [n for n in range(num_texts) if all(row.entry(n) for row in rows)]
+    # The quotient says nothing of the remainder, so those in common stay equally likely.
+    return common[number // num_texts % len(common)] if common else None
 
 
 class FieldReader:
@@ -151,6 +169,12 @@ class FieldReader:
             lacking |= rows.intersection(row["failed"]) - seen
             seen |= rows
         return frozenset(lacking | (set(range(num_rows)) - seen))
+
+    def with_failed_texts(self, bucket: str, shard: int) -> frozenset[int]:
+        """Return the rows of a shard some of whose texts may have failed, by its snapshot alone."""
+        versions = self._newest.get(ShardId(bucket, shard), ())
+        failed = (texts for version in versions for texts in version["failed_texts"])
+        return frozenset(row for texts in failed for row in texts["rows"])
 
     def rows(self, bucket: str, shard: int) -> Mapping[int, FieldRow]:
         """Return the rows of a shard that have a sample, the newest version of each."""
@@ -258,7 +282,10 @@ class FieldReader:
         found = self.rows(bucket, shard).get(row)
         if found is None:
             raise KeyError(self.name)
-        entry = found.pick(number)
+        return self.sample_of(bucket, shard, found.pick(number))
+
+    def sample_of(self, bucket: str, shard: int, entry: Entry) -> dict[str, Any]:
+        """Return a stored sample's arrays by their keys, and `NAME_tokens`."""
         out = {
             key: torch.empty(self.shape(array, bucket), dtype=torch_dtype(array.dtype))
             for key, array in self.arrays.items()

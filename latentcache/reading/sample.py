@@ -18,10 +18,22 @@ class Sample(dict[str, Any]):
         super().__init__(values)
         self._read_field = read_field
 
-    def finish_fields(self, finish: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
-        """Have what is read of fields from now on finished, such as normalised."""
+    def finish_fields(
+        self,
+        finish: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        read_text: Callable[[str], Mapping[str, Any] | None],
+    ) -> None:
+        """Have what is read of fields from now on finished, such as normalised.
+
+        read_text: reads the fields among whose texts one is chosen, and returns None for any other.
+        """
         read = self._read_field
-        self._read_field = lambda key: finish(read(key))
+
+        def read_and_finish(key: str) -> Mapping[str, Any]:
+            found = read_text(key)
+            return finish(read(key) if found is None else found)
+
+        self._read_field = read_and_finish
 
     def __missing__(self, key: str) -> Any:
         found = self._read_field(key)

@@ -263,6 +263,13 @@ class Snapshot:
         path = self._format.path(self._layouts[bucket], shard)
         return f"shard {shard} of bucket {bucket} ({redact(join(self.storage.url, path))})"
 
+    def place(self, number: int) -> tuple[str, int, int]:
+        """Return the bucket, the shard and the row in it of an ok clip, by its number from 0."""
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        bucket, shard = self._places["bucket"][at], self._places["shard"][at]
+        position = number - (int(self._ends[at - 1]) if at else 0)
+        return bucket, shard, self.rows(bucket, shard).chunks[position].row
+
     def read_row(self, place: ClipId) -> torch.Tensor:
         """Return the stored sample of one row of a shard. Raises CorruptionError."""
         latents = self.empty(place.shard.bucket, 1)[0]

@@ -30,13 +30,16 @@ from latentcache.format.fields.manifest import (
     field_fingerprint,
     read_field,
 )
-from latentcache.format.fields.paths import field_json_path, version_path
+from latentcache.format.fields.paths import field_index_path, field_json_path, version_path
 from latentcache.format.fields.snapshot import (
     FIELD_INDEX_SCHEMA,
     count_field,
     publish_field,
     read_field_index,
+    rows_to_try_again,
 )
+from latentcache.format.schemas import plan_facts
+from latentcache.format.tables import to_parquet
 from latentcache.planning.fields.planned import write_metadata
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.fields import FieldReader
@@ -295,6 +298,64 @@ def test_lost_tokens_of_rows_that_no_longer_count_are_not_counted(
     assert count_field(field, cache.manifest, index, standing).num_lost == num_lost
 
 
+@pytest.mark.parametrize(
+    ("newer", "retired", "failed"),
+    [
+        (None, (), {"image_mark": 2, "non_finite": 1}),
+        ({1}, (), {"non_finite": 1}),
+        (None, (1,), {"non_finite": 1}),
+        ({0, 1, 2}, (), {}),
+    ],
+)
+def test_texts_that_failed_beside_others_count_where_their_row_does(
+    tmp_path: Path, newer: set[int] | None, retired: tuple[int, ...], failed: dict[str, int]
+) -> None:
+    cache = cache_of(tmp_path, ["a", "b", "c"], filled=False)
+    field = field_of(cache, choices=3)
+    samples = [sample_of(row, 0, choice) for row in range(3) for choice in range(3)]
+    for number, reason in {3: "image_mark", 4: "image_mark", 6: "non_finite"}.items():
+        samples[number] = samples[number].failed(reason, "it fails")
+    commit(cache, field, samples)
+    rows = publish_field(cache.storage, field, cache.manifest).to_pylist()
+    assert rows[0]["failed"] == []
+    if newer is not None:
+        version = Version(number=2, kind="retry", generation=1, rows={SHARD: frozenset(newer)})
+        field = replace(field, versions=(version,))
+        rows.append(_indexed(version=2, num_lost=0, failed=[]))
+    index = pa.Table.from_pylist(rows, schema=FIELD_INDEX_SCHEMA)
+    standing = Standing(retired={SHARD: frozenset(retired)})
+    assert count_field(field, cache.manifest, index, standing).failed_texts == failed
+    wanted = {1: "image_mark", 2: "non_finite"}
+    again = frozenset(row for row, reason in wanted.items() if reason in failed)
+    found = rows_to_try_again(field, cache.manifest, index, standing)
+    assert found == ({SHARD: again} if again else {})
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_snapshot_of_an_earlier_version_is_read_where_a_clip_has_one_text(
+    tmp_path: Path, choices: int
+) -> None:
+    cache = cache_of(tmp_path, ["a", "b", "c"], filled=False)
+    field = field_of(cache, choices)
+    commit(cache, field, [sample_of(row, 0) for row in range(3)])
+    wanted = publish_field(cache.storage, field, cache.manifest)
+    earlier = wanted.drop_columns(["failed_texts"])
+    path = field_index_path(field.name)
+    cache.storage.write(path, to_parquet(earlier, plan_facts(field.fingerprint)))
+    if choices > 1:
+        with pytest.raises(CorruptionError, match="no column failed_texts"):
+            read_field_index(cache.storage, field)
+        publish_field(cache.storage, field, cache.manifest)
+    assert read_field_index(cache.storage, field).equals(wanted)
+
+
 def _indexed(**facts: Any) -> dict[str, Any]:
     sizes = dict.fromkeys(("num_clips", "num_ok", "stored_bytes", "table_bytes"), 3)
-    return {"bucket": SHARD.bucket, "shard": SHARD.number, **sizes, "lasting": [], **facts}
+    return {
+        "bucket": SHARD.bucket,
+        "shard": SHARD.number,
+        **sizes,
+        "lasting": [],
+        "failed_texts": [],
+        **facts,
+    }

@@ -6,6 +6,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -248,6 +249,29 @@ def test_failed_texts_are_tried_again_without_those_that_lack(
     assert (status, encoded(counted)) == (3, ["CLIP", "NAN"])
 
 
+def test_texts_that_failed_beside_others_are_counted_and_tried_again(
+    tmp_path: Path, counted: Path
+) -> None:
+    texts = [["a 0", "a 1"], ["CLIP b", "NAN b", "b 2"], ["CLIP"], ["d 0", "CLIP d"]]
+    cache = cache_of(tmp_path, [None] * 4, texts=texts, shard_clips=2)
+    printed = add(cache, status=3, many=text_field(column="texts"))
+    assert "many: 3 clips ok, 1 failed" in printed
+    assert "texts    3 failed of clips that have others" in printed
+    assert re.search(r"^ +3 x non_finite: ", printed, re.MULTILINE)
+    url = cache.storage.url
+    _, shown = run_inline("status", url)
+    assert "3 clips ok, 1 failed, 3 texts of ok clips failed" in shown
+    encoded(counted)
+    again = ("resume", url, "--retry-failed", "--field", "many")
+    status, printed = run_inline(*again, "fields.many.calm=true")
+    assert (status, encoded(counted)) == (0, sorted([*texts[1], *texts[2], *texts[3]]))
+    assert "retry    3 clips" in printed
+    assert "many: 4 clips ok, 0 failed" in printed
+    assert "texts " not in printed
+    _, printed = run_inline(*again)
+    assert "retry    0 clips" in printed
+
+
 @pytest.mark.slow
 def test_a_retry_that_was_stopped_is_not_planned_twice(tmp_path: Path, counted: Path) -> None:
     cache = cache_of(tmp_path, ["fine", "NAN", "CLIP"], shard_clips=2)
@@ -379,6 +403,61 @@ def test_an_encoder_that_is_broken_leaves_other_fields_alone(
     assert message in printed
     assert "everything else stays" in printed or "Stopped" in printed
     assert set(texts_of(cache.storage.url).values()) <= {*CAPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (
+            {"kind": "audio", "seconds": 1.0, "encoder": {"family": "encodec", "model": "/m"}},
+            "ConfigError: fields.bad.encoder:\n  bandwidth: required, but not given",
+        ),
+        (
+            {"kind": "visual", "of": "first", "encoder": {"family": "wan_clap", "model": "/m"}},
+            "ConfigError: fields.bad.encoder.family: unknown tower 'wan_clap'",
+        ),
+        (
+            {"kind": "text", "family": "wan", "model": "/m", "lenght": 3},
+            "ConfigError: fields.bad:\n  lenght: unknown key. Did you mean 'length'?",
+        ),
+        (
+            {"kind": "joint", "family": "wan", "model": "/m", "images": "first"},
+            "ConfigError: fields.bad.family: unknown family 'wan'",
+        ),
+        (text_field(broken="describe"), "ConfigError: fields.bad: hashed_text: there is no such"),
+        (
+            {"kind": "visual", "of": "clip", "scale": 0.4142},
+            "ConfigError: fields.bad: scale: clips of 64x96 cannot be encoded",
+        ),
+    ],
+)
+@pytest.mark.parametrize("args", [(), ("--dry-run",)])
+def test_a_message_on_a_fields_settings_names_the_field(
+    tmp_path: Path, field: dict[str, Any], message: str, args: tuple[str, ...]
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS[:2])
+    assert message in add(cache, *args, status=2, bad=field)
+
+
+def test_a_line_on_a_field_names_the_axes_that_follow_from_the_clips(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, CAPTIONS[:2], clip=(5, 96, 96))
+    fields = {
+        "half": {"kind": "visual", "of": "clip", "scale": 0.5},
+        "more": {"kind": "visual", "of": "clip", "scale": 0.667},
+        "first": {"kind": "visual", "of": "first"},
+        "whole": {"kind": "raw", "of": "clip"},
+        "umt5": text_field(pooled=True),
+    }
+    printed = add(cache, "--dry-run", **fields)
+    lines = re.findall(r"^field    (.*\])", printed, re.MULTILINE)
+    assert lines == [
+        "first: [16, 1, h, w]",
+        "half: [16, t, h/2, w/2]",
+        "more: [16, t, 2h/3, 2w/3]",
+        "umt5: [32, 8]",
+        "umt5.pooled: [8]",
+        "whole: [T, H, W, 3]",
+    ]
 
 
 @pytest.mark.slow

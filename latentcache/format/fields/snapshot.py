@@ -37,7 +37,8 @@ from latentcache.storage.folder import Storage
 NUM_THREADS = 16
 
 #: One row per committed shard of a version. failed: its rows without a sample; lasting: those of them that
-#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off.
+#: fail again if they are tried again; num_lost: clips some of whose tokens were cut off. failed_texts: of
+#: clips with others that are ok, by reason; a row is named once per text.
 FIELD_INDEX_SCHEMA = pa.schema(
     [
         pa.field("version", pa.int32(), nullable=False),
@@ -50,6 +51,11 @@ FIELD_INDEX_SCHEMA = pa.schema(
         pa.field("num_lost", pa.int32(), nullable=False),
         pa.field("failed", pa.list_(pa.int32()), nullable=False),
         pa.field("lasting", pa.list_(pa.int32()), nullable=False),
+        pa.field(
+            "failed_texts",
+            pa.list_(pa.struct([("reason", pa.string()), ("rows", pa.list_(pa.int32()))])),
+            nullable=False,
+        ),
     ]
 )
 
@@ -160,7 +166,18 @@ def summarise_field(
         "num_lost": len(set(lost["row"].to_pylist())),
         "failed": sorted(failed),
         "lasting": sorted(failed - passing),
+        "failed_texts": _failed_texts(table, failed),
     }
+
+
+def _failed_texts(table: pa.Table, failed: Collection[int]) -> list[dict[str, Any]]:
+    """Return the texts that failed of rows with others that are ok, by reason. failed: the other rows."""
+    found: dict[str, list[int]] = {}
+    columns = (table[name].to_pylist() for name in ("row", "status", "reason"))
+    for row, status, reason in zip(*columns, strict=True):
+        if status == "failed" and row not in failed:
+            found.setdefault(reason, []).append(row)
+    return [{"reason": reason, "rows": sorted(found[reason])} for reason in sorted(found)]
 
 
 def read_field_index(storage: Storage, field: FieldManifest) -> pa.Table:
@@ -169,6 +186,10 @@ def read_field_index(storage: Storage, field: FieldManifest) -> pa.Table:
     try:
         table = read_table(storage, path)
         check_facts(table, plan_facts(field.fingerprint))
+        if field.choices == 1 and "failed_texts" not in table.column_names:
+            # Of an earlier version; where a clip has one text, no other of it can have failed.
+            column = FIELD_INDEX_SCHEMA.field("failed_texts")
+            table = table.append_column(column, pa.array([[]] * table.num_rows, column.type))
         check_columns(table, FIELD_INDEX_SCHEMA)
     except FileNotFoundError:
         return FIELD_INDEX_SCHEMA.empty_table()
@@ -227,7 +248,7 @@ class FieldCounts:
 
     num_lasting: failed ones that would fail again. num_lost: clips some of whose tokens were cut off; at
     most so many, where a shard has some rows that a newer version has too, or that no longer count.
-    stored_bytes: of all versions.
+    stored_bytes: of all versions. failed_texts: those of clips that are ok, by reason.
     """
 
     num_shards: int
@@ -237,6 +258,12 @@ class FieldCounts:
     num_lasting: int
     num_lost: int
     stored_bytes: int
+    failed_texts: Mapping[str, int]
+
+    @property
+    def num_failed_texts(self) -> int:
+        """How many texts failed of clips with others that are ok."""
+        return sum(self.failed_texts.values())
 
 
 def count_field(
@@ -244,9 +271,10 @@ def count_field(
 ) -> FieldCounts:
     """Return how far a field is, by its snapshot; a view has nothing to store."""
     if field.kind == "view":
-        names = (field.name for field in dataclasses.fields(FieldCounts))
-        return FieldCounts(**dict.fromkeys(names, 0))
+        names = {field.name for field in dataclasses.fields(FieldCounts)} - {"failed_texts"}
+        return FieldCounts(**dict.fromkeys(names, 0), failed_texts={})
     ok = failed = lasting = lost = 0
+    texts: dict[str, int] = {}
     for shard, versions in newest_versions(field, index).items():
         seen = set(standing.rows(shard))
         for row in versions:
@@ -257,6 +285,9 @@ def count_field(
             lasting += len(rows.intersection(row["lasting"]))
             # The snapshot does not say which rows lost tokens; none that failed did.
             lost += min(row["num_lost"], good)
+            for failing in row["failed_texts"]:
+                if num := sum(n in rows for n in failing["rows"]):
+                    texts[failing["reason"]] = texts.get(failing["reason"], 0) + num
             seen |= rows
     gone = standing.retired_shards(manifest)
     listed = {
@@ -273,7 +304,25 @@ def count_field(
         num_lasting=lasting,
         num_lost=lost,
         stored_bytes=pc.sum(index["stored_bytes"]).as_py() or 0,
+        failed_texts=texts,
     )
+
+
+def rows_to_try_again(
+    field: FieldManifest, manifest: Manifest, index: pa.Table, standing: Standing
+) -> dict[ShardId, frozenset[int]]:
+    """Return the rows that are ok, and some of whose texts failed in a way that need not come again."""
+    gone, found = standing.retired_shards(manifest), dict[ShardId, frozenset[int]]()
+    for shard, versions in newest_versions(field, index).items():
+        seen, failed = set(standing.rows(shard)), set[int]()
+        for row in versions:
+            for texts in row["failed_texts"]:
+                if texts["reason"] not in LASTING:
+                    failed.update({*texts["rows"]} - seen)
+            seen.update(rows_of(field, manifest, part_of(row)))
+        if failed and shard not in gone:
+            found[shard] = frozenset(failed)
+    return found
 
 
 def rows_of(field: FieldManifest, manifest: Manifest, part: Part) -> Iterable[int]:

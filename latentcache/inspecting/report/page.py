@@ -118,20 +118,23 @@ def _recipe(report: Report) -> list[Markup]:
 def _fields(facts: Facts) -> list[Markup]:
     if not facts.fields:
         return []
-    names = "field, arrays, committed, ok, failed, with lost tokens, stored"
+    names = (
+        "field, arrays, committed, ok, failed, failed texts of ok clips, with lost tokens, stored"
+    )
     rows = [_field_row(found) for found in facts.fields]
     return [h("h2", "Fields"), table_of(names.split(", "), rows, text=(1, 2))]
 
 
 def _field_row(found: CountedField) -> Sequence[object]:
     field, counts = found.field, found.counts
-    arrays = [f"{field.key(a)} {list(a.shape)} {a.dtype}" for a in field.arrays]
+    arrays = [f"{field.key(a)} {a.shape_text} {a.dtype}" for a in field.arrays]
     return (
         f"{field.name} ({field.kind})",
         ", ".join(arrays),
         f"{counts.num_committed:,} of {counts.num_shards:,} shards",
         f"{counts.num_ok:,}",
         f"{counts.num_failed:,}",
+        f"{counts.num_failed_texts:,}",
         f"{counts.num_lost:,}",
         human_bytes(counts.stored_bytes),
     )

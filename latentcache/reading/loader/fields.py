@@ -25,10 +25,11 @@ from latentcache.errors import CacheError, ConfigError, did_you_mean
 from latentcache.format.fields.nulls import NULL
 from latentcache.format.manifest import recipe_difference
 from latentcache.reading.cache import Cache
-from latentcache.reading.fields import FieldReader
+from latentcache.reading.fields import Entry, FieldReader
 from latentcache.reading.loader import field_parts
 from latentcache.reading.loader.filters import Chosen
 from latentcache.reading.loader.targets import Arriving, Target
+from latentcache.reading.text_choice import chosen_entries, grouped, without_common_text
 
 ZEROS = "zeros"
 #: Bits of `sample_seed`.
@@ -73,7 +74,7 @@ class FieldOptions:
         return sample_seed(self.seed, epoch, key, "drop") < int(self.caption_dropout * 2**SEED_BITS)
 
     def choice(self, epoch: int, key: str) -> int:
-        """Return the number that chooses a clip's text, the same in all fields."""
+        """Return the random number that chooses a clip's text in all fields."""
         return sample_seed(self.seed, epoch, key, "text")
 
 
@@ -82,6 +83,7 @@ class LoaderFields:
 
     def __init__(self, readers: Sequence[FieldReader], options: FieldOptions) -> None:
         self.readers, self.options = list(readers), options
+        self.groups = grouped(readers)
         for reader in readers:
             self._check(reader)
 
@@ -179,8 +181,8 @@ class LoaderFields:
     ) -> tuple[dict[str, Chosen] | None, Counter[str]]:
         """Return which clips are in all fields, of those chosen before, and how many each leaves out.
 
-        None: all, so that the order is that without fields. Reads sample tables of the shards that a field
-        does not have wholly.
+        A clip of which a group of fields has no text in common is in none of them. None: all, so that the
+        order is that without fields. Reads sample tables of the shards that a field does not have wholly.
         """
         left_out: Counter[str] = Counter()
         if not self.readers or self.options.missing == "null":
@@ -205,15 +207,18 @@ class LoaderFields:
         self, cache: Cache, bucket: str, shard: int, mask: Any, left_out: Counter[str]
     ) -> Any:
         num_rows = cache.manifest.num_rows(ShardId(bucket, shard))
+        lacking = {reader.name: reader.lacks(bucket, shard, num_rows) for reader in self.readers}
+        for group in self.groups:
+            apart = without_common_text(group, bucket, shard)
+            lacking.update({reader.name: lacking[reader.name] | apart for reader in group})
         whole = mask.copy()
-        for reader in self.readers:
-            lacking = reader.lacks(bucket, shard, num_rows)
-            if not lacking:
+        for name, without in lacking.items():
+            if not without:
                 continue
             rows = [chunk.row for chunk in cache.rows(bucket, shard).chunks]
-            out = np.array([row in lacking for row in rows], np.bool_)
+            out = np.array([row in without for row in rows], np.bool_)
             if num := int((whole & out).sum()):
-                left_out[reader.name] += num
+                left_out[name] += num
             mask &= ~out
         return mask
 
@@ -289,19 +294,19 @@ class FieldsOfBatch:
         drawn = list(zip(where, visits, keys, strict=True))
         dropped = {n for n, visit, key in drawn if self._options.drops(visit, key)}
         numbers = [self._options.choice(visit, key) for _, visit, key in drawn]
+        chosen = chosen_entries(self._fields.groups, self._bucket, shard, rows, numbers)
         for reader in self._fields.readers:
             if reader.is_view:
                 for n, latents in zip(where, stored, strict=True):
                     self._tensors[reader.name][n] = reader.view(latents)
                 continue
-            known, drops = reader.rows(self._bucket, shard), reader.is_text
             wanted = []
-            for row, n, number in zip(rows, where, numbers, strict=True):
-                self._lacking[reader.name][n] = row not in known
-                if drops and n in dropped:
+            for n, entry in zip(where, chosen[reader.name], strict=True):
+                self._lacking[reader.name][n] = entry is None
+                if reader.is_text and n in dropped:
                     self._fill(reader, n, self._options.dropped)
-                elif row in known:
-                    wanted.append((n, known[row].pick(number)))
+                elif entry is not None:
+                    wanted.append((n, entry))
                 else:
                     self._fill(reader, n, self._options.missing_text)
             self._read(reader, shard, wanted, check=check)
@@ -309,7 +314,7 @@ class FieldsOfBatch:
             self._dropped[n] = True
 
     def _read(
-        self, reader: FieldReader, shard: int, wanted: Sequence[tuple[int, Any]], *, check: bool
+        self, reader: FieldReader, shard: int, wanted: Sequence[tuple[int, Entry]], *, check: bool
     ) -> None:
         out = {key: [self._tensors[key][n] for n, _ in wanted] for key in reader.arrays}
         reader.read(self._bucket, shard, [entry for _, entry in wanted], out, check=check)

@@ -112,9 +112,9 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
     takes one. Only clips that have all of them come (`left_out` counts the others); missing="null" gives
     these the null and `umt5_missing` [B]. caption_dropout: the part of clips whose texts are dropped, all
     fields' together, to `dropped`: "null", the encoded empty text, another text of the field's `nulls`, or
-    "zeros"; `dropped` [B] says which. Where a clip has several texts, `umt5_choice` says which one came.
-    Both follow from (seed, epoch, key). pad="batch" cuts texts to the longest of a batch, if the model
-    masks padding.
+    "zeros"; `dropped` [B] says which. Where a clip has several texts, `umt5_choice` says which one came,
+    the same one in all fields of the same column. Both follow from (seed, epoch, key). pad="batch" cuts
+    texts to the longest of a batch, if the model masks padding.
     view: what is read of each clip, and what is made of it: `Window(frames=16)` and others, or an object or
     function of yours; see docs/views.md. layout: the order of the latents' axes, such as "BTCHW". names:
     other names of what a batch holds, such as {"latents": "mp4"}.
