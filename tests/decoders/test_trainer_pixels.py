@@ -274,7 +274,8 @@ def check(case: str, name: str) -> None:
     try:
         reader = source.reader()
         with av.open(source.path) as container:  # as the trainers that look at it
-            rate = float(container.streams.video[0].average_rate or 0)
+            stream: Any = container.streams.best("video")
+            rate = float(stream.average_rate)
         video = [f.copy() for f in reader.frames(np.arange(len(reader.times_s)))][:400]
         theirs = rule(video, rate)
         ours = list(clips_of(ClipsConfig.model_validate(settings), source))
