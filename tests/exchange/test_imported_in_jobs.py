@@ -100,3 +100,14 @@ def test_damaged_latents_are_imported_again(imported: Path, tmp_path: Path) -> N
     assert sorted(again.keys()) == sorted(whole.keys())
     assert all(torch.equal(again.stored(key), whole.stored(key)) for key in sorted(whole.keys()))
     run("verify", damaged)
+
+
+def test_a_field_of_pixels_is_refused_before_a_clip_is_tried(
+    imported: Path, tmp_path: Path
+) -> None:
+    field = tmp_path / "field.yaml"
+    field.write_text("first: {kind: raw, of: first}")
+    for more in ((), ("--dry-run",)):
+        printed = run("add_field", imported, field, *more, status=2)
+        assert "this cache was imported and has no pixels" in printed
+    assert not (imported / "fields").exists()
