@@ -111,6 +111,8 @@ def _others(given: Plain, used: set[str], why: Mapping[str, str]) -> tuple[str, 
 
 _NO_EQUAL = "has no equal here"
 _OF_TRAINING = "belongs to training; the loader has its own"
+#: Of data sets of images whose place may hold videos, too: each is a clip of one frame.
+_FIRST_FRAMES = "only images are taken; of videos the first frame would be, too"
 _SHARES = "is of training; give the loader `weights` where caches are mixed"
 
 
@@ -160,6 +162,7 @@ def _musubi(data: Any, of_file: list[str]) -> Iterator[Converted]:
             if "target_frames" in clips:
                 lost.append("target_frames: the data set is of images")
             clips["target_frames"] = [1]
+            lost += [] if key.endswith("_file") else [f"{key}: {_FIRST_FRAMES}"]
         elif clips.get("source_fps") is not None:
             lost.append(
                 "architecture: set it to that of your training, as it says the rate; wan is 16"
@@ -193,6 +196,7 @@ def _finetrainers(data: Any, of_file: list[str]) -> Iterator[Converted]:
         clips = _preset("finetrainers", given)
         if kind == "image":
             sizes = [f"1x{h}x{w}" for h, w in map(_two, given[buckets])]
+            lost.append(f"dataset_type: {_FIRST_FRAMES}")
         else:
             sizes = ["x".join(map(str, _parts(b))) for b in given[buckets]]
         used = {"reshape_mode", "data_root", "dataset_type", buckets}
@@ -267,9 +271,7 @@ def _diffusion_pipe(data: Any, of_file: list[str]) -> Iterator[Converted]:
         clips["resolutions"] = resolutions[:1]
         if not any(n > 1 for n in given["frame_buckets"]):
             clips |= {"frame_buckets": [5], "frames": 1}
-            lost.append(
-                "frame_buckets: only images are taken; of videos the first frame would be, too"
-            )
+            lost.append(f"frame_buckets: {_FIRST_FRAMES}")
         else:
             lost.append(
                 "frame_buckets: only videos are taken; images need a configuration of their own, with "
@@ -315,7 +317,7 @@ def _of_simpletuner(given: Plain) -> Converted:
     video = given.get("video", {})
     clips = _preset("simpletuner", given)
     clips["num_frames"] = video.get("num_frames", 125) if is_video else 1
-    lost = []
+    lost = [] if is_video else [f"dataset_type: {_FIRST_FRAMES}"]
     if is_local:
         # The second is the name that it had once.
         place = next((k for k in _DATA_DIRS if given.get(k)), _DATA_DIRS[0])

@@ -19,6 +19,7 @@ from latentcache.corpus.saved_probes import (
     SavedProbes,
     files_of,
 )
+from latentcache.decoders.rates import nominal_rate
 from latentcache.errors import ClipError, StorageError
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
@@ -176,7 +177,7 @@ def _facts(source: _Source) -> Found:
             found = found.result()
         except ClipError as error:
             found = {"reason": error.reason, "message": str(error)}
-    facts = {**found, **{name: row[name] for name in TRUSTED["video"] if row[name] is not None}}
+    facts = {**found, **_claimed(row)}
     if row["kind"] == "image":
         facts["frames"] = 1
         facts["duration_s"] = 0.0
@@ -185,6 +186,12 @@ def _facts(source: _Source) -> Found:
     if row["kind"] == "video" and row["frames"] is not None and "reason" not in facts:
         facts |= implausible(facts)
     return facts
+
+
+def _claimed(row: Row) -> Found:
+    """Return what a table says of a source: of its rate the digits are few."""
+    claimed = {name: row[name] for name in TRUSTED["video"] if row[name] is not None}
+    return claimed | ({"fps": nominal_rate(row["fps"])} if row["fps"] is not None else {})
 
 
 class Prober(Protocol):

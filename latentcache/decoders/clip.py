@@ -65,7 +65,8 @@ def indices_of(reader: Reader, request: Mapping[str, Any]) -> Indices:
     if sampling == "nearest":
         return select_frames(times_s, end_s, start, count, fps)
     duration_s = end_s - float(times_s[0])
-    return clip_frames(sampling, times_s, duration_s, start, count, fps, request.get("source_fps"))
+    source_fps = request.get("source_fps") or reader.facts.fps
+    return clip_frames(sampling, times_s, duration_s, start, count, fps, source_fps)
 
 
 def wanted_s(request: Mapping[str, Any]) -> tuple[float, float] | None:

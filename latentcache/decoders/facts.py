@@ -24,8 +24,9 @@ class VideoFacts:
 
     height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel. is_swapped:
     whether pictures are shown turned by 90 degrees; None: their shape tells. transfer: SDR (also where
-    nothing is said), PQ or HLG. fps: on average. crop: what is cut off each picture before it is turned.
-    are_told: by headers, so that no picture says more.
+    nothing is said), PQ or HLG. fps: of its frames' times, on average; `rates.with_rate` makes it the one
+    to count by. declared_fps: what the file declares. tick_s: the unit of its times. crop: what is cut off
+    each picture before it is turned. are_told: by headers, so that no picture says more.
     """
 
     height: int = 0
@@ -35,6 +36,8 @@ class VideoFacts:
     interlaced: bool = False
     transfer: str = "SDR"
     fps: float | None = None
+    declared_fps: float | None = None
+    tick_s: float = 0.0
     crop: Crop = NO_CROP
     are_told: bool = True
 
@@ -67,6 +70,8 @@ def facts_of(stream: Any, fps: float | None, crop: Crop) -> VideoFacts:
         interlaced=int(getattr(context, "field_order", 0)) > _PROGRESSIVE,
         transfer=transfer_of(context) or "SDR",
         fps=fps,
+        declared_fps=float(stream.average_rate or 0) or None,
+        tick_s=float(stream.time_base or 0),
         crop=crop,
         are_told=context.name in _TOLD_BY_HEADERS,
     )

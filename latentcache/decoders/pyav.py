@@ -18,6 +18,7 @@ from latentcache.decoders.frames import Frame
 from latentcache.decoders.index import PacketIndex, Start, read_index
 from latentcache.decoders.packets import SeekMissedError, packets_at
 from latentcache.decoders.ranged import RangedPath
+from latentcache.decoders.rates import rate_of
 from latentcache.decoders.rgb import Turn, to_rgb, turn_of
 from latentcache.decoders.streams import decode, is_early, open_video
 from latentcache.decoders.windows import Windows
@@ -34,6 +35,7 @@ class VideoInfo:
     """What probing finds. height and width are as shown, after rotation, in square pixels.
 
     frames and duration_s are the header's where the file was cut: its lost clips are planned, and fail.
+    fps: see `rates.rate_of`.
     times_s: presentation times of the frames that are there.
     """
 
@@ -63,7 +65,7 @@ def probe(path: str, max_pixels: int | None = None) -> VideoInfo:
     return VideoInfo(
         frames=index.num_declared,
         duration_s=found_s * index.num_declared / count,
-        fps=count / found_s,
+        fps=rate_of(index.facts, count, found_s),
         height=height,
         width=width,
         times_s=index.times_s,
@@ -77,7 +79,7 @@ def _probe_windows(windows: Windows) -> VideoInfo:
     return VideoInfo(
         frames=count,
         duration_s=found_s * count / count,  # as that of a file of which all frames are known
-        fps=count / found_s,
+        fps=rate_of(windows.facts, count, found_s),
         height=height,
         width=width,
         times_s=np.zeros(0),

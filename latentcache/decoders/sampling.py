@@ -13,20 +13,9 @@ from latentcache.errors import ClipError
 
 Indices = npt.NDArray[np.int64]
 Counting = Literal["accumulate", "floor", "linspace"]
-#: A rate within this, relatively, of a whole number or of 1000/1001 of one is that: times are rounded.
-_RATE_TOLERANCE = 1e-4
 #: Frames of a source that are looked at, and sampled, at most (19 hours at 60 per second): a header may
 #: claim any number.
 MAX_FRAMES = 1 << 22
-
-
-def nominal_rate(fps: float) -> float:
-    """Return the rate that a stream declares, of one that was found from its frames' times."""
-    for unit in (1.0, 1000 / 1001):
-        whole = round(fps / unit)
-        if whole and abs(fps / unit / whole - 1) < _RATE_TOLERANCE:
-            return float(whole) if unit == 1 else whole * 1000 / 1001
-    return fps
 
 
 @functools.lru_cache(maxsize=1)  # planned and decoded clip after clip, for one source at a time
@@ -68,15 +57,16 @@ def clip_frames(
     """Return the source's frames of a clip of `count` sampled frames from `start` on.
 
     sampling: as in `clips`. times_s: of the source's frames; duration_s: until the last one ends. fps: None
-    of images and where every frame is sampled. Raises ClipError("truncated") where a rule that counts
-    finds too few; "nearest" takes the source for long enough.
+    of images and where every frame is sampled. source_fps: the source's rate, None of images. Raises
+    ClipError("truncated") where a rule that counts finds too few; "nearest" takes the source for long
+    enough.
     """
     available = len(times_s)
     if sampling == "spread":
         return spread_frames(available, count)
     if sampling == "nearest" or fps is None or not duration_s:  # an image has no rate
         return nearest_frames(times_s, start, count, fps)
-    source_fps = source_fps or nominal_rate(available / duration_s)
+    assert source_fps is not None
     return counted_frames(cast("Counting", sampling), available, source_fps, fps, start, count)
 
 

@@ -19,6 +19,7 @@ from latentcache.decoders.identity import identify, identify_url, local_path
 from latentcache.decoders.index import PacketIndex, read_index
 from latentcache.decoders.packets import PacketTable
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video
+from latentcache.decoders.rates import with_rate
 from latentcache.decoders.temporary_copies import new_copy
 from latentcache.decoders.trouble import machine_trouble, read_through
 from latentcache.decoders.windows import Windows
@@ -279,8 +280,8 @@ class Source:
         """Return the index; those that suit decord need no check, for the probe has looked."""
         index = read_index(self.path, self._max_pixels)
         if index.suits_decord:
-            return look.with_facts(self.path, index, self._max_pixels)
-        return look.checked(self.path, index, self._max_pixels)[0]
+            return with_rate(look.with_facts(self.path, index, self._max_pixels))
+        return with_rate(look.checked(self.path, index, self._max_pixels)[0])
 
     def close(self) -> None:
         """Remove the temporary file, if there is one."""

@@ -16,6 +16,7 @@ from latentcache.decoders.index import MAX_DURATION_S, PacketIndex, to_index
 from latentcache.decoders.matroska import Layout
 from latentcache.decoders.packets import joined, read_span
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath
+from latentcache.decoders.rates import rate_of
 from latentcache.decoders.streams import open_video
 
 #: Packets after the last one that is wanted which a decoder may want before it comes out.
@@ -53,7 +54,8 @@ class Windows:
         has_rate = rate > 0 and duration > 0 and self.num_frames >= len(index.pts)
         if not has_rate or not 0 < found_s <= MAX_DURATION_S:
             raise NeedsWholeError
-        self.facts: VideoFacts = replace(index.facts, fps=self.num_frames / found_s)
+        fps = rate_of(index.facts, self.num_frames, found_s)
+        self.facts: VideoFacts = replace(index.facts, fps=fps)
 
     def _last_frame(self) -> tuple[int, int]:
         """Return when the last frame is shown, and for how long, in the stream's time base."""

@@ -13,6 +13,7 @@ import numpy as np
 from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.spec import LatentSpec
+from latentcache.core.units import plural
 from latentcache.errors import ConfigError, CorpusError
 from latentcache.exchange.clips import ClipRow, named
 from latentcache.exchange.export import Export, File, Options
@@ -64,7 +65,7 @@ def _check_sizes(clips: Clips) -> None:
     large = [r.key for r, size in zip(clips.rows, clips.row_bytes, strict=True) if size > MAX_BYTES]
     if large:
         raise ConfigError(
-            f"{len(large)} clips are too large for a shard of MDS, whose offsets reach to 4 GiB: "
+            f"{plural(len(large), 'clip')} too large for a shard of MDS, whose offsets reach to 4 GiB: "
             f"{named(large)}. Nothing was written. Leave a field out, or export to webdataset."
         )
 

@@ -154,9 +154,9 @@ def _text_files(
     differ = [row.key for row, other in pairs if texts.text(row) != texts.text(other)]
     if differ:
         raise ConfigError(
-            f"{len(differ)} clips have another text in the field {texts.name} than the first clip of their "
-            f"source: {named(differ)}. musubi has one text per source. Nothing was written. Leave --text "
-            "out, or export a cache with one text per source."
+            f"{plural(len(differ), 'clip')} with another text in the field {texts.name} than the first one "
+            f"of the same source: {named(differ)}. musubi has one text per source. Nothing was written. "
+            "Leave --text out, or export a cache with one text per source."
         )
     for stem, row in first.items():
         make = partial(_text_file, texts, row, of, dtype)

@@ -15,8 +15,10 @@ from latentcache.config.caption_fields import CaptionField
 from latentcache.config.fields import stored_field
 from latentcache.config.files import load_stored_config
 from latentcache.core.records import ShardId
+from latentcache.core.units import plural
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, converted, named
+from latentcache.exchange.lacking import lacking_rows, not_there
 from latentcache.format.changes import read_changes
 from latentcache.planning.fields.planned import PlannedField
 from latentcache.planning.planned import PlannedCache
@@ -49,21 +51,16 @@ class Texts:
                 f"--text {name}: the field is of kind {self._field.field.kind}, and text states [L, D] are "
                 "needed. Nothing was written. Name a field of kind text."
             )
-        lacking = _lacking(self._field, rows)
-        if lacking:
-            raise ConfigError(
-                f"--text {name}: {len(lacking)} clips have no text: {named(lacking)}. Nothing "
-                f"was written. Add "
-                "captions to the corpus, run precompute, then latentcache add-field --update."
-            )
+        if lacking := lacking_rows(self._field, rows):
+            raise not_there(_planned(cache, self._field), lacking)
         refuse_stale(cache, self._field, rows)
         self._texts = _texts_of(cache, self._field, rows)
         self.notes = notes_on(self._field, rows)
         long = [] if at_most is None else [r.key for r in rows if self.num_tokens(r) > at_most]
         if long:
             raise ConfigError(
-                f"--text {name}: {len(long)} clips have texts of more than the {at_most} tokens that the "
-                f"trainer takes: {named(long)}. Nothing was written. Add a field with length: {at_most}."
+                f"--text {name}: {plural(len(long), 'text')} of more than the {at_most} tokens that the "
+                f"trainer takes, of {named(long)}. Nothing was written. Add a field with length: {at_most}."
             )
 
     @property
@@ -112,9 +109,9 @@ def refuse_stale(cache: Cache, field: FieldReader, rows: Sequence[ClipRow]) -> N
     keys = [row.key for row in rows if row.row in stale.get(ShardId(row.bucket, row.shard), ())]
     if keys:
         raise ConfigError(
-            f"{len(keys)} clips have other texts or files now than those that the field {field.name} is "
-            f"of: {named(keys)}. Its values would stand beside captions that are not theirs. Nothing was "
-            "written. Encode the new ones: latentcache resume "
+            f"{plural(len(keys), 'clip')} with other texts or files now than those that the field "
+            f"{field.name} is of: {named(keys)}. Its values would stand beside captions that are not "
+            "theirs. Nothing was written. Encode the new ones: latentcache resume "
             f"{shlex.quote(redact(cache.storage.url))} --field {field.name}"
         )
 
@@ -193,15 +190,3 @@ def notes_on(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:
         f"{several} of {len(rows)} clips have several texts in the field {field.name}, and only the first "
         "one of each is written"
     ]
-
-
-def _lacking(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:
-    """Return the keys of clips that a field has nothing of."""
-    last: dict[tuple[str, int], int] = {}
-    for row in rows:
-        place = (row.bucket, row.shard)
-        last[place] = max(last.get(place, 0), row.row + 1)
-    lacks: Mapping[tuple[str, int], frozenset[int]] = {
-        place: field.lacks(*place, num_rows) for place, num_rows in last.items()
-    }
-    return [row.key for row in rows if row.row in lacks[row.bucket, row.shard]]

@@ -17,7 +17,7 @@ from latentcache.config.clips import ClipsConfig
 from latentcache.core.records import Bucket, Clip, Shard
 from latentcache.core.spec import LatentSpec
 from latentcache.decoders.frames import num_sampled_frames
-from latentcache.decoders.sampling import clip_frames, nominal_rate, sampled_frames
+from latentcache.decoders.sampling import clip_frames, sampled_frames
 from latentcache.format import per_frame
 from latentcache.format.per_frame import PER_FRAME
 from latentcache.format.planned_rows import kept_columns
@@ -202,7 +202,7 @@ def num_available(clips: ClipsConfig, source: Mapping[str, Any]) -> int:
     if clips.sampling == "spread":
         return frames
     assert clips.fps is not None
-    source_fps = clips.source_fps or nominal_rate(source["fps"])
+    source_fps = clips.source_fps or source["fps"]
     return len(sampled_frames(clips.sampling, frames, source_fps, clips.fps))
 
 
@@ -292,9 +292,10 @@ def _per_frame(
     for row, starts, _ in picked:
         fps = None if sources["kind"][row].as_py() == "image" else clips.fps
         times_s, duration_s = _times_s(sources, row), sources["duration_s"][row].as_py()
+        source_fps = clips.source_fps or sources["fps"][row].as_py()
         for start in starts.tolist():
             found = clip_frames(
-                clips.sampling, times_s, duration_s, start, bucket.frames, fps, clips.source_fps
+                clips.sampling, times_s, duration_s, start, bucket.frames, fps, source_fps
             )
             values.append(sources[PER_FRAME][row])
             numbers.append(found)

@@ -65,8 +65,9 @@ class OtherFile:
         # Of a file that was cut, the probe says what the header does.
         found_s = self.source["duration_s"] * len(times_s) / self.source["frames"]
         rules = self.rules
+        source_fps = rules.source_fps or self.source["fps"]
         frames = clip_frames(
-            rules.sampling, times_s, found_s, clip.start, clip.frames, clip.fps, rules.source_fps
+            rules.sampling, times_s, found_s, clip.start, clip.frames, clip.fps, source_fps
         )
         if frames[-1] >= len(times_s):
             raise ClipError("truncated", f"the clip's source has {len(times_s)} frames")

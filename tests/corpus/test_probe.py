@@ -120,3 +120,11 @@ def test_what_was_found_of_a_file_that_was_replaced_since_does_not_count(tmp_pat
     replaced = pa.array(["5:1", "5:3", None], pa.string())
     now = table.set_column(table.column_names.index("stamp"), "stamp", replaced)
     assert known_of(tmp_path, now) == [True, False, True]
+
+
+def test_a_rate_that_a_table_rounds_is_the_one_that_is_meant() -> None:
+    row = {"name": "a", "url": "/a.mp4", "kind": "video", "fps": 23.976}
+    pool = Slow()
+    pool.asked.append(Future())  # so that the first one is answered, too
+    (found,) = probe_sources(pa.Table.from_pylist([row], schema=SOURCE_SCHEMA), pool).to_pylist()
+    assert found["fps"] == 24000 / 1001

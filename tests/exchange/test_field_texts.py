@@ -142,7 +142,9 @@ def test_clips_of_a_source_with_other_texts_are_refused_by_musubi(
     ]
     monkeypatch.setattr(musubi, "clip_rows", lambda cache, bucket: rows)
     printed = export(cache, tmp_path / "out", "musubi", "--text", "t", status=2)
-    assert "1 clips have another text in the field t than the first clip of their source" in printed
+    assert (
+        "1 clip with another text in the field t than the first one of the same source" in printed
+    )
 
 
 def test_texts_that_are_not_known_are_refused(

@@ -105,7 +105,7 @@ def test_what_cannot_be_right_is_refused(wan: latentcache.Cache, tmp_path: Path)
     out = tmp_path / "out"
     assert "--text" in export(wan, out, "finetrainers", status=2)
     lacking = export(wan, out, "finetrainers", "--text", "lacking", status=2)
-    assert "1 clips have no text: 'four.mp4#0'" in lacking
+    assert "without a text: 1 clip ('four.mp4#0'). Add captions to the corpus" in lacking
     cache = make_cache(tmp_path, spec_of(stored="mean"))
     assert "the cache stores mean" in export(cache, out, "finetrainers", "--text", "x", status=2)
     assert not out.exists()

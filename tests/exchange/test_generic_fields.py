@@ -195,7 +195,7 @@ def test_a_clip_that_offsets_of_mds_do_not_reach_is_refused(
     assert mds.MAX_BYTES == 2**32 - 1
     monkeypatch.setattr(mds, "MAX_BYTES", 5 * 32 * 48 * 3)
     printed = export(mixed, tmp_path / "out", "mds", "--field", "pixels", status=2)
-    assert "12 clips are too large for a shard of MDS" in printed
+    assert "12 clips too large for a shard of MDS" in printed
     assert not (tmp_path / "out").exists()
 
 

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import latentcache
+from latentcache.config.fields import parse_field
 from latentcache.core.records import ClipId, ShardId
 from latentcache.errors import CacheError
 from latentcache.inspecting.clip_reader import NO_PIXELS, UNKNOWN_FPS, PairReader
+from latentcache.planning.fields import describe
+from latentcache.planning.fields.planned import create_field, plan_field
 from latentcache.planning.planned import reopen_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
 from tests.tools.exchange import run
@@ -100,3 +103,29 @@ def test_damaged_latents_are_imported_again(imported: Path, tmp_path: Path) -> N
     assert sorted(again.keys()) == sorted(whole.keys())
     assert all(torch.equal(again.stored(key), whole.stored(key)) for key in sorted(whole.keys()))
     run("verify", damaged)
+
+
+def test_a_field_of_pixels_is_refused_before_a_clip_is_tried(
+    imported: Path, tmp_path: Path
+) -> None:
+    field = tmp_path / "field.yaml"
+    field.write_text("first: {kind: raw, of: first}")
+    for more in ((), ("--dry-run",)):
+        printed = run("add_field", imported, field, *more, status=2)
+        assert "this cache was imported and has no pixels" in printed
+    assert not (imported / "fields").exists()
+
+
+def test_a_field_of_pixels_that_is_there_is_not_gone_on_with(
+    imported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a cache to which one was added when that was not refused."""
+    cache = shutil.copytree(imported, tmp_path / "cache")
+    with monkeypatch.context() as before:
+        before.setattr(describe, "OF_SOURCES", ())
+        planned = reopen_cache(str(cache), {})
+        create_field(plan_field(planned, "first", parse_field("first", {"kind": "raw"})))
+    printed = run("resume", cache, "--field", "first", status=2)
+    assert "this cache was imported and has no pixels" in printed
+    run("drop_field", cache, "first", "--yes")
+    run("resume", cache)

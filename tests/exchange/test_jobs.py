@@ -195,7 +195,7 @@ def test_states_of_other_captions_than_those_of_now_are_refused(tmp_path: Path) 
             assert field.with_version("update", field.changed_rows())
         for layout, option in (("fastvideo", "--text"), ("webdataset", "--field")):
             printed = export(cache, tmp_path / layout, layout, option, "umt5", status=2)
-            assert "1 clips have other texts or files now" in printed
+            assert "1 clip with other texts or files now" in printed
             assert "'v1#0'" in printed
             assert not (tmp_path / layout).exists()
         cache = latentcache.open_cache(planned.storage.url)
@@ -219,6 +219,6 @@ def test_texts_that_are_too_long_are_named_first(tmp_path: Path) -> None:
     cache = make_cache(tmp_path, spec_of(COGVIDEOX), captions=captions)
     add(cache, t5=text_field(length=256))
     printed = export(cache, tmp_path / "out", "finetrainers", "--text", "t5", status=2)
-    assert "1 clips have texts of more than the 226 tokens" in printed
+    assert "1 text of more than the 226 tokens" in printed
     assert "'b/two_three.mp4#0'" in printed
     assert not (tmp_path / "out").exists()

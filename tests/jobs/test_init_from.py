@@ -413,3 +413,27 @@ def test_other_files_of_diffusion_pipe_are_told_apart(tmp_path: Path, text: str,
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         convert("diffusion-pipe", str(file))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "images"),
+    [
+        ("musubi", {"image_directory": "/data/a"}),
+        ("finetrainers", {"dataset_type": "image", "image_resolution_buckets": ["480x720"]}),
+        ("diffusion-pipe", {"frame_buckets": [1]}),
+        ("simpletuner", {"dataset_type": "image"}),
+    ],
+)
+def test_of_a_data_set_of_images_it_is_said_that_videos_give_a_frame_each(
+    tmp_path: Path, trainer: str, images: dict[str, object]
+) -> None:
+    note = "only images are taken; of videos the first frame would be, too"
+    of_videos = {k: v for k, v in LEAST[trainer].items() if k != "video_directory" or not images}
+    for given, is_said in ((LEAST[trainer], False), ({**of_videos, **images}, True)):
+        found = converted(tmp_path, trainer, file_of(trainer, given))
+        assert any(line.endswith(note) for line in found.lost) == is_said
+
+
+def test_a_table_of_images_has_no_videos(tmp_path: Path) -> None:
+    data = file_of("musubi", {"image_jsonl_file": "/data/a.jsonl", "resolution": [960, 544]})
+    assert not any("first frame" in line for line in converted(tmp_path, "musubi", data).lost)

@@ -36,6 +36,8 @@ FIELD_RECIPE_VERSION = 1
 #: Scales are ratios of small numbers, such as 2/3, which may be given with three digits.
 MAX_DENOMINATOR = 32
 SCALE_TOLERANCE = 1e-3
+#: Fields that read each clip's source: its pixels, its sound, or its shape and times.
+OF_SOURCES = RawField | VisualField | MaskedField | AudioField | JointField
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,21 @@ class Description:
 
 def describe_field(config: FieldConfig, manifest: Manifest) -> Description:
     """Return what a field of a cache is. Raises ConfigError, EncoderError."""
+    if isinstance(config, OF_SOURCES) and not manifest.provenance.has_pixels:
+        raise _without_pixels(config)
     found = _described_by_kind(config, manifest)
     if not isinstance(config, ViewField):  # which stores nothing
         _check_bytes(found.arrays, manifest)
     return found
+
+
+def _without_pixels(config: FieldConfig) -> ConfigError:
+    return ConfigError(
+        f"kind: {config.kind}: this cache was imported and has no pixels or sound of its clips' sources, "
+        "and a file of another column is matched to these. Encode the sources with precompute, which makes "
+        "the field beside the latents; or add values that you have with kind: array or "
+        "latentcache.write_field."
+    )
 
 
 def _check_bytes(arrays: Sequence[FieldArray], manifest: Manifest) -> None:
