@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from latentcache.core.regular_files import open_regular
 from latentcache.errors import ConfigError, StorageError
-from latentcache.storage import limits, local_files, remote_objects, retry
+from latentcache.storage import below, limits, local_files, remote_objects, retry
 from latentcache.storage.filesystems import (
     is_local_filesystem,
     open_filesystem,
@@ -330,14 +330,14 @@ class Storage:
         fs, root = self._open()
         try:
             if self.is_local:
-                below = self._do(
+                listed = self._do(
                     "list", under, lambda: [*local_files.files_below(Path(root), under)]
                 )
-                found = [_local_file(*file) for file in below]
+                found = [_local_file(*file) for file in listed]
             else:
                 start = self._full(under)
                 fs.invalidate_cache(start)
-                find = functools.partial(remote_objects.find, fs, start)
+                find = functools.partial(below.files_below, fs, start)
                 infos = self._do("list", under, find, more_s=limits.listing_s)
                 found = [_stored_file(info, root) for info in infos.values()]
         except FileNotFoundError:

@@ -17,7 +17,7 @@ from typing import IO, Any, TypeVar, cast
 
 from latentcache.core.regular_files import kind_of_file, open_regular
 from latentcache.errors import StorageError
-from latentcache.storage import limits, remote_objects, retry
+from latentcache.storage import below, limits, retry
 from latentcache.storage.filesystems import (
     glob_regex,
     is_local_filesystem,
@@ -287,7 +287,7 @@ def find_sizes(
         walk = functools.partial(_walk, root, max_depth, apart)
         return dict.fromkeys(sorted(_read(url, options, lambda: list(walk()))))
     root = root.rstrip("/")
-    find = functools.partial(remote_objects.find, fs, root, max_depth)
+    find = functools.partial(below.files_below, fs, root, max_depth)
     listed = _read(url, options, find, more_s=limits.listing_s)
     found = {
         path[len(root) :].lstrip("/"): facts.get("size")

@@ -124,7 +124,7 @@ def test_the_text_after_one_that_failed_is_the_one_that_is_written(
     make: MakeCache, tmp_path: Path
 ) -> None:
     planned = make(WAN, CAPTIONS, (("CLIP fails", "sound"), ("other",)))
-    add(planned, t=text_field(length=LENGTH, column="texts"))
+    add(planned, status=3, t=text_field(length=LENGTH, column="texts"))
     cache = latentcache.open_cache(planned.storage.url)
     export(cache, tmp_path / "out", "fastvideo", "--text", "t")
     rows = [row for _, row in sorted(read_fastvideo(tmp_path / "out").items())]
