@@ -30,7 +30,7 @@ from latentcache.format.fields.manifest import (
     field_fingerprint,
     read_field,
 )
-from latentcache.format.fields.paths import field_index_path, field_json_path, version_path
+from latentcache.format.fields.paths import field_json_path, version_path
 from latentcache.format.fields.snapshot import (
     FIELD_INDEX_SCHEMA,
     count_field,
@@ -38,8 +38,6 @@ from latentcache.format.fields.snapshot import (
     read_field_index,
     rows_to_try_again,
 )
-from latentcache.format.schemas import plan_facts
-from latentcache.format.tables import to_parquet
 from latentcache.planning.fields.planned import write_metadata
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.fields import FieldReader
@@ -329,24 +327,6 @@ def test_texts_that_failed_beside_others_count_where_their_row_does(
     again = frozenset(row for row, reason in wanted.items() if reason in failed)
     found = rows_to_try_again(field, cache.manifest, index, standing)
     assert found == ({SHARD: again} if again else {})
-
-
-@pytest.mark.parametrize("choices", [1, 2])
-def test_a_snapshot_of_an_earlier_version_is_read_where_a_clip_has_one_text(
-    tmp_path: Path, choices: int
-) -> None:
-    cache = cache_of(tmp_path, ["a", "b", "c"], filled=False)
-    field = field_of(cache, choices)
-    commit(cache, field, [sample_of(row, 0) for row in range(3)])
-    wanted = publish_field(cache.storage, field, cache.manifest)
-    earlier = wanted.drop_columns(["failed_texts"])
-    path = field_index_path(field.name)
-    cache.storage.write(path, to_parquet(earlier, plan_facts(field.fingerprint)))
-    if choices > 1:
-        with pytest.raises(CorruptionError, match="no column failed_texts"):
-            read_field_index(cache.storage, field)
-        publish_field(cache.storage, field, cache.manifest)
-    assert read_field_index(cache.storage, field).equals(wanted)
 
 
 def _indexed(**facts: Any) -> dict[str, Any]:

@@ -186,10 +186,6 @@ def read_field_index(storage: Storage, field: FieldManifest) -> pa.Table:
     try:
         table = read_table(storage, path)
         check_facts(table, plan_facts(field.fingerprint))
-        if field.choices == 1 and "failed_texts" not in table.column_names:
-            # Of an earlier version; where a clip has one text, no other of it can have failed.
-            column = FIELD_INDEX_SCHEMA.field("failed_texts")
-            table = table.append_column(column, pa.array([[]] * table.num_rows, column.type))
         check_columns(table, FIELD_INDEX_SCHEMA)
     except FileNotFoundError:
         return FIELD_INDEX_SCHEMA.empty_table()
