@@ -27,6 +27,7 @@ from latentcache.exchange.tar import in_groups
 from latentcache.exchange.texts import columns_of, notes_on, refuse_stale
 from latentcache.format.columns import CAPTION
 from latentcache.reading.cache import Cache
+from latentcache.reading.text_choice import chosen_entries, grouped
 from latentcache.storage.folder import Storage, redact
 
 #: What the latents are: a LatentSpec in JSON, beside the data.
@@ -61,6 +62,7 @@ class Clips:
         self.fields = {name: cache.field(name) for name in dict.fromkeys(names)}
         for field in self.fields.values():
             refuse_stale(cache, field, self.rows)
+        self._groups = grouped([*self.fields.values()])
         in_bucket = {name: self._bytes_in(name) for name in {row.bucket for row in self.rows}}
         #: What each row takes in a file at most.
         self.row_bytes = [in_bucket[row.bucket] + _text_bytes(row) for row in self.rows]
@@ -92,13 +94,17 @@ class Clips:
                 yield number, row, sample["latents"]
 
     def samples(self, row: ClipRow, stored: torch.Tensor) -> dict[str, FieldSample]:
-        """Return a clip's arrays of fields by key; none of a field that has nothing of it."""
+        """Return a clip's arrays of fields by key; none of a field that has nothing of it.
+
+        Fields of the same texts have the same one of them, the first that all have.
+        """
         found: dict[str, FieldSample] = {}
+        entries = chosen_entries(self._groups, row.bucket, row.shard, [row.row], [0])
         for name, field in self.fields.items():
             if field.is_view:
                 found[name] = FieldSample(array=field.view(stored).contiguous())
-            elif field.rows(row.bucket, row.shard).get(row.row) is not None:
-                sample = field.sample(row.bucket, row.shard, row.row)
+            elif entry := entries[name][0]:
+                sample = field.sample_of(row.bucket, row.shard, entry)
                 for key, array in field.arrays.items():
                     tokens = sample.get(tokens_key(key)) if array.padding else None
                     found[key] = FieldSample(array=sample[key], tokens=tokens)

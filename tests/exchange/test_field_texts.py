@@ -132,6 +132,24 @@ def test_the_text_after_one_that_failed_is_the_one_that_is_written(
     assert torch.equal(rows[0]["text_embedding"], own("sound").float())
 
 
+def test_fields_of_the_same_texts_are_written_of_the_same_one(
+    make: MakeCache, tmp_path: Path
+) -> None:
+    planned = make(WAN, CAPTIONS, (("CLIP fails", "sound"), ("other",)))
+    add(planned, status=3, ill=text_field(length=LENGTH, column="texts"))
+    add(planned, calm=text_field(length=LENGTH, column="texts", calm=True))
+    cache = latentcache.open_cache(planned.storage.url)
+    fields = ("--field", "calm", "--field", "ill")
+    export(cache, tmp_path / "both", "webdataset", *fields)
+    export(cache, tmp_path / "one", "webdataset", *fields[:2])
+    for folder, texts in (("both", ("sound", "other")), ("one", ("CLIP fails", "other"))):
+        samples = webdataset_samples(tmp_path / folder)
+        for sample, text in zip(samples, texts, strict=True):
+            num = sample["json"]["calm_tokens"]
+            assert torch.equal(sample["calm.pth"][:num], own(text))
+            assert folder == "one" or torch.equal(sample["ill.pth"][:num], own(text))
+
+
 def test_clips_of_a_source_with_other_texts_are_refused_by_musubi(
     cache: latentcache.Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
