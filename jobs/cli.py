@@ -8,12 +8,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from latentcache.config.files import apply_overrides, load_stored_config
 from latentcache.config.sections import Config
+from latentcache.core.threads import JOINING_RAY
 from latentcache.core.units import human_bytes as human_bytes
 from latentcache.errors import ConfigError, LatentCacheError
 from latentcache.format.manifest import Manifest
@@ -35,7 +37,19 @@ def run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:
     with safe_output():
         status = _run_job(job, parser)
         drop_unwritten()
-        return status
+        return leave(status)
+
+
+def leave(status: int) -> int:
+    """Return an exit status; or end with it at once, where a thread still joins a Ray cluster.
+
+    Its native code would crash when the interpreter ends, and the process have another status.
+    """
+    if any(thread.name.startswith(JOINING_RAY) for thread in threading.enumerate()):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _run_job(job: Callable[[argparse.Namespace], int], parser: Parser) -> int:

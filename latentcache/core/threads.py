@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+#: The name of threads that join a Ray cluster: where one hangs, it is in native code.
+JOINING_RAY = "ray-joining"
 #: What is let go of waits so long for calls that are under way; the interpreter, when it ends.
 CLOSE_S = 5.0
 EXIT_S = 2.0

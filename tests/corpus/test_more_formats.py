@@ -70,12 +70,12 @@ def test_files_without_a_suffix_are_counted_unless_asked_for(tmp_path: Path) -> 
     (tmp_path / "picture.txt").write_text("of a square")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "linked").symlink_to(tmp_path / "pipe")
-    assert read(tmp_path).ignored == {".txt": 1, "no suffix": 4}
+    assert read(tmp_path).ignored == {".txt": 1, "no suffix": 4, "no regular file": 1}
     asked = read(tmp_path, no_suffix="by_content")
     assert column(asked, "name") == ["a.mp4", "picture"]
     assert column(asked, "kind") == ["video", "image"]
     assert column(asked, "caption") == [None, "of a square"]
-    assert asked.ignored == {"no suffix": 3}
+    assert asked.ignored == {"no suffix": 3, "no regular file": 1}
 
 
 def test_remote_files_are_told_by_content(tmp_path: Path) -> None:

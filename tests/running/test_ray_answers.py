@@ -154,7 +154,9 @@ def test_a_cluster_that_falls_silent_while_it_is_joined_is_named(
         "from latentcache.running.runners import ray_cluster\n"
         "ray_cluster.JOIN_S = 4\n"
         "try: ray_cluster.connect(RunConfig(runner='ray'))\n"
-        "except ConfigError as error: print(error, flush=True)\n"
+        "except ConfigError as error: print(error)\n"
+        "from jobs.cli import leave\n"
+        "leave(0)\n"
     )
     with stalling(cluster, num_bytes) as address:
         found = subprocess.run(

@@ -23,7 +23,7 @@ from ray.job_config import JobConfig
 
 from latentcache.config.sections import RunConfig
 from latentcache.core.machine import num_cpus
-from latentcache.core.threads import DaemonPool
+from latentcache.core.threads import JOINING_RAY, DaemonPool
 from latentcache.errors import ConfigError
 from latentcache.running.attempt import in_one_line
 from latentcache.running.ray_address import address_of, no_cluster
@@ -107,7 +107,7 @@ def _connect(given: tuple[str, str] | None) -> None:
                 "a short path and room, or use run.runner=local, which needs no Ray."
             ) from error
         return
-    pool = DaemonPool(1, name="ray-joining")
+    pool = DaemonPool(1, name=JOINING_RAY)
     joined = pool.submit(_join, given[0], quiet)
     joined.add_done_callback(lambda _: pool.cancel())
     try:
