@@ -272,17 +272,21 @@ def assert_only_a_condition_is_missing(url: Path, sound: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("runner", "fault"), [("local", "hang"), ("ray", "hang"), ("ray", "kill")])
+@pytest.mark.parametrize(
+    ("runner", "fault", "status"), [("local", "hang", 1), ("ray", "hang", 1), ("ray", "kill", 3)]
+)
 def test_a_field_that_kills_or_stops_its_worker_costs_no_latent(
-    tmp_path: Path, sound: Path, runner: str, fault: str
+    tmp_path: Path, sound: Path, runner: str, fault: str, status: int
 ) -> None:
+    """A worker that hangs is no failure of its clips: what waits for it stops the run in the end."""
     run = {"runner": runner, "device": "cpu", "workers": 1, "stall_s": 30}
     settings = {"clips": CLIPS, **faulty_run(**run), "fields": FAULTY_FIELDS}
     corpus = sound.parents[1] / "corpus"
     config = make_config(tmp_path, corpus, str(tmp_path / "cache"), **settings)
     job = start_job("precompute", config, env={FAULT: fault})
     out, err = job.communicate(timeout=1000)
-    assert job.returncode == 3, out + err
+    assert job.returncode == status, out + err
+    assert ("MachineError: " in err) == (fault == "hang")
     assert_only_a_condition_is_missing(tmp_path / "cache", sound)
 
 
@@ -390,7 +394,8 @@ def test_fields_are_made_with_the_latents_on_ray(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path / "corpus")
     fields = {"clip": tower_field(tmp_path), **PLAIN}
     expected, _ = made_at_once(tmp_path / "local", corpus, fields)
-    run = {"runner": "ray", "workers": 2, "device": "cpu"}
+    # One worker has as many threads as the local one; with fewer, CLIP's sums are rounded otherwise.
+    run = {"runner": "ray", "workers": 1, "device": "cpu"}
     url, printed = made_at_once(tmp_path / "ray", corpus, fields, run=run)
     assert_same_fields(url, expected)
     assert len(list((url / "logs").iterdir())) == 1, printed  # no field had a run of its own
