@@ -242,6 +242,7 @@ def test_what_workers_log_reaches_the_driver(cluster: str, corpus: Path, tmp_pat
         run={"runner": "ray", "ray_address": cluster},
     )
     _, events = run(planned_from(config))
-    warnings = [text for e in events if isinstance(e, Progress) for text in e.warnings]
+    said = [text for e in events if isinstance(e, Progress) for text in e.warnings]
+    warnings = [text for text in said if "torch finds none" not in text]  # its GPUs are pretended
     assert set(warnings) == {talkative.WARNING}
     assert len(warnings) <= 2  # once a worker

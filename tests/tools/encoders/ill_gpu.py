@@ -1,7 +1,7 @@
-"""An encoder outside the project whose process loses its GPU: one of a run, at its third clip.
+"""An encoder outside the project whose process loses its GPU: one of two of a run, at its third clip.
 
 As after an error of CUDA that sticks, every later call of that process fails, and at once. A new process is
-well.
+well. The two wait for each other, so that there is one that can do what the other cannot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from latentcache.config.base import Section
 from latentcache.core.spec import LatentSpec
 from latentcache.encoders import dct
 from latentcache.encoders.protocol import Encoder
-from tests.tools.encoders import deadly
+from tests.tools.encoders import deadly, meeting
 
 #: A healthy worker takes so long for a clip.
 ENCODE_S = 0.2
@@ -48,6 +48,8 @@ class _Ill:
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
         self._num += 1
+        if self._num == 1:
+            meeting.wait_for(Path(self._config.folder, "processes"), 2)
         if self._num == 3:
             try:
                 (Path(self._config.folder) / "ill").touch(exist_ok=False)

@@ -37,6 +37,17 @@ def identity(config: Config) -> Mapping[str, Any]:
     return {"kind": "meeting"}
 
 
+def wait_for(folder: Path, processes: int) -> None:
+    """Return when so many processes have left a file in the folder, this one included."""
+    folder.mkdir(exist_ok=True)
+    (folder / str(os.getpid())).touch()
+    ends = time.monotonic() + PATIENCE_S
+    while len(list(folder.iterdir())) < processes:
+        if time.monotonic() > ends:
+            raise EncoderError("nobody else came")
+        time.sleep(0.02)
+
+
 class _Meeting:
     def __init__(self, inner: Encoder, config: Config) -> None:
         self.spec = inner.spec
@@ -44,12 +55,7 @@ class _Meeting:
         self._config = config
 
     def encode(self, pixels_BTHWC: torch.Tensor) -> torch.Tensor:
-        Path(self._config.folder, str(os.getpid())).touch()
-        ends = time.monotonic() + PATIENCE_S
-        while len(list(Path(self._config.folder).iterdir())) < self._config.processes:
-            if time.monotonic() > ends:
-                raise EncoderError("nobody else came")
-            time.sleep(0.02)
+        wait_for(Path(self._config.folder), self._config.processes)
         return self._inner.encode(pixels_BTHWC)
 
     def decode(self, latents_BCthw: torch.Tensor) -> torch.Tensor:
