@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from glob import escape
 
 from latentcache.config.trainers import Converted, Reads
 from latentcache.config.trainers.records import names_in
 from latentcache.corpus.containers import is_media
-from latentcache.corpus.source_table import IMAGES
+from latentcache.corpus.source_table import IMAGES, VIDEOS
 from latentcache.corpus.sources import is_hidden
 from latentcache.storage.urls import suffix_of
 
@@ -22,8 +23,7 @@ _HINT = "Move these elsewhere, or make a table of the rest"
 def looked_at(found: Converted) -> Converted:
     """Return a data set with what its trainer leaves out of a folder among what is lost.
 
-    Where a folder has media of another kind, and those of the data set one suffix, the source is a
-    glob of that suffix.
+    Where a folder has media of another kind, too, the source is a glob of suffixes, if one does it.
     """
     reads = found.reads
     if reads is None:
@@ -41,18 +41,27 @@ def _narrowed(found: Converted, reads: Reads, media: Mapping[str, str | None]) -
     """media: the videos and images of the folder, each with why the trainer leaves it out, or None."""
     corpus, lost = found.corpus, list(found.lost)
     suffixes = {posixpath.splitext(name)[1] for name, why in media.items() if why is None}
-    if "kind" in media.values() and len(suffixes) == 1:
-        (suffix,) = suffixes
-        corpus = {**corpus, "source": f"{escape(reads.folder).rstrip('/')}/*{suffix}"}
-        media = {name: why for name, why in media.items() if name.endswith(suffix)}
+    if reads.kind and "kind" in media.values() and (pattern := one_glob(suffixes, reads.kind)):
+        corpus = {**corpus, "source": f"{escape(reads.folder).rstrip('/')}/{pattern}"}
+        media = {name: why for name, why in media.items() if fnmatchcase(name, pattern)}
         lost.append(
-            f"{reads.key}: has {_OTHER[reads.kind or 'video']}s, too, so only *{suffix} is taken, and no "
-            f"{reads.kind} with another suffix that comes later"
+            f"{reads.key}: has {_OTHER[reads.kind]}s, too, so only {pattern} is taken, and no {reads.kind} "
+            "with another suffix that comes later"
         )
     for why, what in _kinds_left_out(reads).items():
         if names := [name for name, its in media.items() if its == why]:
             lost.append(_left_out(reads, f"{what}: {_some(names)}"))
     return dataclasses.replace(found, corpus=corpus, lost=tuple(lost))
+
+
+def one_glob(suffixes: Collection[str], kind: str) -> str | None:
+    """Return a glob of suffixes of one length that matches none of the other kind; None without one."""
+    if len({len(suffix) for suffix in suffixes}) != 1:
+        return None
+    letters = ["".join(sorted(set(column))) for column in zip(*suffixes, strict=True)]
+    pattern = "*" + "".join(each if len(each) == 1 else f"[{each}]" for each in letters)
+    others = VIDEOS if kind == "image" else IMAGES
+    return None if any(fnmatchcase(f".{other}", pattern.lower()) for other in others) else pattern
 
 
 def _why_left_out(reads: Reads, name: str, names: Collection[str]) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.init_folders import looked_at
+from jobs.init_folders import looked_at, one_glob
 from latentcache.config.sections import CorpusConfig
 from latentcache.config.trainers import Converted, convert
 from latentcache.corpus.sources import read_corpus
@@ -82,16 +82,40 @@ def test_a_data_set_of_images_takes_no_videos(tmp_path: Path, trainer: str) -> N
     assert any("has videos, too, so only *.jpg is taken" in line for line in found.lost)
 
 
+@pytest.mark.parametrize(
+    ("kind", "theirs", "others"),
+    [
+        ("video", ["a.mp4", "b.MP4"], ["a.jpg", "a.jxl"]),
+        ("video", ["a.mp4", "b.mov", "c.mkv"], ["a.png", "a.tif"]),
+        ("image", ["a.jpg", "b.png"], ["a.mpg", "a.mp4"]),
+        ("image", ["a.jpg", "b.bmp"], ["a.mpg", "a.wmv"]),
+    ],
+)
+def test_one_glob_takes_suffixes_of_one_length(
+    tmp_path: Path, kind: str, theirs: list[str], others: list[str]
+) -> None:
+    found = of_kind(tmp_path, "musubi", kind, folder_of(tmp_path, [*theirs, *others]))
+    assert taken(found) == theirs
+    assert not said(found)
+
+
+def test_a_glob_matches_no_suffix_of_the_other_kind() -> None:
+    assert one_glob({".mp4", ".MP4"}, "video") == "*.[Mm][Pp]4"
+    assert one_glob({".webm", ".mpep"}, "video") is None  # *.[mw][ep][be][mp] would match a.webp
+    assert one_glob({".jpg", ".jpeg"}, "image") is None
+    assert one_glob((), "image") is None
+
+
 @pytest.mark.parametrize("trainer", ["musubi", "finetrainers"])
 def test_where_no_glob_tells_kinds_apart_it_is_said_what_is_taken(
     tmp_path: Path, trainer: str
 ) -> None:
-    names = ["a.mp4", "a.txt", "b.mov", "b.txt", "a.jpg", "b.png"]
-    found = of_kind(tmp_path, trainer, "video", folder_of(tmp_path, names))
-    assert taken(found) == ["a.jpg", "a.mp4", "b.mov", "b.png"]
+    names = ["a.jpg", "a.txt", "b.jpeg", "b.txt", "a.mp4", "b.mov"]
+    found = of_kind(tmp_path, trainer, "image", folder_of(tmp_path, names))
+    assert taken(found) == ["a.jpg", "a.mp4", "b.jpeg", "b.mov"]
     (line,) = said(found)
     assert (
-        "images (each a clip of one frame): 2, such as a.jpg. Move these elsewhere, or make" in line
+        "videos (each by its first frame): 2, such as a.mp4. Move these elsewhere, or make" in line
     )
 
 

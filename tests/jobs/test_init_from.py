@@ -447,6 +447,17 @@ def test_min_frames_of_simpletuner_count_where_they_are_more_than_a_clip_s(
     assert any("video.min_frames: videos that it leaves" in line for line in found.lost) == is_said
 
 
+@pytest.mark.parametrize(("backend", "is_said"), [("parquet", True), ("discovery", False)])
+def test_a_table_that_says_which_files_count_for_simpletuner_is_named(
+    tmp_path: Path, backend: str, is_said: bool
+) -> None:
+    """`ParquetMetadataBackend._process_for_bucket` of SimpleTuner bc8e6ab skips files without a row."""
+    found = converted(tmp_path, "simpletuner", [{**SIMPLETUNER[0], "metadata_backend": backend}])
+    said = [line for line in found.lost if line.startswith("metadata_backend: files without a row")]
+    assert bool(said) == is_said
+    assert is_said or not [line for line in found.lost if line.startswith("metadata_backend")]
+
+
 def test_repeats_of_simpletuner_are_whole(tmp_path: Path) -> None:
     """As `init_backend_config` of SimpleTuner bc8e6ab rounds them down."""
     found = converted(tmp_path, "simpletuner", [{**SIMPLETUNER[0], "repeats": 1.9}])

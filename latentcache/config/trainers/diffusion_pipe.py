@@ -22,8 +22,8 @@ from latentcache.errors import ConfigError
 
 #: Keys of the preset that diffusion-pipe does not read from this file, and where they come from.
 _ELSEWHERE = {
-    "framerate": "is the model's; that of Wan, 16, is taken. Set yours in clips",
-    "pixels_round_to_multiple": "is the model's; that of Wan, 16, is taken. Set yours in clips",
+    "framerate": "is the model's; 16 is taken, as Wan 2.1 has it. Set yours in clips",
+    "pixels_round_to_multiple": "is the model's; 16 is taken, as Wan 2.1 has it. Set yours in clips",
     "video_clip_mode": "is the training run's; single_beginning is taken. Set yours in clips",
 }
 _WHY = {

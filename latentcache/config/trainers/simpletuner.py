@@ -64,6 +64,11 @@ def _of_simpletuner(given: Plain) -> Converted:
             "Several captions per source come from a table"
         )
     lost += [f"{key}: {why}" for key, why in _ELSEWHERE.items()]
+    if (backend := given.get("metadata_backend", "discovery")) not in ("discovery", "json"):
+        lost.append(
+            f"metadata_backend: files without a row in its table ({backend}) are left out there and taken "
+            "here; name the table as corpus.source, with columns"
+        )
     used |= {*clips, *_ELSEWHERE, *_FOLLOWED} - {"num_frames"}
     lost += others(given, used, _WHY)
     corpus = weighted({"source": source}, _times(given))
@@ -131,6 +136,7 @@ _ELSEWHERE = {
     "aspect_bucket_alignment": "is among the options of the training; 64 is taken. Set yours in clips",
 }
 _FOLLOWED = (
+    "metadata_backend",
     *("video", "type", "dataset_type", "repeats", "crop", "caption_strategy"),
     *("disabled", "disable", "disable_multiline_split"),
 )
@@ -140,6 +146,10 @@ _WHY = {
     "cache_dir_vae": "is SimpleTuner's cache; set cache.url",
     "crop_style": "is taken for center",
     "num_frames": "SimpleTuner reads video.num_frames",
+    **dict.fromkeys(
+        ("aws_region_name", "aws_endpoint_url", "aws_access_key_id", "aws_secret_access_key"),
+        "set corpus.storage_options",
+    ),
     **dict.fromkeys(
         ("minimum_image_size", "minimum_aspect_ratio", "maximum_aspect_ratio", "max_num_samples"),
         "sources that it leaves out there are taken here; leave them out in a table of your own",
