@@ -109,7 +109,7 @@ def _image_clips(given: Plain, lost: list[str]) -> dict[str, Any]:
         return {**clips, "buckets": {"sizes": [_one_size(given.get("resolution", [960, 544]))]}}
     if given.get("bucket_no_upscale"):
         lost.append(
-            "bucket_no_upscale: images with fewer pixels than `resolution` keep their size there, rounded "
+            "bucket_no_upscale: images of no more pixels than `resolution` keep their size there, rounded "
             "down to multiples of 16; here they are enlarged, so their latents differ. Leave them out with "
             "clips.too_small: record, or enlarge them there, too"
         )
