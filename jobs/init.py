@@ -20,6 +20,7 @@ from latentcache.redaction import printable
 
 from . import parsers
 from .cli import OK, output_file, run_job, write_file
+from .init_folders import looked_at
 
 #: The examples: beside the jobs in a checkout, and in the installed package.
 EXAMPLES = Path(__file__).parents[1] / "configs"
@@ -66,7 +67,7 @@ def _init_from(examples: Mapping[str, Path], args: argparse.Namespace) -> int:
             f"--from {trainer!r}: no such trainer.{near} There are: {', '.join(TRAINERS)}"
         )
     example = _read(_chosen(examples, args.encoder or "wan"))
-    found = convert(trainer, path)
+    found = [looked_at(one) for one in convert(trainer, path)]
     outputs = _numbered(args.output, len(found))
     for output in outputs:
         if output is not None and output.exists():

@@ -96,7 +96,7 @@ JSON = ("finetrainers", "simpletuner")
     [
         ("finetrainers", json.dumps(FINETRAINERS), ["id_token", "metadata.csv"]),
         ("diffusion-pipe", DIFFUSION_PIPE, ["768", "framerate"]),
-        ("simpletuner", json.dumps(SIMPLETUNER), ["video.min_frames"]),
+        ("simpletuner", json.dumps(SIMPLETUNER), ["aspect_bucket_alignment", "id"]),
     ],
 )
 def test_one_data_set_becomes_one_valid_configuration(
@@ -231,16 +231,18 @@ GIVEN: dict[str, dict[str, object]] = {
     "finetrainers": {
         "reshape_mode": "resize_crop", "image_resolution_buckets": ["512x512"], "id_token": "T",
         "remove_common_llm_caption_prefixes": True, "caption_options": {}, "unheard_of": 1,
+        "rename_columns": {"text": "caption"}, "drop_columns": ["url"],
     },
     "diffusion-pipe": {
         "ar_buckets": [1.5], "min_ar": 0.5, "max_ar": 2.0, "num_ar_buckets": 5, "num_repeats": 3,
-        "size_buckets": [[512, 512, 33]], "mask_path": "/m", "control_path": "/c", "caption_prefix": "a",
+        "skip_empty_caption": False, "mask_path": "/m", "control_path": "/c", "caption_prefix": "a",
         "shuffle_tags": True, "video_clip_mode": "single_middle", "framerate": 24.0,
         "pixels_round_to_multiple": 32, "cache_shuffle_num": 2, "online_captions": True, "unheard_of": 1,
     },
     "simpletuner": {
         "id": "a", "resolution_type": "area", "aspect_bucket_alignment": 32, "num_frames": 9,
-        "video": {"num_frames": 81, "min_frames": 9}, "repeats": 3, "crop": True, "crop_style": "random",
+        "video": {"num_frames": 81, "min_frames": 90}, "repeats": 3, "crop": True, "crop_style": "random",
+        "max_num_samples": 7,
         "caption_strategy": "filename", "probability": 0.5, "cache_dir_vae": "/c", "minimum_image_size": 1,
         "aws_secret_access_key": "SECRET", "instance_data_root": "/other", "unheard_of": 1,
     },
@@ -269,7 +271,9 @@ def test_every_key_is_followed_or_named(tmp_path: Path, trainer: str) -> None:
     for key, value in GIVEN[trainer].items():
         found = converted(tmp_path, trainer, file_of(trainer, {**LEAST[trainer], key: value}))
         said = [line for line in found.lost if line.startswith((f"{key}:", f"{key}."))]
-        is_followed = (found.corpus, found.clips) != (without.corpus, without.clips)
+        is_followed = any(
+            getattr(found, name) != getattr(without, name) for name in ("corpus", "clips", "reads")
+        )
         assert is_followed or said or key in SILENT, key
         assert "SECRET" not in str(found)
 
@@ -406,6 +410,10 @@ def test_finetrainers_center_crop_is_taken_for_resize_crop_and_said(tmp_path: Pa
             "size_buckets = [[960, 960, 1]]\n[[directory]]\npath = '/d'\n",
             "size_buckets have no preset",
         ),
+        (
+            "size_buckets = [[960, 960, 1]]\nresolutions = [512]\n[[directory]]\npath = '/d'\n",
+            "diffusion-pipe follows them and no resolutions",
+        ),
     ],
 )
 def test_other_files_of_diffusion_pipe_are_told_apart(tmp_path: Path, text: str, said: str) -> None:
@@ -415,25 +423,49 @@ def test_other_files_of_diffusion_pipe_are_told_apart(tmp_path: Path, text: str,
         convert("diffusion-pipe", str(file))
 
 
-@pytest.mark.parametrize(
-    ("trainer", "images"),
-    [
-        ("musubi", {"image_directory": "/data/a"}),
-        ("finetrainers", {"dataset_type": "image", "image_resolution_buckets": ["480x720"]}),
-        ("diffusion-pipe", {"frame_buckets": [1]}),
-        ("simpletuner", {"dataset_type": "image"}),
-    ],
-)
-def test_of_a_data_set_of_images_it_is_said_that_videos_give_a_frame_each(
-    tmp_path: Path, trainer: str, images: dict[str, object]
+def test_what_trainers_read_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    """diffusion-pipe's `PreprocessMediaFile` and SimpleTuner's `MultiaspectImage` ask the training."""
+    data = file_of(
+        "diffusion-pipe", {**LEAST["diffusion-pipe"], "video_clip_mode": "single_middle"}
+    )
+    found = converted(tmp_path, "diffusion-pipe", data)
+    assert "video_clip_mode" not in found.clips
+    assert any(line.startswith("video_clip_mode: is the training run's") for line in found.lost)
+    data = file_of("simpletuner", {**LEAST["simpletuner"], "aspect_bucket_alignment": 32})
+    found = converted(tmp_path, "simpletuner", data)
+    assert "aspect_bucket_alignment" not in found.clips
+    assert any(line.startswith("aspect_bucket_alignment: is among the") for line in found.lost)
+
+
+@pytest.mark.parametrize(("frames", "is_said"), [(81, False), (90, True)])
+def test_min_frames_of_simpletuner_count_where_they_are_more_than_a_clip_s(
+    tmp_path: Path, frames: int, is_said: bool
 ) -> None:
-    note = "only images are taken; of videos the first frame would be, too"
-    of_videos = {k: v for k, v in LEAST[trainer].items() if k != "video_directory" or not images}
-    for given, is_said in ((LEAST[trainer], False), ({**of_videos, **images}, True)):
-        found = converted(tmp_path, trainer, file_of(trainer, given))
-        assert any(line.endswith(note) for line in found.lost) == is_said
+    """`init_backend_config` of SimpleTuner bc8e6ab wants no fewer; shorter videos are rejected here."""
+    video = {"num_frames": 81, "min_frames": frames}
+    found = converted(tmp_path, "simpletuner", [{**SIMPLETUNER[0], "video": video}])
+    assert any("video.min_frames: videos that it leaves" in line for line in found.lost) == is_said
 
 
-def test_a_table_of_images_has_no_videos(tmp_path: Path) -> None:
-    data = file_of("musubi", {"image_jsonl_file": "/data/a.jsonl", "resolution": [960, 544]})
-    assert not any("first frame" in line for line in converted(tmp_path, "musubi", data).lost)
+@pytest.mark.parametrize(("backend", "is_said"), [("parquet", True), ("discovery", False)])
+def test_a_table_that_says_which_files_count_for_simpletuner_is_named(
+    tmp_path: Path, backend: str, is_said: bool
+) -> None:
+    """`ParquetMetadataBackend._process_for_bucket` of SimpleTuner bc8e6ab skips files without a row."""
+    found = converted(tmp_path, "simpletuner", [{**SIMPLETUNER[0], "metadata_backend": backend}])
+    said = [line for line in found.lost if line.startswith("metadata_backend: files without a row")]
+    assert bool(said) == is_said
+    assert is_said or not [line for line in found.lost if line.startswith("metadata_backend")]
+
+
+def test_repeats_of_simpletuner_are_whole(tmp_path: Path) -> None:
+    """As `init_backend_config` of SimpleTuner bc8e6ab rounds them down."""
+    found = converted(tmp_path, "simpletuner", [{**SIMPLETUNER[0], "repeats": 1.9}])
+    assert found.corpus["weight"] == 2
+
+
+def test_a_table_of_musubi_says_where_its_paths_start(tmp_path: Path) -> None:
+    """`VideoJsonlDatasource` of musubi-tuner 30c658c opens them as they are."""
+    data = file_of("musubi", {"video_jsonl_file": "/data/a.jsonl"})
+    lost = converted(tmp_path, "musubi", data).lost
+    assert any("relative paths in it start at its folder here" in line for line in lost)
