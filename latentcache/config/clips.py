@@ -23,7 +23,7 @@ class ClipsConfig(GrownSection):
     that give the pixels of that trainer, and takes the trainer's own keys: see [presets.md](presets.md).
     """
 
-    LATER: ClassVar = frozenset({"resize", "sampling", "source_fps", "lengths"})
+    LATER: ClassVar = frozenset({"resize", "sampling", "source_fps", "lengths", "needs_frames"})
 
     frames: Positive | Annotated[list[Positive], Field(min_length=1)] = Field(
         description="Frames per clip; or a list: the longest that fits the source is used.",
@@ -48,6 +48,11 @@ class ClipsConfig(GrownSection):
     lengths: Literal["longest", "each"] = Field(
         default="longest",
         description="If `frames` is a list: the longest that fits the source, or clips of each that fits.",
+    )
+    needs_frames: list[Positive] | None = Field(
+        default=None,
+        description="How many sampled frames a source needs for each of `frames`, in their order: "
+        "diffusion-pipe asks for 36 where it takes 33. Omitted: those numbers themselves.",
     )
     select: str = Field(
         default="first",
@@ -141,15 +146,34 @@ class ClipsConfig(GrownSection):
             raise ValueError("`source_fps` is for sampling: accumulate, floor or linspace")
         if self.resize is not None and self.interpolation != "bicubic":
             raise ValueError("`resize` says everything; remove `interpolation`")
+        if self.needs_frames is not None:
+            self._check_needs(self.needs_frames)
         if self.lengths == "each" and self.too_short == "shorten":
             raise ValueError("`lengths: each` takes what fits; remove `too_short: shorten`")
         return self
 
+    def _check_needs(self, needs: list[int]) -> None:
+        frames = self._frames
+        if len(needs) != len(frames) or any(n < m for n, m in zip(needs, frames, strict=False)):
+            raise ValueError(
+                f"`needs_frames` are {needs} and `frames` {frames}; give a number for each, no smaller"
+            )
+        if self.too_short == "shorten":
+            raise ValueError("`needs_frames` leaves sources out; remove `too_short: shorten`")
+
+    @property
+    def _frames(self) -> list[int]:
+        return [self.frames] if isinstance(self.frames, int) else self.frames
+
     @property
     def frame_counts(self) -> list[int]:
         """The numbers of frames that the config asks for, longest first."""
-        frames = [self.frames] if isinstance(self.frames, int) else self.frames
-        return sorted(set(frames), reverse=True)
+        return sorted(set(self._frames), reverse=True)
+
+    def counts_that_fit(self, available: int) -> list[int]:
+        """Return those of `frame_counts` for which a source of so many sampled frames is long enough."""
+        needs = dict(zip(self._frames, self.needs_frames or self._frames, strict=True))
+        return [count for count in self.frame_counts if needs[count] <= available]
 
     def sizes(self) -> list[tuple[int, int]]:
         """Return the (height, width) that clips can have."""

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentcache.config.base import GrownSection, Section
+from latentcache.config.base import GrownSection
 
 #: Of pictures, in pixels. Presets list all sizes of an area, so a number without end would be no error but
 #: a list without end; and numbers beyond any float have no ratio.
@@ -32,8 +32,10 @@ FILTERS: Mapping[Library, Mapping[Filter, tuple[bool, ...]]] = {
 _ONLY: Mapping[Filter, Library] = {"lanczos": "pillow", "area": "opencv"}
 
 
-class ResizeConfig(Section):
+class ResizeConfig(GrownSection):
     """How a picture gets its bucket's size, for latents that agree with those of another program."""
+
+    LATER: ClassVar = frozenset({"square"})
 
     filter: Filter = Field(
         default="bicubic",
@@ -56,11 +58,13 @@ class ResizeConfig(Section):
         default=False,
         description="torch's bilinear and bicubic: the corners' centres stay in place.",
     )
-    fit: Literal["cover", "stretch", "crop_first", "box"] = Field(
+    fit: Literal["cover", "stretch", "crop_first", "box", "twice"] = Field(
         default="cover",
         description="cover: resized until it covers the bucket, then cropped; stretch: the shape is not "
         "kept; crop_first: cropped to the bucket's shape in whole pixels, then resized; box: the same to "
-        "fractions of a pixel, as Pillow's ImageOps.fit does.",
+        "fractions of a pixel, as Pillow's ImageOps.fit does; twice: stretched to the bucket, then "
+        "resized from that until it has the source's shape and covers the bucket, then cropped, as "
+        "SimpleTuner does.",
     )
     rounding: Literal["nearest", "half_up", "floor"] = Field(
         default="nearest",
@@ -69,7 +73,12 @@ class ResizeConfig(Section):
     ratio_decimals: Decimals | None = Field(
         default=None,
         description="With fit: cover, the resized picture has the source's ratio rounded to so many "
-        "decimals, as in SimpleTuner; omitted: the ratio itself.",
+        "decimals; omitted: the ratio itself.",
+    )
+    square: Side | None = Field(
+        default=None,
+        description="With fit: twice, and a bucket as high as wide: the side that is covered in place of "
+        "the bucket's. A picture that is narrower than the bucket then is stretched to it.",
     )
 
     @model_validator(mode="after")
@@ -93,6 +102,8 @@ class ResizeConfig(Section):
             raise ValueError("`fit: box` is Pillow's: set library: pillow")
         if self.ratio_decimals and self.fit != "cover":
             raise ValueError("`ratio_decimals` is for `fit: cover`")
+        if self.square and self.fit != "twice":
+            raise ValueError("`square` is for `fit: twice`")
         if self.align_corners and self.library != "torch":
             raise ValueError("`align_corners` is torch's: set library: torch")
         return self
@@ -113,13 +124,15 @@ class ResizeConfig(Section):
             parts.append(f"sizes rounded {self.rounding}, centre crop")
         if self.ratio_decimals:
             parts.append(f"ratio to {self.ratio_decimals} decimals")
+        if self.square:
+            parts.append(f"squares cover {self.square}")
         return ", ".join(parts)
 
 
 class BucketsConfig(GrownSection):
     """Sizes by aspect ratio, all of about one area; or a list of sizes."""
 
-    LATER: ClassVar = frozenset({"sizes", "nearest", "ratio_of", "ratio_decimals"})
+    LATER: ClassVar = frozenset({"sizes", "nearest", "ratio_of", "ratio_decimals", "square"})
 
     area: Annotated[int, Field(gt=0, le=MAX_SIDE**2)] | None = Field(
         default=None,
@@ -132,7 +145,8 @@ class BucketsConfig(GrownSection):
     aspect_ratios: Annotated[list[float | str], Field(min_length=1)] | None = Field(
         default=None,
         description="Width over height, 0.001 to 1000: numbers, or text such as '16:9'. Omitted with "
-        "`ratio_decimals`: each source's own.",
+        "`ratio_decimals`: each source's own. With `sizes` and `ratio_of: aspect_ratio`: one for each "
+        "size.",
     )
     sizes: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = Field(
         default=None, description="[height, width] of every bucket."
@@ -150,6 +164,11 @@ class BucketsConfig(GrownSection):
     ratio_decimals: Decimals | None = Field(
         default=None, description="The source's ratio is rounded to so many decimals first."
     )
+    square: Side | None = Field(
+        default=None,
+        description="With each source's own ratio: the side of buckets that are as high as wide, or are so "
+        "with their ratio rounded to `ratio_decimals`; omitted: as computed.",
+    )
 
     @field_validator("aspect_ratios")
     @classmethod
@@ -160,12 +179,10 @@ class BucketsConfig(GrownSection):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        by_area = (self.area, self.multiple, self.aspect_ratios)
+        if self.square is not None and (self.sizes or self.aspect_ratios):
+            raise ValueError("`square` is for each source's own ratio")
         if self.sizes is not None:
-            if any(value is not None for value in by_area) or self.ratio_of != "size":
-                raise ValueError(
-                    "`sizes` stand by themselves: remove area, multiple and the ratios"
-                )
+            self._check_sizes(self.sizes)
             return self
         missing = [n for n in ("area", "multiple") if getattr(self, n) is None]
         if self.aspect_ratios is None and self.ratio_decimals is None:
@@ -175,6 +192,17 @@ class BucketsConfig(GrownSection):
                 f"needs {', '.join(missing)}. Give area, multiple and aspect_ratios, or sizes"
             )
         return self
+
+    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
+        has_ratios = self.ratio_of == "aspect_ratio"
+        if self.area is not None or self.multiple is not None:
+            raise ValueError("`sizes` stand by themselves: remove area and multiple")
+        if (self.aspect_ratios is not None) != has_ratios:
+            raise ValueError("`aspect_ratios` beside `sizes` go with `ratio_of: aspect_ratio`")
+        if self.aspect_ratios is not None and len(self.aspect_ratios) != len(sizes):
+            raise ValueError(
+                f"there are {len(self.aspect_ratios)} aspect_ratios for {len(sizes)} sizes"
+            )
 
     def sizes_by_ratio(self) -> list[tuple[float, Size]]:
         """Return the (height, width) of every bucket with the ratio that sources are compared with.
@@ -191,13 +219,14 @@ class BucketsConfig(GrownSection):
     def all_sizes(self) -> list[Size]:
         """Return the (height, width) of every bucket, in the order of the configuration.
 
-        If each source has its own ratio, two squares stand for all: the steps between sizes are `multiple`.
+        If each source has its own ratio, squares stand for all: the steps between sizes are `multiple`.
         """
         if sizes := [size for _, size in self.sizes_by_ratio()]:
             return list(dict.fromkeys(sizes))
         assert self.multiple is not None
         edge = self._size_at(1.0)[0]
-        return [(edge, edge), (edge + self.multiple, edge + self.multiple)]
+        squares = dict.fromkeys([self.square or edge, edge, edge + self.multiple])
+        return [(side, side) for side in squares]
 
     def choose(self, height: int, width: int) -> Size:
         """Return the (height, width) of the bucket of a source that is shown as height x width."""
@@ -205,7 +234,9 @@ class BucketsConfig(GrownSection):
         if self.ratio_decimals is not None:
             ratio = round(ratio, self.ratio_decimals) or 10.0**-self.ratio_decimals
         if not self._choices:
-            return self._size_at(ratio)
+            size = self._size_at(ratio)
+            is_square = round(size[1] / size[0], self.ratio_decimals) == 1.0
+            return (self.square, self.square) if self.square and is_square else size
         return nearest_size(self._choices, ratio, self.nearest)
 
     @functools.cached_property

@@ -10,10 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from latentcache.config.base import Positive, Section
-from latentcache.config.geometry import MAX_RATIO, MAX_SIDE, MIN_RATIO, Side
+from latentcache.config.geometry import MAX_RATIO, MAX_SIDE, MIN_RATIO, Side, aspect_ratio
 from latentcache.errors import did_you_mean
 
 Plain = dict[str, Any]
@@ -95,13 +96,14 @@ class Finetrainers(_Preset):
 
     def plain(self) -> Plain:
         """Return the plain settings."""
-        buckets = [_bucket(given) for given in self.video_resolution_buckets]
+        # Of sizes as near finetrainers takes the highest, then the widest; `choose` takes the first.
+        buckets = sorted(map(_bucket, self.video_resolution_buckets), reverse=True)
         frames = sorted({bucket[0] for bucket in buckets})
-        by_frames = [[b[1:] for b in buckets if b[0] == n] for n in frames]
+        by_frames = [list(dict.fromkeys(b[1:] for b in buckets if b[0] == n)) for n in frames]
         if any(sizes != by_frames[0] for sizes in by_frames):
             raise ValueError(
-                "video_resolution_buckets: each number of frames needs the same sizes, in the same order; "
-                "make one cache for each number of frames"
+                "video_resolution_buckets: each number of frames needs the same sizes; make one "
+                "cache for each number of frames"
             )
         resize = {"filter": "bicubic", "fit": "stretch"}
         if self.reshape_mode == "resize_crop":
@@ -152,16 +154,27 @@ class SimpleTuner(_Preset):
         """Return the plain settings."""
         is_edge = self.resolution_type == "pixel_area"
         megapixels = self.resolution**2 / 1e6 if is_edge else self.resolution
-        multiple = self.aspect_bucket_alignment
-        edge = max(multiple, int(round(int(math.sqrt(megapixels * 1e6)) / multiple) * multiple))
+        edge = self._rounded(int(math.sqrt(megapixels * 1e6)))
+        square = self._rounded(math.sqrt(self._square_area(megapixels)))
+        buckets = {"area": edge * edge, "multiple": self.aspect_bucket_alignment}
+        resize = {"filter": "bilinear", "library": "opencv", "antialias": False, "fit": "twice"}
         return {
             "frames": self.num_frames,
-            "buckets": {"area": edge * edge, "multiple": multiple, "ratio_decimals": 2},
-            "resize": {
-                "filter": "bilinear", "library": "opencv", "antialias": False, "rounding": "floor",
-                "ratio_decimals": 2,
-            },
-        }  # fmt: skip
+            "buckets": {**buckets, "ratio_decimals": 2, "square": square},
+            "resize": resize if square == edge else {**resize, "square": edge},
+        }
+
+    def _rounded(self, side: float) -> int:
+        multiple = self.aspect_bucket_alignment
+        return max(multiple, round(side / multiple) * multiple)
+
+    @staticmethod
+    def _square_area(megapixels: float) -> float:
+        """Return how many pixels a square has: near these numbers, another area than other buckets."""
+        for near, side in {0.25: 512, 0.5: 768, 1.0: 1024, 2.0: 1536, 4.0: 2048}.items():
+            if abs(megapixels - near) < 0.05:
+                return side * side
+        return megapixels * 1e6
 
 
 class DiffusionPipe(_Preset):
@@ -189,39 +202,52 @@ class DiffusionPipe(_Preset):
 
     def plain(self) -> Plain:
         """Return the plain settings."""
-        given = self.resolutions[0]
-        area = given * given if isinstance(given, int) else given[0] * given[1]
-        frames = sorted({_aligned(n) for n in self.frame_buckets if n > 1})
-        if not frames:
+        needed: dict[int, int] = {}
+        for number in sorted({n for n in self.frame_buckets if n > 1}):
+            needed.setdefault(_aligned(number), number)
+        if not needed:
             raise ValueError(
                 "frame_buckets: diffusion-pipe leaves videos out of the bucket of 1 frame"
             )
+        frames, needs = list(needed), list(needed.values())
+        ratios = self._ratios()
         return {
             "frames": frames[0] if len(frames) == 1 else frames,
+            **({} if needs == frames else {"needs_frames": needs}),
             "fps": self.framerate,
             "sampling": "linspace",
             "select": "middle" if self.video_clip_mode == "single_middle" else "first",
             "buckets": {
-                "area": area,
-                "multiple": self.pixels_round_to_multiple,
-                "aspect_ratios": self._ratios(),
+                "sizes": [self._size_at(ratio) for ratio in ratios],
+                "aspect_ratios": ratios,
                 "ratio_of": "aspect_ratio",
             },
             "resize": {"filter": "bicubic", "library": "pillow", "fit": "box"},
         }
 
+    def _size_at(self, ratio: float) -> list[int]:
+        given = self.resolutions[0]
+        edge = given if isinstance(given, int) else round(math.sqrt(given[0] * given[1]), 3)
+        width = math.sqrt(edge**2 * ratio)
+        multiple = self.pixels_round_to_multiple
+        sides = (edge**2 / width, width)
+        return [max(1, round(side / multiple)) * multiple for side in sides]
+
     def _ratios(self) -> list[float]:
+        """Return the ratios of the buckets: diffusion-pipe rounds them before it makes sizes of them."""
         if not self.enable_ar_bucket:
             return [1.0]
         if self.ar_buckets:
-            ratios = [r if isinstance(r, float) else r[0] / r[1] for r in self.ar_buckets]
-            return sorted(set(ratios))
+            ratios = [
+                aspect_ratio(r if isinstance(r, float) else f"{r[0]}:{r[1]}")
+                for r in self.ar_buckets
+            ]
+            return sorted({round(ratio, 3) for ratio in ratios})
         assert self.min_ar is not None
         assert self.max_ar is not None
         assert self.num_ar_buckets is not None
-        steps = max(1, self.num_ar_buckets - 1)
-        growth = self.max_ar / self.min_ar
-        return [self.min_ar * growth ** (n / steps) for n in range(self.num_ar_buckets)]
+        spaced = np.geomspace(self.min_ar, self.max_ar, self.num_ar_buckets)
+        return sorted({float(np.round(ratio, 3)) for ratio in spaced})
 
 
 PRESETS: Mapping[str, type[_Preset]] = {

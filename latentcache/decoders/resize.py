@@ -60,7 +60,9 @@ def geometry(rules: ResizeConfig, shape: Size, target: Size, aspect: float = 1.0
         return Geometry(box=_whole_pixel_box(shape, target, aspect), size=target, crop=(0, 0))
     if rules.fit == "box":
         return Geometry(box=_exact_box(shape, target, aspect), size=target, crop=(0, 0))
-    if rules.ratio_decimals is not None:
+    if rules.fit == "twice":
+        size = _cover_in_steps(shape, target, aspect, rules.square)
+    elif rules.ratio_decimals is not None:
         size = _cover_by_ratio(shape, target, aspect, rules.ratio_decimals)
     else:
         size = _cover(shape, target, aspect, _ROUND[rules.rounding])
@@ -76,10 +78,26 @@ def _cover(shape: Size, target: Size, aspect: float, rounded: Callable[[float], 
 
 
 def _cover_by_ratio(shape: Size, target: Size, aspect: float, decimals: int) -> Size:
-    """Cover the target by a size of the rounded ratio, in SimpleTuner's steps: the shorter side first."""
+    """Cover the target by a size of the rounded ratio."""
     ratio = round(shape[1] * aspect / shape[0], decimals) or 10.0**-decimals
     if target[0] == target[1] and ratio == 1.0:
         return _cover(shape, target, aspect, round)
+    return _steps(target, ratio)
+
+
+def _cover_in_steps(shape: Size, target: Size, aspect: float, square: int | None) -> Size:
+    """Cover the target as SimpleTuner does. square: the side that is covered in place of a square's."""
+    ratio = shape[1] * aspect / shape[0]
+    if square is None or target[0] != target[1]:
+        return _steps(target, ratio)
+    height, width = _steps((square, square), ratio)
+    if width < target[1]:
+        return target
+    return max(target[0], height), width
+
+
+def _steps(target: Size, ratio: float) -> Size:
+    """Return a size of this width over height that covers the target: the shorter side first, then more."""
     if target[1] < target[0]:
         height, width = int(target[1] / ratio), target[1]
     else:
@@ -127,9 +145,15 @@ def resize_frame(rules: ResizeConfig, frame: Frame, out: Frame, aspect: float = 
     else:
         top, left, height, width = map(int, plan.box)
         part = frame[top : top + height, left : left + width]
-        resized = part if part.shape[:2] == plan.size else _by(rules, name, part, plan.size)
+        if rules.fit == "twice":
+            part = _resized(rules, name, part, out.shape[:2])
+        resized = _resized(rules, name, part, plan.size)
     top, left = plan.crop
     out[:] = resized[top : top + out.shape[0], left : left + out.shape[1]]
+
+
+def _resized(rules: ResizeConfig, name: Any, frame: Frame, size: Size) -> Frame:
+    return frame if frame.shape[:2] == size else _by(rules, name, frame, size)
 
 
 def _by(rules: ResizeConfig, name: Any, frame: Frame, size: Size) -> Frame:

@@ -180,7 +180,7 @@ class _Chooser:
 
     def _counts(self, available: int) -> list[int]:
         """Return the numbers of frames of a source's clips; none if it is too short."""
-        fitting = [n for n in self._clips.frame_counts if n <= available]
+        fitting = self._clips.counts_that_fit(available)
         if self._clips.lengths == "each":
             return fitting
         if not fitting and self._clips.too_short == "shorten":

@@ -89,7 +89,7 @@ def refusals(path: str, *overrides: str) -> list[str]:
         (
             "clips.buckets={area: 9, multiple: 1, aspect_ratios: [1], zzz: 1}",
             "clips.buckets.zzz: unknown key. Known here: area, multiple, aspect_ratios, sizes, nearest, "
-            "ratio_of, ratio_decimals",
+            "ratio_of, ratio_decimals, square",
         ),
         ("corpus.source=", "corpus.source: should be a string; got None"),
         ("corpus.keep=[2024]", "corpus.keep.0: should be a string; got 2024. Write it in quotes"),

@@ -64,8 +64,54 @@ def test_sizes_that_no_picture_has_are_refused(settings: dict[str, Any], where: 
             "ar_buckets": [[65536, 1]],
             "frame_buckets": [5],
         },
+        {
+            "preset": "diffusion-pipe",
+            "resolutions": [64],
+            "enable_ar_bucket": True,
+            "ar_buckets": [[1, 65536]],
+            "frame_buckets": [5],
+        },
     ],
 )  # fmt: skip
 def test_presets_make_none_of_them(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"less than or equal to|is no aspect ratio of"):
         validate(ClipsConfig, settings, "clips")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"buckets": {"sizes": [[16, 16]], "aspect_ratios": [1, 2], "ratio_of": "aspect_ratio"}},
+         "there are 2 aspect_ratios for 1 sizes"),
+        ({"buckets": {"sizes": [[16, 16]], "aspect_ratios": [1]}}, "go with `ratio_of: aspect_ratio`"),
+        ({"buckets": {"sizes": [[16, 16]], "ratio_of": "aspect_ratio"}}, "go with `ratio_of"),
+        ({"buckets": {"sizes": [[16, 16]], "area": 256}}, "remove area and multiple"),
+        ({"buckets": {"sizes": [[16, 16]], "square": 16}}, "is for each source's own ratio"),
+        ({"size": [16, 16], "resize": {"square": 16}}, "`square` is for `fit: twice`"),
+        ({"size": [16, 16], "needs_frames": [36, 50]}, "`needs_frames` are .36, 50. and `frames` .33.;"),
+        ({"size": [16, 16], "needs_frames": [32]}, "give a number for each, no smaller"),
+        ({"size": [16, 16], "needs_frames": [36], "too_short": "shorten"}, "remove `too_short: shorten`"),
+    ],
+)  # fmt: skip
+def test_settings_of_presets_are_sound_by_themselves_too(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        validate(ClipsConfig, {"frames": 33, **settings}, "clips")
+
+
+def test_sizes_may_have_the_ratios_that_sources_are_compared_with() -> None:
+    buckets = {"sizes": [[16, 32], [32, 32]], "aspect_ratios": [1, 3], "ratio_of": "aspect_ratio"}
+    clips = validate(ClipsConfig, {"frames": 1, "buckets": buckets}, "clips")
+    assert clips.size_of(100, 100) == (16, 32)
+    assert clips.size_of(100, 300) == (32, 32)
+
+
+def test_recipes_without_the_settings_of_presets_are_those_of_before() -> None:
+    settings = {"frames": 1, "buckets": {"sizes": [[16, 16]]}, "resize": {"fit": "stretch"}}
+    clips = validate(ClipsConfig, settings, "clips").model_dump(mode="json")
+    assert "needs_frames" not in clips
+    assert "square" not in clips["buckets"]
+    assert list(clips["resize"]) == [
+        "filter", "enlarge", "library", "antialias", "align_corners", "fit", "rounding", "ratio_decimals"
+    ]  # fmt: skip

@@ -1,8 +1,10 @@
-"""Presets give the pixels that trainers would encode: each trainer's rule, done with its own libraries."""
+"""Presets give the pixels that trainers would encode: each trainer's rule, done with its own libraries.
+
+Sizes and frames are those of `tests.tools.trainer_rules`; test_trainer_sizes.py compares these over grids.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from latentcache.decoders.frames import Frame, fit_frame
 from latentcache.decoders.resize import resize_frame
 from latentcache.decoders.source import Source
 from latentcache.planning.plan import num_available, select_starts
+from tests.tools import trainer_rules
 from tests.tools.videos import SHARED_VIDEOS, needs_shared_videos
 
 cv2 = pytest.importorskip("cv2", reason="opencv-python-headless is not installed")
@@ -67,50 +70,34 @@ def test_both_filters_are_opencvs_at_a_thousand_sizes() -> None:
         assert np.array_equal(opencv.linear(frame, size), theirs), (frame.shape, size)
 
 
+def cut(frame: Any, size: tuple[int, int]) -> Any:
+    """Cut the centre [..., h, w, 3] of (width, height), rounded down to the left and up."""
+    top, left = (frame.shape[-3] - size[1]) // 2, (frame.shape[-2] - size[0]) // 2
+    return frame[..., top : top + size[1], left : left + size[0], :]
+
+
 def musubi_frame(frame: Frame, bucket: tuple[int, int]) -> Frame:
-    """Resize as musubi-tuner's resize_image_to_bucket. bucket: (width, height)."""
-    height, width = frame.shape[:2]
-    if bucket == (width, height):
+    """resize_image_to_bucket of musubi-tuner. bucket: (width, height)."""
+    source = (frame.shape[1], frame.shape[0])
+    if bucket == source:
         return frame
-    scale = max(bucket[0] / width, bucket[1] / height)
-    width, height = int(width * scale + 0.5), int(height * scale + 0.5)
-    if scale > 1:
-        image = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
-        frame = np.array(image)
+    size = trainer_rules.musubi_covering(source, bucket)
+    if max(b / s for b, s in zip(bucket, source, strict=True)) > 1:
+        resized = np.array(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
     else:
-        frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    left, top = (width - bucket[0]) // 2, (height - bucket[1]) // 2
-    return frame[top : top + bucket[1], left : left + bucket[0]]
-
-
-def musubi_bucket(resolution: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    area = resolution[0] * resolution[1]
-    edge = int(math.sqrt(area))
-    sizes = set()
-    for width in range(edge // 2 - edge // 2 % 16, edge + 16, 16):
-        height = area // width - area // width % 16
-        sizes |= {(width, height), (height, width)}
-    ordered = sorted(sizes)
-    ratios = np.array([w / h for w, h in ordered])
-    return ordered[int(np.abs(ratios - size[0] / size[1]).argmin())]
-
-
-def musubi_sampled(video: Video, source_fps: float, target_fps: float) -> Video:
-    kept, total, before = [], 0.0, -1
-    for frame in video:
-        number = int(total)
-        total += target_fps / source_fps
-        if number != before:
-            before = number
-            kept.append(frame)
-    return kept
+        resized = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cut(resized, bucket))
 
 
 def musubi_rule(resolution: tuple[int, int], count: int, source_fps: float | None) -> Rule:
+    """load_video, then VideoDataset.retrieve_latent_cache_batches with "uniform" of musubi-tuner."""
+
     def rule(video: Video, _: float) -> list[np.ndarray[Any, Any]]:
-        sampled = video if source_fps is None else musubi_sampled(video, source_fps, 16.0)
+        sampled = video
+        if source_fps is not None:
+            sampled = [video[i] for i in trainer_rules.musubi_sampled(len(video), source_fps, 16.0)]
         height, width = sampled[0].shape[:2]
-        bucket = musubi_bucket(resolution, (width, height))
+        bucket = trainer_rules.musubi_bucket(resolution, (width, height))
         starts = np.linspace(0, len(sampled) - count, 2, dtype=int)
         return [np.stack([musubi_frame(f, bucket) for f in sampled[s : s + count]]) for s in starts]
 
@@ -118,42 +105,35 @@ def musubi_rule(resolution: tuple[int, int], count: int, source_fps: float | Non
 
 
 def finetrainers_rule(buckets: list[tuple[int, int, int]], mode: str) -> Rule:
+    """resize_to_nearest_bucket_video of finetrainers."""
+
     def rule(video: Video, _: float) -> list[np.ndarray[Any, Any]]:
         pixels = torch.from_numpy(np.stack(video)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         n, _, height, width = pixels.shape
-        frames = max(b[0] for b in buckets if b[0] <= n)
-        near = min(
-            (b for b in buckets if b[0] == frames), key=lambda b: abs(b[2] / b[1] - width / height)
-        )
+        frames, *near = trainer_rules.finetrainers_bucket(buckets, n, (width, height))
         pixels = pixels[torch.linspace(0, n - 1, frames).long()]
-        if mode == "bicubic":
-            pixels = torch.nn.functional.interpolate(
-                pixels, size=near[1:], mode="bicubic", align_corners=False
-            )
-        else:
-            scale = max(near[1] / height, near[2] / width)
-            size = (int(height * scale), int(width * scale))
-            pixels = torch.nn.functional.interpolate(
-                pixels, size=size, mode="bilinear", align_corners=False
-            )
-            top, left = (size[0] - near[1]) // 2, (size[1] - near[2]) // 2
-            pixels = pixels[:, :, top : top + near[1], left : left + near[2]]
-        return [((pixels + 1) * 127.5).permute(0, 2, 3, 1).numpy()]
+        scale = max(near[0] / height, near[1] / width)
+        size = tuple(near) if mode == "bicubic" else (int(height * scale), int(width * scale))
+        filtered = "bicubic" if mode == "bicubic" else "bilinear"
+        pixels = torch.nn.functional.interpolate(
+            pixels, size=size, mode=filtered, align_corners=False
+        )
+        whole = ((pixels + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        return [cut(whole, (near[1], near[0]))]
 
     return rule
 
 
 def fastvideo_rule(count: int, size: tuple[int, int], train_fps: float) -> Rule:
+    """VideoTransformStage.forward and CenterCropResizeVideo of FastVideo."""
+
     def rule(video: Video, fps: float) -> list[np.ndarray[Any, Any]]:
-        indices = np.arange(0, len(video), fps / train_fps).astype(int)[:count]
+        indices = trainer_rules.fastvideo_sampled(len(video), fps, train_fps, count)
         pixels = torch.from_numpy(np.stack([video[i] for i in indices])).permute(0, 3, 1, 2)
-        height, width = pixels.shape[-2:]
-        ratio = size[0] / size[1]
-        is_tall = height / width > ratio
-        new = (int(width * ratio), width) if is_tall else (height, int(height / ratio))
-        top, left = round((height - new[0]) / 2.0), round((width - new[1]) / 2.0)
+        box = trainer_rules.fastvideo_box((pixels.shape[-1], pixels.shape[-2]), *size)
+        top, left, height, width = box
         resized = torch.nn.functional.interpolate(
-            pixels[..., top : top + new[0], left : left + new[1]],
+            pixels[..., top : top + height, left : left + width],
             size=size, mode="bilinear", align_corners=True, antialias=True,
         )  # fmt: skip
         return [resized.permute(0, 2, 3, 1).numpy()]
@@ -161,49 +141,45 @@ def fastvideo_rule(count: int, size: tuple[int, int], train_fps: float) -> Rule:
     return rule
 
 
-def simpletuner_rule(edge: int, alignment: int, count: int) -> Rule:
+def simpletuner_rule(megapixels: float, alignment: int, count: int) -> Rule:
+    """VAECache._process_images_in_batch of SimpleTuner.
+
+    BatchedTrainingSamples.process_aspect_grouped_images stretches a video to its target size, and
+    TrainingSample.resize resizes that to the intermediary one, out of which CenterCropping.crop cuts.
+    """
+
     def rule(video: Video, _: float) -> list[np.ndarray[Any, Any]]:
-        def rounded(value: float) -> int:
-            return max(alignment, int(round(value / alignment) * alignment))
-
         height, width = video[0].shape[:2]
-        aspect = round(width / height, 2)
-        side = rounded(int(math.sqrt(edge**2 / 1e6 * 1e6)))
-        target_w, target_h = rounded(side * math.sqrt(aspect)), rounded(side / math.sqrt(aspect))
-        if target_w < target_h:
-            w, h = target_w, int(target_w / aspect)
-        else:
-            w, h = int(target_h * aspect), target_h
-        if target_w > w:
-            more = target_w - w
-            w, h = w + more, h + int(more / aspect)
-        elif target_h > h:
-            more = target_h - h
-            w, h = w + int(more * aspect), h + more
-        left, top = max(0, int((w - target_w) / 2)), max(0, int((h - target_h) / 2))
-        frames = [cv2.resize(f, (w, h), interpolation=cv2.INTER_LINEAR) for f in video[:count]]
-        return [np.stack(frames)[:, top : top + target_h, left : left + target_w]]
+        target, whole = trainer_rules.simpletuner_sizes(megapixels, alignment, (width, height))
+        frames = []
+        for frame in video[:count]:
+            stretched = cv2.resize(frame, target, interpolation=cv2.INTER_LINEAR)
+            frames.append(cv2.resize(stretched, whole, interpolation=cv2.INTER_LINEAR))
+        return [cut(np.stack(frames), target)]
 
     return rule
 
 
-def diffusion_pipe_rule(area: int, ratios: list[float], count: int, mode: str) -> Rule:
+def diffusion_pipe_rule(settings: dict[str, Any], buckets: list[int], mode: str) -> Rule:
+    """PreprocessMediaFile.__call__ and convert_crop_and_resize of diffusion-pipe."""
+
     def rule(video: Video, fps: float) -> list[np.ndarray[Any, Any]]:
-        number = int(len(video) * 16 / fps)
-        indices = torch.linspace(0, len(video) - 1, number).to(torch.int32).tolist()
         height, width = video[0].shape[:2]
-        logs = np.log(np.array(ratios))
-        ratio = ratios[int(np.argmin(np.abs(np.log(width / height) - logs)))]
-        w = math.sqrt(area * ratio)
-        size = (round(w / 16) * 16, round(area / w / 16) * 16)
-        start = int((number - count) / 2) if mode == "single_middle" else 0
-        chosen = [video[i] for i in indices[start : start + count]]
-        return [np.stack([np.array(ImageOps.fit(Image.fromarray(f), size)) for f in chosen])]
+        size = trainer_rules.diffusion_pipe_size(settings, (width, height))
+        indices = trainer_rules.diffusion_pipe_frames(buckets, len(video), fps, 16.0, mode)
+        assert indices is not None
+        chosen = [Image.fromarray(video[i]) for i in indices]
+        return [np.stack([np.array(ImageOps.fit(image, size)) for image in chosen])]
 
     return rule
 
 
-RATIOS = np.geomspace(0.5, 2.0, num=7).tolist()
+def spaced_ratios(edge: int) -> dict[str, Any]:
+    return {
+        "resolutions": [edge], "enable_ar_bucket": True, "min_ar": 0.5, "max_ar": 2.0, "num_ar_buckets": 9
+    }  # fmt: skip
+
+
 #: The preset, the trainer's rule, and by how many levels they may differ.
 CASES: Mapping[str, tuple[dict[str, Any], Rule, float]] = {
     **{
@@ -218,6 +194,10 @@ CASES: Mapping[str, tuple[dict[str, Any], Rule, float]] = {
         {"preset": "finetrainers",
          "video_resolution_buckets": ["5x128x208", "5x208x128", "9x128x208", "9x208x128"]},
         finetrainers_rule([(5, 128, 208), (5, 208, 128), (9, 128, 208), (9, 208, 128)], "bicubic"), 0.5,
+    ),
+    "finetrainers as near": (
+        {"preset": "finetrainers", "video_resolution_buckets": ["9x64x64", "9x128x128"]},
+        finetrainers_rule([(9, 64, 64), (9, 128, 128)], "bicubic"), 0.5,
     ),
     "finetrainers resize_crop": (
         {"preset": "finetrainers", "video_resolution_buckets": [[9, 160, 96]],
@@ -234,18 +214,22 @@ CASES: Mapping[str, tuple[dict[str, Any], Rule, float]] = {
     ),
     "simpletuner less": (
         {"preset": "simpletuner", "resolution": 250, "aspect_bucket_alignment": 16, "num_frames": 9},
-        simpletuner_rule(250, 16, 9), 0,
+        simpletuner_rule(0.0625, 16, 9), 0,
     ),
     "simpletuner more": (
-        {"preset": "simpletuner", "resolution": 900, "num_frames": 5}, simpletuner_rule(900, 64, 5), 0,
+        {"preset": "simpletuner", "resolution": 900, "num_frames": 5}, simpletuner_rule(0.81, 64, 5), 0,
+    ),
+    "simpletuner squares of another area": (
+        {"preset": "simpletuner", "resolution": 0.52, "resolution_type": "area", "num_frames": 5},
+        simpletuner_rule(0.52, 64, 5), 0,
     ),
     **{
         f"diffusion-pipe {edge}": (
-            {"preset": "diffusion-pipe", "resolutions": [edge], "enable_ar_bucket": True, "min_ar": 0.5,
-             "max_ar": 2.0, "num_ar_buckets": 7, "frame_buckets": [1, 9], "video_clip_mode": mode},
-            diffusion_pipe_rule(edge * edge, RATIOS, 9, mode), 0,
+            {"preset": "diffusion-pipe", **spaced_ratios(edge), "frame_buckets": [1, 11],
+             "video_clip_mode": mode},
+            diffusion_pipe_rule(spaced_ratios(edge), [11], mode), 0,
         )
-        for edge, mode in ((200, "single_middle"), (850, "single_beginning"))
+        for edge, mode in ((176, "single_middle"), (512, "single_beginning"))
     },
 }  # fmt: skip
 NAMES = ("cogvideo_1.mp4", "hiker_tiny.mp4", "nasa_audio.mp4", "horse.mp4", "vidtok_256.mp4")
@@ -260,7 +244,7 @@ def clips_of(clips: ClipsConfig, source: Source) -> Iterator[Frame]:
     facts = vars(pyav.probe(source.path))
     height, width = clips.size_of(facts["height"], facts["width"])
     available = num_available(clips, facts)
-    count = next(n for n in clips.frame_counts if n <= available)
+    count = clips.counts_that_fit(available)[0]
     for start in select_starts(clips, available, count, "a", facts["frames"]):
         out = np.zeros((count, height, width, 3), np.uint8)
         request = {"start": int(start), "frames": count, "fps": clips.fps, **clips.pixel_rules()}
