@@ -70,11 +70,6 @@ class ResizeConfig(GrownSection):
         default="nearest",
         description="How fit: cover rounds the resized size; nearest takes halves to even numbers.",
     )
-    ratio_decimals: Decimals | None = Field(
-        default=None,
-        description="With fit: cover, the resized picture has the source's ratio rounded to so many "
-        "decimals; omitted: the ratio itself.",
-    )
     square: Side | None = Field(
         default=None,
         description="With fit: twice, and a bucket as high as wide: the side that is covered in place of "
@@ -100,8 +95,6 @@ class ResizeConfig(GrownSection):
             raise ValueError("`filter: area` needs `fit: cover`, and an `enlarge` such as lanczos")
         if self.fit == "box" and self.library_of(self.filter) != "pillow":
             raise ValueError("`fit: box` is Pillow's: set library: pillow")
-        if self.ratio_decimals and self.fit != "cover":
-            raise ValueError("`ratio_decimals` is for `fit: cover`")
         if self.square and self.fit != "twice":
             raise ValueError("`square` is for `fit: twice`")
         if self.align_corners and self.library != "torch":
@@ -122,8 +115,6 @@ class ResizeConfig(GrownSection):
         parts.append(f"fit {self.fit}")
         if self.fit == "cover":
             parts.append(f"sizes rounded {self.rounding}, centre crop")
-        if self.ratio_decimals:
-            parts.append(f"ratio to {self.ratio_decimals} decimals")
         if self.square:
             parts.append(f"squares cover {self.square}")
         return ", ".join(parts)

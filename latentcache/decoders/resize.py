@@ -62,8 +62,6 @@ def geometry(rules: ResizeConfig, shape: Size, target: Size, aspect: float = 1.0
         return Geometry(box=_exact_box(shape, target, aspect), size=target, crop=(0, 0))
     if rules.fit == "twice":
         size = _cover_in_steps(shape, target, aspect, rules.square)
-    elif rules.ratio_decimals is not None:
-        size = _cover_by_ratio(shape, target, aspect, rules.ratio_decimals)
     else:
         size = _cover(shape, target, aspect, _ROUND[rules.rounding])
     return Geometry(
@@ -75,14 +73,6 @@ def _cover(shape: Size, target: Size, aspect: float, rounded: Callable[[float], 
     shown_width = shape[1] * aspect
     scale = max(target[0] / shape[0], target[1] / shown_width)
     return max(target[0], rounded(shape[0] * scale)), max(target[1], rounded(shown_width * scale))
-
-
-def _cover_by_ratio(shape: Size, target: Size, aspect: float, decimals: int) -> Size:
-    """Cover the target by a size of the rounded ratio."""
-    ratio = round(shape[1] * aspect / shape[0], decimals) or 10.0**-decimals
-    if target[0] == target[1] and ratio == 1.0:
-        return _cover(shape, target, aspect, round)
-    return _steps(target, ratio)
 
 
 def _cover_in_steps(shape: Size, target: Size, aspect: float, square: int | None) -> Size:

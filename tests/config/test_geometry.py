@@ -113,5 +113,5 @@ def test_recipes_without_the_settings_of_presets_are_those_of_before() -> None:
     assert "needs_frames" not in clips
     assert "square" not in clips["buckets"]
     assert list(clips["resize"]) == [
-        "filter", "enlarge", "library", "antialias", "align_corners", "fit", "rounding", "ratio_decimals"
+        "filter", "enlarge", "library", "antialias", "align_corners", "fit", "rounding"
     ]  # fmt: skip
