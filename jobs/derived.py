@@ -26,6 +26,7 @@ from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_all, read_manifest
 from latentcache.format.paths import CACHE_JSON
 from latentcache.planning.create import check_unused, take_step, write_metadata
+from latentcache.planning.fields.folders import only_corpus
 from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.publisher import RunSnapshot
@@ -89,6 +90,7 @@ def derive(
         config = copying_config(manifest, target, overrides)
         planned = PlannedCache(config=config, manifest=manifest, storage=storage)
         step = gathered.step
+        step.corpus = only_corpus(sources)
         choice = choose_fields([member.opened for member in members])
         _print_fields(choice)
         if args.dry_run:

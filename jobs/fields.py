@@ -53,6 +53,9 @@ from .progress import Bar, print_failures
 #: After these no field of the cache can be made: each would wait as long for the storage.
 OF_THE_CACHE = (UnreachableError, LeaseError)
 
+#: Where relative paths start that have no one folder.
+OWN_CORPUS = "the corpus that each clip came from"
+
 #: Shards in hand of fewer bytes are not worth a line.
 MUCH_BYTES = 1 << 30
 
@@ -98,7 +101,7 @@ def note_folders(fields: Iterable[PlannedField]) -> None:
     """
     for planned in fields:
         path = field_json_path(planned.field.name)
-        if planned.folder is not None and planned.storage.exists(path):
+        if planned.has_paths and planned.storage.exists(path):
             with suppress(LatentCacheError):
                 _with_moved(create_field(planned))
 
@@ -265,8 +268,8 @@ def _with_moved(planned: PlannedField) -> PlannedField:
     rounds = Rounds("another folder of the field's files")
     while planned.is_moved:
         rounds.next()
-        place = redact(planned.folder or "")
-        print(f"folder   relative paths of {planned.field.name} start at {place} now")
+        name, folder = planned.field.name, config_folder(planned.config)
+        print(f"folder   relative paths of {name} start at {redact(folder or OWN_CORPUS)} now")
         planned.with_folder()
         planned = planned.refreshed()
     return planned
@@ -310,14 +313,18 @@ def _take_version(
 def _print_plan(planned: PlannedField) -> None:
     field = planned.field
     print_arrays(field.name, field.arrays)
-    if planned.folder is not None:
-        print(f"         relative paths start at {redact(planned.folder)}")
+    if planned.has_paths:
+        print(f"         relative paths start at {_start_of(planned)}")
     if field.choices > 1:
         print(f"         {field.choices} texts per clip at most")
     manifest = planned.cache.manifest
     clips = {Bucket.parse(bucket.name): bucket.num_clips for bucket in manifest.buckets}
     if field.kind != "view":
         print_memory(*most_in_hand(field.arrays, manifest, clips, field.choices))
+
+
+def _start_of(planned: PlannedField) -> str:
+    return redact(planned.folders.only or OWN_CORPUS)
 
 
 def print_memory(num_shards: int, shard_bytes: int) -> None:
@@ -346,7 +353,7 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
     missing = planned.missing
     if missing:
         check_device(planned.cache.config.run)
-        planned.check_folder()
+        planned.check_folders()
     run = FieldRun(planned, made)
     go_on = f"Go on with:  latentcache resume {url}"
     try:
@@ -366,9 +373,9 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
             raise
         print_error(error)
         print(stopped, file=sys.stderr)
-        if isinstance(error, SourceError) and planned.folder is not None:
+        if isinstance(error, SourceError) and planned.has_paths:
             print(
-                f"Relative paths of {name} start at {redact(planned.folder)}. If its files are elsewhere "
+                f"Relative paths of {name} start at {_start_of(planned)}. If its files are elsewhere "
                 f"now:  latentcache resume {url} fields.{name}.folder=PLACE",
                 file=sys.stderr,
             )

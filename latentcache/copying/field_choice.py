@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,8 @@ from latentcache.copying.stored_rows import OpenCache
 from latentcache.errors import CacheError, ConfigError, CorruptionError
 from latentcache.format.fields.manifest import FieldManifest, field_names, read_field
 from latentcache.format.fields.nulls import create_nulls, has_nulls, read_nulls
-from latentcache.format.manifest import CREATED_BY, read_manifest, recipe_difference
+from latentcache.format.manifest import CREATED_BY, Manifest, read_manifest, recipe_difference
+from latentcache.planning.fields.folders import covers
 from latentcache.planning.fields.planned import PlannedField, create_field
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import redact
@@ -43,7 +45,8 @@ def choose_fields(parents: Sequence[OpenCache]) -> FieldChoice:
 
 def _common(name: str, parents: Sequence[OpenCache]) -> FieldManifest:
     """Return a field as the new cache has it. Raises CacheError, which says why that cannot be."""
-    found = [_read(name, parent) for parent in parents]
+    manifests = [read_manifest(parent.storage) for parent in parents]
+    found = [_read(name, *of_parent) for of_parent in zip(parents, manifests, strict=True)]
     first, url = found[0], redact(parents[0].storage.url)
     for parent, other in zip(parents[1:], found[1:], strict=True):
         here = redact(parent.storage.url)
@@ -52,20 +55,24 @@ def _common(name: str, parents: Sequence[OpenCache]) -> FieldManifest:
             lines = [line.replace(" in the cache, ", f" in {url}, ") for line in lines]
             lines = [line.removesuffix(" now") for line in lines]
             raise CacheError(f"{here} has it of another recipe: {'; '.join(lines)}")
-        folders = [str(f.settings.get("folder")) for f in (first, other)]
+        folders = [f.settings.get("folder") or "the corpus's" for f in (first, other)]
         if folders[0] != folders[1]:
             raise CacheError(
-                f"its files are in {redact(folders[0])} for {url}, and in {redact(folders[1])} for {here}"
+                f"its folder is {redact(folders[0])} for {url}, and {redact(folders[1])} for {here}"
             )
     choices = max(field.choices for field in found)
-    return replace(first, choices=choices, generation=1, created_by=CREATED_BY, versions=())
+    # As of generation 0, a folder holds for no clip, and a run asks where relative paths start.
+    is_told = all(itertools.starmap(covers, zip(found, manifests, strict=True)))
+    return replace(
+        first, choices=choices, generation=int(is_told), created_by=CREATED_BY, versions=()
+    )
 
 
-def _read(name: str, parent: OpenCache) -> FieldManifest:
-    """Read a field of a cache as it is now. Raises CacheError."""
+def _read(name: str, parent: OpenCache, manifest: Manifest) -> FieldManifest:
+    """Read a field of a cache, which is as in `manifest` now. Raises CacheError."""
     url = redact(parent.storage.url)
     try:
-        return read_field(parent.storage, name, read_manifest(parent.storage))
+        return read_field(parent.storage, name, manifest)
     except ConfigError:
         raise CacheError(f"{url} has no such field") from None
     except CorruptionError as error:
@@ -107,7 +114,9 @@ def _create(planned: PlannedCache, wanted: FieldManifest, opened: Sequence[OpenC
         return
     for parent in opened:
         try:
-            nulls = read_nulls(parent.storage, _read(wanted.name, parent))
+            nulls = read_nulls(
+                parent.storage, _read(wanted.name, parent, read_manifest(parent.storage))
+            )
         except CorruptionError as error:
             raise CacheError(f"it is damaged in {redact(parent.storage.url)}: {error}") from None
         if nulls:

@@ -76,8 +76,9 @@ class Generation:
     num_moved: those that are at another URL now; num_retired: rows that no longer count; num_copied:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
-    selection: which, in words. kept: names and types of the columns from the corpus that its plans and
-    changed columns have, see `kept_schema`.
+    selection: which, in words. corpus: the folder of the corpus that it was planned from, where relative
+    paths in the corpus's columns start; empty if it was none, or several. kept: names and types of the
+    columns from the corpus that its plans and changed columns have, see `kept_schema`.
     """
 
     number: int
@@ -96,6 +97,7 @@ class Generation:
     num_imported: int = 0
     parents: tuple[Parent, ...] = ()
     selection: str = ""
+    corpus: str = ""
     kept: str
 
     @property
@@ -105,7 +107,10 @@ class Generation:
 
     def to_bytes(self) -> bytes:
         """Return the JSON text, sealed."""
-        return checksum.seal_json(dataclasses.asdict(self))
+        data = dataclasses.asdict(self)
+        if not self.corpus:
+            del data["corpus"]
+        return checksum.seal_json(data)
 
     @property
     def sha256(self) -> str:

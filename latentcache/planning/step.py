@@ -56,7 +56,7 @@ class Step:
     columns: captions and kept columns of all rows of a shard. origins: of a step that copies, shard and row
     that each of the clips is copied from, by bucket and in the order of `clips`; where they are of other
     caches, `parents`, that is the number of the parent, from_shard and from_row. parents: beside these, the
-    cache whose clips are decoded, as it was read. selection: see Generation.
+    cache whose clips are decoded, as it was read. selection, corpus: see Generation.
     """
 
     kind: Kind
@@ -68,6 +68,7 @@ class Step:
     origins: dict[Bucket, pa.Table] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
     selection: str = ""
+    corpus: str = ""
     num_relabelled: int = 0
 
     def __bool__(self) -> bool:
@@ -180,6 +181,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         num_imported=imports.num_rows,
         parents=step.parents,
         selection=step.selection,
+        corpus=step.corpus,
         num_relabelled=step.num_relabelled,
         kept=kept_text(schemas),
     )

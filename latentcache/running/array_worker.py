@@ -15,7 +15,6 @@ from latentcache.format.fields.manifest import FieldManifest
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.array_files import parse_array, to_field
 from latentcache.running.failure_policy import OF_CLIP
-from latentcache.running.other_files import url_of
 from latentcache.running.part_worker import PartWorker
 from latentcache.running.worker import WorkerSpec
 from latentcache.storage.source_files import irregular, is_absent, open_source
@@ -34,7 +33,6 @@ class ArrayWorker(PartWorker):
     def __init__(self, spec: WorkerSpec, field: FieldManifest, settings: ArrayField) -> None:
         super().__init__(spec, field)
         self._settings = settings
-        self._folder = settings.folder or str(field.settings["folder"])
         self._reading = DaemonPool(NUM_READERS, name="read")
 
     def make_part(self, shard: FieldShard, part: FieldPart) -> tuple[list[Sample], float]:
@@ -59,7 +57,7 @@ class ArrayWorker(PartWorker):
     def _read(self, sample: Sample, texts: Sequence[str]) -> Sample:
         if not any(texts):  # an empty path is none
             raise ClipError("missing_input", f"there is no path in {self._settings.column}")
-        (array,), url = self._field.arrays, url_of(texts[0], self._folder)
+        (array,), url = self._field.arrays, texts[0]
         data = self._bytes(url)
         try:
             found = to_field(parse_array(data, url, self._settings.tensor), array)

@@ -40,9 +40,8 @@ class JointWorker(ClipWorker):
         super().__init__(spec, field, build_pool(spec))
         self._others: OtherFiles | None = None
         if settings.image_columns:
-            folder = settings.folder or str(field.settings["folder"])
             same_shape = settings.same_shape
-            self._others = OtherFiles(self._pool, spec.config.clips, folder, same_shape=same_shape)
+            self._others = OtherFiles(self._pool, spec.config.clips, same_shape=same_shape)
 
     def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
         """Ask for each clip's images."""

@@ -40,9 +40,8 @@ class MaskedWorker(ClipWorker):
         self._settings = settings
         self._encoder = of_values(build_encoder(spec, device))
         super().__init__(spec, field, build_pool(spec))
-        folder = settings.folder or str(field.settings["folder"])
         rules = spec.config.clips
-        self._others = OtherFiles(self._pool, rules, folder, same_shape=settings.same_shape)
+        self._others = OtherFiles(self._pool, rules, same_shape=settings.same_shape)
 
     def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
         """Ask for each clip's pixels, or another file's, and for its mask."""

@@ -9,7 +9,6 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +17,11 @@ import numpy.typing as npt
 from latentcache.config.clips import ClipsConfig
 from latentcache.core.lru import Lru
 from latentcache.core.records import Clip
-from latentcache.corpus.source_table import IMAGES, resolve
+from latentcache.corpus.source_table import IMAGES
 from latentcache.decoders.pool import DecodedClip, DecodePool
 from latentcache.decoders.sampling import clip_frames
 from latentcache.errors import ClipError
-from latentcache.planning.fields.places import is_relative
-from latentcache.storage.urls import is_url, without_query
+from latentcache.storage.urls import redact_url, without_query
 
 #: Sources and files whose shape and times are kept: neighbours are often clips of one source.
 KEPT = 256
@@ -82,30 +80,28 @@ class OtherFiles:
     until it is encoded.
     """
 
-    def __init__(
-        self, pool: DecodePool, rules: ClipsConfig, folder: str, *, same_shape: bool
-    ) -> None:
-        self._pool, self._rules, self._folder, self._same_shape = pool, rules, folder, same_shape
+    def __init__(self, pool: DecodePool, rules: ClipsConfig, *, same_shape: bool) -> None:
+        self._pool, self._rules, self._same_shape = pool, rules, same_shape
         self._known: Lru[str, Future[dict[str, Any]]] = Lru(KEPT)
 
-    def find(self, clips: Sequence[Clip], paths: Sequence[str]) -> list[OtherFile | ClipError]:
-        """Return the file of each clip, or why it cannot be used; an empty path is none."""
-        for clip, path in zip(clips, paths, strict=True):
-            if path:  # all at once, before the first is waited for
-                self._look(url_of(path, self._folder), _kind(path))
+    def find(self, clips: Sequence[Clip], urls: Sequence[str]) -> list[OtherFile | ClipError]:
+        """Return the file of each clip, or why it cannot be used; an empty URL is none."""
+        for clip, url in zip(clips, urls, strict=True):
+            if url:  # all at once, before the first is waited for
+                self._look(url, _kind(url))
                 self._look(clip.url, clip.kind)
-        return [self._find(clip, path) for clip, path in zip(clips, paths, strict=True)]
+        return [self._find(clip, url) for clip, url in zip(clips, urls, strict=True)]
 
-    def _find(self, clip: Clip, path: str) -> OtherFile | ClipError:
-        if not path:
+    def _find(self, clip: Clip, url: str) -> OtherFile | ClipError:
+        if not url:
             return ClipError("missing_input", "there is no path in the field's column")
-        url, kind = url_of(path, self._folder), _kind(path)
+        kind = _kind(url)
         try:
             other, source = self._look(url, kind).result(), self._look(clip.url, clip.kind).result()
             if self._same_shape:
                 _check_shape(other, source)
         except ClipError as error:
-            return ClipError(error.reason, f"{path}: {error}")
+            return ClipError(error.reason, f"{redact_url(url)}: {error}")
         return OtherFile(
             url=url, kind=kind, identity=other["identity"], source=source, rules=self._rules
         )
@@ -114,17 +110,8 @@ class OtherFiles:
         return self._known.get_or_make(url, lambda: self._pool.probe(url, kind, times=True))
 
 
-def url_of(path: str, folder: str) -> str:
-    """Return where a path in a field's column is; relative ones start at the folder."""
-    if not is_relative(path):
-        return path
-    if is_url(folder):
-        return resolve(folder if folder.endswith("/") else f"{folder}/", path)
-    return str(Path(folder) / path)
-
-
-def _kind(path: str) -> Kind:
-    suffix = posixpath.splitext(without_query(path))[1][1:].lower()
+def _kind(url: str) -> Kind:
+    suffix = posixpath.splitext(without_query(url))[1][1:].lower()
     return "image" if suffix in IMAGES else "video"
 
 

@@ -39,9 +39,8 @@ class VisualWorker(ClipWorker):
         super().__init__(spec, field, build_pool(spec))
         self._others: OtherFiles | None = None
         if settings.column is not None:
-            folder = settings.folder or str(field.settings["folder"])
             same_shape = settings.same_shape
-            self._others = OtherFiles(self._pool, spec.config.clips, folder, same_shape=same_shape)
+            self._others = OtherFiles(self._pool, spec.config.clips, same_shape=same_shape)
 
     def ask(self, clips: Sequence[Clip], texts: Sequence[Texts]) -> list[Asked]:
         """Ask for the frames of each clip, or of another file, that the field is made of."""

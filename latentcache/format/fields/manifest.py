@@ -43,7 +43,7 @@ MAX_FIELD_BYTES = 1 << 24
 MAX_CHOICES = 1024
 NUM_THREADS = 16
 #: plan: the first; update: texts or paths that have changed; retry: failed rows; repair: damaged ones;
-#: move: of no rows, it says where relative paths start from now on.
+#: move: of no rows, it says where relative paths start.
 VersionKind = Literal["plan", "update", "retry", "repair", "move"]
 #: Key of a version's metadata: what it is.
 VERSION_FACTS = "latentcache.version"
@@ -53,8 +53,8 @@ VERSION_FACTS = "latentcache.version"
 class Version:
     """A step of a field. generation: of the cache, as whose captions stand in it the texts are read.
 
-    rows: of each shard; None: all. folder: where relative paths start, of a move.
-    sha256: of its table, empty for the first.
+    rows: of each shard; None: all. folder: of a move, where the relative paths start of all that has come;
+    empty: from now on, of what comes, at its corpus. sha256: of its table, empty for the first.
     """
 
     number: int
@@ -214,7 +214,7 @@ def refresh_field(storage: Storage, field: FieldManifest, manifest: Manifest) ->
             raise damaged(storage, path, "does not follow the version before it")
         versions.append(version)
     _check_rows(storage, field, versions, manifest)
-    folders = [version.folder for version in versions if version.folder is not None]
+    folders = [version.folder for version in versions if version.folder]
     settings = {**field.settings, **({"folder": folders[-1]} if folders else {})}
     return dataclasses.replace(field, versions=tuple(versions), settings=settings)
 

@@ -39,13 +39,19 @@ from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
 from latentcache.planning.create import write_arrays
 from latentcache.planning.fields.describe import describe_field
+from latentcache.planning.fields.folders import (
+    Folders,
+    generations_of_corpora,
+    is_relative,
+    told,
+    unknown_folder,
+    url_of,
+)
 from latentcache.planning.fields.inputs import TextInputs, Texts
 from latentcache.planning.fields.names import check_field_name
 from latentcache.planning.fields.places import (
     config_folder,
     found_from_anywhere,
-    is_relative,
-    moved_since,
     with_folder,
 )
 from latentcache.planning.planned import PlannedCache
@@ -55,7 +61,7 @@ from latentcache.storage.temporary import TEMPORARY_SUFFIX
 
 @dataclass(frozen=True, kw_only=True)
 class FieldPart:
-    """Rows of a shard that a version encodes. texts: of each row, after its paths of other files."""
+    """Rows of a shard that a version encodes. texts: of each row, after the places of its other files."""
 
     version: int
     rows: tuple[int, ...]
@@ -115,12 +121,35 @@ class PlannedField:
         rows = tuple(self._rows(shard, version))
         if not self.config.columns:
             return FieldPart(version=version.number, rows=rows)
-        texts = self.inputs.of(shard, self.inputs.pinned(version, shard))
-        return FieldPart(
-            version=version.number,
-            rows=rows,
-            texts=tuple(self._taken(texts[row]) for row in rows),
-        )
+        pin = self.inputs.pinned(version, shard)
+        texts = self.inputs.of(shard, pin)
+        found = [self._taken(texts[row]) for row in rows]
+        if self.inputs.num_paths:
+            folders, others = self.folders.of(shard, pin), self._replaced(shard, version)
+            found = [
+                self._placed(some, folders[row], is_replaced=row in others)
+                for row, some in zip(rows, found, strict=True)
+            ]
+        return FieldPart(version=version.number, rows=rows, texts=tuple(found))
+
+    def _replaced(self, shard: ShardId, version: Version) -> set[int]:
+        """Return the rows of a shard that are retired, or that a later version has."""
+        found = set(self.cache.plan.standing.rows(shard))
+        for later in self.field.versions:
+            if later.number > version.number and later.rows:
+                found.update(later.rows.get(shard, ()))
+        return found
+
+    def _placed(self, texts: Texts, folder: str | None, *, is_replaced: bool) -> Texts:
+        """Return a clip's texts with the places of its paths. Raises ConfigError if they are not known."""
+        paths, others = texts[: self.inputs.num_paths], texts[self.inputs.num_paths :]
+        if folder is not None:
+            return tuple(url_of(path, folder) for path in paths) + others
+        if not any(map(is_relative, paths)):
+            return texts
+        if not is_replaced:
+            raise unknown_folder(self.field, self.storage)
+        return ("",) * len(paths) + others
 
     def _rows(self, shard: ShardId, version: Version) -> Iterable[int]:
         if version.rows is not None:
@@ -191,37 +220,31 @@ class PlannedField:
                 found[shard] = frozenset(failed)
         return without_planned(self.storage, self.field, self.cache.manifest, found)
 
+    @functools.cached_property
+    def folders(self) -> Folders:
+        """Where relative paths of the clips start."""
+        return Folders(self.cache, self.field, self.inputs)
+
     @property
-    def folder(self) -> str | None:
-        """Where relative paths of its files start in this run; None if it has no columns of paths."""
-        return config_folder(self.config) if path_columns(self.config) else None
+    def has_paths(self) -> bool:
+        """Whether it reads files whose paths are in columns."""
+        return bool(path_columns(self.config))
 
     @property
     def is_moved(self) -> bool:
-        """Whether the field does not say so yet, or of a place that sources have moved from since."""
-        is_other = self.folder != self.field.settings.get("folder")
-        return self.folder is not None and (
-            is_other or moved_since(self.field, self.cache.manifest)
-        )
+        """Whether the field was not told yet what its settings say of where relative paths start."""
+        before, folder = told(self.field), config_folder(self.config)
+        if not self.has_paths or folder is None:
+            return self.has_paths and not before.then_corpora
+        last = generations_of_corpora(self.cache.manifest)[-1].number
+        is_other = folder != before.folder or before.then_corpora
+        return is_other or last > before.generation
 
-    def check_folder(self) -> None:
-        """Raise ConfigError if sources have moved since it was said where the paths to be read start."""
-        if not moved_since(self.field, self.cache.manifest):
-            return
-        paths = (
-            path
-            for shard in self.missing
-            for part in self.parts(shard)
-            for texts in part.texts
-            for path in texts[: self.inputs.num_paths]
-        )
-        if any(map(is_relative, paths)):
-            name, url = self.field.name, redact(self.storage.url)
-            raise ConfigError(
-                f"fields.{name}.folder: sources have moved since relative paths of the field started at "
-                f"{redact(self.folder or '')}, so nothing is read there. Say where they start now:  "
-                f"latentcache resume {url} fields.{name}.folder=PLACE"
-            )
+    def check_folders(self) -> None:
+        """Raise ConfigError if it is not known where paths that are to be read start."""
+        if self.has_paths and self.folders.only is None:
+            for shard in self.missing:
+                self.parts(shard)
 
     def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
         """Write a version of some rows; False: another run has written one first."""
@@ -231,7 +254,8 @@ class PlannedField:
     def with_folder(self) -> bool:
         """Write a version of no rows that says where relative paths start; False: another run was first."""
         generation = len(self.cache.manifest.generations)
-        return create_version(self.storage, self.field, "move", generation, {}, self.folder)
+        folder = config_folder(self.config) or ""
+        return create_version(self.storage, self.field, "move", generation, {}, folder)
 
 
 def plan_field(
