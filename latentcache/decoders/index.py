@@ -24,7 +24,14 @@ from latentcache.decoders.packets import (
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
-from latentcache.decoders.streams import is_plainly_best, open_blindly, open_video
+from latentcache.decoders.rgb import Turn, turn_of
+from latentcache.decoders.streams import (
+    DEMUX_ERRORS,
+    decode,
+    is_plainly_best,
+    open_blindly,
+    open_video,
+)
 from latentcache.errors import ClipError
 
 #: decord equals PyAV bit for bit on these, but for odd sizes. It gets 10-bit video wrong and does not tell.
@@ -56,6 +63,8 @@ _JOIN_FRAMES = 3
 _DELAYED = 4
 #: Frames a second where a file gives neither durations nor a rate; only the last frame's end needs it.
 UNKNOWN_RATE = 25.0
+#: What decoding a packet raises that cannot be read, or decoded.
+_UNDECODED: tuple[type[Exception], ...] = (*DEMUX_ERRORS, ClipError)
 #: Times that span more than a week are damage, and would be sampled into millions of clips.
 MAX_DURATION_S = 7 * 86400.0
 
@@ -192,7 +201,13 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
         and _decord_knows(path, container, stream)
-        and (isinstance(path, RangedPath) or reads_alike_again(container, stream, packets)),
+        and (
+            isinstance(path, RangedPath)
+            or (
+                reads_alike_again(container, stream, packets)
+                and (container.format.name != MATROSKA or _is_as_stored(container, stream, packets))
+            )
+        ),
         holes=_holes(path, packets, durations, pts, order, container.format.name),
         num_declared=max(len(kept) + missing, settled),
     )
@@ -317,8 +332,23 @@ def _decord_knows(path: str, container: Any, stream: Any) -> bool:
         and not _confuses_decord(context.height)  # it may be turned
         and container.format.name in DECORD_FORMATS
         and is_plainly_best(container, stream)
-        and not is_oddly_shown(path)
+        and (container.format.name != MP4 or not is_oddly_shown(path))
     )
+
+
+def _is_as_stored(container: Any, stream: Any, packets: PacketTable) -> bool:
+    """Tell whether FFmpeg neither turns nor mirrors the first picture of a file that can be sought.
+
+    Matroska's projections are elements of a header that can be anywhere, and decord knows of none.
+    """
+    try:
+        container.seek(packets.dts[0] or 0, stream=stream, backward=True, any_frame=False)
+        for packet in container.demux(stream):
+            for frame in decode(stream, packet if packet.size else None):
+                return turn_of(frame) == Turn()
+    except _UNDECODED:
+        return False
+    return False
 
 
 def _confuses_decord(width: int) -> bool:

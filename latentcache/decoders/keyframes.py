@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,11 +15,6 @@ _H264_IDR = frozenset({5})
 _HEVC_IRAP = frozenset(range(16, 21))
 #: NAL unit types with messages of supplemental information, and the message about how to show a picture.
 _H264_SEI, _HEVC_SEI, _ORIENTATION = 6, 39, 47
-_MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
-#: The master element, its length, and the first of its children.
-_MATROSKA_PROJECTION = re.compile(rb"\x76\x70(?:[\x80-\xff]|\x01.{7})\x76[\x71-\x75]", re.DOTALL)
-_MATROSKA_HEAD_BYTES = 1 << 16
-_MATROSKA = b"\x1a\x45\xdf\xa3"
 #: a, b, c and d of a display matrix, in 1/65536: the pixel at (x, y) is shown at (a x + c y, b x + d y).
 _Matrix = tuple[int, int, int, int]
 _IDENTITY: _Matrix = (1 << 16, 0, 0, 1 << 16)
@@ -78,11 +72,8 @@ def _extended(data: bytes, at: int) -> tuple[int, int]:
 
 
 def is_oddly_shown(path: str) -> bool:
-    """Tell whether an MP4 mirrors a track, or turns it by odd degrees, or a Matroska file projects one."""
+    """Tell whether an MP4 mirrors a track, or turns it by odd degrees."""
     with Path(path).open("rb") as file:
-        if file.read(4) == _MATROSKA:
-            head = file.read(_MATROSKA_HEAD_BYTES).partition(_MATROSKA_CLUSTER)[0]
-            return _MATROSKA_PROJECTION.search(head) is not None
         movies = _matrices(file, (b"moov", b"mvhd"), 36) or [_IDENTITY]
         tracks = _matrices(file, (b"moov", b"trak", b"tkhd"), 40)
         return any(_is_odd(track, movie) for track in tracks for movie in movies)
