@@ -28,7 +28,7 @@ REASONS: Mapping[str, str] = {
     "too_large": "a frame has more pixels than corpus.max_pixels allows",
     "truncated": "the stream ends before the clip does",
     "corrupt": "the decoder met damaged data",
-    "size_changed": "the size of the frames changes within the clip, or how they are turned",
+    "size_changed": "the frames' size, turn or shape of pixels changes within the clip",
     "too_short": "the source has fewer frames than the shortest clip that the config asks for",
     "too_slow": "the source has fewer frames per second than clips.fps, and clips.too_slow is record",
     "too_small": "the source is smaller than its bucket, and clips.too_small is record",

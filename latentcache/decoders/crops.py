@@ -9,16 +9,16 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import IO, Any
+
+from latentcache.decoders.ebml import TRACKS, Span, elements, find, number_at, segment_of
+from latentcache.decoders.ranged import open_binary
+from latentcache.errors import ClipError
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 MATROSKA = "matroska,webm"
 #: A VisualSampleEntry's fields, before which its children do not start.
 _ENTRY_BYTES = 78
-#: Elements that are looked at, at most, before Matroska's tracks: damage can make any number.
-_MAX_ELEMENTS = 1000
-_SEGMENT, _TRACKS, _CLUSTER = 0x18538067, 0x1654AE6B, 0x1F43B675
 _TRACK, _TRACK_TYPE, _VIDEO = 0xAE, 0x83, 0xE0
 #: By element what it cuts off, and whether a track is of video.
 _PIXEL_CROP = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
@@ -44,13 +44,22 @@ NO_CROP = Crop()
 
 
 def crop_of(path: str, container: Any, stream: Any) -> Crop:
-    """Return what the container cuts off the pictures of a video stream."""
+    """Return what the container cuts off the pictures of a video stream.
+
+    Raises ClipError of Matroska where FFmpeg finds a track, and this does not.
+    """
     number = list(container.streams.video).index(stream)
     kind = container.format.name
     if kind not in (MP4, MATROSKA):
         return NO_CROP
-    with Path(path).open("rb") as file:
+    with open_binary(path) as file:
         crops = _of_mp4(file) if kind == MP4 else _of_matroska(file)
+    if kind == MATROSKA and number >= len(crops):
+        raise ClipError(
+            "unreadable",
+            "the video's track is not where the file's header says, so it is unknown what is cut off its "
+            "pictures. Write the file again: ffmpeg -i FILE -c copy NEW_FILE",
+        )
     crop = crops[number] if number < len(crops) else NO_CROP
     context = stream.codec_context
     return crop if crop.fits(context.height, context.width) else NO_CROP
@@ -132,19 +141,18 @@ def _sides(size: int, shown: Fraction, offset: Fraction) -> tuple[int, int]:
 
 def _of_matroska(file: IO[bytes]) -> list[Crop]:
     """Return the crops of a Matroska file's video tracks."""
-    end = file.seek(0, 2)
+    segment = segment_of(file)
+    tracks = segment and find(file, segment, TRACKS)
     crops = []
-    for tracks in _found(file, 0, end, (_SEGMENT, _TRACKS)):
-        for identifier, start, stop in elements(file, *tracks):
-            if identifier == _TRACK:
-                fields = {i: (a, b) for i, a, b in elements(file, start, stop)}
-                if number_at(file, fields.get(_TRACK_TYPE)) == _IS_VIDEO:
-                    crops.append(_pixel_crop(file, fields.get(_VIDEO)))
-        return crops
+    for identifier, start, stop in elements(file, *tracks) if tracks else ():
+        if identifier == _TRACK:
+            fields = {i: (a, b) for i, a, b in elements(file, start, stop)}
+            if number_at(file, fields.get(_TRACK_TYPE)) == _IS_VIDEO:
+                crops.append(_pixel_crop(file, fields.get(_VIDEO)))
     return crops
 
 
-def _pixel_crop(file: IO[bytes], video: tuple[int, int] | None) -> Crop:
+def _pixel_crop(file: IO[bytes], video: Span | None) -> Crop:
     if video is None:
         return NO_CROP
     sides: Mapping[str, int] = {
@@ -153,53 +161,6 @@ def _pixel_crop(file: IO[bytes], video: tuple[int, int] | None) -> Crop:
         if identifier in _PIXEL_CROP
     }
     return Crop(**sides)
-
-
-def _found(file: IO[bytes], start: int, end: int, path: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for identifier, first, last in elements(file, start, end):
-        if identifier == path[0]:
-            if len(path) == 1:
-                yield first, last
-            else:
-                yield from _found(file, first, last, path[1:])
-
-
-def elements(
-    file: IO[bytes],
-    start: int,
-    end: int,
-    *,
-    stop_at: int | None = _CLUSTER,
-    limit: int = _MAX_ELEMENTS,
-    is_cut: bool = True,
-) -> Iterator[tuple[int, int, int]]:
-    """Yield (identifier, start, end) of EBML elements, up to the first of a kind, or so many.
-
-    is_cut: one that goes on after `end` ends there; else it is not yielded.
-    """
-    for _ in range(limit):
-        head = _read(file, start, 12)
-        width = 9 - head[0].bit_length() if head else 9
-        if width > 4 or len(head) < width + 1 or not head[width]:
-            return
-        identifier = int.from_bytes(head[:width])
-        length = 9 - head[width].bit_length()
-        if len(head) < width + length:
-            return
-        size = int.from_bytes(head[width : width + length]) - (1 << 7 * length)
-        body = start + width + length
-        is_open = size == (1 << 7 * length) - 1
-        if identifier == stop_at or (not is_cut and (is_open or body + size > end)):
-            return
-        start = end if is_open else min(end, body + size)
-        yield identifier, body, start
-        if start >= end:
-            return
-
-
-def number_at(file: IO[bytes], at: tuple[int, int] | None) -> int:
-    """Return the whole number that an element holds; 0 where there is none."""
-    return 0 if at is None else int.from_bytes(_read(file, at[0], max(0, min(8, at[1] - at[0]))))
 
 
 def _read(file: IO[bytes], start: int, count: int) -> bytes:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from latentcache.decoders.aspects import aspect_of
 from latentcache.decoders.crops import NO_CROP, Crop
 
-#: Beyond these a pixel's shape is damage, and pixels are taken for square. Half-width anamorphic is 2.9.
-MAX_PIXEL_ASPECT = 4.0
 #: Transfer characteristics of ITU-T H.273 that are HDR.
 _HDR = {16: "PQ", 18: "HLG"}
 _UNSPECIFIED = 2
@@ -22,11 +21,12 @@ _TOLD_BY_HEADERS = frozenset({"h264", "vp8", "vp9"})
 class VideoFacts:
     """Facts of a video; of an image the defaults.
 
-    height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel. is_swapped:
-    whether pictures are shown turned by 90 degrees; None: their shape tells. transfer: SDR (also where
-    nothing is said), PQ or HLG. fps: of its frames' times, on average; `rates.with_rate` makes it the one
-    to count by. declared_fps: what the file declares. tick_s: the unit of its times. crop: what is cut off
-    each picture before it is turned. are_told: by headers, so that no picture says more.
+    height, width: of a picture as stored. pixel_aspect: width over height of a stored pixel, of the first
+    picture, or of the last one that a reader gave. is_swapped: whether pictures are shown turned by 90
+    degrees; None: their shape tells. transfer: SDR (also where nothing is said), PQ or HLG. fps: of its
+    frames' times, on average; `rates.with_rate` makes it the one to count by. declared_fps: what the file
+    declares. tick_s: the unit of its times. crop: what is cut off each picture before it is turned.
+    are_told: by headers, so that no picture says more.
     """
 
     height: int = 0
@@ -60,13 +60,10 @@ def transfer_of(declaring: Any) -> str | None:
 def facts_of(stream: Any, fps: float | None, crop: Crop) -> VideoFacts:
     """Return the facts of PyAV's stream."""
     context = stream.codec_context
-    aspect = float(stream.sample_aspect_ratio or 1)
-    if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
-        aspect = 1.0
     return VideoFacts(
         height=context.height,
         width=context.width,
-        pixel_aspect=aspect,
+        pixel_aspect=aspect_of(stream.sample_aspect_ratio),
         interlaced=int(getattr(context, "field_order", 0)) > _PROGRESSIVE,
         transfer=transfer_of(context) or "SDR",
         fps=fps,

@@ -14,7 +14,7 @@ from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.crops import MATROSKA, MP4, NO_CROP, Crop, crop_of
 from latentcache.decoders.cuts import AVI, num_missing
 from latentcache.decoders.facts import VideoFacts, facts_of
-from latentcache.decoders.keyframes import is_oddly_shown
+from latentcache.decoders.for_decord import decord_knows, is_as_stored
 from latentcache.decoders.packets import (
     PacketTable,
     read_packets,
@@ -24,17 +24,9 @@ from latentcache.decoders.packets import (
 from latentcache.decoders.pauses import losses
 from latentcache.decoders.pictures import Shows
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath, suits
-from latentcache.decoders.streams import is_plainly_best, open_blindly, open_video
+from latentcache.decoders.streams import open_blindly, open_video
 from latentcache.errors import ClipError
 
-#: decord equals PyAV bit for bit on these, but for odd sizes. It gets 10-bit video wrong and does not tell.
-DECORD_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
-#: Matrices of ITU-T H.273 that decord's swscale knows, or that are not given. It does not tell of others.
-DECORD_MATRICES = frozenset({1, 2, 4, 5, 6, 7, 9})
-#: In others, such as MPEG-TS and AVI, decord's seeking ends at wrong frames and does not tell.
-DECORD_FORMATS = frozenset({MP4, MATROSKA})
-#: decord pads rows to so many pixels, and where a row is a divisor of that, takes padding for channels.
-DECORD_ROW_PIXELS = 32
 #: These keep decoding order only: counting gives the frames.
 COUNTED_FORMATS = frozenset({AVI})
 #: Formats whose packets say how long a frame is shown, so that a longer gap may be a loss.
@@ -191,8 +183,14 @@ def to_index(path: str, container: Any, stream: Any, packets: PacketTable) -> Pa
         and all(start.closed for start in index.starts)
         and not _lacks_reordering(stream, pts, kept, times)
         and not (index.facts.pixel_aspect != 1 and index.facts.height == index.facts.width)
-        and _decord_knows(path, container, stream)
-        and (isinstance(path, RangedPath) or reads_alike_again(container, stream, packets)),
+        and decord_knows(path, container, stream)
+        and (
+            isinstance(path, RangedPath)
+            or (
+                reads_alike_again(container, stream, packets)
+                and (container.format.name != MATROSKA or is_as_stored(container, stream, packets))
+            )
+        ),
         holes=_holes(path, packets, durations, pts, order, container.format.name),
         num_declared=max(len(kept) + missing, settled),
     )
@@ -305,25 +303,6 @@ def _lacks_reordering(
     """Tell whether a decoder reorders frames, and their times do not say so."""
     in_order = [times[i] for i in kept] == pts.tolist()
     return in_order and len(kept) > 1 and int(stream.codec_context.reorder_depth) > 0
-
-
-def _decord_knows(path: str, container: Any, stream: Any) -> bool:
-    context = stream.codec_context
-    return (
-        context.pix_fmt in DECORD_PIXEL_FORMATS
-        and int(context.colorspace) in DECORD_MATRICES
-        and context.height % 2 == context.width % 2 == 0
-        and not _confuses_decord(context.width)
-        and not _confuses_decord(context.height)  # it may be turned
-        and container.format.name in DECORD_FORMATS
-        and is_plainly_best(container, stream)
-        and not is_oddly_shown(path)
-    )
-
-
-def _confuses_decord(width: int) -> bool:
-    padded = -width % DECORD_ROW_PIXELS
-    return padded > 0 and 3 * padded % width == 0
 
 
 def _num_settled(

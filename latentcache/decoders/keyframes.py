@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -14,32 +14,53 @@ from latentcache.decoders.crops import inside
 #: frames can refer to what came before, and after a seek decord counts those that it cannot decode.
 _H264_IDR = frozenset({5})
 _HEVC_IRAP = frozenset(range(16, 21))
-#: NAL unit types with messages of supplemental information, and the message about how to show a picture.
-_H264_SEI, _HEVC_SEI, _ORIENTATION = 6, 39, 47
-_MATROSKA_CLUSTER = b"\x1f\x43\xb6\x75"
-#: The master element, its length, and the first of its children.
-_MATROSKA_PROJECTION = re.compile(rb"\x76\x70(?:[\x80-\xff]|\x01.{7})\x76[\x71-\x75]", re.DOTALL)
-_MATROSKA_HEAD_BYTES = 1 << 16
-_MATROSKA = b"\x1a\x45\xdf\xa3"
+#: The supplemental message about how to show a picture.
+_ORIENTATION = 47
 #: a, b, c and d of a display matrix, in 1/65536: the pixel at (x, y) is shown at (a x + c y, b x + d y).
 _Matrix = tuple[int, int, int, int]
 _IDENTITY: _Matrix = (1 << 16, 0, 0, 1 << 16)
 
 
-def starts_afresh(codec: str, packet: bytes) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class _NalKinds:
+    """A codec's NAL unit types: they are in the first byte, above a bit or none, after a header.
+
+    starts: of pictures that reset the decoder. message: of supplemental information. sequence: of sequence
+    parameter sets.
+    """
+
+    shift: int
+    mask: int
+    header_bytes: int
+    starts: frozenset[int]
+    message: int
+    sequence: int
+
+    def of(self, unit: memoryview) -> int:
+        """Return the type of a unit."""
+        return unit[0] >> self.shift & self.mask
+
+
+_NAL_KINDS = {
+    "h264": _NalKinds(shift=0, mask=31, header_bytes=1, starts=_H264_IDR, message=6, sequence=7),
+    "hevc": _NalKinds(shift=1, mask=63, header_bytes=2, starts=_HEVC_IRAP, message=39, sequence=33),
+}
+
+
+def starts_afresh(codec: str, packet: bytes, extradata: bytes = b"") -> bool:
     """Tell whether a key frame's packet is one from which decord can start, from its first bytes.
 
-    It is not where the packet says how its picture is turned: FFmpeg's later versions turn that one.
+    It is not where the packet says how its picture is turned: FFmpeg's later versions turn that one. Nor
+    where it brings a sequence parameter set that the header's `extradata` lacks: from there on pixels can
+    have another shape, of which decord does not tell.
     """
-    if codec == "h264":
-        units = list(_nal_units(packet))
-        starts = any(unit[0] & 31 in _H264_IDR for unit in units)
-        return starts and not any(unit[0] & 31 == _H264_SEI and _turns(unit[1:]) for unit in units)
-    if codec == "hevc":
-        units = list(_nal_units(packet))
-        starts = any(unit[0] >> 1 & 63 in _HEVC_IRAP for unit in units)
-        return starts and not any(
-            unit[0] >> 1 & 63 == _HEVC_SEI and _turns(unit[2:]) for unit in units
+    if codec in _NAL_KINDS:
+        kinds = _NAL_KINDS[codec]
+        units = [(kinds.of(unit), unit) for unit in _nal_units(packet)]
+        return any(kind in kinds.starts for kind, _ in units) and not any(
+            (kind == kinds.message and _turns(unit[kinds.header_bytes :]))
+            or (kind == kinds.sequence and bytes(unit) not in extradata)
+            for kind, unit in units
         )
     if codec == "vp8":
         return packet[0] & 1 == 0
@@ -78,14 +99,24 @@ def _extended(data: bytes, at: int) -> tuple[int, int]:
 
 
 def is_oddly_shown(path: str) -> bool:
-    """Tell whether an MP4 mirrors a track, or turns it by odd degrees, or a Matroska file projects one."""
+    """Tell whether an MP4 mirrors a track, turns it by odd degrees, or describes its samples twice.
+
+    Of samples by another description pixels can have another shape, of which decord does not tell.
+    """
     with Path(path).open("rb") as file:
-        if file.read(4) == _MATROSKA:
-            head = file.read(_MATROSKA_HEAD_BYTES).partition(_MATROSKA_CLUSTER)[0]
-            return _MATROSKA_PROJECTION.search(head) is not None
+        if any(count > 1 for count in _num_descriptions(file)):
+            return True
         movies = _matrices(file, (b"moov", b"mvhd"), 36) or [_IDENTITY]
         tracks = _matrices(file, (b"moov", b"trak", b"tkhd"), 40)
         return any(_is_odd(track, movie) for track in tracks for movie in movies)
+
+
+def _num_descriptions(file: IO[bytes]) -> Iterator[int]:
+    """Yield how many ways there are in which the samples of each track are described."""
+    path = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+    for start, _ in inside(file, 0, file.seek(0, 2), path):
+        file.seek(start + 4)
+        yield int.from_bytes(file.read(4))
 
 
 def _matrices(file: IO[bytes], path: Sequence[bytes], offset: int) -> list[_Matrix]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from latentcache.decoders.aspects import AspectDecoder, Container
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.crops import NO_CROP, Crop
 from latentcache.decoders.facts import VideoFacts, transfer_of
@@ -19,7 +20,7 @@ from latentcache.decoders.index import PacketIndex, build_index
 from latentcache.decoders.packets import packets_at
 from latentcache.decoders.ranged import NeedsWholeError, RangedPath
 from latentcache.decoders.rgb import Turn, to_rgb, turn_of
-from latentcache.decoders.streams import decode, is_early, open_video
+from latentcache.decoders.streams import is_early, open_video
 from latentcache.errors import ClipError
 
 #: Pictures that are compared. Hidden frames and the like come every few ones, where there are any.
@@ -38,8 +39,8 @@ class Look:
     """What came out of a decoder: pts as frames have them, and as FFmpeg corrects them.
 
     shapes: height and width as shown of the first picture of each turn. turns: how many are turned how.
-    is_interlaced: whether a picture says that it is. transfer: that the first picture declares. ended: by
-    the file's end, without damage. crop: what is cut off.
+    is_interlaced: whether a picture says that it is. transfer: that the first picture declares. aspect: of
+    a pixel of the first picture. ended: by the file's end, without damage. crop: what is cut off.
     """
 
     pts: list[int | None] = field(default_factory=list)
@@ -49,11 +50,12 @@ class Look:
     turns: Counter[Turn] = field(default_factory=Counter)
     is_interlaced: bool = False
     transfer: str | None = None
+    aspect: float | None = None
     ended: bool = False
     crop: Crop = NO_CROP
     clock: Clock = field(default_factory=lambda: Clock())
 
-    def add(self, frame: Any) -> None:
+    def add(self, frame: Any, aspect: float) -> None:
         """Note a frame, the next in the order of showing."""
         turn = turn_of(frame)
         self.turns[turn] += 1
@@ -62,7 +64,7 @@ class Look:
             self.shapes[turn] = (height, width)
         self.is_interlaced = self.is_interlaced or bool(frame.interlaced_frame)
         if not self.pts:
-            self.transfer = transfer_of(frame)
+            self.transfer, self.aspect = transfer_of(frame), aspect
         self.pts.append(frame.pts)
         duration = frame.duration or 0
         self.corrected.append(self.clock.correct(frame.pts, frame.dts, duration))
@@ -74,6 +76,7 @@ class Look:
             facts,
             interlaced=facts.interlaced or self.is_interlaced,
             transfer=self.transfer or facts.transfer,
+            pixel_aspect=self.aspect or facts.pixel_aspect,
             are_told=True,
         )
 
@@ -185,9 +188,10 @@ def look_at(path: str, index: PacketIndex, max_pixels: int | None, limit: int | 
     container, stream = open_video(path, max_pixels)
     context = stream.codec_context
     context.options = {**(context.options or {}), **_FAST}
+    decoder = AspectDecoder(Container(path, stream.index), stream)
     with container, Complaints() as complaints:
         for _, packet in packets_at(container, stream, index.packets, start.row, None):
-            frames, is_damaged = _decoded(stream, packet)
+            frames, is_damaged = _decoded(decoder, packet)
             if (
                 limit is not None
                 and look.pts
@@ -196,17 +200,17 @@ def look_at(path: str, index: PacketIndex, max_pixels: int | None, limit: int | 
                 return look
             for frame in frames:
                 if not is_early(frame, start.pts):
-                    look.add(frame)
+                    look.add(frame, decoder.aspect(frame))
                 if limit is not None and len(look.pts) >= limit:
                     return look
     look.ended = True
     return look
 
 
-def _decoded(stream: Any, packet: Any) -> tuple[list[Any], bool]:
+def _decoded(decoder: AspectDecoder, packet: Any) -> tuple[list[Any], bool]:
     """Return the frames of a packet, and whether the decoder met damage in it."""
     try:
-        frames = decode(stream, packet)
+        frames = decoder.decode(packet)
     except ClipError:
         return [], True
     return frames, any(frame.is_corrupt for frame in frames)

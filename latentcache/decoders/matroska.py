@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from latentcache.decoders.crops import elements, number_at
+from latentcache.decoders.ebml import CLUSTER, TRACKS, Span, elements, find, number_at
 from latentcache.decoders.ranged import NeedsWholeError
 
-_EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
-_SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
+_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
 _CUES, _CUE, _CUE_TIME = 0x1C53BB6B, 0xBB, 0xB3
 _CUE_PLACE, _CUE_TRACK, _CUE_CLUSTER = 0xB7, 0xF7, 0xF1
-_TRACKS, _TRACK, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0x1654AE6B, 0xAE, 0xD7, 0x83, 1
+_TRACK, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0xAE, 0xD7, 0x83, 1
 _TIME, _SIMPLE_BLOCK, _GROUP, _BLOCK, _DURATION = 0xE7, 0xA3, 0xA0, 0xA1, 0x9B
 #: What clusters have in them beside blocks: their place, the size of the one before, and what is void.
 _OTHER_CHILDREN = frozenset({_TIME, 0xA7, 0xAB, 0xEC, 0xBF})
@@ -51,9 +50,8 @@ class Layout:
         if [identifier for identifier, *_ in top] != [_EBML, _SEGMENT] or top[1][2] != size:
             raise NeedsWholeError
         _, self._start, self._end = top[1]
-        found = {kind: (a, b) for kind, a, b in elements(file, self._start, self._end)}
-        self._tracks = [*self._video_tracks(found.get(_TRACKS))]
-        self._cues = self._read_cues(found)
+        self._tracks = [*self._video_tracks(self._find(TRACKS))]
+        self._cues = self._read_cues(self._find(_CUES))
 
     def span(self, video: int, first: int, last: int) -> tuple[int, int]:
         """Return about which bytes the pictures of a span of time take, from the key frame before it."""
@@ -84,10 +82,15 @@ class Layout:
             blocks = found
         raise NeedsWholeError
 
-    def _video_tracks(self, tracks: tuple[int, int] | None) -> Iterator[int]:
-        """Yield the numbers of the video tracks, as FFmpeg has them."""
-        if tracks is None:
+    def _find(self, wanted: int) -> Span:
+        """Return where the body of an element of the segment is."""
+        found = find(self._file, (self._start, self._end), wanted)
+        if found is None:
             raise NeedsWholeError
+        return found
+
+    def _video_tracks(self, tracks: Span) -> Iterator[int]:
+        """Yield the numbers of the video tracks, as FFmpeg has them."""
         for kind, start, end in elements(self._file, *tracks):
             fields = {k: (a, b) for k, a, b in elements(self._file, start, end)}
             if kind == _TRACK and number_at(self._file, fields.get(_TRACK_TYPE)) == _VIDEO:
@@ -101,9 +104,9 @@ class Layout:
             raise NeedsWholeError
         return [time for time, _ in cues], places
 
-    def _read_cues(self, found: dict[int, tuple[int, int]]) -> dict[int, list[tuple[int, int]]]:
+    def _read_cues(self, span: Span) -> dict[int, list[tuple[int, int]]]:
         """Return by track when key frames are shown, and where their clusters are."""
-        start, end = found.get(_CUES) or self._sought(_CUES, found.get(_SEEK_HEAD))
+        start, end = span
         if end - start > _MAX_CUES_BYTES:
             raise NeedsWholeError
         self._file.seek(start)
@@ -120,24 +123,10 @@ class Layout:
                 cues.setdefault(place.get(_CUE_TRACK, 0), []).append((time, at))
         return {track: sorted(each) for track, each in cues.items()}
 
-    def _sought(self, wanted: int, seek_head: tuple[int, int] | None) -> tuple[int, int]:
-        """Return where the body of an element is that the seek head names."""
-        seeks = elements(self._file, *(seek_head or (0, 0)))
-        for start, end in [(a, b) for kind, a, b in seeks if kind == _SEEK]:
-            seek = {
-                k: number_at(self._file, (a, b)) for k, a, b in elements(self._file, start, end)
-            }
-            if seek.get(_SEEK_ID) == wanted:
-                at = self._start + seek.get(_SEEK_POSITION, 0)
-                for found, body, stop in elements(self._file, at, self._end, limit=1):
-                    if found == wanted:
-                        return body, stop
-        raise NeedsWholeError
-
     def _clusters(self, start: int) -> list[tuple[int, int]]:
         """Return the bodies of the clusters from one on."""
         found = elements(self._file, start, self._end, stop_at=None)
-        clusters = [(a, b) for kind, a, b in found if kind == _CLUSTER]
+        clusters = [(a, b) for kind, a, b in found if kind == CLUSTER]
         if not clusters:
             raise NeedsWholeError
         return clusters

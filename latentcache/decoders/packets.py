@@ -236,6 +236,7 @@ class _Adder:
         context = stream.codec_context
         self._table = table
         self._codec = context.name
+        self._extradata = context.extradata or b""
         self._classify = classifier(context.name, context.extradata)
         self._can_restart = container.format.name in JOINED_FORMATS
         self._guesses_dts = container.format.name == MATROSKA  # it has no decoding times
@@ -253,7 +254,7 @@ class _Adder:
         table.ends.append(_ends(packet))
         table.shows.append(self._classify(packet, is_key) if self._classify else Shows.PICTURE)
         if is_key and not table.has_false_keys:
-            table.has_false_keys = not starts_afresh(self._codec, bytes(packet))
+            table.has_false_keys = not starts_afresh(self._codec, bytes(packet), self._extradata)
 
     def _unwrap(self, packet: Any) -> None:
         """Let a recording that was joined to another go on where that one ends."""

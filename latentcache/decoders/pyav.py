@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import PictureType
 
 from latentcache.decoders import look
+from latentcache.decoders.aspects import AspectDecoder, Container
 from latentcache.decoders.complaints import Complaints
 from latentcache.decoders.facts import display_size
 from latentcache.decoders.frames import Frame
@@ -86,8 +87,18 @@ def _probe_windows(windows: Windows) -> VideoInfo:
     )
 
 
+class Shown(NamedTuple):
+    """How a picture is shown: turned, and with pixels, as they are stored, of this width over height."""
+
+    turn: Turn
+    aspect: float
+
+
 class Reader:
-    """An open video; `times_s` [N] and `end_s` are its presentation times."""
+    """An open video; `times_s` [N] and `end_s` are its presentation times.
+
+    `facts` has the shape of the pixels of the frame that came last.
+    """
 
     name = NAME
 
@@ -96,6 +107,7 @@ class Reader:
         self._index = index
         self._max_pixels = max_pixels
         self._harmless: set[str] = set()
+        self._container: Container | None = None
         self.times_s, self.end_s = index.times_s, index.end_s
         self.facts, self.packets = index.facts, index.packets
 
@@ -103,20 +115,22 @@ class Reader:
         """Yield the frames [h, w, 3] at ascending `indices`, each distinct one once, turned as shown.
 
         Raises ClipError("corrupt") at the first frame that is damaged, or refers to one that is, and
-        ClipError("size_changed") at one that is turned otherwise than those before.
+        ClipError("size_changed") at one that is turned otherwise than those before, or whose pixels have
+        another shape.
         """
         wanted: list[int] = np.unique(indices).tolist()
         self._refuse_holes(wanted)
         self.fetch(indices)
         starts = self._index.starts_for(wanted[0])
-        first: Turn | None = None
+        first: Shown | None = None
         for start in starts:
             count = len(wanted)
             try:
-                for frame, turn in self._from(start, wanted):
-                    first = first or turn
-                    if turn != first:
-                        raise _turn_changed(wanted[0])
+                for frame, shown in self._from(start, wanted):
+                    first = first or shown
+                    if shown != first:
+                        raise _geometry_changed(wanted[0], first, shown)
+                    self.facts = replace(self.facts, pixel_aspect=shown.aspect)
                     wanted = wanted[1:]
                     yield frame
             except ClipError:
@@ -140,7 +154,7 @@ class Reader:
                 "corrupt", f"frames are lost between {times_s[0]:.3f} s and {times_s[1]:.3f} s"
             )
 
-    def _from(self, start: Start, wanted: list[int]) -> Iterator[tuple[Frame, Turn]]:
+    def _from(self, start: Start, wanted: list[int]) -> Iterator[tuple[Frame, Shown]]:
         """Yield the wanted frames, decoding from `start`, found by seeking where that leads there."""
         for seek_to in self._index.seeks_for(start):
             try:
@@ -153,26 +167,28 @@ class Reader:
 
     def _decode(
         self, start: Start, wanted: list[int], seek_to: int | None
-    ) -> Iterator[tuple[Frame, Turn]]:
+    ) -> Iterator[tuple[Frame, Shown]]:
         position = 0
-        for index, frame in self._shown(start, seek_to):
+        for index, frame, aspect in self._shown(start, seek_to):
             if index > wanted[position]:
                 raise ClipError("corrupt", f"frame {wanted[position]} cannot be decoded")
             if index == wanted[position]:
-                yield to_rgb(frame, self.facts.crop), turn_of(frame)
+                yield to_rgb(frame, self.facts.crop), Shown(turn_of(frame), aspect)
                 position += 1
                 if position == len(wanted):
                     return
         raise ClipError("truncated", f"the stream ends before frame {wanted[position]}")
 
-    def _shown(self, start: Start, seek_to: int | None) -> Iterator[tuple[int, Any]]:
-        """Yield the frames from `start` on with their indices; raises at the first damaged one."""
+    def _shown(self, start: Start, seek_to: int | None) -> Iterator[tuple[int, Any, float]]:
+        """Yield (index, frame, shape of its pixels) from `start` on; raises at the first damaged one."""
         container, stream = open_video(self._path, self._max_pixels)
+        self._container = self._container or Container(self._path, stream.index)
+        decoder = AspectDecoder(self._container, stream)
         count, is_first = 0, start != self._index.starts[0]  # the file's first is what FFmpeg shows
         packets = packets_at(container, stream, self._index.packets, start.row, seek_to)
         with container, Complaints() as complaints:
             for row, packet in packets:
-                for frame in decode(stream, packet):
+                for frame in decoder.decode(packet):
                     if is_early(frame, start.pts):
                         continue
                     index = count if self._index.counted else self._position(frame)
@@ -190,7 +206,7 @@ class Reader:
                     while complaint := complaints.first(stream.codec_context.name):
                         if self._is_damage(complaint, start, seek_to, row):
                             raise ClipError("corrupt", f"frame {index} is damaged: {complaint}")
-                    yield index, frame
+                    yield index, frame, decoder.aspect(frame)
 
     def _is_damage(self, complaint: str, start: Start, seek_to: int | None, last: int) -> bool:
         """Tell whether a complaint is about a picture: then the decoder fails where it may not conceal.
@@ -232,11 +248,15 @@ class Reader:
         return index if known else None
 
 
-def _turn_changed(index: int) -> ClipError:
-    return ClipError(
-        "size_changed",
-        f"frame {index} is not turned and mirrored as the clip's frames before it",
-    )
+def _geometry_changed(index: int, before: Shown, now: Shown) -> ClipError:
+    if now.turn != before.turn:
+        what = f"frame {index} is not turned and mirrored as the clip's frames before it"
+    else:
+        what = (
+            f"the pixels of frame {index} are {now.aspect:.4g} times as wide as high, and those of the "
+            f"clip's frames before it {before.aspect:.4g} times"
+        )
+    return ClipError("size_changed", what)
 
 
 def _stands_alone(frame: Any) -> bool:

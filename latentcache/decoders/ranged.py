@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, cast
 
 from latentcache.decoders.h264 import FieldOrder
 from latentcache.decoders.pictures import classifier
@@ -101,6 +103,13 @@ class RangedFile(SeekableFile):
                 self._source.ensure(at, min(first, end))
             at = max(at, last)
         return self._source.read(start, end - start, only_present=True)
+
+
+def open_binary(path: str) -> IO[bytes]:
+    """Open a file for reading its bytes; what is absent of one that is read by ranges is fetched."""
+    if isinstance(path, RangedPath):
+        return cast("IO[bytes]", path.open())
+    return Path(path).open("rb")
 
 
 def of_video(source: CachedSource) -> RangedPath:

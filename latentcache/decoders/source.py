@@ -18,7 +18,7 @@ from latentcache.decoders.facts import VideoFacts
 from latentcache.decoders.identity import identify, identify_url, local_path
 from latentcache.decoders.index import PacketIndex, read_index
 from latentcache.decoders.packets import PacketTable
-from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video
+from latentcache.decoders.ranged import NeedsWholeError, RangedPath, of_video, open_binary
 from latentcache.decoders.rates import with_rate
 from latentcache.decoders.temporary_copies import new_copy
 from latentcache.decoders.trouble import machine_trouble, read_through
@@ -144,8 +144,7 @@ class Source:
         return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def _identify(self) -> str:
-        path = self.path
-        with path.open() if isinstance(path, RangedPath) else Path(path).open("rb") as file:
+        with open_binary(self.path) as file:
             return identify(file)
 
     def is_as_opened(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import av
@@ -32,10 +34,10 @@ _MOST_CONTAINER_BYTES = 1 << 30
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 
-def open_any(path: str) -> Any:
+def open_any(path: str, options: Mapping[str, str] = MappingProxyType({})) -> Any:
     """Return the PyAV container of a file that refers to no others; raises ClipError."""
     try:
-        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, **options}
         file = path.open() if isinstance(path, RangedPath) else path
         return av.open(file, options=options, metadata_errors="replace")
     except FileNotFoundError as error:

@@ -251,7 +251,7 @@ def test_decord_is_asked_only_for_shapes_that_it_gets_right(tmp_path: Path, widt
         (frame,) = source.reader().frames(np.array([1]))  # decord's raises where it is wrong
         assert frame.shape == (64, width, 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("latentcache.decoders.index._confuses_decord", lambda _: False)
+        patch.setattr("latentcache.decoders.for_decord._confuses_decord", lambda _: False)
         asked = decord.Reader(str(path), read_index(str(path)))
     with contextlib.closing(asked):
         try:

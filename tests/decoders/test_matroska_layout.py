@@ -11,7 +11,7 @@ from typing import IO, cast
 import pytest
 
 from latentcache.decoders import matroska
-from latentcache.decoders.crops import elements
+from latentcache.decoders.ebml import elements
 from latentcache.decoders.matroska import Layout, _block
 from latentcache.decoders.ranged import NeedsWholeError
 from tests.tools import video_fuzz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from latentcache.decoders.process import Buffers, Worker
 from latentcache.storage import retry, source_cache
 from tests.tools.http_files import Server, serve
 from tests.tools.long_videos import RATE, write_long
+from tests.tools.matroska_videos import tracks_at_the_end
 from tests.tools.videos import SHARED_VIDEOS, needs_shared_videos
 
 pytest.importorskip("aiohttp", reason="fsspec reads http with it")
@@ -37,6 +39,8 @@ MATROSKA = {
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "20", "b": "0"}),
 }
 LOSSY = frozenset({3, 4, 17, 30})
+#: The first of them with its tracks at the end, as mkvpropedit writes it.
+MOVED = "moved"
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +62,7 @@ def corpus_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
         without = LOSSY if name == "lossy" else frozenset[int]()
         path = folder / f"{name}.mkv"
         write_long(path, SECONDS, size=SIZE, codec=codec, without=without, **options)
+    tracks_at_the_end(shutil.copy(folder / "h264.mkv", folder / f"{MOVED}.mkv"))
     return folder
 
 
@@ -113,7 +118,7 @@ def test_probing_reads_the_header_and_a_few_pictures(
     assert server.num_bytes <= MAX_PROBE_BYTES
 
 
-@pytest.mark.parametrize("name", MATROSKA)
+@pytest.mark.parametrize("name", [*MATROSKA, MOVED])
 def test_probing_matroska_reads_header_cues_and_the_last_pictures(
     server: Server, corpus: Path, name: str
 ) -> None:
@@ -143,7 +148,7 @@ def test_matroska_of_which_frames_are_counted_is_read_whole(server: Server, corp
 @pytest.mark.parametrize(
     "start_s", [48.0, *(pytest.param(s, marks=pytest.mark.long) for s in (0.0, 5.1, 94.9))]
 )
-@pytest.mark.parametrize("name", MATROSKA)
+@pytest.mark.parametrize("name", [*MATROSKA, MOVED])
 def test_a_clip_of_matroska_reads_about_its_own_bytes(
     server: Server, corpus: Path, name: str, start_s: float
 ) -> None:
