@@ -24,8 +24,9 @@ from latentcache.exchange.clips import (
     one_bucket,
     refuse_twice,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
+from latentcache.exchange.files import array_of, files_in, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.stopping import in_turns

@@ -20,15 +20,9 @@ from latentcache.exchange.clips import (
     expect_class,
     expect_stored,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import (
-    dtype_name,
-    is_plain,
-    load_torch,
-    names_in,
-    refuse,
-    torch_bytes,
-)
+from latentcache.exchange.files import dtype_name, is_plain, load_torch, names_in, torch_bytes
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache

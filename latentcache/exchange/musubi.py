@@ -23,14 +23,9 @@ from latentcache.exchange.clips import (
     source_of,
     stem_of,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import (
-    Entry,
-    names_in,
-    read_header,
-    read_tensor,
-    refuse,
-)
+from latentcache.exchange.files import Entry, names_in, read_header, read_tensor
 from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.exchange.texts import Texts
