@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,8 @@ SPECIAL = "no regular file"
 _CAPTIONS_AT_ONCE = 1024
 #: Suffixes of the files beside a video or image that hold its caption; the first one there counts.
 CAPTIONS = ("txt", "caption")
+#: What a system says of a path that leads to no file.
+_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 #: The longest caption: those of today's captioning models take some kB.
 MAX_CAPTION_BYTES = 1 << 20
 _SUFFIXES_SHOWN = 10
@@ -353,10 +356,25 @@ def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[byte
         return read_many(urls, options, MAX_CAPTION_BYTES)
     except FileNotFoundError:
         gone = next((url for url in urls if not is_file(url, options)), urls[0])
-        raise CorpusError(
-            f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
-            "broken link. Restore it, or remove it."
-        ) from None
+    except StorageError:
+        broken = next((url for url in urls if _is_broken_link(url, options)), None)
+        if broken is None:
+            raise
+        gone = broken
+    raise CorpusError(
+        f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
+        "broken link. Restore it, or remove it."
+    )
+
+
+def _is_broken_link(url: str, options: Mapping[str, object]) -> bool:
+    """Tell whether a path leads to no file: to itself, through a file, or to a name that none can have."""
+    try:
+        irregular(url, options)
+    except (FileNotFoundError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        return isinstance(cause, OSError) and cause.errno in _NOWHERE
+    return False
 
 
 def _special_captions(found: Sequence[tuple[str, str]]) -> CorpusError:
