@@ -22,6 +22,7 @@ from latentcache.corpus.source_table import (
     read_source_table,
     to_source_table,
 )
+from latentcache.corpus.splits import note_of_splits
 from latentcache.corpus.table_files import open_table, read_tables
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR, read_tars
@@ -83,12 +84,14 @@ class Corpus:
     table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
     folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`; `no
     regular file`: pipes, sockets and devices. parent: the cache whose clips they are, as it was read.
+    notes: what else to say of the corpus, a sentence each.
     """
 
     table: pa.Table
     keep: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
     parent: Parent | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_corpus(config: CorpusConfig) -> Corpus:
@@ -177,7 +180,8 @@ def _from_containers(
         table = read_tables(config, absolute(base), files)
     else:
         return None
-    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
+    notes = note_of_splits(base, shown, names)
+    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored, notes=notes)
 
 
 def _with_special(corpus: Corpus, names: Sequence[str]) -> Corpus:
