@@ -71,7 +71,11 @@ def test_a_file_that_may_not_be_read_stays(
         obeying = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     job = [sys.executable, "-m", "jobs", "import", layout, str(folder), str(tmp_path / "new")]
     done = subprocess.run(
-        [*obeying, *job, "--like", wan.storage.url], capture_output=True, text=True, check=False
+        [*obeying, *job, "--like", wan.storage.url],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed
