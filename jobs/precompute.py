@@ -117,6 +117,8 @@ class _ProbeBar:
         )
         ignored = ", ".join(f"{count} {suffix}" for suffix, count in sorted(corpus.ignored.items()))
         print(f"corpus   {found}" + (f"; ignored: {ignored}" if ignored else ""), flush=True)
+        for note in corpus.notes:
+            print(f"note     {note}", flush=True)
         self._num_sources = total = corpus.table.num_rows
         if sys.stderr.isatty():
             self._bar = tqdm(

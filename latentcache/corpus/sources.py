@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from latentcache.corpus.source_table import (
     read_source_table,
     to_source_table,
 )
+from latentcache.corpus.splits import note_of_splits
 from latentcache.corpus.table_files import open_table, read_tables
 from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR, read_tars
@@ -65,6 +67,8 @@ SPECIAL = "no regular file"
 _CAPTIONS_AT_ONCE = 1024
 #: Suffixes of the files beside a video or image that hold its caption; the first one there counts.
 CAPTIONS = ("txt", "caption")
+#: What a system says of a path that leads to no file.
+_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 #: The longest caption: those of today's captioning models take some kB.
 MAX_CAPTION_BYTES = 1 << 20
 _SUFFIXES_SHOWN = 10
@@ -80,12 +84,14 @@ class Corpus:
     table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
     folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`; `no
     regular file`: pipes, sockets and devices. parent: the cache whose clips they are, as it was read.
+    notes: what else to say of the corpus, a sentence each.
     """
 
     table: pa.Table
     keep: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
     parent: Parent | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_corpus(config: CorpusConfig) -> Corpus:
@@ -174,7 +180,8 @@ def _from_containers(
         table = read_tables(config, absolute(base), files)
     else:
         return None
-    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
+    notes = note_of_splits(base, shown, names)
+    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored, notes=notes)
 
 
 def _with_special(corpus: Corpus, names: Sequence[str]) -> Corpus:
@@ -353,10 +360,25 @@ def _read_texts(urls: Sequence[str], options: Mapping[str, object]) -> list[byte
         return read_many(urls, options, MAX_CAPTION_BYTES)
     except FileNotFoundError:
         gone = next((url for url in urls if not is_file(url, options)), urls[0])
-        raise CorpusError(
-            f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
-            "broken link. Restore it, or remove it."
-        ) from None
+    except StorageError:
+        broken = next((url for url in urls if _is_broken_link(url, options)), None)
+        if broken is None:
+            raise
+        gone = broken
+    raise CorpusError(
+        f"the caption file {redact_url(gone)} cannot be read: it was removed during planning, or is a "
+        "broken link. Restore it, or remove it."
+    )
+
+
+def _is_broken_link(url: str, options: Mapping[str, object]) -> bool:
+    """Tell whether a path leads to no file: to itself, through a file, or to a name that none can have."""
+    try:
+        irregular(url, options)
+    except (FileNotFoundError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        return isinstance(cause, OSError) and cause.errno in _NOWHERE
+    return False
 
 
 def _special_captions(found: Sequence[tuple[str, str]]) -> CorpusError:

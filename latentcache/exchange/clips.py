@@ -133,9 +133,9 @@ def expect_class(cache: Cache, trainer: str, classes: Collection[str]) -> None:
     found = cache.spec.model_class
     if found not in classes:
         raise ConfigError(
-            f"the latents are those of {found}, and {trainer} is known to read those of "
-            f"{', '.join(classes)}: it would train on numbers that its model does not know. Nothing was "
-            "written."
+            f"the latents are those of {found}, and an export for {trainer} is of those of "
+            f"{' or '.join(classes)}. Nothing was written. Make a cache with one of these, or export to "
+            "webdataset, mds or hf, which hold the latents of any model."
         )
 
 

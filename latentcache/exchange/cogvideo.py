@@ -22,8 +22,9 @@ from latentcache.exchange.clips import (
     refuse_twice,
     source_of,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import files_in, read_header, read_tensor, refuse
+from latentcache.exchange.files import files_in, read_header, read_tensor
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.exchange.texts import Texts
 from latentcache.format.columns import CAPTION

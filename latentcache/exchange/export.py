@@ -62,8 +62,8 @@ class File:
 class Export:
     """What a cache is in a layout. last: files that say that the others are there.
 
-    stanza: gives the trainer's configuration, for the URL of the folder. finish: a file that says how large
-    the others are.
+    stanza: gives the trainer's configuration, for the URL of the folder. expect_place: raises ConfigError
+    for a folder that this configuration cannot name. finish: a file that says how large the others are.
     """
 
     files: Sequence[File]
@@ -72,6 +72,7 @@ class Export:
     file_bytes: int = 0
     notes: Sequence[str] = ()
     finish: Callable[[Storage], File] | None = None
+    expect_place: Callable[[str], None] | None = None
 
 
 def mark_of(cache: Cache, layout: str, options: Options, files: Sequence[File]) -> dict[str, Any]:
@@ -236,6 +237,8 @@ def export(
 ) -> Generator[int]:
     """Write what is missing of an export; yield how many files are left, first of all of them."""
     _check_names(what.files)
+    if what.expect_place:
+        what.expect_place(redact(out.absolute_url))
     claim(out, mark_of(cache, layout, options, what.files))
     _check_cases(out, what.files)
     with Journal(out) as journal:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,19 +21,23 @@ from latentcache.exchange.clips import (
     ClipRow,
     Latents,
     clip_rows,
+    expect_class,
     expect_stored,
     one_bucket,
     refuse_twice,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, files_in, refuse, tensor_of
+from latentcache.exchange.files import array_of, files_in, tensor_of
 from latentcache.exchange.parquet import open_parquet, parquet_bytes, read_group
+from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.stopping import in_turns
 from latentcache.exchange.tar import in_groups
 from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
+from latentcache.storage.urls import is_url
 
 SCHEMA = pa.schema(
     [
@@ -59,6 +64,8 @@ DTYPE = "float32"
 GROUP_ROWS = 1
 #: What a row group of one row takes beside latents and texts at most, and a character in UTF-8.
 FACTS_BYTES, CHARACTER_BYTES = 8192, 4
+#: What a name of a `--data-path` cannot hold: it is cut there, and blanks around the parts are lost.
+CUTS = ",:"
 #: Whole files that an import has in memory.
 MAX_OPEN = 4
 _READ = ("id", "vae_latent_shape", "caption", "file_name", "fps", "media_type")
@@ -66,10 +73,8 @@ _READ = ("id", "vae_latent_shape", "caption", "file_name", "fps", "media_type")
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as a `--data-path`. Raises ConfigError where that cannot be right."""
-    if cache.spec.ids is not None:
-        raise ConfigError(
-            "the cache stores ids, and FastVideo trains on latents. Nothing was written."
-        )
+    expect_class(cache, "FastVideo", _MODELS)
+    model = _MODELS[cache.spec.model_class]
     expect_stored(cache, "FastVideo", "mean")
     if options.dtype not in (None, DTYPE):
         raise ConfigError(
@@ -99,13 +104,27 @@ def export(cache: Cache, options: Options) -> Export:
     ]
     return Export(
         files=files,
-        stanza=partial(_stanza, shape[1]),
+        stanza=partial(model.stanza, shape[1]),
+        expect_place=_expect_place,
         file_bytes=max(sum(row_bytes[n] for n, _ in group) for group in groups),
         notes=[
             "where FastVideo has read this folder before, remove its map_style_cache/",
+            model.note,
             *texts.notes,
         ],
     )
+
+
+def _expect_place(url: str) -> None:
+    """Raise ConfigError for a folder that no `--data-path` names, see its `_parse_data_path_specs`."""
+    if is_url(url):
+        return  # it is to be copied, so another place is named
+    if any(cut in url for cut in CUTS) or url != url.strip():
+        raise ConfigError(
+            f"{url}: FastVideo takes a --data-path apart at each comma and at a colon, and drops blanks "
+            "around the parts, so it would read other folders or none. Nothing was written. Export to a "
+            "folder whose path has no comma, colon or blank at its end."
+        )
 
 
 def _row_bytes(shape: Sequence[int], texts: Texts, row: ClipRow) -> int:
@@ -146,12 +165,58 @@ def _file(latents: Latents, texts: Texts, rows: Sequence[ClipRow]) -> bytes:
     return parquet_bytes(pa.Table.from_pylist(found, schema=SCHEMA), GROUP_ROWS)
 
 
-def _stanza(t: int, url: str) -> str:
-    return f"# FastVideo, arguments\n--data-path {shlex.quote(url)} --num-latent-t {t}"
+def _place(url: str) -> tuple[str, str]:
+    """Return what to say of the folder, and what stands for it: FastVideo reads local ones only."""
+    if not is_url(url):
+        return "", url
+    return (
+        f"# FOLDER: a local copy of {quoted(url)}, without comma or colon in its path\n",
+        "FOLDER",
+    )
+
+
+def _arguments(t: int, url: str) -> str:
+    said, folder = _place(url)
+    return f"# FastVideo, arguments\n{said}--data-path {shlex.quote(folder)} --num-latent-t {t}"
+
+
+def _yaml(t: int, url: str) -> str:
+    said, folder = _place(url)
+    return (
+        f"# FastVideo, YAML of fastvideo.train\n{said}"
+        f"training:\n  data:\n    data_path: {quoted(folder)}\n    num_latent_t: {t}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What FastVideo trains on the latents of a VAE. note: what else must be right."""
+
+    stanza: Callable[[int, str], str]
+    note: str
+
+
+#: The VAEs whose raw latents its training normalises: see `normalize_dit_input`, and who calls it.
+_MODELS = {
+    "AutoencoderKLWan": Model(
+        stanza=_arguments,
+        note="these latents are raw, as FastVideo's Wan wants them. Cosmos 2.5, which has the VAE of "
+        "Wan 2.1, takes them for normalised ones: do not train it on these",
+    ),
+    "AutoencoderKLHunyuanVideo": Model(
+        stanza=_yaml,
+        note="FastVideo's HunyuanVideo takes a text's first state for the pooled one of CLIP, with zeros "
+        "behind it, and the others for LLaMA's: the field must hold both",
+    ),
+}
 
 
 def find(storage: Storage, spec: LatentSpec) -> Found:
-    """Return the rows of a `--data-path`. Raises CorpusError naming a file."""
+    """Return the rows of a `--data-path`. Raises ConfigError, CorpusError naming a file."""
+    if spec.model_class not in _MODELS:
+        raise ConfigError(
+            f"FastVideo's files of {spec.model_class} are not known; nothing was imported"
+        )
     reader = _Reader(storage)
     paths = files_in(storage, "", ".parquet")
     records = [record for path in paths for record in _records(storage, spec, reader, path)]

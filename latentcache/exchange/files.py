@@ -20,12 +20,10 @@ import torch
 from latentcache.core.dtypes import as_numpy, torch_dtype
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.errors import CorpusError
+from latentcache.exchange.damage import read_whole, refuse
 from latentcache.format.safetensors import DTYPES
-from latentcache.redaction import printable
-from latentcache.storage.folder import Storage, join, redact
+from latentcache.storage.folder import Storage
 
-#: What an import says of every file that it refuses.
-NOTHING = "Nothing was imported. Remove the file, or have the trainer write it again."
 #: The longest header of a safetensors file, which that format's own library takes.
 MAX_HEADER_BYTES = 100_000_000
 #: A file of one clip that is compressed may hold so much.
@@ -33,13 +31,8 @@ MAX_UNPACKED_BYTES = 1 << 31
 #: What torch.load raises for files that are half there, are no archive, or hold more than tensors.
 UNLOADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError),
-    *(AttributeError, OSError, ImportError, AssertionError, struct.error, MemoryError),
+    *(AttributeError, ImportError, AssertionError, struct.error, MemoryError),
 )
-
-
-def refuse(storage: Storage, path: str, why: str) -> CorpusError:
-    """Return the error of a file that cannot be imported, in one sentence."""
-    return CorpusError(printable(f"{redact(join(storage.url, path))} {why}. {NOTHING}"))
 
 
 def names_in(storage: Storage, folder: str, suffix: str) -> list[str]:
@@ -132,12 +125,12 @@ def torch_bytes(value: Any) -> bytes:
 
 
 def load_torch(storage: Storage, path: str, *, mapped: bool = False) -> Any:
-    """Return what a file of `torch.save` holds: tensors and plain values only. Raises CorpusError.
+    """Return what a file of `torch.save` holds: tensors and plain values only; see `read_whole`.
 
     mapped: only shapes are of interest, so on a local disk no tensor's bytes are read. They must not be
     used: if a trainer writes the file at that moment, the process would die.
     """
-    try:
+    with read_whole(storage, path, UNLOADABLE, _why):
         if mapped and storage.is_local:
             local = storage.local_path(path)
             with local.open("rb") as file:
@@ -145,8 +138,6 @@ def load_torch(storage: Storage, path: str, *, mapped: bool = False) -> Any:
             if start == b"PK\x03\x04":
                 return torch.load(local, map_location="cpu", weights_only=True, mmap=True)
         return load_torch_bytes(_checked(_unpacked(storage.read(path))))
-    except UNLOADABLE as error:
-        raise refuse(storage, path, _why(error)) from None
 
 
 def load_torch_bytes(data: bytes) -> Any:
@@ -212,7 +203,7 @@ class Header:
 
 def read_header(storage: Storage, path: str) -> Header:
     """Read what a safetensors file holds, and check that all of it is there. Raises CorpusError."""
-    try:
+    with read_whole(storage, path, OTHER_HEADER, _header_fault):
         size = storage.size(path)
         (length,) = struct.unpack("<Q", storage.read_ranges(path, [(0, 8)])[0])
         if length > min(size, MAX_HEADER_BYTES):
@@ -220,12 +211,11 @@ def read_header(storage: Storage, path: str) -> Header:
         raw = parse_json(storage.read_ranges(path, [(8, length)])[0])
         metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
         tensors = {str(name): _entry(of, 8 + length, size) for name, of in raw.items()}
-    except FileNotFoundError:
-        raise refuse(storage, path, "is not there any more") from None
-    except OTHER_HEADER as error:
-        what = f"is no whole safetensors file, so it may be half written: {fault_of(error)}"
-        raise refuse(storage, path, what) from None
     return Header(tensors=tensors, metadata=metadata)
+
+
+def _header_fault(error: Exception) -> str:
+    return f"is no whole safetensors file, so it may be half written: {fault_of(error)}"
 
 
 def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
@@ -242,11 +232,18 @@ def _entry(raw: Mapping[str, Any], start: int, size: int) -> Entry:
 
 
 def read_tensor(storage: Storage, path: str, entry: Entry) -> torch.Tensor:
-    """Read one tensor of a safetensors file. Raises CorpusError if the file has changed meanwhile."""
-    data = storage.read_ranges(path, [(entry.offset, entry.num_bytes)])[0]
-    if len(data) != entry.num_bytes:
-        raise refuse(storage, path, "is shorter than it was a moment ago")
+    """Read one tensor of a safetensors file; see `read_part`."""
+    data = read_part(storage, path, entry.offset, entry.num_bytes)
     return tensor_of(data, entry.dtype, entry.shape)
+
+
+def read_part(storage: Storage, path: str, offset: int, num_bytes: int) -> bytes:
+    """Read bytes that a file had a moment ago. Raises CorpusError if it has changed meanwhile."""
+    with read_whole(storage, path, (), str):
+        data = storage.read_ranges(path, [(offset, num_bytes)])[0]
+    if len(data) != num_bytes:
+        raise refuse(storage, path, "is shorter than it was a moment ago")
+    return data
 
 
 def tensor_of(data: bytes, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -6,8 +6,9 @@ import random
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,31 +21,62 @@ from latentcache.exchange.clips import (
     expect_class,
     expect_stored,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import (
-    dtype_name,
-    is_plain,
-    load_torch,
-    names_in,
-    refuse,
-    torch_bytes,
-)
+from latentcache.exchange.files import dtype_name, is_plain, load_torch, names_in, torch_bytes
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.exchange.texts import Texts
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage
 
 FOLDER = "finetrainers-precomputed-data"
-#: Tokens of text that each model takes.
-_LENGTHS = {"AutoencoderKLWan": 512, "AutoencoderKLCogVideoX": 226}
-#: Models whose moments stand frames first: [1, t, 2C, h, w].
-_FRAMES_FIRST = {"AutoencoderKLCogVideoX"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What finetrainers reads of a model's clips: see the `forward` of its specification.
+
+    tokens: of a text; mask: the name of the text's mask; frames_first: moments are [1, t, 2C, h, w];
+    statistics: what its `latents_std` is, beside `latents_mean`; sizes: latent frames, height and width are
+    there, too.
+    """
+
+    tokens: int
+    mask: str | None = None
+    frames_first: bool = False
+    statistics: Literal["std", "1/std"] | None = None
+    sizes: bool = False
+    note: str | None = None
+
+
+_MODELS = {
+    "AutoencoderKLWan": Model(tokens=512, statistics="1/std"),
+    "AutoencoderKLCogVideoX": Model(tokens=226, mask="prompt_attention_mask", frames_first=True),
+    "AutoencoderKLLTXVideo": Model(
+        tokens=128,
+        mask="encoder_attention_mask",
+        statistics="std",
+        sizes=True,
+        note="finetrainers trains LTX with --batch_size 1 only, since it has one clip's means for a batch",
+    ),
+}
+#: Moments as they are, which HunyuanVideo's are.
+_PLAIN = Model(tokens=0)
+#: Of HunyuanVideo it reads several states of a text.
+_HUNYUAN = "AutoencoderKLHunyuanVideo"
 _NAME = re.compile(r"latent-(\d+)\.pt")
 
 
 def export(cache: Cache, options: Options) -> Export:
     """Return a cache as finetrainers' precomputed data. Raises ConfigError where that cannot be right."""
-    expect_class(cache, "finetrainers", _LENGTHS)
+    if cache.spec.model_class == _HUNYUAN:
+        raise ConfigError(
+            "finetrainers reads three arrays of a text for HunyuanVideo: LLaMA's states, their mask, and "
+            "the pooled state of CLIP. No one field holds them, so nothing was written. Have finetrainers "
+            "precompute its data, or export to musubi, or to webdataset with both fields."
+        )
+    expect_class(cache, "finetrainers", _MODELS)
+    model = _MODELS[cache.spec.model_class]
     expect_stored(cache, "finetrainers", "moments")
     if options.text is None:
         raise ConfigError(
@@ -54,14 +86,15 @@ def export(cache: Cache, options: Options) -> Export:
     rows = clip_rows(cache, options.bucket)
     # It reads in order, and never shuffles.
     random.Random(options.seed).shuffle(rows)  # noqa: S311 - an order is no secret
-    texts = Texts(cache, options.text, rows, at_most=_LENGTHS[cache.spec.model_class])
+    texts = Texts(cache, options.text, rows, at_most=model.tokens)
     latents = Moments(cache, options.dtype)
     files = []
     for number, row in enumerate(rows):
         files.append(File(f"{FOLDER}/latent-{number}.pt", partial(_latent_file, latents, row)))
         make = partial(_condition_file, cache, texts, row)
         files.append(File(f"{FOLDER}/condition-{number}.pt", make))
-    return Export(files=files, stanza=partial(_stanza, len(rows)), notes=texts.notes)
+    notes = [*([model.note] if model.note else []), *texts.notes]
+    return Export(files=files, stanza=partial(_stanza, len(rows)), notes=notes)
 
 
 class Moments:
@@ -76,15 +109,26 @@ class Moments:
         return converted(self._cache.stored(row.number), self._dtype, row.key)
 
 
-def latent_dict(moments: torch.Tensor, spec: LatentSpec) -> dict[str, torch.Tensor]:
-    """Return what its loss reads of moments [2C, t, h, w].
-
-    latents_std holds 1 / std: the name misleads, and its loss multiplies by it.
-    """
-    if spec.model_class in _FRAMES_FIRST:
+def latent_dict(moments: torch.Tensor, spec: LatentSpec) -> dict[str, torch.Tensor | int]:
+    """Return what its loss reads of moments [2C, t, h, w]."""
+    model = _MODELS[spec.model_class]
+    if model.frames_first:
         return {"latents": moments.transpose(0, 1).unsqueeze(0).contiguous()}
+    _, t, h, w = moments.shape
+    sizes = {"num_frames": t, "height": h, "width": w} if model.sizes else {}
+    return {"latents": moments.unsqueeze(0), **sizes, **_statistics(spec)}
+
+
+def _statistics(spec: LatentSpec) -> dict[str, torch.Tensor]:
+    """Return the statistics [C] of a model's latents that are in its files.
+
+    Wan's latents_std holds 1 / std: the name misleads, and its loss multiplies by it. LTX's loss divides.
+    """
+    kind = _MODELS[spec.model_class].statistics
+    if kind is None:
+        return {}
     shift, scale = _per_channel(spec.normaliser, spec.channels)
-    return {"latents": moments.unsqueeze(0), "latents_mean": shift, "latents_std": scale}
+    return {"latents_mean": shift, "latents_std": scale if kind == "1/std" else 1 / scale}
 
 
 def _per_channel(normaliser: Normaliser, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,14 +145,14 @@ def _latent_file(latents: Moments, row: ClipRow) -> bytes:
 
 
 def condition_dict(cache: Cache, texts: Texts, row: ClipRow) -> dict[str, torch.Tensor]:
-    """Return a clip's condition: states [1, L, D], zeros behind the text, and a mask for CogVideoX."""
-    length = _LENGTHS[cache.spec.model_class]
-    states = texts.padded(row, length)
+    """Return a clip's condition: states [1, L, D], zeros behind the text, and a mask [1, L] of some."""
+    model = _MODELS[cache.spec.model_class]
+    states = texts.padded(row, model.tokens)
     found = {"encoder_hidden_states": states.unsqueeze(0)}
-    if cache.spec.model_class in _FRAMES_FIRST:
-        mask = torch.zeros(1, length, dtype=torch.bool)
+    if model.mask:
+        mask = torch.zeros(1, model.tokens, dtype=torch.bool)
         mask[:, : len(texts.unpadded(row))] = True
-        found["prompt_attention_mask"] = mask
+        found[model.mask] = mask
     return found
 
 
@@ -127,6 +171,10 @@ def _stanza(num_clips: int, url: str) -> str:
 
 def find(storage: Storage, spec: LatentSpec) -> Found:
     """Return the clips of a `precomputation_dir`. Raises ConfigError, CorpusError naming a file."""
+    if spec.model_class not in {*_MODELS, _HUNYUAN}:
+        raise ConfigError(
+            f"finetrainers' files of {spec.model_class} are not known; nothing was imported"
+        )
     names = names_in(storage, FOLDER, ".pt")
     numbers = sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
     records = [_record(storage, spec, number) for number in numbers]
@@ -156,18 +204,17 @@ def _moments(
     if not is_plain(latents) or latents.dim() != 5 or len(latents) != 1:
         raise refuse(storage, path, "is no dict with latents [1, 2C, t, h, w]")
     whole: torch.Tensor = latents[0].detach()
-    moments = whole.transpose(0, 1) if spec.model_class in _FRAMES_FIRST else whole
-    if "latents_mean" in found and "latents_std" in found:
-        wanted = _per_channel(spec.normaliser, spec.channels)
-        given = (found["latents_mean"], found["latents_std"])
-        same = all(
-            is_plain(g)
-            and g.numel() == w.numel()
-            and torch.allclose(g.float().flatten(), w, rtol=1e-2, atol=1e-2)
-            for g, w in zip(given, wanted, strict=True)
-        )
-        if not same:
-            raise refuse(
-                storage, path, f"has other means and scales than {spec.model_class} of --like"
-            )
-    return moments
+    model = _MODELS.get(spec.model_class, _PLAIN)
+    wanted = _statistics(spec) if model.statistics else {}
+    if wanted.keys() <= found.keys() and not all(_is_same(found[n], w) for n, w in wanted.items()):
+        raise refuse(storage, path, f"has other means and scales than {spec.model_class} of --like")
+    return whole.transpose(0, 1) if model.frames_first else whole
+
+
+def _is_same(given: Any, wanted: torch.Tensor) -> bool:
+    """Tell whether numbers of a file are those of the encoder, as far as 16 bits hold them."""
+    return (
+        is_plain(given)
+        and given.numel() == wanted.numel()
+        and torch.allclose(given.float().flatten(), wanted, rtol=1e-2, atol=1e-2)
+    )

@@ -18,8 +18,9 @@ from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
+from latentcache.exchange.damage import read_whole, refuse
 from latentcache.exchange.export import File, Options
-from latentcache.exchange.files import refuse, tensor_of
+from latentcache.exchange.files import tensor_of
 from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.stopping import in_turns
@@ -219,10 +220,15 @@ def _load(
     shape: tuple[int, ...],
     num_bytes: int,
 ) -> torch.Tensor:
-    data = load(place)
+    with read_whole(storage, path, OTHER_HEADER, _unreadable):
+        data = load(place)
     if not isinstance(data, bytes) or len(data) != num_bytes:
         raise refuse(storage, path, f"has a clip whose bytes are not {list(shape)} of {dtype}")
     return tensor_of(data, dtype, shape)
+
+
+def _unreadable(error: Exception) -> str:
+    return f"has a clip that cannot be read: {fault_of(error)}"
 
 
 def found_in(

@@ -15,8 +15,9 @@ from latentcache.core.lru import Lru
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import CorpusError
 from latentcache.exchange.clips import ClipRow, named
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
+from latentcache.exchange.files import array_of, dtype_name, names_in
 from latentcache.exchange.generic import (
     FIELDS,
     SPEC,

@@ -14,10 +14,11 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.core.units import plural
-from latentcache.errors import ConfigError, CorpusError
+from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, named
+from latentcache.exchange.damage import read_whole, refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, dtype_name, names_in, refuse
+from latentcache.exchange.files import array_of, dtype_name, names_in
 from latentcache.exchange.generic import (
     Clips,
     expect_apart,
@@ -181,7 +182,7 @@ def _differs(wanted: int, found: int | None) -> str:
 
 def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Record]:
     read = partial(_read, storage, path)
-    try:
+    with read_whole(storage, path, OTHER_HEADER, _not_whole):
         count = int(shard["samples"])
         names = list(shard["column_names"])
         if any(size is not None for size in shard["column_sizes"]):
@@ -197,11 +198,11 @@ def _records(storage: Storage, path: str, shard: Mapping[str, Any]) -> list[Reco
                 places[name], at = (at, size), at + size
             facts = parse_json(read(*places["facts"]))
             found.append(record_of(storage, path, facts, _at(read), places["latents"]))
-    except CorpusError:
-        raise
-    except (*OTHER_HEADER, FileNotFoundError) as error:
-        raise refuse(storage, path, f"is no whole shard of MDS: {fault_of(error)}") from None
     return found
+
+
+def _not_whole(error: Exception) -> str:
+    return f"is no whole shard of MDS: {fault_of(error)}"
 
 
 def _at(read: Callable[[int, int], bytes]) -> Callable[[tuple[int, int]], bytes]:

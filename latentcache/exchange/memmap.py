@@ -18,8 +18,9 @@ from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec
 from latentcache.errors import ConfigError
 from latentcache.exchange.clips import ClipRow, clip_rows
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, refuse
+from latentcache.exchange.files import array_of, read_part
 from latentcache.exchange.records import Found, Record
 from latentcache.exchange.stopping import in_turns
 from latentcache.reading.cache import Cache
@@ -166,7 +167,7 @@ def _load(
     dtype: np.dtype[Any],
 ) -> torch.Tensor:
     assert spec.ids is not None
-    ids = np.frombuffer(storage.read_ranges(IDS, [place])[0], dtype)
+    ids = np.frombuffer(read_part(storage, IDS, *place), dtype)
     # Here, for a narrower type would hide them.
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < spec.ids.codebook_size:
         raise refuse(

@@ -23,22 +23,20 @@ from latentcache.exchange.clips import (
     source_of,
     stem_of,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import (
-    Entry,
-    names_in,
-    read_header,
-    read_tensor,
-    refuse,
-)
+from latentcache.exchange.files import Entry, names_in, read_header, read_tensor
 from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from, told_apart
 from latentcache.exchange.texts import Texts
 from latentcache.format.safetensors import safetensors_bytes
 from latentcache.reading.cache import Cache
 from latentcache.storage.folder import Storage, redact
+from latentcache.storage.urls import is_url
 
 VERSION = "1.0.1"
+#: What a pattern of Python's `glob` does not take as it is.
+GLOB = "*?["
 #: Sizes of its buckets are multiples of this.
 STEP = 16
 _NAME = re.compile(r"(.+)_(\d{5,})-(\d{3,})_(\d{4,})x(\d{4,})_([a-z0-9]+)\.safetensors", re.DOTALL)
@@ -98,7 +96,18 @@ def export(cache: Cache, options: Options) -> Export:
         files += _text_files(texts, rows, of, dtype)
         notes += texts.notes
     frames = sorted({row.frames for row in rows})
-    return Export(files=files, stanza=partial(_stanza, resolution, frames), notes=notes)
+    stanza = partial(_stanza, resolution, frames)
+    return Export(files=files, stanza=stanza, expect_place=_expect_place, notes=notes)
+
+
+def _expect_place(url: str) -> None:
+    """Raise ConfigError for a folder in which its `glob` of `cache_directory` finds other files."""
+    if not is_url(url) and any(sign in url for sign in GLOB):
+        raise ConfigError(
+            f"{url}: musubi takes its cache_directory for a pattern, in which {' '.join(GLOB)} stand for "
+            "other characters, so it would find other files or none. Nothing was written. Export to a "
+            "folder whose path has none of them."
+        )
 
 
 def latent_name(row: ClipRow, short: str) -> str:

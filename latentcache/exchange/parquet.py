@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latentcache.exchange.files import refuse
+from latentcache.exchange.damage import read_whole
 from latentcache.storage.folder import Storage
 
 
@@ -25,8 +24,8 @@ def parquet_bytes(table: pa.Table, group_rows: int) -> bytes:
 def open_parquet(
     storage: Storage, path: str, read: Callable[[], bytes | pa.Buffer]
 ) -> pq.ParquetFile:
-    """Open a file, of which `read` gives the bytes if it is not on a local disk. Raises CorpusError."""
-    with _whole(storage, path):
+    """Open a file, of which `read` gives the bytes if it is not on a local disk; see `read_whole`."""
+    with read_whole(storage, path, (pa.ArrowException,), _not_whole):
         at = str(storage.local_path(path)) if storage.is_local else None
         return pq.ParquetFile(at or pa.BufferReader(read()), page_checksum_verification=True)
 
@@ -34,14 +33,10 @@ def open_parquet(
 def read_group(
     storage: Storage, path: str, file: pq.ParquetFile, group: int, names: Sequence[str]
 ) -> pa.Table:
-    """Read columns of a row group. Raises CorpusError."""
-    with _whole(storage, path):
+    """Read columns of a row group; see `read_whole`."""
+    with read_whole(storage, path, (pa.ArrowException,), _not_whole):
         return file.read_row_group(group, list(names), use_threads=False)
 
 
-@contextlib.contextmanager
-def _whole(storage: Storage, path: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise refuse(storage, path, f"is no whole Parquet file: {error}") from None
+def _not_whole(error: Exception) -> str:
+    return f"is no whole Parquet file: {error}"

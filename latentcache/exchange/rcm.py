@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import math
 import shlex
@@ -82,10 +83,10 @@ def _members(
 
 
 def _stanza(t: int, url: str) -> str:
-    pattern = shlex.quote(f"dataloader_train.tar_path_pattern={hydra_value(f'{url}/shard_*.tar')}")
+    pattern = hydra_value(f"{glob.escape(url)}/shard_*.tar")
     return (
         "# rCM, arguments. It cuts to the first state_t latents, and leaves out a short last batch.\n"
-        f"{pattern} model.config.state_t={t}"
+        f"{shlex.quote(f'dataloader_train.tar_path_pattern={pattern}')} model.config.state_t={t}"
     )
 
 

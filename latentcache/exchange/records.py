@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from latentcache.core.records import Bucket
 from latentcache.core.spec import LatentSpec, Stored
-from latentcache.exchange.files import refuse
+from latentcache.exchange.damage import refuse
 from latentcache.storage.folder import Storage
 
 if TYPE_CHECKING:

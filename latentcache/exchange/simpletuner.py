@@ -27,15 +27,9 @@ from latentcache.exchange.clips import (
     refuse_twice,
     stem_of,
 )
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import (
-    dtype_name,
-    files_in,
-    is_plain,
-    load_torch,
-    refuse,
-    torch_bytes,
-)
+from latentcache.exchange.files import dtype_name, files_in, is_plain, load_torch, torch_bytes
 from latentcache.exchange.quoting import quoted
 from latentcache.exchange.records import Found, Record, bucket_from
 from latentcache.format.checksum import is_sha256

@@ -19,7 +19,7 @@ from latentcache.core.records import ClipResult, Shard, ShardFormat, ShardId, Sh
 from latentcache.core.spec import ITEM_BYTES, LatentSpec, Normaliser
 from latentcache.errors import ConfigError, CorpusError
 from latentcache.exchange.checks import check_found
-from latentcache.exchange.files import NOTHING
+from latentcache.exchange.damage import NOTHING
 from latentcache.exchange.records import Found, Record, identity_of
 from latentcache.exchange.since_planned import Records, adopted
 from latentcache.exchange.stamps import has_changed
@@ -214,7 +214,10 @@ def _load(
     try:
         tensor = record.load()
     except CorpusError as error:
-        raise CorpusError(str(error).replace(NOTHING, STAYS)) from None
+        text = str(error).replace(NOTHING, STAYS)
+        raise CorpusError(
+            text.replace("Nothing was imported.", "What was imported stays.")
+        ) from None
     if tuple(tensor.shape) != shape:
         raise CorpusError(
             f"{record.path}: {record.key!r} had the shape {list(shape)} a moment ago, and has "

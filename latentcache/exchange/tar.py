@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from latentcache.errors import CorpusError
-from latentcache.exchange.files import UNLOADABLE, is_plain, load_torch_bytes, refuse
+from latentcache.exchange.damage import read_whole, refuse
+from latentcache.exchange.files import UNLOADABLE, is_plain, load_torch_bytes, read_part
 from latentcache.storage.folder import Storage
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ class Member:
 
     def read(self, storage: Storage) -> bytes:
         """Return its bytes. Raises CorpusError if the tar file has changed meanwhile."""
-        data = storage.read_ranges(self.path, [(self.offset, self.num_bytes)])[0]
-        if len(data) != self.num_bytes:
-            raise refuse(storage, self.path, "is shorter than it was a moment ago")
-        return data
+        return read_part(storage, self.path, self.offset, self.num_bytes)
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
@@ -54,8 +52,8 @@ def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
 
 
 def read_members(storage: Storage, path: str) -> list[Member]:
-    """Return the files in a tar file, in order. Raises CorpusError if it is not whole."""
-    try:
+    """Return the files in a tar file, in order; see `read_whole`."""
+    with read_whole(storage, path, (tarfile.TarError, ValueError, EOFError), _not_whole):
         source = (
             storage.local_path(path).open("rb")
             if storage.is_local
@@ -67,24 +65,26 @@ def read_members(storage: Storage, path: str) -> list[Member]:
                 for info in tar
                 if info.isreg()
             ]
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        raise refuse(storage, path, f"is no whole tar file: {error}") from None
-    size = storage.size(path)
-    end = storage.read_ranges(path, [(max(0, size - BLOCK_BYTES), BLOCK_BYTES)])[0]
-    if size % BLOCK_BYTES or any(end):
-        raise refuse(storage, path, "is no whole tar file: it has no end")
+        size = storage.size(path)
+        end = storage.read_ranges(path, [(max(0, size - BLOCK_BYTES), BLOCK_BYTES)])[0]
+        if size % BLOCK_BYTES or any(end):
+            raise ValueError("it has no end")
     return found
 
 
+def _not_whole(error: Exception) -> str:
+    return f"is no whole tar file: {error}"
+
+
 def tensor_in(storage: Storage, member: Member) -> torch.Tensor:
-    """Return the tensor of a member, of any shape. Raises CorpusError."""
-    try:
-        found = load_torch_bytes(member.read(storage))
-    except UNLOADABLE as error:
+    """Return the tensor of a member, of any shape; see `read_whole`."""
+
+    def why(error: Exception) -> str:
         first = str(error).strip().split("\n")[0]
-        raise refuse(
-            storage, member.path, f"has a file {member.name} that is no tensor: {first}"
-        ) from None
+        return f"has a file {member.name} that is no tensor: {first}"
+
+    with read_whole(storage, member.path, UNLOADABLE, why):
+        found = load_torch_bytes(member.read(storage))
     if not is_plain(found):
         raise no_tensor(storage, member)
     tensor: torch.Tensor = found.detach()

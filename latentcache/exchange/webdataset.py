@@ -10,8 +10,9 @@ from typing import Any
 from latentcache.core.json_text import OTHER_HEADER, parse_json
 from latentcache.core.spec import LatentSpec
 from latentcache.exchange.clips import ClipRow
+from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
-from latentcache.exchange.files import array_of, names_in, refuse, torch_bytes
+from latentcache.exchange.files import array_of, names_in, torch_bytes
 from latentcache.exchange.generic import Clips, facts_of, found_in, record_of, tokens_key
 from latentcache.exchange.quoting import quoted, without_braces
 from latentcache.exchange.records import Found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 from latentcache.corpus.source_table import IMAGES
 from latentcache.corpus.sources import MAX_CAPTION_BYTES
 from latentcache.decoders import image
-from latentcache.errors import ClipError, CorpusError
+from latentcache.errors import ClipError, CorpusError, StorageError
 from latentcache.storage.folder import Storage
 from tests.tools.corpora import column, make, read
 
@@ -64,6 +65,33 @@ def test_a_caption_that_is_itself_special_ends_as_one_that_is_linked_to(
             bound.bind("a.txt")
     with pytest.raises(CorpusError, match=rf"a\.txt is no regular file but a {what}"):
         read(f"{tmp_path}{pattern}")
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.mp4"], ids=["folder", "glob"])
+@pytest.mark.parametrize("target", ["nowhere", "b.txt", "a.mp4/b.txt", "x" * 300])
+def test_a_caption_that_is_a_link_to_no_file_is_named_with_what_to_do(
+    tmp_path: Path, target: str, pattern: str
+) -> None:
+    """A link to itself, one through a file, and one to a name that none can have as one to nothing."""
+    make(tmp_path, "a.mp4", "b.mp4", "a.txt")
+    (tmp_path / "b.txt").symlink_to(target)
+    with pytest.raises(
+        CorpusError, match=r"caption file .*/b\.txt .* broken link\. Restore it, or remove it"
+    ):
+        read(f"{tmp_path}{pattern}")
+
+
+def test_a_caption_that_cannot_be_read_now_is_no_broken_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.mp4", "a.txt")
+
+    def sick(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("latentcache.storage.source_files._read_start", sick)
+    with pytest.raises(StorageError, match=r"cannot read .*Input/output error"):
+        read(tmp_path)
 
 
 def test_caption_files_that_are_special_are_shown_with_their_number(tmp_path: Path) -> None:

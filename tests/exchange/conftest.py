@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import latentcache
+from latentcache.exchange import fastvideo
 from tests.tools.exchange import make_cache
 from tests.tools.fields import add, text_field
 
@@ -20,3 +21,9 @@ def wan_fixture(tmp_path_factory: pytest.TempPathFactory) -> latentcache.Cache:
     add(cache, umt5=text_field(length=LENGTH, missing="empty"))
     add(cache, lacking=text_field(length=LENGTH), status=3)
     return latentcache.open_cache(cache.storage.url)
+
+
+@pytest.fixture
+def fastvideo_takes_dct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caches of the small encoder be exported for FastVideo, where texts are what matters."""
+    monkeypatch.setitem(fastvideo._MODELS, "DCT", fastvideo._MODELS["AutoencoderKLWan"])

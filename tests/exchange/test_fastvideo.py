@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 import latentcache
+from latentcache.core.spec import LatentSpec
 from latentcache.exchange import tar
 from latentcache.exchange.export import Options
 from latentcache.exchange.layouts import get_layout
@@ -137,6 +139,46 @@ def test_files_are_sized_by_latents_and_texts(
     assert max(table.nbytes for table in tables) <= what.file_bytes <= 150_000
     found = [key for table in tables for key in table["id"].to_pylist()]
     assert sorted(found) == sorted(cache.keys())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [spec_of("DCT"), spec_of("AutoencoderKLMochi"), spec_of("Another")],
+)
+def test_latents_that_it_does_not_normalise_are_refused(spec: LatentSpec, tmp_path: Path) -> None:
+    """`normalize_dit_input` of its training/training_utils knows hunyuan, wan and cosmos."""
+    cache = make_cache(tmp_path, spec)
+    printed = export(cache, tmp_path / "out", "fastvideo", "--text", "x", status=2)
+    assert (
+        f"the latents are those of {spec.model_class}, and an export for FastVideo is of" in printed
+    )
+    assert "export to webdataset, mds or hf" in printed
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "in" / "x.parquet")
+    like = ("--like", cache.storage.url)
+    printed = run("import", "fastvideo", tmp_path / "in", tmp_path / "n", *like, status=2)
+    assert f"FastVideo's files of {spec.model_class} are not known" in printed
+
+
+def test_cosmos_takes_other_latents_of_the_same_vae_and_that_is_said(
+    wan: latentcache.Cache, tmp_path: Path
+) -> None:
+    """Its Cosmos25TrainingPipeline normalises nothing."""
+    printed = export(wan, tmp_path / "out", "fastvideo", "--text", "umt5")
+    assert "Cosmos 2.5, which has the VAE of Wan 2.1, takes them for normalised ones" in printed
+
+
+def test_hunyuanvideo_is_trained_by_yaml_and_reads_two_texts(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path, spec_of("AutoencoderKLHunyuanVideo"), captions=["a", "b", "c"])
+    add(cache, llama=text_field(length=24))
+    printed = export(cache, tmp_path / "out", "fastvideo", "--text", "llama")
+    assert "takes a text's first state for the pooled one of CLIP" in printed
+    stanza = yaml.safe_load(printed[printed.index("# FastVideo, YAML") :])
+    data = {"data_path": str(tmp_path / "out"), "num_latent_t": 2}
+    assert stanza == {"training": {"data": data}}
+    row = read(tmp_path / "out")[cache.keys()[0]]
+    assert torch.equal(row["vae_latent"], cache.stored(0)[: cache.spec.channels].float())
 
 
 def test_ids_are_refused(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import latentcache
+from latentcache.core.spec import FrameRule
+from latentcache.exchange.mark import MARK
 from tests.exchange.conftest import CAPTIONS
 from tests.tools.encoders.hashed_text import WIDTH
 from tests.tools.exchange import COGVIDEOX, export, make_cache, run, spec_of, take_in
@@ -98,6 +101,58 @@ def test_cogvideox_has_frames_first_and_a_mask(tmp_path: Path) -> None:
     assert item["prompt_attention_mask"].sum() == len("a cat") + 1
     assert item["encoder_hidden_states"].shape == (1, 226, WIDTH)
     again = take_in("finetrainers", tmp_path / "out", tmp_path / "again", cache)
+    assert torch.equal(again.stored(0), cache.stored(0))
+
+
+LTX = "AutoencoderKLLTXVideo"
+
+
+def ltx_normalised(item: dict[str, Any]) -> torch.Tensor:
+    """What its loss makes of the posterior's mean: as `LTXVideoModelSpecification._normalize_latents`."""
+    mean, _ = item["latents"].chunk(2, dim=1)
+    shift, std = (item[name].view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    normalised: torch.Tensor = (mean.float() - shift) / std
+    return normalised
+
+
+def test_ltx_has_sizes_a_mask_and_a_std_that_its_loss_divides_by(tmp_path: Path) -> None:
+    spec = spec_of(LTX, stride=(8, 32, 32), frame_rule=FrameRule(multiple=8, remainders=(1,)))
+    sizes = ((32, 64),)
+    cache = make_cache(
+        tmp_path, spec, names=("one.mp4",), captions=["a cat"], sizes=sizes, frames=9
+    )
+    add(cache, t5=text_field(length=128))
+    printed = export(cache, tmp_path / "out", "finetrainers", "--text", "t5")
+    assert "trains LTX with --batch_size 1 only" in printed
+    (item,) = read(tmp_path / "out", 1)
+    assert [item.pop(name) for name in ("num_frames", "height", "width")] == [2, 1, 2]
+    assert torch.equal(item["latents"][0], cache.stored(0))
+    wanted = cache.dataset(posterior="mode", normalise=True, dtype="float32")[0]["latents"]
+    torch.testing.assert_close(ltx_normalised(item)[0], wanted)
+    assert item["encoder_hidden_states"].shape == (1, 128, WIDTH)
+    assert item["encoder_attention_mask"].shape == (1, 128)
+    assert item["encoder_attention_mask"].sum() == len("a cat") + 1
+    assert "prompt_attention_mask" not in item
+    again = take_in("finetrainers", tmp_path / "out", tmp_path / "again", cache)
+    assert torch.equal(again.stored(0), cache.stored(0))
+    path = tmp_path / "out" / FOLDER / "latent-0.pt"
+    (tmp_path / "out" / MARK).unlink()
+    torch.save({**torch.load(path), "latents_std": torch.tensor(spec.normaliser.scale)}, path)
+    like = ("--like", cache.storage.url)
+    printed = run("import", "finetrainers", tmp_path / "out", tmp_path / "n", *like, status=2)
+    assert f"has other means and scales than {LTX}" in printed
+
+
+def test_hunyuanvideo_is_imported_and_why_it_is_not_exported_is_said(tmp_path: Path) -> None:
+    """`HunyuanVideoModelSpecification` has two text encoders and no statistics in its files."""
+    cache = make_cache(tmp_path, spec_of("AutoencoderKLHunyuanVideo"), names=("one.mp4",))
+    printed = export(cache, tmp_path / "out", "finetrainers", "--text", "x", status=2)
+    assert "LLaMA's states, their mask, and the pooled state of CLIP" in printed
+    assert "Have finetrainers precompute its data, or export to musubi" in printed
+    folder = tmp_path / "in" / FOLDER
+    folder.mkdir(parents=True)
+    torch.save({"latents": cache.stored(0)[None]}, folder / "latent-0.pt")
+    again = take_in("finetrainers", tmp_path / "in", tmp_path / "again", cache)
     assert torch.equal(again.stored(0), cache.stored(0))
 
 

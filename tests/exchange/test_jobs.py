@@ -184,6 +184,7 @@ def test_a_field_that_has_changed_is_no_part_of_an_export_that_was_begun(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fastvideo_takes_dct")
 def test_states_of_other_captions_than_those_of_now_are_refused(tmp_path: Path) -> None:
     planned = cache_of(tmp_path, ["a cat", "a dog", "a hen"])
     add(planned, umt5=text_field(length=24))

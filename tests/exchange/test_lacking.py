@@ -10,7 +10,7 @@ import latentcache
 from tests.tools.exchange import export, run
 from tests.tools.fields import add, cache_of, grow, relabel, text_field
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fastvideo_takes_dct")]
 
 
 def exported(planned_url: str, out: Path, status: int = 2) -> str:

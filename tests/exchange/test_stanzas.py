@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import glob
 import itertools
 import json
 import shlex
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 
+import latentcache
 from latentcache.exchange import (
     cogvideo,
     fastvideo,
@@ -24,6 +29,7 @@ from latentcache.exchange import (
     webdataset,
 )
 from latentcache.exchange.quoting import hydra_value, quoted, without_braces
+from tests.tools.exchange import export
 
 FOLDERS = (
     "/plain/a-b_c.d",
@@ -32,7 +38,8 @@ FOLDERS = (
     "/back\\slash\\",
     "/a{b,c}",
     "/tab\t$HOME`x`",
-    "/ünï 日\x7f",
+    "/ünï 日\x7f😀",
+    "/two\nlines\x85and\u2028more",
 )
 
 
@@ -50,6 +57,9 @@ def test_toml_json_and_python_read_the_folder(url: str) -> None:
     lines = simpletuner._stanza(["5x32x48"], url).splitlines()
     found = json.loads("\n".join(line for line in lines if not line.startswith("//")))
     assert found["cache_dir_vae"] == url
+    assert yaml.safe_load(fastvideo._yaml(2, url)) == {
+        "training": {"data": {"data_path": url, "num_latent_t": 2}}
+    }
     assert python_call(hf._stanza(url))[0] == url
     assert python_call(mds._stanza(url))[0] == url
 
@@ -66,7 +76,7 @@ def python_call(stanza: str) -> list[object]:
     ("option", "stanza"),
     [
         ("--data_root", lambda url: cogvideo._stanza("my model", "5x32x48", url)),
-        ("--data-path", lambda url: fastvideo._stanza(2, url)),
+        ("--data-path", lambda url: fastvideo._arguments(2, url)),
         ("--precomputation_dir", lambda url: finetrainers._stanza(3, url)),
         ("--train_data_dir", lambda url: memmap._stanza({"s": 4, "vocab_size": 8}, url)),
     ],
@@ -84,6 +94,7 @@ def test_a_shell_reads_the_folder(option: str, stanza: Callable[[str], str], url
         ("/a\\b", "'/a\\b/shard_*.tar'"),
         ("/a\\'b", "'/a\\\\\\'b/shard_*.tar'"),
         ("/a,b=c", "'/a,b=c/shard_*.tar'"),
+        ("/a[b]?", "'/a[[]b][?]/shard_*.tar'"),
     ],
 )
 def test_hydra_reads_the_pattern(url: str, value: str) -> None:
@@ -100,3 +111,54 @@ def test_webdataset_expands_only_its_own_braces() -> None:
     assert urls == "/a\\{b,c\\}\\\\d/shard-{000000..000002}.tar"
     assert without_braces("/plain") == "/plain"
     assert quoted("/plain") == '"/plain"'
+
+
+def data_paths(path: str) -> list[tuple[str, int]]:
+    """What FastVideo takes a `--data-path` for.
+
+    As `_parse_data_path_specs` of its dataset/parquet_dataset_map_style.
+    """
+    found = []
+    for part in filter(None, map(str.strip, path.split(","))):
+        folder, colon, count = part.rpartition(":")
+        found.append((folder.strip(), int(count)) if colon else (part, 1))
+    return found
+
+
+@pytest.mark.parametrize("name", ["a,b", "run:1", "wan2.1:480p", "blank "])
+def test_a_folder_that_fastvideo_would_take_apart_is_refused(
+    name: str, wan: latentcache.Cache, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    with contextlib.suppress(ValueError):
+        assert data_paths(str(out)) != [(str(out), 1)]
+    printed = export(wan, out, "fastvideo", "--text", "umt5", status=2)
+    assert "Export to a folder whose path has no comma, colon or blank at its end" in printed
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", "a\\b", "a\nb", "日", 'a"b', "a[b]", "a{b}", "a=b"])
+def test_other_folders_are_read_by_fastvideo(name: str, tmp_path: Path) -> None:
+    folder = arguments(fastvideo._arguments(2, str(tmp_path / name)))["--data-path"]
+    assert data_paths(folder) == [(str(tmp_path / name), 1)]
+
+
+def test_a_url_is_copied_before_fastvideo_reads_it() -> None:
+    stanza = fastvideo._arguments(2, "s3://bucket/out")
+    assert arguments(stanza)["--data-path"] == "FOLDER"
+    assert 'FOLDER: a local copy of "s3://bucket/out"' in stanza
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?b"])
+def test_a_folder_that_musubi_takes_for_a_pattern_is_refused(
+    name: str, wan: latentcache.Cache, tmp_path: Path
+) -> None:
+    """Its `prepare_for_training` of dataset/image_video_dataset looks with `glob`, and escapes nothing."""
+    out = tmp_path / name
+    out.mkdir()
+    (out / "x_wan.safetensors").touch()
+    found = glob.glob(str(out / "*_wan.safetensors"))  # noqa: PTH207 - as it does
+    assert bool(found) == (name != "a[b]")
+    (out / "x_wan.safetensors").unlink()
+    assert "Export to a folder whose path has none of them" in export(wan, out, "musubi", status=2)
+    assert not any(out.iterdir())

@@ -15,6 +15,7 @@ import latentcache
 from jobs.cli import SOME_FAILED
 from latentcache.config.fields import parse_field
 from latentcache.errors import ConfigError
+from latentcache.exchange import fastvideo
 from tests.tools.caches import make_config, run_inline
 from tests.tools.fields import write_fields
 from tests.tools.texts.checkpoints import save
@@ -128,9 +129,10 @@ def test_batches_drop_them_to_zeros_and_to_nothing_else(folder: Path) -> None:
 
 
 def test_they_are_exported_where_no_model_takes_them_for_a_texts(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, out = folder / "cache", tmp_path / "out"
+    monkeypatch.setitem(fastvideo._MODELS, "DCT", fastvideo._MODELS["AutoencoderKLWan"])
     refused, printed = run_inline("export", url, out, "--to", "fastvideo", "--text", "llava")
     assert refused == 2
     assert "(joint)" in printed
