@@ -18,6 +18,7 @@ from latentcache.errors import ClipError
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.planning.create import take_step
 from latentcache.planning.grow import Difference, plan_growth
+from latentcache.planning.known import KnownCache, as_sources
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import grow_cache
 from latentcache.planning.retry import plan_retry
@@ -107,7 +108,10 @@ def failed(*rows: int) -> pa.Table:
 
 def said(difference: Difference) -> dict[str, list[str]]:
     """What a step does with sources, by name."""
-    kinds = ("new", "changed", "repaired", "rejected", "moved", "touched", "retried", "rewritten")
+    kinds = (
+        *("new", "changed", "completed", "repaired", "rejected", "moved", "touched"),
+        *("retried", "rewritten"),
+    )
     found = {kind: getattr(difference, kind).to_pylist() for kind in kinds}
     return {kind: names for kind, names in found.items() if names}
 
@@ -225,3 +229,28 @@ def test_a_rejected_source_that_moved_is_looked_for_at_its_new_place(tmp_path: P
     (tables,) = step.clips.values()
     urls = {url for table in tables for url in table["url"].to_pylist()}
     assert urls == {str(new / "a.mp4"), str(new / "b.mp4")}
+
+
+def test_a_failed_clip_of_a_source_that_lacks_clips_is_tried_again_and_no_other(lab: Lab) -> None:
+    """`precompute` plans the whole source, and says that its content is as it was."""
+    lab.write([("a", A), ("b", B)])
+    planned = lab.plan()
+    known, step = KnownCache(planned.storage, planned.manifest, planned.plan), Step(kind="grow")
+    step.add_sources(as_sources(known, pa.chunked_array([[lab.name("a")]])), "partial")
+    taken = take_step(planned, step)
+    assert taken is not None
+    step, difference = plan_retry(taken, failed(0), Reading)
+    assert said(difference) == {"retried": [lab.name("a")]}
+    assert step.num_clips == 1
+    step, difference = lab.grow(taken)
+    assert said(difference) == {"completed": [lab.name("a")]}
+    (retired,) = step.retired
+    assert retired.to_pylist() == [{"bucket": BUCKET, "shard": 0, "row": 0, "why": "completed"}]
+    assert step.num_clips == 1
+    grown = take_step(taken, step)
+    assert grown is not None
+    assert not lab.grow(grown)[0]
+    lab.write([("a", A * 2), ("b", B)])
+    assert said(plan_growth(taken, read_corpus(lab.config.corpus).table, Reading)[1])[
+        "changed"
+    ] == [lab.name("a")]
