@@ -49,7 +49,8 @@ class Difference:
     touched: those of another stamp and the same content.
     without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     rewritten: sources in files that were written again, of which only the corpus says where they are; as
-    `without_values`, of a retry.
+    `without_values`, of a retry. unstamped: sources of which that cannot be told, and which are not as they
+    were; their clips stay, of a retry.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
@@ -66,6 +67,7 @@ class Difference:
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
     without_values: pa.ChunkedArray = field(default_factory=no_names)
     rewritten: pa.ChunkedArray = field(default_factory=no_names)
+    unstamped: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0
