@@ -198,6 +198,16 @@ def _print(gathered: Gathered, manifest: Manifest) -> None:
             f"waiting  {gathered.num_waiting} clips are still to be encoded and are not copied; "
             "`precompute` on the new cache takes them in"
         )
+    if gathered.num_partial:
+        print(
+            f"partial  {gathered.num_partial} sources have some of their clips only, as they were copied "
+            "from caches that were not finished; `precompute` on the new cache takes in the rest"
+        )
+    if gathered.num_other:
+        print(
+            f"left out {gathered.num_other} clips of {gathered.num_other_sources} sources that have other "
+            "content, or content that is not known, in the cache that is preferred"
+        )
     if gathered.num_twice:
         print(f"{gathered.num_twice} clips that several caches have are taken once")
     if gathered.num_relabelled:

@@ -173,6 +173,11 @@ def _print_difference(difference: Difference, prune: bool) -> None:
     kinds = [
         ("new", difference.new, ""),
         ("changed", difference.changed, ", whose old clips are retired"),
+        (
+            "partial",
+            difference.completed,
+            ", of which some clips were there; all are planned again",
+        ),
         ("repaired", difference.repaired, ", which were rejected before"),
         ("moved", difference.moved, ""),
         ("touched", difference.touched, ", whose content is the same"),

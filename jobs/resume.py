@@ -116,6 +116,11 @@ def _print_kept(difference: Difference) -> None:
             difference.rewritten,
             "in tar files or tables that were written again, of which only the corpus says where they are",
         ),
+        (
+            difference.unstamped,
+            "in tar files or tables that may have been written again, as their storage names neither a "
+            "time of change nor an ETag; only the corpus says where they are",
+        ),
     )
     for names, why in kinds:
         if len(names):

@@ -16,6 +16,7 @@ from latentcache.copying.owners import Owners, Prefer, is_owner, owners_of
 from latentcache.copying.parents import parent_of
 from latentcache.copying.plan_rows import check_widths, first_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
+from latentcache.copying.sources import NewSources
 from latentcache.copying.stored_rows import OpenCache
 from latentcache.copying.waiting import WaitingClips
 from latentcache.core.columns import python_values
@@ -25,7 +26,7 @@ from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
 from latentcache.format.samples import read_all_rows
 from latentcache.format.snapshot import current_index
-from latentcache.planning.known import KnownCache, as_sources
+from latentcache.planning.known import KnownCache
 from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
@@ -115,6 +116,8 @@ class Gathered:
 
     num_twice: clips that several caches have, taken once. num_relabelled: those of them whose captions or
     kept columns are others in another cache. num_waiting: clips that are selected and still to be encoded.
+    num_partial: sources some of whose clips waited already when an earlier copy was made. num_other: clips
+    that are left out, of `num_other_sources` sources of which another cache has the content that counts.
     """
 
     step: Step
@@ -122,6 +125,9 @@ class Gathered:
     num_waiting: int = 0
     num_twice: int = 0
     num_relabelled: int = 0
+    num_partial: int = 0
+    num_other: int = 0
+    num_other_sources: int = 0
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -158,11 +164,16 @@ def gather(
             _take(tables, taken, number, shard, rows)
     for number, shard, rows in failed:
         _take(tables, taken, number, shard, rows)
+    sources = NewSources(
+        [member.known for member in members], owners, selection, taken.sources, taken.lacking
+    )
     for of_member in waiting:
         of_member.check_whole(taken.lacking)
+        of_member.check_partial(sources.partial)
     gathered.num_twice, gathered.num_relabelled = taken.num_twice, len(taken.relabelled)
-    gathered.num_waiting = taken.num_waiting
-    rejected = _add_sources(step, members, owners, taken, everything=selection.is_all)
+    gathered.num_other, gathered.num_other_sources = taken.num_other, len(taken.other_sources)
+    gathered.num_waiting, gathered.num_partial = taken.num_waiting, len(sources.partial)
+    rejected = sources.add_to(step)
     in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
     kinds = first_types([*(rows for _, rows in in_order), *rejected])
     if rejected:
@@ -236,8 +247,8 @@ class _Taken:
     """The clips that are taken already, of sources that several caches have.
 
     sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is; relabelled:
-    keys of those of the same content, and with other labels. waiting: source and key of clips that nobody
-    has, as far as they are not taken.
+    keys of those with other labels; num_other: clips that were not taken, for `other_sources` are of other
+    content there. waiting: source and key of clips that nobody has, as far as they are not taken.
     """
 
     def __init__(self, owners: Owners, waiting: Iterable[tuple[str, str]] = ()) -> None:
@@ -246,7 +257,8 @@ class _Taken:
         self._labels: dict[str, int] = {}  # by key, see `_labels_of`
         self.sources: set[str] = set()
         self.relabelled: set[str] = set()
-        self.num_twice = 0
+        self.other_sources: set[str] = set()
+        self.num_twice = self.num_other = 0
 
     def shared(self, rows: pa.Table) -> pa.ChunkedArray:
         """Return which rows are of sources that several caches have."""
@@ -257,7 +269,6 @@ class _Taken:
         if pc.any(self.shared(rows)).as_py():
             columns = rows["source"].to_pylist(), rows["key"].to_pylist(), _labels_of(rows)
             keep = [self._is_new(number, *row) for row in zip(*columns, strict=True)]
-            self.num_twice += keep.count(False)
             rows = rows.filter(pa.array(keep))
         self.sources.update(rows["source"].to_pylist())
         if self._waiting:
@@ -280,10 +291,13 @@ class _Taken:
         if source not in self._owners:
             return True
         if number not in self._owners[source]:
+            self.num_other += 1
+            self.other_sources.add(source)
             return False
         if key not in self._labels:
             self._labels[key] = labels
             return True
+        self.num_twice += 1
         if self._labels[key] != labels:
             self.relabelled.add(key)
         return False
@@ -303,60 +317,3 @@ def _given(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         for name, value in values
         if value is not None
     }
-
-
-def _add_sources(
-    step: Step,
-    members: Sequence[Member],
-    owners: Owners,
-    taken: _Taken,
-    *,
-    everything: bool,
-) -> list[pa.Table]:
-    """Say what is known of the sources, so that growing the new cache does not open them again.
-
-    Returns the rejected ones, as rows of the tables of the caches.
-
-    everything: sources that gave no clip are known, too; else only those of which a clip is taken. Sources
-    whose clips are still to be encoded are not known: `precompute` takes them in. If some of its clips are
-    there, a source has no identity, so that it counts as changed, and all of its clips are planned then.
-    """
-    said: set[str] = set()
-    rejected: list[pa.Table] = []
-    lacking = taken.lacking
-    for number, member in enumerate(members):
-        mine = [
-            name
-            for name in member.known.sources
-            if name not in said and is_owner(owners, name, number)
-        ]
-        if not everything:
-            mine = [name for name in mine if name in taken.sources]
-        said.update(mine)
-        parts = [name for name in mine if name in lacking]
-        mine = [name for name in mine if name not in lacking]
-        half = _sources_of(member, [name for name in parts if name in taken.sources])
-        step.add_sources(_unknown(half), "planned")
-        refused = [name for name in mine if member.known.sources[name].is_rejected]
-        planned = [name for name in mine if not member.known.sources[name].is_rejected]
-        step.add_sources(_sources_of(member, planned), "planned")
-        step.add_sources(_sources_of(member, refused), "rejected")
-        if refused:
-            rows = member.known.rejected_rows()
-            wanted = pa.array(sorted(refused), pa.string())
-            rejected.append(rows.filter(pc.is_in(rows["source"], value_set=wanted)))
-    return rejected
-
-
-def _sources_of(member: Member, names: Sequence[str]) -> pa.Table:
-    """Return what a cache knows of some of its sources."""
-    return as_sources(member.known, pa.chunked_array([names], pa.string()))
-
-
-def _unknown(sources: pa.Table) -> pa.Table:
-    """Return sources as if nothing were known of their content."""
-    for name in ("identity", "stamp"):
-        at = sources.column_names.index(name)
-        nothing = pa.nulls(sources.num_rows, pa.string())
-        sources = sources.set_column(at, name, nothing)
-    return sources

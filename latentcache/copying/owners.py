@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from latentcache.errors import CacheError
@@ -19,31 +19,56 @@ NAMED = 5
 def owners_of(caches: Sequence[Mapping[str, KnownSource]], prefer: Prefer | None) -> Owners:
     """Return the owners of the sources that several caches have. caches: the sources of each, by name.
 
-    Raises CacheError for sources of different content, unless `prefer` says which.
+    Raises CacheError for sources of different content, or of content that some cache does not know, unless
+    `prefer` says which.
     """
     found: dict[str, dict[int, KnownSource]] = {}
     for number, sources in enumerate(caches):
         for name, source in sources.items():
             found.setdefault(name, {})[number] = source
     shared = {name: by_cache for name, by_cache in found.items() if len(by_cache) > 1}
-    different = [name for name, of in shared.items() if len({*_identities(of).values()}) > 1]
-    if different and prefer is None:
-        more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
-        raise CacheError(
-            f"{len(different)} sources have the same name and other content in several caches: "
-            f"{', '.join(sorted(different)[:NAMED])}{more}. Nothing was written. Say whose clips to take: "
-            "--prefer first, or --prefer last"
-        )
+    if prefer is None:
+        _check_same(shared)
     return {name: _right_ones(by_cache, prefer) for name, by_cache in shared.items()}
 
 
+def _check_same(shared: Mapping[str, Mapping[int, KnownSource]]) -> None:
+    """Raise CacheError unless the caches that take a source are known to have the same content of it."""
+    contents = {name: _identities(by_cache) for name, by_cache in shared.items()}
+    different = [name for name, of in contents.items() if len({*of.values()} - {None}) > 1]
+    unknown = [name for name, of in contents.items() if len(of) > 1 and None in of.values()]
+    say_whose = "Say whose clips to take: --prefer first, or --prefer last"
+    if different:
+        raise CacheError(
+            f"{len(different)} sources have the same name and other content in several caches: "
+            f"{_named(different)}. Nothing was written. {say_whose}"
+        )
+    if unknown:
+        raise CacheError(
+            f"{len(unknown)} sources have the same name in several caches, and not all of these know their "
+            f"content, so that it cannot be told whether it is the same: {_named(unknown)}. Nothing was "
+            "written. `latentcache precompute` on each cache with its corpus finds the content of its "
+            f"sources. {say_whose}"
+        )
+
+
+def _named(names: Collection[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(sorted(names)[:NAMED]) + more
+
+
 def _right_ones(sources: Mapping[int, KnownSource], prefer: Prefer | None) -> frozenset[int]:
-    """Return the caches that have the content that counts; if all have rejected it, the first one."""
+    """Return the caches that have the content that counts; if all have rejected it, the first one.
+
+    Content that is not known is no other cache's.
+    """
     identities = _identities(sources)
     if not identities:
         return frozenset({min(sources)})
-    right = identities[max(identities) if prefer == "last" else min(identities)]
-    return frozenset(number for number, identity in identities.items() if identity == right)
+    chosen = max(identities) if prefer == "last" else min(identities)
+    right = identities[chosen]
+    same = [n for n, identity in identities.items() if identity == right and right is not None]
+    return frozenset({chosen, *same})
 
 
 def _identities(sources: Mapping[int, KnownSource]) -> dict[int, str | None]:

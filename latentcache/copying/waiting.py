@@ -50,11 +50,34 @@ class WaitingClips:
             left_out = pc.invert(pc.is_in(rows["key"], value_set=_keys(self._kept(shard, rows))))
             divided.update(rows.filter(left_out)["source"].to_pylist())
         if divided:
-            more = f" and {len(divided) - NAMED} more" if len(divided) > NAMED else ""
             raise self._refusal(
                 f"clips that --where keeps are still to be encoded, and it leaves out other clips of their "
-                f"sources: {', '.join(sorted(divided)[:NAMED])}{more}. `precompute` on the new cache would "
-                "take in whole sources, with what is left out"
+                f"sources: {_named(divided)}. `precompute` on the new cache would take in whole sources, "
+                "with what is left out"
+            )
+
+    def check_partial(self, sources: Collection[str]) -> None:
+        """Raise CacheError if the condition does not keep all clips that these sources may have.
+
+        Some of their clips waited when this cache was copied, and it knows nothing of them.
+        """
+        if not sources or self._where is None:
+            return
+        names, divided = pa.array(sorted(sources), pa.string()), set[str]()
+        for shard in self._planned.planned_shards():
+            rows = self._planned.plan.rows(shard)
+            rows = rows.filter(pc.is_in(rows["source"], value_set=names))
+            kept = self._kept(shard, rows)
+            of_any = self._kept(shard, _without(rows, ("key", "start")))
+            is_kept = pc.and_(
+                pc.is_in(rows["key"], value_set=_keys(kept)),
+                pc.is_in(rows["source"], value_set=of_any["source"].combine_chunks()),
+            )
+            divided.update(rows.filter(pc.invert(is_kept))["source"].to_pylist())
+        if divided:
+            raise self._refusal(
+                f"--where tells apart clips of sources that lack some: {_named(divided)}. `precompute` on "
+                "the new cache would take in whole sources, with what is left out"
             )
 
     def _without_copies(self, shard: ShardId) -> pa.Table:
@@ -89,6 +112,12 @@ class WaitingClips:
 
     def _refusal(self, why: str) -> CacheError:
         url = redact(self._planned.storage.url)
+        if not self._planned.missing_shards():
+            return CacheError(
+                f"{url} was copied from a cache that was not finished: {why}. Nothing was written. Take in "
+                "first what it lacks: latentcache precompute CONFIG.yaml "
+                f"{shlex.quote(f'cache.url={url}')}"
+            )
         return CacheError(
             f"{url} is not finished: {why}. Nothing was written. Finish it first: latentcache resume "
             f"{shlex.quote(url)}"
@@ -97,3 +126,16 @@ class WaitingClips:
 
 def _keys(rows: pa.Table) -> pa.Array:
     return rows["key"].combine_chunks()
+
+
+def _named(sources: Collection[str]) -> str:
+    more = f" and {len(sources) - NAMED} more" if len(sources) > NAMED else ""
+    return ", ".join(sorted(sources)[:NAMED]) + more
+
+
+def _without(rows: pa.Table, names: Collection[str]) -> pa.Table:
+    """Return rows with nulls in some columns."""
+    for name in names:
+        nothing = pa.nulls(rows.num_rows, rows.schema.field(name).type)
+        rows = rows.set_column(rows.column_names.index(name), name, nothing)
+    return rows

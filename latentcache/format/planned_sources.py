@@ -1,4 +1,4 @@
-"""What generations say of sources: which were planned, rejected, moved, touched, or are gone."""
+"""What generations say of sources: which were planned, whole or in part, rejected, moved, or are gone."""
 
 from __future__ import annotations
 

@@ -140,7 +140,8 @@ INDEX_SCHEMA = pa.schema(
 #: Key of the snapshot's metadata: the number of the generation that it shows, and the cache's recipe.
 INDEX_FACTS = "latentcache.snapshot"
 
-#: What a generation says of sources. what: planned, rejected, moved (to another URL) or gone. stamp: what
+#: What a generation says of sources. what: planned, partial (planned, and copied while some of its clips
+#: were still to be encoded), rejected, moved (to another URL), touched (another stamp) or gone. stamp: what
 #: is known of a file without reading it, see `corpus.stamps`.
 PLANNED_SOURCE_SCHEMA = pa.schema(
     [

@@ -32,7 +32,7 @@ from latentcache.storage.parts import PREFIX
 from latentcache.storage.spill import Spill
 
 #: Why rows are retired.
-CHANGED, REMOVED = "source changed", "removed"
+CHANGED, REMOVED, COMPLETED = "source changed", "removed", "completed"
 
 
 @dataclass(kw_only=True)
@@ -44,16 +44,20 @@ class Difference:
     unreadable: known sources that give no clip as they are now, or whose values per frame do not fit; their
     clips stay, for a disk may be away, and so do captions and kept columns, for nobody knows of which video
     those of the corpus are. why: what is wrong with a few of them.
+    completed: known sources of which the cache was given some clips only, and whose content is as it was;
+    all of their clips are planned again.
     touched: those of another stamp and the same content.
     without_values: changed sources of which only the corpus has the values per frame; their clips stay.
     rewritten: sources in files that were written again, of which only the corpus says where they are; as
-    `without_values`, of a retry.
+    `without_values`, of a retry. unstamped: sources of which that cannot be told, and which are not as they
+    were; their clips stay, of a retry.
     num_probed: sources that were opened; num_saved: those of them that a stopped run had probed before.
     notes: what is to be said of the new clips.
     """
 
     new: pa.ChunkedArray = field(default_factory=no_names)
     changed: pa.ChunkedArray = field(default_factory=no_names)
+    completed: pa.ChunkedArray = field(default_factory=no_names)
     repaired: pa.ChunkedArray = field(default_factory=no_names)
     rejected: pa.ChunkedArray = field(default_factory=no_names)
     gone: pa.ChunkedArray = field(default_factory=no_names)
@@ -63,6 +67,7 @@ class Difference:
     unreadable: pa.ChunkedArray = field(default_factory=no_names)
     without_values: pa.ChunkedArray = field(default_factory=no_names)
     rewritten: pa.ChunkedArray = field(default_factory=no_names)
+    unstamped: pa.ChunkedArray = field(default_factory=no_names)
     num_same: int = 0
     num_probed: int = 0
     num_saved: int = 0
@@ -111,6 +116,7 @@ def plan_growth(
     difference.gone = known.sources.without(at)
     pruned = difference.gone if prune else no_names()
     retire_sources(step, known, difference.changed, CHANGED)
+    retire_sources(step, known, difference.completed, COMPLETED)
     step.add_sources(as_sources(known, pruned), "gone")
     retire_sources(step, known, pruned, REMOVED)
     if known.sources:
@@ -119,8 +125,8 @@ def plan_growth(
         # What cannot be used as it is now stays as it was, and is named again the next time.
         at[index.find(pa.chunked_array(left, pa.string()))] = -1
         _move(step, known, corpus, at, difference)
-        unusable = [*difference.changed.chunks, *difference.unreadable.chunks]
-        leave = pa.chunked_array(unusable, pa.string())
+        unlike = (difference.changed, difference.completed, difference.unreadable)
+        leave = pa.chunked_array([c for names in unlike for c in names.chunks], pa.string())
         fitting = Fitting(corpus, planned.config.clips, values.widths, probed)
         relabel(step, known, corpus, leave, fitting)
         _add_misfits(difference, corpus, fitting)
@@ -160,7 +166,7 @@ def _batches(table: pa.Table, columns: list[str]) -> list[pa.RecordBatch]:
 
 
 def _to_probe(corpus: pa.Table, known: KnownCache, at: Rows, check_content: bool) -> Mask:
-    """Return which sources must be opened: new ones, rejected ones, those whose stamp says nothing.
+    """Return which sources must be opened: new, rejected and partial ones, those whose stamp says nothing.
 
     The stamp of a file says nothing of another part of it. at: their rows in what is known.
     """
@@ -173,7 +179,7 @@ def _to_probe(corpus: pa.Table, known: KnownCache, at: Rows, check_content: bool
         )
         now = corpus.slice(start, len(rows))
         is_same = pc.equal(now["stamp"], stamps)
-        is_known = mask_of(pc.and_(is_same, pc.not_equal(what, "rejected")))
+        is_known = mask_of(pc.and_(is_same, pc.equal(what, "planned")))
         to_probe[start : start + len(rows)] = ~is_known | _differ(now["url"], urls, _part)
     return to_probe
 
@@ -206,11 +212,12 @@ def _sort_out(
     """Return the probed sources that are to be planned, and name what they are."""
     names, spill = probed["name"], Spill()
     at, failed = known.sources.find(names), NameIndex(rejected).find(names) >= 0
-    was_rejected, as_before = np.zeros(len(at), bool), np.zeros(len(at), bool)
+    was_rejected, was_partial, as_before = (np.zeros(len(at), bool) for _ in range(3))
     for start, rows in _pieces(at):
         here, now = slice(start, start + len(rows)), probed.slice(start, len(rows))
         before = {n: taken(known.sources.table[n], rows) for n in ("identity", "stamp", "what")}
         was_rejected[here] = mask_of(pc.equal(before["what"], "rejected"))
+        was_partial[here] = mask_of(pc.equal(before["what"], "partial"))
         stamp, identity = (same(now[name], before[name]) for name in ("stamp", "identity"))
         as_before[here] = np.where(was_rejected[here], failed[here] & stamp, identity)
     is_known = at >= 0
@@ -220,12 +227,14 @@ def _sort_out(
         as_before[still] = ~has_other_labels(now, known.rejected_rows())
     was_planned = is_known & ~was_rejected
     unreadable = was_planned & failed
-    taken_in = ~(as_before | unreadable)
+    completed = as_before & was_partial & ~failed
+    taken_in = ~(as_before | unreadable) | completed
     masks = {
         "new": ~is_known & ~failed,
         "rejected": taken_in & failed,
         "repaired": was_rejected & ~failed,
-        "changed": taken_in & was_planned,
+        "changed": taken_in & was_planned & ~completed,
+        "completed": completed,
         "unreadable": unreadable,
     }
     for what, mask in masks.items():

@@ -27,17 +27,21 @@ CHUNK_ROWS = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSource:
-    """A source as a cache knows it. stamp: see `corpus.stamps`; is_rejected: it gives no clip."""
+    """A source as a cache knows it. stamp: see `corpus.stamps`; is_rejected: it gives no clip.
+
+    is_partial: it was copied from a cache where some of its clips were still to be encoded.
+    """
 
     url: str
     kind: str
     identity: str | None
     stamp: str | None
     is_rejected: bool
+    is_partial: bool = False
 
 
 class KnownSources(Mapping[str, KnownSource]):
-    """Sources by name. table: PLANNED_SOURCE_SCHEMA, a row per source, planned or rejected."""
+    """Sources by name. table: PLANNED_SOURCE_SCHEMA, a row per source, planned, partial or rejected."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -60,7 +64,8 @@ class KnownSources(Mapping[str, KnownSource]):
     def at(self, row: int) -> KnownSource:
         """Return the source of a row of the table."""
         facts = {name: self.table[name][row].as_py() for name in _FACTS}
-        return KnownSource(**facts, is_rejected=self.table["what"][row].as_py() == "rejected")
+        what = self.table["what"][row].as_py()
+        return KnownSource(**facts, is_rejected=what == "rejected", is_partial=what == "partial")
 
     def find(self, names: pa.ChunkedArray) -> Rows:
         """Return the rows of some names, -1 for those that are not known."""

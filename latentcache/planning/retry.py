@@ -27,6 +27,7 @@ from latentcache.planning.grow import (
     stamps_of,
 )
 from latentcache.planning.known import KnownCache, retire
+from latentcache.planning.known_sources import KnownSource
 from latentcache.planning.known_values import known_widths
 from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache, PlanReader
@@ -48,7 +49,7 @@ def plan_retry(
     A clip whose file is as it was becomes a row of a new shard. A file that has changed counts as a new
     source, and all clips of the old one are retired. What still cannot be read stays as it is; so does a
     file that has changed in a cache with values per frame, of which only the corpus has all, and a part of
-    a file that was written again, of which only the corpus says where it is.
+    a file that was written again, or may have been, of which only the corpus says where it is.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     difference, step = Difference(), Step(kind="retry")
@@ -62,8 +63,8 @@ def plan_retry(
     difference.num_rejected = len(known.rejected)
     widths = known_widths(known) if PER_FRAME in sources.column_names else {}
     rejected = _reasons(plan_sources(planned, probed, widths=widths).rejected)
-    rewritten = _in_rewritten_files(planned, known, probed)
-    fresh = _sort_out(probed, known, rejected, rewritten, difference)
+    others = _others_in_place(planned, known, probed, rejected)
+    fresh = _sort_out(probed, known, rejected, others, difference)
     add_plan(step, plan_sources(planned, fresh, widths=widths), fresh)
     retire_sources(step, known, difference.changed, CHANGED)
     again = pc.is_in(rows["source"], value_set=difference.retried.combine_chunks())
@@ -75,19 +76,21 @@ def _sort_out(
     probed: pa.Table,
     known: KnownCache,
     rejected: Mapping[str, str],
-    rewritten: Container[str],
+    others: Mapping[str, str],
     difference: Difference,
 ) -> pa.Table:
-    """Return the probed sources that are to be planned, and name what all are. rejected: why, by name."""
-    found: dict[str, list[str]] = {
-        kind: [] for kind in ("retried", "rewritten", "changed", "repaired", "without_values")
-    }
+    """Return the probed sources that are to be planned, and name what all are.
+
+    rejected: why, by name. others: see `_others_in_place`.
+    """
+    kinds = ("retried", "rewritten", "unstamped", "changed", "repaired", "without_values")
+    found: dict[str, list[str]] = {kind: [] for kind in kinds}
     for name, identity in zip(*(probed[n].to_pylist() for n in ("name", "identity")), strict=True):
         before = known.sources[name]
-        if identity == before.identity and not before.is_rejected:
+        if _is_same(identity, before) and not before.is_rejected:
             found["retried"].append(name)
-        elif name in rewritten:
-            found["rewritten"].append(name)
+        elif name in others:
+            found[others[name]].append(name)
         elif name not in rejected:
             found["repaired" if before.is_rejected else "changed"].append(name)
         elif rejected[name] == "missing_input" and not before.is_rejected:
@@ -98,16 +101,35 @@ def _sort_out(
     return probed.filter(pc.is_in(probed["name"], value_set=fresh))
 
 
-def _in_rewritten_files(planned: PlannedCache, known: KnownCache, probed: pa.Table) -> set[str]:
-    """Return sources that are parts of files that were written again, as far as their stamps tell.
+def _is_same(identity: str | None, before: KnownSource) -> bool:
+    """Tell whether a source is known to have the content that it had."""
+    return identity is not None and identity == before.identity
 
-    Where such a part was, there may be the bytes of another source. The stamps are looked at after the
-    bytes, so that no file can have been written again between the two.
+
+def _others_in_place(
+    planned: PlannedCache, known: KnownCache, probed: pa.Table, rejected: Container[str]
+) -> dict[str, str]:
+    """Return parts of files in whose place there are, or may be, the bytes of another source.
+
+    By name: `rewritten`, or `unstamped`, where it cannot be told. The stamps are looked at after the bytes,
+    so that no file can have been written again between the two.
     """
     is_part = [part_of(url) is not None for url in probed["url"].to_pylist()]
     parts = probed.filter(pa.array(is_part, pa.bool_()))
-    now = zip(parts["name"].to_pylist(), stamps_of(planned, parts).to_pylist(), strict=True)
-    return {name for name, stamp in now if stamp is None or stamp != known.sources[name].stamp}
+    columns = parts["name"].to_pylist(), parts["identity"].to_pylist()
+    others: dict[str, str] = {}
+    for name, identity, stamp in zip(*columns, stamps_of(planned, parts).to_pylist(), strict=True):
+        before = known.sources[name]
+        if _is_same(identity, before):
+            continue
+        if None not in (stamp, before.stamp):
+            if stamp != before.stamp:
+                others[name] = "rewritten"
+        elif None not in (identity, before.identity):
+            others[name] = "rewritten"
+        elif not before.is_rejected or name not in rejected:
+            others[name] = "unstamped"
+    return others
 
 
 def failed_rows(storage: Storage, manifest: Manifest) -> pa.Table:

@@ -12,16 +12,18 @@ from latentcache.copying.owners import Prefer, is_owner, owners_of
 from latentcache.errors import CacheError
 from latentcache.planning.known_sources import KnownSource
 
-#: What a cache knows of the source `v`: its content, that it is rejected, or nothing.
-REJECTED, ABSENT = "rejected", "absent"
-CACHES = st.lists(st.sampled_from(["one", "other", REJECTED, ABSENT]), min_size=2, max_size=4)
+#: What a cache knows of the source `v`: its content, that it is rejected, that it has clips, or nothing.
+REJECTED, UNKNOWN, ABSENT = "rejected", "unknown", "absent"
+CACHES = st.lists(
+    st.sampled_from(["one", "other", REJECTED, UNKNOWN, ABSENT]), min_size=2, max_size=4
+)
 
 
 def known(what: str) -> dict[str, KnownSource]:
     if what == ABSENT:
         return {}
     is_rejected = what == REJECTED
-    identity = None if is_rejected else what
+    identity = None if what in (REJECTED, UNKNOWN) else what
     source = KnownSource(
         url="/v", kind="video", identity=identity, stamp=None, is_rejected=is_rejected
     )
@@ -40,7 +42,10 @@ def test_all_caches_of_the_content_that_counts_are_right(caches: list[str], pref
     contents = [what for what in caches if what not in (REJECTED, ABSENT)]
     if contents:
         right = contents[0 if prefer == "first" else -1]
-        assert owners(caches, prefer) == [n for n, what in enumerate(caches) if what == right]
+        same = [n for n, what in enumerate(caches) if what == right]
+        if right == UNKNOWN:  # of one cache is no other one's
+            same = [same[0 if prefer == "first" else -1]]
+        assert owners(caches, prefer) == same
     else:
         there = [number for number, what in enumerate(caches) if what == REJECTED]
         assert owners(caches, prefer) == there[:1]
@@ -52,6 +57,9 @@ def test_without_a_preference_contents_must_be_the_same(caches: list[str]) -> No
         with pytest.raises(
             CacheError, match=r"1 sources have the same name .* in several caches: v\."
         ):
+            owners(caches, None)
+    elif UNKNOWN in caches and len([what for what in caches if what not in (REJECTED, ABSENT)]) > 1:
+        with pytest.raises(CacheError, match=r"1 sources .* cannot be told whether .*: v\."):
             owners(caches, None)
     else:
         assert owners(caches, None) == owners(caches, "first") == owners(caches, "last")

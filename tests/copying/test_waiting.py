@@ -58,7 +58,9 @@ def test_precompute_takes_in_what_a_copy_lacks(
     printed = run("copy", folder / "half", target, "--allow-unfinished", *selection)
     assert "waiting  6 clips are still to be encoded and are not copied" in printed
     assert len(keys_of(target)) == 6
-    run("precompute", folder / "config.yaml", f"cache.url={target}")
+    printed = run("precompute", folder / "config.yaml", f"cache.url={target}")
+    assert "partial  3 sources, of which some clips were there; all are planned again" in printed
+    assert "changed" not in printed
     assert keys_of(target) == {f"v{n}.mp4#{start}" for n in range(3) for start in range(4)}
 
 

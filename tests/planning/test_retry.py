@@ -18,6 +18,7 @@ from latentcache.errors import ClipError
 from latentcache.format.schemas import RETIRED_SCHEMA
 from latentcache.planning.create import take_step
 from latentcache.planning.grow import Difference, plan_growth
+from latentcache.planning.known import KnownCache, as_sources
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.planner import grow_cache
 from latentcache.planning.retry import plan_retry
@@ -107,7 +108,10 @@ def failed(*rows: int) -> pa.Table:
 
 def said(difference: Difference) -> dict[str, list[str]]:
     """What a step does with sources, by name."""
-    kinds = ("new", "changed", "repaired", "rejected", "moved", "touched", "retried", "rewritten")
+    kinds = (
+        *("new", "changed", "completed", "repaired", "rejected", "moved", "touched"),
+        *("retried", "rewritten", "unstamped"),
+    )
     found = {kind: getattr(difference, kind).to_pylist() for kind in kinds}
     return {kind: names for kind, names in found.items() if names}
 
@@ -163,14 +167,94 @@ def test_a_rejected_part_of_a_file_that_is_as_it_was_is_tried_again(lab: Lab) ->
     lab.write([("a", BAD), ("b", B)])
     planned = lab.plan()
 
-    class Newer(Reading):
-        def _look(self, url: str) -> dict[str, Any]:
-            facts = {"frames": 5, "fps": 25.0, "duration_s": 0.2, "height": 64, "width": 96}
-            return {**facts, "identity": identify_url(url)}
-
     step, difference = plan_retry(planned, failed(), Newer)
     assert said(difference) == {"repaired": [lab.name("a")]}
     assert step.num_clips == 1
+
+
+class Short(Reading):
+    """Finds too few frames for a clip in what begins with <."""
+
+    def _look(self, url: str) -> dict[str, Any]:
+        with open_whole_or_part(url) as file:
+            frames = 1 if file.read(1) == b"<" else 5
+        facts = {
+            "frames": frames,
+            "fps": 25.0,
+            "duration_s": frames / 25,
+            "height": 64,
+            "width": 96,
+        }
+        return {**facts, "identity": identify_url(url)}
+
+
+class Newer(Reading):
+    """Can read what begins with <, as a newer decoder may."""
+
+    def _look(self, url: str) -> dict[str, Any]:
+        facts = {"frames": 5, "fps": 25.0, "duration_s": 0.2, "height": 64, "width": 96}
+        return {**facts, "identity": identify_url(url)}
+
+
+@pytest.fixture(name="no_stamps")
+def no_stamps_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage that says neither when a file changed nor an ETag, as some web servers."""
+    monkeypatch.setattr("latentcache.corpus.stamps.stamp_from", lambda _: None)
+
+
+@pytest.mark.usefixtures("no_stamps")
+@pytest.mark.parametrize("reading", [Reading, Short])
+def test_a_rejected_part_of_a_file_without_a_stamp_that_still_gives_no_clip_stays(
+    lab: Lab, reading: type[Reading]
+) -> None:
+    lab.write([("a", BAD), ("b", B)])
+    planned = grow_cache(lab.config, prober=lambda _: reading())
+    step, difference = plan_retry(planned, failed(), reading)
+    assert (said(difference), difference.num_rejected) == ({}, 1)
+    assert not step
+
+
+@pytest.mark.usefixtures("no_stamps")
+def test_a_rejected_part_without_a_stamp_that_can_be_read_now_may_be_of_another_source(
+    lab: Lab,
+) -> None:
+    lab.write([("a", BAD), ("b", B)])
+    planned = lab.plan()
+    for now in ([("b", B), ("a", A)], [("a", A), ("b", B)]):
+        lab.write(now)
+        step, difference = plan_retry(planned, failed(), Reading)
+        assert said(difference) == {"unstamped": [lab.name("a")]}
+        assert not step
+    assert lab.grow(planned)[1].repaired.to_pylist() == [lab.name("a")]
+
+
+@pytest.mark.usefixtures("no_stamps")
+def test_a_rejected_part_of_known_content_needs_no_stamp(lab: Lab) -> None:
+    """Its identity tells whether its bytes are still there."""
+    lab.write([("a", BAD), ("b", B)])
+    planned = grow_cache(lab.config, prober=lambda _: Short())
+    step, difference = plan_retry(planned, failed(), Newer)
+    assert said(difference) == {"repaired": [lab.name("a")]}
+    assert step.num_clips == 1
+    lab.write([("b", B), ("a", BAD)])
+    step, difference = plan_retry(planned, failed(), Newer)
+    assert said(difference) == {"rewritten": [lab.name("a")]}
+    assert not step
+
+
+@pytest.mark.usefixtures("no_stamps")
+def test_a_failed_part_without_a_stamp_tells_by_its_bytes_whether_its_file_was_written_again(
+    lab: Lab,
+) -> None:
+    lab.write([("a", A), ("b", B)])
+    planned = lab.plan()
+    assert said(plan_retry(planned, failed(0, 1), Reading)[1]) == {
+        "retried": [lab.name("a"), lab.name("b")]
+    }
+    lab.write([("b", B), ("a", BAD)])
+    step, difference = plan_retry(planned, failed(0, 1), Reading)
+    assert said(difference) == {"rewritten": [lab.name("a")], "unstamped": [lab.name("b")]}
+    assert not step
 
 
 def test_another_part_of_the_same_file_is_looked_at_though_its_stamp_is_as_it_was(
@@ -225,3 +309,28 @@ def test_a_rejected_source_that_moved_is_looked_for_at_its_new_place(tmp_path: P
     (tables,) = step.clips.values()
     urls = {url for table in tables for url in table["url"].to_pylist()}
     assert urls == {str(new / "a.mp4"), str(new / "b.mp4")}
+
+
+def test_a_failed_clip_of_a_source_that_lacks_clips_is_tried_again_and_no_other(lab: Lab) -> None:
+    """`precompute` plans the whole source, and says that its content is as it was."""
+    lab.write([("a", A), ("b", B)])
+    planned = lab.plan()
+    known, step = KnownCache(planned.storage, planned.manifest, planned.plan), Step(kind="grow")
+    step.add_sources(as_sources(known, pa.chunked_array([[lab.name("a")]])), "partial")
+    taken = take_step(planned, step)
+    assert taken is not None
+    step, difference = plan_retry(taken, failed(0), Reading)
+    assert said(difference) == {"retried": [lab.name("a")]}
+    assert step.num_clips == 1
+    step, difference = lab.grow(taken)
+    assert said(difference) == {"completed": [lab.name("a")]}
+    (retired,) = step.retired
+    assert retired.to_pylist() == [{"bucket": BUCKET, "shard": 0, "row": 0, "why": "completed"}]
+    assert step.num_clips == 1
+    grown = take_step(taken, step)
+    assert grown is not None
+    assert not lab.grow(grown)[0]
+    lab.write([("a", A * 2), ("b", B)])
+    assert said(plan_growth(taken, read_corpus(lab.config.corpus).table, Reading)[1])[
+        "changed"
+    ] == [lab.name("a")]
