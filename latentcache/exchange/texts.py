@@ -106,7 +106,12 @@ class Texts:
 def refuse_stale(cache: Cache, field: FieldReader, rows: Sequence[ClipRow]) -> None:
     """Raise ConfigError for clips whose texts, or paths, are others now than those that a field holds."""
     stale = _stale_rows(cache, field)
-    keys = [row.key for row in rows if row.row in stale.get(ShardId(row.bucket, row.shard), ())]
+    keys = [
+        row.key
+        for row in rows
+        if row.row in stale.get(ShardId(row.bucket, row.shard), ())
+        or row.row in field.stale(row.bucket, row.shard)
+    ]
     if keys:
         raise ConfigError(
             f"{plural(len(keys), 'clip')} with other texts or files now than those that the field "

@@ -42,12 +42,14 @@ def chosen_entries(
 ) -> dict[str, list[Entry | None]]:
     """Return what each field gives of rows of a shard, by its name; None where it has nothing to give.
 
+    A value of texts that a clip no longer has is none.
+
     Fields of one group give the same text; none of them gives one where they have none in common, though
     one that lacks the whole clip does not keep others from it. numbers: a random one for each row.
     """
     found: dict[str, list[Entry | None]] = {}
     for group in groups:
-        known = {reader.name: reader.rows(bucket, shard) for reader in group}
+        known = {reader.name: reader.current(bucket, shard) for reader in group}
         texts = [
             _chosen([there[row] for there in known.values() if row in there], number)
             for row, number in zip(rows, numbers, strict=True)
@@ -79,7 +81,7 @@ def without_common_text(group: Sequence[FieldReader], bucket: str, shard: int) -
         row
         for n, row in enumerate(maybe)
         if not any(entries[n] for entries in found.values())
-        and any(row in reader.rows(bucket, shard) for reader in group)
+        and any(row in reader.current(bucket, shard) for reader in group)
     )
 
 
@@ -109,18 +111,19 @@ class SampleTexts:
         bucket, shard, row = self._cache.place(number)
         entry = self._entry(reader, bucket, shard, row)
         if entry is None:
+            reader.check_current(bucket, shard, row)
             raise KeyError(key)
         return {**reader.sample_of(bucket, shard, entry), f"{name}_choice": entry.choice}
 
     def _entry(self, reader: FieldReader, bucket: str, shard: int, row: int) -> Entry | None:
-        own = reader.rows(bucket, shard).get(row)
+        own = reader.current(bucket, shard).get(row)
         if own is None:
             return None
         group = self._beside(columns_of(reader))
         failed = any(row in other.with_failed_texts(bucket, shard) for other in group)
         if not failed:
             return own.entry(0)
-        found = (other.rows(bucket, shard).get(row) for other in group)
+        found = (other.current(bucket, shard).get(row) for other in group)
         text = _chosen([there for there in found if there is not None], 0)
         return None if text is None else own.entry(text)
 
