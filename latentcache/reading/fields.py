@@ -38,6 +38,8 @@ from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
+#: Kinds of fields of texts, which are dropped and chosen together.
+TEXT_KINDS = ("text", "joint")
 #: Merged sample tables kept in memory.
 MAX_TABLES = 1024
 
@@ -139,7 +141,7 @@ class FieldReader:
     @property
     def is_text(self) -> bool:
         """Whether it is of texts, which are dropped and chosen together."""
-        return self.field.kind in ("text", "joint")
+        return self.field.kind in TEXT_KINDS
 
     @property
     def spec(self) -> LatentSpec:
