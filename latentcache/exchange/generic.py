@@ -28,6 +28,7 @@ from latentcache.exchange.tar import in_groups
 from latentcache.exchange.texts import columns_of, notes_on, refuse_stale
 from latentcache.format.columns import CAPTION
 from latentcache.reading.cache import Cache
+from latentcache.reading.fields import FieldReader
 from latentcache.reading.text_choice import chosen_entries, grouped
 from latentcache.storage.folder import Storage, redact
 
@@ -43,10 +44,14 @@ CHARACTER_BYTES = 4 + 12
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSample:
-    """A clip's array of a field, padding included. tokens: its rows that are not padding, or None."""
+    """A clip's array of a field, padding included. tokens: its rows that are not padding, or None.
+
+    choice: which of the clip's texts it is of, counted from 0, where a field has several; else None.
+    """
 
     array: torch.Tensor
     tokens: int | None = None
+    choice: int | None = None
 
 
 class Clips:
@@ -108,15 +113,21 @@ class Clips:
                 sample = field.sample_of(row.bucket, row.shard, entry)
                 for key, array in field.arrays.items():
                     tokens = sample.get(tokens_key(key)) if array.padding else None
-                    found[key] = FieldSample(array=sample[key], tokens=tokens)
+                    choice = entry.choice if key in self.several else None
+                    found[key] = FieldSample(array=sample[key], tokens=tokens, choice=choice)
         return found
+
+    @property
+    def several(self) -> list[str]:
+        """The fields that have several texts of a clip, of which one is written."""
+        return [name for name, f in self.fields.items() if f.is_text and f.field.choices > 1]
 
     @property
     def notes(self) -> list[str]:
         """What an export says of texts: each field's of which not all are written, or no captions are."""
         found = []
         for name, field in self.fields.items():
-            found += notes_on(field, self.rows)
+            found += notes_on(field, self.rows, self._beside(field))
             columns = columns_of(field)
             if columns not in ([], [CAPTION]):
                 found.append(
@@ -124,6 +135,10 @@ class Clips:
                     "beside them"
                 )
         return found
+
+    def _beside(self, field: FieldReader) -> Sequence[FieldReader]:
+        """Return the fields that are written of the same text as one, itself included."""
+        return next((group for group in self._groups if field in group), ())
 
     def about(self) -> list[File]:
         """Return the files that say what the latents are, and what the arrays of fields are."""
@@ -150,6 +165,11 @@ def _about(array: FieldArray) -> dict[str, Any]:
 def tokens_key(key: str) -> str:
     """Return the name of the number of an array's rows that are not padding."""
     return f"{key}_tokens"
+
+
+def choice_key(name: str) -> str:
+    """Return the name of which of a clip's texts a field's states are of."""
+    return f"{name}_choice"
 
 
 def expect_apart(columns: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from latentcache.exchange.generic import (
     FIELDS,
     SPEC,
     Clips,
+    choice_key,
     expect_apart,
     facts_of,
     found_in,
@@ -61,7 +62,8 @@ def export(cache: Cache, options: Options) -> Export:
     """Return a cache as a data set. Raises ConfigError for fields that are not there."""
     clips = Clips(cache, options)
     fields = [field for key, array in clips.arrays.items() for field in _columns_of(key, array)]
-    schema = pa.schema([*SCHEMA, *fields])
+    choices = [pa.field(choice_key(name), pa.int64()) for name in clips.several]
+    schema = pa.schema([*SCHEMA, *fields, *choices])
     expect_apart(schema.names)
     num = len(clips.groups)
     files = [
@@ -104,6 +106,8 @@ def _file(clips: Clips, schema: pa.Schema, group: Sequence[tuple[int, ClipRow]])
             }
             if sample.tokens is not None:
                 values[tokens_key(key)] = sample.tokens
+            if sample.choice is not None:
+                values[choice_key(key)] = sample.choice
         rows.append(values)
     return parquet_bytes(pa.Table.from_pylist(rows, schema=schema), GROUP_ROWS)
 

@@ -21,6 +21,7 @@ from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, dtype_name, names_in
 from latentcache.exchange.generic import (
     Clips,
+    choice_key,
     expect_apart,
     facts_of,
     found_in,
@@ -45,6 +46,7 @@ def export(cache: Cache, options: Options) -> Export:
     found = [*_COLUMNS.items()]
     for key, array in clips.arrays.items():
         found += _columns_of(key, array)
+    found += [(choice_key(name), "json") for name in clips.several]
     expect_apart(name for name, _ in found)
     columns = dict(sorted(found))
     _check_sizes(clips)
@@ -115,6 +117,8 @@ def _sample(clips: Clips, columns: Mapping[str, str], row: ClipRow, stored: Any)
         }
         if sample.tokens is not None:
             values[tokens_key(key)] = json.dumps(sample.tokens).encode()
+        if sample.choice is not None:
+            values[choice_key(key)] = json.dumps(sample.choice).encode()
     parts = [values.get(name, b"null" if kind == "json" else b"") for name, kind in columns.items()]
     return np.array([len(part) for part in parts], "<u4").tobytes() + b"".join(parts)
 

@@ -24,6 +24,7 @@ from latentcache.planning.fields.planned import PlannedField
 from latentcache.planning.planned import PlannedCache
 from latentcache.reading.cache import Cache
 from latentcache.reading.fields import FieldReader
+from latentcache.reading.text_choice import chosen_entries
 from latentcache.storage.urls import redact
 
 
@@ -106,7 +107,12 @@ class Texts:
 def refuse_stale(cache: Cache, field: FieldReader, rows: Sequence[ClipRow]) -> None:
     """Raise ConfigError for clips whose texts, or paths, are others now than those that a field holds."""
     stale = _stale_rows(cache, field)
-    keys = [row.key for row in rows if row.row in stale.get(ShardId(row.bucket, row.shard), ())]
+    keys = [
+        row.key
+        for row in rows
+        if row.row in stale.get(ShardId(row.bucket, row.shard), ())
+        or row.row in field.stale(row.bucket, row.shard)
+    ]
     if keys:
         raise ConfigError(
             f"{plural(len(keys), 'clip')} with other texts or files now than those that the field "
@@ -178,15 +184,33 @@ def columns_of(field: FieldReader) -> list[str]:
     return config.text_columns if isinstance(config, CaptionField) else []
 
 
-def notes_on(field: FieldReader, rows: Sequence[ClipRow]) -> list[str]:
-    """Return what an export says of clips with several texts, of which it writes one."""
+def notes_on(
+    field: FieldReader, rows: Sequence[ClipRow], beside: Sequence[FieldReader] = ()
+) -> list[str]:
+    """Return what an export says of clips with several texts, of which it writes one.
+
+    beside: the exported fields of the same texts, which are written of the same one.
+    """
     if not field.is_text or field.field.choices == 1:
         return []
-    there = (field.rows(row.bucket, row.shard).get(row.row) for row in rows)
-    several = sum(found is not None and found.num_choices > 1 for found in there)
+    in_shard: dict[tuple[str, int], list[int]] = {}
+    for row in rows:
+        in_shard.setdefault((row.bucket, row.shard), []).append(row.row)
+    several = later = 0
+    for shard, numbers in in_shard.items():
+        there = field.rows(*shard)
+        entries = chosen_entries([beside or [field]], *shard, numbers, [0] * len(numbers))
+        written = zip(numbers, entries[field.name], strict=True)
+        choices = [e.choice for n, e in written if e is not None and there[n].num_choices > 1]
+        several += len(choices)
+        later += sum(choice > 0 for choice in choices)
     if not several:
         return []
-    return [
-        f"{several} of {len(rows)} clips have several texts in the field {field.name}, and only the first "
-        "one of each is written"
-    ]
+    which = "only the first one of each is written"
+    if later:
+        which = (
+            f"one of each is written: the first one, or of {plural(later, 'clip')} a later one, since "
+            "encoding those before it failed"
+        )
+    name = field.name
+    return [f"{several} of {len(rows)} clips have several texts in the field {name}, and {which}"]

@@ -13,7 +13,14 @@ from latentcache.exchange.clips import ClipRow
 from latentcache.exchange.damage import refuse
 from latentcache.exchange.export import Export, File, Options
 from latentcache.exchange.files import array_of, names_in, torch_bytes
-from latentcache.exchange.generic import Clips, facts_of, found_in, record_of, tokens_key
+from latentcache.exchange.generic import (
+    Clips,
+    choice_key,
+    facts_of,
+    found_in,
+    record_of,
+    tokens_key,
+)
 from latentcache.exchange.quoting import quoted, without_braces
 from latentcache.exchange.records import Found
 from latentcache.exchange.tar import Member, read_members, tar_bytes, tensor_in
@@ -55,6 +62,8 @@ def _members(clips: Clips, group: Sequence[tuple[int, ClipRow]]) -> Iterator[tup
             yield f"{name}.{key}.pth", torch_bytes(sample.array)
             if sample.tokens is not None:
                 facts[tokens_key(key)] = sample.tokens
+            if sample.choice is not None:
+                facts[choice_key(key)] = sample.choice
         yield name + FACTS, json.dumps(facts).encode()
         yield name + CAPTION, (row.caption or "").encode()
 

@@ -27,6 +27,7 @@ from latentcache.format.paths import QUANTISER
 from latentcache.format.quantiser import read_quantiser
 from latentcache.format.snapshot import generation_of, make_index, read_index, shard_of
 from latentcache.reading import shard_set
+from latentcache.reading.column_history import ColumnHistory
 from latentcache.reading.expectations import check_expectations, check_provenance, describe
 from latentcache.reading.fields import FieldReader, expect_field, open_field
 from latentcache.reading.handover import guard_handover
@@ -159,8 +160,15 @@ class Cache(Snapshot):
         Raises ConfigError if there is none, CacheError.
         """
         if text("field", name) not in self._fields:
-            self._fields[name] = open_field(self.storage, self.manifest, name, self._disk)
+            self._fields[name] = open_field(
+                self.storage, self.manifest, name, self._disk, self.column_history
+            )
         return self._fields[name]
+
+    @functools.cached_property
+    def column_history(self) -> ColumnHistory:
+        """What captions and kept columns of its shards were, by which values of fields are judged."""
+        return ColumnHistory(self.storage, self.manifest)
 
     def newest(self) -> Cache:
         """Open the snapshot that is published now; the same cache if it is this one."""

@@ -31,11 +31,15 @@ from latentcache.format.fields.snapshot import Part, newest_versions, parts_of, 
 from latentcache.format.manifest import Manifest, refresh
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.reading.column_history import ColumnHistory
 from latentcache.reading.expectations import as_json
+from latentcache.reading.stale import CHANGED_SINCE, Found, StaleRows
 from latentcache.storage.disk_cache import DiskCache
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
+#: Kinds of fields of texts, which are dropped and chosen together.
+TEXT_KINDS = ("text", "joint")
 #: Merged sample tables kept in memory.
 MAX_TABLES = 1024
 
@@ -96,16 +100,21 @@ class FieldReader:
         field: FieldManifest,
         index: Any,
         disk: DiskCache | None = None,
+        history: ColumnHistory | None = None,
+        found: Found | None = None,
     ) -> None:
         self.storage, self.field, self._index = storage, field, index
         self._manifest, self._disk = manifest, disk
         self._format = get_format(manifest.format)
         self._newest = newest_versions(field, index)
+        self._history = history or ColumnHistory(storage, manifest)
+        self._stale = StaleRows(field, self._newest, self._history, found)
         self._rows: Lru[ShardId, Mapping[int, FieldRow]] = Lru(MAX_TABLES)
         self._layouts: dict[tuple[int, str], list[ArrayLayout]] = {}
 
     def __reduce__(self) -> tuple[type[FieldReader], tuple[Any, ...]]:
-        return type(self), (self.storage, self._manifest, self.field, self._index, self._disk)
+        read = (self._manifest, self.field, self._index, self._disk, self._history)
+        return type(self), (self.storage, *read, self._stale.found)
 
     @property
     def name(self) -> str:
@@ -132,7 +141,7 @@ class FieldReader:
     @property
     def is_text(self) -> bool:
         """Whether it is of texts, which are dropped and chosen together."""
-        return self.field.kind in ("text", "joint")
+        return self.field.kind in TEXT_KINDS
 
     @property
     def spec(self) -> LatentSpec:
@@ -155,8 +164,22 @@ class FieldReader:
 
     def only(self, kept: npt.NDArray[np.bool_]) -> FieldReader:
         """Return the field with some of its `parts`. kept: a bool for each."""
-        index = self._index.filter(pa.array(kept))
-        return FieldReader(self.storage, self._manifest, self.field, index, self._disk)
+        return self._with(self._index.filter(pa.array(kept)), self._history)
+
+    def at(self, history: ColumnHistory) -> FieldReader:
+        """Return the field beside captions and columns of another generation of its cache.
+
+        Raises CacheError if it was added of later ones.
+        """
+        if history.now == self._history.now:
+            return self
+        index = self._index
+        if history.now < self._history.now:
+            index = _of_these_captions(self.storage, history.manifest, self.field, index)
+        return self._with(index, history)
+
+    def _with(self, index: Any, history: ColumnHistory) -> FieldReader:
+        return FieldReader(self.storage, self._manifest, self.field, index, self._disk, history)
 
     def lacks(self, bucket: str, shard: int, num_rows: int) -> frozenset[int]:
         """Return the rows of a shard that the field does not have, by its snapshot alone."""
@@ -175,6 +198,20 @@ class FieldReader:
         versions = self._newest.get(ShardId(bucket, shard), ())
         failed = (texts for version in versions for texts in version["failed_texts"])
         return frozenset(row for texts in failed for row in texts["rows"])
+
+    @property
+    def maybe_stale(self) -> frozenset[ShardId]:
+        """The shards that may have rows whose values are of former texts: see `stale`."""
+        return self._stale.shards
+
+    def stale(self, bucket: str, shard: int) -> frozenset[int]:
+        """Return the rows of a committed shard whose values are of other texts, or paths, than now's."""
+        return self._stale.of(ShardId(bucket, shard))
+
+    def current(self, bucket: str, shard: int) -> Mapping[int, FieldRow]:
+        """Return the rows of a shard that have a sample of the texts that their clips have now."""
+        rows, stale = self.rows(bucket, shard), self.stale(bucket, shard)
+        return {n: row for n, row in rows.items() if n not in stale} if stale else rows
 
     def rows(self, bucket: str, shard: int) -> Mapping[int, FieldRow]:
         """Return the rows of a shard that have a sample, the newest version of each."""
@@ -278,11 +315,20 @@ class FieldReader:
         return stored[: self.field.arrays[0].shape[0], :1]
 
     def sample(self, bucket: str, shard: int, row: int, number: int = 0) -> dict[str, Any]:
-        """Return a clip's arrays by their keys, and `NAME_tokens`. Raises KeyError if it has none."""
+        """Return a clip's arrays by their keys, and `NAME_tokens`.
+
+        Raises KeyError if it has none of the texts that the clip has now.
+        """
         found = self.rows(bucket, shard).get(row)
         if found is None:
             raise KeyError(self.name)
+        self.check_current(bucket, shard, row)
         return self.sample_of(bucket, shard, found.pick(number))
+
+    def check_current(self, bucket: str, shard: int, row: int) -> None:
+        """Raise KeyError if a clip's value is of other texts, or paths, than it has now."""
+        if row in self.stale(bucket, shard):
+            raise KeyError(f"{self.name}: {CHANGED_SINCE}")
 
     def sample_of(self, bucket: str, shard: int, entry: Entry) -> dict[str, Any]:
         """Return a stored sample's arrays by their keys, and `NAME_tokens`."""
@@ -304,11 +350,15 @@ def _tokens_of(table: pa.Table, array: FieldArray) -> list[int | None]:
 
 
 def open_field(
-    storage: Storage, manifest: Manifest, name: str, disk: DiskCache | None = None
+    storage: Storage,
+    manifest: Manifest,
+    name: str,
+    disk: DiskCache | None = None,
+    history: ColumnHistory | None = None,
 ) -> FieldReader:
     """Open a field as it is published now, but for versions of other captions than the manifest's.
 
-    Raises ConfigError if there is none, CacheError.
+    history: of the manifest's columns. Raises ConfigError if there is none, CacheError.
     """
     field = read_field(storage, name, manifest)
     index = read_field_index(storage, field)
@@ -318,16 +368,23 @@ def open_field(
             f"{url}: the field {name} has no snapshot yet: its run has committed no shard. Let it go on, "
             f"or run: latentcache resume {url}"
         )
+    index = _of_these_captions(storage, manifest, field, index)
+    return FieldReader(storage, manifest, field, index, disk, history)
+
+
+def _of_these_captions(
+    storage: Storage, manifest: Manifest, field: FieldManifest, index: Any
+) -> Any:
+    """Return a snapshot without versions of other captions than the manifest's. Raises CacheError."""
     later = _of_later_captions(storage, manifest, field)
     if 1 in later:
         url = redact(storage.url)
         raise CacheError(
-            f"{url}: the field {name} was added after captions or columns had changed, and this snapshot "
-            "has those of before. Open the cache again. If that says the same, the run that changed them "
-            f"was stopped: latentcache resume {url}"
+            f"{url}: the field {field.name} was added after captions or columns had changed, and this "
+            "snapshot has those of before. Open the cache again. If that says the same, the run that "
+            f"changed them was stopped: latentcache resume {url}"
         )
-    index = index.filter(pc.invert(pc.is_in(index["version"], pa.array(later, pa.int32()))))
-    return FieldReader(storage, manifest, field, index, disk)
+    return index.filter(pc.invert(pc.is_in(index["version"], pa.array(later, pa.int32()))))
 
 
 def _of_later_captions(storage: Storage, manifest: Manifest, field: FieldManifest) -> list[int]:

@@ -226,6 +226,17 @@ class Snapshot:
             (bucket, shard), lambda: ShardRows(bucket, shard, self._read_table(bucket, shard))
         )
 
+    def ok_rows(self, bucket: str, shard: int) -> Array:
+        """Return the numbers of a shard's ok rows in it, in order, without reading it if all are ok."""
+        num_ok = self._index["num_ok"][self._numbers[bucket, shard]].as_py()
+        if num_ok == self.manifest.num_rows(ShardId(bucket, shard)):
+            return np.arange(num_ok)
+        if (rows := self._tables.get((bucket, shard))) is not None:
+            return np.array([chunk.row for chunk in rows.chunks])
+        table = self._read_table(bucket, shard, ["row", "status"])
+        found: Array = table.filter(pc.equal(table["status"], "ok"))["row"].to_numpy()
+        return found
+
     def read(
         self,
         bucket: str,

@@ -67,7 +67,7 @@ def steps_of(field: FieldReader, key: str, place: tuple[str, int, int]) -> Steps
             f"{did_you_mean(key, known)} It has: {', '.join(sorted(known)) or 'none'}."
         )
     bucket, shard, row = place
-    found = field.rows(bucket, shard).get(row)
+    found = field.current(bucket, shard).get(row)
     if found is None:
         raise KeyError(key)
     return Steps(field, key, bucket, shard, found.pick(0))

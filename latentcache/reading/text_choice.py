@@ -6,21 +6,23 @@ failed. Fields of other columns choose by themselves, by the same random number.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentcache.core.fields import SUFFIXES
 from latentcache.errors import CacheError, CorruptionError
+from latentcache.format.fields.manifest import FieldManifest, read_field
 from latentcache.reading.cache import Cache
-from latentcache.reading.fields import Entry, FieldReader, FieldRow, chosen_text
+from latentcache.reading.fields import TEXT_KINDS, Entry, FieldReader, FieldRow, chosen_text
 
 
-def columns_of(reader: FieldReader) -> tuple[str, ...]:
+def columns_of(field: FieldManifest) -> tuple[str, ...]:
     """Return the columns that a field's texts are of, in order; none if it is of no text."""
-    if not reader.is_text:
+    if field.kind not in TEXT_KINDS:
         return ()
-    column = reader.field.settings["column"]
+    column = field.settings["column"]
     return (column,) if isinstance(column, str) else tuple(dict.fromkeys(column))
 
 
@@ -29,7 +31,7 @@ def grouped(readers: Sequence[FieldReader]) -> list[list[FieldReader]]:
     groups: dict[Any, list[FieldReader]] = {}
     for reader in readers:
         if not reader.is_view:
-            groups.setdefault(columns_of(reader) or reader.name, []).append(reader)
+            groups.setdefault(columns_of(reader.field) or reader.name, []).append(reader)
     return list(groups.values())
 
 
@@ -42,12 +44,14 @@ def chosen_entries(
 ) -> dict[str, list[Entry | None]]:
     """Return what each field gives of rows of a shard, by its name; None where it has nothing to give.
 
+    A value of texts that a clip no longer has is none.
+
     Fields of one group give the same text; none of them gives one where they have none in common, though
     one that lacks the whole clip does not keep others from it. numbers: a random one for each row.
     """
     found: dict[str, list[Entry | None]] = {}
     for group in groups:
-        known = {reader.name: reader.rows(bucket, shard) for reader in group}
+        known = {reader.name: reader.current(bucket, shard) for reader in group}
         texts = [
             _chosen([there[row] for there in known.values() if row in there], number)
             for row, number in zip(rows, numbers, strict=True)
@@ -79,7 +83,7 @@ def without_common_text(group: Sequence[FieldReader], bucket: str, shard: int) -
         row
         for n, row in enumerate(maybe)
         if not any(entries[n] for entries in found.values())
-        and any(row in reader.rows(bucket, shard) for reader in group)
+        and any(row in reader.current(bucket, shard) for reader in group)
     )
 
 
@@ -109,18 +113,19 @@ class SampleTexts:
         bucket, shard, row = self._cache.place(number)
         entry = self._entry(reader, bucket, shard, row)
         if entry is None:
+            reader.check_current(bucket, shard, row)
             raise KeyError(key)
         return {**reader.sample_of(bucket, shard, entry), f"{name}_choice": entry.choice}
 
     def _entry(self, reader: FieldReader, bucket: str, shard: int, row: int) -> Entry | None:
-        own = reader.rows(bucket, shard).get(row)
+        own = reader.current(bucket, shard).get(row)
         if own is None:
             return None
-        group = self._beside(columns_of(reader))
+        group = self._beside(columns_of(reader.field))
         failed = any(row in other.with_failed_texts(bucket, shard) for other in group)
         if not failed:
             return own.entry(0)
-        found = (other.rows(bucket, shard).get(row) for other in group)
+        found = (other.current(bucket, shard).get(row) for other in group)
         text = _chosen([there for there in found if there is not None], 0)
         return None if text is None else own.entry(text)
 
@@ -136,21 +141,31 @@ class SampleTexts:
         """Return the fields of some columns that are read together."""
         if columns not in self._groups:
             named = [self._cache.field(name) for name in self._named]
-            several = [reader for reader in named if columns_of(reader) == columns]
-            self._groups[columns] = several or [r for r in self._all if columns_of(r) == columns]
+            several = [reader for reader in named if columns_of(reader.field) == columns]
+            self._groups[columns] = several or self._all_of(columns)
         return self._groups[columns]
 
-    @functools.cached_property
-    def _all(self) -> list[FieldReader]:
-        """The cache's fields of which anything is committed."""
+    def _all_of(self, columns: tuple[str, ...]) -> list[FieldReader]:
+        """Return the cache's fields of some columns of which anything is committed; opens no others."""
         found = []
-        for name in sorted(self._names):
+        for name in (name for name, of in self._columns.items() if of == columns):
             try:
                 found.append(self._cache.field(name))
             except CorruptionError:
                 raise
             except CacheError:  # it has no snapshot yet
                 continue
+        return found
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of the cache's fields by name; without fields of which it cannot be read."""
+        found = {}
+        for name in sorted(self._names):
+            # None of those that cannot be read is given to a trainer beside another one.
+            with contextlib.suppress(CacheError):
+                field = read_field(self._cache.storage, name, self._cache.manifest)
+                found[name] = columns_of(field)
         return found
 
 

@@ -24,7 +24,7 @@ from tests.tools import fields as fields_tool
 from tests.tools.encoders.hashed_text import states
 from tests.tools.exchange import COGVIDEOX, WAN, export, spec_of, take_in
 from tests.tools.fields import add, cache_of, text_field
-from tests.tools.forms import webdataset_samples
+from tests.tools.forms import hf_samples, mds_samples, webdataset_samples
 
 LENGTH = 24
 CAPTIONS = ("caption A", "caption B")
@@ -140,12 +140,18 @@ def test_fields_of_the_same_texts_are_written_of_the_same_one(
     add(planned, calm=text_field(length=LENGTH, column="texts", calm=True))
     cache = latentcache.open_cache(planned.storage.url)
     fields = ("--field", "calm", "--field", "ill")
-    export(cache, tmp_path / "both", "webdataset", *fields)
-    export(cache, tmp_path / "one", "webdataset", *fields[:2])
+    both = export(cache, tmp_path / "both", "webdataset", *fields)
+    one = export(cache, tmp_path / "one", "webdataset", *fields[:2])
+    for printed, written in (
+        (both, "one of each is written: the first one, or of 1 clip a later one, since encoding"),
+        (one, "only the first one of each is written"),
+    ):
+        assert f"1 of 2 clips have several texts in the field calm, and {written}" in printed
     for folder, texts in (("both", ("sound", "other")), ("one", ("CLIP fails", "other"))):
         samples = webdataset_samples(tmp_path / folder)
         for sample, text in zip(samples, texts, strict=True):
             num = sample["json"]["calm_tokens"]
+            assert sample["json"]["calm_choice"] == (1 if text == "sound" else 0)
             assert torch.equal(sample["calm.pth"][:num], own(text))
             assert folder == "one" or torch.equal(sample["ill.pth"][:num], own(text))
 
@@ -192,3 +198,13 @@ def test_nothing_is_said_of_captions_with_one_text_each(
         printed = export(wan, tmp_path / layout, layout, option, "umt5")
         assert "several texts" not in printed
         assert "of the captions" not in printed
+
+
+@pytest.mark.parametrize("layout", ["hf", "mds"])
+def test_which_text_was_written_is_said(layout: str, make: MakeCache, tmp_path: Path) -> None:
+    planned = make(WAN, CAPTIONS, (("CLIP fails", "sound"), ("other",)))
+    add(planned, status=3, t=text_field(length=LENGTH, column="texts"))
+    cache = latentcache.open_cache(planned.storage.url)
+    export(cache, tmp_path / "out", layout, "--field", "t")
+    read = hf_samples if layout == "hf" else mds_samples
+    assert [sample["t_choice"] for sample in read(tmp_path / "out")] == [1, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,35 @@ def test_samples_without_a_text_in_common_have_none_and_are_no_clips_of_both(apa
     with pytest.raises(KeyError, match="not among those that"):
         both["v4#0"]
     assert cache.dataset(fields=["ill"])["v4#0"]["ill_choice"] == 1
+
+
+@pytest.mark.parametrize("damaged", ["index.parquet", "field.json"])
+def test_a_damaged_field_of_another_column_keeps_no_sample_back(
+    damaged: str, tmp_path: Path
+) -> None:
+    cache = cache_of(tmp_path, ["a", "b"], texts=[["CLIP x", "y"], ["z"]])
+    add(cache, status=3, ill=text_field(column="texts"))
+    add(cache, sound=text_field(column="texts", calm=True))
+    add(cache, other=text_field())
+    path = tmp_path / "cache/fields/other" / damaged
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    sample = latentcache.open_cache(cache.storage.url)["v0#0"]
+    assert (sample["sound_choice"], sample["ill_choice"]) == (1, 1)
+    with pytest.raises(latentcache.CorruptionError, match="other"):
+        sample["other"]
+
+
+def test_a_damaged_field_of_the_same_column_is_said(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, ["a"], texts=[["x", "y"]])
+    add(cache, one=text_field(column="texts"), two=text_field(column="texts", calm=True))
+    path = tmp_path / "cache/fields/two/index.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(latentcache.CorruptionError, match="two"):
+        latentcache.open_cache(cache.storage.url)["v0#0"]["one"]
 
 
 def test_each_text_in_common_is_as_likely() -> None:

@@ -28,8 +28,9 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.fields import Entry, FieldReader
 from latentcache.reading.loader import field_parts
 from latentcache.reading.loader.filters import Chosen
+from latentcache.reading.loader.in_all_fields import choose_clips
 from latentcache.reading.loader.targets import Arriving, Target
-from latentcache.reading.text_choice import chosen_entries, grouped, without_common_text
+from latentcache.reading.text_choice import chosen_entries, grouped
 
 ZEROS = "zeros"
 #: Bits of `sample_seed`.
@@ -176,51 +177,22 @@ class LoaderFields:
         readers = [reader.only(mask) for reader, mask in zip(self.readers, masks, strict=True)]
         return LoaderFields(readers, self.options)
 
+    def at(self, cache: Cache) -> LoaderFields:
+        """Return the fields beside the captions and columns of another snapshot of their cache."""
+        readers = [reader.at(cache.column_history) for reader in self.readers]
+        same = all(one is other for one, other in zip(readers, self.readers, strict=True))
+        return self if same else LoaderFields(readers, self.options)
+
     def choose(
         self, cache: Cache, chosen: Mapping[str, Chosen] | None
     ) -> tuple[dict[str, Chosen] | None, Counter[str]]:
         """Return which clips are in all fields, of those chosen before, and how many each leaves out.
 
-        A clip of which a group of fields has no text in common is in none of them. None: all, so that the
-        order is that without fields. Reads sample tables of the shards that a field does not have wholly.
+        See `choose_clips`.
         """
-        left_out: Counter[str] = Counter()
         if not self.readers or self.options.missing == "null":
-            return (None if chosen is None else dict(chosen)), left_out
-        found: dict[str, Chosen] = {}
-        for bucket in cache.buckets:
-            masks = {}
-            shards, nums = cache.shards(bucket)
-            for shard, num_ok in zip(shards.tolist(), nums.tolist(), strict=True):
-                mask = np.ones(num_ok, np.bool_)
-                if chosen is not None and bucket in chosen:
-                    mask[:] = False
-                    mask[chosen[bucket].rows(shard)] = True
-                masks[shard] = self._mask(cache, bucket, shard, mask, left_out)
-            if masks:
-                found[bucket] = Chosen(masks)
-        if not left_out:
-            return (None if chosen is None else dict(chosen)), left_out
-        return found, left_out
-
-    def _mask(
-        self, cache: Cache, bucket: str, shard: int, mask: Any, left_out: Counter[str]
-    ) -> Any:
-        num_rows = cache.manifest.num_rows(ShardId(bucket, shard))
-        lacking = {reader.name: reader.lacks(bucket, shard, num_rows) for reader in self.readers}
-        for group in self.groups:
-            apart = without_common_text(group, bucket, shard)
-            lacking.update({reader.name: lacking[reader.name] | apart for reader in group})
-        whole = mask.copy()
-        for name, without in lacking.items():
-            if not without:
-                continue
-            rows = [chunk.row for chunk in cache.rows(bucket, shard).chunks]
-            out = np.array([row in without for row in rows], np.bool_)
-            if num := int((whole & out).sum()):
-                left_out[name] += num
-            mask &= ~out
-        return mask
+            return (None if chosen is None else dict(chosen)), Counter()
+        return choose_clips(cache, self.readers, self.groups, chosen)
 
     def sample_bytes(self, bucket: str) -> int:
         """Return the bytes of a clip's fields, padding included."""

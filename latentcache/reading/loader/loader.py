@@ -285,7 +285,7 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
 
     @property
     def left_out(self) -> list[Mapping[str, int]]:
-        """How many clips of each cache are left out because a field lacks them, by field."""
+        """How many clips of each cache are left out, by field: those that it lacks, and former texts'."""
         return [source.map.left_out for source in self._sources]
 
     @property

@@ -94,6 +94,11 @@ def check_batches(order: Order, chosen: ShardMap) -> None:
             f"{nothing_fits(chosen.cache, chosen.empty_where)} Correct `where`."
         )
     num_batches = order.num_batches(chosen.shards)
+    if num_batches == 0 and not len(chosen) and chosen.left_out:
+        said = "; ".join(f"{name}: {num}" for name, num in chosen.left_out.items())
+        raise ConfigError(
+            f"no clip of {chosen.cache!r} has all of the fields. Clips that are left out, by field: {said}"
+        )
     if num_batches == 0 and not len(chosen):
         raise ConfigError(
             f"no clip of {chosen.cache!r} is chosen: its status is ok and `where` holds for none. "

@@ -58,17 +58,18 @@ class Source:
         self._share(cache)
 
     def _open(self, cache: Cache) -> None:
+        of_fields = self._fields.at(cache) if self._fields else None
         self._map = ShardMap(
             cache,
             self._where,
             self._columns,
-            self._fields,
+            of_fields,
             self._frames,
             self._view,
             self._weights,
         )
-        shards = sorted(cache.committed) if self._fields else []
-        fields = {"fields": self._fields.identity(shards)} if self._fields else {}
+        shards = sorted(cache.committed) if of_fields else []
+        fields = {"fields": of_fields.identity(shards)} if of_fields else {}
         self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
 
     @property
