@@ -20,9 +20,10 @@ from latentcache.format.damage import read_twice
 from latentcache.format.fields.commit import Sample, chunk_refs, read_field_table
 from latentcache.format.fields.manifest import FieldManifest
 from latentcache.format.fields.snapshot import Part, committed_parts, rows_of
+from latentcache.format.fields.taken import Texts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import StoredChunk
-from latentcache.planning.fields.inputs import TextInputs, Texts
+from latentcache.planning.fields.inputs import TextInputs
 from latentcache.planning.planned import PlannedCache
 
 #: Shards whose newest rows are kept in memory.

@@ -10,31 +10,26 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from latentcache.config.caption_fields import CaptionField
-from latentcache.config.fields import path_columns, stored_field
+from latentcache.config.fields import stored_field
 from latentcache.core.records import ShardId
 from latentcache.format.fields.manifest import FieldManifest, Version
 from latentcache.format.fields.snapshot import Row
+from latentcache.format.fields.taken import Taken, Texts
 from latentcache.reading.column_history import ColumnHistory
 
 #: What is said of such clips.
 CHANGED_SINCE = "captions changed since; `resume` or `add-field --update`"
 
-#: What a field takes of one clip: a path of each column of paths, then its texts.
-Texts = tuple[str, ...]
 #: The stale rows of shards, in order.
 Found = dict[ShardId, npt.NDArray[np.int32]]
 
 
 class FieldTexts:
-    """What a field takes of its clips' columns, as its runs do."""
+    """What a field takes of its clips' columns, as its runs do: of too many texts the first ones."""
 
     def __init__(self, field: FieldManifest) -> None:
-        config = stored_field(field.name, dict(field.settings))
-        self.columns = config.columns
-        self._num_paths, self._choices = len(path_columns(config)), field.choices
-        is_empty = isinstance(config, CaptionField) and config.missing == "empty"
-        self._without_text: Texts = ("",) if is_empty else ()
+        self._taken = Taken(stored_field(field.name, dict(field.settings)))
+        self.columns, self._most = self._taken.columns, self._taken.num_paths + field.choices
 
     def of(self, table: pa.Table) -> dict[int, Texts]:
         """Return what it takes of each row. table: `row` and the columns; one that is not there is null."""
@@ -43,14 +38,11 @@ class FieldTexts:
             table[name].to_pylist() if name in table.column_names else nulls
             for name in self.columns
         ]
-        rows = zip(*columns, strict=True)
-        return dict(zip(table["row"].to_pylist(), map(self._taken, rows), strict=True))
-
-    def _taken(self, values: Sequence[Any]) -> Texts:
-        given = [[text for text in _as_list(value) if text and text.strip()] for value in values]
-        paths = tuple(some[0] if some else "" for some in given[: self._num_paths])
-        texts = tuple(text for some in given[self._num_paths :] for text in some)
-        return paths + (texts or self._without_text)[: self._choices]
+        taken = (
+            self._taken.of([_as_list(value) for value in values])[: self._most]
+            for values in zip(*columns, strict=True)
+        )
+        return dict(zip(table["row"].to_pylist(), taken, strict=True))
 
 
 def _as_list(value: Any) -> Sequence[Any]:

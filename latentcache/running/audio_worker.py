@@ -17,8 +17,8 @@ from latentcache.encoders.sounds.protocol import SoundEncoder
 from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.taken import Texts
 from latentcache.planning.fields.describe import sound_arrays
-from latentcache.planning.fields.inputs import Texts
 from latentcache.running.clip_worker import Asked, ClipWorker, check_own_files
 from latentcache.running.field_arrays import check_encoder
 from latentcache.running.worker import WorkerSpec, build_pool

@@ -23,7 +23,7 @@ from latentcache.decoders.pool import DecodePool
 from latentcache.errors import ClipError, EncoderError
 from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
-from latentcache.planning.fields.inputs import Texts
+from latentcache.format.fields.taken import Texts
 from latentcache.planning.fields.planned import FieldPart, FieldShard
 from latentcache.running.abandoning import abandon
 from latentcache.running.failure_policy import OF_CLIP

@@ -15,8 +15,8 @@ from latentcache.encoders.text import build_joint_encoder
 from latentcache.errors import ClipError
 from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.taken import Texts
 from latentcache.planning.fields.describe import text_arrays
-from latentcache.planning.fields.inputs import Texts
 from latentcache.running.clip_worker import INPUT_SHA_DIGITS, Asked, ClipWorker, check_own_files
 from latentcache.running.failure_policy import OF_CLIP
 from latentcache.running.field_arrays import check_encoder

@@ -16,7 +16,7 @@ from latentcache.core.records import Bucket, Clip
 from latentcache.errors import ClipError
 from latentcache.format.fields.commit import Sample
 from latentcache.format.fields.manifest import FieldManifest
-from latentcache.planning.fields.inputs import Texts
+from latentcache.format.fields.taken import Texts
 from latentcache.running.clip_worker import Asked, ClipWorker, check_own_files
 from latentcache.running.frame_fields import FrameField, Frames, frames_of, taken
 from latentcache.running.other_files import OtherFile, OtherFiles

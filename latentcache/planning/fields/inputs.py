@@ -7,22 +7,19 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from latentcache.config.caption_fields import CaptionField
-from latentcache.config.fields import FieldConfig, path_columns
+from latentcache.config.fields import FieldConfig
 from latentcache.core.columns import is_list
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.format.changes import Changes, read_changes
 from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.fields.manifest import Version
+from latentcache.format.fields.taken import Taken, Texts
 from latentcache.format.kept_schema import kept_schema, united
 from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.planned import PlannedCache
 
-#: What a field reads of one clip: a path of each column of paths, then its texts: none, one, or several of
-#: which a batch has one.
-Texts = tuple[str, ...]
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 
 
@@ -30,10 +27,8 @@ class TextInputs:
     """Reads texts and paths from plans and changed columns. Not for several threads."""
 
     def __init__(self, planned: PlannedCache, config: FieldConfig) -> None:
-        self._planned, self._columns = planned, config.columns
-        self.num_paths = len(path_columns(config))
-        is_empty = isinstance(config, CaptionField) and config.missing == "empty"
-        self._without_text: Texts = ("",) if is_empty else ()
+        self._planned, self._taken = planned, Taken(config)
+        self.num_paths = self._taken.num_paths
         self._manifest: Manifest = planned.manifest
         self._kept = united(kept_schema(step.kept) for step in self._manifest.generations)
         self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
@@ -59,17 +54,11 @@ class TextInputs:
         folder = self.folder(shard, generation)
         if folder is not None:
             table = with_columns(table, read_columns(self._planned.storage, folder, shard))
-        return [self._texts(row) for row in zip(*self._values(table), strict=True)]
+        return [self._taken.of(row) for row in zip(*self._values(table), strict=True)]
 
     def _values(self, table: pa.Table) -> list[list[list[str | None]]]:
         """Return a list of texts per row, of each column."""
-        return [_as_lists(table, name, self._kept) for name in self._columns]
-
-    def _texts(self, values: Sequence[Sequence[str | None]]) -> Texts:
-        given = [[text for text in some if text is not None and text.strip()] for some in values]
-        paths = tuple(some[0] if some else "" for some in given[: self.num_paths])
-        texts = tuple(text for some in given[self.num_paths :] for text in some)
-        return paths + (texts or self._without_text)
+        return [_as_lists(table, name, self._kept) for name in self._taken.columns]
 
 
 def _as_lists(table: pa.Table, name: str, kept: pa.Schema) -> list[list[str | None]]:

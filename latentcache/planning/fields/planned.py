@@ -34,6 +34,7 @@ from latentcache.format.fields.snapshot import (
     rows_of,
     without_planned,
 )
+from latentcache.format.fields.taken import Texts
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
@@ -47,7 +48,7 @@ from latentcache.planning.fields.folders import (
     unknown_folder,
     url_of,
 )
-from latentcache.planning.fields.inputs import TextInputs, Texts
+from latentcache.planning.fields.inputs import TextInputs
 from latentcache.planning.fields.names import check_field_name
 from latentcache.planning.fields.places import (
     config_folder,
