@@ -81,7 +81,7 @@ def test_a_file_that_may_not_be_read_stays(
     assert done.returncode == 1, printed
     assert "Permission denied. Check the permissions" in printed
     assert "Remove" not in printed
-    assert "whole" not in printed
+    assert "no whole" not in printed
     assert "Traceback" not in printed
 
 
