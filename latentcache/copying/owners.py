@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from latentcache.core.units import some_of
 from latentcache.errors import CacheError
 from latentcache.planning.known_sources import KnownSource
 
@@ -12,8 +13,6 @@ from latentcache.planning.known_sources import KnownSource
 Prefer = Literal["first", "last"]
 #: By the name of a source that several caches have: the numbers of those whose clips and facts count.
 Owners = Mapping[str, frozenset[int]]
-#: Sources that an error names.
-NAMED = 5
 
 
 def owners_of(caches: Sequence[Mapping[str, KnownSource]], prefer: Prefer | None) -> Owners:
@@ -41,20 +40,15 @@ def _check_same(shared: Mapping[str, Mapping[int, KnownSource]]) -> None:
     if different:
         raise CacheError(
             f"{len(different)} sources have the same name and other content in several caches: "
-            f"{_named(different)}. Nothing was written. {say_whose}"
+            f"{some_of(sorted(different))}. Nothing was written. {say_whose}"
         )
     if unknown:
         raise CacheError(
             f"{len(unknown)} sources have the same name in several caches, and not all of these know their "
-            f"content, so that it cannot be told whether it is the same: {_named(unknown)}. Nothing was "
-            "written. `latentcache precompute` on each cache with its corpus finds the content of its "
-            f"sources. {say_whose}"
+            f"content, so that it cannot be told whether it is the same: {some_of(sorted(unknown))}. "
+            "Nothing was written. `latentcache precompute` on each cache with its corpus finds the content of "
+            f"its sources. {say_whose}"
         )
-
-
-def _named(names: Collection[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(sorted(names)[:NAMED]) + more
 
 
 def _right_ones(sources: Mapping[int, KnownSource], prefer: Prefer | None) -> frozenset[int]:

@@ -10,12 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.records import ShardId
+from latentcache.core.units import some_of
 from latentcache.errors import ConfigError
 from latentcache.reading.cache import Cache
 from latentcache.reading.loader.filters import choose, nothing_fits
-
-#: Keys that an error names.
-NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +80,9 @@ def _rows_with_keys(cache: Cache, keys: Collection[str]) -> Mapping[ShardId, Col
             found[ShardId(*place)] = set(rows["row"].to_pylist())
             seen.update(rows["key"].to_pylist())
     if missing := sorted(set(keys) - seen):
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise ConfigError(
             f"--keys: the cache has no ok clip with {len(missing)} of {len(keys)} keys: "
-            f"{', '.join(map(repr, missing[:NAMED]))}{more}. Nothing was written. Keys are those of "
+            f"{some_of([*map(repr, missing)])}. Nothing was written. Keys are those of "
             "cache.table(), one a line."
         )
     return found

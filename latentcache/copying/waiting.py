@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from latentcache.copying.selection import Selection
 from latentcache.core.records import Bucket, ShardId
+from latentcache.core.units import some_of
 from latentcache.errors import CacheError
 from latentcache.format.schemas import SAMPLE_SCHEMA
 from latentcache.planning.planned import PlannedCache
@@ -17,9 +18,6 @@ from latentcache.reading.cache import Cache
 from latentcache.reading.loader.filters import to_expression
 from latentcache.reading.shared_schema import with_kept
 from latentcache.storage.folder import redact
-
-#: Sources that an error names.
-NAMED = 5
 
 
 class WaitingClips:
@@ -41,19 +39,15 @@ class WaitingClips:
 
         `precompute` on the copy takes in whole sources.
         """
-        if not sources or self._where is None:
-            return
-        names, divided = pa.array(sorted(sources), pa.string()), set()
-        for shard in self._planned.planned_shards():
-            rows = self._planned.plan.rows(shard)
-            rows = rows.filter(pc.is_in(rows["source"], value_set=names))
+        divided = set[str]()
+        for shard, rows in self._planned_of(sources):
             left_out = pc.invert(pc.is_in(rows["key"], value_set=_keys(self._kept(shard, rows))))
             divided.update(rows.filter(left_out)["source"].to_pylist())
         if divided:
             raise self._refusal(
                 f"clips that --where keeps are still to be encoded, and it leaves out other clips of their "
-                f"sources: {_named(divided)}. `precompute` on the new cache would take in whole sources, "
-                "with what is left out"
+                f"sources: {some_of(sorted(divided))}. `precompute` on the new cache would take in whole "
+                "sources, with what is left out"
             )
 
     def check_partial(self, sources: Collection[str]) -> None:
@@ -61,12 +55,8 @@ class WaitingClips:
 
         Some of their clips waited when this cache was copied, and it knows nothing of them.
         """
-        if not sources or self._where is None:
-            return
-        names, divided = pa.array(sorted(sources), pa.string()), set[str]()
-        for shard in self._planned.planned_shards():
-            rows = self._planned.plan.rows(shard)
-            rows = rows.filter(pc.is_in(rows["source"], value_set=names))
+        divided = set[str]()
+        for shard, rows in self._planned_of(sources):
             kept = self._kept(shard, rows)
             of_any = self._kept(shard, _without(rows, ("key", "start")))
             is_kept = pc.and_(
@@ -76,9 +66,18 @@ class WaitingClips:
             divided.update(rows.filter(pc.invert(is_kept))["source"].to_pylist())
         if divided:
             raise self._refusal(
-                f"--where tells apart clips of sources that lack some: {_named(divided)}. `precompute` on "
-                "the new cache would take in whole sources, with what is left out"
+                f"--where tells apart clips of sources that lack some: {some_of(sorted(divided))}. "
+                "`precompute` on the new cache would take in whole sources, with what is left out"
             )
+
+    def _planned_of(self, sources: Collection[str]) -> Iterator[tuple[ShardId, pa.Table]]:
+        """Yield the planned rows of some sources by shard; none if there is no condition to decide."""
+        if not sources or self._where is None:
+            return
+        names = pa.array(sorted(sources), pa.string())
+        for shard in self._planned.planned_shards():
+            rows = self._planned.plan.rows(shard)
+            yield shard, rows.filter(pc.is_in(rows["source"], value_set=names))
 
     def _without_copies(self, shard: ShardId) -> pa.Table:
         """Return the rows of a missing shard, but for those that copy a row which counts until then."""
@@ -126,11 +125,6 @@ class WaitingClips:
 
 def _keys(rows: pa.Table) -> pa.Array:
     return rows["key"].combine_chunks()
-
-
-def _named(sources: Collection[str]) -> str:
-    more = f" and {len(sources) - NAMED} more" if len(sources) > NAMED else ""
-    return ", ".join(sorted(sources)[:NAMED]) + more
 
 
 def _without(rows: pa.Table, names: Collection[str]) -> pa.Table:

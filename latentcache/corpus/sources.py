@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from latentcache.config.sections import CorpusConfig
-from latentcache.core.units import human_bytes
+from latentcache.core.units import human_bytes, some_of
 from latentcache.corpus.cached import read_clips
 from latentcache.corpus.containers import containers, is_compressed_tar, is_media
 from latentcache.corpus.content import HEAD_BYTES, kind_of
@@ -140,10 +140,8 @@ def _read(config: CorpusConfig) -> Corpus:
         sizes = find_sizes(source, options, special=special)
         corpus = _from_containers(config, source, list(sizes), is_glob=False)
         if corpus is None:
-            texts = {
-                **sizes,
-                **dict.fromkeys(special),
-            }  # of those, reading says that they are special
+            # A caption among the special files is refused when it is read.
+            texts = {**sizes, **dict.fromkeys(special)}
             corpus = _from_files(config, "a directory", source, list(sizes), texts)
         return _with_special(corpus, _shown(config, sorted(special)))
     if has_magic(source) and not is_file(source, options):
@@ -283,11 +281,10 @@ def is_hidden(path: str) -> bool:
 def _check_names(source: str, names: Sequence[str]) -> None:
     wrong = [name for name in names if not _is_utf8(name)]
     if wrong:
-        shown = ", ".join(f"{name!a}" for name in wrong[:_NAMES_SHOWN])
-        more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
+        shown = some_of([f"{name!a}" for name in wrong], _NAMES_SHOWN)
         raise CorpusError(
             f"{redact_url(source)}: the names of {len(wrong)} files are not UTF-8, so a table cannot hold "
-            f"them: {shown}{more}. Rename the files."
+            f"them: {shown}. Rename the files."
             if len(wrong) > 1
             else f"{redact_url(source)}: the file name {shown} is not UTF-8, so a table cannot hold it. "
             "Rename the file."

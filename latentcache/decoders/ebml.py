@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO
 
-CLUSTER, TRACKS = 0x1F43B675, 0x1654AE6B
-_SEGMENT = 0x18538067
+SEGMENT, CLUSTER, TRACKS = 0x18538067, 0x1F43B675, 0x1654AE6B
 _SEEK_HEAD, _SEEK, _SEEK_ID, _SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AB, 0x53AC
 #: Elements that are looked at, at most, in one place: damage can make any number.
 _MAX_ELEMENTS = 1000
@@ -56,7 +55,7 @@ def elements(
 def segment_of(file: IO[bytes]) -> Span | None:
     """Return the first segment of a file, None if there is none."""
     found = elements(file, 0, file.seek(0, 2), stop_at=None)
-    return next(((a, b) for kind, a, b in found if kind == _SEGMENT), None)
+    return next(((a, b) for kind, a, b in found if kind == SEGMENT), None)
 
 
 def find(file: IO[bytes], segment: Span, wanted: int) -> Span | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from latentcache.decoders.crops import MATROSKA, MP4
 from latentcache.decoders.keyframes import is_oddly_shown
-from latentcache.decoders.packets import PacketTable
+from latentcache.decoders.packets import PacketTable, first_again
 from latentcache.decoders.rgb import Turn, turn_of
 from latentcache.decoders.streams import DEMUX_ERRORS, decode, is_plainly_best
 from latentcache.errors import ClipError
@@ -19,8 +19,8 @@ DECORD_MATRICES = frozenset({1, 2, 4, 5, 6, 7, 9})
 DECORD_FORMATS = frozenset({MP4, MATROSKA})
 #: decord pads rows to so many pixels, and where a row is a divisor of that, takes padding for channels.
 DECORD_ROW_PIXELS = 32
-#: What decoding a packet raises that cannot be read, or decoded.
-_UNDECODED: tuple[type[Exception], ...] = (*DEMUX_ERRORS, StopIteration, ClipError)
+#: What decoding a packet raises that cannot be decoded.
+_UNDECODED: tuple[type[Exception], ...] = (*DEMUX_ERRORS, ClipError)
 
 
 def decord_knows(path: str, container: Any, stream: Any) -> bool:
@@ -43,9 +43,10 @@ def is_as_stored(container: Any, stream: Any, packets: PacketTable) -> bool:
 
     Matroska's projections are elements of a header that can be anywhere, and decord knows of none.
     """
+    first = first_again(container, stream, packets)
+    if first is None:
+        return False
     try:
-        container.seek(packets.dts[0] or 0, stream=stream, backward=True, any_frame=False)
-        first = next(packet for packet in container.demux(stream) if packet.size)
         frames = [*decode(stream, first), *decode(stream, None)]
     except _UNDECODED:
         return False

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from latentcache.decoders.ebml import CLUSTER, TRACKS, Span, elements, find, number_at
+from latentcache.decoders.ebml import CLUSTER, SEGMENT, TRACKS, Span, elements, find, number_at
 from latentcache.decoders.ranged import NeedsWholeError
 
-_EBML, _SEGMENT = 0x1A45DFA3, 0x18538067
+_EBML = 0x1A45DFA3
 _CUES, _CUE, _CUE_TIME = 0x1C53BB6B, 0xBB, 0xB3
 _CUE_PLACE, _CUE_TRACK, _CUE_CLUSTER = 0xB7, 0xF7, 0xF1
 _TRACK, _TRACK_NUMBER, _TRACK_TYPE, _VIDEO = 0xAE, 0xD7, 0x83, 1
@@ -47,7 +47,7 @@ class Layout:
         self._file = file
         size = file.seek(0, 2)
         top = list(elements(file, 0, size, stop_at=None, limit=2))
-        if [identifier for identifier, *_ in top] != [_EBML, _SEGMENT] or top[1][2] != size:
+        if [identifier for identifier, *_ in top] != [_EBML, SEGMENT] or top[1][2] != size:
             raise NeedsWholeError
         _, self._start, self._end = top[1]
         self._tracks = [*self._video_tracks(self._find(TRACKS))]

@@ -133,12 +133,17 @@ def reads_alike_again(container: Any, stream: Any, table: PacketTable) -> bool:
 
     FFmpeg shifts all times of an MP4 each time that a fragment brings a lower composition offset.
     """
+    again = first_again(container, stream, table)
+    return again is not None and again.pts == table.pts[0]
+
+
+def first_again(container: Any, stream: Any, table: PacketTable) -> Any | None:
+    """Return the first packet of a container that was read to its end; None if that cannot be read."""
     try:
         container.seek(table.dts[0] or 0, stream=stream, backward=True, any_frame=False)
-        again = next((packet for packet in container.demux(stream) if packet.size), None)
+        return next((packet for packet in container.demux(stream) if packet.size), None)
     except DEMUX_ERRORS:
-        return False
-    return again is not None and again.pts == table.pts[0]
+        return None
 
 
 def _is_cut(container: Any, stream: Any, table: PacketTable) -> bool:

@@ -6,8 +6,9 @@ import dataclasses
 import math
 
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
+from latentcache.core.units import some_of
 from latentcache.errors import ConfigError, CorpusError, GeometryError
-from latentcache.exchange.clips import NAMED, named
+from latentcache.exchange.clips import named
 from latentcache.exchange.layouts import LOOKS_FOR
 from latentcache.exchange.records import Found, Record
 from latentcache.format.manifest import MAX_SAMPLE_BYTES
@@ -37,9 +38,7 @@ def expect_clips(found: Found, source: Storage) -> None:
 
 def _where(twice: dict[str, list[str]]) -> str:
     """Return the first names that are there twice, and the files that have each."""
-    shown = [f"{key!r} in {named(files)}" for key, files in list(twice.items())[:NAMED]]
-    more = f" and {len(twice) - NAMED} more" if len(twice) > NAMED else ""
-    return "; ".join(shown) + more
+    return some_of([f"{key!r} in {named(files)}" for key, files in twice.items()], separator="; ")
 
 
 def check_found(spec: LatentSpec, found: Found) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from latentcache.core.dtypes import torch_dtype
 from latentcache.core.records import Bucket
+from latentcache.core.units import NAMED, some_of
 from latentcache.corpus.containers import is_media
 from latentcache.errors import ConfigError, did_you_mean
 from latentcache.reading.cache import Cache
@@ -24,8 +25,6 @@ from latentcache.storage.urls import without_query
 
 #: What stands for the unknown suffix of a source's file whose stem itself ends as a file's name does.
 _SUFFIX = ".mp4"
-#: Names that an error gives.
-NAMED = 5
 _COLUMNS = (
     *("key", "source", "caption", "bucket", "shard", "row"),
     *("start", "frames", "fps", "start_s", "end_s", "height", "width"),
@@ -100,9 +99,7 @@ _COLUMNS_AND_STATUS = [*_COLUMNS, "status"]
 
 def named(names: Iterable[str]) -> str:
     """Return the first names of some, for messages."""
-    found = list(dict.fromkeys(names))
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return ", ".join(map(repr, found[:NAMED])) + more
+    return some_of([repr(name) for name in dict.fromkeys(names)])
 
 
 def refuse_twice(rows: Sequence[ClipRow], names: Sequence[Hashable], consequence: str) -> None:

@@ -16,8 +16,9 @@ from latentcache.core.fields import FieldArray
 from latentcache.core.json_text import OTHER_HEADER, fault_of, parse_json
 from latentcache.core.records import Bucket
 from latentcache.core.spec import ITEM_BYTES, LatentSpec
+from latentcache.core.units import NAMED
 from latentcache.errors import ConfigError
-from latentcache.exchange.clips import NAMED, ClipRow, clip_rows
+from latentcache.exchange.clips import ClipRow, clip_rows
 from latentcache.exchange.damage import read_whole, refuse
 from latentcache.exchange.export import File, Options
 from latentcache.exchange.files import tensor_of

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -290,7 +289,7 @@ class Cache(Snapshot):
         """Return samples by number, with what is stored as their `latents`."""
         groups: dict[int, list[tuple[int, int]]] = {}
         for n, index in enumerate(numbers):
-            place, position = self._locate(index)
+            place, position = self._locate(sample_number(index, len(self)))
             groups.setdefault(place, []).append((n, position))
         samples: dict[int, dict[str, Any]] = {}
         positions = [[position for _, position in wanted] for wanted in groups.values()]
@@ -362,13 +361,6 @@ class Cache(Snapshot):
             raise KeyError(key)
         field = self.field(name)
         return {name: field.view(latents)} if field.is_view else field.sample(bucket, shard, row)
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Return the row of the snapshot and the position among its ok rows of sample `index`."""
-        positive = sample_number(index, len(self))
-        place = int(np.searchsorted(self._ends, positive, side="right"))
-        before = int(self._ends[place - 1]) if place else 0
-        return place, positive - before
 
     @functools.cached_property
     def _keys(self) -> Keys:

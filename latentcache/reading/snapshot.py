@@ -276,10 +276,14 @@ class Snapshot:
 
     def place(self, number: int) -> tuple[str, int, int]:
         """Return the bucket, the shard and the row in it of an ok clip, by its number from 0."""
-        at = int(np.searchsorted(self._ends, number, side="right"))
+        at, position = self._locate(number)
         bucket, shard = self._places["bucket"][at], self._places["shard"][at]
-        position = number - (int(self._ends[at - 1]) if at else 0)
         return bucket, shard, self.rows(bucket, shard).chunks[position].row
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Return the row of the snapshot and the position among its ok rows of a clip, by its number."""
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        return at, number - (int(self._ends[at - 1]) if at else 0)
 
     def read_row(self, place: ClipId) -> torch.Tensor:
         """Return the stored sample of one row of a shard. Raises CorruptionError."""

@@ -95,6 +95,7 @@ class SampleTexts:
 
     def __init__(self, cache: Cache, named: Sequence[str] = ()) -> None:
         self._cache, self._named = cache, named
+        self._groups: dict[tuple[str, ...], list[FieldReader]] = {}
 
     def __reduce__(self) -> tuple[type[SampleTexts], tuple[Any, ...]]:
         return type(self), (self._cache, self._named)
@@ -132,10 +133,6 @@ class SampleTexts:
     @functools.cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(self._cache.field_names)
-
-    @functools.cached_property
-    def _groups(self) -> dict[tuple[str, ...], list[FieldReader]]:
-        return {}
 
     def _beside(self, columns: tuple[str, ...]) -> list[FieldReader]:
         """Return the fields of some columns that are read together."""

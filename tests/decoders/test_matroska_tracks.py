@@ -38,17 +38,21 @@ def frames_of(path: Path, without_decord: bool = False) -> tuple[str, Frame]:
     return reader.name, frames
 
 
+def assert_pyav_shows(path: Path, expected: Frame) -> None:
+    """PyAV shows these frames, whether decord may be tried or not."""
+    for without_decord in (False, True):
+        name, frames = frames_of(path, without_decord)
+        assert name == "pyav"
+        np.testing.assert_array_equal(frames, expected)
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("degrees", [90, 180])
 def test_a_turned_video_is_shown_turned(tmp_path: Path, degrees: int, place: str) -> None:
     path = tmp_path / "v.mkv"
     kinds.turned(degrees)(path)
     _, expected = frames_of(path, without_decord=True)
-    PLACES[place](path)
-    for without_decord in (False, True):
-        name, frames = frames_of(path, without_decord)
-        assert name == "pyav"
-        np.testing.assert_array_equal(frames, expected)
+    assert_pyav_shows(PLACES[place](path), expected)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -57,11 +61,7 @@ def test_what_is_cut_off_is_not_shown(tmp_path: Path, place: str) -> None:
     kinds.with_pixel_crop(path, top=6, bottom=10, left=12, right=4)
     _, expected = frames_of(path)
     assert expected.shape[1:3] == (48, 80)
-    PLACES[place](path)
-    for without_decord in (False, True):
-        name, frames = frames_of(path, without_decord)
-        assert name == "pyav"
-        np.testing.assert_array_equal(frames, expected)
+    assert_pyav_shows(PLACES[place](path), expected)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from latentcache.config.trainers.records import (
@@ -26,6 +26,8 @@ _ELSEWHERE = {
     "pixels_round_to_multiple": "is the model's; 16 is taken, as Wan 2.1 has it. Set yours in clips",
     "video_clip_mode": "is the training run's; single_beginning is taken. Set yours in clips",
 }
+#: Beside the media, what it takes all captions from.
+_CAPTIONS = "captions.json"
 _WHY = {
     "mask_path": "masks are not encoded",
     "control_path": "control media are not encoded",
@@ -61,7 +63,8 @@ def _converted(given: Plain) -> Converted:
     if is_of_images:
         clips |= {"frame_buckets": [5], "frames": 1}
     skips = given.get("skip_empty_caption", True)
-    lost += _of_folder(path)
+    names = names_in(path) or ()
+    lost += _of_folder(names)
     lost += others(given, {*clips, *_ELSEWHERE, "path", "num_repeats", "skip_empty_caption"}, _WHY)
     return Converted(
         corpus=weighted({"source": flat(path)}, given.get("num_repeats", 1)),
@@ -72,7 +75,7 @@ def _converted(given: Plain) -> Converted:
             key="path",
             folder=path,
             kind="image" if is_of_images else None,
-            caption=".txt" if skips and not _has_captions_file(path) else None,
+            caption=".txt" if skips and _CAPTIONS not in names else None,
         ),
     )
 
@@ -87,21 +90,17 @@ def _check_sizes(given: Plain) -> None:
         raise ConfigError("it has no 'resolutions'. Add them to a copy of it")
 
 
-def _of_folder(path: str) -> list[str]:
-    """Say what else diffusion-pipe reads in a folder, if it is here."""
+def _of_folder(names: Sequence[str]) -> list[str]:
+    """Say what else diffusion-pipe reads in a folder. names: what is in it, nothing if it is not here."""
     lost = []
-    if _has_captions_file(path):
+    if _CAPTIONS in names:
         lost.append(
-            "path: captions.json in it holds the captions there, and is not read here. Make a table of it; "
+            f"path: {_CAPTIONS} in it holds the captions there, and is not read here. Make a table of it; "
             "media without an entry are left out there, unless skip_empty_caption is false"
         )
-    if any(name.endswith(".tar") for name in names_in(path) or ()):
+    if any(name.endswith(".tar") for name in names):
         lost.append(
             "path: of tar files in it the members are taken there; here only where no video or image lies "
             "beside them"
         )
     return lost
-
-
-def _has_captions_file(path: str) -> bool:
-    return "captions.json" in (names_in(path) or ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -11,14 +10,13 @@ from latentcache.config.fields import FieldConfig
 from latentcache.core.columns import is_list
 from latentcache.core.records import ShardId
 from latentcache.errors import ConfigError, did_you_mean
-from latentcache.format.changes import Changes, read_changes
 from latentcache.format.columns import read_columns, with_columns
 from latentcache.format.fields.manifest import Version
 from latentcache.format.fields.taken import Taken, Texts
 from latentcache.format.kept_schema import kept_schema, united
-from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.planned import PlannedCache
+from latentcache.reading.column_history import ColumnHistory
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
 
@@ -29,21 +27,16 @@ class TextInputs:
     def __init__(self, planned: PlannedCache, config: FieldConfig) -> None:
         self._planned, self._taken = planned, Taken(config)
         self.num_paths = self._taken.num_paths
-        self._manifest: Manifest = planned.manifest
-        self._kept = united(kept_schema(step.kept) for step in self._manifest.generations)
-        self._changes = functools.lru_cache(maxsize=None)(self._read_changes)
-
-    def _read_changes(self, generation: int) -> Changes:
-        return read_changes(self._planned.storage, self._manifest.at(generation))
+        self._kept = united(kept_schema(step.kept) for step in planned.manifest.generations)
+        self._history = ColumnHistory(planned.storage, planned.manifest)
 
     def folder(self, shard: ShardId, generation: int) -> str | None:
         """Return the generation's folder that changed a shard's columns last; None: as it was planned."""
-        return self._changes(generation).columns.get(shard)
+        return self._history.folder(shard, generation)
 
     def pinned(self, version: Version, shard: ShardId) -> int:
         """Return the generation as of which a version reads a shard: of later shards, their own."""
-        bucket = next(b for b in self._manifest.buckets if b.name == shard.bucket)
-        return max(version.generation, bucket.part_of(shard.number)[0].number)
+        return self._history.pinned(version, shard)
 
     def of(self, shard: ShardId, generation: int) -> list[Texts]:
         """Return the texts of each row of a shard, as of a generation. Raises ConfigError.
