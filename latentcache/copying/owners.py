@@ -46,8 +46,8 @@ def _check_same(shared: Mapping[str, Mapping[int, KnownSource]]) -> None:
         raise CacheError(
             f"{len(unknown)} sources have the same name in several caches, and not all of these know their "
             f"content, so that it cannot be told whether it is the same: {some_of(sorted(unknown))}. "
-            "Nothing was written. `latentcache precompute` on each cache with its corpus finds the content of "
-            f"its sources. {say_whose}"
+            "Nothing was written. `latentcache precompute` on each cache with its corpus finds the content "
+            f"of its sources. {say_whose}"
         )
 
 
