@@ -15,6 +15,8 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
+from tests.tools.encoders.hashed_text import COUNTED
+
 #: No test asserts a time, so a slow machine fails none.
 settings.register_profile("latentcache", deadline=None)
 settings.load_profile("latentcache")
@@ -106,3 +108,11 @@ def kept_pools() -> Iterator[None]:
 
     with tools.kept_pools():
         yield
+
+
+@pytest.fixture(name="counted")
+def counted_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that has a line per text that was encoded."""
+    path = tmp_path / "texts"
+    monkeypatch.setenv(COUNTED, str(path))
+    return path

@@ -25,12 +25,12 @@ from latentcache.storage.folder import Storage
 from tests.copying.lab import CopyLab, no_waiting, options_of
 from tests.tools.caches import read_files, run_inline
 from tests.tools.copied import clips_of, reopened
-from tests.tools.encoders.hashed_text import COUNTED
 from tests.tools.faulty import places_of
 from tests.tools.fields import (
     _add,
     add,
     cache_of,
+    encoded,
     grow,
     padded,
     relabel,
@@ -70,20 +70,6 @@ def _values(cache: latentcache.Cache, n: int, names: Sequence[str]) -> dict[str,
             except KeyError:
                 found[key] = None
     return found
-
-
-@pytest.fixture(name="counted")
-def counted_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that has a line per text that was encoded."""
-    path = tmp_path / "texts"
-    monkeypatch.setenv(COUNTED, str(path))
-    return path
-
-
-def encoded(counted: Path) -> list[str]:
-    lines = [line for line in counted.read_text().splitlines() if line] if counted.exists() else []
-    counted.unlink(missing_ok=True)
-    return sorted(lines)
 
 
 def make_grown(folder: Path, side: str = "right", **cache: Any) -> PlannedCache:

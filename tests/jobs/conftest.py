@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from latentcache.planning.planned import PlannedCache
 from tests.tools.caches import make_config, make_corpus, run_job
+from tests.tools.fields import CAPTIONS, cache_of
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +22,8 @@ def clean(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     run_job("precompute", make_config(folder, corpus, str(folder / "cache")), status=3)
     return folder / "cache"
+
+
+@pytest.fixture(name="cache", params=["zarr", "parquet"])
+def cache_fixture(tmp_path: Path, request: pytest.FixtureRequest) -> PlannedCache:
+    return cache_of(tmp_path, CAPTIONS, format=request.param)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 import latentcache
 from latentcache.core.records import PictureFacts, ShardId
@@ -17,7 +18,9 @@ from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step, write_step
 from latentcache.storage.folder import Storage
-from tests.tools.planned import fill_cache, make_cache
+from tests.tools import planned as tool
+from tests.tools.caches import run_inline
+from tests.tools.planned import fill_cache, make_cache, plan_cache
 
 VIDEOS = "5x64x96"
 PICTURE = [field.name for field in dataclasses.fields(PictureFacts)]
@@ -98,3 +101,27 @@ def failed_of(cache: latentcache.Cache) -> set[tuple[str, str]]:
     """Key and reason of each clip that failed; sources that gave no clip, too."""
     rows = cache.table(["key", "reason"]).to_pylist()
     return {(row["key"], row["reason"]) for row in rows if row["reason"]}
+
+
+def run(job: str, *args: object, status: int = 0) -> str:
+    found, printed = run_inline(job, *args)
+    assert found == status, printed
+    return printed
+
+
+def opened(path: Path) -> latentcache.Cache:
+    return latentcache.open_cache(str(path))
+
+
+def make_with(folder: Path, name: str, changed: int, **facts: object) -> PlannedCache:
+    """A cache of which something is known of one source that is not so elsewhere."""
+
+    def other(number: int, source: Any = tool._source) -> dict[str, Any]:
+        row = source(number)
+        return {**row, **facts} if number == changed else row
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "_source", other)
+        planned = plan_cache(folder, str(folder / name))
+    fill_cache(planned, seed=5)
+    return planned

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
+import latentcache
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
-from latentcache.core.dtypes import Array, numpy_dtype
+from latentcache.core.dtypes import Array, as_numpy, numpy_dtype
 from latentcache.format.schemas import PROBE_SCHEMA, SOURCE_SCHEMA
 from latentcache.format.snapshot import current_index, publish
 from latentcache.planning.create import open_or_new, take_step
@@ -26,6 +27,9 @@ from tests.tools.encoders.hashed_text import WIDTH, states
 from tests.tools.planned import fill_cache
 
 FAMILY = "tests.tools.encoders.hashed_text"
+
+#: Of the cache of ten clips that the tests of jobs have.
+CAPTIONS = [f"caption {n % 6}" for n in range(10)]
 
 
 def text_field(**settings: Any) -> dict[str, Any]:
@@ -150,3 +154,24 @@ def add(planned: PlannedCache, *args: str, status: int = 0, **fields: Any) -> st
     found, printed = run_inline("add_field", folder, path, "run.runner=local", *args)
     assert found == status, printed
     return printed
+
+
+def encoded(counted: Path) -> list[str]:
+    """The texts that were encoded since, but those that stand for dropped ones."""
+    lines = [line for line in counted.read_text().splitlines() if line] if counted.exists() else []
+    counted.unlink(missing_ok=True)
+    return sorted(lines)
+
+
+def texts_of(url: str, field: str = "umt5", length: int = 32) -> dict[str, str | None]:
+    """Each ok clip's caption, where the field holds that caption's states; None where it lacks the clip."""
+    cache, found = latentcache.open_cache(url), {}
+    for sample in (cache[n] for n in range(len(cache))):
+        try:
+            states_LD = as_numpy(sample[field])
+        except KeyError:
+            found[sample["key"]] = None
+            continue
+        np.testing.assert_array_equal(states_LD, padded(sample["caption"], length))
+        found[sample["key"]] = sample["caption"]
+    return found
