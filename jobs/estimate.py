@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from latentcache.config.caption_fields import CaptionField, TextField
+from latentcache.config.caption_fields import JointField, TextField
 from latentcache.config.fields import parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
@@ -21,8 +20,10 @@ from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
+from latentcache.format.fields.taken import Taken, Texts
 from latentcache.format.manifest import Manifest
 from latentcache.planning.fields.describe import describe_field
+from latentcache.planning.fields.inputs import texts_in
 from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
@@ -33,7 +34,7 @@ from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job
-from .fields import print_memory
+from .field_plan import print_memory
 from .waiting import Waiting
 
 #: What to do about the stage that the others wait for.
@@ -189,17 +190,21 @@ def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) 
     """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
     for name, field in parse_fields(config.fields).items():
         found, raw_bytes = describe_field(field, manifest), 0
-        choices = _num_choices(plan, field) if isinstance(field, CaptionField) else 1
+        texts, choices = [], 1
+        if isinstance(field, TextField | JointField):
+            texts = _texts(plan, field)
+            choices = field.max_choices or max(map(len, texts), default=0) or 1
         for bucket, table in plan.buckets.items():
             for array in found.arrays if field.kind != "view" else ():
                 shape = array.shape_in(bucket, manifest.spec)
                 raw_bytes += table.num_rows * choices * math.prod(shape) * ITEM_BYTES[array.dtype]
-        texts = ""
-        if isinstance(field, TextField) and (num := _num_texts(plan, field)) is not None:
-            texts = f", {num * scale:,.0f} different texts"
+        different = ""
+        if isinstance(field, TextField):
+            num = len({text for row in texts for text in row})
+            different = f", {num * scale:,.0f} different texts"
         print(
             f"field    {name}: {human_bytes(raw_bytes * scale)} at most, before compression and with all "
-            f"padding{texts} (not timed)"
+            f"padding{different} (not timed)"
         )
         if field.kind != "view":
             clips = {
@@ -208,25 +213,11 @@ def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) 
             print_memory(*most_in_hand(found.arrays, manifest, clips, choices))
 
 
-def _num_choices(plan: Plan, field: CaptionField) -> int:
-    """Return how many texts a clip has at most: a column of lists has several."""
-    most = 0
-    for name in field.text_columns:
-        columns = [t[name] for t in plan.buckets.values() if name in t.column_names]
-        lists = [column for column in columns if pa.types.is_list(column.type)]
-        most += max(
-            (pc.max(pc.list_value_length(column)).as_py() or 1 for column in lists), default=1
-        )
-    return field.max_choices or most
-
-
-def _num_texts(plan: Plan, field: TextField) -> int | None:
-    """Return how many different texts a field of one column of texts encodes."""
-    tables = [table for table in plan.buckets.values() if field.column in table.column_names]
-    if not tables or not isinstance(field.column, str):
-        return None
-    values = [table[field.column] for table in tables]
-    return len({value for column in values for value in column.unique().to_pylist()} - {None})
+def _texts(plan: Plan, field: TextField | JointField) -> list[Texts]:
+    """Return the texts of each clip, as many as the field takes. Raises ConfigError."""
+    taken, none = Taken(field), pa.schema([])
+    rows = (row for table in plan.buckets.values() for row in texts_in(table, taken, none))
+    return [row[taken.num_paths :][: field.max_choices] for row in rows]
 
 
 def _cost(hours: float, price: float | None) -> str:

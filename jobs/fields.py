@@ -10,8 +10,8 @@ from contextlib import closing, contextmanager, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
-from latentcache.core.records import LASTING, REASONS, Bucket, ShardId
-from latentcache.core.units import human_bytes, plural
+from latentcache.core.records import LASTING, REASONS, ShardId
+from latentcache.core.units import human_bytes
 from latentcache.errors import (
     ConfigError,
     LatentCacheError,
@@ -43,21 +43,15 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.redaction import redact
 from latentcache.running.driver import check_device
 from latentcache.running.field_run import FieldRun
-from latentcache.running.shards_in_hand import most_in_hand
 from latentcache.running.shared_fields import SharedFields, can_share
 from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
+from .field_plan import OWN_CORPUS, print_arrays, print_plan, start_of
 from .progress import Bar, print_failures
 
 #: After these no field of the cache can be made: each would wait as long for the storage.
 OF_THE_CACHE = (UnreachableError, LeaseError)
-
-#: Where relative paths start that have no one folder.
-OWN_CORPUS = "the corpus that each clip came from"
-
-#: Shards in hand of fewer bytes are not worth a line.
-MUCH_BYTES = 1 << 30
 
 
 def check_fields(
@@ -162,7 +156,7 @@ def make_fields(
     def make(name: str) -> int:
         with _naming(name):
             planned = plan_field(cache, name, fields[name], corpus)
-        _print_plan(planned)
+        print_plan(planned)
         if dry_run:
             return OK
         planned = create_field(planned)
@@ -310,40 +304,6 @@ def _take_version(
     return planned
 
 
-def _print_plan(planned: PlannedField) -> None:
-    field = planned.field
-    print_arrays(field.name, field.arrays)
-    if planned.has_paths:
-        print(f"         relative paths start at {_start_of(planned)}")
-    if field.choices > 1:
-        print(f"         {field.choices} texts per clip at most")
-    manifest = planned.cache.manifest
-    clips = {Bucket.parse(bucket.name): bucket.num_clips for bucket in manifest.buckets}
-    if field.kind != "view":
-        print_memory(*most_in_hand(field.arrays, manifest, clips, field.choices))
-
-
-def _start_of(planned: PlannedField) -> str:
-    return redact(planned.folders.only or OWN_CORPUS)
-
-
-def print_memory(num_shards: int, shard_bytes: int) -> None:
-    """Say what the arrays of shards in hand take, if it is much."""
-    if num_shards * shard_bytes >= MUCH_BYTES:
-        print(
-            f"         memory of a worker: {plural(num_shards, 'shard')} of {human_bytes(shard_bytes)} "
-            "at once at most, and twice as much again while they are written (cache.shard_clips)"
-        )
-
-
-def print_arrays(name: str, arrays: Sequence[FieldArray]) -> None:
-    """Print what a field's arrays are."""
-    for array in arrays:
-        key = f"{name}.{array.name}" if array.name else name
-        how = f", padding: {array.padding}" if array.padding else ""
-        print(f"field    {key}: {array.shape_text} {array.dtype}{how}")
-
-
 def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
     """Encode what is missing of a field; print a summary, return the exit status.
 
@@ -375,7 +335,7 @@ def encode_field(planned: PlannedField, made: Summary | None = None) -> int:
         print(stopped, file=sys.stderr)
         if isinstance(error, SourceError) and planned.has_paths:
             print(
-                f"Relative paths of {name} start at {_start_of(planned)}. If its files are elsewhere "
+                f"Relative paths of {name} start at {start_of(planned)}. If its files are elsewhere "
                 f"now:  latentcache resume {url} fields.{name}.folder=PLACE",
                 file=sys.stderr,
             )

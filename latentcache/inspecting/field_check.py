@@ -107,13 +107,13 @@ def check_field(
         return found
     if known.kind == "view":  # nothing is stored
         return found
-    _check_metadata(storage, manifest, known, found)
+    parts = committed_parts(storage, known, manifest)
+    _check_metadata(storage, manifest, known, parts, found)
     try:
         if not read_nulls(storage, known) and known.kind == "text":
             found.notes.append(f"the field {name} has no encoded empty text yet")
     except CorruptionError as error:
         found.problems.append((nulls_path(name), str(error)))
-    parts = committed_parts(storage, known, manifest)
     there = set(parts)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for check in pool.map(lambda part: _check_part(storage, manifest, known, part), parts):
@@ -123,16 +123,27 @@ def check_field(
 
 
 def _check_metadata(
-    storage: Storage, manifest: Manifest, known: FieldManifest, found: FieldFindings
+    storage: Storage,
+    manifest: Manifest,
+    known: FieldManifest,
+    parts: Collection[Part],
+    found: FieldFindings,
 ) -> None:
+    """Check the arrays' metadata, which need not know of shards that are still to be encoded."""
+    committed: dict[tuple[int, str], int] = {}
+    for part in parts:
+        array = (part.version, part.shard.bucket)
+        end = part.shard.number * manifest.shard_clips + manifest.num_rows(part.shard)
+        committed[array] = max(committed.get(array, 0), end)
     for version in known.all_versions:
         buckets = {bucket.name for bucket in manifest.buckets}
         if version.rows is not None:
             buckets = {shard.bucket for shard in version.rows}
         for bucket in sorted(buckets):
             layouts = known.layouts(manifest, version.number, bucket)
+            rows = committed.get((version.number, bucket), 0)
             for path, expected in get_format(manifest.format).metadata(layouts).items():
-                if what := metadata_problem(storage, path, expected, "field.json"):
+                if what := metadata_problem(storage, path, expected, "field.json", rows):
                     url = redact(storage.url)
                     fix = f"It is written again by: latentcache resume {url} --field {known.name}"
                     found.problems.append((path, f"{what}. {fix}"))

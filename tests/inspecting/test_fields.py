@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
+from latentcache.format import checksum
 from latentcache.format.fields.manifest import read_field
 from latentcache.format.fields.snapshot import committed_parts, parts_of, read_field_index
 from latentcache.format.manifest import read_manifest
@@ -59,6 +61,40 @@ def test_a_sound_field_is_sound(tmp_path: Path, shard_format: str) -> None:
     status, printed = run_inline("verify", cache.storage.url)
     assert (status, "0 problems" in printed) == (0, True), printed
     assert "field    umt5" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_format", ["zarr", "parquet"])
+@pytest.mark.parametrize("bucket", [(5, 64, 96), (9, 64, 96)])
+def test_clips_that_a_field_has_still_to_encode_are_noted(
+    tmp_path: Path, shard_format: str, bucket: tuple[int, int, int]
+) -> None:
+    """Its arrays grow when it is made for them, so until then they are shorter than the latents'."""
+    cache = cache_of(tmp_path, ["one", "two", "three", "four"], shard_clips=3, format=shard_format)
+    add(cache, umt5=text_field(calm=True))
+    cache = grow(cache, ["new"], clip=bucket)
+    status, printed = run_inline("verify", cache.storage.url)
+    assert (status, "0 problems" in printed) == (0, True), printed
+    assert "shards of the field umt5 are still to be encoded" in printed
+    add(cache, "--update", umt5=text_field(calm=True))
+    status, printed = run_inline("verify", cache.storage.url)
+    assert (status, "still to be encoded" in printed) == (0, False), printed
+
+
+@pytest.mark.slow
+def test_an_array_that_is_shorter_than_what_is_encoded_is_found(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path, ["one", "two", "three", "four"], shard_clips=3)
+    add(cache, umt5=text_field(calm=True))
+    (path,) = Path(cache.storage.url).glob("fields/umt5/**/5x64x96/zarr.json")
+    whole = path.read_bytes()
+    crc = json.loads(whole)["attributes"][checksum.KEY].encode()
+    shorter = re.sub(rb'("shape":\s*\[\s*)4', rb"\g<1>3", whole).replace(
+        crc, checksum.EMPTY.encode()
+    )
+    path.write_bytes(checksum.seal(shorter))
+    status, printed = run_inline("verify", cache.storage.url)
+    assert status == 3
+    assert "it describes another array than field.json" in printed
 
 
 @pytest.mark.slow

@@ -29,8 +29,10 @@ from tests.tools.fields import (
     cache_of,
     encoded,
     grow,
+    grow_by,
     padded,
     relabel,
+    sources_of,
     text_field,
     texts_of,
 )
@@ -194,6 +196,20 @@ def test_a_shard_is_encoded_before_the_next_is_begun(tmp_path: Path, counted: Pa
 
 def sample_tables(cache: PlannedCache) -> list[Path]:
     return sorted(Path(cache.storage.url).glob("fields/umt5/samples/*/*/*.parquet"))
+
+
+def test_a_field_that_holds_fewer_texts_than_clips_have_now_says_so(tmp_path: Path) -> None:
+    """The number is fixed when a field is made, as its arrays have an axis of it."""
+    cache = cache_of(tmp_path, [None] * 2, texts=[["a", "b"], ["c"]], shard_clips=2)
+    many = text_field(column="texts", calm=True)
+    printed = add(cache, many=many)
+    assert "2 texts per clip at most" in printed
+    assert "warning" not in printed
+    new = sources_of([None], [["d", "e", "f"]], name="g")
+    cache = grow_by(cache, new)
+    printed = add(cache, "--update", many=many)
+    assert "2 texts per clip at most" in printed
+    assert "clips have up to 3 texts now. The field many was made for 2, so" in printed
 
 
 def test_a_line_on_a_field_names_the_axes_that_follow_from_the_clips(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -26,6 +27,7 @@ from latentcache.running.estimate import (
 )
 from latentcache.running.worker import SHARDS_IN_HAND
 from tests.tools.caches import make_config, make_corpus, run_inline
+from tests.tools.fields import text_field
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_pools")]
 
@@ -144,6 +146,32 @@ def test_the_job_prints_every_bucket_and_the_cost_and_writes_nothing(
     assert match
     assert float(match[2]) == pytest.approx(1000 * float(match[1]), abs=5.0)
     assert not (tmp_path / "cache").exists()
+
+
+def test_texts_of_fields_are_counted_whatever_columns_they_are_in(tmp_path: Path) -> None:
+    folder = make_corpus(tmp_path / "corpus", 2)
+    rows = [
+        {"video": "v0.mp4", "caption": "one", "texts": ["a", "b", None]},
+        {"video": "v1.mp4", "caption": None, "texts": ["b", " ", "c"]},
+    ]
+    table = folder / "corpus.jsonl"
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    columns: dict[str, object] = {"one": "caption", "many": "texts", "all": ["caption", "texts"]}
+    fields = {name: text_field(column=column) for name, column in columns.items()}
+    fields["few"] = text_field(column="texts", max_choices=1)
+    fields["empty"] = text_field(missing="empty")
+    corpus = {"source": str(table), "keep": ["texts"]}
+    path = make_config(tmp_path, folder, str(tmp_path / "cache"), corpus=corpus, fields=fields)
+    status, printed = run_inline("estimate", path, "--clips", 1)
+    assert status == 0, printed
+    found = re.findall(r"^field +(\w+): .*, (\d+) different texts", printed, re.MULTILINE)
+    assert {name: int(num) for name, num in found} == {
+        "one": 1,
+        "many": 3,
+        "all": 4,
+        "few": 2,
+        "empty": 2,
+    }
 
 
 def test_some_of_many_sources_are_probed_and_numbers_are_scaled(

@@ -115,15 +115,23 @@ def _add(step: Step, planned: PlannedCache, sources: pa.Table, config: Config) -
 
 
 def grow(
-    planned: PlannedCache, captions: Sequence[str | None], lost: Sequence[str] = ()
+    planned: PlannedCache,
+    captions: Sequence[str | None],
+    lost: Sequence[str] = (),
+    clip: tuple[int, int, int] = (5, 64, 96),
 ) -> PlannedCache:
     """Take new clips into a cache, as precompute does, and commit their latents.
 
     lost: kept columns that the corpus no longer has.
     """
-    step = Step(kind="grow")
     name = f"g{len(planned.manifest.generations)}_"
-    sources = sources_of(captions, name=name).drop_columns(list(lost))
+    sources = sources_of(captions, name=name, clip=clip)
+    return grow_by(planned, sources.drop_columns(list(lost)))
+
+
+def grow_by(planned: PlannedCache, sources: pa.Table) -> PlannedCache:
+    """Take new sources into a cache, and commit their latents."""
+    step = Step(kind="grow")
     _add(step, planned, sources, planned.config)
     taken = take_step(planned, step)
     assert taken is not None

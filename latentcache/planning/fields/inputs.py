@@ -47,11 +47,16 @@ class TextInputs:
         folder = self.folder(shard, generation)
         if folder is not None:
             table = with_columns(table, read_columns(self._planned.storage, folder, shard))
-        return [self._taken.of(row) for row in zip(*self._values(table), strict=True)]
+        return texts_in(table, self._taken, self._kept)
 
-    def _values(self, table: pa.Table) -> list[list[list[str | None]]]:
-        """Return a list of texts per row, of each column."""
-        return [_as_lists(table, name, self._kept) for name in self._taken.columns]
+
+def texts_in(table: pa.Table, taken: Taken, kept: pa.Schema) -> list[Texts]:
+    """Return what a field takes of each row of a plan's table. Raises ConfigError.
+
+    kept: columns that the table may lack; they are null there.
+    """
+    values = [_as_lists(table, name, kept) for name in taken.columns]
+    return [taken.of(row) for row in zip(*values, strict=True)]
 
 
 def _as_lists(table: pa.Table, name: str, kept: pa.Schema) -> list[list[str | None]]:
