@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.caption_fields import CaptionField, TextField
-from latentcache.config.fields import parse_fields
+from latentcache.config.fields import FieldConfig, parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.devices import resolve_device
@@ -33,7 +33,7 @@ from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job
-from .fields import print_memory
+from .field_plans import check_corpus, print_memory
 from .waiting import Waiting
 
 #: What to do about the stage that the others wait for.
@@ -61,15 +61,16 @@ def estimate(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     resolve_device(config.run.device, "run.device")  # before the corpus is probed
     spec, identity = resolve_encoder(config)
+    fields = parse_fields(config.fields)
     with Waiting() as waiting:
-        plan, scale = _plan(config, spec, args.sources, waiting)
+        plan, scale = _plan(config, fields, spec, args.sources, waiting)
         found = measure(
             config, plan, spec, identity, num_clips=args.clips, scale=scale, on_step=waiting.say
         )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
     manifest = replace(make_manifest(config, spec, identity), shard_clips=found.shard_clips)
-    _print_fields(config, plan, manifest, scale)
+    _print_fields(fields, plan, manifest, scale)
     _print_limits(config, found)
     with Waiting() as waiting:
         waiting.say("encoding with other batches")
@@ -85,7 +86,11 @@ def estimate(args: argparse.Namespace) -> int:
 
 
 def _plan(
-    config: Config, spec: LatentSpec, max_sources: int, waiting: Waiting
+    config: Config,
+    fields: Mapping[str, FieldConfig],
+    spec: LatentSpec,
+    max_sources: int,
+    waiting: Waiting,
 ) -> tuple[Plan, float]:
     """Plan some of a large corpus; returns how many times larger it is, too."""
     num_sources = 0
@@ -94,6 +99,7 @@ def _plan(
     def start(corpus: Corpus) -> None:
         nonlocal num_sources
         waiting.stop()
+        check_corpus(fields, corpus)
         num_sources = corpus.table.num_rows
         if num_sources > max_sources:
             print(
@@ -185,9 +191,11 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
         )
 
 
-def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) -> None:
+def _print_fields(
+    fields: Mapping[str, FieldConfig], plan: Plan, manifest: Manifest, scale: float
+) -> None:
     """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
-    for name, field in parse_fields(config.fields).items():
+    for name, field in fields.items():
         found, raw_bytes = describe_field(field, manifest), 0
         choices = _num_choices(plan, field) if isinstance(field, CaptionField) else 1
         for bucket, table in plan.buckets.items():
