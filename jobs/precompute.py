@@ -156,6 +156,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     _print_clips(planned.config.clips)
     if manifest.generations:
         _print_difference(difference, prune)
+        _print_corpus(step)
     if difference.num_saved:
         print(
             f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
@@ -206,6 +207,13 @@ def _print_difference(difference: Difference, prune: bool) -> None:
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
+
+
+def _print_corpus(step: Step) -> None:
+    """Say where the corpus is, where known sources came from one in another folder."""
+    if step.takes_over:
+        where = redact(step.corpus) or "several folders"
+        print(f"corpus   in {where} now; known sources came from one in another folder")
 
 
 def _print_buckets(manifest: Manifest, step: Step) -> None:

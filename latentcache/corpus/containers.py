@@ -10,7 +10,7 @@ from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR
 from latentcache.errors import CorpusError
 from latentcache.storage.row_bytes import ARROW
-from latentcache.storage.urls import folder_of, redact_url, suffix_of
+from latentcache.storage.urls import folder_of, redact_url, suffix_of, without_file_scheme
 
 _COMPRESSED = re.compile(r"(?i)\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$")
 _PARQUET = "parquet"
@@ -34,7 +34,8 @@ def one_folder(*urls: str) -> str:
 
 
 def without_slash(folder: str) -> str:
-    """Return a folder's path or URL without slashes at its end; a root, which is only slashes, stays."""
+    """Return a folder's path, or its URL if it is remote, without slashes at its end; a root stays."""
+    folder = without_file_scheme(folder)
     bare = folder.rstrip("/")
     return folder if not bare or bare.endswith(":") else bare
 

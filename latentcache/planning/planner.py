@@ -27,6 +27,7 @@ from latentcache.errors import (
 from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import SAMPLE_SCHEMA
+from latentcache.planning.corpora import takes_over
 from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.fields.names import check_kept_names
 from latentcache.planning.grow import Difference, plan_growth
@@ -97,6 +98,9 @@ def grow_cache(
         difference.num_saved = saved.num_found
         step.parents = (corpus.parent,) if corpus.parent and step else ()
         step.corpus = corpus.folder
+        step.takes_over = takes_over(
+            planned.storage, planned.manifest, step, corpus.table, difference.unreadable
+        )
         planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)

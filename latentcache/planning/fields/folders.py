@@ -21,13 +21,12 @@ from latentcache.format.fields.paths import field_json_path
 from latentcache.format.generations import Generation
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_sources
+from latentcache.planning.corpora import generations_of_corpora, may_have_moved
 from latentcache.planning.fields.inputs import TextInputs
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.parts import file_of
-
-#: Generations that sources come with; others plan and copy clips of sources that are known.
-OF_CORPORA = ("plan", "grow", "import", "merge", "copy")
+from latentcache.storage.urls import without_file_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +58,6 @@ def covers(field: FieldManifest, manifest: Manifest) -> bool:
     return told(field).folder is None or last <= told(field).generation
 
 
-def generations_of_corpora(manifest: Manifest) -> list[Generation]:
-    """Return the generations that sources came with, in order."""
-    return [each for each in manifest.generations if each.kind in OF_CORPORA]
-
-
 def corpora_of(cache: PlannedCache) -> dict[int, str | None]:
     """Return where the corpus was that each generation was planned from; None: not known."""
     return {each.number: each.corpus or None for each in generations_of_corpora(cache.manifest)}
@@ -78,9 +72,7 @@ def only_corpus(caches: Iterable[PlannedCache]) -> str:
 def unknown_folder(field: FieldManifest, storage: Storage) -> ConfigError:
     """Return what to raise where nothing says where paths that are to be read start."""
     setting, folder = f"fields.{field.name}.folder", told(field).folder
-    why = (
-        "their corpus is in several folders or may have moved, or the cache was copied from several"
-    )
+    why = "their corpus may have moved or is in several folders, or the cache is of several corpora"
     if folder is not None:
         why = f"they came after the field was told that paths start at {redact(folder)}"
     say = "name it in the field's settings, as folder: PLACE, and run this again."
@@ -122,11 +114,11 @@ class Folders:
         if self._told.folder is not None and came <= self._told.generation:
             return self._told.folder
         folder = self._corpora[came] if self._told.then_corpora else None
-        if folder is None or file_of(url).startswith(folder.rstrip("/") + "/"):
-            return folder
-        # A source elsewhere is at the same URL, too, if the table has moved since, which nothing says then.
-        later = {place for number, place in self._corpora.items() if number > came}
-        return folder if later <= {folder} else None
+        if folder is None:
+            return None
+        within = without_file_scheme(file_of(url)).startswith(folder.rstrip("/") + "/")
+        generation = self._cache.manifest.generations[came - 1]
+        return None if may_have_moved(self._generations, generation, within=within) else folder
 
     def _said(self, shard: ShardId) -> npt.NDArray[np.int64]:
         """Return the last generation that says something of the source of each row."""

@@ -38,12 +38,12 @@ from latentcache.format.fields.taken import Texts
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
+from latentcache.planning.corpora import generations_of_corpora
 from latentcache.planning.create import write_arrays
 from latentcache.planning.fields.columns import check_columns, columns_of
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.folders import (
     Folders,
-    generations_of_corpora,
     told,
     unknown_folder,
 )
