@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import pyarrow as pa
-
 from latentcache.config.caption_fields import JointField, TextField
-from latentcache.config.fields import parse_fields
+from latentcache.config.fields import FieldConfig, parse_fields, path_columns
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.devices import resolve_device
@@ -20,10 +18,10 @@ from latentcache.core.spec import ITEM_BYTES, LatentSpec
 from latentcache.core.units import human_bytes, human_time
 from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
-from latentcache.format.fields.taken import Taken, Texts
+from latentcache.format.fields.taken import Texts
 from latentcache.format.manifest import Manifest
+from latentcache.planning.fields.columns import taken_of
 from latentcache.planning.fields.describe import describe_field
-from latentcache.planning.fields.inputs import texts_in
 from latentcache.planning.plan import Plan
 from latentcache.planning.planner import plan_corpus
 from latentcache.planning.recipe import make_manifest, resolve_encoder
@@ -34,7 +32,7 @@ from latentcache.running.trials import Trial, try_batches
 
 from . import parsers
 from .cli import OK, SOME_FAILED, run_job
-from .field_plan import print_memory
+from .field_plans import check_corpus, print_memory
 from .waiting import Waiting
 
 #: What to do about the stage that the others wait for.
@@ -62,15 +60,16 @@ def estimate(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     resolve_device(config.run.device, "run.device")  # before the corpus is probed
     spec, identity = resolve_encoder(config)
+    fields = parse_fields(config.fields)
     with Waiting() as waiting:
-        plan, scale = _plan(config, spec, args.sources, waiting)
+        plan, scale = _plan(config, fields, spec, args.sources, waiting)
         found = measure(
             config, plan, spec, identity, num_clips=args.clips, scale=scale, on_step=waiting.say
         )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
     manifest = replace(make_manifest(config, spec, identity), shard_clips=found.shard_clips)
-    _print_fields(config, plan, manifest, scale)
+    _print_fields(fields, plan, manifest, scale)
     _print_limits(config, found)
     with Waiting() as waiting:
         waiting.say("encoding with other batches")
@@ -86,7 +85,11 @@ def estimate(args: argparse.Namespace) -> int:
 
 
 def _plan(
-    config: Config, spec: LatentSpec, max_sources: int, waiting: Waiting
+    config: Config,
+    fields: Mapping[str, FieldConfig],
+    spec: LatentSpec,
+    max_sources: int,
+    waiting: Waiting,
 ) -> tuple[Plan, float]:
     """Plan some of a large corpus; returns how many times larger it is, too."""
     num_sources = 0
@@ -95,6 +98,7 @@ def _plan(
     def start(corpus: Corpus) -> None:
         nonlocal num_sources
         waiting.stop()
+        check_corpus(fields, corpus)
         num_sources = corpus.table.num_rows
         if num_sources > max_sources:
             print(
@@ -186,9 +190,11 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
         )
 
 
-def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) -> None:
+def _print_fields(
+    fields: Mapping[str, FieldConfig], plan: Plan, manifest: Manifest, scale: float
+) -> None:
     """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
-    for name, field in parse_fields(config.fields).items():
+    for name, field in fields.items():
         found, raw_bytes = describe_field(field, manifest), 0
         texts, choices = [], 1
         if isinstance(field, TextField | JointField):
@@ -215,9 +221,9 @@ def _print_fields(config: Config, plan: Plan, manifest: Manifest, scale: float) 
 
 def _texts(plan: Plan, field: TextField | JointField) -> list[Texts]:
     """Return the texts of each clip, as many as the field takes. Raises ConfigError."""
-    taken, none = Taken(field), pa.schema([])
-    rows = (row for table in plan.buckets.values() for row in texts_in(table, taken, none))
-    return [row[taken.num_paths :][: field.max_choices] for row in rows]
+    tables, num_paths = plan.buckets.values(), len(path_columns(field))
+    rows = (row for table in tables for row in taken_of(field, table, table.schema))
+    return [row[num_paths:][: field.max_choices] for row in rows]
 
 
 def _cost(hours: float, price: float | None) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 
 from latentcache.config.fields import FieldConfig, GivenField, parse_field
 from latentcache.core.fields import FieldArray
@@ -30,7 +29,6 @@ from latentcache.format.fields.snapshot import (
     without_planned,
 )
 from latentcache.format.rounds import Rounds
-from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.places import config_folder
 from latentcache.planning.fields.planned import (
     PlannedField,
@@ -47,57 +45,26 @@ from latentcache.running.shared_fields import SharedFields, can_share
 from latentcache.running.summary import Summary
 
 from .cli import INTERRUPTED, OK, OTHER, SOME_FAILED, print_error
-from .field_plan import OWN_CORPUS, print_arrays, print_plan, start_of
+from .field_plans import OWN_CORPUS, naming, print_plan, start_of
 from .progress import Bar, print_failures
 
 #: After these no field of the cache can be made: each would wait as long for the storage.
 OF_THE_CACHE = (UnreachableError, LeaseError)
 
 
-def check_fields(
-    cache: PlannedCache, fields: Mapping[str, FieldConfig], *, dry_run: bool
-) -> list[PlannedField]:
-    """Plan fields; raises ConfigError or EncoderError before hours of encoding latents, if one cannot be.
-
-    dry_run: the cache's plan is not written, so columns are not looked at; print what the fields are.
-    """
-    planned = []
-    for name, config in fields.items():
-        with _naming(name):
-            if dry_run:
-                print_arrays(name, describe_field(config, cache.manifest).arrays)
-            else:
-                planned.append(plan_field(cache, name, config, cache.config.corpus.source))
-    return planned
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Name a field in what is said of its settings, which do not say whose they are."""
-    try:
-        yield
-    except ConfigError as error:
-        said, section = str(error), f"fields.{name}"
-        if said.startswith(section) or repr(name) in said:
-            raise
-        first = re.split(r"[.:]", said, maxsplit=1)[0]
-        if first == "encoder":
-            raise type(error)(f"{section}.{said}") from error
-        if first in ("text", "joint"):  # the encoder's settings stand beside the field's own
-            raise type(error)(section + said.removeprefix(first)) from error
-        raise type(error)(f"{section}: {said}") from error
-
-
 def note_folders(fields: Iterable[PlannedField]) -> None:
     """Note where relative paths of fields that are there start now, in case the run is stopped early.
 
-    One that cannot be opened is left out; `make_fields` says why.
+    One that cannot be opened is left out; `make_fields` says why. Raises ConfigError where it is not known
+    where paths start that are to be read.
     """
     for planned in fields:
-        path = field_json_path(planned.field.name)
+        path, there = field_json_path(planned.field.name), None
         if planned.has_paths and planned.storage.exists(path):
             with suppress(LatentCacheError):
-                _with_moved(create_field(planned))
+                there = _with_moved(create_field(planned))
+        if there is not None:
+            there.check_folders()
 
 
 def share_fields(
@@ -154,7 +121,7 @@ def make_fields(
     """
 
     def make(name: str) -> int:
-        with _naming(name):
+        with naming(name):
             planned = plan_field(cache, name, fields[name], corpus)
         print_plan(planned)
         if dry_run:
@@ -187,7 +154,7 @@ def resume_fields(
     _check_overrides(overrides, known)
 
     def finish(name: str) -> int:
-        with _naming(name):
+        with naming(name):
             planned = reopen_field(cache, name, overrides)
         if isinstance(planned.config, GivenField):
             return _say_given(planned)

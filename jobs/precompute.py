@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from latentcache.config.clips import ClipsConfig
-from latentcache.config.fields import parse_fields
+from latentcache.config.fields import FieldConfig, parse_fields
 from latentcache.config.files import load_config
 from latentcache.config.sections import Config
 from latentcache.core.records import REASONS
@@ -36,7 +36,8 @@ from latentcache.storage.folder import redact
 
 from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
-from .fields import check_fields, make_fields, note_folders, share_fields, worse
+from .field_plans import check_fields, check_step
+from .fields import make_fields, note_folders, share_fields, worse
 from .output import some_names
 from .progress import copy_missing, encode
 from .waiting import LINE_INTERVAL_S, Waiting
@@ -55,7 +56,7 @@ def precompute(args: argparse.Namespace) -> int:
         check_device(config.run)
         check_scalars(config.run)
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:
-        planned = _plan(config, holder, args)
+        planned = _plan(config, fields, holder, args)
         checked = check_fields(planned, fields, dry_run=args.dry_run)
         if args.dry_run:
             print("\nDry run: nothing was written.")
@@ -72,12 +73,21 @@ def precompute(args: argparse.Namespace) -> int:
         return status
 
 
-def _plan(config: Config, holder: Leaseholder, args: argparse.Namespace) -> PlannedCache:
+def _plan(
+    config: Config,
+    fields: Mapping[str, FieldConfig],
+    holder: Leaseholder,
+    args: argparse.Namespace,
+) -> PlannedCache:
+    def look(cache: PlannedCache, step: Step, difference: Difference) -> None:
+        _print_step(args.prune, cache, step, difference)
+        check_step(fields, cache, step)
+
     with _ProbeBar() as bar:
         hooks = Hooks(
             on_sources=bar.start,
             on_probed=bar.step,
-            on_step=functools.partial(_print_step, args.prune),
+            on_step=look,
         )
         return grow_cache(
             config,
@@ -146,6 +156,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     _print_clips(planned.config.clips)
     if manifest.generations:
         _print_difference(difference, prune)
+        _print_corpus(step)
     if difference.num_saved:
         print(
             f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
@@ -196,6 +207,13 @@ def _print_difference(difference: Difference, prune: bool) -> None:
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
+
+
+def _print_corpus(step: Step) -> None:
+    """Say where the corpus is, where known sources came from one in another folder."""
+    if step.takes_over:
+        where = redact(step.corpus) or "several folders"
+        print(f"corpus   in {where} now; known sources came from one in another folder")
 
 
 def _print_buckets(manifest: Manifest, step: Step) -> None:

@@ -10,7 +10,7 @@ from latentcache.corpus.table_readers import READERS
 from latentcache.corpus.tars import TAR
 from latentcache.errors import CorpusError
 from latentcache.storage.row_bytes import ARROW
-from latentcache.storage.urls import redact_url, suffix_of
+from latentcache.storage.urls import folder_of, redact_url, suffix_of, without_file_scheme
 
 _COMPRESSED = re.compile(r"(?i)\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$")
 _PARQUET = "parquet"
@@ -25,6 +25,19 @@ def is_media(name: str) -> bool:
 def is_compressed_tar(name: str) -> bool:
     """Tell whether a file is a compressed tar file by its suffixes."""
     return _COMPRESSED.search(name) is not None
+
+
+def one_folder(*urls: str) -> str:
+    """Return the folder that files are in, without a slash at its end; empty where they are in several."""
+    folders = {folder_of(url) for url in urls}
+    return without_slash(folders.pop()) if len(folders) == 1 else ""
+
+
+def without_slash(folder: str) -> str:
+    """Return a folder's path, or its URL if it is remote, without slashes at its end; a root stays."""
+    folder = without_file_scheme(folder)
+    bare = folder.rstrip("/")
+    return folder if not bare or bare.endswith(":") else bare
 
 
 def containers(

@@ -13,7 +13,13 @@ import pyarrow as pa
 from latentcache.config.sections import CorpusConfig
 from latentcache.core.units import human_bytes, some_of
 from latentcache.corpus.cached import read_clips
-from latentcache.corpus.containers import containers, is_compressed_tar, is_media
+from latentcache.corpus.containers import (
+    containers,
+    is_compressed_tar,
+    is_media,
+    one_folder,
+    without_slash,
+)
 from latentcache.corpus.content import HEAD_BYTES, kind_of
 from latentcache.corpus.source_table import (
     IMAGES,
@@ -81,13 +87,16 @@ _Sizes = Mapping[str, int | None]
 class Corpus:
     """The table of sources.
 
-    table: the columns of SOURCE_SCHEMA, then those of `keep`. ignored: how many files of a
-    folder or glob were neither media nor captions, by suffix; `hidden`: names that begin with `.`; `no
-    regular file`: pipes, sockets and devices. parent: the cache whose clips they are, as it was read.
-    notes: what else to say of the corpus, a sentence each.
+    table: the columns of SOURCE_SCHEMA, then those of `keep`. folder: where relative paths in kept columns
+    start, which is beside their own file: without a slash at its end; empty where these files are in
+    several folders, or nothing says where they are. ignored: how many files of a folder or glob were
+    neither media nor captions, by suffix; `hidden`: names that begin with `.`; `no regular file`: pipes,
+    sockets and devices. parent: the cache whose clips they are, as it was read. notes: what else to say of
+    the corpus, a sentence each.
     """
 
     table: pa.Table
+    folder: str = ""
     keep: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
     parent: Parent | None = None
@@ -152,13 +161,15 @@ def _read(config: CorpusConfig) -> Corpus:
     if suffix_of(source) in READERS:
         with open_table(source, config) as file:
             table = read_source_table(READERS[suffix_of(source)], file, config)
-        return Corpus(table=table, keep=tuple(config.keep))
+        return Corpus(table=table, folder=one_folder(absolute(source)), keep=tuple(config.keep))
     if not is_file(source, options):
         raise FileNotFoundError(source)
     if suffix_of(source) == TAR or is_compressed_tar(without_query(source)):
         name = without_query(source)[len(folder_of(source)) :]
-        table, ignored = read_tars(config, [(name, absolute(source))])
-        return Corpus(table=table, keep=tuple(config.keep), ignored=ignored)
+        url = absolute(source)
+        table, ignored = read_tars(config, [(name, url)])
+        keep = tuple(config.keep)
+        return Corpus(table=table, folder=one_folder(url), keep=keep, ignored=ignored)
     return _from_file(config)
 
 
@@ -178,8 +189,9 @@ def _from_containers(
         table = read_tables(config, absolute(base), files)
     else:
         return None
-    notes = note_of_splits(base, shown, names)
-    return Corpus(table=table, keep=tuple(config.keep), ignored=ignored, notes=notes)
+    notes, folder = note_of_splits(base, shown, names), one_folder(*(url for _, url in files))
+    keep = tuple(config.keep)
+    return Corpus(table=table, folder=folder, keep=keep, ignored=ignored, notes=notes)
 
 
 def _with_special(corpus: Corpus, names: Sequence[str]) -> Corpus:
@@ -251,7 +263,7 @@ def _from_files(
         "kind": pa.array(list(kinds.values()), pa.string()),
         "caption": pa.array([caption_of.get(n) for n in media], pa.string()),
     }
-    return Corpus(table=to_source_table(columns), ignored=ignored)
+    return Corpus(table=to_source_table(columns), folder=without_slash(root), ignored=ignored)
 
 
 def _caption_rank(name: str) -> tuple[int, str]:

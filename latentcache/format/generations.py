@@ -77,7 +77,8 @@ class Generation:
     rows that it copies into other shards; num_relabelled: clips whose captions or kept columns it changes.
     parents: the caches that its rows are copied from, num_imported of them, or whose clips it decodes;
     selection: which, in words. corpus: the folder of the corpus that it was planned from, where relative
-    paths in the corpus's columns start; empty if it was none, or several. kept: names and types of the
+    paths in the corpus's columns start; empty if it was none, or several. takes_over: that corpus names
+    sources that came from one in another folder, and that are where they were. kept: names and types of the
     columns from the corpus that its plans and changed columns have, see `kept_schema`.
     """
 
@@ -98,6 +99,7 @@ class Generation:
     parents: tuple[Parent, ...] = ()
     selection: str = ""
     corpus: str = ""
+    takes_over: bool = False
     kept: str
 
     @property
@@ -108,8 +110,9 @@ class Generation:
     def to_bytes(self) -> bytes:
         """Return the JSON text, sealed."""
         data = dataclasses.asdict(self)
-        if not self.corpus:
-            del data["corpus"]
+        for name in ("corpus", "takes_over"):
+            if not data[name]:
+                del data[name]
         return checksum.seal_json(data)
 
     @property

@@ -27,9 +27,9 @@ from latentcache.errors import (
 from latentcache.format.lease import UNGUARDED, Leaseholder
 from latentcache.format.rounds import Rounds
 from latentcache.format.schemas import SAMPLE_SCHEMA
+from latentcache.planning.corpora import takes_over
 from latentcache.planning.create import open_or_new, sized, take_step
 from latentcache.planning.fields.names import check_kept_names
-from latentcache.planning.fields.places import folder_of_corpus
 from latentcache.planning.grow import Difference, plan_growth
 from latentcache.planning.plan import Plan, check_geometry, make_plan
 from latentcache.planning.planned import PlannedCache
@@ -97,7 +97,10 @@ def grow_cache(
         check_kept_names(planned.storage, step)
         difference.num_saved = saved.num_found
         step.parents = (corpus.parent,) if corpus.parent and step else ()
-        step.corpus = folder_of_corpus(config.corpus.source)
+        step.corpus = corpus.folder
+        step.takes_over = takes_over(
+            planned.storage, planned.manifest, step, corpus.table, difference.unreadable
+        )
         planned = sized(planned, step.num_clips)
         if not planned.manifest.generations:
             check_anything(config, step)

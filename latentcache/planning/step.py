@@ -56,7 +56,8 @@ class Step:
     columns: captions and kept columns of all rows of a shard. origins: of a step that copies, shard and row
     that each of the clips is copied from, by bucket and in the order of `clips`; where they are of other
     caches, `parents`, that is the number of the parent, from_shard and from_row. parents: beside these, the
-    cache whose clips are decoded, as it was read. selection, corpus: see Generation.
+    cache whose clips are decoded, as it was read. selection, corpus, takes_over: see
+    Generation.
     """
 
     kind: Kind
@@ -69,10 +70,12 @@ class Step:
     parents: tuple[Parent, ...] = ()
     selection: str = ""
     corpus: str = ""
+    takes_over: bool = False
     num_relabelled: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.clips or self.sources or self.retired or self.columns)
+        changed = self.clips or self.sources or self.retired or self.columns
+        return bool(changed) or self.takes_over
 
     @property
     def num_clips(self) -> int:
@@ -182,6 +185,7 @@ def to_generation(manifest: Manifest, step: Step) -> tuple[Generation, Mapping[s
         parents=step.parents,
         selection=step.selection,
         corpus=step.corpus,
+        takes_over=step.takes_over,
         num_relabelled=step.num_relabelled,
         kept=kept_text(schemas),
     )

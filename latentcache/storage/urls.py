@@ -257,6 +257,11 @@ def folder_of(url: str) -> str:
     return url[: url.rfind("/") + 1]
 
 
+def without_file_scheme(url: str) -> str:
+    """Return the path of `file:///x` and `local:///x`, so that a place has one name; others as they are."""
+    return re.sub(r"(?i)^(?:file|local)://(?=/)", "", url)
+
+
 def is_remote(url: str) -> bool:
     """Tell whether a source is, or is in, a file that is not on this machine."""
     return scheme_of(file_of(url)) not in LOCAL_SCHEMES

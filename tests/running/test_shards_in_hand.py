@@ -169,7 +169,7 @@ def test_a_plan_says_how_much_memory_shards_in_hand_take(
     texts: PlannedCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "memory of a worker" not in add(texts, small=text_field())
-    monkeypatch.setattr("jobs.field_plan.MUCH_BYTES", 0)
+    monkeypatch.setattr("jobs.field_plans.MUCH_BYTES", 0)
     shard_bytes = 2 * 32 * 8 * 2
     assert f"memory of a worker: 3 shards of {shard_bytes / 1024:.1f} KiB" in add(
         texts, umt5=text_field()
@@ -180,7 +180,7 @@ def test_a_plan_says_how_much_memory_shards_in_hand_take(
 def test_an_estimate_says_it_too_and_counts_each_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.field_plan.MUCH_BYTES", 0)
+    monkeypatch.setattr("jobs.field_plans.MUCH_BYTES", 0)
     corpus = make_corpus(tmp_path / "corpus", 4, frames=5)
     fields = {"umt5": text_field(max_choices=3)}
     path = make_config(tmp_path, corpus, str(tmp_path / "cache"), fields=fields)

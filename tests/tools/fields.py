@@ -70,7 +70,7 @@ def cache_of(
     config = load_config(str(path), [])
     spec, identity = resolve_encoder(config)
     planned = open_or_new(config, spec, identity)
-    step = Step(kind="plan")
+    step = Step(kind="plan", corpus=str(folder))
     _add(step, planned, sources_of(captions, texts, clip=clip), config)
     taken = take_step(planned, step)
     assert taken is not None

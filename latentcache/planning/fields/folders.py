@@ -9,28 +9,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from latentcache.core.names import NameIndex
 from latentcache.core.records import ShardId
-from latentcache.corpus.source_table import resolve
 from latentcache.errors import ConfigError
 from latentcache.format.fields.manifest import FieldManifest
+from latentcache.format.fields.paths import field_json_path
 from latentcache.format.generations import Generation
 from latentcache.format.manifest import Manifest
 from latentcache.format.planned_sources import read_sources
+from latentcache.planning.corpora import generations_of_corpora, may_have_moved
 from latentcache.planning.fields.inputs import TextInputs
-from latentcache.planning.fields.places import folder_of_corpus
 from latentcache.planning.planned import PlannedCache
 from latentcache.storage.folder import Storage, redact
 from latentcache.storage.parts import file_of
-from latentcache.storage.urls import is_url
-
-#: Generations that sources come with; others plan and copy clips of sources that are known.
-OF_CORPORA = ("plan", "grow", "import", "merge", "copy")
+from latentcache.storage.urls import without_file_scheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +58,9 @@ def covers(field: FieldManifest, manifest: Manifest) -> bool:
     return told(field).folder is None or last <= told(field).generation
 
 
-def generations_of_corpora(manifest: Manifest) -> list[Generation]:
-    """Return the generations that sources came with, in order."""
-    return [each for each in manifest.generations if each.kind in OF_CORPORA]
-
-
 def corpora_of(cache: PlannedCache) -> dict[int, str | None]:
     """Return where the corpus was that each generation was planned from; None: not known."""
-    generations = generations_of_corpora(cache.manifest)
-    found = {each.number: each.corpus or None for each in generations}
-    if found[1] is None and generations[0].kind in ("plan", "import"):
-        found[1] = folder_of_corpus(cache.config.corpus.source)
-    return found
+    return {each.number: each.corpus or None for each in generations_of_corpora(cache.manifest)}
 
 
 def only_corpus(caches: Iterable[PlannedCache]) -> str:
@@ -85,14 +72,16 @@ def only_corpus(caches: Iterable[PlannedCache]) -> str:
 def unknown_folder(field: FieldManifest, storage: Storage) -> ConfigError:
     """Return what to raise where nothing says where paths that are to be read start."""
     setting, folder = f"fields.{field.name}.folder", told(field).folder
-    why = "their corpus may have moved, or the cache was copied from several corpora"
+    why = "their corpus may have moved or is in several folders, or the cache is of several corpora"
     if folder is not None:
         why = f"they came after the field was told that paths start at {redact(folder)}"
+    say = "name it in the field's settings, as folder: PLACE, and run this again."
+    if storage.exists(field_json_path(field.name)):
+        say = f"say it:  latentcache resume {redact(storage.url)} {setting}=PLACE "
     return ConfigError(
         f"{setting}: clips that the field lacks have relative paths, and nothing says where these start: "
-        f"{why}. Nothing was read. If they all start at one place, say it:  latentcache resume "
-        f"{redact(storage.url)} {setting}=PLACE  Otherwise give absolute paths in the column, and run "
-        "precompute."
+        f"{why}. Nothing was read. If they all start at one place, {say} Otherwise give absolute paths in "
+        "the column, and run precompute."
     )
 
 
@@ -125,11 +114,11 @@ class Folders:
         if self._told.folder is not None and came <= self._told.generation:
             return self._told.folder
         folder = self._corpora[came] if self._told.then_corpora else None
-        if folder is None or file_of(url).startswith(folder.rstrip("/") + "/"):
-            return folder
-        # A source elsewhere is at the same URL, too, if the table has moved since, which nothing says then.
-        later = {place for number, place in self._corpora.items() if number > came}
-        return folder if later <= {folder} else None
+        if folder is None:
+            return None
+        within = without_file_scheme(file_of(url)).startswith(folder.rstrip("/") + "/")
+        generation = self._cache.manifest.generations[came - 1]
+        return None if may_have_moved(self._generations, generation, within=within) else folder
 
     def _said(self, shard: ShardId) -> npt.NDArray[np.int64]:
         """Return the last generation that says something of the source of each row."""
@@ -153,17 +142,3 @@ class Folders:
             differs = np.array([old != new for old, new in zip(before, after, strict=True)], bool)
             found[differs & (found == 0)] = number
         return found
-
-
-def is_relative(path: str) -> bool:
-    """Tell whether a path in a field's column starts at a folder; an empty one is none."""
-    return bool(path) and not (is_url(path) or path.startswith("/"))
-
-
-def url_of(path: str, folder: str) -> str:
-    """Return where a path in a field's column is; relative ones start at the folder."""
-    if not is_relative(path):
-        return path
-    if is_url(folder):
-        return resolve(folder if folder.endswith("/") else f"{folder}/", path)
-    return str(Path(folder) / path)

@@ -8,10 +8,11 @@ from typing import Any
 
 from latentcache.config.caption_fields import JointField, TextField
 from latentcache.config.fields import AudioField, FieldConfig, VisualField, path_columns
+from latentcache.corpus.source_table import resolve
 from latentcache.format.fields.manifest import read_field
 from latentcache.format.fields.paths import field_json_path
 from latentcache.planning.planned import PlannedCache
-from latentcache.storage.urls import folder_of, is_url
+from latentcache.storage.urls import is_url
 
 #: Settings of this package's own encoders that name files. Those of plug-ins may all do.
 PLACES = ("model", "folders")
@@ -38,9 +39,18 @@ def config_folder(config: FieldConfig) -> str | None:
     return folder
 
 
-def folder_of_corpus(source: str) -> str:
-    """Return where relative paths in a corpus's columns start. source: `corpus.source`."""
-    return _absolute_folder(folder_of(source))
+def is_relative(path: str) -> bool:
+    """Tell whether a path in a field's column starts at a folder; an empty one is none."""
+    return bool(path) and not (is_url(path) or path.startswith("/"))
+
+
+def url_of(path: str, folder: str) -> str:
+    """Return where a path in a field's column is; relative ones start at the folder."""
+    if not is_relative(path):
+        return path
+    if is_url(folder):
+        return resolve(folder if folder.endswith("/") else f"{folder}/", path)
+    return str(Path(folder) / path)
 
 
 def _absolute_folder(folder: str) -> str:

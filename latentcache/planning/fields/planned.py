@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from latentcache.config.caption_fields import CaptionField
@@ -38,21 +38,22 @@ from latentcache.format.fields.taken import Texts
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.rounds import Rounds
 from latentcache.format.shards import get_format
+from latentcache.planning.corpora import generations_of_corpora
 from latentcache.planning.create import write_arrays
+from latentcache.planning.fields.columns import check_columns, columns_of
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.folders import (
     Folders,
-    generations_of_corpora,
-    is_relative,
     told,
     unknown_folder,
-    url_of,
 )
 from latentcache.planning.fields.inputs import TextInputs
 from latentcache.planning.fields.names import check_field_name
 from latentcache.planning.fields.places import (
     config_folder,
     found_from_anywhere,
+    is_relative,
+    url_of,
     with_folder,
 )
 from latentcache.planning.planned import PlannedCache
@@ -118,20 +119,28 @@ class PlannedField:
         """Return the versions of a shard that are not committed; none if all are."""
         return tuple(self._part(shard, version) for version in self.missing.get(shard, ()))
 
-    def _part(self, shard: ShardId, version: Version) -> FieldPart:
+    def _part(
+        self, shard: ShardId, version: Version, changed: frozenset[int] = frozenset()
+    ) -> FieldPart:
+        """Return what a version encodes of a shard. changed: rows that a later one is to encode again."""
         rows = tuple(self._rows(shard, version))
         if not self.config.columns:
             return FieldPart(version=version.number, rows=rows)
-        pin = self.inputs.pinned(version, shard)
+        pin, replaced = self.inputs.pinned(version, shard), self._replaced(shard, version)
+        texts = self._texts(shard, rows, pin, replaced | changed)
+        return FieldPart(version=version.number, rows=rows, texts=texts)
+
+    def _texts(
+        self, shard: ShardId, rows: Iterable[int], pin: int, replaced: Collection[int] = ()
+    ) -> tuple[Texts, ...]:
+        """Return the texts of some rows as of a generation, after the places of their other files."""
         texts = self.inputs.of(shard, pin)
-        found = [self._taken(texts[row]) for row in rows]
+        found = {row: self._taken(texts[row]) for row in rows}
         if self.inputs.num_paths:
-            folders, others = self.folders.of(shard, pin), self._replaced(shard, version)
-            found = [
-                self._placed(some, folders[row], is_replaced=row in others)
-                for row, some in zip(rows, found, strict=True)
-            ]
-        return FieldPart(version=version.number, rows=rows, texts=tuple(found))
+            folders = self.folders.of(shard, pin)
+            for row, some in found.items():
+                found[row] = self._placed(some, folders[row], is_replaced=row in replaced)
+        return tuple(found.values())
 
     def _replaced(self, shard: ShardId, version: Version) -> set[int]:
         """Return the rows of a shard that are retired, or that a later version has."""
@@ -242,10 +251,15 @@ class PlannedField:
         return is_other or last > before.generation
 
     def check_folders(self) -> None:
-        """Raise ConfigError if it is not known where paths that are to be read start."""
-        if self.has_paths and self.folders.only is None:
-            for shard in self.missing:
-                self.parts(shard)
+        """Raise ConfigError if it is not known where the paths start that are, or will be, to be read."""
+        if not self.has_paths or self.folders.only is not None:
+            return
+        changed, now = self.changed_rows(), len(self.cache.manifest.generations)
+        for shard, rows in changed.items():
+            self._texts(shard, rows, now)
+        for shard, versions in self.missing.items():
+            for version in versions:
+                self._part(shard, version, changed.get(shard, frozenset()))
 
     def with_version(self, kind: VersionKind, rows: Mapping[ShardId, frozenset[int]]) -> bool:
         """Write a version of some rows; False: another run has written one first."""
@@ -264,6 +278,7 @@ def plan_field(
 ) -> PlannedField:
     """Return what a field would be in a cache, with nothing written. Raises ConfigError, EncoderError.
 
+    One that is not there yet is refused, too, if it is not known where its relative paths start.
     corpus: where the corpus is now; None: where it was when the cache was made, as far as is known.
     """
     check_field_name(name, cache.manifest)
@@ -281,17 +296,12 @@ def plan_field(
         settings=found_from_anywhere(config),
     )
     planned = PlannedField(cache=cache, field=field, config=config)
-    _check_paths(planned)
+    check_columns(config, columns_of(cache.manifest))
+    if not cache.storage.exists(field_json_path(name)):
+        planned.check_folders()
     if not isinstance(config, CaptionField):
         return planned
     return replace(planned, field=replace(field, choices=_num_choices(planned, config)))
-
-
-def _check_paths(planned: PlannedField) -> None:
-    """Raise ConfigError where the clips have no column of the paths that a field reads."""
-    if path_columns(planned.config):
-        for shard in planned.cache.planned_shards()[:1]:
-            planned.inputs.of(shard, planned.field.generation)
 
 
 def _num_choices(planned: PlannedField, config: CaptionField) -> int:
