@@ -20,7 +20,7 @@ from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.stamps import stamp_groups
 from latentcache.format.schemas import PROBE_SCHEMA
 from latentcache.planning.kept_types import as_known
-from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.known import KnownCache, as_gone, retire
 from latentcache.planning.known_values import NAMED, Fitting, known_values
 from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_names, same
 from latentcache.planning.notes import Note, notes
@@ -117,7 +117,7 @@ def plan_growth(
     pruned = difference.gone if prune else no_names()
     retire_sources(step, known, difference.changed, CHANGED)
     retire_sources(step, known, difference.completed, COMPLETED)
-    step.add_sources(as_sources(known, pruned), "gone")
+    step.add_sources(as_gone(known, pruned), "gone")
     retire_sources(step, known, pruned, REMOVED)
     if known.sources:
         index = NameIndex(corpus["name"])

@@ -165,9 +165,14 @@ def retire(rows: pa.Table, why: str) -> pa.Table:
 
 
 def as_sources(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
-    """Return source, url, kind, identity and stamp of sources that are gone."""
+    """Return source, url, kind, identity and stamp of known sources, with the URLs they are read by."""
     rows = known.sources.find(names)
     columns = known.sources.table.drop_columns(["what"])
-    table = pa.table([looked_up(column, rows) for column in columns.columns], schema=columns.schema)
-    urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
+    return pa.table([looked_up(column, rows) for column in columns.columns], schema=columns.schema)
+
+
+def as_gone(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
+    """Return what `as_sources` does, of sources that nobody reads again: their URLs have no secrets."""
+    table = as_sources(known, names)
+    urls = map(public_name, table["url"].to_pylist())
     return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))
