@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -64,18 +64,25 @@ class KnownCache:
         names: list[str] = known["source"].filter(pc.equal(known["what"], "rejected")).to_pylist()
         return names
 
-    def shards(self) -> Iterator[tuple[ShardId, pa.Table]]:
-        """Yield every planned shard and the rows of it that count, with their captions as they are now."""
+    def shards(self, among: Container[ShardId] | None = None) -> Iterator[tuple[ShardId, pa.Table]]:
+        """Yield every planned shard, or those among some, and the rows of it that count.
+
+        These have their captions as they are now.
+        """
         for bucket in self._manifest.buckets:
             for number in range(bucket.num_shards):
                 shard = ShardId(bucket.name, number)
+                if among is not None and shard not in among:
+                    continue
                 rows = self._plan.rows(shard)
                 if rows.num_rows:
                     yield shard, rows
 
-    def looked_up(self, index: NameIndex) -> Iterator[Group]:
+    def looked_up(
+        self, index: NameIndex, among: Container[ShardId] | None = None
+    ) -> Iterator[Group]:
         """Yield the rows of `shards`, many together, with the places of their sources in an index."""
-        for shards, rows in _groups(self.shards()):
+        for shards, rows in _groups(self.shards(among)):
             yield Group(shards=shards, rows=rows, at=index.find(rows["source"]))
 
     def num_rows(self, shard: ShardId) -> int:
