@@ -18,7 +18,8 @@ from latentcache.planning.changed_sources import check_sources
 from latentcache.planning.create import take_step, write_metadata
 from latentcache.planning.grow import Difference
 from latentcache.planning.planned import PlannedCache, reopen_cache
-from latentcache.planning.retry import failed_rows, plan_retry
+from latentcache.planning.retry import plan_retry
+from latentcache.planning.to_read import failed_rows
 from latentcache.running.driver import check_device
 from latentcache.running.probing import prober_of
 from latentcache.running.scalars import check_scalars

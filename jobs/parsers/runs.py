@@ -20,7 +20,7 @@ def precompute() -> Parser:
     parser.add_argument(
         "--check-content",
         action="store_true",
-        help="open known sources too, whose size and time of change are as they were",
+        help="open known sources too, whose size and time of change are as they were; note all new URLs",
     )
     parser.add_allow_failures()
     parser.add_lease()

@@ -20,15 +20,15 @@ from latentcache.corpus.saved_probes import SavedProbes
 from latentcache.corpus.stamps import stamp_groups
 from latentcache.format.schemas import PROBE_SCHEMA
 from latentcache.planning.kept_types import as_known
-from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.known import KnownCache, as_gone, retire
 from latentcache.planning.known_values import NAMED, Fitting, known_values
 from latentcache.planning.masks import CHUNK_ROWS, Mask, chosen, mask_of, no_names, same
+from latentcache.planning.moves import differ, part_of_file, say_moves
 from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.relabel import has_other_labels, relabel
 from latentcache.planning.step import Step
-from latentcache.storage.parts import PREFIX
 from latentcache.storage.spill import Spill
 
 #: Why rows are retired.
@@ -90,7 +90,7 @@ def plan_growth(
     """Compare a corpus (SOURCE_SCHEMA and kept columns) with a cache; returns what is to be done.
 
     prune: sources that the corpus lacks are retired; else they stay. check_content: files are opened
-    whose stamps are as they were. Raises CorpusError, StorageError.
+    whose stamps are as they were, and all new URLs are noted. Raises CorpusError, StorageError.
     """
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     spill = Spill()
@@ -117,14 +117,16 @@ def plan_growth(
     pruned = difference.gone if prune else no_names()
     retire_sources(step, known, difference.changed, CHANGED)
     retire_sources(step, known, difference.completed, COMPLETED)
-    step.add_sources(as_sources(known, pruned), "gone")
+    step.add_sources(as_gone(known, pruned), "gone")
     retire_sources(step, known, pruned, REMOVED)
     if known.sources:
         index = NameIndex(corpus["name"])
         left = [*fresh["name"].chunks, *difference.unreadable.chunks]
         # What cannot be used as it is now stays as it was, and is named again the next time.
         at[index.find(pa.chunked_array(left, pa.string()))] = -1
-        _move(step, known, corpus, at, difference)
+        difference.moved, difference.touched = say_moves(
+            step, planned, known, corpus, at, all_urls=check_content
+        )
         unlike = (difference.changed, difference.completed, difference.unreadable)
         leave = pa.chunked_array([c for names in unlike for c in names.chunks], pa.string())
         fitting = Fitting(corpus, planned.config.clips, values.widths, probed)
@@ -180,7 +182,7 @@ def _to_probe(corpus: pa.Table, known: KnownCache, at: Rows, check_content: bool
         now = corpus.slice(start, len(rows))
         is_same = pc.equal(now["stamp"], stamps)
         is_known = mask_of(pc.and_(is_same, pc.equal(what, "planned")))
-        to_probe[start : start + len(rows)] = ~is_known | _differ(now["url"], urls, _part)
+        to_probe[start : start + len(rows)] = ~is_known | differ(now["url"], urls, part_of_file)
     return to_probe
 
 
@@ -279,58 +281,3 @@ def retire_sources(step: Step, known: KnownCache, names: pa.ChunkedArray, why: s
         rows = known.rows_of(names.to_pylist())
         if rows.num_rows:
             step.retired.append(retire(rows, why))
-
-
-def _move(
-    step: Step, known: KnownCache, corpus: pa.Table, at: Rows, difference: Difference
-) -> None:
-    """Say where known sources are now that have moved, and the stamps of those that were touched.
-
-    Of a signed URL only the place counts. Others have the same content, and are not opened again. at: the
-    rows of the corpus's sources in what is known, -1 for those of which nothing is to be said.
-    """
-    table = known.sources.table
-    moved, touched = np.zeros(len(at), bool), np.zeros(len(at), bool)
-    for start, rows in _pieces(at):
-        here, now = slice(start, start + len(rows)), corpus.slice(start, len(rows))
-        moved[here] = _differ(now["url"], taken(table["url"], rows), _place)
-        is_stamped = mask_of(pc.is_valid(now["stamp"]))
-        touched[here] = is_stamped & ~same(now["stamp"], taken(table["stamp"], rows))
-    difference.moved = _say(step, known, corpus, at, moved & (at >= 0), "moved")
-    difference.touched = _say(step, known, corpus, at, touched & ~moved & (at >= 0), "touched")
-
-
-def _say(
-    step: Step, known: KnownCache, corpus: pa.Table, at: Rows, mask: Mask, what: str
-) -> pa.ChunkedArray:
-    """Say something of known sources; returns their names."""
-    spill = Spill()
-    said = chosen(corpus.select(["name", "url", "kind", "stamp"]), mask, spill.put)
-    parts = (taken(known.sources.table["identity"], rows) for _, rows in _pieces(at[mask]))
-    said = said.append_column("identity", spill.joined(parts, pa.string()))
-    names = ["source" if name == "name" else name for name in said.column_names]
-    schema = pa.schema([(name, pa.string()) for name in names])
-    step.add_sources(said.rename_columns(names).cast(schema), what)
-    return said["name"]
-
-
-def _differ(
-    urls: pa.ChunkedArray,
-    before: pa.Array,
-    part: Callable[[pa.ChunkedArray], pa.ChunkedArray],
-) -> Mask:
-    """Tell which URLs differ in some part from those known; null there: of no known source."""
-    if not pc.any(pc.not_equal(urls, before)).as_py():
-        return np.zeros(len(urls), bool)
-    return mask_of(pc.not_equal(part(urls), part(pa.chunked_array([before]))))
-
-
-def _place(urls: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return URLs without their queries."""
-    parts = [pc.split_pattern(chunk, "?", max_splits=1) for chunk in urls.chunks]
-    return pa.chunked_array([pc.list_element(each, 0) for each in parts], urls.type)
-
-
-def _part(urls: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return which part of their files URLs name; of whole files nothing."""
-    return pc.replace_substring_regex(urls, rf"(?s)({PREFIX}::)?.*", r"\1")

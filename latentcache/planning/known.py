@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -64,18 +64,25 @@ class KnownCache:
         names: list[str] = known["source"].filter(pc.equal(known["what"], "rejected")).to_pylist()
         return names
 
-    def shards(self) -> Iterator[tuple[ShardId, pa.Table]]:
-        """Yield every planned shard and the rows of it that count, with their captions as they are now."""
+    def shards(self, among: Container[ShardId] | None = None) -> Iterator[tuple[ShardId, pa.Table]]:
+        """Yield every planned shard, or those among some, and the rows of it that count.
+
+        These have their captions as they are now.
+        """
         for bucket in self._manifest.buckets:
             for number in range(bucket.num_shards):
                 shard = ShardId(bucket.name, number)
+                if among is not None and shard not in among:
+                    continue
                 rows = self._plan.rows(shard)
                 if rows.num_rows:
                     yield shard, rows
 
-    def looked_up(self, index: NameIndex) -> Iterator[Group]:
+    def looked_up(
+        self, index: NameIndex, among: Container[ShardId] | None = None
+    ) -> Iterator[Group]:
         """Yield the rows of `shards`, many together, with the places of their sources in an index."""
-        for shards, rows in _groups(self.shards()):
+        for shards, rows in _groups(self.shards(among)):
             yield Group(shards=shards, rows=rows, at=index.find(rows["source"]))
 
     def num_rows(self, shard: ShardId) -> int:
@@ -165,9 +172,14 @@ def retire(rows: pa.Table, why: str) -> pa.Table:
 
 
 def as_sources(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
-    """Return source, url, kind, identity and stamp of sources that are gone."""
+    """Return source, url, kind, identity and stamp of known sources, with the URLs they are read by."""
     rows = known.sources.find(names)
     columns = known.sources.table.drop_columns(["what"])
-    table = pa.table([looked_up(column, rows) for column in columns.columns], schema=columns.schema)
-    urls = map(public_name, table["url"].to_pylist())  # nobody fetches it again
+    return pa.table([looked_up(column, rows) for column in columns.columns], schema=columns.schema)
+
+
+def as_gone(known: KnownCache, names: pa.ChunkedArray) -> pa.Table:
+    """Return what `as_sources` does, of sources that nobody reads again: their URLs have no secrets."""
+    table = as_sources(known, names)
+    urls = map(public_name, table["url"].to_pylist())
     return table.set_column(1, table.schema.field("url"), pa.array(urls, pa.string()))

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from latentcache.config.files import apply_overrides, load_stored_config
 from latentcache.config.sections import Config
@@ -22,10 +21,10 @@ from latentcache.format.imports import Import, Imports, read_imports
 from latentcache.format.lease import Leaseholder
 from latentcache.format.manifest import Manifest, read_manifest, recipe_difference
 from latentcache.format.paths import plan_path
-from latentcache.format.planned_sources import read_sources
 from latentcache.format.schemas import PLAN_SCHEMA, check_plan
 from latentcache.format.snapshot import committed_places
 from latentcache.format.tables import read_table
+from latentcache.planning.moved_urls import MovedUrls
 from latentcache.planning.plan import to_shard
 from latentcache.planning.recipe import resolve_encoder
 from latentcache.storage.folder import Storage, redact
@@ -66,7 +65,8 @@ class PlanReader:
         """Return the plan's rows of a shard, with the URLs that their sources have now."""
         generation, part = self._buckets[shard.bucket].part_of(shard.number)
         first = (shard.number - part.first_shard) * self._manifest.shard_clips
-        return self._moved(self._slice(generation, shard.bucket, first), generation.number)
+        rows = self._slice(generation, shard.bucket, first)
+        return self._urls.put_into(rows, generation.number)
 
     def _slice(self, generation: Generation, bucket: str, first: int) -> pa.Table:
         """Return a shard's rows of a plan. Shards come in order, so a slice of a slice passes by few."""
@@ -126,29 +126,9 @@ class PlanReader:
         retired = frozenset(self.standing.rows(shard))
         return to_shard(self.table(shard), Bucket.parse(shard.bucket), shard.number, retired)
 
-    def _moved(self, rows: pa.Table, generation: int) -> pa.Table:
-        """Return rows of a generation's plan with the URLs that their sources have now."""
-        if not self._urls:
-            return rows
-        urls = rows["url"].to_pylist()
-        for n, source in enumerate(rows["source"].to_pylist()):
-            moved_in, url = self._urls.get(source, (0, ""))
-            if moved_in > generation:
-                urls[n] = url
-        at = rows.column_names.index("url")
-        return rows.set_column(at, PLAN_SCHEMA.field("url"), pa.array(urls, pa.string()))
-
     @functools.cached_property
-    def _urls(self) -> dict[str, tuple[int, str]]:
-        """The URLs of sources that have moved, and the generation that said so last."""
-        found: dict[str, tuple[int, str]] = {}
-        for generation in self._manifest.generations:
-            if generation.num_moved:
-                table = read_sources(self._storage, generation)
-                moved = table.filter(pc.equal(table["what"], "moved"))
-                urls = [(generation.number, url) for url in moved["url"].to_pylist()]
-                found.update(zip(moved["source"].to_pylist(), urls, strict=True))
-        return found
+    def _urls(self) -> MovedUrls:
+        return MovedUrls(self._storage, self._manifest)
 
 
 @dataclass(frozen=True, kw_only=True)

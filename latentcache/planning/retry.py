@@ -14,9 +14,7 @@ from latentcache.corpus.probe import Prober
 from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import Manifest
 from latentcache.format.per_frame import PER_FRAME
-from latentcache.format.samples import read_samples
-from latentcache.format.schemas import RETIRED_SCHEMA, SOURCE_SCHEMA
-from latentcache.format.snapshot import current_index
+from latentcache.format.schemas import SOURCE_SCHEMA
 from latentcache.planning.grow import (
     CHANGED,
     Difference,
@@ -130,18 +128,6 @@ def _others_in_place(
         elif not before.is_rejected or name not in rejected:
             others[name] = "unstamped"
     return others
-
-
-def failed_rows(storage: Storage, manifest: Manifest) -> pa.Table:
-    """Return bucket, shard and row of the failed clips that count. Raises CorruptionError."""
-    index = current_index(storage, manifest)
-    failed = index.filter(pc.less(index["num_ok"], index["num_clips"]))
-    names = ["bucket", "shard", "row", "status"]
-    tables = [read_samples(storage, manifest.fingerprint, row, names) for row in failed.to_pylist()]
-    if not tables:
-        return RETIRED_SCHEMA.empty_table()
-    rows = pa.concat_tables(tables)
-    return rows.filter(pc.not_equal(rows["status"], "ok"))
 
 
 def plan_repair(storage: Storage, manifest: Manifest, damaged: pa.Table) -> Step:

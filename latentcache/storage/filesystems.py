@@ -19,7 +19,7 @@ from fsspec.utils import glob_translate
 from latentcache.core.machine import install_command
 from latentcache.errors import ConfigError, StorageError, UnreachableError, did_you_mean
 from latentcache.storage import retry
-from latentcache.storage.urls import is_url, links_of, redact, redact_url, scheme_of
+from latentcache.storage.urls import is_url, links_of, redact, redact_url, scheme_of, without_query
 
 #: Where a scheme's file system is packaged, for the message that names it: in an extra, or on its own.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -140,7 +140,8 @@ def _failure(what: str, url: str, options: Mapping[str, Any], error: BaseExcepti
     notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     kind = UnreachableError if retry.is_transient(error) else StorageError
     return kind(
-        f"cannot {what} {redact_url(url, options)}: {reason.rstrip('.')}{notes}.{_advice(error)}"
+        f"cannot {what} {redact_url(url, options)}: {reason.rstrip('.')}{notes}."
+        f"{_advice(error, url)}"
     )
 
 
@@ -156,17 +157,25 @@ def _cause(error: BaseException, options: Mapping[str, Any]) -> BaseException | 
     return error
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, url: str) -> str:
     name = type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return " Free some room and resume: what is committed stays."
     if "Credentials" in name:
         return " Give credentials in storage_options or in the environment."
     if isinstance(error, PermissionError) or retry.http_status(error) in REFUSED_STATUS:
-        return " Check the permissions there, or the credentials you give."
+        return " Check the permissions there, or the credentials you give." + _signed(url)
     if retry.is_transient(error):
         return " Check the network and the endpoint, then run the same command again."
     return ""
+
+
+def _signed(url: str) -> str:
+    if without_query(url) == url:
+        return ""
+    return (
+        " If its URL is signed and has expired, run precompute with a corpus that has a fresh one."
+    )
 
 
 def is_local_filesystem(fs: Any) -> bool:

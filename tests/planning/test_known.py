@@ -12,7 +12,7 @@ import pytest
 from latentcache.core.records import ShardId
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
 from latentcache.planning.create import take_step
-from latentcache.planning.known import KnownCache, as_sources, retire
+from latentcache.planning.known import KnownCache, as_gone, as_sources, retire
 from latentcache.planning.known_sources import KnownSources, changed
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
@@ -99,3 +99,11 @@ def test_retired_rows_are_known_no_more(planned: PlannedCache) -> None:
     all_rows = sum(found.num_rows for _, found in known.shards())
     assert all_rows == planned.manifest.num_clips - 2 == taken.manifest.num_clips
     assert known.num_rows(ShardId(BUCKET, 0)) == planned.manifest.num_rows(ShardId(BUCKET, 0))
+
+
+def test_a_url_keeps_its_query_unless_the_source_is_gone(planned: PlannedCache) -> None:
+    known, signed = known_of(planned), "https://me:word@h/a.mp4?sig=4711"
+    known.sources = after(known.sources, said("planned", source="signed", url=signed))
+    names = pa.chunked_array([["signed"]])
+    assert as_sources(known, names)["url"].to_pylist() == [signed]
+    assert as_gone(known, names)["url"].to_pylist() == ["https://h/a.mp4"]

@@ -19,8 +19,9 @@ from latentcache.format.shards import get_format
 from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning import planner
-from latentcache.planning.retry import failed_rows, plan_retry
+from latentcache.planning.retry import plan_retry
 from latentcache.planning.step import Step
+from latentcache.planning.to_read import failed_rows
 from latentcache.reading.cache import open_cache
 from latentcache.reading.loader.loader import LatentLoader
 from latentcache.running.driver import Run

@@ -18,12 +18,12 @@ from latentcache.core import names
 from latentcache.corpus import probe, saved_probes, source_table
 from latentcache.errors import ClipError
 from latentcache.format import tables
-from latentcache.planning import grow, known, masks, notes, plan, planned, planner
+from latentcache.planning import grow, known, masks, moves, notes, plan, planned, planner
 from latentcache.storage import spill
 from tests.tools.caches import make_config, read_files
 
 #: Where rows are cut into pieces.
-CHUNKED = (names, probe, saved_probes, source_table, grow, masks, notes, plan)
+CHUNKED = (names, probe, saved_probes, source_table, grow, masks, moves, notes, plan)
 ROLES = ("video", "key", "frames", "fps", "height", "width", "caption")
 
 #: Of each step the sources that are probed, new, changed, moved and gone.

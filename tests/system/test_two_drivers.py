@@ -23,7 +23,7 @@ from latentcache.format.tables import from_parquet
 from latentcache.inspecting.verify import verify
 from latentcache.planning.create import repair_cache
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.retry import failed_rows
+from latentcache.planning.to_read import failed_rows
 from latentcache.running.driver import Run
 from latentcache.running.events import GaveUp, Task
 from latentcache.running.publisher import RunSnapshot

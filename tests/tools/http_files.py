@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 #: What can become of every request for a media file: a status, or this.
 RESET, CUT_SHORT = "reset", "cut short"
+#: Suffixes of media files.
+MEDIA = (".mp4", ".png")
 
 
 @dataclass
@@ -29,7 +32,9 @@ class Server:
     bytes_of: by the name of each. has_tags: answers have an ETag. ranges_left: so many ranges are given,
     and then whole files where ranges are asked for, or, where gives_others, ranges as long from the first
     byte on. lists: folders are listed, but for those of `unlisted`: there
-    the connection is reset.
+    the connection is reset. signature: what queries must have as `sig`, or media is answered with 403.
+    by_id: the name of the file that is given for each `id` of a query, whatever the path says; without an
+    id that of the id "".
     """
 
     url: str = ""
@@ -43,6 +48,8 @@ class Server:
     gives_others: bool = False
     lists: bool = False
     unlisted: set[str] = field(default_factory=set)
+    signature: str = ""
+    by_id: dict[str, str] = field(default_factory=dict)
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -71,9 +78,19 @@ class Handler(SimpleHTTPRequestHandler):
             self.facts.ranges_left -= 1
         return wanted if self.facts.ranges_left >= 0 or self.facts.gives_others else None
 
+    def translate_path(self, path: str) -> str:
+        """Return the file of a path, or that of the query's id."""
+        wanted = dict(parse_qsl(urlsplit(path).query)).get("id", "")
+        if self.facts.by_id and path.partition("?")[0].endswith(MEDIA):
+            path = "/" + self.facts.by_id.get(wanted, "nothing")
+        return super().translate_path(path)
+
     def _answer(self, *, with_body: bool) -> None:
         path = Path(self.translate_path(self.path))
-        fault = self.facts.fault if path.suffix in (".mp4", ".png") else None
+        fault = self.facts.fault if path.suffix in MEDIA else None
+        signed = dict(parse_qsl(urlsplit(self.path).query)).get("sig", "")
+        if path.suffix in MEDIA and self.facts.signature not in ("", signed):
+            fault = 403
         if self.facts.lists and path.is_dir() and path.name not in self.facts.unlisted:
             super().do_GET()
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from latentcache.errors import CorruptionError
 from latentcache.format.changes import Standing
 from latentcache.format.damage import damaged
 from latentcache.format.fields.commit import read_field_table, report_of
-from latentcache.format.fields.manifest import FieldManifest, refresh_field
+from latentcache.format.fields.manifest import FieldManifest, Version, refresh_field
 from latentcache.format.fields.paths import (
     field_index_path,
     field_sample_path,
@@ -100,6 +100,19 @@ def committed_parts(storage: Storage, field: FieldManifest, manifest: Manifest) 
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return [part for parts in pool.map(look, places) for part in parts]
+
+
+def missing_versions(
+    storage: Storage, field: FieldManifest, manifest: Manifest, shards: Sequence[ShardId]
+) -> dict[ShardId, list[Version]]:
+    """Return the versions of each of some shards that are not committed, in order."""
+    there, found = set(committed_parts(storage, field, manifest)), dict[ShardId, list[Version]]()
+    for version in field.all_versions:
+        rows = version.rows
+        for shard in shards:
+            if (rows is None or shard in rows) and (version.number, shard) not in there:
+                found.setdefault(shard, []).append(version)
+    return found
 
 
 def without_planned(

@@ -27,7 +27,7 @@ from latentcache.format.fields.manifest import (
 )
 from latentcache.format.fields.paths import field_folder, field_json_path
 from latentcache.format.fields.snapshot import (
-    committed_parts,
+    missing_versions,
     newest_versions,
     part_of,
     publish_field,
@@ -99,17 +99,10 @@ class PlannedField:
     @functools.cached_property
     def missing(self) -> dict[ShardId, list[Version]]:
         """The versions of each shard that are not committed, in order. Listed once."""
-        found: dict[ShardId, list[Version]] = {}
         if self.field.kind == "view":
-            return found
-        there = set(committed_parts(self.storage, self.field, self.cache.manifest))
-        counted = self.cache.planned_shards()
-        for version in self.field.all_versions:
-            rows = version.rows
-            for shard in counted:
-                if (rows is None or shard in rows) and (version.number, shard) not in there:
-                    found.setdefault(shard, []).append(version)
-        return found
+            return {}
+        shards = self.cache.planned_shards()
+        return missing_versions(self.storage, self.field, self.cache.manifest, shards)
 
     def shard(self, shard: ShardId) -> FieldShard:
         """Return what is to be encoded of a shard."""
