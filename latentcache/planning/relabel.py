@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.clips import ClipsConfig
-from latentcache.core.columns import same_values, taken
+from latentcache.core.columns import differing, taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
 from latentcache.format.columns import CAPTION
@@ -121,19 +121,5 @@ def _all_rows(
 
 
 def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
-    """Tell which values differ. NaN is itself here, and types matter only through their values."""
-    before = before.cast(completed(before.type, now.type))
-    if before.type == now.type and not pa.types.is_nested(now.type):
-        with contextlib.suppress(pa.ArrowNotImplementedError):
-            return _compared(before, now)
-    return ~np.array(same_values(before, now), bool)
-
-
-def _compared(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
-    unequal = pc.fill_null(pc.not_equal(before, now), False)
-    one_null = pc.xor(pc.is_null(before), pc.is_null(now))
-    found = pc.or_(unequal, one_null)
-    if pa.types.is_floating(now.type):
-        both = pc.and_(pc.is_nan(before), pc.is_nan(now))
-        found = pc.and_(found, pc.invert(pc.fill_null(both, False)))
-    return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+    """Tell which values differ, see `differing`. Types matter only through their values."""
+    return differing(before.cast(completed(before.type, now.type)), now)
