@@ -195,6 +195,12 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         print(f"  {printable(name)}: {why}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
+    if num_lost := difference.captions.num_lost:
+        print(
+            f"captions {num_lost} of them have lost their caption: the corpus has none for them any more"
+        )
+    if num_kept := difference.captions.num_kept:
+        print(f"captions {num_kept} clips keep theirs, for the corpus has no captions any more")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
 
 
