@@ -34,7 +34,7 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.places import check_new_place, local_place
 
 from .cli import OK, copying_config, is_override, options_in
-from .progress import copy_missing, print_left_out
+from .progress import copy_missing, print_left, print_left_out
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
 _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
@@ -98,6 +98,7 @@ def derive(
     words = in_words(selection, prefer)
     if step is None:
         _check_same(planned, kind, sources, words, shard_format)
+        print_left(planned)
     if args.dry_run:
         print("Dry run: nothing was written.")
         return OK

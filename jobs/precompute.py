@@ -38,7 +38,7 @@ from . import parsers
 from .cli import OK, SOME_FAILED, human_bytes, run_job
 from .fields import check_fields, make_fields, note_folders, share_fields, worse
 from .output import some_names
-from .progress import copy_missing, encode
+from .progress import copy_missing, encode, print_left
 from .waiting import LINE_INTERVAL_S, Waiting
 
 
@@ -146,6 +146,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     _print_clips(planned.config.clips)
     if manifest.generations:
         _print_difference(difference, prune)
+        print_left(planned)
     if difference.num_saved:
         print(
             f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
