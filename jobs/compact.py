@@ -29,7 +29,7 @@ from latentcache.storage.folder import Storage
 
 from . import parsers
 from .cli import OK, copying_config, run_job, storage_options
-from .progress import copy_missing
+from .progress import copy_missing, print_left
 
 
 def main() -> int:
@@ -49,8 +49,11 @@ def compact(args: argparse.Namespace) -> int:
         read_field(storage, name, manifest)  # before anything is planned, if it is damaged
     config = copying_config(manifest, args.cache, args.overrides)
     planned = PlannedCache(config=config, manifest=manifest, storage=storage)
+    left = print_left(planned)
     if args.dry_run:
         _print(_choose(planned, args))
+        if left:
+            print("What is worth compacting is looked at again once what is left is copied.")
         print("Dry run: nothing was written.")
         return OK
     with Leaseholder(lease_s=config.run.lease_s, take=args.take_lease) as holder:

@@ -34,7 +34,7 @@ from latentcache.storage.folder import Storage
 from latentcache.storage.places import check_new_place, local_place
 
 from .cli import OK, copying_config, is_override, options_in
-from .progress import copy_missing, print_left_out
+from .progress import copy_missing, print_left, print_left_out
 
 #: Options of the new cache's storage; and of those that are copied from, where they need others.
 _TARGET, _SOURCE = "cache.storage_options", "corpus.storage_options"
@@ -98,6 +98,7 @@ def derive(
     words = in_words(selection, prefer)
     if step is None:
         _check_same(planned, kind, sources, words, shard_format)
+        print_left(planned)
     if args.dry_run:
         print("Dry run: nothing was written.")
         return OK
@@ -182,11 +183,18 @@ def _check_same(
         names = ", ".join(parent.url for parent in first.parents)
         raise CacheError(f"{url} is a {kind} of {names}, as they were. Run {asked}.")
     if first.selection != words or shard_format not in (None, planned.manifest.format):
-        chosen = first.selection
-        if not chosen or chosen.startswith("prefer"):
-            chosen = "; ".join(filter(None, ["all clips", chosen]))
-        what = f"{chosen}, in {planned.manifest.format}"
-        raise CacheError(f"{url} is a {kind} of {what}. Run it {asked}.")
+        name = planned.manifest.format
+        was, now = _what(kind, first.selection, name), _what(kind, words, shard_format or name)
+        raise CacheError(
+            f"{url} is a {kind} of {was}, and asked for is one of {now}. Run it {asked}."
+        )
+
+
+def _what(kind: str, words: str, shard_format: str) -> str:
+    """Return what a merge or a copy is of. words: `in_words` of its selection."""
+    if kind == "merge":
+        return f"all clips, {f'--{words}' if words else 'without --prefer'}, in {shard_format}"
+    return f"{words or 'all clips'}, in {shard_format}"
 
 
 def _print(gathered: Gathered, manifest: Manifest) -> None:

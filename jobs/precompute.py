@@ -39,7 +39,7 @@ from .cli import OK, SOME_FAILED, human_bytes, run_job
 from .field_plans import check_fields, check_step
 from .fields import make_fields, note_folders, share_fields, worse
 from .output import some_names
-from .progress import copy_missing, encode
+from .progress import copy_missing, encode, print_left
 from .waiting import LINE_INTERVAL_S, Waiting
 
 
@@ -157,6 +157,7 @@ def _print_step(prune: bool, planned: PlannedCache, step: Step, difference: Diff
     if manifest.generations:
         _print_difference(difference, prune)
         _print_corpus(step)
+        print_left(planned)
     if difference.num_saved:
         print(
             f"probed   {difference.num_saved} of them were probed before, by a run that was stopped"
@@ -206,6 +207,12 @@ def _print_difference(difference: Difference, prune: bool) -> None:
         print(f"  {printable(name)}: {why}")
     if difference.num_relabelled:
         print(f"captions {difference.num_relabelled} clips with other captions or kept columns")
+    if num_lost := difference.captions.num_lost:
+        print(
+            f"captions {num_lost} of them have lost their caption: the corpus has none for them any more"
+        )
+    if num_kept := difference.captions.num_kept:
+        print(f"captions {num_kept} clips keep theirs, for the corpus has no captions any more")
     print(f"same     {difference.num_same} sources; {difference.num_probed} were opened")
 
 

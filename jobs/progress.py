@@ -19,7 +19,7 @@ from latentcache.copying.parents import Parents
 from latentcache.copying.shards import NotCopied, copy_shards, pending_copies
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS, ShardId, ShardReport
-from latentcache.core.units import human_bytes, human_time
+from latentcache.core.units import human_bytes, human_time, plural
 from latentcache.errors import LatentCacheError
 from latentcache.format.manifest import refresh
 from latentcache.format.planned_sources import read_rejected
@@ -129,6 +129,17 @@ def copy_missing(
     snapshot.close()
     print(f"copied   {num_copied} of {len(pending)} shards, as they are stored")
     return [shard for shard in missing if shard in left]
+
+
+def print_left(planned: PlannedCache) -> list[ShardId]:
+    """Say what earlier steps have left to do; returns the shards that are to be copied."""
+    missing = planned.missing_shards()
+    copies = pending_copies(planned, missing)
+    for shards, done in ((sorted({*missing} - {*copies}), "encoded"), (copies, "copied")):
+        if shards:
+            clips, where = plural(planned.num_clips(shards), "clip"), plural(len(shards), "shard")
+            print(f"left     {clips} in {where} of before are still to be {done}")
+    return copies
 
 
 def print_left_out(choice: FieldChoice) -> None:

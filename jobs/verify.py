@@ -1,7 +1,8 @@
 """Check every byte of a cache; --sample encodes some clips again, --repair plans damaged clips again.
 
 Exit status: 0 sound; 3 problems were found, even if --repair has planned the clips again: until
-`latentcache resume` has encoded them, their latents are missing.
+`latentcache resume` has encoded them, their latents are missing; 1 a sample was not compared: the storage
+of its sources did not answer, or no clip could be encoded again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -29,7 +31,12 @@ from latentcache.redaction import printable
 from latentcache.storage.folder import Storage, redact
 
 from . import parsers
-from .cli import OK, SOME_FAILED, human_bytes, run_job, storage_options
+from .cli import OK, OTHER, SOME_FAILED, human_bytes, run_job, storage_options
+from .fields import worse
+
+if TYPE_CHECKING:
+    from latentcache.inspecting.reencode import Repeated
+    from latentcache.planning.planned import PlannedCache
 
 #: Problems that are printed one by one.
 NAMED = 50
@@ -53,8 +60,9 @@ def check(args: argparse.Namespace) -> int:
         findings = verify(storage, bar.start, bar.step)
     for note in findings.notes:
         print(f"note     {note}")
+    status = OK
     if args.sample and findings.sound:
-        _repeat(args, findings, device)
+        status = _check_sample(args, findings, device)
     _print_problems(findings)
     for of_field in findings.fields:
         print(
@@ -70,7 +78,7 @@ def check(args: argparse.Namespace) -> int:
             _repair(storage, findings, holder)
     if findings.damaged or any(of_field.damaged for of_field in findings.fields):
         _print_next(storage, url, args.repair)
-    return SOME_FAILED if findings.problems else OK
+    return worse(status, SOME_FAILED if findings.problems else OK)
 
 
 class _Bar:
@@ -97,28 +105,51 @@ class _Bar:
             self._bar.update()
 
 
-def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) -> None:
-    """Encode sampled clips again, and print what came of it."""
-    from latentcache.format.snapshot import current_index, shard_of
-    from latentcache.inspecting.choose import sample_places
-    from latentcache.inspecting.reencode import TOLERANCE, repeat
+def _check_sample(args: argparse.Namespace, findings: Findings, device: torch.device) -> int:
+    """Encode sampled clips again, and print what came of it; returns the exit status of that."""
     from latentcache.planning.planned import reopen_cache
-    from latentcache.reading.cache import Cache
 
     options = storage_options(args.overrides, others=True)
     planned = reopen_cache(args.cache, options, args.overrides, args.allow_encoder)
     if not planned.manifest.provenance.has_pixels:
         print("sample   none: the latents were imported, so there are no pixels to encode again")
-        return
+        return OK
+    results = _repeat(planned, args, findings, device)
+    _print_sample(results, findings)
+    if num_unread := sum(result.is_unread for result in results):
+        print(
+            f"sample   {num_unread} of {len(results)} clips could not be read, for their storage did not "
+            "answer, so nothing is known of their latents. Run the same command again when it does. If the "
+            "corpus is elsewhere now, run precompute with it first, which notes the new place"
+        )
+        return OTHER
+    if results and all(result.problem is not None for result in results):
+        print("sample   No clip was encoded again, so nothing is known of the latents")
+        return OTHER
+    return OK
+
+
+def _repeat(
+    planned: PlannedCache, args: argparse.Namespace, findings: Findings, device: torch.device
+) -> list[Repeated]:
+    """Encode clips again that are sampled among the sound shards."""
+    from latentcache.format.snapshot import current_index, shard_of
+    from latentcache.inspecting.choose import sample_places
+    from latentcache.inspecting.reencode import repeat
+    from latentcache.reading.cache import Cache
+
     index = current_index(planned.storage, planned.manifest)
     cache, trusted = Cache(planned.storage, planned.manifest, index), set(findings.sound)
     sound = index.filter(
         pa.array([shard_of(row) in trusted for row in index.to_pylist()], pa.bool_())
     )
-    results = list(
-        repeat(planned, cache, sample_places(cache, sound, args.sample, args.seed), device)
-    )
-    tried = [result for result in results if result.problem is None]
+    places = sample_places(cache, sound, args.sample, args.seed)
+    return list(repeat(planned, cache, places, device))
+
+
+def _print_sample(results: Sequence[Repeated], findings: Findings) -> None:
+    from latentcache.inspecting.reencode import TOLERANCE
+
     for result in results:
         if result.problem is not None:
             print(f"sample   {printable(result.key)}: not encoded again: {result.problem}")
@@ -128,6 +159,7 @@ def _repeat(args: argparse.Namespace, findings: Findings, device: torch.device) 
                 f"clip {result.key!r} of shard {result.place.shard.number} is off by "
                 f"{result.difference:.2g} (at most {TOLERANCE} is taken for another machine's rounding)",
             )
+    tried = [result for result in results if result.problem is None]
     equal = sum(result.difference == 0 for result in tried)
     largest = max((result.difference for result in tried), default=0.0)
     print(

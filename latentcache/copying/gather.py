@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from latentcache.copying.owners import Owners, Prefer, is_owner, owners_of
 from latentcache.copying.parents import parent_of
-from latentcache.copying.plan_rows import check_widths, first_types, joined_rows
+from latentcache.copying.plan_rows import check_widths, common_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.sources import NewSources
 from latentcache.copying.stored_rows import OpenCache
@@ -175,7 +175,7 @@ def gather(
     gathered.num_waiting, gathered.num_partial = taken.num_waiting, len(sources.partial)
     rejected = sources.add_to(step)
     in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
-    kinds = first_types([*(rows for _, rows in in_order), *rejected])
+    kinds = common_types([*(rows for _, rows in in_order), *rejected])
     if rejected:
         step.rejected = joined_rows(rejected, kinds)
     check_widths(rows for _, rows in in_order)

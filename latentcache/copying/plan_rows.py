@@ -13,30 +13,22 @@ from latentcache.planning.kept_types import converted
 
 
 def joined_rows(tables: Sequence[pa.Table], kinds: pa.Schema | None = None) -> pa.Table:
-    """Join rows of plans: a column that some lack is null there, whole numbers become floats.
+    """Join rows of plans: a column that some lack is null there.
 
-    kinds: see `first_types`. Raises CacheError where values do not fit these.
+    kinds: the types that columns are to have, see `common_types`; None: rows of one cache, whose types go
+    together. Raises CacheError where values do not fit these.
     """
     fitted = tables if kinds is None else [_of_types(table, kinds) for table in tables]
-    try:
-        return pa.concat_tables(fitted, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise CacheError(
-            f"kept columns have types that do not go together ({error}). Nothing was written."
-        ) from None
+    return pa.concat_tables(fitted, promote_options="permissive")
 
 
-def first_types(tables: Iterable[pa.Table]) -> pa.Schema | None:
-    """Return the types that columns are to have: the first one, where types do not go together.
+def common_types(tables: Iterable[pa.Table]) -> pa.Schema:
+    """Return the types that columns of several caches are to have, of those without values too.
 
-    None: all go together as they are.
+    Whole numbers become floats where some caches have these. Of types that do not go together it is the
+    first one.
     """
-    schemas = [table.schema for table in tables]
-    try:
-        pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException:
-        return united(schemas)
-    return None
+    return united(table.schema for table in tables)
 
 
 def _of_types(table: pa.Table, kinds: pa.Schema) -> pa.Table:
@@ -49,11 +41,11 @@ def _of_types(table: pa.Table, kinds: pa.Schema) -> pa.Table:
 
 def _of_type(field: pa.Field, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     try:
-        return converted(field.name, column, kind)
+        return converted(field.name, column, kind, may_lack=True)
     except ValueError as error:
         raise CacheError(
-            f"the kept column {field.name} is {kind} in the first cache that has it and {field.type} in "
-            f"another, and the values do not fit ({error}). Nothing was written. Name the cache first "
+            f"the kept column {field.name} is {kind} by the caches before and {field.type} in another, "
+            f"and the values do not fit ({error}). Nothing was written. Name the cache first "
             "whose type holds all values, as text holds numbers; or leave the caches as they are: "
             "LatentLoader takes several"
         ) from None

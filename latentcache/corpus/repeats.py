@@ -1,14 +1,31 @@
-"""Sources with the same name in a table, which are told apart by numbers."""
+"""Rows with the same name in a table: of one video they are told apart by numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
+
+Mask = npt.NDArray[np.bool_]
+
+
+def first_unlike(names: pa.ChunkedArray, values: pa.ChunkedArray, among: Mask) -> int | None:
+    """Return the first row that has the name of an earlier one and another value; None if there is none.
+
+    among: where names may be repeated.
+    """
+    first: dict[str, str] = {}
+    some = (column.filter(pa.array(among)).to_pylist() for column in (names, values))
+    for row, name, value in zip(np.flatnonzero(among).tolist(), *some, strict=True):
+        if first.setdefault(name, value) != value:
+            return int(row)
+    return None
 
 
 def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,7 +20,7 @@ from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
 from latentcache.corpus.column_types import is_list_of_text, is_text
 from latentcache.corpus.kept import keepable
-from latentcache.corpus.repeats import number_repeated
+from latentcache.corpus.repeats import Mask, first_unlike, number_repeated
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
@@ -153,7 +152,7 @@ def _columns(
     names, full = table["name"], pa.chunked_array(given, pa.string())
     is_repeated = may_repeat(names)
     if is_repeated.any():
-        Rows(where, data, roles, starts).refuse_alike(names, full, is_repeated)
+        Rows(where, data, roles, starts).refuse_alike(names, full, table["url"], is_repeated)
         names = spill.column(number_repeated(names))
     return {**dict(zip(table.column_names, table.columns, strict=True)), "name": names}
 
@@ -255,23 +254,28 @@ class Rows:
         return self._rows_named(path, folder)
 
     def refuse_alike(
-        self, names: pa.ChunkedArray, given: pa.ChunkedArray, among: npt.NDArray[np.bool_]
+        self, names: pa.ChunkedArray, given: pa.ChunkedArray, urls: pa.ChunkedArray, among: Mask
     ) -> None:
-        """Raise CorpusError for a row that is only told apart by what its name leaves out.
+        """Raise CorpusError for a row whose name is that of another source.
 
         A number would depend on the order of the rows, and a digest of a signature changes with every
-        signing. names: without, given: with what they leave out. among: where names may be repeated.
+        signing. names: without, given: with what they leave out of URLs. among: where names may be
+        repeated.
         """
-        first: dict[str, str] = {}
-        public, full = (column.filter(pa.array(among)).to_pylist() for column in (names, given))
-        for row, name, text in zip(np.flatnonzero(among).tolist(), public, full, strict=True):
-            if first.setdefault(name, text) != text:
-                why = (
-                    "differs from an earlier row only in the query or the user of its URL, which names "
-                    "leave out, since they may be secrets. Add a column of unique names to the table, "
-                    "and name it as the role `key` in corpus.columns"
-                )
-                raise self.error("key" if "key" in self.roles else self.path_role, row, why)
+        role = "key" if "key" in self.roles else self.path_role
+        if (row := first_unlike(names, given, among)) is not None:
+            why = (
+                "differs from an earlier row only in the query or the user of its URL, which names "
+                "leave out, since they may be secrets. Add a column of unique names to the table, "
+                "and name it as the role `key` in corpus.columns"
+            )
+            raise self.error(role, row, why)
+        if (row := first_unlike(names, urls, among)) is not None:
+            why = (
+                "is also the key of another video or image, in an earlier row, and a number would depend "
+                "on the order of the rows. Give each its own key"
+            )
+            raise self.error(role, row, why)
 
     def _rows_named(self, path: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
         """Return paths, of which files in rows of tables are called `TABLE/ROW`, rows counted from 0."""

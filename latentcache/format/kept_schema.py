@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from latentcache.core.kinds import unlike
 from latentcache.format.schemas import PLAN_SCHEMA
 
 
@@ -45,6 +46,8 @@ def _united(one: pa.Field, other: pa.Field) -> pa.Field:
         return one
     schemas = [pa.schema([one]), pa.schema([other])]
     try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+        both = pa.unify_schemas(schemas, promote_options="permissive").field(0)
     except pa.ArrowException:
         return one
+    is_unlike = any(unlike(field.type, both.type, may_lack=True) for field in (one, other))
+    return one if is_unlike else both  # texts do not become bytes

@@ -33,13 +33,15 @@ TOLERANCE = 0.02
 class Repeated:
     """What a clip gave this time. difference: see TOLERANCE; 0 if every bit is the same.
 
-    problem: why the clip could not be read, such as a missing source; else None.
+    problem: why the clip was not encoded again, such as a missing source; else None. is_unread: whether
+    that is trouble of its source's storage, which is no evidence of anything.
     """
 
     place: ClipId
     key: str
     difference: float = 0.0
     problem: str | None = None
+    is_unread: bool = False
 
     @property
     def ok(self) -> bool:
@@ -66,7 +68,7 @@ def repeat(
             try:
                 again = _encode(pool.decode(clip), encoder, clip.key, planned.manifest.spec)
             except (ClipError, SourceError) as error:
-                yield Repeated(place=place, key=clip.key, problem=str(error))
+                yield _not_encoded(place, clip.key, error)
             else:
                 yield Repeated(place=place, key=clip.key, difference=difference(stored, again))
 
@@ -80,9 +82,14 @@ def _transcoded(
         try:
             again, _ = transcoder.encode(clip, transcoder.read(clip))
         except (ClipError, SourceError) as error:
-            yield Repeated(place=place, key=clip.key, problem=str(error))
+            yield _not_encoded(place, clip.key, error)
         else:
             yield Repeated(place=place, key=clip.key, difference=difference(stored, again))
+
+
+def _not_encoded(place: ClipId, key: str, error: ClipError | SourceError) -> Repeated:
+    is_unread = isinstance(error, SourceError)
+    return Repeated(place=place, key=key, problem=str(error), is_unread=is_unread)
 
 
 def difference(stored: Array, again: Array) -> float:

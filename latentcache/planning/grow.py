@@ -6,7 +6,7 @@ is not opened again. Captions and kept columns do not determine latents, so they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ from latentcache.planning.moves import differ, part_of_file, say_moves
 from latentcache.planning.notes import Note, notes
 from latentcache.planning.plan import Plan, make_plan
 from latentcache.planning.planned import PlannedCache
-from latentcache.planning.relabel import has_other_labels, relabel
+from latentcache.planning.relabel import Captions, has_other_labels, label_names, relabel
 from latentcache.planning.step import Step
 from latentcache.storage.spill import Spill
 
@@ -73,6 +73,7 @@ class Difference:
     num_saved: int = 0
     num_rejected: int = 0
     num_relabelled: int = 0
+    captions: Captions = field(default_factory=Captions)
     notes: list[Note] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
 
@@ -103,7 +104,7 @@ def plan_growth(
     probed = probe(chosen(corpus, mask, spill.put), pool, on_probed, saved)
     difference.num_probed = probed.num_rows
     plan = plan_sources(planned, probed, spill, values.widths)
-    fresh = _sort_out(probed, plan.rejected["source"], known, difference)
+    fresh = _sort_out(probed, plan.rejected["source"], known, difference, label_names(corpus))
     difference.why = _reasons(plan.rejected, difference.unreadable)
     step = Step(kind="grow" if planned.manifest.generations else "plan")
     if fresh.num_rows < probed.num_rows:
@@ -130,7 +131,7 @@ def plan_growth(
         unlike = (difference.changed, difference.completed, difference.unreadable)
         leave = pa.chunked_array([c for names in unlike for c in names.chunks], pa.string())
         fitting = Fitting(corpus, planned.config.clips, values.widths, probed)
-        relabel(step, known, corpus, leave, fitting)
+        difference.captions = relabel(step, known, corpus, leave, fitting)
         _add_misfits(difference, corpus, fitting)
     difference.num_same = corpus.num_rows - fresh.num_rows - len(difference.unreadable)
     difference.num_relabelled = step.num_relabelled
@@ -209,9 +210,16 @@ def probe(
 
 
 def _sort_out(
-    probed: pa.Table, rejected: pa.ChunkedArray, known: KnownCache, difference: Difference
+    probed: pa.Table,
+    rejected: pa.ChunkedArray,
+    known: KnownCache,
+    difference: Difference,
+    labels: Sequence[str],
 ) -> pa.Table:
-    """Return the probed sources that are to be planned, and name what they are."""
+    """Return the probed sources that are to be planned, and name what they are.
+
+    labels: see `label_names`.
+    """
     names, spill = probed["name"], Spill()
     at, failed = known.sources.find(names), NameIndex(rejected).find(names) >= 0
     was_rejected, was_partial, as_before = (np.zeros(len(at), bool) for _ in range(3))
@@ -226,7 +234,7 @@ def _sort_out(
     as_before &= is_known
     if (still := as_before & was_rejected).any():  # `resume --retry-failed` knows no corpus
         now = chosen(probed, still, spill.put)
-        as_before[still] = ~has_other_labels(now, known.rejected_rows())
+        as_before[still] = ~has_other_labels(now, known.rejected_rows(), labels)
     was_planned = is_known & ~was_rejected
     unreadable = was_planned & failed
     completed = as_before & was_partial & ~failed

@@ -13,11 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import is_list, list_of
-from latentcache.corpus.column_types import is_list_of_text
+from latentcache.core.columns import decoded, differing, is_list, list_of
+from latentcache.core.kinds import unlike, unlike_common
+from latentcache.corpus.column_types import is_list_of_text, is_text
 from latentcache.corpus.source_table import SEVERAL
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
+from latentcache.planning.masks import CHUNK_ROWS
+
+#: How much a message shows of a value.
+SHOWN_CHARS = 100
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -80,17 +85,46 @@ def _known(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedA
         ) from None
 
 
-def converted(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return a kept column in another type. Raises ValueError, which says why, if values would be lost."""
+def converted(
+    name: str, column: pa.ChunkedArray, kind: pa.DataType, *, may_lack: bool = False
+) -> pa.ChunkedArray:
+    """Return a kept column in another type. Raises ValueError, which says why, if values would be lost.
+
+    may_lack: objects may lack members that the type has, which are null then.
+    """
     given, is_per_frame = column.type, name == PER_FRAME
     column = pa.chunked_array(_fitted(column.chunks or [pa.array([], given)], given, kind))
-    why = _per_frame_loss(column.type, kind) if is_per_frame else cast_loss(column.type, kind)
+    why = (unlike_common if is_per_frame else unlike)(column.type, kind, may_lack=may_lack)
     if why is not None:
         raise ValueError(why)
     try:
-        return with_types_of(column, kind) if is_per_frame else column.cast(kind)
+        made = with_types_of(column, kind) if is_per_frame else column.cast(kind)
+        # Arrow casts few types back to codes, and nothing to nulls.
+        column = column.cast(completed(decoded(column.type), kind))
+        _check_same(column, made.cast(column.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(str(error)) from None
+    return made
+
+
+def _check_same(given: pa.ChunkedArray, back: pa.ChunkedArray) -> None:
+    """Raise ValueError unless values are the same after a cast to another type and back.
+
+    Arrow's casts lose the time of day of a day, and digits of numbers, without an error.
+    """
+    if given.equals(back):
+        return
+    for start in range(0, len(given), CHUNK_ROWS):
+        values, others = (c.slice(start, CHUNK_ROWS).combine_chunks() for c in (given, back))
+        rows = np.flatnonzero(differing(values, others))
+        if len(rows):
+            was, is_now = (c[int(rows[0])] for c in (values, others))
+            raise ValueError(f"{_shown(was)} would become {_shown(is_now)}")
+
+
+def _shown(value: pa.Scalar) -> str:
+    text = repr(value.as_py()) if is_text(value.type) else str(value)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
 def _fitted(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:
@@ -135,48 +169,3 @@ def _lists(like: Any, values: pa.Array) -> pa.Array:
     lengths = pc.fill_null(pc.list_value_length(like), 0).cast(pa.int64())
     offsets = pa.concat_arrays([pa.array([0]), pc.cumulative_sum(lengths)])
     return pa.LargeListArray.from_arrays(offsets, values, mask=like.is_null())
-
-
-def cast_loss(now: pa.DataType, before: pa.DataType) -> str | None:
-    """Return what Arrow's cast between two types would lose without an error; None if nothing.
-
-    It leaves out the fields of a struct that the other type lacks, sets those that only the other has to
-    null, and makes every number but 0 true.
-    """
-    now, before = _plain(now), _plain(before)
-    if pa.types.is_null(now) or pa.types.is_null(before):
-        return None
-    if pa.types.is_boolean(now) != pa.types.is_boolean(before):
-        return f"{now} and {before} are not the same values"
-    if pa.types.is_struct(now) and pa.types.is_struct(before):
-        return _struct_loss(now, before)
-    if pa.types.is_map(now) and pa.types.is_map(before):
-        keys = cast_loss(now.key_type, before.key_type)
-        return keys or cast_loss(now.item_type, before.item_type)
-    if is_list(now) and is_list(before):
-        return cast_loss(now.value_type, before.value_type)
-    return None
-
-
-def _struct_loss(now: pa.StructType, before: pa.StructType) -> str | None:
-    names, known = (sorted(field.name for field in kind) for kind in (now, before))
-    if names != known:
-        return f"its fields were {', '.join(known) or 'none'}, and are {', '.join(names) or 'none'}"
-    return _field_loss(now, before)
-
-
-def _per_frame_loss(now: pa.DataType, before: pa.DataType) -> str | None:
-    """Columns per frame may come and go: only those that both have are compared."""
-    if not pa.types.is_struct(before):
-        return None
-    return _field_loss(now, before)
-
-
-def _field_loss(now: pa.StructType, before: pa.StructType) -> str | None:
-    types = {field.name: field.type for field in before}
-    losses = (cast_loss(field.type, types[field.name]) for field in now if field.name in types)
-    return next(filter(None, losses), None)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind

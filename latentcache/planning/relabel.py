@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.clips import ClipsConfig
-from latentcache.core.columns import same_values, taken
+from latentcache.core.columns import differing, taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
+from latentcache.corpus.source_table import SEVERAL
 from latentcache.format.columns import CAPTION
 from latentcache.format.per_frame import PER_FRAME, recut, value_names
 from latentcache.planning.kept_types import completed
@@ -23,20 +26,39 @@ from latentcache.planning.plan import kept_names
 from latentcache.planning.step import Step
 
 
+@dataclass(kw_only=True)
+class Captions:
+    """Clips that had one: num_lost have none now; num_kept keep theirs, for the corpus has none at all."""
+
+    num_lost: int = 0
+    num_kept: int = 0
+
+
+def label_names(corpus: pa.Table) -> list[str]:
+    """Return of which columns a corpus says something: captions and kept columns.
+
+    If it has no caption at all, it has lost them all, like a kept column: it says nothing of captions.
+    """
+    kept = kept_names(corpus)
+    if corpus[CAPTION].null_count < corpus.num_rows:
+        return [CAPTION, *kept]
+    return [name for name in kept if name != SEVERAL]
+
+
 def relabel(
     step: Step, known: KnownCache, corpus: pa.Table, leave: pa.ChunkedArray, fitting: Fitting
-) -> None:
+) -> Captions:
     """Give shards the captions and kept columns that their sources have now, where they differ.
 
-    Kept columns that the corpus no longer has stay as they are. leave: names of sources whose clips stay as
+    Those that the corpus no longer has stay as they are. leave: names of sources whose clips stay as
     they are, or do not count any more: what the corpus says is of another file. So it is, as `fitting`
     tells, where values per frame are not as many as the source's frames.
     """
-    names, left = (CAPTION, *kept_names(corpus)), NameIndex(leave)
+    names, left, captions = label_names(corpus), NameIndex(leave), Captions()
     for group in known.looked_up(NameIndex(corpus["name"])):
         rows = group.rows
         at = fitting.fitting(rows, np.where(left.find(rows["source"]) < 0, group.at, -1))
-        now = {
+        now = {CAPTION: rows[CAPTION].combine_chunks()} | {
             name: _merged(
                 rows, _values_at(rows, name, corpus[name], at, fitting.clips), name, at >= 0
             )
@@ -47,16 +69,24 @@ def relabel(
             before = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows)
             differ |= _differ(before, values)
         step.num_relabelled += int(differ.sum())
+        had = pc.is_valid(rows[CAPTION])
+        captions.num_lost += pc.sum(pc.and_(had, pc.is_null(now[CAPTION]))).as_py() or 0
+        if CAPTION not in names:
+            captions.num_kept += pc.sum(pc.and_(had, pa.array(at >= 0))).as_py() or 0
         for shard, part in group.slices():
             if differ[part].any():
                 step.columns[shard] = _columns(known, shard, rows, now, part)
+    return captions
 
 
-def has_other_labels(sources: pa.Table, before: pa.Table) -> Mask:
-    """Tell of which sources a corpus says other captions or kept columns than the cache's rows of them."""
+def has_other_labels(sources: pa.Table, before: pa.Table, names: Sequence[str]) -> Mask:
+    """Tell of which sources a corpus says other captions or kept columns than the cache's rows of them.
+
+    names: see `label_names`.
+    """
     at = NameIndex(before["source"]).find(sources["name"])
     differ = np.zeros(sources.num_rows, bool)
-    for name in (CAPTION, *kept_names(sources)):
+    for name in names:
         known = _parts(before[name], name) if name in before.column_names else {}
         for part, now in _parts(sources[name], name).items():
             was = taken(known[part], at) if part in known else pa.nulls(len(at))
@@ -121,19 +151,5 @@ def _all_rows(
 
 
 def _differ(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
-    """Tell which values differ. NaN is itself here, and types matter only through their values."""
-    before = before.cast(completed(before.type, now.type))
-    if before.type == now.type and not pa.types.is_nested(now.type):
-        with contextlib.suppress(pa.ArrowNotImplementedError):
-            return _compared(before, now)
-    return ~np.array(same_values(before, now), bool)
-
-
-def _compared(before: Any, now: pa.Array) -> np.ndarray[Any, Any]:
-    unequal = pc.fill_null(pc.not_equal(before, now), False)
-    one_null = pc.xor(pc.is_null(before), pc.is_null(now))
-    found = pc.or_(unequal, one_null)
-    if pa.types.is_floating(now.type):
-        both = pc.and_(pc.is_nan(before), pc.is_nan(now))
-        found = pc.and_(found, pc.invert(pc.fill_null(both, False)))
-    return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+    """Tell which values differ, see `differing`. Types matter only through their values."""
+    return differing(before.cast(completed(before.type, now.type)), now)

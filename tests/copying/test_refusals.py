@@ -47,6 +47,11 @@ def test_a_source_of_other_content_is_refused_unless_one_is_preferred(tmp_path: 
     for prefer, expected in (("first", first), ("last", {**first, "v1#0": last["v1#0"]})):
         run("merge", *urls, "-o", tmp_path / prefer, "--prefer", prefer)
         assert clips_of(opened(tmp_path / prefer)) == expected
+        other = {"first": "last", "last": "first"}[prefer]
+        for more, asked in (([], "without --prefer"), (["--prefer", other], f"--prefer {other}")):
+            printed = run("merge", *urls, "-o", tmp_path / prefer, *more, status=2)
+            assert f"a merge of all clips, --prefer {prefer}, in zarr, and asked" in printed
+            assert f"one of all clips, {asked}, in zarr. Run it with the same" in printed
         storage = Storage(str(tmp_path / prefer))
         manifest = read_manifest(storage)
         planned = PlannedCache(config=one.config, manifest=manifest, storage=storage)
@@ -154,6 +159,14 @@ def test_names_that_only_begin_alike_are_other_places() -> None:
         (
             ["copy", "{c}", "{n}", "--where", "frames > 99"],
             "clips fits the condition frames > 99. There, frames is ",
+        ),
+        (
+            ["copy", "{c}", "{n}", "--where", "status = 'failed'"],
+            "status = 'failed'. There, status is 'ok', for only ok clips are chosen. Nothing",
+        ),
+        (
+            ["copy", "{c}", "{n}", "--where", "source = 'the row'"],
+            "There, source is 'v3', 'v6', 'v1' and others. Nothing",
         ),
         (["copy", "{c}", "{n}", "--keys", "{t}/absent"], "--keys: cannot read"),
         (["copy", "{c}", "{n}", "--keys", "{t}/empty"], "has no key in it"),

@@ -156,6 +156,17 @@ def test_repeated_names_are_numbered(write: Callable[[Rows], Path]) -> None:
     assert len(set(column(corpus, "url"))) == 3
 
 
+def test_a_key_names_one_video(write: Callable[[Rows], Path]) -> None:
+    """A number would depend on the order of the rows."""
+    columns = {"video": "video", "key": "id", "caption": "text"}
+    rows = [{"video": n, "id": "k", "text": n} for n in ("a.mp4", "b.mp4")]
+    for given in (rows, rows[::-1]):
+        with pytest.raises(CorpusError, match=r"row 3 .*: id = 'k' is also the key of another"):
+            read(write([{"video": "c.mp4", "id": "c", "text": "c"}, *given]), columns=columns)
+    again = [{"video": "a.mp4", "id": "k", "text": n} for n in ("one", "two")]
+    assert column(read(write(again), columns=columns), "name") == ["k", "k@2"]
+
+
 def test_numbering_repeated_names_leaves_them_unique() -> None:
     draw = random.Random(0)
     for _ in range(50):

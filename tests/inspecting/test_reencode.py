@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ml_dtypes import bfloat16
 
 from latentcache.core.dtypes import Array
 from latentcache.core.records import ClipId, ShardId
+from latentcache.decoders import asking
 from latentcache.inspecting.reencode import TOLERANCE, Repeated, difference, repeat
 from latentcache.reading.cache import open_cache
 from tests.tools.caches import make_config, make_corpus, run_inline
@@ -76,3 +78,46 @@ def test_a_clip_of_a_run_encodes_to_what_is_stored_while_its_source_is_there(
     (gone,) = repeat(planned, cache, [first], device)
     assert gone.ok
     assert gone.problem == f"no such file: {clip.url}"
+    assert not gone.is_unread
+    assert verified(planned.storage.url)[0] == 0  # of the others something is known
+
+
+@pytest.fixture(name="cache")
+def cache_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a finished cache of the two videos in `corpus` beside it."""
+    monkeypatch.setattr(asking, "TROUBLE_TRIES", 2)
+    corpus = make_corpus(tmp_path / "corpus", 2)
+    (corpus / "broken.mp4").unlink(missing_ok=True)
+    config = make_config(tmp_path, corpus, str(tmp_path / "cache"))
+    run_inline("precompute", config)
+    return tmp_path / "cache"
+
+
+def verified(cache: Path | str) -> tuple[int, str]:
+    return run_inline("verify", cache, "--sample", 100)
+
+
+@pytest.mark.slow
+def test_a_sample_whose_storage_does_not_answer_is_no_success(cache: Path) -> None:
+    corpus = cache.parent / "corpus"
+    assert verified(cache)[0] == 0
+    corpus.rename(cache.parent / "elsewhere")
+    status, printed = verified(cache)
+    assert status == 1
+    assert re.search(
+        r"(\d+) of \1 clips could not be read, for their storage did not answer.*again", printed
+    )
+    assert "precompute" in printed  # which notes where the corpus is now
+
+
+@pytest.mark.slow
+def test_a_sample_of_sources_that_are_all_gone_is_no_success(cache: Path) -> None:
+    for file in (cache.parent / "corpus").rglob("v*.mp4"):
+        file.unlink()
+    for file in (cache.parent / "corpus").rglob("*.png"):
+        file.unlink()
+    (cache.parent / "corpus" / "a neighbour").write_bytes(b"")
+    status, printed = verified(cache)
+    assert status == 1
+    assert "no such file" in printed
+    assert "No clip was encoded again, so nothing is known of the latents" in printed

@@ -138,7 +138,7 @@ def test_what_was_probed_is_sorted_out() -> None:
     rejected = pa.chunked_array([[n for n, s in zip(names, STATES, strict=True) if s[1]]])
     difference = Difference()
     cache: Any = types.SimpleNamespace(sources=sources, rejected_rows=lambda: labels)
-    found = _sort_out(pa.Table.from_pylist(facts), rejected, cache, difference)
+    found = _sort_out(pa.Table.from_pylist(facts), rejected, cache, difference, [])
     assert found["name"].to_pylist() == fresh
     assert {kind: getattr(difference, kind).to_pylist() for kind in kinds} == expected
 
@@ -152,7 +152,7 @@ def test_no_stamp_at_all_is_the_same_as_none_before() -> None:
     probed = labels.drop_columns(["source"])
     cache: Any = types.SimpleNamespace(sources=known, rejected_rows=lambda: labels)
     names = pa.chunked_array([["v"]])
-    assert not _sort_out(probed, names, cache, Difference()).num_rows
+    assert not _sort_out(probed, names, cache, Difference(), []).num_rows
 
 
 def test_a_new_source_takes_less_than_an_object_of_pythons(stamped: PlannedCache) -> None:
@@ -164,7 +164,7 @@ def test_a_new_source_takes_less_than_an_object_of_pythons(stamped: PlannedCache
     known = KnownCache(stamped.storage, stamped.manifest, stamped.plan)
     tracemalloc.start()
     try:
-        fresh = _sort_out(corpus, plan.rejected["source"], known, Difference())
+        fresh = _sort_out(corpus, plan.rejected["source"], known, Difference(), [])
         said = notes(fresh, plan.buckets, config, 64)
         _, peak = tracemalloc.get_traced_memory()
     finally:

@@ -29,11 +29,11 @@ ROLES = ("video", "key", "frames", "fps", "height", "width", "caption")
 #: Of each step the sources that are probed, new, changed, moved and gone.
 FOUND = [
     (300, 216, 0, 0, 0),
-    (104, 14, 0, 0, 0),
-    (90, 0, 0, 160, 0),
+    (104, 13, 0, 0, 0),
+    (91, 0, 0, 160, 0),
     (320, 0, 0, 0, 0),
-    (320, 0, 230, 0, 0),
-    (86, 0, 0, 152, 14),
+    (320, 0, 229, 0, 0),
+    (87, 0, 0, 152, 14),
 ]
 
 
@@ -66,8 +66,8 @@ class Prober:
 def write_corpus(folder: Path, num: int, caption: str, videos: list[str], left_out: int) -> None:
     rows = [
         {
-            "video": videos[number % len(videos)],
-            "key": f"clip {number // 2 if number % 31 == 0 else number}",
+            "video": videos[of % len(videos)],
+            "key": f"clip {of}",
             "frames": None if number % 7 == 0 else 4 if number % 19 == 0 else 30 + number % 30,
             "fps": 24.0,
             "height": 64 if number % 3 else 96,
@@ -76,6 +76,7 @@ def write_corpus(folder: Path, num: int, caption: str, videos: list[str], left_o
             "tags": None if number % 5 == 0 else [str(number)] * (number % 3),
         }
         for number in range(num)
+        for of in [number // 2 if number % 31 == 0 else number]
         if number % 23 != left_out
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "corpus.parquet", row_group_size=70)

@@ -154,10 +154,10 @@ def test_other_columns_per_frame_of_rejected_sources_are_noted_once() -> None:
 
     before = table("source", act=[[1.0]], turn=[[2.0]])
     same = table("name", turn=[[2.0]], act=[[1.0]])
-    assert has_other_labels(same, before).tolist() == [False]
-    assert has_other_labels(table("name", turn=[[2.0]]), before).tolist() == [False]
-    assert has_other_labels(table("name", turn=[[3.0]]), before).tolist() == [True]
-    assert has_other_labels(table("name", lift=[[2.0]]), before).tolist() == [True]
+    assert has_other_labels(same, before, [PER_FRAME]).tolist() == [False]
+    assert has_other_labels(table("name", turn=[[2.0]]), before, [PER_FRAME]).tolist() == [False]
+    assert has_other_labels(table("name", turn=[[3.0]]), before, [PER_FRAME]).tolist() == [True]
+    assert has_other_labels(table("name", lift=[[2.0]]), before, [PER_FRAME]).tolist() == [True]
 
 
 WHOLE = [[float(n), 0.0] for n in range(10)]

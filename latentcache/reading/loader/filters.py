@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -26,6 +27,8 @@ Where: TypeAlias = str | pc.Expression | Sequence[tuple[Any, ...]]
 
 #: Values that a message shows of a column, how long each may be, and of how many rows they are.
 _EXAMPLES, _SHOWN_CHARS, _LOOKED_AT = 3, 60, 10_000
+#: A text in an expression as arrow prints it.
+_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 class Chosen:
@@ -68,16 +71,20 @@ def choose(cache: Cache, where: Where) -> dict[str, Chosen]:
 def nothing_fits(cache: Cache, where: Where) -> str:
     """Say that a condition keeps no clip, and what values its columns have."""
     expression = to_expression(cache, where)
-    named = [name for name in _columns(cache, expression) if name != "status"]
+    found = _named(cache, expression)
+    named = [name for name in found if name != "status"]
     tables = [
         table.filter(pc.equal(table["status"], "ok")) for _, table in cache.scan([*named, "status"])
     ]
     num_ok = sum(table.num_rows for table in tables)
     if not num_ok:
         return f"{cache!r} has no ok clip yet, so `where` has nothing to choose from."
-    said = "; ".join(_values_in_words(name, [t.select([name]) for t in tables]) for name in named)
+    words = [_values_in_words(name, [t.select([name]) for t in tables]) for name in named]
+    if "status" in found:
+        words.append("status is 'ok', for only ok clips are chosen")
+    said = f" There, {'; '.join(words)}." if words else ""
     condition = where if isinstance(where, str) else str(expression)
-    return f"none of the {num_ok:,} ok clips fits the condition {condition}. There, {said}."
+    return f"none of the {num_ok:,} ok clips fits the condition {condition}.{said}"
 
 
 def _values_in_words(name: str, tables: Sequence[pa.Table]) -> str:
@@ -115,9 +122,16 @@ def to_expression(cache: Cache, where: Where) -> pc.Expression:
 
 
 def _columns(cache: Cache, expression: pc.Expression) -> list[str]:
-    """Return the columns that an expression may name: arrow prints names as they are."""
+    """Return the columns that an expression may name, and perhaps more: arrow prints names as they are."""
     text = str(expression)
     return [name for name in cache.column_names if name == "status" or name in text]
+
+
+def _named(cache: Cache, expression: pc.Expression) -> list[str]:
+    """Return the columns that an expression names, for people: whole words of it that are no texts."""
+    text = _TEXT.sub('""', str(expression))
+    columns = _columns(cache, expression)
+    return [name for name in columns if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
 
 
 def _mask(cache: Cache, table: pa.Table, expression: pc.Expression) -> Array:
