@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,22 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.copying.owners import Owners, Prefer, is_owner, owners_of
+from latentcache.copying.owners import Owners, Prefer, Union
 from latentcache.copying.parents import parent_of
 from latentcache.copying.plan_rows import check_widths, common_types, joined_rows
 from latentcache.copying.selection import Selection, select_rows
 from latentcache.copying.sources import NewSources
 from latentcache.copying.stored_rows import OpenCache
+from latentcache.copying.taken import Taken
 from latentcache.copying.waiting import WaitingClips
-from latentcache.core.columns import python_values
 from latentcache.core.records import Bucket, ShardFormat, ShardId
 from latentcache.errors import CacheError, RecipeMismatchError
-from latentcache.format.columns import CAPTION
 from latentcache.format.manifest import CREATED_BY, Manifest, recipe_difference
 from latentcache.format.samples import read_all_rows
 from latentcache.format.snapshot import current_index
 from latentcache.planning.known import KnownCache
-from latentcache.planning.plan import kept_names
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.reading.cache import Cache
@@ -143,7 +141,7 @@ def gather(
     clips are of one cache's content, as `prefer` says; without that, CacheError names such sources.
     Raises ConfigError for a selection that makes no sense, and CacheError for one that cannot be completed.
     """
-    owners = owners_of([member.known.sources for member in members], prefer)
+    owners = Owners(Union([member.known.sources for member in members]), prefer)
     step = Step(
         kind=kind,
         parents=tuple(parent_of(member.opened) for member in members),
@@ -152,26 +150,30 @@ def gather(
     gathered = Gathered(step=step)
     tables: dict[str, list[tuple[int, pa.Table]]] = {}
     waiting = [WaitingClips(member.planned, member.cache, selection) for member in members]
-    taken = _Taken(owners, _pairs(waiting, owners))
+    taken = Taken(owners, _pairs(waiting, owners), is_all=selection.is_all)
     failed: list[tuple[int, ShardId, pa.Table]] = []  # after all that are ok, which come first
     for number, member in enumerate(members):
+        taken.begin()
         for shard, rows in _rows(member, select_rows(member.cache, selection)):
-            is_late = taken.shared(rows)
+            is_late = pa.array(owners.shared(rows["source"]))
             if pc.any(is_late).as_py():
                 is_late = pc.and_(is_late, _failed(member, shard, rows))
                 failed.append((number, shard, rows.filter(is_late)))
                 rows = rows.filter(pc.invert(is_late))
             _take(tables, taken, number, shard, rows)
-    for number, shard, rows in failed:
-        _take(tables, taken, number, shard, rows)
+    for number, late in itertools.groupby(failed, key=lambda each: each[0]):
+        taken.begin()
+        for _, shard, rows in late:
+            _take(tables, taken, number, shard, rows)
+    lacking = owners.union.mask(taken.lacking)
     sources = NewSources(
-        [member.known for member in members], owners, selection, taken.sources, taken.lacking
+        [member.known for member in members], owners, selection, taken.given, lacking
     )
     for of_member in waiting:
         of_member.check_whole(taken.lacking)
         of_member.check_partial(sources.partial)
-    gathered.num_twice, gathered.num_relabelled = taken.num_twice, len(taken.relabelled)
-    gathered.num_other, gathered.num_other_sources = taken.num_other, len(taken.other_sources)
+    gathered.num_twice, gathered.num_relabelled = taken.num_twice, taken.num_relabelled
+    gathered.num_other, gathered.num_other_sources = taken.num_other, taken.num_other_sources
     gathered.num_waiting, gathered.num_partial = taken.num_waiting, len(sources.partial)
     rejected = sources.add_to(step)
     in_order = sorted(itertools.chain(*tables.values()), key=lambda part: part[0])
@@ -200,14 +202,14 @@ def gather(
 def _pairs(waiting: Sequence[WaitingClips], owners: Owners) -> Iterator[tuple[str, str]]:
     """Yield source and key of the clips that wait in a cache that is right about their source."""
     for number, of_member in enumerate(waiting):
-        for source, key in of_member.clips():
-            if is_owner(owners, source, number):
-                yield source, key
+        pairs = [*of_member.clips()]
+        names = pa.chunked_array([pa.array([source for source, _ in pairs], pa.string())])
+        yield from itertools.compress(pairs, owners.is_right(number, names))
 
 
 def _take(
     tables: dict[str, list[tuple[int, pa.Table]]],
-    taken: _Taken,
+    taken: Taken,
     number: int,
     shard: ShardId,
     rows: pa.Table,
@@ -241,79 +243,3 @@ def _rows(
             wanted = pa.array(sorted(selected[shard]), pa.int32())
             rows = rows.filter(pc.is_in(rows["row"], value_set=wanted))
         yield shard, rows
-
-
-class _Taken:
-    """The clips that are taken already, of sources that several caches have.
-
-    sources: all that gave a clip; num_twice: clips that were not taken, for another cache's is; relabelled:
-    keys of those with other labels; num_other: clips that were not taken, for `other_sources` are of other
-    content there. waiting: source and key of clips that nobody has, as far as they are not taken.
-    """
-
-    def __init__(self, owners: Owners, waiting: Iterable[tuple[str, str]] = ()) -> None:
-        self._owners, self._waiting = owners, set(waiting)
-        self._shared = pa.array(sorted(owners), pa.string())
-        self._labels: dict[str, int] = {}  # by key, see `_labels_of`
-        self.sources: set[str] = set()
-        self.relabelled: set[str] = set()
-        self.other_sources: set[str] = set()
-        self.num_twice = self.num_other = 0
-
-    def shared(self, rows: pa.Table) -> pa.ChunkedArray:
-        """Return which rows are of sources that several caches have."""
-        return pc.is_in(rows["source"], value_set=self._shared)
-
-    def new_ones(self, number: int, rows: pa.Table) -> pa.Table:
-        """Return the rows of a cache that are to be taken."""
-        if pc.any(self.shared(rows)).as_py():
-            columns = rows["source"].to_pylist(), rows["key"].to_pylist(), _labels_of(rows)
-            keep = [self._is_new(number, *row) for row in zip(*columns, strict=True)]
-            rows = rows.filter(pa.array(keep))
-        self.sources.update(rows["source"].to_pylist())
-        if self._waiting:
-            self._waiting.difference_update(
-                zip(rows["source"].to_pylist(), rows["key"].to_pylist(), strict=True)
-            )
-        return rows
-
-    @property
-    def num_waiting(self) -> int:
-        """Number of clips that wait."""
-        return len(self._waiting)
-
-    @property
-    def lacking(self) -> set[str]:
-        """Sources some of whose clips are not there."""
-        return {source for source, _ in self._waiting}
-
-    def _is_new(self, number: int, source: str, key: str, labels: int) -> bool:
-        if source not in self._owners:
-            return True
-        if number not in self._owners[source]:
-            self.num_other += 1
-            self.other_sources.add(source)
-            return False
-        if key not in self._labels:
-            self._labels[key] = labels
-            return True
-        self.num_twice += 1
-        if self._labels[key] != labels:
-            self.relabelled.add(key)
-        return False
-
-
-def _labels_of(rows: pa.Table) -> list[int]:
-    """Return a hash of the captions and kept columns of each row; a whole number is one of any type."""
-    names = sorted([CAPTION, *kept_names(rows)])
-    values = zip(*(python_values(rows[name]) for name in names), strict=True)
-    return [hash(repr(_given(zip(names, row, strict=True)))) for row in values]
-
-
-def _given(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return values by name without nulls, as a cache may lack the column; 1.0 as 1."""
-    return {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in values
-        if value is not None
-    }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentcache.copying.owners import Prefer, is_owner, owners_of
+from latentcache.copying.owners import Owners, Prefer, Union
 from latentcache.errors import CacheError
-from latentcache.planning.known_sources import KnownSource
+from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
+from latentcache.planning.known_sources import KnownSources
 
 #: What a cache knows of the source `v`: its content, that it is rejected, that it has clips, or nothing.
 REJECTED, UNKNOWN, ABSENT = "rejected", "unknown", "absent"
@@ -19,22 +21,32 @@ CACHES = st.lists(
 )
 
 
-def known(what: str) -> dict[str, KnownSource]:
-    if what == ABSENT:
-        return {}
-    is_rejected = what == REJECTED
+def known(number: int, what: str) -> KnownSources:
+    """What a cache knows: of v, and of a source that no other cache has."""
     identity = None if what in (REJECTED, UNKNOWN) else what
-    source = KnownSource(
-        url="/v", kind="video", identity=identity, stamp=None, is_rejected=is_rejected
+    rows = [{"source": f"own{number}", "identity": identity, "what": "planned"}]
+    if what != ABSENT:
+        is_rejected = what == REJECTED
+        rows += [
+            {"source": "v", "identity": identity, "what": "rejected" if is_rejected else "planned"}
+        ]
+    facts = {"url": "/v", "kind": "video", "stamp": None}
+    return KnownSources(
+        pa.Table.from_pylist([row | facts for row in rows], schema=PLANNED_SOURCE_SCHEMA)
     )
-    return {"v": source}
 
 
 def owners(caches: Sequence[str], prefer: Prefer | None) -> list[int]:
     """Return the caches that have the source and are right about it."""
-    found = owners_of([known(what) for what in caches], prefer)
+    found = Owners(Union([known(*cache) for cache in enumerate(caches)]), prefer)
     there = [number for number, what in enumerate(caches) if what != ABSENT]
-    return [number for number in there if is_owner(found, "v", number)]
+    for number in range(len(caches)):
+        own = pa.chunked_array([[f"own{number}"]])
+        assert (found.shared(own).all(), found.is_right(number, own).all()) == (False, True)
+    name = pa.chunked_array([["v"]])
+    if there:
+        assert found.shared(name).all() == (len(there) > 1)
+    return [number for number in there if found.is_right(number, name).all()]
 
 
 @given(CACHES, st.sampled_from(["first", "last"]))
