@@ -120,14 +120,26 @@ class StaleRows:
     def _stale(self, shard: ShardId, version: Version, rows: set[int]) -> set[int]:
         """Return which rows are stale of those of which a version has the newest value."""
         pin = self._history.pinned(version, shard)
-        found = self._differ(shard, pin, self._history.now, rows)
+        found, before = self._differ(shard, pin, self._history.now, rows), [version]
         for later in self._waiting.get(shard, ()):
-            if later.kind == "update" and later.number > version.number:
-                listed = rows & (later.rows or {})[shard]
-                # Texts that have not changed are planned again only where a copy has a former value.
-                found |= listed - self._differ(
-                    shard, pin, self._history.pinned(later, shard), listed
-                )
+            if later.number > version.number:
+                if later.kind == "update":
+                    found |= self._copied(shard, before, later, rows)
+                before.append(later)
+        return found
+
+    def _copied(
+        self, shard: ShardId, before: Sequence[Version], later: Version, rows: set[int]
+    ) -> set[int]:
+        """Return which rows an update lists though their texts are those of every version before it.
+
+        These are copies of former values: all others are listed because their texts had changed.
+        """
+        found = rows & (later.rows or {})[shard]
+        pin = self._history.pinned(later, shard)
+        for version in before:
+            own = found if version.rows is None else found & version.rows[shard]
+            found = found - self._differ(shard, self._history.pinned(version, shard), pin, own)
         return found
 
     def _differ(self, shard: ShardId, one: int, other: int, rows: Set[int]) -> set[int]:
