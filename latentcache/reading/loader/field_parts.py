@@ -1,4 +1,4 @@
-"""Which parts of a field a loader has: what its state keeps of a field that is still being encoded.
+"""Which parts of a field a loader has: what its state and `newest` keep of one that is still being encoded.
 
 A part is a shard of a version. Parts are numbered by version, and then by the shards of the cache's
 snapshot, so that numbers stay as they are when the field gains versions, or the cache gains shards.
@@ -49,14 +49,14 @@ def kept(reader: FieldReader, saved: Mapping[str, Any], shards: Sequence[ShardId
     url = redact(reader.storage.url)
     if saved.get("fingerprint") != reader.field.fingerprint:
         raise CacheError(
-            f"{url}: the field {reader.name} is not the one of the state, but has another recipe, so the "
-            "run would go on with other values. Drop it and add it with its former recipe; or make a "
-            "loader without the state, and start the epoch again with set_epoch."
+            f"{url}: the field {reader.name} is not the one of the state or snapshot, but has "
+            "another recipe, so the run would go on with other values. Drop it and add it with its "
+            "former recipe; or make a loader without the state, and start the epoch again with set_epoch."
         )
     if saved.get("generation") != reader.field.generation:
         raise CacheError(
-            f"{url}: the field {reader.name} was dropped and made again since the state was saved, of "
-            f"other captions, so the run would go on with other values. {_FORMER_GONE}"
+            f"{url}: the field {reader.name} was dropped and made again since, of other captions, "
+            f"so the run would go on with other values. {_FORMER_GONE}"
         )
     parts = _parts(reader.field, shards)
     bits = np.unpackbits(shard_set.from_text(str(saved.get("parts")), len(parts)))
@@ -75,8 +75,9 @@ def _made(field: FieldManifest) -> dict[str, Any]:
 
 def _lost(url: str, field: str, lost: Sequence[int], parts: Sequence[Part]) -> str:
     """Return what can be done about parts of a state that are not here: files are gone, or versions."""
-    says = f"{url}: the state has {plural(len(lost), 'shard')} of the field {field} which it lacks here"
-    opened = "If this cache was opened before the state was saved, open it again."
+    num = plural(len(lost), "shard")
+    says = f"{url}: the state or snapshot that was given has {num} of the field {field} which it lacks here"
+    opened = "If this cache was opened before that, open it again."
     if lost[-1] >= len(parts):
         return (
             f"{says}, of versions that the field does not have, so the run would go on with other values. "

@@ -314,7 +314,11 @@ class LatentLoader(IterableDataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def newest(self) -> list[dict[str, Any]]:
-        """Return the snapshots that are published now, as small JSON values for `set_epoch`."""
+        """Return the snapshots that are published now, as small JSON values for `set_epoch`.
+
+        Of fields: what was there when this loader was made. A rank that was made before that lacks it, and
+        its `set_epoch` raises CacheError.
+        """
         return sources.newest(self._sources)
 
     def __len__(self) -> int:

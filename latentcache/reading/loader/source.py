@@ -68,9 +68,7 @@ class Source:
             self._view,
             self._weights,
         )
-        shards = sorted(cache.committed) if of_fields else []
-        fields = {"fields": of_fields.identity(shards)} if of_fields else {}
-        self._identity = {**snapshot_of(cache), "where": self._map.digest, **fields}
+        self._identity = {**_identity_of(cache, of_fields), "where": self._map.digest}
 
     @property
     def map(self) -> ShardMap:
@@ -94,9 +92,10 @@ class Source:
         return True
 
     def choose(self, snapshot: Mapping[str, Any]) -> None:
-        """Take a snapshot, as `snapshot_of` describes it, from the next epoch on.
+        """Take a snapshot, as `newest` or `identity` describes it, from the next epoch on.
 
-        Raises CacheError if it is of another cache, or if its shards have changed.
+        Raises CacheError if it is of another cache, if its shards have changed, or if it has shards of
+        fields that are not here.
         """
         cache = self.map.cache
         if snapshot.get("fingerprint") != cache.manifest.fingerprint:
@@ -140,17 +139,25 @@ class Source:
         return self._identity if self.map else {}
 
     def newest(self) -> dict[str, Any]:
-        """Return the snapshot that is published now, as JSON values."""
-        return snapshot_of(self.map.cache.newest())
+        """Return what determines batches of the snapshot that is published now, as JSON values.
+
+        That is the snapshot, and all shards of fields that were there when this was made.
+        """
+        return _identity_of(self.map.cache.newest(), self._all_fields)
 
 
-def snapshot_of(cache: Cache) -> dict[str, Any]:
-    """Return a snapshot as JSON values; any further shard in a cache makes it another one."""
+def _identity_of(cache: Cache, fields: LoaderFields | None) -> dict[str, Any]:
+    """Return a snapshot, and what is there of fields beside it, as JSON values.
+
+    Any further shard in a cache makes it another one.
+    """
+    of_fields = {"fields": fields.identity(sorted(cache.committed))} if fields else {}
     return {
         "fingerprint": cache.manifest.fingerprint,
         "snapshot": cache.snapshot,
         "generation": len(cache.manifest.generations),
         "shards": shard_set.to_text(cache.shard_bits),
+        **of_fields,
     }
 
 

@@ -30,13 +30,13 @@ def open_all(
 
 
 def choose(sources: Sequence[Source], snapshots: Sequence[Mapping[str, Any]]) -> None:
-    """Take a snapshot of each cache; see `Source.choose`."""
+    """Take a snapshot of each cache, and its fields; see `Source.choose`."""
     for source, snapshot in zip(sources, snapshots, strict=True):
         source.choose(snapshot)
 
 
 def newest(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Return the snapshots that are published now, as small JSON values for `choose`."""
+    """Return the snapshots that are published now, as small JSON values; see `Source.newest`."""
     return [source.newest() for source in sources]
 
 

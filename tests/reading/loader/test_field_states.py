@@ -148,6 +148,45 @@ def test_a_cache_that_was_opened_before_a_field_grew_says_so(tmp_path: Path) -> 
         loader.load_state_dict(state)
 
 
+@pytest.mark.parametrize("missing", ["leave_out", "null"])
+def test_ranks_that_opened_around_an_update_agree_by_one_ranks_newest(
+    missing: str, tmp_path: Path
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS, shard_clips=4)
+    add(cache, umt5=text_field())
+    cache = relabel(cache, {"v0#0": "other", "v1#0": "else", "v3#0": "third"})
+    first, alone = (loader_of(cache, missing=missing, world_size=n) for n in (2, 1))
+    add(cache, "--update", umt5=text_field())
+    second = loader_of(cache, missing=missing, rank=1, world_size=2)
+    chosen = json.loads(json.dumps(first.newest()))
+    for loader in (first, second):
+        loader.set_epoch(0, snapshots=chosen)
+    assert len(first) == len(second)
+    assert first.left_out == second.left_out == alone.left_out
+    wanted = list(alone)
+    check_same(list(first), wanted[::2][: len(first)])
+    check_same(list(second), wanted[1::2])
+    with pytest.raises(latentcache.CacheError, match=r"snapshot .* umt5 .*open it again"):
+        first.set_epoch(1, snapshots=second.newest())
+
+
+def test_the_newest_parts_are_those_that_a_loader_found_whatever_state_it_goes_on_with(
+    tmp_path: Path,
+) -> None:
+    cache = cache_of(tmp_path, CAPTIONS, shard_clips=4)
+    add(cache, umt5=text_field())
+    cache = relabel(cache, {"v0#0": "other"})
+    state = saved(loader_of(cache))
+    add(cache, "--update", umt5=text_field())
+    loader = loader_of(cache)
+    newest = loader.newest()
+    loader.load_state_dict(state)
+    assert sum(loader.left_out[0].values()) == 1
+    assert loader.newest() == newest
+    loader.set_epoch(1, newest)
+    assert loader.left_out == [{}]
+
+
 @pytest.mark.parametrize("is_updated", [True, False])
 def test_a_state_of_a_field_that_was_dropped_and_made_again_says_so(
     is_updated: bool, tmp_path: Path
