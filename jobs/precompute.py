@@ -35,6 +35,7 @@ from latentcache.running.scalars import check_scalars
 from latentcache.storage.folder import redact
 
 from . import parsers
+from .behind import say_behind
 from .cli import OK, SOME_FAILED, human_bytes, run_job
 from .field_plans import check_fields, check_step
 from .fields import make_fields, note_folders, share_fields, worse
@@ -70,6 +71,7 @@ def precompute(args: argparse.Namespace) -> int:
                 planned, fields, made=shared.summaries, corpus=planned.config.corpus.source
             )
             status = worse(status, made)
+            say_behind(planned, fields)
         return status
 
 

@@ -14,7 +14,9 @@ from latentcache.core.machine import install_command
 from latentcache.core.units import human_bytes
 from latentcache.errors import ConfigError
 from latentcache.format.manifest import read_manifest
+from latentcache.inspecting.field_counts import behind_of
 from latentcache.inspecting.report.collect import Report, collect
+from latentcache.inspecting.status_words import behind_lines
 from latentcache.storage.folder import Storage
 
 from . import parsers
@@ -62,6 +64,8 @@ def _print_summary(found: Report, output: str, num_bytes: int) -> None:
     failed = sum(bucket.num_failed for bucket in found.facts.buckets)
     planned = sum(bucket.planned_clips for bucket in found.facts.buckets)
     print(f"cache    {ok} clips ok and {failed} failed of {planned} planned")
+    for line in behind_lines(behind_of(found.facts.fields), found.url):
+        print(f"behind   {line}")
     compared: list[Any] = [clip.quality for clip in found.clips if clip.quality]
     if compared:
         psnr = statistics.median(quality.psnr_db for quality in compared)

@@ -27,6 +27,7 @@ from latentcache.running.summary import Summary
 from latentcache.storage.folder import redact
 
 from . import parsers
+from .behind import say_behind
 from .cli import OK, SOME_FAILED, run_job, storage_options
 from .fields import resume_fields, share_known_fields, worse
 from .output import some_names
@@ -82,9 +83,12 @@ def _check_imported(planned: PlannedCache, missing: Sequence[ShardId]) -> None:
 def _fields(
     args: argparse.Namespace, planned: PlannedCache, made: Mapping[str, Summary] | None = None
 ) -> int:
-    return resume_fields(
+    status = resume_fields(
         planned, args.overrides, names=args.field, retry_failed=args.retry_failed, made=made
     )
+    if args.field and status in (OK, SOME_FAILED):
+        say_behind(planned, args.field)
+    return status
 
 
 def _plan_again(planned: PlannedCache, holder: Leaseholder) -> PlannedCache:

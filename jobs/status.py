@@ -21,7 +21,7 @@ from latentcache.core.units import human_bytes, human_time
 from latentcache.errors import CacheError, ConfigError
 from latentcache.format.fields.snapshot import FieldCounts
 from latentcache.inspecting.status import Status
-from latentcache.inspecting.status_words import state_in_words
+from latentcache.inspecting.status_words import behind_lines, state_in_words
 from latentcache.inspecting.watch import Watch, is_about_to_be
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -105,6 +105,8 @@ def _to_json(found: Status) -> dict[str, Any]:
     data = dataclasses.asdict(found)
     for run in data["runs"]:
         del run["done"]
+    for name, behind in data.pop("behind").items():
+        data["fields"][name] |= behind
     return data
 
 
@@ -123,7 +125,8 @@ def _lines(found: Status, watch: Watch, url: str) -> list[str]:
         lines.append(f"speed    {_speed(found)}")
     if found.left_s is not None:
         lines.append(f"left     {human_time(found.left_s)}")
-    return [*lines, *_failures(found), *map(_field, found.fields.items())]
+    behind = [f"behind   {line}" for line in behind_lines(found.behind, redact(url))]
+    return [*lines, *_failures(found), *map(_field, found.fields.items()), *behind]
 
 
 def _field(item: tuple[str, FieldCounts]) -> str:

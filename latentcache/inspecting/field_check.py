@@ -47,12 +47,15 @@ from latentcache.format.fields.snapshot import (
     read_field_index,
     rows_of,
 )
-from latentcache.format.manifest import Manifest, refresh
+from latentcache.format.manifest import Manifest, read_manifest, refresh
 from latentcache.format.schemas import object_facts
 from latentcache.format.shards import get_format
 from latentcache.format.shards.protocol import ArrayLayout
+from latentcache.format.snapshot import current_index
 from latentcache.format.tables import from_parquet
 from latentcache.inspecting.array_metadata import metadata_problem
+from latentcache.inspecting.field_counts import FieldCounter
+from latentcache.inspecting.status_words import behind_lines
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
 
@@ -348,6 +351,24 @@ def _check_index(
 def _counted_rows(index: pa.Table, gone: Collection[ShardId]) -> set[str]:
     """Return rows of a snapshot as texts, but those of shards that are gone, or that `clean` may remove."""
     return {json.dumps(row) for row in index.to_pylist() if part_of(row).shard not in gone}
+
+
+def behind_notes(
+    storage: Storage, standing: Standing, checked: Sequence[FieldFindings]
+) -> list[str]:
+    """Return which fields lack values, or have some of former captions or files.
+
+    Nothing where that cannot be told: problems say why. standing: as `FieldCounter` takes it.
+    """
+    names = [found.name for found in checked if found.manifest is not None]
+    if not names:
+        return []
+    with contextlib.suppress(CorruptionError):
+        manifest = read_manifest(storage)
+        index = current_index(storage, manifest)
+        behind = FieldCounter(storage).behind(manifest, standing, index, names)
+        return [f"the field {line}" for line in behind_lines(behind, redact(storage.url))]
+    return []
 
 
 def write_derived_fields(storage: Storage, manifest: Manifest, found: FieldFindings) -> None:

@@ -21,6 +21,7 @@ from latentcache.running.speed import clips_per_s, done_by, time_left
 
 if TYPE_CHECKING:
     from latentcache.format.fields.snapshot import FieldCounts
+    from latentcache.inspecting.behind import Behind
 
 #: Speeds over time, in as many equal parts of the run, or fewer where there were fewer heartbeats.
 NUM_SPEEDS = 30
@@ -79,7 +80,8 @@ class Status:
     table of failed clips.
     speeds: clips/s in equal parts of the time from since_s to until_s, of the last run or of all active
     ones. clips_per_s: over the last minutes. left_s: at that speed; None if it is not known. silent_s:
-    since a run last wrote anything; None if none ever has.
+    since a run last wrote anything; None if none ever has. fields: how far each is, and behind: how far
+    behind the latents.
     """
 
     state: State
@@ -101,6 +103,7 @@ class Status:
     silent_s: float | None
     runs: Sequence[RunFacts] = field(default_factory=tuple)
     fields: Mapping[str, FieldCounts] = field(default_factory=dict)
+    behind: Mapping[str, Behind] = field(default_factory=dict)
 
 
 def read_run(name: str, log: Sequence[LogEvent]) -> RunFacts:

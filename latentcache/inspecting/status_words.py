@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 from latentcache.core.units import human_time, plural
 from latentcache.format.manifest import Manifest
+from latentcache.inspecting.behind import Behind
 from latentcache.inspecting.status import Status
 from latentcache.running import log_lines
+
+#: What the values of a field are of, by its kind; of other kinds it is files.
+_INPUTS = {"text": "captions", "joint": "captions or files"}
 
 
 def state_in_words(found: Status, url: str, manifest: Manifest) -> str:
@@ -37,6 +42,28 @@ def import_command(manifest: Manifest, url: str) -> str | None:
         f"latentcache import {layout} {shlex.quote(source)} {url} --like LIKE, with the options of the "
         "first time"
     )
+
+
+def behind_lines(behind: Mapping[str, Behind], url: str) -> list[str]:
+    """Return which fields are behind, how far, what follows, and what makes up for it; a line for each."""
+    return [
+        f"{name}: {_behind_in_words(name, found, shlex.quote(url))}"
+        for name, found in behind.items()
+        if found
+    ]
+
+
+def _behind_in_words(name: str, found: Behind, url: str) -> str:
+    parts = []
+    if found.num_former:
+        have = plural(found.num_former, "ok clip has a value", "ok clips have values")
+        parts.append(f"{have} of former {_INPUTS.get(found.kind, 'files')}")
+    if found.num_missing:
+        parts.append(f"{plural(found.num_missing, 'ok clip has', 'ok clips have')} no value")
+    how = f"If no run is making them:  latentcache resume {url} --field {name}"
+    if found.kind == "given":
+        how = "They come from a program of yours: run it again, and latentcache.write_field goes on"
+    return f"{' and '.join(parts)}, so loaders leave them out. {how}"
 
 
 def _troubles(found: Status) -> str:

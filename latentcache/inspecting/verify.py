@@ -56,7 +56,12 @@ from latentcache.format.snapshot import (
 )
 from latentcache.format.tables import read_bounded, read_table
 from latentcache.inspecting.array_metadata import metadata_problem
-from latentcache.inspecting.field_check import FieldFindings, check_fields, write_derived_fields
+from latentcache.inspecting.field_check import (
+    FieldFindings,
+    behind_notes,
+    check_fields,
+    write_derived_fields,
+)
 from latentcache.inspecting.shard_check import ShardCheck, check_shard
 from latentcache.inspecting.uncommitted import uncommitted_problem, uncommitted_shards
 from latentcache.planning.planned import PlanReader
@@ -143,6 +148,7 @@ def verify(
         repairable = bool(of_field.damaged or of_field.derived)
         for path, what in of_field.problems:
             findings.add(path, what, is_repairable=repairable)
+    findings.notes += behind_notes(storage, changes.planned(), findings.fields)
     return findings
 
 

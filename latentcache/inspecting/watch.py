@@ -3,7 +3,7 @@
 A look costs `cache.json`, a listing of generations, of `logs/` and of every bucket's sample tables (a
 request per 1,000 objects), the snapshot, log segments that have grown (a run of 10 million clips logs
 about 100 MB), and some sample tables: those of shards that are committed but neither in the snapshot nor
-in a log, or whose failures no log explains.
+in a log, or whose failures no log explains; and, once, those of shards whose captions a field lacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from latentcache.format.planned_sources import read_rejected
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import build_index, known_index, shard_of, standing_of
 from latentcache.format.tables import read_table
-from latentcache.inspecting.field_counts import count_fields
+from latentcache.inspecting.field_counts import FieldCounter, behind_of
 from latentcache.inspecting.status import Planned, Status, assess, read_run
 from latentcache.running import log_lines
 from latentcache.running.log_lines import LogEvent, is_quiet, parse_segment, read_line
@@ -136,7 +136,7 @@ class Watch:
             if num_tables := len(saved_tables(storage)):
                 raise CacheError(_being_probed(storage, num_tables)) from None
             raise
-        self._logs = LogReader(storage)
+        self._logs, self._fields = LogReader(storage), FieldCounter(storage)
         self._index = INDEX_SCHEMA.empty_table()
         self._tables: dict[tuple[ShardId, frozenset[int]], dict[str, int]] = {}
         self._take(manifest)
@@ -171,8 +171,12 @@ class Watch:
         num_shards = self.manifest.num_shards - len(standing.retired_shards(self.manifest))
         planned = replace(self._planned, num_shards=num_shards)
         status = assess(planned, self._index, facts, self._reasons(runs), now_s)
-        fields = count_fields(self._storage, self.manifest, self._changes.planned())
-        return replace(status, fields={f.field.name: f.counts for f in fields})
+        fields = self._fields.count(self.manifest, self._changes.planned(), self._index)
+        return replace(
+            status,
+            fields={found.field.name: found.counts for found in fields},
+            behind=behind_of(fields),
+        )
 
     def _logged(self, shards: Sequence[ShardId]) -> list[dict[str, Any]]:
         """Return rows of shards that the snapshot lacks, as far as logs tell: no table is read then."""

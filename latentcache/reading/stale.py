@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -87,11 +87,14 @@ class StaleRows:
     @functools.cached_property
     def shards(self) -> frozenset[ShardId]:
         """The shards that may have such rows; no others have any."""
-        if not self._field.has_columns:
-            return frozenset()
+        return self.maybe_owed if self._field.has_columns else frozenset()
+
+    @functools.cached_property
+    def maybe_owed(self) -> frozenset[ShardId]:
+        """The shards that may have rows as `owed` returns them; no others have any."""
         changed = (
             shard
-            for shard, last in self._history.changed.items()
+            for shard, last in (self._history.changed if self._field.has_columns else {}).items()
             if any(self._pin(row) < last for row in self._newest.get(shard, ()))
         )
         return frozenset([*changed, *self._waiting])
@@ -108,14 +111,33 @@ class StaleRows:
             self.found[shard] = np.array(sorted(self._find(shard)), np.int32)
         return frozenset(self.found[shard].tolist())
 
+    def owed(self, shard: ShardId) -> set[int]:
+        """Return the failed rows of a shard whose texts have changed since, or that wait to be made again.
+
+        The shard must be committed. Raises CorruptionError.
+        """
+        found = set[int]()
+        for version, _, failed in self._versions(shard) if shard in self.maybe_owed else ():
+            if self._field.has_columns:
+                pin = self._history.pinned(version, shard)
+                found |= self._differ(shard, pin, self._history.now, failed)
+            for later in self._waiting.get(shard, ()):
+                if later.number > version.number:
+                    found |= failed & (later.rows or {})[shard]
+        return found
+
     def _find(self, shard: ShardId) -> set[int]:
-        found, left = set[int](), set(range(self._history.num_rows(shard)))
+        stale = (self._stale(shard, version, ok) for version, ok, _ in self._versions(shard))
+        return set[int]().union(*stale)
+
+    def _versions(self, shard: ShardId) -> Iterator[tuple[Version, set[int], set[int]]]:
+        """Yield what is committed of a shard, and its ok and failed rows of which nothing newer is."""
+        left = set(range(self._history.num_rows(shard)))
         for row in self._newest[shard]:
             version = self._field.all_versions[row["version"] - 1]
             own = left if version.rows is None else left & version.rows[shard]
             left = left - own
-            found |= self._stale(shard, version, own.difference(row["failed"]))
-        return found
+            yield version, own.difference(row["failed"]), own.intersection(row["failed"])
 
     def _stale(self, shard: ShardId, version: Version, rows: set[int]) -> set[int]:
         """Return which rows are stale of those of which a version has the newest value."""

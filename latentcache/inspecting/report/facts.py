@@ -22,7 +22,7 @@ from latentcache.format.planned_sources import read_rejected
 from latentcache.format.samples import read_samples
 from latentcache.format.schemas import INDEX_SCHEMA
 from latentcache.format.snapshot import current_index, shard_of
-from latentcache.inspecting.field_counts import CountedField, count_fields
+from latentcache.inspecting.field_counts import CountedField, FieldCounter
 from latentcache.inspecting.watch import LogReader, shard_workers
 from latentcache.storage.folder import Storage
 from latentcache.storage.urls import redact
@@ -176,7 +176,7 @@ def read_facts(
                 _add_times(facts, "worker", worker, found.times)
             on_table()
     _merge(facts.rejected, _failures(read_rejected(storage, manifest)))
-    facts.fields = count_fields(storage, manifest, standing)
+    facts.fields = FieldCounter(storage).count(manifest, standing, facts.index)
     return facts
 
 

@@ -11,7 +11,7 @@ from statistics import median
 from latentcache.core.image_quality import psnr_in_words
 from latentcache.core.records import REASONS
 from latentcache.core.units import human_bytes, human_time
-from latentcache.inspecting.field_counts import CountedField
+from latentcache.inspecting.field_counts import CountedField, behind_of
 from latentcache.inspecting.report import figures
 from latentcache.inspecting.report.buckets import buckets
 from latentcache.inspecting.report.collect import Report
@@ -21,6 +21,7 @@ from latentcache.inspecting.report.markup import Markup, h
 from latentcache.inspecting.report.reconstructions import Shown, psnr_by_position
 from latentcache.inspecting.report.tables import table_of
 from latentcache.inspecting.report.words import recipe_in_words
+from latentcache.inspecting.status_words import behind_lines
 from latentcache.redaction import printable
 
 #: Only the page's own style, pictures and films may be loaded. Nothing may run, whatever a caption holds.
@@ -48,7 +49,7 @@ def render(report: Report, made_at: str) -> str:
         _header(report, made_at),
         _recipe(report),
         buckets(report.facts),
-        _fields(report.facts),
+        _fields(report),
         _failures(report.facts),
         _clips(report),
         _quality(report),
@@ -115,14 +116,17 @@ def _recipe(report: Report) -> list[Markup]:
     ]
 
 
-def _fields(facts: Facts) -> list[Markup]:
-    if not facts.fields:
+def _fields(report: Report) -> list[Markup]:
+    if not (fields := report.facts.fields):
         return []
     names = (
-        "field, arrays, committed, ok, failed, failed texts of ok clips, with lost tokens, stored"
+        "field, arrays, committed, ok, failed, failed texts of ok clips, with lost tokens, "
+        "of former captions or files, without a value, stored"
     )
-    rows = [_field_row(found) for found in facts.fields]
-    return [h("h2", "Fields"), table_of(names.split(", "), rows, text=(1, 2))]
+    rows = [_field_row(found) for found in fields]
+    lines = behind_lines(behind_of(fields), report.url)
+    behind = [h("div", f"Behind: {line}", class_="note") for line in lines]
+    return [h("h2", "Fields"), table_of(names.split(", "), rows, text=(1, 2)), *behind]
 
 
 def _field_row(found: CountedField) -> Sequence[object]:
@@ -136,6 +140,8 @@ def _field_row(found: CountedField) -> Sequence[object]:
         f"{counts.num_failed:,}",
         f"{counts.num_failed_texts:,}",
         f"{counts.num_lost:,}",
+        f"{found.behind.num_former:,}",
+        f"{found.behind.num_missing:,}",
         human_bytes(counts.stored_bytes),
     )
 
