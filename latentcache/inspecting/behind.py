@@ -145,7 +145,10 @@ class _Shards:
         return len(self._ok(row) & rows) if rows else 0
 
     def _ok(self, row: Row) -> set[int]:
-        """Return the ok rows of a shard that count."""
+        """Return the ok rows of a shard that count; its table is read only if some clip failed."""
+        if row["num_ok"] == row["num_clips"]:
+            rows = range(self._manifest.num_rows(shard_of(row)))
+            return set(rows).difference(row["retired"] or ())
         where = self._storage, self._manifest.fingerprint
         table = read_samples(*where, {**row, "columns": None}, ["row", "status"])
         statuses = zip(table["row"].to_pylist(), table["status"].to_pylist(), strict=True)
