@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+import posixpath
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +14,37 @@ import pyarrow.compute as pc
 
 from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
+from latentcache.storage.urls import public_name, without_file_scheme
 
 Mask = npt.NDArray[np.bool_]
 
 
-def first_unlike(names: pa.ChunkedArray, values: pa.ChunkedArray, among: Mask) -> int | None:
+def first_unlike(
+    names: pa.ChunkedArray,
+    values: pa.ChunkedArray,
+    among: Mask,
+    same: Callable[[str, str], bool] = operator.eq,
+) -> int | None:
     """Return the first row that has the name of an earlier one and another value; None if there is none.
 
-    among: where names may be repeated.
+    among: where names may be repeated. same: whether two values are one.
     """
     first: dict[str, str] = {}
     some = (column.filter(pa.array(among)).to_pylist() for column in (names, values))
     for row, name, value in zip(np.flatnonzero(among).tolist(), *some, strict=True):
-        if first.setdefault(name, value) != value:
+        if not same(first.setdefault(name, value), value):
             return int(row)
     return None
+
+
+def same_place(url: str, other: str) -> bool:
+    """Tell whether two URLs are of one place: each row may be signed by itself, or spelled otherwise."""
+    return url == other or _place(url) == _place(other)
+
+
+def _place(url: str) -> str:
+    scheme, mark, path = public_name(without_file_scheme(url)).rpartition("://")
+    return scheme.lower() + mark + posixpath.normpath(path)
 
 
 def number_repeated(names: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -20,7 +20,7 @@ from latentcache.core.columns import replaced
 from latentcache.core.names import may_repeat
 from latentcache.corpus.column_types import is_list_of_text, is_text
 from latentcache.corpus.kept import keepable
-from latentcache.corpus.repeats import Mask, first_unlike, number_repeated
+from latentcache.corpus.repeats import Mask, first_unlike, number_repeated, same_place
 from latentcache.corpus.wanted import Wanted
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, stored_type, struct_of
@@ -270,10 +270,11 @@ class Rows:
                 "and name it as the role `key` in corpus.columns"
             )
             raise self.error(role, row, why)
-        if (row := first_unlike(names, urls, among)) is not None:
+        if (row := first_unlike(names, urls, among, same_place)) is not None:
             why = (
-                "is also the key of another video or image, in an earlier row, and a number would depend "
-                "on the order of the rows. Give each its own key"
+                "is also the key of an earlier row, of another place, and a number would depend on the "
+                "order of the rows. Give each video or image its own key; one with several captions can be "
+                "one row, with a list of them"
             )
             raise self.error(role, row, why)
 

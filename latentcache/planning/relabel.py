@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from latentcache.config.clips import ClipsConfig
-from latentcache.core.columns import differing, taken
+from latentcache.core.columns import differing, is_list, taken
 from latentcache.core.names import NameIndex, Rows
 from latentcache.core.records import ShardId
 from latentcache.corpus.source_table import SEVERAL
@@ -37,12 +37,19 @@ class Captions:
 def label_names(corpus: pa.Table) -> list[str]:
     """Return of which columns a corpus says something: captions and kept columns.
 
-    If it has no caption at all, it has lost them all, like a kept column: it says nothing of captions.
+    If it has no caption at all, it has lost them all, like a kept column: it says nothing of captions. A
+    kept column of that name with values is one like all others.
     """
     kept = kept_names(corpus)
     if corpus[CAPTION].null_count < corpus.num_rows:
         return [CAPTION, *kept]
-    return [name for name in kept if name != SEVERAL]
+    return [name for name in kept if name != SEVERAL or _has_values(corpus[name])]
+
+
+def _has_values(column: pa.ChunkedArray) -> bool:
+    if is_list(column.type):
+        return bool(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py())
+    return bool(column.null_count < len(column))
 
 
 def relabel(

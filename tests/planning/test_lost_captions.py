@@ -32,7 +32,7 @@ class Corpus:
         """Take the rows of a table as the corpus."""
         lines = [json.dumps({"video": f"{name}.mp4", **row}) + "\n" for name, row in rows.items()]
         self.table.write_text("".join(lines))
-        self.config = self._config(self.table, keep=["n"], **corpus)
+        self.config = self._config(self.table, **{"keep": ["n"], **corpus})
 
     def of_files(self, **captions: str) -> None:
         """Take the folder as the corpus, with text files for some videos."""
@@ -122,3 +122,12 @@ def test_a_rejected_source_is_not_noted_again_for_a_caption_that_is_lost(corpus:
     corpus.of_table({name: {"n": row["n"]} for name, row in rows.items()})
     assert corpus.plan() == KEEP
     assert corpus.planned.manifest.generations == before
+
+
+def test_a_kept_column_called_captions_is_one_like_all_others(corpus: Corpus) -> None:
+    """It is no caption: that the corpus has none says nothing of it."""
+    for word in ("one", "two"):
+        rows = {name: {"captions": [f"{word} {name}", "b"], "n": 1} for name in ROWS}
+        corpus.of_table(rows, columns={"video": "video"}, keep=["captions", "n"])
+        corpus.plan()
+        assert corpus.values("captions") == [[f"{word} {name}", "b"] for name in ROWS]
