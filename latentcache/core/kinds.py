@@ -9,10 +9,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from latentcache.core.columns import is_list, list_of
-
-#: What a part of a type follows from: those of two types.
-Of = Callable[[pa.DataType, pa.DataType], pa.DataType]
+from latentcache.core.columns import is_list
 
 _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "truth": (pa.types.is_boolean,),
@@ -34,8 +31,8 @@ _KINDS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
     "map": (pa.types.is_map,),
 }
 #: Kinds whose values may be the same, besides each kind with itself. Text writes them down.
-_TIMES = frozenset({"day", "time of day", "time", "instant", "duration"})
-_SAME = {frozenset(("day", "time"))} | {frozenset(("text", kind)) for kind in ("number", *_TIMES)}
+_WRITTEN = ("number", "day", "time of day", "time", "instant", "duration")
+_SAME = {frozenset(("day", "time"))} | {frozenset(("text", kind)) for kind in _WRITTEN}
 
 
 def unlike(now: pa.DataType, before: pa.DataType, *, may_lack: bool = False) -> str | None:
@@ -69,38 +66,6 @@ def unlike_common(now: pa.DataType, before: pa.DataType, *, may_lack: bool = Fal
     return next(
         filter(None, (unlike(f.type, types[f.name], may_lack=may_lack) for f in common)), None
     )
-
-
-def paired(kind: pa.DataType, other: pa.DataType | None, of: Of) -> pa.DataType:
-    """Return a type whose parts follow from those of two types; members that only one has stay its own."""
-    if other is None or kind == other:
-        return kind
-    if pa.types.is_struct(kind) and pa.types.is_struct(other):
-        others = {field.name: field.type for field in other}
-        return pa.struct([f.with_type(paired(f.type, others.get(f.name), of)) for f in kind])
-    if is_list(kind) and is_list(other):
-        inner = kind.value_field.with_type(paired(kind.value_type, other.value_type, of))
-        return list_of(kind, inner)
-    if pa.types.is_map(kind) and pa.types.is_map(other):
-        key = kind.key_field.with_type(paired(kind.key_type, other.key_type, of))
-        item = kind.item_field.with_type(paired(kind.item_type, other.item_type, of))
-        return pa.map_(key, item, kind.keys_sorted)
-    return of(kind, other)
-
-
-def compared_as(now: pa.DataType, before: pa.DataType) -> pa.DataType:
-    """Return in which type values are compared with what became of them in another one.
-
-    Texts say times in several ways, and whatever is written as text is in it: the cast itself tells there.
-    A decimal has room for few whole numbers; the largest one has it for all.
-    """
-    before = _plain(before)
-    kinds = {_kind(now), _kind(before)}
-    if pa.types.is_null(now) or _kind(before) == "text" or ("text" in kinds and kinds & _TIMES):
-        return before
-    if pa.types.is_decimal(now) and pa.types.is_integer(before):
-        return pa.decimal256(76, max(now.scale, 0))
-    return now
 
 
 def _unlike_members(now: pa.StructType, before: pa.StructType, may_lack: bool) -> str | None:

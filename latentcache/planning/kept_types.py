@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import decoded, differing, is_list
-from latentcache.core.kinds import compared_as, paired, unlike, unlike_common
+from latentcache.core.columns import decoded, differing, is_list, list_of
+from latentcache.core.kinds import unlike, unlike_common
 from latentcache.corpus.column_types import is_list_of_text, is_text
 from latentcache.corpus.source_table import SEVERAL
 from latentcache.errors import CorpusError
@@ -57,7 +57,21 @@ def _lists_of_one(texts: pa.Array) -> pa.Array:
 
 def completed(kind: pa.DataType, other: pa.DataType | None) -> pa.DataType:
     """Return a type whose parts of type null are those of another type."""
-    return paired(kind, other, lambda one, two: two if pa.types.is_null(one) else one)
+    if other is None or kind == other:
+        return kind
+    if pa.types.is_null(kind):
+        return other
+    if pa.types.is_struct(kind) and pa.types.is_struct(other):
+        others = {field.name: field.type for field in other}
+        return pa.struct([f.with_type(completed(f.type, others.get(f.name))) for f in kind])
+    if is_list(kind) and is_list(other):
+        inner = kind.value_field.with_type(completed(kind.value_type, other.value_type))
+        return list_of(kind, inner)
+    if pa.types.is_map(kind) and pa.types.is_map(other):
+        key = kind.key_field.with_type(completed(kind.key_type, other.key_type))
+        item = kind.item_field.with_type(completed(kind.item_type, other.item_type))
+        return pa.map_(key, item, kind.keys_sorted)
+    return kind
 
 
 def _known(name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -85,12 +99,11 @@ def converted(
         raise ValueError(why)
     try:
         made = with_types_of(column, kind) if is_per_frame else column.cast(kind)
-        form = paired(decoded(column.type), kind, compared_as)
-        _check_same(column.cast(form), made.cast(form))
-    except pa.ArrowInvalid as error:
+        # Arrow casts few types back to codes, and nothing to nulls.
+        column = column.cast(completed(decoded(column.type), kind))
+        _check_same(column, made.cast(column.type))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(str(error)) from None
-    except pa.ArrowNotImplementedError:
-        raise ValueError(f"{given} is not read as {kind}") from None
     return made
 
 

@@ -47,15 +47,6 @@ LOST: dict[str, tuple[pa.Array, pa.DataType, str]] = {
     "times as numbers": (pa.array([TIME]), pa.int64(), "are not the same values"),
     "numbers as durations": (pa.array([5]), pa.duration("s"), "are not the same values"),
     "only the time of day": (pa.array([TIME]), pa.time64("us"), "are not the same values"),
-    "decimals with parts": (pa.array([decimal.Decimal("1.5")]), pa.int64(), "would"),
-    "time of day in a text": (pa.array(["2024-01-01 17:30:00"]), pa.date32(), "Failed to parse"),
-    "no time": (pa.array(["soon"]), NAIVE, "Failed to parse"),
-    "time of day as text": (
-        pa.array(["10:00"]),
-        pa.time32("s"),
-        r"string is not read as time32\[s\]",
-    ),
-    "zone in a text": (pa.array(["2024-01-01T10:00:00+05:00"]), NAIVE, "expected no zone"),
     "parts of seconds": (pa.array([LATER]), pa.duration("s"), "would lose data"),
 }
 
@@ -93,47 +84,6 @@ def test_values_that_a_type_holds_are_taken_in_it(name: str) -> None:
     found = as_known(pa.table({"meta": chunks}), {"meta": before})["meta"]
     assert found.type == before
     assert repr(found.cast(decoded(now.type)).to_pylist()) == repr(now.to_pylist())
-
-
-#: Values of a column now, the same ones as the type of before has them, and that type.
-SPELLED: dict[str, tuple[pa.Array, list[Any], pa.DataType]] = {
-    "times": (pa.array(["2024-01-01 17:30:00", None]), [TIME, None], pa.timestamp("ms")),
-    "times in lists": (pa.array([["2024-01-01T17:30"]]), [[TIME]], pa.list_(NAIVE)),
-    "instants": (
-        pa.array(["2024-01-01T17:30:00Z"]),
-        [TIME.replace(tzinfo=datetime.UTC)],
-        pa.timestamp("ms", "UTC"),
-    ),
-    "written times of day": (
-        pa.array([datetime.time(10)], pa.time32("s")),
-        ["10:00:00"],
-        pa.string(),
-    ),
-    "written in objects": (
-        pa.array([{"a": datetime.time(10)}], pa.struct({"a": pa.time32("s")})),
-        [{"a": "10:00:00"}],
-        pa.struct({"a": pa.string()}),
-    ),
-    "whole decimals": (
-        pa.array([decimal.Decimal("125.00")], pa.decimal128(5, 2)),
-        [125],
-        pa.int64(),
-    ),
-    "decimals": (pa.array([decimal.Decimal(5)], pa.decimal128(18, 0)), [5], pa.int64()),
-    "decimals in lists": (
-        pa.array([[decimal.Decimal(5)]], pa.list_(pa.decimal128(18, 0))),
-        [[5]],
-        pa.list_(pa.int32()),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SPELLED)
-def test_values_count_and_not_how_they_are_written(name: str) -> None:
-    now, values, before = SPELLED[name]
-    found = as_known(pa.table({"meta": now}), {"meta": before})["meta"]
-    assert found.type == before
-    assert found.to_pylist() == values
 
 
 def test_values_per_frame_that_a_type_does_not_hold_are_refused() -> None:
