@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,32 +52,18 @@ def _compared(one: Any, other: Any) -> npt.NDArray[np.bool_]:
 
 
 def _in_numbers(kind: pa.DataType) -> pa.DataType:
-    """Return a type with numbers for times, and values for the codes of categories."""
-    return _mapped(kind, _number_of)
-
-
-def decoded(kind: pa.DataType) -> pa.DataType:
-    """Return a type with values for the codes of categories."""
-    return _mapped(kind, lambda inner: inner)
-
-
-def _number_of(kind: pa.DataType) -> pa.DataType:
+    """Return a type with numbers for times, and values for the codes of categories, also in its parts."""
+    if pa.types.is_dictionary(kind):
+        return _in_numbers(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_numbers(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(*map(_in_numbers, (kind.key_type, kind.item_type)))
+    if is_list(kind):
+        return list_of(kind, kind.value_field.with_type(_in_numbers(kind.value_type)))
     if pa.types.is_temporal(kind):
         return pa.int32() if kind.bit_width == 32 else pa.int64()
     return kind
-
-
-def _mapped(kind: pa.DataType, of: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return a type whose values, also those of its parts, have other types; without codes."""
-    if pa.types.is_dictionary(kind):
-        return _mapped(kind.value_type, of)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_mapped(field.type, of)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(*(_mapped(part, of) for part in (kind.key_type, kind.item_type)))
-    if is_list(kind):
-        return list_of(kind, kind.value_field.with_type(_mapped(kind.value_type, of)))
-    return of(kind)
 
 
 def python_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:

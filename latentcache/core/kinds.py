@@ -43,7 +43,7 @@ def unlike(now: pa.DataType, before: pa.DataType, *, may_lack: bool = False) -> 
     now, before = _plain(now), _plain(before)
     if pa.types.is_null(now) or pa.types.is_null(before):
         return None
-    kinds = _kind(now), _kind(before)
+    kinds = kind_of(now), kind_of(before)
     if kinds[0] != kinds[1]:
         is_same = frozenset(kinds) in _SAME
         return None if is_same else f"{now} and {before} are not the same values"
@@ -79,7 +79,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _kind(kind: pa.DataType) -> str:
+def kind_of(kind: pa.DataType) -> str:
     """Return the kind of a type's values; of other types, the type's own name."""
     found = (name for name, tests in _KINDS.items() if any(is_kind(kind) for is_kind in tests))
     return next(found, str(kind))

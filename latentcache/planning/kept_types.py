@@ -13,16 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from latentcache.core.columns import decoded, differing, is_list, list_of
+from latentcache.core.casts import held, shown
+from latentcache.core.columns import is_list, list_of
 from latentcache.core.kinds import unlike, unlike_common
-from latentcache.corpus.column_types import is_list_of_text, is_text
+from latentcache.corpus.column_types import is_list_of_text
 from latentcache.corpus.source_table import SEVERAL
 from latentcache.errors import CorpusError
 from latentcache.format.per_frame import PER_FRAME, with_types_of
-from latentcache.planning.masks import CHUNK_ROWS
-
-#: How much a message shows of a value.
-SHOWN_CHARS = 100
 
 
 def as_known(corpus: pa.Table, types: Mapping[str, pa.DataType]) -> pa.Table:
@@ -97,34 +94,14 @@ def converted(
     why = (unlike_common if is_per_frame else unlike)(column.type, kind, may_lack=may_lack)
     if why is not None:
         raise ValueError(why)
+    made = pa.chunked_array([parts_held(chunk, kind) for chunk in column.chunks])
     try:
-        made = with_types_of(column, kind) if is_per_frame else column.cast(kind)
-        # Arrow casts few types back to codes, and nothing to nulls.
-        column = column.cast(completed(decoded(column.type), kind))
-        _check_same(column, made.cast(column.type))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(str(error)) from None
-    return made
-
-
-def _check_same(given: pa.ChunkedArray, back: pa.ChunkedArray) -> None:
-    """Raise ValueError unless values are the same after a cast to another type and back.
-
-    Arrow's casts lose the time of day of a day, and digits of numbers, without an error.
-    """
-    if given.equals(back):
-        return
-    for start in range(0, len(given), CHUNK_ROWS):
-        values, others = (c.slice(start, CHUNK_ROWS).combine_chunks() for c in (given, back))
-        rows = np.flatnonzero(differing(values, others))
-        if len(rows):
-            was, is_now = (c[int(rows[0])] for c in (values, others))
-            raise ValueError(f"{_shown(was)} would become {_shown(is_now)}")
-
-
-def _shown(value: pa.Scalar) -> str:
-    text = repr(value.as_py()) if is_text(value.type) else str(value)
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
+        return with_types_of(made, kind) if is_per_frame else made.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        value = next((value for value in column if value.is_valid), pa.scalar(None))
+        raise ValueError(
+            f"values such as {shown(value)} of type {given} do not fit {kind}"
+        ) from None
 
 
 def _fitted(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) -> Sequence[Any]:
@@ -162,6 +139,58 @@ def _fitted_lists(chunks: Sequence[Any], given: pa.DataType, kind: pa.DataType) 
     if all(new is old for new, old in zip(fitted, values, strict=True)):
         return chunks
     return [_lists(chunk, new) for chunk, new in zip(chunks, fitted, strict=True)]
+
+
+def parts_held(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return values whose innermost parts are of another type's types. Raises ValueError, see `held`."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    given = values.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if given == kind or pa.types.is_null(given) or pa.types.is_null(kind):
+        return values
+    if pa.types.is_struct(given):
+        return _structs_held(values, kind)
+    if pa.types.is_map(given):
+        return _maps_held(values, kind)
+    if is_list(given):
+        _check_lengths(values, kind)
+        return _lists(values, parts_held(values.flatten(), kind.value_type))
+    return held(values, kind)
+
+
+def _structs_held(structs: pa.StructArray, kind: pa.StructType) -> pa.StructArray:
+    known = {field.name: field.type for field in kind}
+    fields = list(structs.type)
+    members = [
+        parts_held(member, known.get(field.name, field.type))
+        for member, field in zip(structs.flatten(), fields, strict=True)
+    ]
+    made = [f.with_type(member.type) for f, member in zip(fields, members, strict=True)]
+    return pa.StructArray.from_arrays(members, fields=made, mask=structs.is_null())
+
+
+def _maps_held(maps: pa.MapArray, kind: pa.MapType) -> pa.MapArray:
+    entry = pa.struct([maps.type.key_field, maps.type.item_field])
+    lists = maps.cast(pa.list_(entry))
+    keys, items = lists.flatten().flatten()
+    made = parts_held(keys, kind.key_type), parts_held(items, kind.item_type)
+    ends = _lists(lists, pa.nulls(len(keys))).offsets.cast(pa.int32())
+    is_null = pa.concat_arrays([maps.is_null(), pa.array([False])])
+    return pa.MapArray.from_arrays(pc.if_else(is_null, None, ends), *made)
+
+
+def _check_lengths(lists: pa.Array, kind: pa.DataType) -> None:
+    """Raise ValueError if a type has lists of one length, and some are of another."""
+    if pa.types.is_fixed_size_list(kind):
+        is_other = pc.not_equal(pc.list_value_length(lists), kind.list_size)
+        rows = np.flatnonzero(pc.fill_null(is_other, False))
+        if len(rows):
+            value = lists[int(rows[0])]
+            raise ValueError(
+                f"{shown(value)} has {len(value)} values, not the {kind.list_size} of {kind}"
+            )
 
 
 def _lists(like: Any, values: pa.Array) -> pa.Array:
