@@ -48,6 +48,7 @@ def test_precompute_of_a_moved_table_asks_where_files_of_a_new_field_are(table: 
     table.move("new")
     assert ASKS in table.precompute("new", status=2)
     assert not (table.cache / "fields").exists()
+    assert table.num_generations() == 1
     table.field = {**ARRAY, "folder": str(table.folder / "new")}
     table.precompute("new")
     assert table.values() == {"a": 11, "b": 12}
