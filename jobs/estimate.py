@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import pyarrow as pa
+
 from latentcache.config.caption_fields import JointField, TextField
 from latentcache.config.fields import FieldConfig, parse_fields, path_columns
 from latentcache.config.files import load_config
@@ -20,6 +22,7 @@ from latentcache.corpus.sources import Corpus
 from latentcache.errors import ConfigError
 from latentcache.format.fields.taken import Texts
 from latentcache.format.manifest import Manifest
+from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.fields.columns import taken_of
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.plan import Plan
@@ -62,14 +65,14 @@ def estimate(args: argparse.Namespace) -> int:
     spec, identity = resolve_encoder(config)
     fields = parse_fields(config.fields)
     with Waiting() as waiting:
-        plan, scale = _plan(config, fields, spec, args.sources, waiting)
+        plan, known, scale = _plan(config, fields, spec, args.sources, waiting)
         found = measure(
             config, plan, spec, identity, num_clips=args.clips, scale=scale, on_step=waiting.say
         )
     _print_buckets(found)
     _print_totals(found, args.gpus, args.price)
     manifest = replace(make_manifest(config, spec, identity), shard_clips=found.shard_clips)
-    _print_fields(fields, plan, manifest, scale)
+    _print_fields(fields, plan, known, manifest, scale)
     _print_limits(config, found)
     with Waiting() as waiting:
         waiting.say("encoding with other batches")
@@ -90,15 +93,16 @@ def _plan(
     spec: LatentSpec,
     max_sources: int,
     waiting: Waiting,
-) -> tuple[Plan, float]:
-    """Plan some of a large corpus; returns how many times larger it is, too."""
+) -> tuple[Plan, pa.Schema, float]:
+    """Plan some of a large corpus; returns its columns and how many times larger it is, too."""
+    known = PLAN_SCHEMA
     num_sources = 0
     times_s: list[float] = []
 
     def start(corpus: Corpus) -> None:
-        nonlocal num_sources
+        nonlocal num_sources, known
         waiting.stop()
-        check_corpus(fields, corpus)
+        known = check_corpus(fields, config, corpus)
         num_sources = corpus.table.num_rows
         if num_sources > max_sources:
             print(
@@ -119,7 +123,7 @@ def _plan(
         print(
             f"         To probe all takes about {human_time(_probe_s(times_s) * num_sources)} here.\n"
         )
-    return plan, scale
+    return plan, known, scale
 
 
 def _probe_s(times_s: Sequence[float]) -> float:
@@ -191,14 +195,21 @@ def _print_totals(found: Estimate, gpus: int, price: float | None) -> None:
 
 
 def _print_fields(
-    fields: Mapping[str, FieldConfig], plan: Plan, manifest: Manifest, scale: float
+    fields: Mapping[str, FieldConfig],
+    plan: Plan,
+    known: pa.Schema,
+    manifest: Manifest,
+    scale: float,
 ) -> None:
-    """Say how many texts fields encode, and what their arrays take; their encoders are not timed."""
+    """Say how many texts fields encode, and what their arrays take; their encoders are not timed.
+
+    known: the columns that clips have.
+    """
     for name, field in fields.items():
         found, raw_bytes = describe_field(field, manifest), 0
         texts, choices = [], 1
         if isinstance(field, TextField | JointField):
-            texts = _texts(plan, field)
+            texts = _texts(plan, field, known)
             choices = field.max_choices or max(map(len, texts), default=0) or 1
         for bucket, table in plan.buckets.items():
             for array in found.arrays if field.kind != "view" else ():
@@ -219,10 +230,10 @@ def _print_fields(
             print_memory(*most_in_hand(found.arrays, manifest, clips, choices))
 
 
-def _texts(plan: Plan, field: TextField | JointField) -> list[Texts]:
+def _texts(plan: Plan, field: TextField | JointField, known: pa.Schema) -> list[Texts]:
     """Return the texts of each clip, as many as the field takes. Raises ConfigError."""
     tables, num_paths = plan.buckets.values(), len(path_columns(field))
-    rows = (row for table in tables for row in taken_of(field, table, table.schema))
+    rows = (row for table in tables for row in taken_of(field, table, known))
     return [row[num_paths:][: field.max_choices] for row in rows]
 
 

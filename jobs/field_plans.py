@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from latentcache.config.fields import FieldConfig
+from latentcache.config.sections import Config
 from latentcache.core.fields import FieldArray
 from latentcache.core.records import Bucket
 from latentcache.core.units import human_bytes, plural
@@ -17,7 +18,10 @@ from latentcache.errors import ConfigError
 from latentcache.format.fields.manifest import read_field
 from latentcache.format.fields.paths import field_json_path
 from latentcache.format.kept_schema import united
+from latentcache.format.manifest import read_all
+from latentcache.format.paths import CACHE_JSON
 from latentcache.format.schemas import PLAN_SCHEMA
+from latentcache.planning.fields.ahead import as_after, check_paths, fields_in_doubt
 from latentcache.planning.fields.columns import check_columns, check_start, columns_of, new_clips
 from latentcache.planning.fields.describe import describe_field
 from latentcache.planning.fields.planned import PlannedField, plan_field
@@ -25,6 +29,7 @@ from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
 from latentcache.redaction import redact
 from latentcache.running.shards_in_hand import most_in_hand
+from latentcache.storage.folder import Storage
 
 #: Where relative paths start that have no one folder.
 OWN_CORPUS = "the corpus that each clip came from"
@@ -36,12 +41,25 @@ def check_step(fields: Mapping[str, FieldConfig], cache: PlannedCache, step: Ste
     """Raise ConfigError where fields cannot read the columns of a step that is still to be written."""
     known = columns_of(cache.manifest, step)
     _check_columns(fields, known, list(new_clips(step)), step.corpus)
+    if in_doubt := fields_in_doubt(cache, step, fields):
+        after = as_after(cache, step)
+        for name, config in in_doubt.items():
+            with naming(name):
+                check_paths(after, name, config)
 
 
-def check_corpus(fields: Mapping[str, FieldConfig], corpus: Corpus) -> None:
-    """Raise ConfigError where fields of a new cache cannot read the columns of a corpus."""
-    kept = corpus.table.select(corpus.keep)
-    _check_columns(fields, united([PLAN_SCHEMA, kept.schema]), [corpus.table], corpus.folder)
+def check_corpus(fields: Mapping[str, FieldConfig], config: Config, corpus: Corpus) -> pa.Schema:
+    """Return the columns that clips of a corpus have, with those of its cache where that is there.
+
+    Raises ConfigError where fields cannot read them.
+    """
+    storage = Storage(config.cache.url, config.cache.storage_options)
+    kept = [corpus.table.select(corpus.keep).schema]
+    if storage.exists(CACHE_JSON):
+        kept.append(columns_of(read_all(storage)))
+    known = united([PLAN_SCHEMA, *kept])
+    _check_columns(fields, known, [corpus.table], corpus.folder)
+    return known
 
 
 def _check_columns(

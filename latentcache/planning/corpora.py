@@ -48,7 +48,7 @@ def takes_over(
     something of come from this corpus now.
     """
     generations = generations_of_corpora(manifest)
-    needing = {each.number for each in generations if _is_silent(generations, each, step.corpus)}
+    needing = {each.number for each in generations if _is_silent(generations, each, step)}
     if not needing:
         return False
     names = corpus["name"]
@@ -65,10 +65,21 @@ def takes_over(
     return False
 
 
-def _is_silent(generations: Sequence[Generation], came: Generation, corpus: str) -> bool:
-    """Tell whether paths of sources that came with a generation would be taken to start elsewhere."""
+def _is_silent(generations: Sequence[Generation], came: Generation, step: Step) -> bool:
+    """Tell whether paths of sources that came with a generation would be taken to start elsewhere.
+
+    Of later corpora that took them over, this can only be so of paths that changed since, or change now.
+    """
     since = [each for each in generations if each.number > came.number and each.takes_over]
+    if not step.columns:
+        since = [each for each in since if _has_changed_paths(generations, each)]
     return any(
-        each.corpus not in ("", corpus) and not may_have_moved(generations, each, within=True)
+        each.corpus not in ("", step.corpus) and not may_have_moved(generations, each, within=True)
         for each in (came, *since)
     )
+
+
+def _has_changed_paths(generations: Sequence[Generation], taker: Generation) -> bool:
+    """Tell whether a corpus that took sources over may have changed their columns, then or later."""
+    later = (each for each in generations if each.number >= taker.number)
+    return any(each.num_relabelled and each.corpus == taker.corpus for each in later)

@@ -209,12 +209,46 @@ def test_a_field_of_known_clips_in_several_folders_is_refused_before_it_is_made(
     assert run_inline("precompute", corpora.config("*/t.parquet", {}))[0] == 0
     before = read_files(corpora.cache)
     fields = write_fields(corpora.folder, f=ARRAY)
+    config = corpora.config("*/t.parquet", {"f": ARRAY})
     jobs = [
         ("add_field", corpora.cache, fields, "run.runner=local"),
-        ("precompute", corpora.config("*/t.parquet", {"f": ARRAY})),
+        ("precompute", config, "--dry-run"),
+        ("precompute", config),
     ]
     for job in jobs:
         status, printed = run_inline(*job)
         assert (status, "nothing says where these start" in printed) == (2, True), printed
         assert "in the field's settings, as folder: PLACE" in printed
         assert read_files(corpora.cache) == before
+
+
+def test_changed_paths_in_several_folders_are_refused_before_anything_is_written(
+    corpora: Corpora,
+) -> None:
+    for number, place in enumerate("ab"):
+        corpora.write(place, number, number + 10)
+        corpora.table(f"{place}/t", number)
+        assert run_inline("precompute", corpora.config(place, {"f": ARRAY}))[0] == 0
+    corpora.table("b/t", 1, file=["./1.npy"])
+    before = read_files(corpora.cache)
+    for options in (["--dry-run"], []):
+        config = corpora.config("[ab]/*.parquet", {"f": ARRAY})
+        status, printed = run_inline("precompute", config, *options)
+        assert (status, "nothing says where these start" in printed) == (2, True), printed
+        assert read_files(corpora.cache) == before
+    status, printed = run_inline("precompute", corpora.config("b", {"f": ARRAY}))
+    assert status == 0, printed
+
+
+def test_estimate_takes_columns_that_only_the_cache_has(corpora: Corpora) -> None:
+    corpora.write("t", 1, 2)
+    lists = {"caption": [["a", "b"], ["c", "d"]], "texts": ["a", "b"]}
+    columns = {"columns": {"image": "image", "key": "key", "caption": "caption"}}
+    corpora.table("t/t", 1, 2, **lists)
+    status, printed = run_inline("precompute", corpora.config("t", {}, "texts", **columns))
+    assert status == 0, printed
+    corpora.table("t/t", 1, 2, caption=["a", "b"])
+    fields = {name: text_field(column=name) for name in ("captions", "texts")}
+    named = {f"x_{name}": field for name, field in fields.items()}
+    status, printed = run_inline("estimate", corpora.config("t", named, **columns))
+    assert status == 0, printed
