@@ -55,7 +55,7 @@ def check_corpus(fields: Mapping[str, FieldConfig], config: Config, corpus: Corp
     """
     storage = Storage(config.cache.url, config.cache.storage_options)
     kept = [corpus.table.select(corpus.keep).schema]
-    if storage.exists(CACHE_JSON):
+    if fields and storage.exists(CACHE_JSON):
         kept.append(columns_of(read_all(storage)))
     known = united([PLAN_SCHEMA, *kept])
     _check_columns(fields, known, [corpus.table], corpus.folder)
