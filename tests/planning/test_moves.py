@@ -108,7 +108,7 @@ def test_a_source_that_was_touched_is_read_where_it_is_now(monkeypatch: pytest.M
 def names_to_read(planned: PlannedCache) -> set[str]:
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     names = pa.chunked_array([["x", *known.sources]])
-    mask = sources_to_read(planned, known, names)
+    mask = sources_to_read(planned, known, names, {})
     return {*names.filter(pa.array(mask)).to_pylist()}
 
 
