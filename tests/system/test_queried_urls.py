@@ -255,6 +255,23 @@ def test_columns_that_no_field_of_sources_reads_note_no_signatures(
     assert "moved" not in printed
 
 
+def test_who_reads_sources_of_finished_clips_is_told_how_their_new_urls_are_noted(
+    lab: Lab, server: Server
+) -> None:
+    server.signature = "one"
+    lab.write("good{n}.mp4?sig=one")
+    lab.precompute(lab.cache)
+    server.signature = "two"
+    lab.write("good{n}.mp4?sig=two")
+    for job in (
+        ("verify", lab.cache, "--sample", 1),
+        ("preview", lab.cache, "s0#0", "-o", lab.folder / "p"),
+    ):
+        _, printed = run_inline(*job)
+        assert "403" in printed
+        assert "--check-content" in printed
+
+
 def test_a_corpus_in_a_folder_with_a_question_mark_moves_as_any_other(
     lab: Lab, tmp_path: Path
 ) -> None:
