@@ -125,14 +125,14 @@ def plan_growth(
         left = [*fresh["name"].chunks, *difference.unreadable.chunks]
         # What cannot be used as it is now stays as it was, and is named again the next time.
         at[index.find(pa.chunked_array(left, pa.string()))] = -1
-        difference.moved, difference.touched = say_moves(
-            step, planned, known, corpus, at, all_urls=check_content
-        )
         unlike = (difference.changed, difference.completed, difference.unreadable)
         leave = pa.chunked_array([c for names in unlike for c in names.chunks], pa.string())
         fitting = Fitting(corpus, planned.config.clips, values.widths, probed)
         difference.captions = relabel(step, known, corpus, leave, fitting)
         _add_misfits(difference, corpus, fitting)
+        difference.moved, difference.touched = say_moves(
+            step, planned, known, corpus, at, all_urls=check_content
+        )
     difference.num_same = corpus.num_rows - fresh.num_rows - len(difference.unreadable)
     difference.num_relabelled = step.num_relabelled
     return step, difference

@@ -37,7 +37,8 @@ def say_moves(
 
     They have the content that they had, and are not opened for this. at: the rows of the corpus's sources
     in what is known, -1 for those of which nothing is to be said. all_urls: other queries and users are
-    noted of all sources. Returns the names of those that moved, and of those that were only touched.
+    noted of all sources. step: it has its columns already, for of these fields may be made again. Returns
+    the names of those that moved, and of those that were only touched.
     """
     is_known, table = at >= 0, known.sources.table
     moved, signed, touched, waiting = (np.zeros(len(at), bool) for _ in range(4))
@@ -53,7 +54,7 @@ def say_moves(
     moved |= signed & (touched | waiting | all_urls)  # a row is written of those that were touched
     signed &= is_known & ~moved
     if signed.any():
-        moved |= signed & sources_to_read(planned, known, corpus["name"])
+        moved |= signed & sources_to_read(planned, known, corpus["name"], step.columns)
     said = _say(step, known, corpus, at, moved & is_known, "moved")
     return said, _say(step, known, corpus, at, touched & ~moved & is_known, "touched")
 

@@ -174,7 +174,9 @@ def _signed(url: str) -> str:
     if without_query(url) == url:
         return ""
     return (
-        " If its URL is signed and has expired, run precompute with a corpus that has a fresh one."
+        " If its URL is signed and has expired, run precompute with a corpus that has a fresh one. "
+        "For verify, report and preview, which read sources of finished clips, run latentcache precompute "
+        "CONFIG --check-content."
     )
 
 

@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from latentcache.core.columns import taken
 from latentcache.core.records import ShardId
+from latentcache.format.planned_sources import read_sources
 from latentcache.format.schemas import PLANNED_SOURCE_SCHEMA
-from latentcache.planning import moves
+from latentcache.planning import moved_urls, moves
 from latentcache.planning.create import take_step
 from latentcache.planning.known import KnownCache
 from latentcache.planning.known_sources import KnownSources
+from latentcache.planning.moved_urls import MovedUrls
 from latentcache.planning.moves import place, say_moves
 from latentcache.planning.planned import PlannedCache
 from latentcache.planning.step import Step
@@ -105,7 +108,7 @@ def test_a_source_that_was_touched_is_read_where_it_is_now(monkeypatch: pytest.M
 def names_to_read(planned: PlannedCache) -> set[str]:
     known = KnownCache(planned.storage, planned.manifest, planned.plan)
     names = pa.chunked_array([["x", *known.sources]])
-    mask = sources_to_read(planned, known, names)
+    mask = sources_to_read(planned, known, names, {})
     return {*names.filter(pa.array(mask)).to_pylist()}
 
 
@@ -138,16 +141,20 @@ def test_a_field_that_is_not_there_yet_is_to_be_read_of_all(
     assert names_to_read(planned) == expected
 
 
+def moved_to(planned: PlannedCache, place: str, names: list[str]) -> PlannedCache:
+    """A cache after a step that says that some sources have moved."""
+    columns = {"source": names, "url": [f"/{place}/{name}.mp4" for name in names]}
+    nothing = {n: pa.nulls(len(names), pa.string()) for n in ("identity", "stamp")}
+    step = Step(kind="grow")
+    step.add_sources(pa.table({**columns, "kind": ["video"] * len(names), **nothing}), "moved")
+    taken = take_step(planned, step)
+    assert taken is not None
+    return taken
+
+
 def test_clips_are_read_where_their_sources_moved_last(planned: PlannedCache) -> None:
     for number, names in enumerate((["v0", "v1"], ["v1"], ["v9"])):
-        step = Step(kind="grow")
-        columns = {"source": names, "url": [f"/place{number}/{name}.mp4" for name in names]}
-        nothing = {n: pa.nulls(len(names), pa.string()) for n in ("identity", "stamp")}
-        kinds = {"kind": ["video"] * len(names)}
-        step.add_sources(pa.table({**columns, **kinds, **nothing}), "moved")
-        taken = take_step(planned, step)
-        assert taken is not None
-        planned = taken
+        planned = moved_to(planned, f"place{number}", names)
     urls = dict(
         zip(
             *(planned.plan.table(ShardId(BUCKET, 0))[n].to_pylist() for n in ("source", "url")),
@@ -159,3 +166,30 @@ def test_clips_are_read_where_their_sources_moved_last(planned: PlannedCache) ->
         "v1": "/place1/v1.mp4",
         "v2": "/nowhere/v2.mp4",
     }
+
+
+def test_however_often_a_source_moved_one_url_is_kept_and_looked_up_in_few_chunks(
+    planned: PlannedCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else planning takes time for each shard, source and day of fresh signatures."""
+    names, chunks = [f"v{n}" for n in range(9)], list[int]()
+    for number in range(4):
+        planned = moved_to(planned, f"place{number}", names)
+
+    def in_small_chunks(storage: Any, generation: Any) -> pa.Table:
+        table = read_sources(storage, generation)
+        return pa.concat_tables(table.slice(row, 1) for row in range(table.num_rows))
+
+    def looked_up(column: pa.ChunkedArray, rows: Any) -> pa.Array:
+        chunks.append(column.num_chunks)
+        return taken(column, rows)
+
+    monkeypatch.setattr(moved_urls, "read_sources", in_small_chunks)
+    monkeypatch.setattr(moved_urls, "taken", looked_up)
+    urls = MovedUrls(planned.storage, planned.manifest)
+    rows = planned.plan.table(ShardId(BUCKET, 0))
+    found = urls.put_into(rows, 1)["url"].to_pylist()
+    assert found == [f"/place3/{name}.mp4" for name in rows["source"].to_pylist()]
+    assert len(urls) == len(names)
+    assert max(chunks) == 1
+    assert urls.put_into(rows, len(planned.manifest.generations)) is rows

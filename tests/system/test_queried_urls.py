@@ -56,10 +56,14 @@ class Lab:
         )
         self.cache = folder / "cache"
 
-    def write(self, name: str) -> None:
-        """Write the table. name: of each source's file, with {n} for its number, and its query."""
+    def write(self, name: str, **others: list[str]) -> None:
+        """Write the table. name: of each source's file, with {n} for its number, and its query.
+
+        others: further columns, with a value per source.
+        """
         rows = [
             {"video": f"{self.server.url}/{name.format(n=n)}", "key": f"s{n}", "caption": f"c{n}"}
+            | {column: values[n] for column, values in others.items()}
             for n in range(4)
         ]
         (self.folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -188,6 +192,84 @@ def test_a_field_that_is_to_be_made_takes_fresh_signatures(lab: Lab, server: Ser
     assert "moved    4 sources" in lab.precompute(lab.cache, field)
     assert "moved" not in lab.precompute(lab.cache, field)
     assert latentcache.open_cache(str(lab.cache)).field_names == ["pixels"]
+
+
+MASKED = [
+    "corpus.keep=[mask]",
+    "fields.kept={kind: visual, of: masked, masks: mask, encoder: latents}",
+]
+
+
+@pytest.fixture(name="masks")
+def masks_fixture(tmp_path: Path) -> list[str]:
+    """Paths of one mask per source, and of one more."""
+    paths = [tmp_path / f"mask{n}.mp4" for n in range(5)]
+    for n, path in enumerate(paths):
+        write_video(path, moving_pattern(10, 64, 96, seed=9 + n))
+    return [*map(str, paths)]
+
+
+def other_mask(masks: list[str]) -> list[str]:
+    """The masks after that of the source s1 has become another."""
+    return [masks[0], masks[4], *masks[2:4]]
+
+
+def test_a_field_that_is_made_again_takes_the_signatures_that_came_with_its_columns(
+    lab: Lab, server: Server, masks: list[str]
+) -> None:
+    server.signature = "one"
+    lab.write("good{n}.mp4?sig=one", mask=masks)
+    lab.precompute(lab.cache, *MASKED)
+    server.signature = "two"
+    lab.write("good{n}.mp4?sig=two", mask=other_mask(masks))
+    assert "moved    1 sources: s1" in lab.precompute(lab.cache, *MASKED)
+    server.signature = "three"
+    lab.write("good{n}.mp4?sig=three", mask=other_mask(masks))
+    assert "moved" not in lab.precompute(lab.cache, *MASKED)
+
+
+def test_a_field_that_an_earlier_step_left_behind_takes_fresh_signatures(
+    lab: Lab, server: Server, masks: list[str]
+) -> None:
+    server.signature = "one"
+    lab.write("good{n}.mp4?sig=one", mask=masks)
+    lab.precompute(lab.cache, *MASKED)
+    lab.write("good{n}.mp4?sig=one", mask=other_mask(masks))
+    lab.precompute(lab.cache, MASKED[0])
+    server.signature = "two"
+    lab.write("good{n}.mp4?sig=two", mask=other_mask(masks))
+    assert "moved    1 sources: s1" in lab.precompute(lab.cache, *MASKED)
+
+
+def test_columns_that_no_field_of_sources_reads_note_no_signatures(
+    lab: Lab, server: Server, masks: list[str]
+) -> None:
+    server.signature = "one"
+    lab.write("good{n}.mp4?sig=one", mask=masks, other=["a"] * 4)
+    keep = "corpus.keep=[mask, other]"
+    lab.precompute(lab.cache, keep, MASKED[1])
+    server.signature = "two"
+    lab.write("good{n}.mp4?sig=two", mask=masks, other=["b"] * 4)
+    printed = lab.precompute(lab.cache, keep, MASKED[1])
+    assert "captions" in printed
+    assert "moved" not in printed
+
+
+def test_who_reads_sources_of_finished_clips_is_told_how_their_new_urls_are_noted(
+    lab: Lab, server: Server
+) -> None:
+    server.signature = "one"
+    lab.write("good{n}.mp4?sig=one")
+    lab.precompute(lab.cache)
+    server.signature = "two"
+    lab.write("good{n}.mp4?sig=two")
+    for job in (
+        ("verify", lab.cache, "--sample", 1),
+        ("preview", lab.cache, "s0#0", "-o", lab.folder / "p"),
+    ):
+        _, printed = run_inline(*job)
+        assert "403" in printed
+        assert "--check-content" in printed
 
 
 def test_a_corpus_in_a_folder_with_a_question_mark_moves_as_any_other(
