@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 
 from latentcache.core.columns import differing
 from latentcache.core.kinds import kind_of
+from latentcache.core.names import CHUNK_ROWS
 
 #: How much a message shows of a value.
 SHOWN_CHARS = 100
-#: How many values are compared at once.
-CHUNK_ROWS = 1 << 16
 #: A number as text. Names of digits, such as 007, are none.
 _NUMBER = re.compile(r"(?ai)-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d{1,9})?|nan|-?inf(inity)?")
 #: Floats from here on skip whole numbers.

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
-from tests.tools.caches import read_files, run_inline
+from tests.tools.caches import make_config, read_files, run_inline
 from tests.tools.fields import padded, text_field
 from tests.tools.videos import moving_pattern
 
@@ -36,16 +35,15 @@ class Corpus:
 
     def precompute(self, *keep: str, status: int = 0, **fields: Any) -> str:
         columns = {"image": "path", "caption": "caption", "key": "key"}
-        config = {
-            "corpus": {"source": str(self.folder / "t.jsonl"), "columns": columns, "keep": [*keep]},
-            "clips": {"frames": 1, "size": [32, 32]},
-            "encoder": {"kind": "dct", "store": "mean"},
-            "cache": {"url": str(self.cache), "shard_clips": 2},
-            "run": {"runner": "local", "decode_processes": 1},
-            "fields": fields,
-        }
-        path = self.folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config))
+        path = make_config(
+            self.folder,
+            self.folder / "t.jsonl",
+            str(self.cache),
+            corpus={"columns": columns, "keep": [*keep]},
+            clips={"frames": 1, "size": [32, 32]},
+            cache={"shard_clips": 2},
+            fields=fields,
+        )
         found, printed = run_inline("precompute", path)
         assert found == status, printed
         return printed

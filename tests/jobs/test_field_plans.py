@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
 
 import latentcache
 from latentcache.core.dtypes import as_numpy
-from tests.tools.caches import read_files, run_inline
+from tests.tools.caches import make_config, read_files, run_inline
 from tests.tools.fields import text_field, write_fields
 from tests.tools.videos import moving_pattern
 
@@ -69,18 +68,20 @@ class Corpora:
         self, source: str, fields: dict[str, Any], *keep: str, tars: bool = False, **corpus: Any
     ) -> Path:
         columns = {} if tars else {"columns": {"image": "image", "key": "key"}}
-        place = f"{self.folder}/{source}"
-        config = {
-            "corpus": {"source": place, "keep": ["file", *keep], **columns, **corpus},
-            "clips": {"frames": 1, "size": [32, 32]},
-            "encoder": {"kind": "dct", "store": "mean"},
-            "cache": {"url": str(self.cache), "shard_clips": 2},
-            "run": {"runner": "local", "decode_processes": 1},
-            "fields": fields,
-        }
-        path = self.folder / "config.yaml"
-        path.write_text(yaml.safe_dump(config))
-        return path
+        return make_config(
+            self.folder,
+            self.folder,
+            str(self.cache),
+            corpus={
+                "source": f"{self.folder}/{source}",
+                "keep": ["file", *keep],
+                **columns,
+                **corpus,
+            },
+            clips={"frames": 1, "size": [32, 32]},
+            cache={"shard_clips": 2},
+            fields=fields,
+        )
 
     def values(self, name: str = "f") -> list[int]:
         """Return the number that a field has of each image."""

@@ -14,11 +14,10 @@ from latentcache.format.kept_schema import kept_schema, united
 from latentcache.format.manifest import Manifest
 from latentcache.format.schemas import PLAN_SCHEMA
 from latentcache.planning.fields.places import config_folder, is_relative
+from latentcache.planning.masks import CHUNK_ROWS
 from latentcache.planning.step import Step
 
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-#: Rows that become Python objects together.
-CHUNK_ROWS = 1 << 16
 
 
 def columns_of(manifest: Manifest, step: Step | None = None) -> pa.Schema:
