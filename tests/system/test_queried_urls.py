@@ -15,6 +15,7 @@ import latentcache
 from latentcache.format.generations import read_generations
 from latentcache.storage.folder import Storage
 from tests.tools.caches import make_config, run_inline
+from tests.tools.copied import run
 from tests.tools.http_files import Server, serve
 from tests.tools.videos import moving_pattern, write_video
 
@@ -71,16 +72,18 @@ class Lab:
     def precompute(self, cache: Path, *args: object, status: int = 0) -> str:
         return run("precompute", self.config, f"cache.url={cache}", *args, status=status)
 
+    def sign_again(self) -> None:
+        """Make the cache of signed URLs, which end then, and write the table with fresh ones."""
+        self.server.signature = "one"
+        self.write("good{n}.mp4?sig=one")
+        self.precompute(self.cache)
+        self.server.signature = "two"
+        self.write("good{n}.mp4?sig=two")
+
 
 @pytest.fixture(name="lab")
 def lab_fixture(tmp_path: Path, server: Server) -> Lab:
     return Lab(tmp_path, server)
-
-
-def run(job: str, *args: object, status: int = 0) -> str:
-    found, printed = run_inline(job, *args)
-    assert found == status, printed
-    return printed
 
 
 def latents_of(cache: Path) -> dict[str, torch.Tensor]:
@@ -149,14 +152,8 @@ def test_a_run_whose_signatures_expired_goes_on_with_fresh_ones(lab: Lab, server
     assert generations(lab.cache) == [("plan", 0), ("grow", 2)]
 
 
-def test_fresh_signatures_of_what_is_done_write_nothing_unless_that_is_asked_for(
-    lab: Lab, server: Server
-) -> None:
-    server.signature = "one"
-    lab.write("good{n}.mp4?sig=one")
-    lab.precompute(lab.cache)
-    server.signature = "two"
-    lab.write("good{n}.mp4?sig=two")
+def test_fresh_signatures_of_what_is_done_write_nothing_unless_that_is_asked_for(lab: Lab) -> None:
+    lab.sign_again()
     assert "moved" not in lab.precompute(lab.cache)
     assert generations(lab.cache) == [("plan", 0)]
     assert "moved    4 sources" in lab.precompute(lab.cache, "--check-content")
@@ -182,12 +179,8 @@ def test_failed_clips_and_rejected_sources_are_tried_again_with_fresh_signatures
     assert len(latents_of(lab.cache)) == 4 * NUM_CLIPS
 
 
-def test_a_field_that_is_to_be_made_takes_fresh_signatures(lab: Lab, server: Server) -> None:
-    server.signature = "one"
-    lab.write("good{n}.mp4?sig=one")
-    lab.precompute(lab.cache)
-    server.signature = "two"
-    lab.write("good{n}.mp4?sig=two")
+def test_a_field_that_is_to_be_made_takes_fresh_signatures(lab: Lab) -> None:
+    lab.sign_again()
     field = "fields.pixels={kind: raw}"
     assert "moved    4 sources" in lab.precompute(lab.cache, field)
     assert "moved" not in lab.precompute(lab.cache, field)
@@ -255,14 +248,8 @@ def test_columns_that_no_field_of_sources_reads_note_no_signatures(
     assert "moved" not in printed
 
 
-def test_who_reads_sources_of_finished_clips_is_told_how_their_new_urls_are_noted(
-    lab: Lab, server: Server
-) -> None:
-    server.signature = "one"
-    lab.write("good{n}.mp4?sig=one")
-    lab.precompute(lab.cache)
-    server.signature = "two"
-    lab.write("good{n}.mp4?sig=two")
+def test_who_reads_sources_of_finished_clips_is_told_how_their_new_urls_are_noted(lab: Lab) -> None:
+    lab.sign_again()
     for job in (
         ("verify", lab.cache, "--sample", 1),
         ("preview", lab.cache, "s0#0", "-o", lab.folder / "p"),
